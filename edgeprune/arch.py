@@ -1,0 +1,196 @@
+"""Architectures by name: `torchvision:NAME`, `timm:NAME`, `pkg.module:factory` or `path/file.py:factory`."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from edgeprune import compat  # noqa: F401  (torchvision and timm can be imported after it)
+from edgeprune.errors import InputError
+
+_FORMS = "torchvision:NAME, timm:NAME, pkg.module:factory or path/file.py:factory"
+_DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+
+
+def build(spec: str, **overrides: Any) -> nn.Module:
+    """Build the network that `spec` names, with random weights unless its arguments ask for others.
+
+    Args:
+        spec: e.g. `torchvision:resnet18?num_classes=10`, `models/digits.py:cnn?width=32`.
+        overrides: more arguments; they win over those in `spec`.
+
+    Raises:
+        InputError: no such architecture, or its factory fails; names the line in the user's file.
+    """
+    source, name, arguments = parse(spec)
+    arguments = {**arguments, **overrides}
+    if source == "torchvision":
+        factory: Callable[..., Any] = _torchvision(spec, name)
+        arguments = _without_weights(factory, arguments)
+    elif source == "timm":
+        factory = _timm(spec, name)
+        arguments = {"pretrained": False, **arguments}
+    elif source.endswith(".py") or os.sep in source:
+        factory = _attribute(spec, _module_from_file(spec, source), name)
+    else:
+        factory = _attribute(spec, _module_from_name(spec, source), name)
+    model = _call(spec, factory, arguments)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"arch {spec}: expected an nn.Module from {name!r}, got {type(model).__name__}")
+    return model
+
+
+def parse(spec: str) -> tuple[str, str, dict[str, Any]]:
+    """Split `source:name?key=value&...`; values are Python literals where they can be, else strings.
+
+    Example: `parse("timm:vit?depth=2&act=relu")` is `("timm", "vit", {"depth": 2, "act": "relu"})`.
+    """
+    path, _, query = spec.partition("?")
+    source, colon, name = path.rpartition(":")
+    if not colon or not source or not name:
+        raise InputError(f"arch {spec}: expected {_FORMS}, got {path!r}")
+    arguments: dict[str, Any] = {}
+    for part in filter(None, query.split("&")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.isidentifier():
+            raise InputError(f"arch {spec}: expected key=value arguments, got {part!r}")
+        arguments[key] = _literal(value)
+    return source, name, arguments
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "none": None}.get(value.lower(), value)
+
+
+def _without_weights(factory: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Some torchvision builders fetch weights for the backbone alone unless told not to."""
+    names = inspect.signature(factory).parameters
+    return {**{name: None for name in ("weights", "weights_backbone") if name in names}, **arguments}
+
+
+def _torchvision(spec: str, name: str) -> Callable[..., Any]:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise InputError(f"arch {spec}: expected torchvision to be installed, got {_one_line(error)}") from error
+    if name not in models.list_models():
+        raise _unknown(spec, name, models.list_models())
+    builder: Callable[..., Any] = models.get_model_builder(name)
+    return builder
+
+
+def _timm(spec: str, name: str) -> Callable[..., Any]:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(
+            f"arch {spec}: expected timm to be installed, got {_one_line(error)}; pip install timm"
+        ) from error
+    if not timm.is_model(name.split(".")[0]):
+        raise _unknown(spec, name, timm.list_models())
+
+    def factory(**arguments: Any) -> Any:
+        return timm.create_model(name, **arguments)
+
+    return factory
+
+
+def _unknown(spec: str, name: str, known: Iterable[str]) -> InputError:
+    close = difflib.get_close_matches(name, sorted(known), n=3)
+    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    return InputError(f"arch {spec}: expected a known name, got {name!r}{hint}")
+
+
+def _module_from_file(spec: str, source: str) -> ModuleType:
+    path = os.path.abspath(source)
+    if not os.path.isfile(path):
+        raise InputError(f"arch {spec}: expected the file {path}, got none")
+    # A name of its own for each path: two files may both be called model.py.
+    module_name = f"edgeprune_arch_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+    loader_spec = importlib.util.spec_from_file_location(module_name, path)
+    if loader_spec is None or loader_spec.loader is None:
+        raise InputError(f"arch {spec}: expected a Python file, got {path}")
+    module = importlib.util.module_from_spec(loader_spec)
+    sys.modules[module_name] = module  # dataclasses and pickling look their module up
+    sys.path.insert(0, os.path.dirname(path))  # files beside it may be imported by it
+    try:
+        loader_spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        raise InputError(f"arch {spec}: expected a file that runs, got {_failure(error)}") from error
+    finally:
+        sys.path.remove(os.path.dirname(path))
+    return module
+
+
+def _module_from_name(spec: str, source: str) -> ModuleType:
+    if not _DOTTED.fullmatch(source):
+        raise InputError(f"arch {spec}: expected {_FORMS}, got {source!r}")
+    sys.path.insert(0, os.getcwd())  # a console script does not look there by itself
+    try:
+        return importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        if error.name and (source == error.name or source.startswith(error.name + ".")):
+            raise _no_module(spec, source) from error
+        raise InputError(f"arch {spec}: expected a module that can be imported, got {_failure(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"arch {spec}: expected a module that can be imported, got {_failure(error)}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _no_module(spec: str, source: str) -> InputError:
+    close = difflib.get_close_matches(source, ("torchvision", "timm"), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return InputError(f"arch {spec}: expected {_FORMS}, got no module {source!r}{hint}")
+
+
+def _attribute(spec: str, module: ModuleType, name: str) -> Callable[..., Any]:
+    factory = getattr(module, name, None)
+    if factory is None:
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise _unknown(spec, name, known)
+    if not callable(factory):
+        raise InputError(f"arch {spec}: expected a function or class {name!r}, got a {type(factory).__name__}")
+    return factory
+
+
+def _call(spec: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    try:
+        return factory(**arguments)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"arch {spec}: expected a network, got {_failure(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__
+
+
+def _failure(error: BaseException) -> str:
+    """The error in one line, with the innermost line that is neither in here nor in an installed package."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_one_line(error)} (at {error.filename}:{error.lineno})"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and "site-packages" not in frame.filename and "<frozen" not in frame.filename
+    ]
+    where = f" (at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
+    return _one_line(error) + where

@@ -1,0 +1,64 @@
+"""The `edgeprune` command: registers the commands, and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from edgeprune import __version__
+from edgeprune.cli import messages
+from edgeprune.cli.compress import compress
+from edgeprune.cli.export import export
+from edgeprune.cli.inspect import inspect
+from edgeprune.cli.train import train
+from edgeprune.cli.validate import validate
+
+_HELP = """Make a trained PyTorch network small and fast, keep the accuracy you state, and prove it.
+
+[bold]edgeprune compress model.pt --data digits --max-drop 1.0 --out run/[/bold]
+
+[bold]edgeprune export --onnx run/slim.pt2 --out run/[/bold]
+"""
+
+app = typer.Typer(
+    name="edgeprune",
+    help=_HELP,
+    rich_markup_mode="rich",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgeprune {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for _command in (compress, export, validate, inspect, train):
+    app.command(no_args_is_help=False)(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on `arguments` (default: the process's) and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with messages.Guard(debug="--debug" in given) as guard:
+        code = app(given, prog_name="edgeprune", standalone_mode=False, obj={messages.ARGUMENTS: given})
+        guard.exit_code = code if isinstance(code, int) else 0
+    return guard.exit_code

@@ -1,0 +1,119 @@
+"""`edgeprune compress`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from edgeprune.cli import options as opt
+from edgeprune.cli.output import Output
+from edgeprune.records import CompressRequest
+
+
+def compress(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .safetensors) or exported program (.pt2).")
+    ],
+    data: opt.Data = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="The smallest network that loses at most this many accuracy points on the validation set; "
+            "assumed to be 1.0 where there is data and no other budget.",
+            callback=opt.number("accuracy points in [0, 100]", 0, 100),
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    keep_macs: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATIO",
+            help="Keep at most this share of the multiply-accumulates (MACs); e.g. 0.5.",
+            callback=opt.number("a share in (0, 1]", 0, 1, low_allowed=False),
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    input_features: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|off|N|RATIO",
+            help="Drop input features (pixels, columns, sensors) too: as many as the budget allows, none, "
+            "or down to N or a RATIO of them.",
+            callback=opt.check_input_features,
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = "auto",
+    plan: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Replay this plan.json instead of planning.", rich_help_panel=opt.WHAT),
+    ] = None,
+    arch: opt.Arch = None,
+    input_shape: opt.InputShape = None,
+    criterion: Annotated[
+        Literal["l1", "l2", "taylor", "random"] | None,
+        typer.Option(
+            help="How channels are scored; taylor needs data. Default: taylor with data, else l2.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = None,
+    finetune_epochs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Epochs of finetuning after each cut; 0 for none.",
+            callback=opt.number("a number of at least 0", 0),
+            rich_help_panel=opt.HOW,
+        ),
+    ] = None,
+    align: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Keep widths in multiples of this; odd widths can be slower than the dense network.",
+            callback=opt.positive_count,
+            rich_help_panel=opt.HOW,
+        ),
+    ] = 8,
+    seed: opt.Seed = 0,
+    threads: opt.Threads = None,
+    unsafe_pickle: opt.UnsafePickle = False,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="The run folder; default: runs/NAME-N.", rich_help_panel=opt.OUTPUT),
+    ] = None,
+    force: opt.Force = False,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Prune a trained network to a budget, prove the cut, and write a run folder with a report.
+
+    [bold]edgeprune compress model.pt --data digits --max-drop 1.0 --out run/[/bold]
+    """
+    with Output(context, as_json=as_json, debug=debug) as output:
+        request = CompressRequest(
+            model=model,
+            data=data,
+            out=out,
+            keep_macs=keep_macs,
+            max_drop=max_drop,
+            input_features=input_features,
+            criterion=criterion,
+            finetune_epochs=finetune_epochs,
+            align=align,
+            seed=seed,
+            plan=plan,
+            arch=arch,
+            input_shape=opt.parse_shape(input_shape),
+            threads=threads,
+            force=force,
+            unsafe_pickle=unsafe_pickle,
+            command=output.command,
+        )
+        with output.working() as progress:
+            from edgeprune import pipeline
+
+            folder, record = pipeline.compress(request, progress)
+        output.show(record, lambda terminal: terminal.run(record, folder), folder=str(folder))

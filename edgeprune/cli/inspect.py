@@ -1,0 +1,49 @@
+"""`edgeprune inspect`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgeprune.cli import options as opt
+from edgeprune.cli.output import Output
+from edgeprune.records import GroupRow, InspectRequest
+
+
+def inspect(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .safetensors) or exported program (.pt2).")
+    ],
+    arch: opt.Arch = None,
+    input_shape: opt.InputShape = None,
+    unsafe_pickle: opt.UnsafePickle = False,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> None:
+    """List the groups of channels that go together, what they cost, and why some cannot be removed.
+
+    [bold]edgeprune inspect model.pt[/bold]
+    """
+    with Output(context, as_json=as_json, debug=debug) as output:
+        request = InspectRequest(model, arch, opt.parse_shape(input_shape), unsafe_pickle)
+        with output.working() as progress:
+            from edgeprune import pipeline
+
+            record = pipeline.inspect(request, progress)
+        output.show(record, lambda terminal: terminal.inspect(record))
+        if all(group.kind == "locked" for group in record.groups):
+            output.fail(f"{model}: nothing can be pruned: {_reasons(record.groups)}")
+
+
+def _reasons(groups: tuple[GroupRow, ...]) -> str:
+    """The distinct reasons, the first few of them, e.g. "fc: graph output; conv1: ... (and 3 more)"."""
+    reasons: dict[str, str] = {}
+    for group in groups:
+        reasons.setdefault(group.reason or "no reason recorded", group.name)
+    if not reasons:
+        return "no channel group was found"
+    shown = [f"{name}: {reason}" for reason, name in list(reasons.items())[:3]]
+    more = len(reasons) - len(shown)
+    return "; ".join(shown) + (f" (and {more} more)" if more > 0 else "")

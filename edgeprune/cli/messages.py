@@ -1,0 +1,102 @@
+"""Exceptions become one line on stderr and an exit code, here and nowhere else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.report.formats import printable
+
+ARGUMENTS = "edgeprune.arguments"  # where the context's object keeps the command line as it was typed
+INTERRUPTED = 130
+
+
+def _usage(error: BaseException) -> str:
+    """What Typer says of a wrong command line; its exceptions share `format_message`, whatever their class."""
+    text: str = error.format_message()  # type: ignore[attr-defined]
+    context = getattr(error, "ctx", None)
+    where = getattr(context, "command_path", "edgeprune")
+    text = text.replace("Value error, ", "")  # pydantic's prefix says nothing that the rest does not
+    return f"{text[:1].lower()}{text[1:].rstrip('.')} (see '{where} --help')"
+
+
+def _os(error: BaseException) -> str:
+    assert isinstance(error, OSError)
+    what = error.strerror or str(error)
+    return f"{error.filename}: {what}" if error.filename else what
+
+
+def _unexpected(error: BaseException) -> str:
+    text = str(error)
+    return f"unexpected {type(error).__name__}{': ' + text if text else ''} (--debug shows the traceback)"
+
+
+# First match wins: (exceptions, exit code, message). An exit code of None is the exception's own.
+_TABLE: tuple[tuple[tuple[type[BaseException], ...], int | None, Callable[[BaseException], str]], ...] = (
+    ((EdgepruneError,), None, str),
+    ((KeyboardInterrupt,), INTERRUPTED, lambda error: "interrupted; nothing half-written is left"),
+    ((MemoryError,), 1, lambda error: "out of memory"),
+    ((OSError,), 2, _os),
+    ((Exception,), 1, _unexpected),
+)
+
+
+def describe(error: BaseException) -> tuple[int, str]:
+    """The exit code of `error` and what it says, in one line."""
+    if hasattr(error, "format_message"):
+        return 2, _one_line(_usage(error))
+    for kinds, code, message in _TABLE:
+        if isinstance(error, kinds):
+            return getattr(error, "exit_code", 1) if code is None else code, _one_line(message(error))
+    raise error
+
+
+def warn(message: str) -> None:
+    """Say one line on stderr."""
+    print(f"edgeprune: {_one_line(message)}", file=sys.stderr)
+
+
+class Guard:
+    """Turns whatever is raised inside it into a line on stderr and `exit_code`.
+
+    Example: `with Guard(debug=False) as guard: work()`, then `sys.exit(guard.exit_code)`.
+    """
+
+    def __init__(self, debug: bool) -> None:
+        self.debug = debug
+        self.exit_code = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        if error is None:
+            return False
+        if isinstance(error, SystemExit) or not isinstance(error, (Exception, KeyboardInterrupt)):
+            return False
+        if _is_closed_pipe(error):
+            self.exit_code = 1
+            return True
+        self.exit_code, line = describe(error)
+        if self.debug:
+            traceback.print_exception(error)
+        warn(line)
+        return True
+
+
+def _is_closed_pipe(error: BaseException) -> bool:
+    """Whether the reader of our output has gone (`edgeprune inspect m.pt | head`); then there is nobody to tell."""
+    if not (isinstance(error, OSError) and error.errno == errno.EPIPE):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
+    return True
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))

@@ -1,0 +1,112 @@
+"""The options that commands share, and the checks of their values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+WHAT = "What to do"
+HOW = "How to do it"
+OUTPUT = "Output"
+
+
+def _fail(expected: str, got: object, hint: str | None = None) -> typer.BadParameter:
+    return typer.BadParameter(f"expected {expected}, got {got}", param_hint=hint)
+
+
+def number(
+    expected: str, low: float, high: float = math.inf, *, low_allowed: bool = True
+) -> Callable[[float | None], float | None]:
+    """A check that a number lies in [low, high], or (low, high]; NaN and infinity never pass."""
+
+    def check(value: float | None) -> float | None:
+        if value is None:
+            return None
+        above = value >= low if low_allowed else value > low
+        if not (math.isfinite(value) and above and value <= high):
+            raise _fail(expected, value)
+        return value
+
+    return check
+
+
+def check_input_features(value: str) -> str:
+    """Accept `auto`, `off`, a count such as `20` or a ratio such as `0.5`."""
+    if value in {"auto", "off"}:
+        return value
+    expected = "auto, off, a count of at least 1 or a ratio in (0, 1]"
+    try:
+        amount = float(value)
+    except ValueError:
+        raise _fail(expected, value) from None
+    is_count = value.isdecimal() and amount >= 1
+    if not (is_count or (not value.isdecimal() and 0 < amount <= 1)):
+        raise _fail(expected, value)
+    return value
+
+
+def parse_shape(value: str | None) -> tuple[int, ...] | None:
+    """The shape in `value`, e.g. (3, 224, 224) from "3,224,224"; None stays None."""
+    if value is None:
+        return None
+    sizes = value.replace("x", ",").split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise _fail("positive sizes without the batch, such as 3,224,224", value, "'--input-shape'")
+    return tuple(int(size) for size in sizes)
+
+
+positive_count = number("a number of at least 1", 1)
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of tables.", rich_help_panel=OUTPUT)
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show warnings, and the traceback of an error.", rich_help_panel=OUTPUT)
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is already there.", rich_help_panel=OUTPUT)]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ARCH",
+        help="What builds the network, where the file does not say: torchvision:NAME, timm:NAME, "
+        "package.module:factory or path/file.py:factory, with ?key=value&... arguments.",
+        rich_help_panel=WHAT,
+    ),
+]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        metavar="C,H,W",
+        help="One input's shape without the batch, where the file does not say; e.g. 3,224,224.",
+        rich_help_panel=WHAT,
+    ),
+]
+DATA_HELP = (
+    "digits, mnist[:ROOT], cifar10[:ROOT], ..., imagefolder:ROOT, npz:FILE, csv:FILE?target=COLUMN "
+    "or path/file.py:factory"
+)
+Data = Annotated[str | None, typer.Option(metavar="DATA", help=DATA_HELP + ".", rich_help_panel=WHAT)]
+Seed = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="The seed of everything random.",
+        callback=number("at least 0", 0, 2**32 - 1),
+        rich_help_panel=HOW,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="CPU threads; default: all cores.", callback=positive_count, rich_help_panel=HOW),
+]
+UnsafePickle = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe-pickle",
+        help="Read a file that has to be unpickled. This runs code that the file carries: only for files you made.",
+        rich_help_panel=HOW,
+    ),
+]

@@ -1,0 +1,71 @@
+"""`edgeprune validate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgeprune.cli import options as opt
+from edgeprune.cli.output import Output
+from edgeprune.records import ValidateRequest
+
+
+def validate(
+    context: typer.Context,
+    dense: Annotated[str, typer.Argument(metavar="DENSE.onnx", help="The network before.")],
+    slim: Annotated[str, typer.Argument(metavar="SLIM.onnx", help="The network after.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help=opt.DATA_HELP + ".", rich_help_panel=opt.WHAT)],
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Exit 1 when the test accuracy drops by more points than this.",
+            callback=opt.number("accuracy points in [0, 100]", 0, 100),
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    max_latency_ratio: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATIO",
+            help="Exit 1 when slim takes more than this share of the dense time.",
+            callback=opt.number("a ratio above 0", 0, low_allowed=False),
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    threads: Annotated[
+        int,
+        typer.Option(metavar="N", help="Threads of the runtime.", callback=opt.positive_count, rich_help_panel=opt.HOW),
+    ] = 1,
+    runs: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Timed runs of each network, interleaved.",
+            callback=opt.number("at least 10 runs", 10),
+            rich_help_panel=opt.HOW,
+        ),
+    ] = 200,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Samples in each timed run.", callback=opt.positive_count, rich_help_panel=opt.HOW
+        ),
+    ] = 1,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Compare two ONNX files in onnxruntime: accuracy, parity, size and latency; a missed budget exits 1.
+
+    [bold]edgeprune validate dense.onnx run/slim.onnx --data digits --max-drop 1.0[/bold]
+    """
+    request = ValidateRequest(dense, slim, data, max_drop, max_latency_ratio, threads, runs, batch_size)
+    with Output(context, as_json=as_json, debug=debug) as output:
+        with output.working() as progress:
+            from edgeprune import pipeline
+
+            record = pipeline.validate(request, progress)
+        output.show(record, lambda terminal: terminal.validate(record))
+        if record.failures:
+            output.fail("budget missed: " + "; ".join(record.failures))

@@ -1,0 +1,114 @@
+"""What a network costs: MACs, parameters, bytes; and how the MACs change with the widths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgeprune.graph.capture import Program, example_inputs
+from edgeprune.graph.groups import ChannelGraph
+
+
+class _PerNode(fx.Interpreter):
+    """Runs a graph on fake tensors and notes the floating-point operations of every node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.macs: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            result = super().run_node(n)
+        if counter.get_total_flops():
+            self.macs[n.name] = counter.get_total_flops() // 2
+        return result
+
+
+def macs_by_node(program: ExportedProgram) -> dict[str, int]:
+    """Multiply-accumulates of each node for one sample, by `torch.utils.flop_counter` (which counts two FLOPs each)."""
+    module = Program.adopt(program).module()
+    args = example_inputs(program)
+    batch = next((a.shape[0] for a in args if isinstance(a, Tensor) and a.dim()), 1)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
+        runner = _PerNode(module)  # type: ignore[arg-type]
+        runner.run(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args))
+    return {name: macs // batch for name, macs in runner.macs.items()}
+
+
+def macs(program: ExportedProgram) -> int:
+    """Multiply-accumulates of the whole network for one sample."""
+    return sum(macs_by_node(program).values())
+
+
+def count_parameters(program: ExportedProgram) -> int:
+    """Numbers in parameters, tied ones once."""
+    unique = {p.data_ptr(): p.numel() for p in program.state_dict.values() if isinstance(p, torch.nn.Parameter)}
+    return sum(unique.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """One node's MACs: `base` times, for each dim, the kept share `(fixed + counts @ weights) / size`.
+
+    `groups` `(n_dims,)` holds for each dim a dict: group number -> channels of this dim that one of its units spans, on average.
+    """
+
+    base: int
+    sizes: tuple[int, ...]
+    fixed: tuple[int, ...]
+    groups: tuple[dict[int, float], ...]
+
+    def macs(self, counts: np.ndarray) -> float:
+        """MACs when `counts[g]` units of group g stay."""
+        result = float(self.base)
+        for size, fixed, groups in zip(self.sizes, self.fixed, self.groups, strict=True):
+            result *= (fixed + sum(counts[g] * share for g, share in groups.items())) / size
+        return result
+
+
+class CostModel:
+    """MACs of a network as a function of how many units of each group stay."""
+
+    def __init__(self, program: ExportedProgram, graph: ChannelGraph) -> None:
+        group_of = np.full(len(graph.analysis.solver.canonical), -1)
+        for number, group in enumerate(graph.groups):
+            group_of[group.units] = number
+        n_units = np.array([group.n_units for group in graph.groups])
+        by_node = macs_by_node(program)
+        self.total = sum(by_node.values())
+        self.products = [
+            _product(base, graph.factors.get(name, []), group_of, n_units) for name, base in by_node.items()
+        ]
+        self.touching: list[list[int]] = [[] for _ in graph.groups]
+        for index, product in enumerate(self.products):
+            for number in {g for groups in product.groups for g in groups}:
+                self.touching[number].append(index)
+
+    def macs(self, counts: np.ndarray) -> float:
+        """MACs of the whole network when `counts[g]` units of group g stay."""
+        return sum(product.macs(counts) for product in self.products)
+
+    def saving(self, counts: np.ndarray, group: int, n_removed: int) -> float:
+        """MACs saved by removing `n_removed` more units of one group."""
+        fewer = counts.copy()
+        fewer[group] -= n_removed
+        return sum(self.products[i].macs(counts) - self.products[i].macs(fewer) for i in self.touching[group])
+
+
+def _product(base: int, vectors: list[np.ndarray], group_of: np.ndarray, n_units: np.ndarray) -> Product:
+    sizes, fixed, shares = [], [], []
+    for labels in vectors:
+        numbers = np.where(labels > 0, group_of[labels], -1)
+        sizes.append(len(labels))
+        fixed.append(int((numbers < 0).sum()))
+        present, counts = np.unique(numbers[numbers >= 0], return_counts=True)
+        shares.append({int(g): float(c / n_units[g]) for g, c in zip(present, counts, strict=True)})
+    return Product(base, tuple(sizes), tuple(fixed), tuple(shares))

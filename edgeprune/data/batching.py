@@ -1,0 +1,87 @@
+"""What every reader of a data set does: batches, the normalisation, and whether the data fit a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from edgeprune.data.splits import TensorSplit, check_finite
+from edgeprune.errors import InputError
+from edgeprune.records import DataSource, ModelInfo, Normalization
+
+
+def batches(
+    split: Dataset[Any], batch_size: int, *, shuffle: bool = False, seed: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All samples of a split, once, as raw batches: x float32 `(batch, ...)`, y int64 `(batch,)`.
+
+    The order depends on `seed` alone. Every batch but the last holds `batch_size` samples; a lone last sample takes
+    a companion from the batch before, because batch norm cannot train on a single sample.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch size: expected at least 1, got {batch_size}")
+    n_samples = len(split)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(n_samples, generator=generator) if shuffle else torch.arange(n_samples)
+    bounds = [*range(0, n_samples, batch_size), n_samples]
+    if n_samples % batch_size == 1 and batch_size > 2 and len(bounds) > 2:
+        bounds[-2] -= 1
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        yield _take(split, order[start:stop])
+
+
+def _take(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Tensor]:
+    if isinstance(split, TensorSplit):
+        return split.take(index)
+    if isinstance(split, TensorDataset) and len(split.tensors) == 2:
+        x, y = split.tensors[0][index].to(torch.float32), split.tensors[1][index].to(torch.int64)
+    else:
+        samples = [split[int(i)] for i in index]
+        x = torch.stack([torch.as_tensor(sample[0], dtype=torch.float32) for sample in samples])
+        y = torch.tensor([int(sample[1]) for sample in samples], dtype=torch.int64)
+    # TensorSplits were checked when they were made; these come from the user's own code.
+    check_finite(x.numpy(), f"batch of samples {index[0]} and on")
+    return x, y
+
+
+def normalize(x: Tensor, normalization: Normalization) -> Tensor:
+    """`(x - mean) / std` with mean and std along dim 1 of the batch `x` `(batch, n, ...)`; one value serves all.
+
+    Raises:
+        InputError: neither 1 nor `n` values.
+    """
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    width = x.shape[1]
+    for name, values in (("mean", normalization.mean), ("std", normalization.std)):
+        if len(values) not in (1, width):
+            raise InputError(
+                f"normalisation: expected 1 or {width} values of {name} for inputs {tuple(x.shape[1:])}, "
+                f"got {len(values)}"
+            )
+    mean = torch.tensor(normalization.mean, dtype=x.dtype, device=x.device)
+    std = torch.tensor(normalization.std, dtype=x.dtype, device=x.device)
+    return (x - mean.reshape(shape)) / std.reshape(shape)
+
+
+def check_fits(data: DataSource, info: ModelInfo, n_outputs: int | None) -> None:
+    """Raise InputError when the shape, the class count or the column names of the data do not fit the model."""
+    if tuple(data.input_shape) != tuple(info.input_shape):
+        raise InputError(
+            f"data {data.name}: the model expects inputs of shape {tuple(info.input_shape)}, "
+            f"got {tuple(data.input_shape)}"
+        )
+    n_classes = len(info.classes) or n_outputs
+    for expected in {n_outputs, n_classes} - {None}:
+        if expected != len(data.classes):
+            raise InputError(f"data {data.name}: the model has {expected} classes, got {len(data.classes)}")
+    if info.feature_names and data.feature_names and info.feature_names != data.feature_names:
+        pairs = zip(info.feature_names, data.feature_names, strict=False)
+        at = next(i for i, (expected, got) in enumerate(pairs) if expected != got)
+        raise InputError(
+            f"data {data.name}: column {at} differs from the model's: expected {info.feature_names[at]!r}, "
+            f"got {data.feature_names[at]!r}"
+        )

@@ -1,0 +1,108 @@
+"""Data from the user's own Python file: `path/file.py:factory`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeprune.data.arrays import Pair, from_arrays, pairs
+from edgeprune.data.limits import check_file, one_line
+from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.records import DataSource
+
+
+def open_factory(file: str, function: str, options: Mapping[str, str], seed: int) -> DataSource:
+    """Call the factory with `options` (read as Python literals, else as strings), and with `seed` if it takes one.
+
+    It returns a DataSource; or (x, y) arrays of train, val and test as a tuple of three pairs or as a dict; or
+    one pair, which is cut 60/20/20; or a dict named as in an .npz file.
+    """
+    where = f"{file}:{function}"
+    factory = _load(Path(file), function)
+    arguments = {key: _literal(value) for key, value in options.items()}
+    try:
+        if "seed" in inspect.signature(factory).parameters:
+            arguments.setdefault("seed", seed)
+        made = factory(**arguments)
+    except EdgepruneError:
+        raise
+    except Exception as error:
+        raise InputError(f"{where}: the factory raised {one_line(error)}") from error
+    if isinstance(made, DataSource):
+        return _checked(made, where)
+    return from_arrays(where, _parts(made, where))
+
+
+def _load(path: Path, function: str) -> Callable[..., Any]:
+    check_file(path, "a Python file")
+    spec = importlib.util.spec_from_file_location(f"edgeprune_data_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: expected a Python file")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # so that the file can import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path}: importing it raised {one_line(error)}") from error
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+    factory = getattr(module, function, None)
+    if not callable(factory):
+        raise InputError(f"{path}: expected a function {function!r}, got nothing of that name that can be called")
+    return factory
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _parts(made: Any, where: str) -> dict[str, Pair]:
+    """Split name -> (x, y) from what a factory returned."""
+    if isinstance(made, tuple | list) and len(made) == 3 and all(_is_pair(part) for part in made):
+        made = dict(zip(("train", "val", "test"), made, strict=True))
+    if _is_pair(made):
+        made = {"x": made[0], "y": made[1]}
+    if not isinstance(made, Mapping):
+        raise InputError(
+            f"{where}: expected a DataSource, (x, y) arrays, or those of train, val and test; got {type(made).__name__}"
+        )
+    if any(key in made for key in ("train", "val", "test")):
+        wrong = [key for key, part in made.items() if key not in ("train", "val", "test") or not _is_pair(part)]
+        if wrong:
+            raise InputError(f"{where}: expected (x, y) arrays under train, val and test, got {wrong[0]!r}")
+        return {key: (_array(part[0]), _array(part[1])) for key, part in made.items()}
+    return pairs({str(key).lower(): _array(value) for key, value in made.items()}, where)
+
+
+def _is_pair(value: Any) -> bool:
+    arrays = (np.ndarray, torch.Tensor)
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(part, arrays) for part in value)
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _checked(made: DataSource, where: str) -> DataSource:
+    """Raise InputError when a DataSource's splits are empty or do not hold what it says."""
+    for name in ("train", "val", "test"):
+        split = getattr(made, name)
+        if len(split) == 0:
+            raise InputError(f"{where}: the {name} split is empty; expected at least one sample")
+        shape = tuple(torch.as_tensor(split[0][0]).shape)
+        if shape != tuple(made.input_shape):
+            raise InputError(f"{where}, {name}: expected samples of shape {tuple(made.input_shape)}, got {shape}")
+    return made

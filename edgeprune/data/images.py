@@ -1,0 +1,123 @@
+"""Folders of image files, one folder a class; images are read when they are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from edgeprune.data.limits import need
+from edgeprune.data.splits import LazySplit, build, stratified
+from edgeprune.errors import InputError
+from edgeprune.records import DataSource
+
+DEFAULT_SIZE = 64
+MAX_PIXELS = 50_000_000  # of one file, checked in its header
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+class ImageFiles(Dataset[Any]):
+    """Image files and their labels; a sample is x float32 `(3, size, size)` in 0..1 and y."""
+
+    def __init__(self, root: Path, paths: Sequence[Path], labels: Sequence[int], size: int) -> None:
+        self.root, self.paths, self.labels, self.size = root, tuple(paths), np.asarray(labels, np.int64), size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return read_image(self.paths[index], self.root, self.size), int(self.labels[index])
+
+
+def read_image(path: Path, root: Path, size: int) -> Tensor:
+    """An image as float32 `(3, size, size)` in 0..1: scaled to cover the square, then cropped to its centre.
+
+    Raises:
+        InputError: outside of `root`, not an image, damaged, or of more than MAX_PIXELS.
+    """
+    check_inside(path, root)
+    pil = need("PIL.Image", "'edgeprune[vision]'")
+    fit = need("PIL.ImageOps", "'edgeprune[vision]'").fit
+    try:
+        with pil.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{path}: expected at most {MAX_PIXELS:,} pixels, got {image.width}x{image.height}")
+            square = fit(image.convert("RGB"), (size, size), method=pil.Resampling.BILINEAR)
+    except (OSError, ValueError, SyntaxError, pil.DecompressionBombError) as error:
+        raise InputError(f"{path}: expected an image, got {error}") from error
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).to(torch.float32) / 255.0
+
+
+def check_inside(path: Path, root: Path) -> None:
+    """Raise InputError when `path`, its links followed, leaves `root`."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{path}: expected a file inside {root}, got a link to {path.resolve()}")
+
+
+def open_image_folder(root: str, size: int = DEFAULT_SIZE) -> DataSource:
+    """A folder with `train`, `val` and `test`, or `train` and `val`, or the classes themselves.
+
+    Without `test`, `val` is the test split and a tenth of `train` is held out; the classes themselves are cut 60/20/20.
+    """
+    base = Path(root)
+    if not base.is_dir():
+        raise InputError(f"imagefolder: expected a folder of images at {base}, got nothing there")
+    present = [name for name in ("train", "val", "test") if (base / name).is_dir()]
+    name = f"imagefolder:{root}"
+    if "train" not in present:
+        classes = class_folders(base, base)
+        files = _scan(base, base, classes, size)
+        return build(name, [LazySplit(files, part) for part in stratified(files.labels, (0.6, 0.2, 0.2))], classes)
+    if len(present) == 1:
+        raise InputError(f"{base}: expected val or test beside train, got train alone")
+    classes = class_folders(base / "train", base)
+    splits: list[Dataset[Any]] = [_scan(base, base / part, classes, size) for part in present]
+    if len(splits) == 2:
+        train = splits[0]
+        assert isinstance(train, ImageFiles)
+        splits = [*(LazySplit(train, part) for part in stratified(train.labels, (0.9, 0.1))), splits[1]]
+    return build(name, splits, classes)
+
+
+def class_folders(folder: Path, root: Path) -> list[str]:
+    """Names of the class folders, sorted."""
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise InputError(f"{folder}: expected one folder per class, got none")
+    for name in classes:
+        check_inside(folder / name, root)
+    return classes
+
+
+def _scan(root: Path, folder: Path, classes: Sequence[str], size: int) -> ImageFiles:
+    """Every image below the class folders of one split, in the order of their paths."""
+    unknown = sorted(set(class_folders(folder, root)) - set(classes))
+    if unknown:
+        raise InputError(f"{folder}: expected the classes of train, got also {', '.join(unknown[:5])}")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = _images(folder / name, root)
+        paths += found
+        labels += [label] * len(found)
+    if not paths:
+        raise InputError(f"{folder}: expected images ({', '.join(sorted(EXTENSIONS))}), got none")
+    return ImageFiles(root, paths, labels, size)
+
+
+def _images(folder: Path, root: Path) -> list[Path]:
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder):  # os.walk does not enter linked folders
+        linked = [name for name in folders if (Path(parent) / name).is_symlink()]
+        if linked:
+            raise InputError(f"{Path(parent) / linked[0]}: linked folders are not followed; copy its images instead")
+        found += [Path(parent) / name for name in files if Path(name).suffix.lower() in EXTENSIONS]
+    for path in found:
+        check_inside(path, root)
+    return sorted(found)

@@ -1,0 +1,89 @@
+"""From a spec such as `digits`, `cifar10:~/data` or `csv:flowers.csv?target=kind` to a data set."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from edgeprune.data.arrays import open_npz
+from edgeprune.data.digits import open_digits
+from edgeprune.data.factory import open_factory
+from edgeprune.data.images import DEFAULT_SIZE, open_image_folder
+from edgeprune.data.table import open_csv
+from edgeprune.data.vision import open_caltech, open_cifar, open_idx_set
+from edgeprune.errors import InputError
+from edgeprune.records import DataSource
+
+_FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
+KNOWN = (
+    "digits, mnist[:ROOT], fashion-mnist[:ROOT], cifar10[:ROOT], cifar100[:ROOT], caltech101[:ROOT], "
+    "imagefolder:ROOT, npz:FILE, csv:FILE?target=COLUMN or path/file.py:factory"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    """`kind:place?key=value&...`, taken apart."""
+
+    text: str
+    kind: str
+    place: str | None
+    options: Mapping[str, str]
+
+    def required_place(self) -> str:
+        if not self.place:
+            raise InputError(f"data {self.text!r}: expected {self.kind}:PATH, got no path")
+        return self.place
+
+    def size(self) -> int:
+        text = self.options.get("size", str(DEFAULT_SIZE))
+        if not text.isdecimal() or not 1 <= int(text) <= 4096:
+            raise InputError(f"data {self.text!r}: expected a size from 1 to 4096, got {text!r}")
+        return int(text)
+
+
+# Kind -> (how it is opened, the options it takes).
+_OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
+    "mnist": (lambda spec: open_idx_set("mnist", spec.place), ()),
+    "fashion-mnist": (lambda spec: open_idx_set("fashion-mnist", spec.place), ()),
+    "cifar10": (lambda spec: open_cifar("cifar10", spec.place), ()),
+    "cifar100": (lambda spec: open_cifar("cifar100", spec.place), ()),
+    "caltech101": (lambda spec: open_caltech(spec.place, spec.size()), ("size",)),
+    "imagefolder": (lambda spec: open_image_folder(spec.required_place(), spec.size()), ("size",)),
+    "npz": (lambda spec: open_npz(spec.required_place()), ()),
+    "csv": (lambda spec: open_csv(spec.required_place(), spec.options.get("target")), ("target",)),
+}
+
+
+def open_data(spec: str, *, seed: int = 0) -> DataSource:
+    """Open the data set that `spec` names; nothing is downloaded.
+
+    The splits never depend on `seed`: a model trained with one seed and compressed with another must not be tested on
+    what it was trained on. It is handed to a factory that has a parameter of that name.
+
+    Example: `open_data("digits").input_shape == (1, 8, 8)`.
+
+    Raises:
+        InputError: an unknown kind or option, files that are missing or damaged, or data that cannot be used.
+    """
+    head, _, query = spec.partition("?")
+    try:
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    except ValueError:
+        raise InputError(f"data {spec!r}: expected key=value&key=value after '?', got {query!r}") from None
+    match = _FACTORY.fullmatch(head)
+    if match:
+        return open_factory(os.path.expanduser(match["file"]), match["function"], options, seed)
+    kind, _, place = head.partition(":")
+    if head == "digits" and not query:
+        return open_digits()
+    if kind not in _OPENERS:
+        raise InputError(f"data: expected {KNOWN}; got {spec!r}")
+    opener, known = _OPENERS[kind]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise InputError(f"data {spec!r}: expected options {', '.join(known) or '(none)'}, got {unknown[0]!r}")
+    return opener(_Spec(spec, kind, os.path.expanduser(place) if place else None, options))

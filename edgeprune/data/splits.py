@@ -1,0 +1,177 @@
+"""Splits held in memory: how they are stored, cut, checked and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from edgeprune.errors import InputError
+from edgeprune.records import DataSource, Normalization
+
+SPLIT_SEED = 20240229  # never the user's seed: train and compress must agree on what the test split is
+MAX_STATISTICS_SAMPLES = 2000  # a lazily read set is measured on this many samples, evenly spaced
+_CHUNK_ELEMENTS = 2**22  # of what is held as float64 at a time
+
+
+class TensorSplit(Dataset[Any]):
+    """A split in memory: `x` `(n, ...)` float32, or uint8 that is read as float32 times `scale`; `y` int64 `(n,)`."""
+
+    def __init__(self, x: Tensor, y: Tensor, scale: float = 1.0) -> None:
+        self.x, self.y, self.scale = x, y, scale
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._raw(self.x[index]), int(self.y[index])
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples at `index` `(k,)`: x float32 `(k, ...)` and y int64 `(k,)`."""
+        return self._raw(self.x[index]), self.y[index]
+
+    def _raw(self, x: Tensor) -> Tensor:
+        return x if x.dtype == torch.float32 and self.scale == 1.0 else x.to(torch.float32) * self.scale
+
+
+class LazySplit(Dataset[Any]):
+    """A split whose samples are read one by one: `dataset[i]` for `i` in `index`."""
+
+    def __init__(self, dataset: Dataset[Any], index: np.ndarray) -> None:
+        self.dataset, self.index = dataset, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x, y = self.dataset[int(self.index[index])]
+        return x, int(y)
+
+
+def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int = SPLIT_SEED) -> list[np.ndarray]:
+    """Cut samples into parts that hold each class in the same proportion.
+
+    Args:
+        labels: int `(n,)`.
+        fractions: share of each part, e.g. `(0.6, 0.2, 0.2)`; the first part takes what rounding leaves, so a class
+            with a single sample is in it.
+
+    Returns:
+        One ascending index array per part.
+    """
+    rng = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[] for _ in fractions]
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        stop = len(members)
+        for part, fraction in zip(reversed(parts[1:]), reversed(fractions[1:]), strict=True):
+            start = stop - round(fraction * len(members))
+            part.append(members[start:stop])
+            stop = start
+        parts[0].append(members[:stop])
+    return [np.sort(np.concatenate(part)) if part else np.empty(0, np.int64) for part in parts]
+
+
+def cut(x: Tensor, y: Tensor, fractions: Sequence[float], scale: float = 1.0) -> list[TensorSplit]:
+    """Stratified parts of the samples `x` `(n, ...)` with labels `y` `(n,)`."""
+    parts = stratified(y.numpy(), fractions)
+    return [TensorSplit(x[torch.from_numpy(part)], y[torch.from_numpy(part)], scale) for part in parts]
+
+
+def to_tensor(array: np.ndarray, where: str) -> tuple[Tensor, float]:
+    """Samples `(n, ...)` as a tensor and the scale that makes them raw: bytes are read as 0..1, floats as they are.
+
+    Raises:
+        InputError: neither numbers nor finite; names the first bad sample.
+    """
+    if array.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(array)), 1.0 / 255.0
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{where}: expected real numbers, got {array.dtype}")
+    x = np.ascontiguousarray(array, dtype=np.float32)
+    check_finite(x, where)
+    return torch.from_numpy(x), 1.0
+
+
+def check_finite(x: np.ndarray, where: str) -> None:
+    """Raise InputError at the first NaN or infinite value of `x` `(n, ...)`."""
+    finite = np.isfinite(x)
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise InputError(f"{where}: expected finite values, got {x[index]} at index {list(index)}")
+
+
+def measure(split: Dataset[Any]) -> Normalization:
+    """Mean and std over a split, one per index of the dim after the batch; std 0 is replaced by 1.
+
+    Bytes of shape `(n, height, width)` are grey images without a channel dim and take one mean and std.
+    """
+    count, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    grey = isinstance(split, TensorSplit) and split.x.dtype == torch.uint8 and split.x.dim() == 3
+    # Sums are taken of x - origin: a column of large, nearly equal values keeps its digits.
+    origin: Tensor | None = None
+    for x in _chunks(split):
+        columns = x.reshape(1, -1) if grey else x.transpose(0, 1).reshape(x.shape[1], -1)
+        columns = columns.double()
+        origin = columns.mean(dim=1, keepdim=True) if origin is None else origin
+        columns = columns - origin
+        count += columns.shape[1]
+        total = total + columns.sum(dim=1)
+        squares = squares + columns.square().sum(dim=1)
+    if origin is None:
+        raise InputError("the train split is empty")
+    shift = total / count
+    std = (squares / count - shift.square()).clamp(min=0).sqrt()
+    # What rounding leaves of a constant column is not a spread.
+    mean = shift + origin.squeeze(1)
+    std = torch.where(std > 1e-9 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))
+    return Normalization(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _chunks(split: Dataset[Any]) -> Iterator[Tensor]:
+    if isinstance(split, TensorSplit):
+        n_rows = max(1, _CHUNK_ELEMENTS // max(1, split.x[0].numel())) if len(split) else 1
+        for start in range(0, len(split), n_rows):
+            yield split.take(torch.arange(start, min(start + n_rows, len(split))))[0]
+        return
+    n_samples = len(split)  # type: ignore[arg-type]
+    chosen = np.unique(np.linspace(0, n_samples - 1, min(n_samples, MAX_STATISTICS_SAMPLES)).astype(int))
+    for index in chosen:
+        yield split[int(index)][0].unsqueeze(0)
+
+
+def build(
+    name: str,
+    splits: Sequence[Dataset[Any]],
+    classes: Sequence[str],
+    feature_names: Sequence[str] = (),
+    normalization: Normalization | None = None,
+) -> DataSource:
+    """A DataSource from train, val and test; the normalisation is measured on train unless it is given.
+
+    Raises:
+        InputError: an empty split, fewer than two classes, or samples without a feature dim.
+    """
+    if len(classes) < 2:
+        raise InputError(f"{name}: expected at least 2 classes, got {len(classes)}")
+    for split_name, split in zip(("train", "val", "test"), splits, strict=True):
+        if len(split) == 0:  # type: ignore[arg-type]
+            raise InputError(f"{name}: the {split_name} split is empty; expected at least one sample")
+    train, val, test = splits
+    shape = tuple(train[0][0].shape)
+    if not shape or 0 in shape:
+        raise InputError(f"{name}: expected samples with at least one feature, got shape {shape}")
+    return DataSource(
+        name=name,
+        train=train,
+        val=val,
+        test=test,
+        input_shape=shape,
+        classes=tuple(classes),
+        normalization=normalization or measure(train),
+        feature_names=tuple(feature_names),
+    )

@@ -1,0 +1,92 @@
+"""CSV tables: numeric columns are the input features, one column is the class."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgeprune.data.limits import check_file, check_size, need
+from edgeprune.data.splits import build, cut
+from edgeprune.errors import InputError
+from edgeprune.records import DataSource
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def open_csv(file: str, target: str | None = None) -> DataSource:
+    """A table with a header line, cut 60/20/20: x float32 `(n_columns,)`, y the class in the column `target`.
+
+    Classes are the target's values, sorted; features keep the names and the order of their columns.
+
+    Raises:
+        InputError: pandas is missing; not a table; no such target; columns that are not numeric; missing values.
+    """
+    pandas = need("pandas", "'edgeprune[csv]'")
+    path = Path(file)
+    check_file(path, "a CSV file")
+    check_size(path.stat().st_size, str(path))
+    frame = _read(pandas, path)
+    if target is None or target not in frame.columns:
+        got = "no target" if target is None else repr(target)
+        raise InputError(f"{path}: expected ?target=COLUMN with one of {_some(list(frame.columns))}; got {got}")
+    x, names = _features(frame.drop(columns=[target]), path)
+    y, classes = _classes(frame[target], path, target)
+    return build(f"csv:{file}", cut(x, y, (0.6, 0.2, 0.2)), classes, names)
+
+
+def _read(pandas: Any, path: Path) -> DataFrame:
+    try:
+        with warnings.catch_warnings():
+            # Rows longer than the header: pandas would shift the names or drop what is left over.
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            # Without a guess at compression: a packed file could unpack to any size.
+            return pandas.read_csv(path, compression=None, skipinitialspace=True, index_col=False, low_memory=False)
+    except (ValueError, OSError, pandas.errors.ParserWarning) as error:  # parser and Unicode errors are ValueErrors
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"{path}: cannot be read as a CSV file: {reason}") from error
+
+
+def _features(frame: DataFrame, path: Path) -> tuple[torch.Tensor, list[str]]:
+    """Columns as float32 `(n_rows, n_columns)` and their names."""
+    names = [str(name) for name in frame.columns]
+    if not names or not len(frame):
+        raise InputError(f"{path}: expected rows and feature columns, got {len(frame)} rows of {len(names)} columns")
+    other = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
+    if other:
+        raise InputError(f"{path}: expected numeric feature columns, got text or dates in {_some(other)}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is reported as infinite below
+        x = frame.to_numpy(dtype=np.float64).astype(np.float32)
+    bad = np.argwhere(~np.isfinite(x))
+    if len(bad):
+        row, column = bad[0]
+        raise InputError(
+            f"{path}, row {row + 1}, column {names[column]!r}: expected a finite number, got {x[row, column]}"
+        )
+    return torch.from_numpy(x), names
+
+
+def _classes(values: Any, path: Path, target: str) -> tuple[torch.Tensor, list[str]]:
+    """Class indices int64 `(n_rows,)` and class names."""
+    missing = np.flatnonzero(values.isna().to_numpy())
+    if len(missing):
+        raise InputError(f"{path}, row {missing[0] + 1}, column {target!r}: expected a class, got nothing")
+    if values.dtype.kind == "f":
+        raise InputError(f"{path}, column {target!r}: expected ints or strings as classes, got {values.dtype}")
+    unique = values.unique().tolist()
+    if not all(isinstance(value, str) for value in unique) and values.dtype.kind not in "iub":
+        raise InputError(f"{path}, column {target!r}: expected ints or strings as classes, got a mixture")
+    ordered = sorted(unique)
+    index = {value: i for i, value in enumerate(ordered)}
+    return torch.tensor([index[value] for value in values.tolist()]), [str(value) for value in ordered]
+
+
+def _some(names: Sequence[Any]) -> str:
+    """Up to 12 names, e.g. "width, height, ... (30 in all)"."""
+    listed = ", ".join(str(name) for name in list(names)[:12])
+    return listed if len(names) <= 12 else f"{listed}, ... ({len(names)} in all)"

@@ -1,0 +1,59 @@
+"""The errors edgeprune raises; the command line turns each into one line and an exit code.
+
+EdgepruneError
+├── InputError          exit 2   bad usage or bad input: a file, an option, data that does not fit
+│   ├── UnsafeFileError          a file that would have to be unpickled or names unknown operators
+│   ├── CaptureError             a model that torch.export cannot trace
+│   └── PlanError                a plan that does not fit its model
+└── CheckError          exit 1   a stated budget or a check was not met
+    ├── BudgetError              MACs, accuracy or latency asked for could not be reached
+    ├── ProofError               slim and masked dense disagree
+    ├── ParityError              an exported file disagrees with the network it came from
+    └── TrainingError            training diverged (NaN or infinite loss)
+"""
+
+from __future__ import annotations
+
+
+class EdgepruneError(Exception):
+    """Base of every error that edgeprune raises on purpose."""
+
+    exit_code = 2
+
+
+class InputError(EdgepruneError):
+    """Bad usage or bad input: says what, where, expected, got."""
+
+
+class UnsafeFileError(InputError):
+    """A file that could only be read by running what it carries."""
+
+
+class CaptureError(InputError):
+    """A model that `torch.export` cannot trace."""
+
+
+class PlanError(InputError):
+    """A pruning plan that does not fit the model it is applied to."""
+
+
+class CheckError(EdgepruneError):
+    """A stated budget or a check was not met."""
+
+    exit_code = 1
+
+
+class BudgetError(CheckError):
+    """A budget (MACs, accuracy, latency) could not be met."""
+
+
+class ProofError(CheckError):
+    """The slim network and the masked dense network disagree."""
+
+
+class ParityError(CheckError):
+    """An exported file disagrees with the network it was made from."""
+
+
+class TrainingError(CheckError):
+    """Training diverged."""

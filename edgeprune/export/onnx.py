@@ -1,0 +1,237 @@
+"""Export to ONNX, checked: PyTorch = ONNX = simplified ONNX on real inputs, or no file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from edgeprune.errors import InputError, ParityError
+from edgeprune.export.parity import PARITY_TOLERANCE, Sample, input_specs, parity_of, quiet, samples_of
+from edgeprune.files import write_atomically
+
+MAX_BYTES = 2**31 - 2**20  # protobuf ends at 2 GiB; the graph itself needs a little of it
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxExport:
+    """A written and checked ONNX file.
+
+    `parity` is the largest absolute error of any output against PyTorch. `note` says why a graph that was tried
+    first (optimised, simplified) was not the one written; empty when nothing went wrong.
+    """
+
+    path: str
+    size_bytes: int
+    parity: float
+    simplified: bool
+    note: str = ""
+
+
+def export_onnx(  # noqa: PLR0913 - the public entry point spells its options out
+    program: ExportedProgram,
+    path: str | Path,
+    *,
+    inputs: Any = None,
+    opset: int | None = None,
+    simplify: bool = True,
+    tolerance: float = PARITY_TOLERANCE,
+    metadata: Mapping[str, str] | None = None,
+) -> OnnxExport:
+    """Write `program` as one ONNX file with a dynamic batch, after checking it in onnxruntime.
+
+    Args:
+        program: takes tensors whose first dim is a free batch.
+        path: the file to write; it appears whole or not at all.
+        inputs: real inputs `(n, ...)` to check on, array or tensor (a sequence of them for several inputs); all are
+            used. Without them seeded random ones are drawn.
+        opset: ONNX operator set; None takes PyTorch's default.
+        simplify: also run onnxsim, and keep its graph if it agrees and is not larger.
+        tolerance: largest error allowed on any output, times the larger of 1 and the largest output.
+        metadata: stored in the file as `metadata_props`.
+
+    Raises:
+        InputError: the program cannot be expressed in ONNX (names the operator), has a fixed batch, or is over 2 GiB.
+        ParityError: what onnxruntime computes differs from PyTorch; nothing is written.
+
+    Example: `export_onnx(slim, "slim.onnx", inputs=images)`.
+    """
+    _check_weights(program)
+    samples = samples_of(program, inputs)
+    proto, parity, note = _translate_checked(program, opset, samples, tolerance)
+    simplified = False
+    if simplify:
+        smaller, smaller_parity, why_not = _simplify_checked(proto, samples, tolerance)
+        if smaller is not None:
+            proto, parity, simplified = smaller, smaller_parity, True
+        note = "; ".join(filter(None, (note, why_not)))
+    onnx.helper.set_model_props(proto, dict(sorted((metadata or {}).items())))
+    content = proto.SerializeToString(deterministic=True)
+    write_atomically(path, content)
+    return OnnxExport(str(path), len(content), parity, simplified, note)
+
+
+def _check_weights(program: ExportedProgram) -> None:
+    tensors = [*program.state_dict.values(), *(v for v in program.constants.values() if isinstance(v, torch.Tensor))]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > MAX_BYTES:
+        raise InputError(f"the weights take {size / 1e9:.2f} GB: one ONNX file holds at most {MAX_BYTES / 1e9:.2f} GB")
+    if any(tensor.dtype is torch.bfloat16 for tensor in tensors):
+        raise InputError(
+            "the weights are bfloat16, which onnxruntime does not run on a CPU: convert with model.float()"
+        )
+
+
+# --- translate
+
+
+def _translate_checked(
+    program: ExportedProgram, opset: int | None, samples: Sequence[Sample], tolerance: float
+) -> tuple[onnx.ModelProto, float, str]:
+    """The exporter's optimised graph, or its plain one where the optimised one is wrong or fails."""
+    note = ""
+    failure: Exception | None = None
+    for optimize in (True, False):
+        try:
+            proto = _translate(program, opset, optimize)
+            return proto, parity_of(proto, samples, tolerance), note
+        except (InputError, ParityError) as error:
+            failure = failure or error
+            note = f"the exporter's optimised graph was left out: {error}"
+    assert failure is not None
+    raise failure
+
+
+def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> onnx.ModelProto:
+    """The bare ONNX graph of a program: no paths, no traces, input and output names of the contract."""
+    n_inputs = len(input_specs(program))
+    try:
+        with quiet():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                optimize=optimize,
+                opset_version=opset,
+                input_names=["input"] if n_inputs == 1 else None,
+                output_names=_output_names(program),
+            )
+            assert exported is not None
+            proto = exported.model_proto
+    except Exception as error:  # the exporter raises whatever its translation functions raise
+        raise InputError(_explain(error)) from error
+    _check_opset(proto, opset)
+    _strip(proto)
+    _check_batch(proto)
+    return proto
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    """`logits` for a single output, the keys of a dict, else `output_0, output_1, ...`."""
+    n_outputs = len(program.graph_signature.user_outputs)
+    if n_outputs == 1:
+        return ["logits"]
+    tree = pytree.tree_unflatten(list(range(n_outputs)), program.call_spec.out_spec)
+    if isinstance(tree, Mapping) and list(tree.values()) == list(range(n_outputs)):
+        return [str(key) for key in tree]
+    return [f"output_{index}" for index in range(n_outputs)]
+
+
+def _explain(error: BaseException) -> str:
+    """One line that names the operators which stopped the exporter."""
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(str(cause))
+        cause = cause.__cause__
+    found = re.findall(r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'", "\n".join(chain))
+    if found:
+        names = ", ".join(sorted({f"{name}.{overload}" for name, overload in found}))
+        return f"ONNX cannot express {names}; replace it in the model, or export the part of the model before it"
+    last = chain[-1].strip().splitlines()
+    return f"the program cannot be exported to ONNX: {last[0] if last else type(error).__name__}"
+
+
+def _check_opset(proto: onnx.ModelProto, opset: int | None) -> None:
+    got = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset is not None and got != opset:
+        raise InputError(f"the network cannot be written in ONNX opset {opset}: the exporter only reached {got}")
+
+
+def _check_batch(proto: onnx.ModelProto) -> None:
+    for value in proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and dims[0].dim_param == "batch":
+            return
+    raise ParityError("the exporter fixed the batch size: no input of the ONNX graph has a free first dim")
+
+
+# --- clean
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Drop what describes the author's machine or repeats the weights' shapes; name the free batch `batch`."""
+    batches = (value.type.tensor_type.shape.dim[:1] for value in proto.graph.input)
+    symbol = next((dims[0].dim_param for dims in batches if dims and dims[0].dim_param), "")
+    proto.doc_string = ""
+    del proto.metadata_props[:]
+    for function in proto.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        del function.value_info[:]
+        _strip_nodes(function.node, symbol)
+    _strip_graph(proto.graph, symbol)
+
+
+def _strip_graph(graph: onnx.GraphProto, symbol: str) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for named in (*graph.input, *graph.output, *graph.initializer):
+        named.doc_string = ""
+        del named.metadata_props[:]
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if symbol and dim.dim_param:
+                dim.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", "batch", dim.dim_param)
+    _strip_nodes(graph.node, symbol)
+
+
+def _strip_nodes(nodes: Any, symbol: str) -> None:
+    for node in nodes:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            attribute.doc_string = ""
+            for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                _strip_graph(graph, symbol)
+
+
+# --- simplify and check
+
+
+def _simplify_checked(
+    proto: onnx.ModelProto, samples: Sequence[Sample], tolerance: float
+) -> tuple[onnx.ModelProto | None, float, str]:
+    """onnxsim's graph and its parity, or None and why it was not kept."""
+    import onnxsim
+
+    try:
+        with quiet():
+            simplified, _ = onnxsim.simplify(proto)
+    except Exception as error:  # a C++ library: the type says nothing; the checked graph is there to fall back on
+        return None, 0.0, f"onnxsim failed: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
+    _strip(simplified)
+    if simplified.ByteSize() > proto.ByteSize():
+        return None, 0.0, f"onnxsim made the graph larger ({proto.ByteSize()} to {simplified.ByteSize()} bytes)"
+    try:
+        return simplified, parity_of(simplified, samples, tolerance), ""
+    except (InputError, ParityError) as error:
+        return None, 0.0, f"onnxsim's graph was left out: {error}"

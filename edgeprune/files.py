@@ -1,0 +1,192 @@
+"""Files and folders are written whole or not at all: a temporary name beside the target, then a rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from edgeprune.errors import InputError
+
+_REASONS = {
+    errno.ENOSPC: "a full disk",
+    errno.EDQUOT: "a used-up disk quota",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "a read-only file system",
+    errno.ENOENT: "no such folder",
+    errno.ENOTDIR: "a file where a folder is needed",
+    errno.EEXIST: "a file where a folder is needed",
+    errno.EISDIR: "a folder where a file is needed",
+    errno.ENAMETOOLONG: "a name that is too long",
+    errno.EFBIG: "a file larger than the system allows",
+}
+# The disk's state, whichever file it struck first.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write `content` to `path`: after an error or a kill there is the old file or the new one, never a part.
+
+    Args:
+        path: the file; an existing one is replaced (a link itself, not what it points to). Missing folders are made.
+        content: the bytes, or a function that writes them to the open file.
+
+    Raises:
+        InputError: the disk is full, or the place cannot be written to.
+    """
+    target = Path(os.path.abspath(path))
+    with _write_errors(target), _parents_of(target):
+        if target.is_dir() and not target.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, "is a folder", str(target))
+        descriptor, temporary = tempfile.mkstemp(".part", _prefix(target), target.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def staged_folder(out: str | os.PathLike[str], force: bool = False) -> Iterator[Path]:
+    """Yield a new folder beside `out`; when the body ends without an error it takes the place of `out`.
+
+    With `force` an existing `out` is replaced then, and left as it was if the body fails or is interrupted.
+
+    Raises:
+        InputError: as `check_new`, or the disk is full.
+    """
+    target = Path(os.path.abspath(out))
+    check_new(target, force)
+    with _write_errors(target), _parents_of(target):
+        staged = Path(tempfile.mkdtemp(".part", _prefix(target), target.parent))
+        try:
+            yield staged
+            staged.chmod(0o777 & ~_umask())
+            _swap(staged, target, force)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+
+
+def _swap(staged: Path, target: Path, force: bool) -> None:
+    """Rename `staged` to `target`; the old one steps aside first and comes back if that fails."""
+    _check_absent(target, force)
+    if not os.path.lexists(target):
+        os.rename(staged, target)
+        _sync_folder(target.parent)
+        return
+    aside = Path(tempfile.mkdtemp(".old", _prefix(target), target.parent))
+    try:
+        os.rename(target, aside / "old")
+        try:
+            os.rename(staged, target)
+        except BaseException:
+            os.rename(aside / "old", target)
+            raise
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.rmdir(aside)
+        raise
+    _sync_folder(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)  # links in it are removed, not followed
+
+
+def check_new(path: str | os.PathLike[str], force: bool = False) -> None:
+    """Refuse an output place early, so that a long run does not fail at its end.
+
+    Raises:
+        InputError: it exists and `force` is not given; it is a link, the working folder or a folder around it;
+            or its folder cannot be written to.
+    """
+    target = Path(os.path.abspath(path))
+    _check_absent(target, force)
+    parent = target.parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    with _write_errors(target):
+        # Permissions alone do not tell (root, read-only mounts), so a file is really made.
+        descriptor, probe = tempfile.mkstemp(".probe", _prefix(target), parent)
+        os.close(descriptor)
+        os.unlink(probe)
+
+
+def _check_absent(target: Path, force: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise InputError(f"{target}: expected a new place to write to, got an existing one; --force replaces it")
+    if target.is_symlink():
+        raise InputError(f"{target}: expected a file or folder to replace, got a link")
+    if target.is_dir() and any(target in (folder, *folder.parents) for folder in (Path.cwd(), Path.home())):
+        raise InputError(
+            f"{target}: expected a folder that can be replaced, got the working or home folder or one around"
+        )
+
+
+@contextlib.contextmanager
+def _parents_of(target: Path) -> Iterator[None]:
+    """Make the missing folders above `target`; those that were made go again if the body fails."""
+    missing = [folder for folder in target.parents if not os.path.lexists(folder)]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _write_errors(target: Path) -> Iterator[None]:
+    """An OSError about the place that is written to becomes an InputError; one about another file stays what it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL and not _is_about(error, target):
+            raise
+        reason = _REASONS.get(error.errno or 0, error.strerror or type(error).__name__)
+        raise InputError(f"{target}: expected a place that can be written to, got {reason}") from error
+
+
+def _is_about(error: OSError, target: Path) -> bool:
+    if not isinstance(error.filename, (str, os.PathLike)):
+        return False
+    path = Path(os.path.abspath(error.filename))
+    return path in (target, *target.parents) or any(part.startswith(_prefix(target)) for part in path.parts)
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name[:100]}."
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,207 @@
+"""Editing a graph so that it runs on the kept slices; what the operators' rewriters call."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from edgeprune.graph.analysis import Analysis
+from edgeprune.graph.labels import Value
+from edgeprune.graph.ops.registry import Call, lookup
+
+GATHER = "edgeprune_keep_"  # + the input's name: buffer with the kept features' indices
+_INDEX = "edgeprune_index_"  # + a number: buffer with indices into a pruned dim
+_aten = torch.ops.aten
+
+
+class Edit:
+    """A graph module under surgery, beside the labels of the graph that it was made from.
+
+    `keep` is bool `(n_labels,)`: which units stay; `keep[0]` is True.
+    """
+
+    def __init__(self, module: fx.GraphModule, analysis: Analysis, keep: np.ndarray) -> None:
+        self.module = module
+        self.analysis = analysis
+        self.keep = keep
+        self.nodes = {node.name: node for node in module.graph.nodes}
+        self._gathers: dict[fx.Node, fx.Node] = {}
+
+    def rewrite(self) -> None:
+        """Rewrite every call, gather the inputs where they leave their raw part, and slice constants."""
+        for node, call in self.analysis.calls.items():
+            entry = lookup(node.target, call.name)
+            self._gather_raw_arguments(node)
+            if entry is not None and entry.rewrite is not None and not self._is_raw(node):
+                entry.rewrite(self, call)
+        for kind, name, dim in self.analysis.sources:
+            if kind == "constant":
+                self._slice_constant(name, int(dim or 0))
+        self.module.graph.eliminate_dead_code()
+        self.module.graph.lint()
+        self.module.recompile()
+
+    # -- what is kept ----------------------------------------------------------------------------------------------
+
+    def kept(self, value: Value, dim: int) -> np.ndarray:
+        """Indices along `dim` that stay, ascending; an input's raw part is not sliced."""
+        mask = np.ones(value.shape[dim], dtype=bool)
+        if not value.raw:
+            for layer in value.on(dim):
+                labels = layer.labels.movedim(dim, 0).reshape(value.shape[dim], -1)[:, 0]
+                mask &= self.keep[labels.numpy()]
+        return np.flatnonzero(mask)
+
+    def kept_size(self, value: Value, dim: int) -> int:
+        """How many indices stay along `dim`."""
+        return len(self.kept(value, dim))
+
+    def kept_shape(self, value: Value) -> tuple[int, ...]:
+        """The shape that is left of a value."""
+        return tuple(self.kept_size(value, dim) for dim in range(len(value.shape)))
+
+    # -- what rewriters change -------------------------------------------------------------------------------------
+
+    def result(self, call: Call) -> Any:
+        """The value (or values) that the call returns."""
+        return self.analysis.env[call.node]
+
+    def node(self, call: Call) -> fx.Node:
+        """The call's node in the graph under surgery."""
+        return self.nodes[call.node.name]
+
+    def source(self, call: Call) -> Any:
+        """The node of the call's first argument."""
+        return self.node(call).args[0]
+
+    def raw(self, call: Call, name: str) -> Any:
+        """The argument called `name` as it stands in the graph: numbers and nodes."""
+        node, position = self.node(call), _position(call, name)
+        return node.args[position] if position < len(node.args) else node.kwargs[name]
+
+    def set(self, call: Call, name: str, value: Any) -> None:
+        """Set the argument called `name`."""
+        node, position = self.node(call), _position(call, name)
+        if position < len(node.args):
+            node.update_arg(position, value)
+        else:
+            node.update_kwarg(name, value)
+
+    def replace(self, call: Call, target: Any, args: tuple[Any, ...]) -> None:
+        """Make the call another operator's."""
+        node = self.node(call)
+        node.target, node.args, node.kwargs = target, args, {}
+
+    def select(self, call: Call, dim: int, positions: np.ndarray) -> None:
+        """Make the call an index_select of `positions` in the kept slices of its first argument."""
+        node = self.node(call)
+        with self.module.graph.inserting_before(node):
+            index = self.module.graph.get_attr(self._buffer(_INDEX, positions))
+        self.replace(call, _aten.index_select.default, (node.args[0], dim, index))
+
+    def scale(self, call: Call, factor: float) -> None:
+        """Multiply the call's result."""
+        self._insert_after(self.node(call), _aten.mul.Tensor, lambda node: (node, factor))
+
+    def scaled(self, size: Any, old: int, new: int) -> Any:
+        """A size argument after the cut: -1 stays, numbers become `new`, symbolic sizes are scaled by new / old."""
+        if isinstance(size, int):
+            return size if size == -1 else new
+        if old == new:
+            return size
+        graph = self.module.graph
+        with graph.inserting_after(size):
+            product = graph.call_function(operator.mul, (size, new))
+        with graph.inserting_after(product):
+            return graph.call_function(operator.floordiv, (product, old))
+
+    # -- inputs and constants --------------------------------------------------------------------------------------
+
+    def _is_raw(self, node: fx.Node) -> bool:
+        value = self.analysis.env[node]
+        return isinstance(value, Value) and value.raw
+
+    def _gather_raw_arguments(self, node: fx.Node) -> None:
+        if self._is_raw(node):
+            return
+        for argument in node.all_input_nodes:
+            if self._is_raw(argument):
+                gathered = self._gathered(argument)
+                if gathered is not None:
+                    self.nodes[node.name].replace_input_with(self.nodes[argument.name], gathered)
+
+    def _gathered(self, raw: fx.Node) -> fx.Node | None:
+        """The kept part of a raw value, or None where all of it is kept."""
+        if raw in self._gathers:
+            return self._gathers[raw]
+        value = self.analysis.env[raw]
+        layers = [layer for layer in value.layers if len(layer.dims) == 1]
+        for layer in layers:
+            (dim,) = layer.dims
+            labels = layer.labels.movedim(dim, 0).reshape(value.shape[dim], -1)[:, 0]
+            positions = np.flatnonzero(self.keep[labels.numpy()])
+            if len(positions) < value.shape[dim]:
+                self._gathers[raw] = self._gather(raw, dim, positions)
+                return self._gathers[raw]
+        return None
+
+    def _gather(self, raw: fx.Node, dim: int, positions: np.ndarray) -> fx.Node:
+        """An index_select behind a raw value; one that is there already from an earlier cut is narrowed instead."""
+        node = self.nodes[raw.name]
+        earlier = node.args[2] if node.target is _aten.index_select.default else None
+        if isinstance(earlier, fx.Node) and earlier.op == "get_attr" and str(earlier.target).startswith(GATHER):
+            chosen = self.module.get_buffer(str(earlier.target)).numpy()[positions]
+            self.module.register_buffer(str(earlier.target), torch.from_numpy(chosen))
+            return node
+        name = self._buffer(GATHER + _input_of(raw), positions, numbered=False)
+        graph = self.module.graph
+        with graph.inserting_after(node):
+            index = graph.get_attr(name)
+        with graph.inserting_after(index):
+            return graph.call_function(_aten.index_select.default, (node, dim, index))
+
+    def _slice_constant(self, name: str, dim: int) -> None:
+        labels = self.analysis.sources[("constant", name, dim)].ids
+        positions = np.flatnonzero(self.keep[self.analysis.solver.canonical[labels]])
+        if len(positions) < len(labels) and self.nodes[name].users:
+            index = self._buffer(_INDEX, positions)
+            self._insert_after(
+                self.nodes[name],
+                _aten.index_select.default,
+                lambda node: (node, dim, self._get_attr_before(node, index)),
+            )
+
+    def _get_attr_before(self, node: fx.Node, name: str) -> fx.Node:
+        with self.module.graph.inserting_before(node):
+            return self.module.graph.get_attr(name)
+
+    def _insert_after(self, node: fx.Node, target: Any, arguments: Any) -> fx.Node:
+        args = arguments(node)
+        with self.module.graph.inserting_after(node):
+            inserted = self.module.graph.call_function(target, args)
+        node.replace_all_uses_with(inserted, delete_user_cb=lambda user: user is not inserted)
+        return inserted
+
+    def _buffer(self, prefix: str, positions: np.ndarray, numbered: bool = True) -> str:
+        """Register indices as a buffer under a name that is free."""
+        taken = set(dict(self.module.named_buffers()))
+        candidates = (f"{prefix}{k}" if numbered or k else prefix for k in range(len(taken) + 1))
+        name = next(candidate for candidate in candidates if candidate not in taken)
+        self.module.register_buffer(name, torch.from_numpy(positions.astype(np.int64)))
+        return name
+
+
+def _position(call: Call, name: str) -> int:
+    names = [argument.name for argument in call.node.target._schema.arguments]  # type: ignore[union-attr]
+    return names.index(name)
+
+
+def _input_of(raw: fx.Node) -> str:
+    """The graph input that a raw value was made from."""
+    while raw.op != "placeholder":
+        raw = raw.all_input_nodes[0]
+    return raw.name

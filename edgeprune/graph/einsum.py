@@ -1,0 +1,201 @@
+"""The one rule behind every operator that multiplies, adds or reduces: dims are letters, as in an einsum.
+
+A letter that several operands have unites their units along it. A letter that is missing from the result is
+contracted: its units stop here, which is exact where they read zero. The others carry their labels out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from edgeprune.graph.labels import Layer, Value, core, remainder
+
+if TYPE_CHECKING:
+    from edgeprune.graph.analysis import Analysis
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operand:
+    """A value with a letter for each dim; letters are any hashable names."""
+
+    value: Value
+    letters: tuple[str, ...]
+
+    def full(self, letter: str) -> bool:
+        """Whether it has this letter with more than one index; a size of 1 is a broadcast."""
+        return letter in self.letters and self.value.shape[self.letters.index(letter)] > 1
+
+    def over(self, layer: Layer) -> tuple[str, ...]:
+        """The letters along which a layer varies."""
+        return tuple(self.letters[d] for d in layer.dims)
+
+    def on(self, letter: str) -> list[Layer]:
+        """The layers that vary along a letter."""
+        return [layer for layer in self.value.layers if letter in self.over(layer)]
+
+    def fix(self, analysis: Analysis, letter: str, message: str) -> None:
+        """No unit may vary along this letter."""
+        if letter in self.letters:
+            for layer in self.value.layers:
+                analysis.fix(layer, self.letters.index(letter), message)
+
+
+def unify(analysis: Analysis, operands: Sequence[Operand]) -> None:
+    """Unite the units of all operands along every letter that they share."""
+    letters = dict.fromkeys(letter for operand in operands for letter in operand.letters)
+    for letter in letters:
+        sharing = [operand for operand in operands if operand.full(letter)]
+        if len(sharing) < 2:
+            continue
+        uncovered = [operand for operand in sharing if not operand.on(letter)]
+        if uncovered:
+            for operand in sharing:
+                operand.fix(analysis, letter, "works on units together with a dim that cannot be pruned")
+            continue
+        for other in sharing[1:]:
+            _match(analysis, sharing[0], other, letter)
+
+
+def _match(analysis: Analysis, one: Operand, other: Operand, letter: str) -> None:
+    """Unite the layers of two operands that vary along the same letters; leave what is not resolved yet."""
+    mine, theirs = one.on(letter), other.on(letter)
+    if any(layer.pending for layer in (*mine, *theirs)):
+        return
+    alone, alone_other = _only(one, mine, letter), _only(other, theirs, letter)
+    if len(alone) == len(mine) and len(alone_other) == len(theirs):
+        _match_alone(analysis, (one, alone), (other, alone_other), letter)
+        return
+    for operand, partner, layers in ((one, other, mine), (other, one, theirs)):
+        for layer in layers:
+            over = operand.over(layer)
+            for twin in partner.on(letter):
+                if len(over) > 1 and set(partner.over(twin)) == set(over):
+                    order = [partner.over(twin).index(x) for x in over]
+                    analysis.unite(core(layer), core(twin).permute(order))
+            if len(over) > 1 and _only(partner, partner.on(letter), letter):
+                # A layer over (heads, channels) meets one over heads alone: heads it is, unless something forces it.
+                if not any(partner.on(x) for x in over if x != letter):
+                    analysis.prefer(layer, operand.letters.index(letter))
+
+
+def _match_alone(
+    analysis: Analysis, one: tuple[Operand, list[Layer]], other: tuple[Operand, list[Layer]], letter: str
+) -> None:
+    """Unite single-dim layers: one with one, several with several in the same pattern, else none may be removed."""
+    pairs = list(zip(one[1], other[1], strict=False))
+    if len(one[1]) == len(other[1]) and (len(pairs) == 1 or all(_same_pattern(core(a), core(b)) for a, b in pairs)):
+        for a, b in pairs:
+            analysis.unite(core(a), core(b))
+        return
+    for operand, layers in (one, other):
+        for layer in layers:
+            analysis.fix(layer, operand.letters.index(letter), "mixes units in two different patterns")
+
+
+def _only(operand: Operand, layers: Iterable[Layer], letter: str) -> list[Layer]:
+    return [layer for layer in layers if operand.over(layer) == (letter,)]
+
+
+def _same_pattern(a: Tensor, b: Tensor) -> bool:
+    """Whether two label vectors repeat at the same places."""
+    return torch.equal(_pattern(a), _pattern(b))
+
+
+def _pattern(labels: Tensor) -> Tensor:
+    _, inverse = labels.unique(return_inverse=True)
+    first = torch.full((int(inverse.max()) + 1,), len(labels)).scatter_reduce(
+        0, inverse, torch.arange(len(labels)), "amin"
+    )
+    return first[inverse]
+
+
+def contract(
+    analysis: Analysis,
+    operands: Sequence[Operand],
+    out: tuple[str, ...],
+    shape: Sequence[int],
+    fixed: Sequence[str] = (),
+) -> Value:
+    """Labels of the product of `operands`, summed over the letters that `out` lacks.
+
+    `fixed` letters are ones along which no unit may vary (spatial positions, kernel offsets, softmax).
+    `shape` is the result's, by the letters of `out`.
+    """
+    for operand in operands:
+        for letter in fixed:
+            operand.fix(analysis, letter, "mixes all positions of this dim")
+    unify(analysis, operands)
+    _count(analysis, operands)
+    layers: list[Layer] = []
+    seen: set[frozenset[str]] = set()
+    for operand in operands:
+        for layer in operand.value.layers:
+            over = operand.over(layer)
+            _stop(analysis, operands, operand, layer, out)
+            carried = _carry(analysis, operands, operand, layer, (out, tuple(shape)), fixed)
+            key = frozenset(x for x in over if x in out and x not in fixed)
+            if carried is not None and key not in seen:
+                seen.add(key)
+                layers.append(carried)
+    return analysis.value(shape, layers)
+
+
+def _count(analysis: Analysis, operands: Sequence[Operand]) -> None:
+    """The cost of a product is proportional to the size along each of its letters."""
+    if len(operands) < 2:
+        return
+    for letter in dict.fromkeys(letter for operand in operands for letter in operand.letters):
+        layers = [layer for operand in operands for layer in _only(operand, operand.on(letter), letter)]
+        analysis.add_factors(layers[:1])
+
+
+def _stop(
+    analysis: Analysis, operands: Sequence[Operand], operand: Operand, layer: Layer, out: tuple[str, ...]
+) -> None:
+    """Units along a contracted letter end here; where no operand reads zero there, they cannot be removed."""
+    over = operand.over(layer)
+    if not analysis.settled or len(over) != 1 or over[0] in out:
+        return
+    if not any(twin.zero for other in operands for twin in other.on(over[0])):
+        analysis.lock(layer, "sums over units that do not read zero when they are removed")
+
+
+def _carry(
+    analysis: Analysis,
+    operands: Sequence[Operand],
+    operand: Operand,
+    layer: Layer,
+    result: tuple[tuple[str, ...], tuple[int, ...]],
+    fixed: Sequence[str],
+) -> Layer | None:
+    """The layer as the result (its letters and shape) has it, or None where all its letters are contracted."""
+    out, shape = result
+    over = operand.over(layer)
+    dims = {d: out.index(x) for d, x in zip(layer.dims, over, strict=True) if x in out and x not in fixed}
+    carried = remainder(layer, dims, shape)
+    if carried is None:
+        return None
+    if len(dims) == len(over):
+        zero = any(twin.zero for other in operands for twin in _with(other, frozenset(over)))
+        return Layer(carried.labels, zero)
+    if not set(over) & set(fixed):  # along which letter it will vary alone is a choice; fixed ones leave none
+        analysis.prefer(layer, operand.letters.index(_better_letter(analysis, operands, over, out)))
+    return carried
+
+
+def _with(operand: Operand, over: frozenset[str]) -> list[Layer]:
+    return [layer for layer in operand.value.layers if frozenset(operand.over(layer)) == over]
+
+
+def _better_letter(analysis: Analysis, operands: Sequence[Operand], over: tuple[str, ...], out: tuple[str, ...]) -> str:
+    """Batch letters are heads: whole heads by default. Otherwise the contracted letter, which is the channels."""
+    batch = [x for x in over if x in out and sum(operand.full(x) for operand in operands) > 1]
+    contracted = [x for x in over if x not in out]
+    if batch and analysis.attention == "heads":
+        return batch[0]
+    return contracted[0]

@@ -1,0 +1,203 @@
+"""The network as channel groups: which units there are, where they live, and why the others are locked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import fx
+from torch.export import ExportedProgram
+
+import edgeprune.graph.ops  # noqa: F401  (fills the operator table)
+from edgeprune.graph.analysis import Analysis, Source
+from edgeprune.graph.capture import functional
+from edgeprune.graph.solve import Reason
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """Where the units of a group sit in one dim of a tensor.
+
+    `unit` is int64 `(size of the dim,)`: the number of the unit that each index belongs to, -1 where none of this group.
+    `kind` is "tensor" (a parameter or buffer, by its name in the state dict), "input" or "constant". For an input `dim`
+    is None and `unit` runs over its flattened elements.
+    """
+
+    kind: str
+    name: str
+    dim: int | None
+    unit: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelGroup:
+    """Units of the same kind, each of which is removed from all slots at once or not at all.
+
+    `units` are their labels, `(n_units,)`. `exact` is False where removal changes the statistics of a normalisation.
+    """
+
+    name: str
+    units: np.ndarray
+    slots: tuple[Slot, ...]
+    exact: bool
+
+    @property
+    def n_units(self) -> int:
+        """How many units can be removed one by one."""
+        return len(self.units)
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the units are input features."""
+        return any(slot.kind == "input" for slot in self.slots)
+
+    @property
+    def indices_per_unit(self) -> int:
+        """How many channels one unit spans where it spans the fewest; widths are multiples of this."""
+        return min(int(np.bincount(slot.unit[slot.unit >= 0], minlength=1).max()) for slot in self.slots)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LockedUnits:
+    """Indices of one dim of a tensor that must stay, and why; `where` is the user's source line if it is known."""
+
+    name: str
+    dim: int
+    indices: np.ndarray
+    reason: str
+    node: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelGraph:
+    """The result of the analysis of a program; depends on its graph alone, not on its weights."""
+
+    groups: tuple[ChannelGroup, ...]
+    locked: tuple[LockedUnits, ...]
+    analysis: Analysis
+
+    @property
+    def factors(self) -> dict[str, list[np.ndarray]]:
+        """Node name -> unit labels of each dim that its number of operations is proportional to."""
+        return {node.name: vectors for node, vectors in self.analysis.factors.items()}
+
+    def slots(self) -> Iterator[tuple[ChannelGroup, Slot]]:
+        """Every slot with its group."""
+        for group in self.groups:
+            for slot in group.slots:
+                yield group, slot
+
+    def labels(self, kind: str, name: str, dim: int | None) -> np.ndarray | None:
+        """The units of every index of a tensor's dim, 0 where it is locked; None where the dim has no labels."""
+        source = self.analysis.sources.get((kind, name, dim))
+        return None if source is None else self.analysis.solver.canonical[source.ids]
+
+
+def analyze(program: ExportedProgram, inputs: bool = False, attention: str = "heads") -> ChannelGraph:
+    """Find the channel groups of an exported program by label propagation.
+
+    Args:
+        program: as `capture` returns it.
+        inputs: whether input features are units too.
+        attention: "heads" removes whole attention heads, "head-dim" the same channels of every head.
+
+    Example:
+        >>> graph = edgeprune.analyze(program)
+        >>> [(group.name, group.n_units) for group in graph.groups]
+    """
+    analysis = Analysis(functional(program), inputs=inputs, attention=attention)
+    analysis.solve()
+    canonical = analysis.solver.canonical
+    renormalised = _renormalised(analysis)
+    groups = tuple(_groups(analysis, canonical, renormalised))
+    return ChannelGraph(groups, tuple(_locked(analysis, canonical)), analysis)
+
+
+def _renormalised(analysis: Analysis) -> np.ndarray:
+    found = [np.zeros(0, dtype=np.int64), *analysis.renormalised]
+    return np.unique(np.concatenate(found))
+
+
+def _groups(analysis: Analysis, canonical: np.ndarray, renormalised: np.ndarray) -> Iterator[ChannelGroup]:
+    """Units that one layer produces together form a group, with everything that is coupled to them."""
+    sources = list(analysis.sources.values())
+    labels = [canonical[source.ids] for source in sources]
+    units, places = _occurrences(labels)
+    if not len(units):
+        return
+    produced = np.array([_is_producer(analysis, source) for source in sources])[places]
+    names, number = np.unique(units, return_inverse=True)
+    n_units = len(names)
+    edges = (number[produced], n_units + places[produced])
+    size = n_units + len(sources)
+    _, component = connected_components(coo_array((np.ones(len(edges[0])), edges), shape=(size, size)), directed=False)
+    for group in dict.fromkeys(component[number].tolist()):
+        mine = component[number] == group
+        where = np.unique(places[mine]).tolist()
+        if all(sources[place].kind == "constant" for place in where):
+            continue
+        members = np.unique(units[mine])
+        slots = tuple(_slot(sources[place], labels[place], members) for place in where)
+        yield ChannelGroup(_group_name(slots), members, slots, not np.isin(members, renormalised).any())
+
+
+def _occurrences(labels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Every pair of a unit and the number of a source that it lives in, `(n_pairs,)` each."""
+    found = [np.unique(vector[vector > 0]) for vector in labels]
+    places = [np.full(len(units), place) for place, units in enumerate(found)]
+    empty = np.zeros(0, dtype=np.int64)
+    return np.concatenate([empty, *found]), np.concatenate([empty, *places]).astype(np.int64)
+
+
+def _is_producer(analysis: Analysis, source: Source) -> bool:
+    """Whether the source is the output dim of a layer, or an input."""
+    return source.kind == "input" or (source.dim == 0 and analysis.rank(source.name) > 1)
+
+
+def _slot(source: Source, labels: np.ndarray, units: np.ndarray) -> Slot:
+    position = np.searchsorted(units, labels)
+    position[position == len(units)] = 0
+    unit = np.where((labels > 0) & (units[position] == labels), position, -1)
+    return Slot(source.kind, source.name, source.dim, unit)
+
+
+def _group_name(slots: tuple[Slot, ...]) -> str:
+    """After the input, or the layer that produces the units (dim 0 of a weight), or else the first place they live in."""
+    for slot in slots:
+        if slot.kind == "input":
+            return f"input {slot.name}"
+    producers = [slot.name for slot in slots if slot.dim == 0 and slot.kind == "tensor"]
+    return (producers or [slot.name for slot in slots])[0].rpartition(".")[0] or slots[0].name
+
+
+def _locked(analysis: Analysis, canonical: np.ndarray) -> Iterator[LockedUnits]:
+    """Locked indices by tensor, dim and reason. Dims that are never channels (kernel offsets) are left out."""
+    solver = analysis.solver
+    nodes = {node.name: node for node in analysis.program.graph.nodes}
+    for source in analysis.sources.values():
+        if source.kind == "constant":
+            continue
+        why = solver.reason[solver.component[source.ids]]
+        for index in np.unique(why[why >= 0]):
+            reason = solver.reasons[index]
+            where = source_line(nodes[reason.node])
+            indices = np.flatnonzero(why == index)
+            yield LockedUnits(source.name, source.dim or 0, indices, reason.message, reason.node, where)
+
+
+def source_line(node: fx.Node) -> str:
+    """The innermost line of the user's own code that made a node, `file:line`, or the empty string."""
+    trace = node.meta.get("stack_trace") or ""
+    lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    own = [line for line in lines if "/torch/" not in line.replace("\\", "/")]
+    if not own:
+        return ""
+    path, _, rest = own[-1].removeprefix("File ").partition(", line ")
+    return f"{path.strip(chr(34))}:{rest.partition(',')[0]}"
+
+
+__all__ = ["ChannelGraph", "ChannelGroup", "LockedUnits", "Reason", "Slot", "analyze", "source_line"]

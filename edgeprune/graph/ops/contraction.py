@@ -1,0 +1,193 @@
+"""Linear maps, convolutions and matrix products: one einsum each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeprune.graph.einsum import Operand, contract, unify
+from edgeprune.graph.labels import Layer, Value, pack
+from edgeprune.graph.ops.registry import Call, operator
+
+if TYPE_CHECKING:
+    from edgeprune.graph.analysis import Analysis
+    from edgeprune.graph.edit import Edit
+
+
+def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
+    """The same elements in another shape, labels too."""
+    return Value(shape, tuple(pack(layer.labels.reshape(shape), layer.zero) for layer in value.layers))
+
+
+def add_bias(analysis: Analysis, result: Value, bias: Value | None, dim: int) -> Value:
+    """Unite a bias vector with the result's `dim`; removed units still read zero only where the bias does too."""
+    if bias is None:
+        return result
+    letters = tuple(f"d{d}" for d in range(len(result.shape)))
+    bias_letter = letters[dim]
+    operands = [Operand(result, letters), Operand(bias, (bias_letter,))]
+    unify(analysis, operands)
+    layers = []
+    for layer in result.layers:
+        over = operands[0].over(layer)
+        bias_zero = over != (bias_letter,) or any(twin.zero for twin in bias.layers)
+        layers.append(Layer(layer.labels, layer.zero and bias_zero))
+    return Value(result.shape, tuple(layers))
+
+
+@operator("linear")
+def linear(analysis: Analysis, call: Call) -> Value:
+    """`y[..., o] = sum_i x[..., i] w[o, i] + b[o]`."""
+    x, weight = call["input"], call["weight"]
+    free = tuple(f"x{d}" for d in range(len(x.shape) - 1))
+    out = free + ("o",) if len(weight.shape) == 2 else free
+    weight_letters = ("o", "i") if len(weight.shape) == 2 else ("i",)
+    result = contract(analysis, [Operand(x, free + ("i",)), Operand(weight, weight_letters)], out, call.shape)
+    return add_bias(analysis, result, call.get("bias"), -1) if len(weight.shape) == 2 else result
+
+
+@operator("matmul", "bmm", "mm", "mv", "dot")
+def matmul(analysis: Analysis, call: Call) -> Value:
+    """`y[..., n, m] = sum_k a[..., n, k] b[..., k, m]`, leading dims broadcast, vectors as in torch.matmul."""
+    return _product(analysis, call.values[0], call.values[1], call.shape)
+
+
+def _product(analysis: Analysis, a: Value, b: Value, shape: tuple[int, ...]) -> Value:
+    rank = max(len(a.shape), len(b.shape)) - 2
+    lead_a = tuple(f"b{rank - (len(a.shape) - 2) + d}" for d in range(max(len(a.shape) - 2, 0)))
+    lead_b = tuple(f"b{rank - (len(b.shape) - 2) + d}" for d in range(max(len(b.shape) - 2, 0)))
+    tail_a = ("n", "k") if len(a.shape) > 1 else ("k",)
+    tail_b = ("k", "m") if len(b.shape) > 1 else ("k",)
+    lead = lead_a if len(lead_a) >= len(lead_b) else lead_b
+    out = lead + tail_a[:-1] + tail_b[1:]
+    return contract(analysis, [Operand(a, lead_a + tail_a), Operand(b, lead_b + tail_b)], out, shape)
+
+
+@operator("addmm", "baddbmm")
+def addmm(analysis: Analysis, call: Call) -> Value:
+    """A matrix product plus a broadcast summand."""
+    first, a, b = call.values
+    product = _product(analysis, a, b, call.shape)
+    rank = len(call.shape)
+    letters = tuple(f"d{d}" for d in range(rank))
+    summand = Operand(first, letters[rank - len(first.shape) :])
+    unify(analysis, [Operand(product, letters), summand])
+    layers = []
+    for layer in product.layers:
+        over = tuple(letters[d] for d in layer.dims)
+        covered = any(twin.zero for twin in first.layers if summand.over(twin) == over)
+        layers.append(Layer(layer.labels, layer.zero and covered))
+    return Value(call.shape, tuple(layers))
+
+
+@operator("einsum")
+def einsum(analysis: Analysis, call: Call) -> Value:
+    """The rule itself; an ellipsis or a repeated letter within one operand locks."""
+    equation = call["equation"].replace(" ", "")
+    left, _, right = equation.partition("->")
+    terms = left.split(",")
+    plain = "->" in equation and "." not in equation and all(len(set(t)) == len(t) for t in terms)
+    if not plain:
+        for value in call.values:
+            for layer in value.layers:
+                analysis.lock(layer, f"with the equation {equation!r} is not followed")
+        return Value(call.shape)
+    operands = [Operand(value, tuple(term)) for value, term in zip(call.values, terms, strict=True)]
+    return contract(analysis, operands, tuple(right), call.shape)
+
+
+def _rewrite_groups(edit: Edit, call: Call) -> None:
+    groups = call.get("groups", 1)
+    if groups == 1:
+        return
+    weight = call["weight"]
+    transposed = _is_transposed(call)
+    per_group = weight.shape[1]
+    channels = edit.kept_size(call["input"], 1)
+    if transposed:
+        in_per_group = call["input"].shape[1] // groups
+        kept_per_group = channels // groups if _same_offset(groups, in_per_group) else in_per_group
+        edit.set(call, "groups", channels // kept_per_group)
+        return
+    edit.set(call, "groups", channels // edit.kept_size(weight, 1) if per_group > 1 else channels)
+
+
+def _is_transposed(call: Call) -> bool:
+    return call.name.startswith("conv_transpose") or bool(call.get("transposed", False))
+
+
+def _same_offset(groups: int, channels_per_group: int) -> bool:
+    """Whether a grouped convolution loses the same channel of every group, rather than whole groups."""
+    return groups < channels_per_group
+
+
+@operator(
+    "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    rewrite=_rewrite_groups,
+)  # fmt: skip
+def convolution(analysis: Analysis, call: Call) -> Value:
+    """`y[n, g, o, ...] = sum_{c, k} x[n, g, c, ...] w[g, o, c, k]`; positions are shared by all weights and stay whole.
+
+    With groups there are two modes: whole groups go when there are at least as many groups as input channels in
+    each, else the same offset goes in every group.
+    """
+    x, weight, groups = call["input"], call["weight"], call.get("groups", 1)
+    spatial = len(weight.shape) - 2
+    batched = len(x.shape) == spatial + 2
+    lead = ("n",) if batched else ()
+    here, there, kernel = ([f"{kind}{d}" for d in range(spatial)] for kind in ("x", "y", "k"))
+    if _is_transposed(call):  # weight (in, out / groups, *kernel)
+        w = reshaped(weight, (groups, weight.shape[0] // groups, *weight.shape[1:]))
+        w_letters = ("g", "c", "o", *kernel)
+        out_per_group = weight.shape[1]
+    else:  # weight (out, in / groups, *kernel)
+        w = reshaped(weight, (groups, weight.shape[0] // groups, *weight.shape[1:]))
+        w_letters = ("g", "o", "c", *kernel)
+        out_per_group = weight.shape[0] // groups
+    channel = len(lead)
+    in_per_group = x.shape[channel] // groups
+    x = reshaped(x, (*x.shape[:channel], groups, in_per_group, *x.shape[channel + 1 :]))
+    operands = [Operand(x, (*lead, "g", "c", *here)), Operand(w, w_letters)]
+    if groups > 1:
+        for operand in operands:
+            _prefer_mode(analysis, operand, "c" if _same_offset(groups, in_per_group) else "g")
+    out = call.shape
+    grouped_shape = (*out[:channel], groups, out_per_group, *out[channel + 1 :])
+    result = contract(analysis, operands, (*lead, "g", "o", *there), grouped_shape, fixed=(*here, *kernel))
+    return add_bias(analysis, reshaped(result, out), call.get("bias"), channel)
+
+
+def _prefer_mode(analysis: Analysis, operand: Operand, letter: str) -> None:
+    """Channels seen as (groups, channels): keep the groups, or the offset within them."""
+    for layer in operand.value.layers:
+        over = operand.over(layer)
+        if len(over) > 1 and "g" in over:
+            other = next(x for x in over if x != "g")
+            analysis.prefer(layer, operand.letters.index("g" if letter == "g" else other))
+
+
+def _rewrite_attention(edit: Edit, call: Call) -> None:
+    """The scale of the original head size stays, whatever is cut from it."""
+    if call.get("scale") is None:
+        edit.set(call, "scale", call["query"].shape[-1] ** -0.5)
+
+
+@operator("scaled_dot_product_attention", rewrite=_rewrite_attention)
+def attention(analysis: Analysis, call: Call) -> Value:
+    """`softmax(q k' / sqrt(d)) v`: channels of q and k are contracted, key positions stay whole."""
+    q, k, v = call["query"], call["key"], call["value"]
+    lead = tuple(f"b{d}" for d in range(len(q.shape) - 2))
+    logits_shape = (*call.shape[:-1], k.shape[-2])
+    logits = contract(
+        analysis,
+        [Operand(q, (*lead, "t", "d")), Operand(k, (*lead, "s", "d"))],
+        (*lead, "t", "s"),
+        logits_shape,
+        fixed=("s",),
+    )
+    mask = call.get("attn_mask")
+    if mask is not None:
+        letters = (*lead, "t", "s")
+        unify(analysis, [Operand(logits, letters), Operand(mask, letters[len(letters) - len(mask.shape) :])])
+    weights = Value(logits.shape, tuple(Layer(layer.labels, False) for layer in logits.layers))
+    operands = [Operand(weights, (*lead, "t", "s")), Operand(v, (*lead, "s", "e"))]
+    return contract(analysis, operands, (*lead, "t", "e"), call.shape, fixed=("s",))

@@ -1,0 +1,292 @@
+"""Operators that only move data: the very same operator runs on the labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeprune.graph.einsum import Operand, unify
+from edgeprune.graph.labels import FIXED, Layer, Value, pack
+from edgeprune.graph.ops.registry import Call, operator
+
+if TYPE_CHECKING:
+    from edgeprune.graph.analysis import Analysis
+    from edgeprune.graph.edit import Edit
+
+aten = torch.ops.aten
+
+
+def _run(call: Call, source: Value, labels: Tensor) -> Any:
+    """The call's own operator on `labels` in place of `source`; constants stay what they are."""
+
+    def replace(value: Value) -> Tensor:
+        if value is source:
+            return labels
+        assert value.const is not None
+        return value.const
+
+    args = torch.utils._pytree.tree_map_only(Value, replace, call.args)
+    schema = call.node.target._schema.arguments  # type: ignore[union-attr]
+    positional = [args[a.name] for a in schema if not a.kwarg_only]
+    keywords = {a.name: args[a.name] for a in schema if a.kwarg_only and a.name not in ("dtype", "layout", "device")}
+    if call.name in ("view", "_unsafe_view"):  # labels with stride 0 may need a copy where the tensor needs none
+        return labels.reshape(args["size"])
+    try:
+        return call.node.target(*positional, **keywords)  # type: ignore[operator]
+    except (RuntimeError, NotImplementedError):
+        # Some kernels take floats only; labels are far below 2**53.
+        positional = [a.to(torch.float64) if a is labels else a for a in positional]
+        result = call.node.target(*positional, **keywords)  # type: ignore[operator]
+        return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to(torch.int64), result)
+
+
+def moved(analysis: Analysis, call: Call) -> Any:
+    """Labels go where the elements go."""
+    source = call.input
+    moved_layers = [(_run(call, source, layer.labels), layer) for layer in source.layers]
+    if isinstance(call.shape, tuple) and all(isinstance(n, int) for n in call.shape):
+        return analysis.value(call.shape, [_as_layer(labels, layer) for labels, layer in moved_layers])
+    return [
+        analysis.value(shape, [_as_layer(labels[index], layer) for labels, layer in moved_layers])
+        for index, shape in enumerate(call.shape)
+    ]
+
+
+def _as_layer(labels: Tensor, layer: Layer) -> Layer:
+    return Layer(labels, layer.zero) if layer.pending else pack(labels, layer.zero)
+
+
+# -- without arguments that depend on sizes ---------------------------------------------------------------------------
+
+operator(
+    "permute", "transpose", "t", "numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze",
+    "unsqueeze", "flip", "contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "float",
+    "double", "half", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "flatten", "repeat", "repeat_interleave",
+    "tile", "constant_pad_nd", "pad", "im2col", "unfold", "diagonal", "rot90", "fliplr", "flipud", "atleast_2d",
+    "view_as_real", "positive", "_unsafe_view_copy", "requires_grad", "dropout_identity",
+    moves=True,
+)(moved)  # fmt: skip
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def _rewrite_sizes(edit: Edit, call: Call) -> None:
+    """Explicit sizes become those of the kept slices; -1 stays, symbolic sizes are scaled."""
+    name = "shape" if "shape" in call.args else "sizes" if "sizes" in call.args else "size"
+    given = list(edit.raw(call, name))
+    old, new = list(call.shape), list(edit.kept_shape(edit.result(call)))
+    if call.name == "unflatten":
+        dim = call["dim"] % len(call.input.shape)
+        old, new = old[dim : dim + len(given)], new[dim : dim + len(given)]
+    edit.set(call, name, [edit.scaled(s, a, b) for s, a, b in zip(given, old, new, strict=True)])
+
+
+operator("view", "reshape", "_unsafe_view", "expand", "unflatten", rewrite=_rewrite_sizes, moves=True)(moved)
+
+
+@operator("view_as", "reshape_as", "expand_as")
+def like_other(analysis: Analysis, call: Call) -> Any:
+    """Takes its shape from a second tensor; nothing is followed through that."""
+    for value in call.values:
+        for layer in value.layers:
+            analysis.lock(layer, "takes its shape from another tensor")
+    return Value(call.shape)
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _positions(edit: Edit, call: Call, dim: int, original: np.ndarray) -> np.ndarray:
+    """Where the kept ones among `original` indices along `dim` now stand in the kept input."""
+    kept = edit.kept(call.input, dim)
+    return np.searchsorted(kept, original[np.isin(original, kept)])
+
+
+def _rewrite_slice(edit: Edit, call: Call) -> None:
+    dim = call["dim"] % len(call.input.shape)
+    size = call.input.shape[dim]
+    if edit.kept_size(call.input, dim) == size:
+        return
+    original = np.arange(size)[slice(call["start"], call["end"], call["step"])]
+    positions = _positions(edit, call, dim, original)
+    if len(positions) and np.array_equal(positions, np.arange(positions[0], positions[-1] + 1)):
+        edit.set(call, "start", int(positions[0]))
+        edit.set(call, "end", int(positions[-1]) + 1)
+        edit.set(call, "step", 1)
+    else:
+        edit.select(call, dim, positions)
+
+
+def _rewrite_narrow(edit: Edit, call: Call) -> None:
+    dim = call["dim"] % len(call.input.shape)
+    if edit.kept_size(call.input, dim) == call.input.shape[dim]:
+        return
+    original = np.arange(call["start"], call["start"] + call["length"])
+    positions = _positions(edit, call, dim, original)
+    edit.select(call, dim, positions)
+
+
+def _rewrite_single(edit: Edit, call: Call) -> None:
+    dim = call["dim"] % len(call.input.shape)
+    index = call["index"] % call.input.shape[dim]
+    edit.set(call, "index", int(np.searchsorted(edit.kept(call.input, dim), index)))
+
+
+operator("slice", rewrite=_rewrite_slice, moves=True)(moved)
+operator("narrow", rewrite=_rewrite_narrow, moves=True)(moved)
+operator("select", rewrite=_rewrite_single, moves=True)(moved)
+operator("unbind", moves=True)(moved)
+
+
+def _rewrite_split(edit: Edit, call: Call) -> None:
+    """Always explicit sizes: a chunk count gives other sizes on a narrower dim."""
+    dim = call.get("dim", 0) % len(call.input.shape)
+    if edit.kept_size(call.input, dim) == call.input.shape[dim]:
+        return
+    sizes = [edit.kept_size(part, dim) for part in edit.result(call)]
+    edit.replace(call, aten.split_with_sizes.default, (edit.source(call), sizes, dim))
+
+
+operator("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", rewrite=_rewrite_split,
+         moves=True)(moved)  # fmt: skip
+
+
+def _rewrite_roll(edit: Edit, call: Call) -> None:
+    """A roll by s moves the last s indices to the front: of the kept ones, as many as were among them."""
+    shifts, dims = list(call["shifts"]), call["dims"]
+    for k, dim in enumerate(dims):
+        size = call.input.shape[dim]
+        wrapped = np.arange(size - shifts[k] % size, size)
+        shifts[k] = int(np.isin(wrapped, edit.kept(call.input, dim)).sum())
+    if dims and any(edit.kept_size(call.input, d) != call.input.shape[d] for d in dims):
+        edit.set(call, "shifts", shifts)
+
+
+operator("roll", rewrite=_rewrite_roll, moves=True)(moved)
+
+
+def _rewrite_index_select(edit: Edit, call: Call) -> None:
+    dim = call["dim"] % len(call.input.shape)
+    if edit.kept_size(call.input, dim) != call.input.shape[dim]:
+        edit.select(call, dim, _positions(edit, call, dim, call["index"].const.numpy()))
+
+
+@operator("index_select", rewrite=_rewrite_index_select, moves=True)
+def index_select(analysis: Analysis, call: Call) -> Any:
+    """A constant index moves data; one that depends on the input locks the dim."""
+    if call["index"].const is not None:
+        return moved(analysis, call)
+    dim = call["dim"] % len(call["self"].shape)
+    for layer in call["self"].layers:
+        analysis.fix(layer, dim, "selects along this dim by an index that is computed")
+    layers = [layer for layer in call["self"].layers if dim not in layer.dims]
+    shape = call.shape
+    narrow = [Layer(layer.labels.narrow(dim, 0, 1).expand(shape), layer.zero) for layer in layers]
+    return analysis.value(shape, narrow)
+
+
+def _rewrite_index(edit: Edit, call: Call) -> None:
+    """Constant indices are remapped into the kept slices; only one indexed dim can be pruned."""
+    pruned = [
+        d for d, index in enumerate(call["indices"])
+        if index is not None and edit.kept_size(call.input, d) != call.input.shape[d]
+    ]  # fmt: skip
+    if not pruned:
+        return
+    (dim,) = pruned
+    edit.select(call, dim, _positions(edit, call, dim, call["indices"][dim].const.reshape(-1).numpy()))
+
+
+@operator("index", rewrite=_rewrite_index)
+def index(analysis: Analysis, call: Call) -> Any:
+    """One constant index vector moves data; with several, or computed ones, the indexed dims are locked."""
+    x, indices = call["self"], call["indices"]
+    used = [d for d, i in enumerate(indices) if i is not None]
+    constant = all(i is None or i.const is not None for i in indices)
+    if not constant or len(used) != 1 or len(indices[used[0]].shape) != 1 or indices[used[0]].const.dtype == torch.bool:
+        for layer in x.layers:
+            for dim in used:
+                analysis.fix(layer, dim, "selects along this dim by several or computed indices")
+        if not constant:
+            for layer in x.layers:
+                for dim in layer.dims:
+                    analysis.fix(layer, dim, "is indexed by computed indices")
+            return Value(call.shape)
+    return moved(analysis, call)
+
+
+# -- joins ------------------------------------------------------------------------------------------------------------
+
+
+@operator("cat", "concat", "concatenate")
+def concatenate(analysis: Analysis, call: Call) -> Value:
+    """Along the joined dim labels stand side by side; along every other dim the parts are united."""
+    parts = [part for part in call["tensors"] if len(part.shape) == len(call.shape)]
+    return _join(analysis, call, parts, call["dim"] % len(call.shape))
+
+
+@operator("stack")
+def stack(analysis: Analysis, call: Call) -> Value:
+    """As a concatenation along a new dim."""
+    dim = call["dim"] % len(call.shape)
+    parts = []
+    for part in call["tensors"]:
+        shape = (*part.shape[:dim], 1, *part.shape[dim:])
+        layers = tuple(Layer(layer.labels.unsqueeze(dim), layer.zero) for layer in part.layers)
+        parts.append(Value(shape, layers))
+    return _join(analysis, call, parts, dim)
+
+
+def _join(analysis: Analysis, call: Call, parts: list[Value], dim: int) -> Value:
+    rank = len(call.shape)
+    operands = [Operand(p, tuple(f"{i}" if d == dim else f"d{d}" for d in range(rank))) for i, p in enumerate(parts)]
+    unify(analysis, operands)
+    layers = []
+    depth = max((len(_along(part, dim, call.shape)) for part in parts), default=0)
+    for k in range(depth):
+        # A part with fewer layers is fixed there: label 0.
+        columns = [_nth(_along(part, dim, call.shape), k, part.shape) for part in parts]
+        labels = torch.cat([column.labels for column in columns], dim)
+        layers.append(pack(labels, all(column.zero for column in columns)))
+    across = next((p for p in parts if any(dim not in y.dims for y in p.layers)), None)
+    if across is not None:
+        for layer in across.layers:
+            if dim not in layer.dims:
+                column = layer.labels.narrow(dim, 0, 1).expand(call.shape)
+                layers.append(Layer(column, all(_zero_over(p, layer.dims) for p in parts)))
+    return analysis.value(call.shape, layers)
+
+
+def _along(part: Value, dim: int, shape: tuple[int, ...]) -> list[Layer]:
+    """The layers that describe a part along the joined dim; a part of size 1 there varies only with the others."""
+    return [layer for layer in part.layers if dim in layer.dims]
+
+
+def _nth(layers: list[Layer], k: int, shape: tuple[int, ...]) -> Layer:
+    if k < len(layers):
+        return layers[k]
+    return Layer(torch.full((1,) * len(shape), FIXED).expand(shape), zero=True)
+
+
+def _zero_over(part: Value, dims: tuple[int, ...]) -> bool:
+    return any(layer.zero for layer in part.layers if layer.dims == dims)
+
+
+# -- lookups ----------------------------------------------------------------------------------------------------------
+
+
+@operator("embedding")
+def embedding(analysis: Analysis, call: Call) -> Value:
+    """Rows are looked up and stay; columns are channels."""
+    weight = call["weight"]
+    for layer in weight.layers:
+        analysis.fix(layer, 0, "is looked up by index")
+    layers = []
+    for layer in weight.on(1):
+        if layer.dims == (1,):
+            layers.append(Layer(layer.labels[0].expand(call.shape), layer.zero))
+    return analysis.value(call.shape, layers)

@@ -1,0 +1,88 @@
+"""Normalisations: statistics for each channel pass labels; statistics over channels are renormalised by a cut."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeprune.graph.einsum import Operand, unify
+from edgeprune.graph.labels import Layer, Value
+from edgeprune.graph.ops.contraction import reshaped
+from edgeprune.graph.ops.registry import Call, operator
+
+if TYPE_CHECKING:
+    from edgeprune.graph.analysis import Analysis
+    from edgeprune.graph.edit import Edit
+
+
+@operator("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
+def batch_norm(analysis: Analysis, call: Call) -> Value:
+    """Each channel (dim 1) has its own statistics and affine parameters."""
+    x = call["input"]
+    letters = tuple(f"d{d}" for d in range(len(x.shape)))
+    names = ("weight", "bias", "running_mean", "running_var")
+    vectors = {name: call[name] for name in names if isinstance(call.get(name), Value)}
+    unify(analysis, [Operand(x, letters), *(Operand(vector, ("d1",)) for vector in vectors.values())])
+    if call.name == "instance_norm":
+        for layer in x.layers:
+            for dim in range(2, len(x.shape)):
+                analysis.fix(layer, dim, "normalises over this dim")
+    shift_is_zero = "bias" not in vectors or any(layer.zero for layer in vectors["bias"].layers)
+    scaled = any(layer.zero for name in ("weight",) if name in vectors for layer in vectors[name].layers)
+    layers = tuple(Layer(y.labels, shift_is_zero and (scaled or y.zero)) if y.dims == (1,) else y for y in x.layers)
+    result = Value(x.shape, layers)
+    return result if call.name in ("batch_norm", "instance_norm") else [result, *map(Value, call.shape[1:])]  # type: ignore[return-value]
+
+
+def _rewrite_normalized_shape(edit: Edit, call: Call) -> None:
+    rank = len(call["normalized_shape"])
+    edit.set(call, "normalized_shape", list(edit.kept_shape(call["input"])[-rank:]))
+
+
+@operator("layer_norm", "rms_norm", rewrite=_rewrite_normalized_shape)
+def layer_norm(analysis: Analysis, call: Call) -> Value:
+    """Unite with the affine parameters; units along the normalised dims change the statistics: *renormalised*."""
+    x = call["input"]
+    rank = len(call["normalized_shape"])
+    letters = tuple(f"d{d}" for d in range(len(x.shape)))
+    affine = [value for name in ("weight", "bias") if isinstance(value := call.get(name), Value)]
+    unify(analysis, [Operand(x, letters), *(Operand(value, letters[-rank:]) for value in affine)])
+    normalised = set(range(len(x.shape) - rank, len(x.shape)))
+    layers = []
+    for layer in x.layers:
+        inside = set(layer.dims) & normalised
+        if inside and not layer.pending and layer.dims == tuple(sorted(inside)):
+            analysis.mark_renormalised(layer)
+        elif inside and not layer.pending:
+            for dim in sorted(inside):  # heads x channels, normalised over channels: whole heads are exact
+                analysis.fix(layer, dim, "normalises over this dim")
+        zero = bool(affine) and all(any(y.zero for y in value.layers) for value in affine) if inside else False
+        layers.append(Layer(layer.labels, zero))
+    return Value(x.shape, tuple(layers))
+
+
+def _rewrite_num_groups(edit: Edit, call: Call) -> None:
+    x, groups = call["input"], call["num_groups"]
+    if groups > 1:
+        per_group = x.shape[1] // groups
+        edit.set(call, "num_groups", edit.kept_size(x, 1) // per_group)
+
+
+@operator("group_norm", rewrite=_rewrite_num_groups)
+def group_norm(analysis: Analysis, call: Call) -> Value:
+    """Whole groups go, exactly; with a single group the units are *renormalised*."""
+    x, groups = call["input"], call["num_groups"]
+    letters = tuple(f"d{d}" for d in range(len(x.shape)))
+    affine = [value for name in ("weight", "bias") if isinstance(value := call.get(name), Value)]
+    unify(analysis, [Operand(x, letters), *(Operand(value, ("d1",)) for value in affine)])
+    if groups == 1:
+        for layer in x.on(1):
+            analysis.mark_renormalised(layer)
+    else:
+        grouped = reshaped(x, (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]))
+        for layer in grouped.layers:
+            analysis.fix(layer, 2, "normalises over this dim")
+    for layer in x.layers:
+        for dim in range(2, len(x.shape)):
+            analysis.fix(layer, dim, "normalises over this dim")
+    affine_zero = len(affine) == 2 and all(any(y.zero for y in value.layers) for value in affine)
+    return Value(x.shape, tuple(Layer(layer.labels, affine_zero) for layer in x.layers))

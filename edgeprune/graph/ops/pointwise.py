@@ -1,0 +1,74 @@
+"""Operators that work on each element by itself; operands are united element by element."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeprune.graph.einsum import Operand, unify
+from edgeprune.graph.labels import Layer, Value, pack
+from edgeprune.graph.ops.registry import Call, operator
+
+if TYPE_CHECKING:
+    from edgeprune.graph.analysis import Analysis
+
+
+def align(value: Value, rank: int) -> Operand:
+    """Letters of a value that is broadcast against a result of `rank` dims: the result's dims, right-aligned."""
+    offset = rank - len(value.shape)
+    return Operand(value, tuple(f"d{d + offset}" for d in range(len(value.shape))))
+
+
+def combine(analysis: Analysis, call: Call, operands: list[Operand], shape: tuple[int, ...]) -> Value:
+    """The result of an element-wise function of aligned operands."""
+    unify(analysis, operands)
+    layers = []
+    seen: set[tuple[str, ...]] = set()
+    for operand in operands:
+        for layer in operand.value.layers:
+            over = operand.over(layer)
+            if over in seen:
+                continue
+            seen.add(over)
+            pattern = tuple(_is_zero(other, over) for other in operands)
+            padded = layer.labels.reshape((1,) * (len(shape) - layer.labels.dim()) + tuple(layer.labels.shape))
+            layers.append(pack(padded.expand(shape), analysis.reads_zero(call, pattern)))
+    return analysis.value(shape, layers)
+
+
+def _is_zero(operand: Operand, over: tuple[str, ...]) -> bool:
+    return any(layer.zero for layer in operand.value.layers if operand.over(layer) == over)
+
+
+@operator(
+    "pointwise", "hardswish", "relu6", "selu", "log_sigmoid", "dropout", "feature_dropout", "alpha_dropout",
+    "feature_alpha_dropout", "rsub", "true_divide", "divide", "multiply", "subtract", "masked_fill", "where",
+    "type_as", "clamp", "float_power", "square", "expm1", "softsign", "rrelu", "_assert_tensor_metadata",
+)  # fmt: skip
+def pointwise(analysis: Analysis, call: Call) -> Value:
+    """Labels pass; of several operands they are united."""
+    shape = call.shape
+    if not isinstance(shape, tuple):
+        return Value(())
+    return combine(analysis, call, [align(value, len(shape)) for value in call.values], shape)
+
+
+@operator("prelu")
+def prelu(analysis: Analysis, call: Call) -> Value:
+    """The slope has one entry for each channel (dim 1), or one for all."""
+    x, weight = call["self"], call["weight"]
+    operands = [align(x, len(x.shape)), Operand(weight, ("d1",) if len(x.shape) > 1 else ("d0",))]
+    unify(analysis, operands)
+    return Value(x.shape, x.layers)
+
+
+@operator("glu")
+def glu(analysis: Analysis, call: Call) -> Value:
+    """The first half of a dim is gated by the second: unite the halves."""
+    x, dim = call["self"], call["dim"] % len(call["self"].shape)
+    half = x.shape[dim] // 2
+    halves = []
+    for start in (0, half):
+        parts = [Layer(layer.labels.narrow(dim, start, half), layer.zero) for layer in x.layers]
+        halves.append(align(Value(call.shape, tuple(pack(part.labels, part.zero) for part in parts)), len(call.shape)))
+    unify(analysis, halves)
+    return analysis.value(call.shape, halves[0].value.layers)

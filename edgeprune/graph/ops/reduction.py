@@ -1,0 +1,116 @@
+"""Reductions over dims, softmax and pooling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.graph.einsum import Operand, contract
+from edgeprune.graph.labels import Layer, Value, pack, remainder
+from edgeprune.graph.ops.registry import Call, operator
+
+if TYPE_CHECKING:
+    from edgeprune.graph.analysis import Analysis
+    from edgeprune.graph.edit import Edit
+
+
+def _reduced_dims(call: Call) -> tuple[int, ...]:
+    rank = len(call.input.shape)
+    dim = call.get("dim")
+    if dim is None or (isinstance(dim, (list, tuple)) and not dim):
+        return tuple(range(rank))
+    return tuple(d % rank for d in (dim if isinstance(dim, (list, tuple)) else (dim,)))
+
+
+def _mean_rescaled(edit: Edit, call: Call) -> None:
+    """A mean over kept units divides by their number, the original by all: multiply by kept / original."""
+    shape, kept = call.input.shape, edit.kept_shape(call.input)
+    ratio = 1.0
+    for dim in _reduced_dims(call):
+        ratio *= kept[dim] / shape[dim]
+    if ratio != 1.0:
+        edit.scale(call, ratio)
+
+
+@operator("mean", rewrite=_mean_rescaled)
+@operator("sum")
+def total(analysis: Analysis, call: Call) -> Value:
+    """Exact where removed units read zero; a mean is rescaled to the original count."""
+    x, reduced = call.input, _reduced_dims(call)
+    letters = tuple(f"d{d}" for d in range(len(x.shape)))
+    kept = tuple(letter for d, letter in enumerate(letters) if d not in reduced)
+    bare = tuple(n for d, n in enumerate(x.shape) if d not in reduced)
+    return _laid_out(contract(analysis, [Operand(x, letters)], kept, bare), call)
+
+
+def _laid_out(value: Value, call: Call) -> Value:
+    """With `keepdim` the reduced dims come back with size 1."""
+    return Value(call.shape, tuple(pack(layer.labels.reshape(call.shape), layer.zero) for layer in value.layers))
+
+
+@operator("amax", "amin", "max", "min", "var", "std", "prod", "logsumexp", "norm", "linalg_vector_norm", "argmax",
+          "argmin", "median", "any", "all", "var_mean", "std_mean", "cumsum", "topk", "sort")  # fmt: skip
+def other_reduction(analysis: Analysis, call: Call) -> Any:
+    """Units along the reduced dims are locked: the result depends on which and how many there are."""
+    if len(call.values) > 1:  # max(a, b) is pointwise
+        from edgeprune.graph.ops.pointwise import pointwise
+
+        return pointwise(analysis, call)
+    x, reduced = call.input, _reduced_dims(call)
+    for layer in x.layers:
+        for dim in reduced:
+            analysis.fix(layer, dim, "depends on all units of this dim")
+    rest = [d for d in range(len(x.shape)) if d not in reduced]
+    keeps_zero = call.name in ("amax", "amin", "max", "min", "var", "std", "norm", "linalg_vector_norm", "cumsum")
+    return _each_result(call, x, rest, keeps_zero)
+
+
+def _each_result(call: Call, x: Value, rest: list[int], keeps_zero: bool) -> Any:
+    """The value, or one for each output, with the labels of the dims in `rest`."""
+
+    def result(shape: tuple[int, ...]) -> Value:
+        same_rank = len(shape) == len(x.shape)
+        dims = {d: d if same_rank else position for position, d in enumerate(rest)}
+        found = [remainder(layer, dims, shape) for layer in x.layers]
+        return Value(shape, tuple(Layer(y.labels, y.zero and keeps_zero) for y in found if y is not None))
+
+    if isinstance(call.shape, tuple) and all(isinstance(n, int) for n in call.shape):
+        return result(call.shape)
+    return [result(shape) for shape in call.shape]
+
+
+@operator("softmax", "log_softmax", "_softmax", "_log_softmax")
+def softmax(analysis: Analysis, call: Call) -> Value:
+    """The softmaxed dim stays whole; elsewhere labels pass, but a removed unit no longer reads zero."""
+    x = call["self"]
+    dim = call["dim"] % len(x.shape)
+    for layer in x.layers:
+        analysis.fix(layer, dim, "normalises over this dim")
+    return _each_result(call, x, [d for d in range(len(x.shape)) if d != dim], keeps_zero=False)
+
+
+def _window(call: Call) -> int:
+    """How many trailing dims a pooling or resampling operator works on."""
+    for digit in ("1d", "2d", "3d"):
+        if digit in call.name:
+            return int(digit[0])
+    return 2
+
+
+@operator(
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "max_pool1d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d",
+    "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
+    "replication_pad3d",
+)  # fmt: skip
+def windowed(analysis: Analysis, call: Call) -> Any:
+    """Works on trailing positions, which stay whole; all dims before them pass."""
+    x, rank = call.input, len(call.input.shape)
+    trailing = range(rank - _window(call), rank)
+    for layer in x.layers:
+        for dim in trailing:
+            analysis.fix(layer, dim, "mixes all positions of this dim")
+    return _each_result(call, x, [d for d in range(rank) if d not in trailing], keeps_zero=True)

@@ -1,0 +1,121 @@
+"""Which units are one and which are locked: the equalities that the rules find, solved over all passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from edgeprune.graph.labels import FIXED
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why units are locked: what happened, at which node of the graph."""
+
+    message: str
+    node: str
+
+
+class Solver:
+    """Equalities between units, collected during a pass over the graph and merged at its end.
+
+    `canonical[id]` is the component of a unit, 0 where it is locked.
+    """
+
+    def __init__(self) -> None:
+        self.component = np.zeros(1, dtype=np.int64)  # id -> smallest id of its component
+        self.reason = np.full(1, -1, dtype=np.int64)  # component -> index into reasons, -1 where it is free
+        self.reasons: list[Reason] = []
+        self._left: list[np.ndarray] = []
+        self._right: list[np.ndarray] = []
+        self._locks: list[tuple[np.ndarray, int]] = []
+
+    @property
+    def canonical(self) -> np.ndarray:
+        """Id -> component, or 0 for locked ones, `(n_ids,)`."""
+        return np.where(self.reason[self.component] >= 0, FIXED, self.component)
+
+    def fresh(self, count: int) -> np.ndarray:
+        """Ids of `count` new units."""
+        start = len(self.component)
+        ids = np.arange(start, start + count)
+        self.component = np.concatenate([self.component, ids])
+        self.reason = np.concatenate([self.reason, np.full(count, -1)])
+        return ids
+
+    def unite(self, left: Tensor, right: Tensor, reason: Reason) -> None:
+        """The units of both stand or fall together, element by element; one that meets a fixed element is locked."""
+        if left.shape != right.shape:
+            right = right.expand_as(left)
+        a, b = left.reshape(-1).numpy(), right.reshape(-1).numpy()
+        both = (a > 0) & (b > 0) & (a != b)
+        if both.any():
+            self._left.append(a[both])
+            self._right.append(b[both])
+        for mine, other in ((a, b), (b, a)):
+            meets_fixed = (mine > 0) & (other == FIXED)
+            if meets_fixed.any():
+                self._lock(mine[meets_fixed], reason)
+
+    def lock(self, labels: Tensor, reason: Reason) -> None:
+        """No unit among `labels` may be removed."""
+        flat = labels.reshape(-1).numpy()
+        if (flat > 0).any():
+            self._lock(flat[flat > 0], reason)
+
+    def _lock(self, ids: np.ndarray, reason: Reason) -> None:
+        self._locks.append((np.unique(ids), len(self.reasons)))
+        self.reasons.append(reason)
+
+    def merge(self) -> bool:
+        """Merge what was collected since the last merge; whether anything changed."""
+        changed = False
+        if self._left:
+            left, right = np.concatenate(self._left), np.concatenate(self._right)
+            changed = self._merge_components(self.component[left], self.component[right])
+        for ids, index in self._locks:
+            components = np.unique(self.component[ids])
+            free = components[self.reason[components] < 0]
+            self.reason[free] = index
+            changed = changed or bool(len(free))
+        self._left, self._right, self._locks = [], [], []
+        return changed
+
+    def _merge_components(self, left: np.ndarray, right: np.ndarray) -> bool:
+        size = len(self.component)
+        edges = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(size, size))
+        _, group = connected_components(edges, directed=False)
+        smallest = np.full(group.max() + 1, size)
+        np.minimum.at(smallest, group, np.arange(size))
+        merged = smallest[group[self.component]]
+        changed = not np.array_equal(merged, self.component)
+        # The first reason that locked any part locks the whole.
+        locked = np.flatnonzero(self.reason >= 0)
+        first = np.full(size, np.iinfo(np.int64).max)
+        np.minimum.at(first, merged[locked], self.reason[locked])
+        self.reason = np.where(first == np.iinfo(np.int64).max, -1, first)
+        self.component = merged
+        return changed
+
+
+def count_units(labels: np.ndarray, keep_dim: int) -> int:
+    """How many units are left free when `labels` `(n, m, ...)` may vary along `keep_dim` only.
+
+    Each slice along `keep_dim` becomes one unit, slices that share a label are one, a slice with a fixed element is none.
+    """
+    rows = np.moveaxis(labels, keep_dim, 0).reshape(labels.shape[keep_dim], -1)
+    ids, inverse = np.unique(rows, return_inverse=True)
+    n_rows, n_ids = rows.shape[0], len(ids)
+    inverse = inverse.reshape(rows.shape)
+    row_index = np.repeat(np.arange(n_rows), rows.shape[1])
+    edges = coo_array(
+        (np.ones(rows.size, dtype=np.int8), (row_index, n_rows + inverse.reshape(-1))), shape=(n_rows + n_ids,) * 2
+    )
+    n_components, group = connected_components(edges, directed=False)
+    if ids[0] == FIXED:
+        return int(n_components - 1)
+    return int(n_components)

@@ -1,0 +1,69 @@
+"""A model's own account of itself (`ModelInfo`) as plain fields: edgeprune.json in a .pt2, entries of a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from edgeprune.errors import InputError
+from edgeprune.records import ModelInfo, Normalization
+
+INFO_FILE = "edgeprune.json"
+CHECKPOINT_FORMAT = "edgeprune-checkpoint/1"
+
+
+def info_to_dict(info: ModelInfo) -> dict[str, Any]:
+    """The record as plain lists, numbers and strings, for JSON and the weights-only loader."""
+    fields = asdict(info)
+    for name in ("input_shape", "classes", "feature_names"):
+        fields[name] = list(fields[name])
+    if info.normalization is not None:
+        fields["normalization"] = {"mean": list(info.normalization.mean), "std": list(info.normalization.std)}
+    return fields
+
+
+def info_from_dict(value: Any) -> ModelInfo:
+    """The inverse of `info_to_dict`; InputError where a field is of another kind."""
+    if not isinstance(value, Mapping):
+        raise InputError(f"model info: expected fields by name, got a {type(value).__name__}")
+    normalization = value.get("normalization")
+    return ModelInfo(
+        input_shape=_sizes(value.get("input_shape")),
+        arch=_text(value, "arch"),
+        classes=_texts(value, "classes"),
+        normalization=None if normalization is None else _normalization(normalization),
+        data=_text(value, "data"),
+        feature_names=_texts(value, "feature_names"),
+    )
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or not all(type(size) is int and size > 0 for size in value):
+        raise InputError(f"model info: expected input_shape as sizes above 0, got {str(value)[:60]}")
+    return tuple(value)
+
+
+def _text(value: Mapping[str, Any], name: str) -> str | None:
+    text = value.get(name)
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"model info: expected {name} as text, got {str(text)[:60]}")
+    return text
+
+
+def _texts(value: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    texts = value.get(name) or ()
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"model info: expected {name} as a list of texts, got {str(texts)[:60]}")
+    return tuple(texts)
+
+
+def _normalization(value: Any) -> Normalization:
+    try:
+        mean, std = (tuple(float(number) for number in value[name]) for name in ("mean", "std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"model info: expected normalization with mean and std, got {str(value)[:60]}") from error
+    if len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or not all(number > 0 for number in std):
+        raise InputError(f"model info: expected finite means and stds above 0, got {str(value)[:80]}")
+    return Normalization(mean, std)

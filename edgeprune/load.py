@@ -1,0 +1,339 @@
+"""Reading models: the only module that opens checkpoints. Its content tells what a file is, not its suffix."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from edgeprune import arch as architectures
+from edgeprune.digests import digest
+from edgeprune.errors import EdgepruneError, InputError, UnsafeFileError
+from edgeprune.graph.capture import Program, capture
+from edgeprune.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
+from edgeprune.pt2 import list_records, read_program
+from edgeprune.records import Model, ModelInfo
+
+__all__ = ["digest", "load"]
+
+_WAY_OUT = "save model.state_dict() and give --arch, or trust the file and give --unsafe-pickle"
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_MAX_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    arch: str | None
+    input_shape: tuple[int, ...] | None
+    unsafe_pickle: bool
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    unsafe_pickle: bool = False,
+) -> Model:
+    """Load a model as an exported program with a dynamic batch.
+
+    Args:
+        path: an edgeprune checkpoint, a state_dict (.pt or .safetensors), or an exported program (.pt2).
+        arch: what builds the network of a bare state_dict, see `edgeprune.arch.build`.
+        input_shape: one input without the batch, e.g. `(3, 224, 224)`, where the file does not say.
+        unsafe_pickle: unpickle a whole module; this runs whatever code the file holds.
+
+    Raises:
+        UnsafeFileError: the file needs unpickling, or is an exported program with unknown operators.
+        InputError: missing, damaged, does not fit its architecture, or holds NaN or infinity.
+    """
+    file = Path(path)
+    data = _read_bytes(file)
+    try:
+        program, info = _load_bytes(data, _Request(arch, input_shape, unsafe_pickle))
+        _check_finite(program)
+        program, info = _checked_input(program, info, input_shape)
+    except EdgepruneError as error:
+        raise type(error)(f"{file}: {error}") from error
+    return Model(program, info, digest(program), file.stem)
+
+
+def _read_bytes(file: Path) -> bytes:
+    if not os.path.lexists(file):
+        raise InputError(f"{file}: expected a model file, got none")
+    if not file.is_file():
+        raise InputError(f"{file}: expected a model file, got {'a folder' if file.is_dir() else 'something else'}")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: expected a file that can be read, got {error.strerror}") from error
+    if not data:
+        raise InputError(f"{file}: expected a model file, got an empty file")
+    return data
+
+
+def _load_bytes(data: bytes, request: _Request) -> tuple[Program, ModelInfo]:
+    if data[:4] == b"PK\x03\x04":
+        names = [record.filename.partition("/")[2] or record.filename for record in list_records(data)]
+        if "archive_format" in names:
+            return _from_pt2(data, request)
+        if "serialized_exported_program.json" in names:
+            raise UnsafeFileError(
+                "expected a .pt2 of PyTorch 2.8 or later, got an older one that needs unpickling; export again"
+            )
+        if "constants.pkl" in names and "data.pkl" in names:
+            raise InputError(f"expected a state_dict or an exported program, got a TorchScript file; {_WAY_OUT}")
+        if "data.pkl" in names:
+            return _from_saved(_unpickle(data, request.unsafe_pickle), request)
+        raise InputError("expected a model file, got another kind of zip archive")
+    if data[:1] == b"\x80":
+        return _from_saved(_unpickle(data, request.unsafe_pickle), request)
+    if _is_safetensors(data):
+        return _from_state_dict(_safetensors(data), request)
+    raise InputError("expected a state_dict, a checkpoint, a .safetensors or a .pt2, got a file of another kind")
+
+
+def _unpickle(data: bytes, unsafe: bool) -> Any:
+    """What torch.save wrote, by the weights-only loader; by the unlimited one where the user says so."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about the pickle protocol
+            return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        if not unsafe:
+            raise UnsafeFileError(f"expected weights only, got objects that need unpickling; {_WAY_OUT}") from error
+    except Exception as error:
+        raise InputError(f"expected a whole file of torch.save, got a damaged one ({_first_line(error)})") from error
+    try:
+        return torch.load(io.BytesIO(data), weights_only=False, map_location="cpu")  # noqa: S614  (--unsafe-pickle)
+    except Exception as error:
+        raise InputError(f"expected a file that can be unpickled here, got {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__
+
+
+def _is_safetensors(data: bytes) -> bool:
+    """Eight bytes of length, then a JSON header of that length."""
+    return len(data) > 9 and int.from_bytes(data[:8], "little") <= len(data) - 8 and data[8:9] == b"{"
+
+
+def _safetensors(data: bytes) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors.torch import load as load_safetensors
+    except ImportError as error:
+        raise InputError(
+            "expected safetensors to be installed for this file, got none; pip install safetensors"
+        ) from error
+    try:
+        return dict(load_safetensors(data))
+    except Exception as error:
+        raise InputError(f"expected a whole .safetensors file, got a damaged one ({_first_line(error)})") from error
+
+
+def _from_saved(value: Any, request: _Request) -> tuple[Program, ModelInfo]:
+    if isinstance(value, nn.Module):
+        return _from_module(value, request)
+    if not isinstance(value, Mapping):
+        raise InputError(f"expected a state_dict or a checkpoint, got a {type(value).__name__}")
+    kind = value.get("format")
+    if isinstance(kind, str) and kind.startswith("edgeprune-checkpoint/"):
+        return _from_checkpoint(value, request)
+    return _from_state_dict(value, request)
+
+
+def _from_checkpoint(value: Mapping[str, Any], request: _Request) -> tuple[Program, ModelInfo]:
+    if value["format"] != CHECKPOINT_FORMAT:
+        raise InputError(f"expected a checkpoint {CHECKPOINT_FORMAT}, got {str(value['format'])[:60]}")
+    carried, state = value.get("program"), value.get("state_dict")
+    if not (isinstance(carried, torch.Tensor) and carried.dtype == torch.uint8 and carried.dim() == 1):
+        raise InputError("checkpoint: expected its program as bytes, got none")
+    weights = _tensors_of(state)
+    program, _ = read_program(carried.numpy().tobytes(), weights)
+    info = info_from_dict(value)
+    _check_arch(info, request)
+    return Program.adopt(program), info
+
+
+def _from_pt2(data: bytes, request: _Request) -> tuple[Program, ModelInfo]:
+    if request.unsafe_pickle:
+        raise InputError("expected --unsafe-pickle only for a pickled module, got it for a .pt2, which never needs it")
+    program, extra = read_program(data)
+    info = ModelInfo(input_shape=())
+    if INFO_FILE in extra:
+        try:
+            info = info_from_dict(json.loads(extra[INFO_FILE]))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{INFO_FILE}: expected JSON, got {_first_line(error)}") from error
+    _check_arch(info, request)
+    return Program.adopt(program), info
+
+
+def _check_arch(info: ModelInfo, request: _Request) -> None:
+    if request.arch is not None and request.arch != info.arch:
+        raise InputError(f"expected no --arch, as the file carries its network ({info.arch}), got {request.arch}")
+
+
+def _from_state_dict(value: Mapping[str, Any], request: _Request) -> tuple[Program, ModelInfo]:
+    if request.arch is None:
+        raise InputError("expected --arch beside a bare state_dict, got none; e.g. --arch torchvision:resnet18")
+    state = _tensors_of(_unnested(value))
+    model = architectures.build(request.arch)
+    floats = {tensor.dtype for tensor in state.values() if tensor.dtype.is_floating_point}
+    if floats == {torch.float64}:
+        model = model.double()
+    state = _fitting(state, model, request.arch)
+    try:
+        model.load_state_dict(state)
+    except Exception as error:
+        raise InputError(f"state_dict: expected weights that fit {request.arch}, got {_first_line(error)}") from error
+    return _from_module(model, request)
+
+
+def _unnested(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in _NESTED:
+        inner = value.get(name)
+        if isinstance(inner, Mapping) and inner:
+            return inner
+    return value
+
+
+def _tensors_of(value: Any) -> dict[str, torch.Tensor]:
+    """Plain, dense CPU tensors by name, or InputError."""
+    if not isinstance(value, Mapping) or not value:
+        raise InputError(f"state_dict: expected tensors by name, got {'none' if not value else type(value).__name__}")
+    for name, tensor in value.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise InputError(
+                f"state_dict: expected tensors by name, got a {type(tensor).__name__} for {str(name)[:80]!r}"
+            )
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise InputError(f"state_dict {name!r}: expected a dense tensor, got {tensor.layout} on {tensor.device}")
+    return dict(value)
+
+
+def _fitting(state: dict[str, torch.Tensor], model: nn.Module, arch: str) -> dict[str, torch.Tensor]:
+    """The state_dict without a wrapper's prefix; its names and shapes are those of `model`, or InputError."""
+    expected = model.state_dict()
+    state = _without_prefixes(state, set(expected))
+    for name, tensor in expected.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, tensor)  # files from before PyTorch 0.4 lack it
+    problems = [f"missing {name}" for name in expected if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in expected]
+    problems += [
+        f"{name} {list(state[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
+        raise InputError(f"state_dict: expected the weights of {arch}, got {', '.join(problems[:_MAX_NAMED])}{more}")
+    return state
+
+
+def _without_prefixes(state: dict[str, torch.Tensor], expected: set[str]) -> dict[str, torch.Tensor]:
+    """E.g. `module._orig_mod.fc.weight` is `fc.weight` where no name is known with the prefix."""
+    while not expected.issuperset(state):
+        prefix = next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name[len(prefix) :]: tensor for name, tensor in state.items()}
+    return state
+
+
+def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInfo]:
+    shape = request.input_shape or _own_input_shape(model)
+    if shape is None:
+        raise InputError("expected --input-shape for this file, e.g. 3,224,224, got none")
+    dtype = next((tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point), torch.float32)
+    program = capture(model, torch.zeros(2, *shape, dtype=dtype))
+    return program, ModelInfo(input_shape=shape, arch=request.arch)
+
+
+def _own_input_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """What the network says of itself: an attribute `input_shape`, or timm's configuration."""
+    configuration = getattr(model, "default_cfg", None)
+    shape = getattr(model, "input_shape", None)
+    if shape is None and isinstance(configuration, Mapping):
+        shape = configuration.get("input_size")
+    if isinstance(shape, (tuple, list)) and shape and all(type(size) is int and size > 0 for size in shape):
+        return tuple(shape)
+    return None
+
+
+def _check_finite(program: ExportedProgram) -> None:
+    """NaN and infinity are refused; minus infinity may stand in a buffer, as attention masks have it."""
+    for name, tensor in {**program.constants, **program.state_dict}.items():
+        if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex) or torch.isfinite(tensor).all():
+            continue
+        if tensor.isnan().any():
+            raise InputError(f"tensor {name!r}: expected finite values, got NaN")
+        if isinstance(tensor, nn.Parameter) or tensor.dtype.is_complex or tensor.isposinf().any():
+            raise InputError(f"tensor {name!r}: expected finite values, got infinity")
+
+
+def _checked_input(program: Program, info: ModelInfo, asked: tuple[int, ...] | None) -> tuple[Program, ModelInfo]:
+    """The program with a dynamic batch, and its info with the input's shape; both must agree with what was asked."""
+    names = set(program.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    if len(tensors) != 1 or tensors[0].dim() == 0:
+        raise InputError(f"expected a network with one input tensor that has a batch, got {len(tensors)} input tensors")
+    [given] = tensors
+    shape = info.input_shape or asked or tuple(_hint(size) for size in given.shape[1:])
+    if asked is not None and tuple(asked) != shape:
+        raise InputError(f"expected inputs of shape {list(shape)}, got --input-shape {list(asked)}")
+    fixed = [(size, own) for size, own in zip(given.shape[1:], shape, strict=False) if isinstance(size, int)]
+    if len(shape) != given.dim() - 1 or any(size != own for size, own in fixed):
+        raise InputError(f"expected inputs of shape {[str(size) for size in given.shape[1:]]}, got {list(shape)}")
+    if isinstance(given.shape[0], int):
+        program = _with_dynamic_batch(program, torch.zeros(given.shape[0], *shape, dtype=given.dtype))
+    return program, replace(info, input_shape=shape)
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    hint = size if isinstance(size, int) else size.node.hint
+    if hint is None:
+        raise InputError("expected --input-shape, as the program leaves its sizes open, got none")
+    return int(hint)
+
+
+def _with_dynamic_batch(program: Program, example: torch.Tensor) -> Program:
+    """Export a program of fixed batch again with an open one; only where it then does the same."""
+    n_fixed = example.shape[0]
+    refusal = f"expected a program with a dynamic batch, got a fixed batch of {n_fixed}; export it with a dynamic batch"
+    example = torch.linspace(-1, 1, example.numel()).reshape(example.shape).to(example.dtype)
+    pair = example.repeat(2, *[1] * (example.dim() - 1))
+    try:
+        with torch.no_grad():
+            before = program.module()(example)
+            opened = capture(program.module(), pair)
+            after = opened.module()(pair)
+    except Exception as error:
+        raise InputError(refusal) from error
+    pairs = list(zip(tree_leaves(before), tree_leaves(after), strict=True))
+    if not all(_twice(one, two) for one, two in pairs):
+        raise InputError(refusal)
+    return opened
+
+
+def _twice(one: Any, two: Any) -> bool:
+    """Whether `two` `(2 * batch, ...)` repeats `one` `(batch, ...)`."""
+    if not (isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor) and one.dim()):
+        return False
+    expected = torch.cat([one, one])
+    return two.shape == expected.shape and torch.allclose(two, expected, rtol=1e-4, atol=1e-5)

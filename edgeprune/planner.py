@@ -1,0 +1,202 @@
+"""The planner: which units go so that the MACs meet the budget and the least importance is lost. It touches no weight."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from edgeprune.cost import CostModel
+from edgeprune.digests import digest
+from edgeprune.errors import BudgetError, InputError
+from edgeprune.graph.groups import ChannelGraph, ChannelGroup
+from edgeprune.importance import Batches, score
+from edgeprune.pruning_plan import PlannedGroup, PruningPlan
+from edgeprune.records import InputFeatures
+from edgeprune.surgery import input_features
+
+
+def plan(
+    program: ExportedProgram,
+    graph: ChannelGraph,
+    keep_macs: float | None = 0.5,
+    criterion: str = "l2",
+    align: int = 8,
+    exact_only: bool = False,
+    *,
+    n_features: int | None = None,
+    batches: Batches = (),
+    seed: int = 0,
+) -> PruningPlan:
+    """Choose the units to keep: globally over all groups, least important first, until the MACs are within budget.
+
+    Args:
+        program: the program that `graph` was made from.
+        graph: its channel groups; with `inputs=True` input features are chosen too.
+        keep_macs: largest share of the MACs to keep, in (0, 1]; None prunes no channels.
+        criterion: "l1", "l2", "taylor" (needs `batches`) or "random".
+        align: kept widths are multiples of this where the layer is at least as wide; 1 for any width.
+        exact_only: leave units alone whose removal changes the statistics of a normalisation.
+        n_features: how many input features to keep exactly; None lets them compete with the channels.
+        batches: normalised inputs and class numbers for "taylor".
+        seed: for "random".
+
+    Raises:
+        InputError: a number is out of range.
+        BudgetError: the budget cannot be met; says which groups stood in the way.
+    """
+    if keep_macs is not None and not 0 < keep_macs <= 1:
+        raise InputError(f"keep_macs: expected a share in (0, 1], got {keep_macs}")
+    if align < 1:
+        raise InputError(f"align: expected a whole number from 1, got {align}")
+    scores = score(program, graph, criterion, batches=batches, seed=seed)
+    chooser = _Chooser(program, graph, scores, per_mac=criterion == "taylor", align=align)
+    if n_features is not None:
+        chooser.keep_features(n_features)
+    if keep_macs is not None:
+        chooser.prune_to(keep_macs, exact_only=exact_only, features=n_features is None)
+    return make_plan(program, graph, chooser.kept())
+
+
+class _Chooser:
+    """How many units of each group stay; the lowest scores go first within a group."""
+
+    def __init__(
+        self,
+        program: ExportedProgram,
+        graph: ChannelGraph,
+        scores: Sequence[np.ndarray],
+        *,
+        per_mac: bool,
+        align: int,
+    ) -> None:
+        self.graph = graph
+        self.cost = CostModel(program, graph)
+        self.counts = np.array([group.n_units for group in graph.groups], dtype=float)
+        self.orders = [np.argsort(s, kind="stable") for s in scores]
+        self.sums = [np.concatenate([[0.0], np.cumsum(np.sort(s, kind="stable"))]) for s in scores]
+        self.per_mac = per_mac
+        self.steps = [_step(group, align) for group in graph.groups]
+
+    def kept(self) -> np.ndarray:
+        """Bool `(n_labels,)`: which units stay."""
+        keep = np.ones(len(self.graph.analysis.solver.canonical), dtype=bool)
+        for group, order, count in zip(self.graph.groups, self.orders, self.counts, strict=True):
+            keep[group.units[order[: group.n_units - int(count)]]] = False
+        return keep
+
+    def keep_features(self, n_features: int) -> None:
+        """Keep exactly this many input features, the most important ones over all inputs."""
+        inputs = [g for g, group in enumerate(self.graph.groups) if group.is_input]
+        available = int(sum(self.counts[g] for g in inputs))
+        if not inputs:
+            raise InputError("input features: the network has none that can be removed; see `edgeprune inspect`")
+        if not len(inputs) <= n_features <= available:
+            raise InputError(f"input features: expected to keep {len(inputs)} to {available}, got {n_features}")
+        while sum(self.counts[g] for g in inputs) > n_features:
+            weakest = min((g for g in inputs if self.counts[g] > 1), key=lambda g: self._lost(g, 1))
+            self.counts[weakest] -= 1
+
+    def prune_to(self, keep_macs: float, *, exact_only: bool, features: bool) -> None:
+        """Remove the cheapest aligned chunk, again and again, until the MACs are within the budget.
+
+        What a chunk saves only shrinks while others go, so a stale entry of the heap is re-examined when it comes up.
+        """
+        budget = keep_macs * self.cost.total
+        left = self.cost.macs(self.counts)
+        eligible = [
+            g for g, group in enumerate(self.graph.groups)
+            if (group.exact or not exact_only) and (features or not group.is_input)
+        ]  # fmt: skip
+        heap = [entry for g in eligible if (entry := self._entry(g)) is not None]
+        heapq.heapify(heap)
+        while left > budget:
+            if not heap:
+                raise BudgetError(self._in_the_way(keep_macs, left))
+            _, group = heapq.heappop(heap)
+            fresh = self._entry(group)
+            if fresh is None:
+                continue
+            if heap and fresh > heap[0]:
+                heapq.heappush(heap, fresh)
+                continue
+            chunk = self._chunk(group)
+            left -= self.cost.saving(self.counts, group, chunk)
+            self.counts[group] -= chunk
+            following = self._entry(group)
+            if following is not None:
+                heapq.heappush(heap, following)
+
+    def _entry(self, group: int) -> tuple[float, int] | None:
+        """Price of the next chunk of a group, and the group; None where nothing more can go or nothing is saved."""
+        chunk = self._chunk(group)
+        if chunk == 0:
+            return None
+        saving = self.cost.saving(self.counts, group, chunk)
+        if saving <= 0:
+            return None
+        return self._lost(group, chunk) / (saving if self.per_mac else chunk), group
+
+    def _lost(self, group: int, chunk: int) -> float:
+        """Importance of the next `chunk` units of a group."""
+        removed = self.graph.groups[group].n_units - int(self.counts[group])
+        return float(self.sums[group][removed + chunk] - self.sums[group][removed])
+
+    def _chunk(self, group: int) -> int:
+        """How many units to remove to come to the next lower aligned width; 0 at the last one."""
+        count, step = int(self.counts[group]), self.steps[group]
+        lower = (count - 1) // step * step
+        return count - lower if lower > 0 else 0
+
+    def _in_the_way(self, keep_macs: float, left: float) -> str:
+        held = sorted(
+            ((self._share(g), group.name) for g, group in enumerate(self.graph.groups) if self.counts[g] > 0),
+            reverse=True,
+        )
+        locked = sorted({f"{lock.name} ({lock.reason})" for lock in self.graph.locked if lock.dim == 0})
+        message = (
+            f"{keep_macs:.3g} of the MACs cannot be met: expected at most {keep_macs * self.cost.total:.0f}, got no lower "
+            f"than {left:.0f}; in the way: groups at their least width ({', '.join(name for _, name in held[:4]) or 'none'})"
+        )
+        if locked:
+            message += f"; locked: {', '.join(locked[:4])}" + (
+                f" and {len(locked) - 4} more" if len(locked) > 4 else ""
+            )
+        return message + "; a lower --align may help"
+
+    def _share(self, group: int) -> float:
+        return sum(self.cost.products[i].macs(self.counts) for i in self.cost.touching[group])
+
+
+def _step(group: ChannelGroup, align: int) -> int:
+    """Units to remove at a time so that the width stays a multiple of `align`; narrow layers are not held to it."""
+    if group.is_input:
+        return 1
+    per_unit = group.indices_per_unit
+    step = align // math.gcd(align, per_unit)
+    return step if group.n_units >= step else 1
+
+
+def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -> PruningPlan:
+    """The plan that keeps the units marked in `keep`, bool `(n_labels,)`."""
+    canonical = graph.analysis.solver.canonical
+    tensors: dict[str, dict[int, tuple[int, ...]]] = {}
+    for (kind, name, dim), source in graph.analysis.sources.items():
+        if kind != "tensor" or dim is None:
+            continue
+        mask = keep[canonical[source.ids]]
+        if not mask.all():
+            for alias in graph.analysis.aliases(name) or [name]:
+                tensors.setdefault(alias, {})[dim] = tuple(np.flatnonzero(mask).tolist())
+    inputs: dict[str, InputFeatures] = {}
+    for kind, name, _ in graph.analysis.sources:
+        features = input_features(graph, name, keep) if kind == "input" else None
+        if features is not None and len(features.keep) < features.size:
+            inputs[name] = features
+    groups = tuple(
+        PlannedGroup(group.name, group.n_units, int(keep[group.units].sum()), group.exact) for group in graph.groups
+    )
+    return PruningPlan(digest(program), tensors, inputs, groups)

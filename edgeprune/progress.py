@@ -1,0 +1,31 @@
+"""How long work tells of itself; the library speaks through this interface, the command line draws bars."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What a caller that wants to follow the work implements."""
+
+    def stage(self, title: str) -> None:
+        """A new stage begins, e.g. "finetune 2"."""
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` parts of the present stage are finished; `note` is e.g. "loss 0.31, val 97.2 %"."""
+
+    def say(self, message: str) -> None:
+        """A line that stays, e.g. what was assumed."""
+
+
+class Silent:
+    """Says nothing."""
+
+    def stage(self, title: str) -> None:
+        """Ignore it."""
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """Ignore it."""
+
+    def say(self, message: str) -> None:
+        """Ignore it."""

@@ -1,0 +1,153 @@
+"""The pruning plan: what is kept of every tensor, as plain numbers that can be read, diffed and replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeprune.errors import PlanError
+from edgeprune.records import InputFeatures
+
+FORMAT = "edgeprune-plan/1"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGroup:
+    """How many units of a channel group stay; `exact` is False where the cut changes a normalisation's statistics."""
+
+    name: str
+    before: int
+    after: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PruningPlan:
+    """What a cut keeps.
+
+    `tensors[name][dim]` lists the kept indices, ascending, of every parameter and buffer that is sliced; `name` is its
+    name in the dense model's state dict. `inputs[name]` lists the kept input features. `source_sha256` is the digest
+    of the program that the plan was made for.
+    """
+
+    source_sha256: str
+    tensors: Mapping[str, Mapping[int, tuple[int, ...]]]
+    inputs: Mapping[str, InputFeatures] = field(default_factory=dict)
+    groups: tuple[PlannedGroup, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the slim network equals the masked dense one without recomputed statistics."""
+        return all(group.exact or group.before == group.after for group in self.groups)
+
+    def to_json(self) -> str:
+        """The plan as a JSON document."""
+        document = {
+            "format": FORMAT,
+            "source_sha256": self.source_sha256,
+            "tensors": {
+                name: {str(dim): list(kept) for dim, kept in sorted(dims.items())}
+                for name, dims in sorted(self.tensors.items())
+            },
+            "inputs": {
+                name: {"size": kept.size, "keep": list(kept.keep), "dim": kept.dim}
+                for name, kept in sorted(self.inputs.items())
+            },
+            "groups": [
+                {"name": g.name, "before": g.before, "after": g.after, "exact": g.exact} for g in self.groups
+            ],
+        }  # fmt: skip
+        return json.dumps(document, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        """Read a plan; every number is checked, whether it fits a model is for `cut` to say.
+
+        Raises:
+            PlanError: not JSON, another format, or indices that are unsorted, doubled, negative or missing.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"the plan is not JSON: {error}") from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            got = document.get("format") if isinstance(document, dict) else type(document).__name__
+            raise PlanError(f"the plan's format: expected {FORMAT!r}, got {got!r}")
+        sha256 = document.get("source_sha256")
+        if not isinstance(sha256, str):
+            raise PlanError(f"the plan's source_sha256: expected a string, got {sha256!r}")
+        tensors = {
+            name: {_dim(name, dim): _indices(f"tensors[{name!r}][{dim!r}]", kept) for dim, kept in _table(name, dims)}
+            for name, dims in _table("tensors", document.get("tensors"))
+        }
+        inputs = {name: _features(name, entry) for name, entry in _table("inputs", document.get("inputs", {}))}
+        return cls(
+            sha256, tensors, inputs, tuple(_group(entry) for entry in _list("groups", document.get("groups", [])))
+        )
+
+
+def read_plan(path: Path) -> PruningPlan:
+    """Read plan.json.
+
+    Raises:
+        PlanError: the file is missing or not a plan.
+    """
+    try:
+        return PruningPlan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: expected a readable plan.json, got {error}") from error
+
+
+def _table(where: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        raise PlanError(f"the plan's {where}: expected an object, got {type(value).__name__}")
+    return list(value.items())
+
+
+def _list(where: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise PlanError(f"the plan's {where}: expected a list, got {type(value).__name__}")
+    return value
+
+
+def _dim(name: str, dim: str) -> int:
+    if not dim.isdecimal():
+        raise PlanError(f"the plan's tensors[{name!r}]: expected a dim as a number, got {dim!r}")
+    return int(dim)
+
+
+def _indices(where: str, value: Any) -> tuple[int, ...]:
+    """Kept indices: whole numbers from 0, ascending, none twice, at least one."""
+    indices = _list(where, value)
+    if not indices:
+        raise PlanError(f"the plan's {where} keeps nothing: expected at least one index")
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices):
+        raise PlanError(f"the plan's {where}: expected whole numbers from 0")
+    for before, after in zip(indices, indices[1:], strict=False):
+        if before >= after:
+            raise PlanError(f"the plan's {where}: expected ascending indices, got {before} before {after}")
+    return tuple(indices)
+
+
+def _features(name: str, entry: Any) -> InputFeatures:
+    fields = dict(_table(f"inputs[{name!r}]", entry))
+    size, dim = fields.get("size"), fields.get("dim")
+    if not isinstance(size, int) or size < 1:
+        raise PlanError(f"the plan's inputs[{name!r}]['size']: expected a whole number from 1, got {size!r}")
+    if dim is not None and (not isinstance(dim, int) or dim < 1):
+        raise PlanError(f"the plan's inputs[{name!r}]['dim']: expected a dim from 1 or null, got {dim!r}")
+    keep = _indices(f"inputs[{name!r}]['keep']", fields.get("keep"))
+    if keep[-1] >= size:
+        raise PlanError(f"the plan's inputs[{name!r}]['keep']: expected indices below {size}, got {keep[-1]}")
+    return InputFeatures(size, keep, dim)
+
+
+def _group(entry: Any) -> PlannedGroup:
+    fields = dict(_table("groups", entry))
+    try:
+        return PlannedGroup(str(fields["name"]), int(fields["before"]), int(fields["after"]), bool(fields["exact"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError(f"the plan's groups: expected name, before, after and exact, got {fields!r}") from error

@@ -1,0 +1,341 @@
+"""A .pt2's graph as JSON: every field is checked against this table and written anew; what is not in it is refused.
+
+PyTorch turns several of these strings into source code (node, argument and weight names), evaluates others (symbolic
+sizes, guards) and imports modules that others name (tree specs). So each has a kind of its own here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from edgeprune.errors import InputError, UnsafeFileError
+from edgeprune.pt2.expressions import SYMBOL, checked_expression
+
+MAX_INTEGER = 2**63
+MAX_JSON_BYTES = 2**28
+# What may stand between the dots of a weight's name: no quotes, as PyTorch writes it into source code.
+_PART = r"(?!__)[A-Za-z0-9_\-/ :+@#=,]{1,200}"
+_WEIGHT_NAME = re.compile(rf"{_PART}(?:\.{_PART}){{0,63}}")
+_IDENTIFIER = re.compile(r"(?!__\w*__$)[A-Za-z_][A-Za-z0-9_]{0,511}", re.ASCII)
+_MODULE_NAME = re.compile(r"[A-Za-z0-9_.\-/ :+@#=,]{0,1000}")
+_KEY = re.compile(r"[^\"'\\\x00-\x1f]{1,200}")
+# Serialized type: whether it has keys.
+_TREES = {"builtins.tuple": False, "builtins.list": False, "builtins.dict": True, "collections.OrderedDict": True}
+_MAX_TREE_DEPTH = 32
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_STRIDED = 7
+
+# Fields by structure. "?": may be missing or null; "[X]": list; "{K:X}": mapping; "drop": accepted, not kept.
+_STRUCTURES: dict[str, dict[str, str]] = {
+    "Program": {
+        "graph_module": "GraphModule",
+        "opset_version": "{identifier:int}",
+        "range_constraints": "{symbol:Range}",
+        "schema_version": "Version",
+        "verifiers": "[verifier]?",
+        "torch_version": "text?",
+        "guards_code": "drop",
+    },
+    "Version": {"major": "int", "minor": "int"},
+    "Range": {"min_val": "int?", "max_val": "int?"},
+    "GraphModule": {
+        "graph": "Graph",
+        "signature": "Signature",
+        "module_call_graph": "[ModuleCall]",
+        "metadata": "drop",
+        "treespec_namedtuple_fields": "drop",
+    },
+    "Graph": {
+        "inputs": "[Argument]",
+        "outputs": "[Argument]",
+        "nodes": "[Node]",
+        "tensor_values": "{identifier:TensorMeta}",
+        "sym_int_values": "{identifier:SymInt}",
+        "sym_bool_values": "{identifier:SymBool}",
+        "sym_float_values": "{identifier:SymFloat}?",
+        "is_single_tensor_return": "bool?",
+    },
+    "Node": {
+        "target": "text",
+        "inputs": "[NamedArgument]",
+        "outputs": "[Argument]",
+        "metadata": "metadata",
+        "is_hop_single_tensor_return": "drop",
+        "name": "identifier?",
+    },
+    "NamedArgument": {"name": "argument_name", "arg": "Argument", "kind": "int?"},
+    "TensorMeta": {
+        "dtype": "int",
+        "sizes": "[SymInt]",
+        "requires_grad": "bool",
+        "device": "device",
+        "strides": "[SymInt]",
+        "storage_offset": "SymInt",
+        "layout": "layout",
+    },
+    "SymExpr": {"expr_str": "expression", "hint": "Hint?"},
+    "Name": {"name": "identifier"},
+    "Complex": {"real": "float", "imag": "float"},
+    "Signature": {"input_specs": "[InputSpec]", "output_specs": "[OutputSpec]"},
+    "UserInput": {"arg": "Argument"},
+    "UserOutput": {"arg": "Argument"},
+    "Parameter": {"arg": "Name", "parameter_name": "weight_name"},
+    "Buffer": {"arg": "Name", "buffer_name": "weight_name", "persistent": "bool"},
+    "TensorConstant": {"arg": "Name", "tensor_constant_name": "weight_name"},
+    "ConstantInput": {"name": "identifier", "value": "Constant"},
+    "BufferMutation": {"arg": "Name", "buffer_name": "weight_name"},
+    "UserInputMutation": {"arg": "Name", "user_input_name": "identifier"},
+    "ModuleCall": {"fqn": "module_name", "signature": "CallSignature?"},
+    "CallSignature": {
+        "inputs": "[Argument]",
+        "outputs": "[Argument]",
+        "in_spec": "input_tree",
+        "out_spec": "output_tree",
+        "forward_arg_names": "[identifier]?",
+    },
+    "PayloadConfig": {"config": "{weight_name:Payload}"},
+    "Payload": {"path_name": "identifier", "is_param": "bool", "use_pickle": "bool", "tensor_meta": "TensorMeta?"},
+}
+# Unions: exactly one of these. What is left out (graphs, script objects, operators as arguments) is refused.
+_UNIONS: dict[str, dict[str, str]] = {
+    "Hint": {"as_int": "int", "as_bool": "bool", "as_float": "float"},
+    "SymInt": {"as_expr": "SymExpr", "as_int": "int"},
+    "SymFloat": {"as_expr": "SymExpr", "as_float": "float"},
+    "SymBool": {"as_expr": "SymExpr", "as_bool": "bool"},
+    "SymIntArgument": {"as_name": "identifier", "as_int": "int"},
+    "SymFloatArgument": {"as_name": "identifier", "as_float": "float"},
+    "SymBoolArgument": {"as_name": "identifier", "as_bool": "bool"},
+    "OptionalTensor": {"as_tensor": "Name", "as_none": "bool"},
+    "Constant": {"as_none": "bool", "as_int": "int", "as_float": "float", "as_string": "text", "as_bool": "bool"},
+    "Argument": {
+        "as_none": "bool",
+        "as_tensor": "Name",
+        "as_tensors": "[Name]",
+        "as_int": "int",
+        "as_ints": "[int]",
+        "as_float": "float",
+        "as_floats": "[float]",
+        "as_string": "text",
+        "as_sym_int": "SymIntArgument",
+        "as_sym_ints": "[SymIntArgument]",
+        "as_scalar_type": "int",
+        "as_memory_format": "int",
+        "as_layout": "layout",
+        "as_device": "device",
+        "as_bool": "bool",
+        "as_bools": "[bool]",
+        "as_sym_bool": "SymBoolArgument",
+        "as_sym_bools": "[SymBoolArgument]",
+        "as_optional_tensors": "[OptionalTensor]",
+        "as_optional_tensor": "OptionalTensor",
+        "as_sym_float": "SymFloatArgument",
+        "as_sym_floats": "[SymFloatArgument]",
+        "as_complex": "Complex",
+    },
+    "InputSpec": {
+        "user_input": "UserInput",
+        "parameter": "Parameter",
+        "buffer": "Buffer",
+        "tensor_constant": "TensorConstant",
+        "constant_input": "ConstantInput",
+    },
+    "OutputSpec": {
+        "user_output": "UserOutput",
+        "buffer_mutation": "BufferMutation",
+        "user_input_mutation": "UserInputMutation",
+    },
+}
+
+
+def parse_json(data: bytes) -> Any:
+    """What the JSON says, or InputError where it is none: too deep or too long, NaN, numbers of thousands of digits."""
+    if len(data) > MAX_JSON_BYTES:
+        raise InputError(f"expected JSON of at most {MAX_JSON_BYTES} bytes, got {len(data)}")
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"expected JSON, got {error or 'other bytes'}".splitlines()[0]) from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"the number {name}")
+
+
+def checked(value: Any, kind: str, where: str = "graph") -> Any:
+    """The same JSON value, made anew from the fields that `kind` of the tables above has.
+
+    Raises:
+        UnsafeFileError: a field that is unknown, or holds what it must not.
+    """
+    if kind.endswith("?"):
+        return None if value is None else checked(value, kind[:-1], where)
+    if kind.startswith("["):
+        items = _typed(value, list, where)
+        return [checked(item, kind[1:-1], where) for item in items]
+    if kind.startswith("{"):
+        key_kind, _, value_kind = kind[1:-1].partition(":")
+        mapping = _typed(value, dict, where)
+        return {checked(key, key_kind, where): checked(item, value_kind, where) for key, item in mapping.items()}
+    if kind in _UNIONS:
+        return _checked_union(_typed(value, dict, where), kind)
+    if kind in _STRUCTURES:
+        return _checked_structure(_typed(value, dict, where), kind)
+    return _SCALARS[kind](value, where)
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    if type(value) is not kind:
+        raise UnsafeFileError(f"{where}: expected a {kind.__name__}, got a {type(value).__name__}")
+    return value
+
+
+def _checked_union(value: dict[str, Any], kind: str) -> dict[str, Any]:
+    members = _UNIONS[kind]
+    if len(value) != 1 or next(iter(value)) not in members:
+        raise UnsafeFileError(f"{kind}: expected one of {', '.join(members)}, got {', '.join(value)[:80] or 'nothing'}")
+    [(name, item)] = value.items()
+    return {name: checked(item, members[name], f"{kind}.{name}")}
+
+
+def _checked_structure(value: dict[str, Any], kind: str) -> dict[str, Any]:
+    fields = _STRUCTURES[kind]
+    for name, item in value.items():
+        if name not in fields and item not in (None, [], {}, False, ""):
+            raise UnsafeFileError(f"{kind}: expected the fields {', '.join(fields)}, got {name[:80]!r}")
+    result = {}
+    for name, field_kind in fields.items():
+        if field_kind == "drop":
+            continue
+        if name in value:
+            result[name] = checked(value[name], field_kind, f"{kind}.{name}")
+        elif not field_kind.endswith("?"):
+            raise UnsafeFileError(f"{kind}: expected the field {name!r}, got none")
+    return result
+
+
+def _int(value: Any, where: str) -> int:
+    if type(value) is not int or abs(value) > MAX_INTEGER:
+        raise UnsafeFileError(f"{where}: expected an integer of at most 64 bits, got {str(value)[:40]}")
+    return value
+
+
+def _bool(value: Any, where: str) -> bool:
+    return bool(_typed(value, bool, where))
+
+
+def _float(value: Any, where: str) -> float | str:
+    if type(value) is int and abs(value) <= MAX_INTEGER:
+        return value
+    if type(value) is float or (type(value) is str and value in ("Infinity", "-Infinity", "NaN")):
+        return value
+    raise UnsafeFileError(f"{where}: expected a number, got {str(value)[:40]!r}")
+
+
+def _text(value: Any, where: str) -> str:
+    if type(value) is not str or len(value) > 1000 or not value.isprintable():
+        raise UnsafeFileError(f"{where}: expected a short line of text, got {str(value)[:40]!r}")
+    return value
+
+
+def _matching(pattern: re.Pattern[str], what: str) -> Callable[[Any, str], str]:
+    def check(value: Any, where: str) -> str:
+        if type(value) is not str or not pattern.fullmatch(value):
+            raise UnsafeFileError(f"{where}: expected {what}, got {str(value)[:60]!r}")
+        return value
+
+    return check
+
+
+def _expression(value: Any, where: str) -> str:
+    return checked_expression(_typed(value, str, where))
+
+
+def _device(value: Any, where: str) -> dict[str, Any]:
+    """Wherever the network was exported, it is loaded on the CPU."""
+    if _typed(value, dict, where).get("type") not in _DEVICES:
+        raise UnsafeFileError(f"{where}: expected one of {', '.join(_DEVICES)}, got {str(value.get('type'))[:40]!r}")
+    return {"type": "cpu", "index": None}
+
+
+def _layout(value: Any, where: str) -> int:
+    if type(value) is not int or value != _STRIDED:
+        raise UnsafeFileError(f"{where}: expected a strided tensor, got layout {str(value)[:20]}")
+    return value
+
+
+def _metadata(value: Any, where: str) -> dict[str, str]:
+    """Only where a node came from; the rest of the metadata names functions that would be looked up."""
+    kept = {}
+    for name in ("stack_trace", "nn_module_stack"):
+        item = _typed(value, dict, where).get(name)
+        if type(item) is str and len(item) < 100_000 and item.replace("\n", "").isprintable():
+            if name == "stack_trace" or all(_is_stack_entry(entry) for entry in item.split(";")):
+                kept[name] = item
+    return kept
+
+
+def _is_stack_entry(entry: str) -> bool:
+    """Three parts, split by the commas outside of brackets, e.g. `L__self__fc,fc,torch.nn.Linear`."""
+    depth = commas = 0
+    for character in entry:
+        depth += (character in "[(") - (character in ")]")
+        commas += character == "," and depth == 0
+    return commas == 2
+
+
+def _tree(key: re.Pattern[str]) -> Callable[[Any, str], str]:
+    """A nesting of tuples, lists and dicts, as a JSON text in the JSON text; `key` is what a dict's keys look like."""
+
+    def check(value: Any, where: str) -> str:
+        parsed = parse_json(_typed(value, str, where).encode())
+        if type(parsed) is not list or len(parsed) != 2 or parsed[0] != 1:
+            raise UnsafeFileError(f"{where}: expected a tree of version 1, got {value[:40]!r}")
+        return json.dumps([1, _checked_tree(parsed[1], key, where, _MAX_TREE_DEPTH)])
+
+    return check
+
+
+def _checked_tree(tree: Any, key: re.Pattern[str], where: str, levels: int) -> dict[str, Any]:
+    kind, context = _typed(tree, dict, where).get("type"), tree.get("context")
+    children = _typed(tree.get("children_spec"), list, where)
+    if levels == 0:
+        raise UnsafeFileError(f"{where}: expected at most {_MAX_TREE_DEPTH} levels, got more")
+    if kind is None and context is None and not children:
+        return {"type": None, "context": None, "children_spec": []}
+    if type(kind) is not str or kind not in _TREES:
+        raise UnsafeFileError(f"{where}: expected tuples, lists and dicts, got {str(kind)[:60]!r}")
+    keys = parse_json(_typed(context, str, where).encode())
+    if not _TREES[kind] and keys is not None:
+        raise UnsafeFileError(f"{where}: expected no context for {kind}, got {str(keys)[:60]}")
+    if _TREES[kind]:
+        _check_keys(_typed(keys, list, where), len(children), key, where)
+    specs = [_checked_tree(child, key, where, levels - 1) for child in children]
+    return {"type": kind, "context": json.dumps(keys), "children_spec": specs}
+
+
+def _check_keys(keys: list[Any], n_children: int, pattern: re.Pattern[str], where: str) -> None:
+    if len(keys) != n_children or not all(type(key) is str and pattern.fullmatch(key) for key in keys):
+        raise UnsafeFileError(f"{where}: expected one plain name a child, got {str(keys)[:60]}")
+
+
+_SCALARS: dict[str, Callable[[Any, str], Any]] = {
+    "int": _int,
+    "bool": _bool,
+    "float": _float,
+    "text": _text,
+    "identifier": _matching(_IDENTIFIER, "an identifier"),
+    "argument_name": _matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}|"), "an argument's name"),
+    "weight_name": _matching(_WEIGHT_NAME, "a dotted name"),
+    "module_name": _matching(_MODULE_NAME, "a dotted name"),
+    "symbol": _matching(SYMBOL, "a symbol"),
+    "verifier": _matching(re.compile("TRAINING|ATEN"), "TRAINING or ATEN"),
+    "expression": _expression,
+    "device": _device,
+    "layout": _layout,
+    "metadata": _metadata,
+    "input_tree": _tree(_IDENTIFIER),
+    "output_tree": _tree(_KEY),
+}

@@ -1,0 +1,356 @@
+"""The plain records that stages hand to each other; no torch at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch.export import ExportedProgram
+    from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Normalization:
+    """What is applied to raw inputs before the network: `(x - mean) / std`.
+
+    `mean` and `std` hold one value, or one per index of the first dim after the batch
+    (colour channels of an image, columns of a table).
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a model file says of itself, beside its weights.
+
+    `input_shape` is without the batch, e.g. `(1, 8, 8)`. What a file does not say is None or empty.
+    """
+
+    input_shape: tuple[int, ...]
+    arch: str | None = None
+    classes: tuple[str, ...] = ()
+    normalization: Normalization | None = None
+    data: str | None = None
+    feature_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A loaded model: the exported program and what is known about it.
+
+    `sha256` is the digest of the program's graph and weights (not of the file), so a model keeps it
+    when it is saved in another format.
+    """
+
+    program: ExportedProgram
+    info: ModelInfo
+    sha256: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataSource:
+    """A data set cut into three splits; each split yields `(x, y)`: x float32 `info.input_shape`, raw; y an int."""
+
+    name: str
+    train: Dataset[Any]
+    val: Dataset[Any]
+    test: Dataset[Any]
+    input_shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    normalization: Normalization
+    feature_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """How to train. `lr` is the peak of the cosine schedule; None takes the optimizer's usual value."""
+
+    epochs: int = 20
+    optimizer: str = "adamw"
+    lr: float | None = None
+    weight_decay: float | None = None
+    batch_size: int = 128
+    seed: int = 0
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One epoch of training; accuracies are fractions in [0, 1]."""
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """Per-sample outcome over one split: `correct` is bool `(n_samples,)`."""
+
+    correct: np.ndarray
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of samples classified correctly, in [0, 1]."""
+        return float(self.correct.mean())
+
+
+@dataclass(frozen=True, slots=True)
+class InputFeatures:
+    """The input features that a plan keeps.
+
+    `size` counts all features, `keep` lists the kept ones, ascending. `dim` is the input dim that they index
+    (1 for channels of an image or columns of a table), or None when they index the flattened input.
+    """
+
+    size: int
+    keep: tuple[int, ...]
+    dim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyComparison:
+    """Dense against slim on the same samples; accuracies in [0, 1], drop in points (dense - slim, times 100).
+
+    `mcnemar_p` is the exact McNemar test's two-sided p value.
+    """
+
+    dense: float
+    slim: float
+    dense_interval: tuple[float, float]
+    slim_interval: tuple[float, float]
+    drop_points: float
+    drop_interval: tuple[float, float]
+    mcnemar_p: float
+    n_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyComparison:
+    """Interleaved timing of dense and slim in one runtime; `ratio` is slim / dense of the medians."""
+
+    dense_p50_ms: float
+    dense_p95_ms: float
+    slim_p50_ms: float
+    slim_p95_ms: float
+    ratio: float
+    ratio_interval: tuple[float, float]
+    threads: int
+    batch_size: int
+    n_runs: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether the ratio's 95 % interval excludes 1 on the fast side."""
+        return self.ratio_interval[1] < 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFigures:
+    """What a network costs and how well it does; accuracies in [0, 1], None where there was no data."""
+
+    macs: int
+    params: int
+    onnx_bytes: int
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWidth:
+    """Output width of one layer before and after."""
+
+    layer: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One pruning step: the share of dense MACs kept and the validation accuracy after finetuning."""
+
+    step: int
+    macs_ratio: float
+    n_features: int | None
+    val_accuracy: float | None
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Everything a run measured; written as run.json, read by the report."""
+
+    command: str
+    versions: dict[str, str]
+    asked: dict[str, Any]
+    assumed: tuple[str, ...]
+    model: dict[str, Any]
+    data: dict[str, Any] | None
+    dense: NetworkFigures
+    slim: NetworkFigures
+    accuracy: AccuracyComparison | None
+    latency: LatencyComparison
+    proof_error: float
+    proof_exact: bool
+    onnx_parity: float
+    widths: tuple[LayerWidth, ...]
+    features: InputFeatures | None
+    steps: tuple[StepRecord, ...]
+    locked: tuple[dict[str, Any], ...] = ()
+    seconds: float = 0.0
+    format: str = field(default="edgeprune-run/1")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What `edgeprune train` was asked."""
+
+    arch: str
+    data: str
+    out: str
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRecord:
+    """What `edgeprune train` did; accuracies in [0, 1]."""
+
+    out: str
+    arch: str
+    data: str
+    params: int
+    epochs: tuple[EpochRecord, ...]
+    best_epoch: int
+    val_accuracy: float
+    test_accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CompressRequest:
+    """What `edgeprune compress` was asked; None means "not given", and what is assumed instead is printed."""
+
+    model: str
+    data: str | None = None
+    out: str | None = None
+    keep_macs: float | None = None
+    max_drop: float | None = None
+    input_features: str = "auto"
+    criterion: str | None = None
+    finetune_epochs: int | None = None
+    align: int = 8
+    seed: int = 0
+    plan: str | None = None
+    arch: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    threads: int | None = None
+    force: bool = False
+    unsafe_pickle: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What `edgeprune export` was asked; without `model` the newest run under `runs/` is taken."""
+
+    model: str | None = None
+    out: str | None = None
+    data: str | None = None
+    arch: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    opset: int | None = None
+    simplify: bool = True
+    force: bool = False
+    unsafe_pickle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """One file that `export` wrote and checked; `parity` is the largest absolute error on the logits, or None."""
+
+    path: str
+    size_bytes: int
+    parity: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRecord:
+    """What `edgeprune export` wrote."""
+
+    model: str
+    files: tuple[ExportedFile, ...]
+    assumed: tuple[str, ...]
+    n_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class ValidateRequest:
+    """What `edgeprune validate` was asked; `max_drop` in accuracy points, `max_latency_ratio` slim / dense."""
+
+    dense: str
+    slim: str
+    data: str
+    max_drop: float | None = None
+    max_latency_ratio: float | None = None
+    threads: int = 1
+    runs: int = 200
+    batch_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ValidateRecord:
+    """What `edgeprune validate` measured, both networks in onnxruntime. `failures` names the budgets that were missed."""
+
+    accuracy: AccuracyComparison
+    parity: float
+    dense_bytes: int
+    slim_bytes: int
+    latency: LatencyComparison
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InspectRequest:
+    """What `edgeprune inspect` was asked."""
+
+    model: str
+    arch: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    unsafe_pickle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """One row of `edgeprune inspect`: units that stand or fall together.
+
+    `kind` is `channels`, `features` or `locked`; `n_units` counts what can be removed one by one; `width` is the
+    number of channels they span; `macs_share` is the share of the network's MACs in layers that touch them;
+    `reason` says why the units are locked, with the operator and the source line.
+    """
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    n_units: int
+    width: int
+    macs_share: float
+    exact: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InspectRecord:
+    """What `edgeprune inspect` found."""
+
+    model: str
+    macs: int
+    params: int
+    groups: tuple[GroupRow, ...]

@@ -1,0 +1,101 @@
+"""Numbers as people read them, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+import re
+
+from edgeprune.records import LatencyComparison
+
+NONE = "–"
+
+# Escape sequences and reversals of direction: a name in a model file must not steer the reader's terminal.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """`text` with every control character but tabs and line ends replaced by "?"."""
+    return _CONTROL.sub("?", text)
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction in percent, e.g. "97.22 %"."""
+    return NONE if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def percent_interval(interval: tuple[float, float]) -> str:
+    """An interval of fractions in percent, e.g. "95.1 to 98.6 %"."""
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+
+
+def points(value: float) -> str:
+    """A signed change in points, e.g. "+0.28" or "0.00"."""
+    return f"{value:+.2f}".replace("+0.00", "0.00").replace("-0.00", "0.00").replace("-", "−")
+
+
+def points_interval(interval: tuple[float, float]) -> str:
+    """An interval of signed changes, e.g. "−0.40 to +0.90"."""
+    return f"{points(interval[0])} to {points(interval[1])}"
+
+
+def count(value: int) -> str:
+    """A count, shortened above a hundred thousand, e.g. "9,408" or "4.09 G"."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e5)):
+        if value >= size:
+            return f"{value / (1e3 if unit == 'k' else size):.3g} {unit}"
+    return f"{value:,}"
+
+
+def size(n_bytes: int) -> str:
+    """A size in decimal units, e.g. "38.2 kB"."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:.3g} {unit}"
+    return f"{n_bytes} bytes"
+
+
+def milliseconds(value: float) -> str:
+    """A duration with three digits, e.g. "0.0123 ms"."""
+    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+
+
+def share(part: float, whole: float) -> str:
+    """`part` as a share of `whole`, e.g. "12.8 %"."""
+    return f"{100 * part / whole:.1f} %" if whole else NONE
+
+
+def ratio(value: float) -> str:
+    """A ratio, e.g. "0.57×"."""
+    return f"{value:.2f}×"
+
+
+def ratio_interval(interval: tuple[float, float]) -> str:
+    """An interval of ratios, e.g. "0.54 to 0.61"."""
+    return f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def error(value: float) -> str:
+    """A small error, e.g. "3.1e-07"."""
+    return f"{value:.1e}" if value else "0"
+
+
+def seconds(value: float) -> str:
+    """A duration, e.g. "12 s" or "3 min 20 s"."""
+    if value < 100:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    return f"{int(value) // 60} min {int(value) % 60} s"
+
+
+def latency_verdict(latency: LatencyComparison) -> str:
+    """One sentence on whether slim is faster, said aloud when it is not."""
+    interval = f"95 % interval {ratio_interval(latency.ratio_interval)}"
+    if latency.significant:
+        return f"Faster: {latency.ratio:.2f} of the dense time ({interval})."
+    if latency.ratio_interval[0] > 1.0:
+        return f"No significant gain: slower, {latency.ratio:.2f} of the dense time ({interval})."
+    return f"No significant gain in latency: {latency.ratio:.2f} of the dense time ({interval})."
+
+
+def latency_method(latency: LatencyComparison) -> str:
+    """How latency was measured, e.g. "onnxruntime, 1 thread, batch 1, 400 interleaved runs"."""
+    threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+    return f"onnxruntime, {threads}, batch {latency.batch_size}, {latency.n_runs} interleaved runs"

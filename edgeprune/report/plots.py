@@ -1,0 +1,199 @@
+"""The report's pictures, drawn by matplotlib as SVG that takes its colours from the page (light or dark)."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from edgeprune.records import InputFeatures, StepRecord
+
+# Stand-ins that are replaced by the page's CSS variables once the SVG is written.
+_INK, _MUTED, _ACCENT, _FAINT, _SURFACE, _WARN = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
+_VARIABLES = {_INK: "ink", _MUTED: "muted", _ACCENT: "accent", _FAINT: "faint", _SURFACE: "surface", _WARN: "warn"}
+_ACCENT_RGB = (0.06, 0.55, 0.52)  # of bitmaps, which cannot follow the page; readable on light and dark
+
+_WIDTH_INCHES = 4.4  # some 320 px: the text stays readable on a phone
+_MAX_NAMED_BARS = 40
+_MAX_GRID_SIDE = 64
+_MAX_NAME = 24
+
+
+@contextmanager
+def _style(salt: str) -> Iterator[None]:
+    """Text as text (never as formulas), ids that differ between the page's pictures and not between runs."""
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "text.parse_math": False,
+        "font.size": 11,
+        "text.color": _INK,
+        "axes.facecolor": "none",
+        "axes.edgecolor": _MUTED,
+        "axes.labelcolor": _MUTED,
+        "xtick.color": _MUTED,
+        "ytick.color": _MUTED,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph that matplotlib's font lacks: the page's own font draws it
+        yield
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an `<svg>` element for an HTML page; `label` must be plain text of ours."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*" width="[^"]*"', r"<svg \1", svg, count=1
+    )
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    for stand_in, name in _VARIABLES.items():
+        svg = svg.replace(stand_in, f"var(--{name})")
+    return svg
+
+
+def steps_svg(steps: Sequence[StepRecord], dense_accuracy: float | None, max_drop: float | None) -> str | None:
+    """Validation accuracy over the pruning steps, or None where no step measured it."""
+    measured = [step for step in steps if step.val_accuracy is not None]
+    if not measured:
+        return None
+    with _style("steps"):
+        figure = Figure(figsize=(_WIDTH_INCHES, 2.9), layout="constrained")
+        axes = figure.subplots()
+        _draw_steps(axes, measured)
+        if dense_accuracy is not None and max_drop is not None:
+            limit = 100 * dense_accuracy - max_drop
+            axes.axhline(limit, color=_WARN, linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.annotate(
+                "budget",
+                (0.0, limit),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 3),
+                color=_WARN,
+                textcoords="offset points",
+                fontsize=9.5,
+            )
+        return _svg(figure, "Validation accuracy over the pruning steps")
+
+
+def _draw_steps(axes: Axes, steps: Sequence[StepRecord]) -> None:
+    x = np.array([step.step for step in steps])
+    y = np.array([100 * (step.val_accuracy or 0.0) for step in steps])
+    taken = np.array([step.accepted for step in steps])
+    axes.plot(x[taken], y[taken], color=_ACCENT, linewidth=2, zorder=2)
+    axes.scatter(x[taken], y[taken], s=34, color=_ACCENT, edgecolors=_SURFACE, linewidths=1.2, zorder=3)
+    axes.scatter(x[~taken], y[~taken], s=40, marker="x", color=_WARN, linewidths=1.8, zorder=3)
+    every = -(-len(steps) // 7)
+    shown = steps[::every]
+    axes.set_xticks([step.step for step in shown], [f"{100 * step.macs_ratio:.0f} %" for step in shown])
+    axes.set_xlabel("MACs kept at each step")
+    axes.set_ylabel("validation accuracy, %")
+    axes.margins(x=0.05, y=0.18)
+    axes.grid(axis="y", color=_FAINT, linewidth=0.8)
+    axes.tick_params(length=0)
+
+
+def features_svg(features: InputFeatures, input_shape: Sequence[int], names: Sequence[str]) -> tuple[str, str]:
+    """The kept features as a picture, and a caption: a heat map for images, bars for columns."""
+    kept = np.zeros(features.size, dtype=bool)
+    kept[list(features.keep)] = True
+    if features.dim is None and len(input_shape) in (2, 3) and np.prod(input_shape) == features.size:
+        return _heat_map(kept.reshape(-1, *input_shape[-2:]))
+    if features.size <= _MAX_NAMED_BARS:
+        return _bars(kept, _names(names, features, input_shape))
+    return _strip(kept)
+
+
+def _heat_map(kept: np.ndarray) -> tuple[str, str]:
+    """`kept` is bool `(channels, height, width)`; a pixel's shade is the share of its channels that stay."""
+    channels, height, width = kept.shape
+    with _style("features"):
+        figure = Figure(figsize=(3.6, max(0.6, 3.6 * height / width)), layout="constrained")
+        _grid(figure.subplots(), kept.mean(axis=0))
+        svg = _svg(figure, f"The kept pixels of a {height} by {width} image")
+    if channels == 1:
+        return svg, f"The image of {height} × {width} pixels: coloured pixels are kept, pale ones are never read."
+    return svg, (
+        f"The image of {height} × {width} pixels: the stronger the colour, the more of a pixel's {channels} values "
+        "are kept; pale pixels are never read."
+    )
+
+
+def _grid(axes: Axes, share: np.ndarray) -> None:
+    """Draw `share`, `(rows, columns)` in [0, 1], as cells; NaN is no cell."""
+    rows, columns = share.shape
+    image = np.zeros((rows, columns, 4))
+    image[..., :3] = _ACCENT_RGB
+    image[..., 3] = np.nan_to_num(share)
+    empty = np.isnan(share)
+    axes.set_facecolor(_FAINT)
+    axes.imshow(image, interpolation="none", extent=(0, columns, rows, 0), zorder=1)
+    for row, column in zip(*np.nonzero(empty), strict=True):
+        axes.axvspan(column, column + 1, 1 - (row + 1) / rows, 1 - row / rows, color=_SURFACE, zorder=2, linewidth=0)
+    if max(rows, columns) <= _MAX_GRID_SIDE:
+        line = 2.0 if max(rows, columns) <= 16 else 0.6
+        axes.hlines(range(rows + 1), 0, columns, color=_SURFACE, linewidth=line, zorder=3)
+        axes.vlines(range(columns + 1), 0, rows, color=_SURFACE, linewidth=line, zorder=3)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _bars(kept: np.ndarray, names: Sequence[str]) -> tuple[str, str]:
+    """One bar a column, full where it is kept."""
+    with _style("features"):
+        figure = Figure(figsize=(_WIDTH_INCHES, 0.3 + 0.25 * kept.size), layout="constrained")
+        axes = figure.subplots()
+        rows = np.arange(kept.size)
+        axes.barh(rows, 1.0, height=0.66, color=_FAINT)
+        axes.barh(rows[kept], 1.0, height=0.66, color=_ACCENT)
+        axes.set_yticks(rows, [_shortened(name) for name in names])
+        for label, stays in zip(axes.get_yticklabels(), kept, strict=True):
+            label.set_color(_INK if stays else _MUTED)
+        axes.set_xticks([])
+        axes.set_xlim(0, 1)
+        axes.set_ylim(kept.size - 0.4, -0.6)
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return _svg(figure, "The kept columns"), "Coloured columns are kept, pale ones are never read."
+
+
+def _strip(kept: np.ndarray) -> tuple[str, str]:
+    """Many columns, as rows of cells in reading order."""
+    columns = 32 if kept.size <= 2048 else 128
+    rows = -(-kept.size // columns)
+    share = np.full(rows * columns, np.nan)
+    share[: kept.size] = kept
+    with _style("features"):
+        figure = Figure(figsize=(_WIDTH_INCHES, max(0.4, _WIDTH_INCHES * rows / columns)), layout="constrained")
+        _grid(figure.subplots(), share.reshape(rows, columns))
+        svg = _svg(figure, "The kept features in order")
+    return svg, f"The {kept.size:,} features in reading order, {columns} a row: coloured ones are kept."
+
+
+def _names(names: Sequence[str], features: InputFeatures, input_shape: Sequence[int]) -> list[str]:
+    if len(names) == features.size:
+        return list(names)
+    kinds = {1: "channel", 2: "row", 3: "column"} if len(input_shape) == 3 else {}
+    kind = kinds.get(features.dim or 0, "feature")
+    return [f"{kind} {index}" for index in range(features.size)]
+
+
+def _shortened(name: str) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"

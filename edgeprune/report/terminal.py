@@ -1,0 +1,203 @@
+"""Rich tables, one function a record."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from edgeprune.records import (
+    AccuracyComparison,
+    ExportRecord,
+    GroupRow,
+    InspectRecord,
+    LatencyComparison,
+    RunRecord,
+    TrainRecord,
+    ValidateRecord,
+)
+from edgeprune.report import formats as fmt
+
+
+class _Sheet(Group):
+    """Renderables below each other, with control characters in names made harmless."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for part in self.renderables:
+            for segment in console.render(part, options):
+                yield segment if segment.control else Segment(fmt.printable(segment.text), segment.style)
+
+
+def run(record: RunRecord, folder: Path) -> RenderableType:
+    """What `compress` made: dense against slim, the proof, what was assumed and what to do next."""
+    name = str(record.model.get("name", "model"))
+    table = _comparison(f"{name}: dense and slim")
+    _accuracy_rows(table, record)
+    dense, slim = record.dense, record.slim
+    table.add_row("MACs", fmt.count(dense.macs), fmt.count(slim.macs), fmt.share(slim.macs, dense.macs))
+    table.add_row("parameters", fmt.count(dense.params), fmt.count(slim.params), fmt.share(slim.params, dense.params))
+    table.add_row(
+        "ONNX file", fmt.size(dense.onnx_bytes), fmt.size(slim.onnx_bytes), fmt.share(slim.onnx_bytes, dense.onnx_bytes)
+    )
+    if record.features is not None:
+        size, kept = record.features.size, len(record.features.keep)
+        table.add_row("input features", str(size), str(kept), fmt.share(kept, size))
+    _latency_rows(table, record.latency)
+    exactness = "exact" if record.proof_exact else "exact up to renormalisation"
+    return _Sheet(
+        table,
+        _check(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
+        _check(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
+        _latency_line(record.latency),
+        *_assumptions(record.assumed),
+        _unbroken("  report  ", str(folder / "report.html"), ""),
+        _unbroken("  next    ", f"edgeprune export --onnx {_quoted(folder / 'slim.pt2')}", "bold"),
+    )
+
+
+def train(record: TrainRecord) -> RenderableType:
+    """What `train` made."""
+    table = _plain_table(record.out)
+    table.add_row("network", f"{record.arch}, {fmt.count(record.params)} parameters")
+    table.add_row("data", record.data)
+    table.add_row("best epoch", f"{record.best_epoch} of {len(record.epochs)}")
+    table.add_row("validation accuracy", fmt.percent(record.val_accuracy))
+    table.add_row("test accuracy", fmt.percent(record.test_accuracy))
+    table.add_row("time", fmt.seconds(record.seconds))
+    return _Sheet(table, _unbroken("  next    ", f"edgeprune compress {_quoted(record.out)}", "bold"))
+
+
+def export(record: ExportRecord) -> RenderableType:
+    """What `export` wrote and how far each file is from PyTorch."""
+    table = _table(f"exported from {record.model}")
+    table.add_column("file", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("largest error", justify="right", no_wrap=True)
+    for file in record.files:
+        parity = fmt.NONE if file.parity is None else fmt.error(file.parity)
+        table.add_row(Text(file.path), fmt.size(file.size_bytes), parity)
+    checked = _check(f"the files agree with PyTorch on {record.n_samples:,} inputs")
+    return _Sheet(table, checked, *_assumptions(record.assumed))
+
+
+def validate(record: ValidateRecord) -> RenderableType:
+    """Dense against slim in the runtime, and the budgets that were missed."""
+    accuracy = record.accuracy
+    table = _comparison(f"dense and slim on {accuracy.n_samples:,} test samples")
+    _test_accuracy_rows(table, accuracy)
+    table.add_row(
+        "ONNX file",
+        fmt.size(record.dense_bytes),
+        fmt.size(record.slim_bytes),
+        fmt.share(record.slim_bytes, record.dense_bytes),
+    )
+    _latency_rows(table, record.latency)
+    lines = [
+        Text(f"  largest difference of the outputs {record.parity:.3g}; McNemar p = {accuracy.mcnemar_p:.3g}", "dim"),
+        _latency_line(record.latency),
+    ]
+    lines += [Text.assemble(("✗ ", "bold red"), failure) for failure in record.failures]
+    return _Sheet(table, *lines)
+
+
+def inspect(record: InspectRecord) -> RenderableType:
+    """The channel groups: what can go, what cannot and why."""
+    title = f"{record.model}: {fmt.count(record.macs)} MACs, {fmt.count(record.params)} parameters"
+    table = _table(title)
+    table.add_column("group", overflow="fold", style="cyan")
+    table.add_column("units", justify="right", no_wrap=True)
+    table.add_column("width", justify="right", no_wrap=True)
+    table.add_column("MACs", justify="right", no_wrap=True)
+    table.add_column("removal", no_wrap=True)
+    table.add_column("layers, or why it is locked", overflow="fold", ratio=1)
+    for row in record.groups:
+        locked = row.kind == "locked"
+        removal = Text("locked", "yellow") if locked else Text("exact" if row.exact else "renormalised", "green")
+        table.add_row(
+            Text(row.name), str(row.n_units), str(row.width), f"{100 * row.macs_share:.1f} %", removal, _about(row)
+        )
+    prunable = sum(row.kind != "locked" for row in record.groups)
+    return _Sheet(table, Text(f"  {prunable} of {len(record.groups)} groups can be pruned", "dim"))
+
+
+def _about(row: GroupRow) -> Text:
+    layers = ", ".join(row.layers)
+    if row.reason is None:
+        return Text(layers)
+    return Text.assemble(row.reason, (f"  [{layers}]" if layers else "", "dim"))
+
+
+def _table(title: str) -> Table:
+    return Table(title=Text(title, "bold"), title_justify="left", box=box.ROUNDED, border_style="dim", show_edge=True)
+
+
+def _plain_table(title: str) -> Table:
+    table = _table(title)
+    table.show_header = False
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _comparison(title: str) -> Table:
+    table = _table(title)
+    table.add_column("", no_wrap=True)
+    table.add_column("dense", justify="right")
+    table.add_column("slim", justify="right", style="bold")
+    table.add_column("slim vs dense", justify="right", style="cyan")
+    return table
+
+
+def _accuracy_rows(table: Table, record: RunRecord) -> None:
+    dense, slim = record.dense.val_accuracy, record.slim.val_accuracy
+    if dense is not None and slim is not None:
+        change = f"{fmt.points(100 * (slim - dense))} points"
+        table.add_row("validation accuracy", fmt.percent(dense), fmt.percent(slim), change)
+    if record.accuracy is not None:
+        _test_accuracy_rows(table, record.accuracy)
+
+
+def _test_accuracy_rows(table: Table, accuracy: AccuracyComparison) -> None:
+    change = f"{fmt.points(-accuracy.drop_points)} points"
+    table.add_row("test accuracy", fmt.percent(accuracy.dense), fmt.percent(accuracy.slim), change)
+    low, high = accuracy.drop_interval
+    intervals = (fmt.percent_interval(accuracy.dense_interval), fmt.percent_interval(accuracy.slim_interval))
+    table.add_row("  95 % interval", *intervals, fmt.points_interval((-high, -low)), style="dim")
+
+
+def _latency_rows(table: Table, latency: LatencyComparison) -> None:
+    p50 = (fmt.milliseconds(latency.dense_p50_ms), fmt.milliseconds(latency.slim_p50_ms))
+    p95 = (fmt.milliseconds(latency.dense_p95_ms), fmt.milliseconds(latency.slim_p95_ms))
+    table.add_row("latency p50", *p50, fmt.ratio(latency.ratio))
+    table.add_row("  95 % interval", "", "", fmt.ratio_interval(latency.ratio_interval), style="dim")
+    table.add_row("latency p95", *p95, fmt.ratio(latency.slim_p95_ms / latency.dense_p95_ms))
+
+
+def _latency_line(latency: LatencyComparison) -> Text:
+    mark, style = ("✓ ", "green") if latency.significant else ("! ", "bold yellow")
+    return Text.assemble((mark, style), fmt.latency_verdict(latency), (f"\n  {fmt.latency_method(latency)}", "dim"))
+
+
+def _check(text: str) -> Text:
+    return Text.assemble(("✓ ", "green"), text)
+
+
+def _assumptions(assumed: Iterable[str]) -> list[Text]:
+    return [Text.assemble(("  assumed ", "yellow"), assumption) for assumption in assumed]
+
+
+def _unbroken(label: str, text: str, style: str) -> Text:
+    """A line that is copied from the terminal, so it must not be wrapped."""
+    line = Text.assemble((label, "dim"), (text, style))
+    line.no_wrap, line.overflow = True, "ignore"
+    return line
+
+
+def _quoted(path: str | Path) -> str:
+    return shlex.quote(str(path))

@@ -1,0 +1,141 @@
+"""Records as JSON and back: run.json, and what `--json` prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import PurePath
+from typing import Any, Union
+
+from edgeprune.errors import InputError
+from edgeprune.records import RunRecord
+
+FORMAT = "edgeprune-run/1"
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """The record as plain JSON values; a tuple becomes a list.
+
+    Raises: ValueError for a value that JSON cannot hold, named by its place, e.g. `latency.ratio: nan`.
+    """
+    plain = {field.name: _plain(getattr(record, field.name), field.name) for field in dataclasses.fields(record)}
+    if hasattr(record, "significant"):
+        plain["significant"] = record.significant
+    return plain
+
+
+def to_json(record: Any) -> str:
+    """The record as an indented JSON document that ends with a newline."""
+    return json.dumps(to_dict(record), indent=2, allow_nan=False) + "\n"
+
+
+def run_from_json(text: str, where: str = "run.json") -> RunRecord:
+    """The run record in `text`.
+
+    Raises: InputError that names the place, what was expected and what came.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where}: expected a JSON document, got {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a JSON object, got {_kind(value)}")
+    if value.get("format") != FORMAT:
+        raise InputError(f"{where}: format: expected {FORMAT!r}, got {value.get('format')!r}")
+    record: RunRecord = _read(value, RunRecord, where)
+    return record
+
+
+def _plain(value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(value):
+        inner = to_dict(value)
+        return {name: _plain(part, f"{where}.{name}") for name, part in inner.items()}
+    if isinstance(value, dict):
+        return {str(key): _plain(part, f"{where}.{key}") for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part, f"{where}[{index}]") for index, part in enumerate(value)]
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar
+        value = value.item()
+    if value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueError(f"{where}: {type(value).__name__} has no place in JSON")
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        raise ValueError(f"{where}: {value} has no place in JSON")
+    return value
+
+
+def _read(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the annotated type `kind`, checked all the way down."""
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _read_record(value, typing.cast(type, kind), where)
+    origin = typing.get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _read_union(value, typing.get_args(kind), where)
+    if origin is tuple:
+        return _read_tuple(value, typing.get_args(kind), where)
+    if origin is dict:
+        _expect(isinstance(value, dict), "an object", value, where)
+        inner = typing.get_args(kind)[1]
+        return {key: _read(part, inner, f"{where}: {key}") for key, part in value.items()}
+    return _read_scalar(value, kind, where)
+
+
+def _read_record(value: Any, kind: type, where: str) -> Any:
+    _expect(isinstance(value, dict), "an object", value, where)
+    hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(kind)
+    required = {
+        field.name
+        for field in fields
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    derived = {"significant"} if hasattr(kind, "significant") else set()
+    missing = sorted(required - value.keys())
+    unknown = sorted(value.keys() - {field.name for field in fields} - derived)
+    if missing or unknown:
+        problem = f"missing {', '.join(missing)}" if missing else f"unknown {', '.join(unknown)}"
+        raise InputError(f"{where}: expected the fields of {kind.__name__}, got {problem}")
+    given = {name: part for name, part in value.items() if name not in derived}
+    return kind(**{name: _read(part, hints[name], f"{where}: {name}") for name, part in given.items()})
+
+
+def _read_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    (inner,) = [kind for kind in kinds if kind is not type(None)]
+    return _read(value, inner, where)
+
+
+def _read_tuple(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    _expect(isinstance(value, list), "a list", value, where)
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        return tuple(_read(part, kinds[0], f"{where}[{index}]") for index, part in enumerate(value))
+    _expect(len(value) == len(kinds), f"{len(kinds)} values", value, where)
+    return tuple(
+        _read(part, kind, f"{where}[{index}]") for index, (part, kind) in enumerate(zip(value, kinds, strict=True))
+    )
+
+
+def _read_scalar(value: Any, kind: type, where: str) -> Any:
+    if kind is float:
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), "a number", value, where)
+        return float(value)
+    fits = type(value) is kind
+    _expect(fits, {int: "a whole number", str: "a text", bool: "true or false"}.get(kind, kind.__name__), value, where)
+    return value
+
+
+def _expect(holds: bool, expected: str, got: Any, where: str) -> None:
+    if not holds:
+        raise InputError(f"{where}: expected {expected}, got {_kind(got)}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return {dict: "an object", list: f"a list of {len(value)}"}[type(value)]
+    return json.dumps(value)

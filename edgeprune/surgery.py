@@ -1,0 +1,193 @@
+"""Surgery: slice the tensors, rewrite the graph, export again."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from edgeprune.errors import PlanError
+from edgeprune.graph.capture import Program, example_inputs, reexport
+from edgeprune.graph.edit import Edit
+from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
+from edgeprune.graph.labels import Value
+from edgeprune.digests import digest
+from edgeprune.pruning_plan import PruningPlan
+from edgeprune.records import InputFeatures
+
+
+def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None = None) -> Program:
+    """Remove from a program what the plan does not keep.
+
+    Input features are removed behind a gather: the result takes the unchanged input.
+
+    Args:
+        program: the dense program; left as it is.
+        plan: made for this program.
+        graph: its analysis, if it is at hand (with `inputs=True` where the plan names inputs).
+
+    Raises:
+        PlanError: the plan was made for another model, does not fit its shapes, removes what is locked, or removes
+            one half of what only goes together; the tensor is named.
+    """
+    if plan.source_sha256 != digest(program):
+        raise PlanError(
+            f"the plan was made for another model: expected source_sha256 {digest(program)[:12]}..., "
+            f"got {plan.source_sha256[:12]}..."
+        )
+    if graph is None:
+        graph = analyze(program, inputs=bool(plan.inputs))
+    keep = kept_units(graph, plan)
+    module = Program.adopt(graph.analysis.program).module()
+    assert isinstance(module, fx.GraphModule)
+    _slice_tensors(module, graph, plan)
+    Edit(module, graph.analysis, keep).rewrite()
+    _drop_unused(module)
+    return reexport(module, example_inputs(program))
+
+
+def kept_units(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
+    """Which units the plan keeps, bool `(n_labels,)`, after checking that it breaks no coupling."""
+    keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
+    shapes = _known_shapes(graph, plan)
+    for group, slot in graph.slots():
+        mask = _kept_mask(slot, plan, shapes)
+        if mask is None:
+            continue
+        for unit in np.unique(slot.unit[(slot.unit >= 0) & ~mask]):
+            keep[group.units[unit]] = False
+    _check_couplings(graph, plan, keep, shapes)
+    return keep
+
+
+def _known_shapes(graph: ChannelGraph, plan: PruningPlan) -> dict[str, tuple[int, ...]]:
+    tensors = {**graph.analysis.program.constants, **graph.analysis.program.state_dict}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    for name, dims in plan.tensors.items():
+        if name not in shapes:
+            raise PlanError(f"the plan slices {name!r}, which the model does not have")
+        for dim, kept in dims.items():
+            if dim >= len(shapes[name]) or kept[-1] >= shapes[name][dim]:
+                raise PlanError(
+                    f"the plan keeps index {kept[-1]} of dim {dim} of {name!r}: expected it to fit shape {shapes[name]}"
+                )
+    return shapes
+
+
+def _kept_mask(slot: Slot, plan: PruningPlan, shapes: dict[str, tuple[int, ...]]) -> np.ndarray | None:
+    """Which indices of a slot the plan keeps; None for slots that follow from others."""
+    if slot.kind == "constant":
+        return None
+    mask = np.ones(len(slot.unit), dtype=bool)
+    if slot.kind == "input":
+        features = plan.inputs.get(slot.name)
+        return mask if features is None else _kept_elements(features, mask)
+    assert slot.dim is not None
+    kept = plan.tensors.get(slot.name, {}).get(slot.dim)
+    if kept is not None:
+        mask[:] = False
+        mask[list(kept)] = True
+    return mask
+
+
+def _kept_elements(features: InputFeatures, mask: np.ndarray) -> np.ndarray:
+    """Which elements of a flattened input are kept. A dim beyond the first is not contiguous: see `input_features`."""
+    chosen = np.zeros(features.size, dtype=bool)
+    chosen[list(features.keep)] = True
+    return np.repeat(chosen, len(mask) // features.size) if len(mask) % features.size == 0 else mask
+
+
+def _check_couplings(
+    graph: ChannelGraph, plan: PruningPlan, keep: np.ndarray, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    removed: set[tuple[str, int]] = set()
+    for group, slot in graph.slots():
+        mask = _kept_mask(slot, plan, shapes)
+        if mask is None:
+            continue
+        wrong = np.flatnonzero((slot.unit >= 0) & mask & ~keep[group.units[slot.unit]])
+        if len(wrong):
+            raise PlanError(_broken(group, slot, int(wrong[0])))
+        if slot.dim is not None:
+            removed.update((f"{slot.name}.{slot.dim}", int(i)) for i in np.flatnonzero((slot.unit >= 0) & ~mask))
+    names = {
+        name: {alias: name for alias in graph.analysis.aliases(name)} for name in {s.name for _, s in graph.slots()}
+    }
+    first = {alias: name for aliases in names.values() for alias, name in aliases.items()}
+    for name, dims in plan.tensors.items():
+        for dim, kept in dims.items():
+            missing = np.setdiff1d(np.arange(shapes[name][dim]), kept)
+            for index in missing:
+                if (f"{first.get(name, name)}.{dim}", int(index)) not in removed:
+                    raise PlanError(f"the plan removes index {index} of dim {dim} of {name!r}, which is locked")
+    for group in graph.groups:
+        if not keep[group.units].any():
+            raise PlanError(
+                f"the plan leaves group {group.name!r} empty: expected at least one of {group.n_units} units"
+            )
+
+
+def _broken(group: ChannelGroup, slot: Slot, index: int) -> str:
+    others = sorted({f"{other.name} (dim {other.dim})" for other in group.slots if other is not slot})
+    return (
+        f"the plan keeps index {index} of dim {slot.dim} of {slot.name!r} but removes it elsewhere in group "
+        f"{group.name!r}: it goes together with {', '.join(others[:4])}"
+    )
+
+
+def _slice_tensors(module: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> None:
+    """Replace every sliced parameter and buffer, under its own name; tied ones stay tied."""
+    done: set[str] = set()
+    for name, dims in plan.tensors.items():
+        if name in done:
+            continue
+        aliases = graph.analysis.aliases(name) or [name]
+        sliced = _sliced(module, name, dims)
+        for alias in {name, *aliases}:
+            owner, _, attribute = alias.rpartition(".")
+            target = module.get_submodule(owner) if owner else module
+            setattr(target, attribute, sliced)
+            done.add(alias)
+
+
+def _sliced(module: nn.Module, name: str, dims: dict[int, tuple[int, ...]] | object) -> Tensor:
+    owner, _, attribute = name.rpartition(".")
+    tensor = getattr(module.get_submodule(owner) if owner else module, attribute)
+    data = tensor.detach()
+    for dim, kept in dict(dims).items():  # type: ignore[call-overload]
+        data = data.index_select(dim, torch.tensor(kept))
+    data = data.clone()
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+
+def _drop_unused(module: fx.GraphModule) -> None:
+    """Delete parameters that the graph does not read, e.g. of heads that only training uses."""
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in list(module.named_parameters(remove_duplicate=False)):
+        if name not in read:
+            owner, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(owner), attribute)
+
+
+def input_features(graph: ChannelGraph, name: str, keep: np.ndarray) -> InputFeatures | None:
+    """The kept features of input `name` for units `keep` (bool by label), or None where its elements have no labels.
+
+    Features count along one dim where every unit fills slices of it (channels, columns), else over the flattened input.
+    """
+    source = graph.analysis.sources.get(("input", name, None))
+    if source is None:
+        return None
+    labels = graph.analysis.solver.canonical[source.ids]
+    node = next(n for n in graph.analysis.program.graph.nodes if n.name == name)
+    value = graph.analysis.env[node]
+    assert isinstance(value, Value)
+    used = np.isin(labels, np.concatenate([[0], *(g.units for g in graph.groups)]))
+    chosen = used & keep[labels]
+    grid = chosen.reshape(value.shape[1:])
+    units = labels.reshape(value.shape[1:])
+    columns = units.reshape(units.shape[0], -1)
+    if (columns == columns[:, :1]).all():
+        first = grid.reshape(grid.shape[0], -1)[:, 0]
+        return InputFeatures(len(first), tuple(np.flatnonzero(first).tolist()), dim=1)
+    return InputFeatures(chosen.size, tuple(np.flatnonzero(chosen).tolist()), dim=None)

@@ -1,0 +1,259 @@
+"""Validation: two ONNX files, both in onnxruntime, on the whole test split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from edgeprune.data import batches, normalize
+from edgeprune.errors import InputError
+from edgeprune.export import ort
+from edgeprune.export.contracts import normalization_in
+from edgeprune.latency import compare_latency
+from edgeprune.progress import Progress, Silent
+from edgeprune.records import DataSource, LatencyComparison, Normalization, ValidateRecord, ValidateRequest
+from edgeprune.statistics import compare_accuracy
+
+if TYPE_CHECKING:
+    import torch
+    from onnxruntime import InferenceSession
+
+MAX_BYTES = 2**31 - 1  # protobuf's own limit
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Network:
+    """One file that is ready to run, and what makes its input from raw data: a normalisation, or preprocess.onnx."""
+
+    path: Path
+    session: InferenceSession
+    size_bytes: int
+    normalization: Normalization
+    preprocess: InferenceSession | None = None
+
+    def inputs(self, raw: torch.Tensor) -> np.ndarray:
+        """The file's input for raw `(batch, ...)`."""
+        if self.preprocess is not None:
+            return ort.run(self.preprocess, raw.numpy())
+        return np.ascontiguousarray(normalize(raw, self.normalization).numpy())
+
+    def logits(self, raw: torch.Tensor) -> np.ndarray:
+        """`(batch, n_classes)`; raises InputError where they are not finite."""
+        logits = ort.run(self.session, self.inputs(raw))
+        if not np.isfinite(logits).all():
+            raise InputError(f"{self.path}: expected finite logits on the test split, got NaN or infinity")
+        return logits
+
+
+def validate_files(
+    request: ValidateRequest,
+    data: DataSource,
+    *,
+    normalization: Normalization | None = None,
+    progress: Progress | None = None,
+) -> ValidateRecord:
+    """Compare `request.dense` and `request.slim` on the whole test split of `data`.
+
+    A slim file that takes only the kept features gets them from the `preprocess.onnx` in its folder.
+
+    Args:
+        request: the two files, the budgets, and how to time; `request.data` is not read.
+        data: raw samples; their shape and classes must be the networks'.
+        normalization: for files that state none; None takes the data's own, and says so.
+        progress: told of the stages.
+
+    Raises:
+        InputError: a file is missing, malformed, points outside its folder or does not fit the data.
+    """
+    told = progress or Silent()
+    fallback = normalization or data.normalization
+    dense = _open(Path(request.dense), data, fallback, told)
+    slim = _open(Path(request.slim), data, fallback, told)
+    told.stage("accuracy on the test split")
+    correct, parity = _run_both(dense, slim, data, told)
+    told.stage("latency")
+    latency = _latency(dense, slim, data, request, told)
+    record = ValidateRecord(
+        accuracy=compare_accuracy(*correct),
+        parity=parity,
+        dense_bytes=dense.size_bytes,
+        slim_bytes=slim.size_bytes,
+        latency=latency,
+        failures=(),
+    )
+    return _judged(record, request)
+
+
+# --- open
+
+
+def _open(path: Path, data: DataSource, fallback: Normalization, progress: Progress) -> _Network:
+    """A checked file, with the preprocessing that stands beside it where it takes only some of the features."""
+    size_bytes = _check_file(path)
+    session = ort.session(path)
+    _check_outputs(path, session, len(data.classes))
+    shape = _input_shape(path, session)
+    if not _accepts(shape, data.input_shape):
+        return _Network(path, session, size_bytes, fallback, _preprocess(path, shape, data))
+    stated = normalization_in(session.get_modelmeta().custom_metadata_map, str(path))
+    if stated is None:
+        progress.say(
+            f"{path}: states no normalisation; taken: mean {_short(fallback.mean)}, std {_short(fallback.std)}"
+        )
+    elif not {len(stated.mean), len(stated.std)} <= {1, data.input_shape[0]}:
+        raise InputError(
+            f"{path}: edgeprune.normalization: expected 1 or {data.input_shape[0]} values, "
+            f"got {len(stated.mean)} and {len(stated.std)}"
+        )
+    return _Network(path, session, size_bytes, stated or fallback)
+
+
+def _preprocess(path: Path, shape: tuple[int | None, ...], data: DataSource) -> InferenceSession:
+    """The session of the preprocess.onnx beside `path` that makes its inputs from raw data."""
+    beside = path.parent / "preprocess.onnx"
+    expected = f"{path}: expected an input {_show(data.input_shape)} as in data {data.name}, got {_show(shape)}"
+    if not beside.is_file():
+        raise InputError(f"{expected}, and no preprocess.onnx beside it that would select its features")
+    _check_file(beside)
+    session = ort.session(beside)
+    takes, gives = _input_shape(beside, session), tuple(session.get_outputs()[0].shape[1:])
+    if not _accepts(takes, data.input_shape):
+        raise InputError(f"{beside}: expected an input {_show(data.input_shape)}, got {_show(takes)}")
+    if not all(isinstance(size, int) for size in gives) or not _accepts(shape, gives):
+        raise InputError(f"{beside}: expected an output {_show(shape)} as {path.name} takes, got {_show(gives)}")
+    return session
+
+
+def _check_file(path: Path) -> int:
+    """Size in bytes of an ONNX file that refers to nothing outside its folder; raises InputError otherwise."""
+    if not path.is_file():
+        raise InputError(f"{path}: expected an ONNX file, got {'a folder' if path.is_dir() else 'nothing there'}")
+    size = path.stat().st_size
+    if not 0 < size <= MAX_BYTES:
+        raise InputError(f"{path}: expected an ONNX file of 1 byte to 2 GiB, got {size} bytes")
+    try:
+        proto = onnx.load_model_from_string(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: expected a readable file, got {error.strerror}") from error
+    except Exception as error:  # protobuf's own error, whose module has no types
+        raise InputError(f"{path}: expected an ONNX file, got one that is truncated or of another format") from error
+    if not proto.graph.node or not proto.graph.output:
+        raise InputError(f"{path}: expected an ONNX file, got one without a graph")
+    folder = path.parent.resolve()
+    for location in _external_locations(proto):
+        target = (folder / location).resolve()
+        if not target.is_relative_to(folder):
+            raise InputError(f"{path}: expected weights in its own folder, got external data at {location!r}")
+        if not target.is_file():
+            raise InputError(f"{path}: expected its external data {location!r} beside it, got nothing there")
+        size += target.stat().st_size
+    return size
+
+
+def _external_locations(proto: onnx.ModelProto) -> set[str]:
+    """Where the tensors of a model lie that it does not hold itself, subgraphs and attributes included."""
+    found: set[str] = set()
+    pending: list[Any] = [proto]
+    while pending:
+        message = pending.pop()
+        if isinstance(message, onnx.TensorProto):
+            found.update(entry.value for entry in message.external_data if entry.key == "location")
+            continue
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                pending.extend([value] if hasattr(value, "ListFields") else value)
+    return found
+
+
+def _input_shape(path: Path, session: InferenceSession) -> tuple[int | None, ...]:
+    """Shape without the batch of the only input, None where a size is free."""
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        got = ", ".join(f"{value.name} {value.type}" for value in inputs) or "none"
+        raise InputError(f"{path}: expected one float32 input, got {got}")
+    if not inputs[0].shape or isinstance(inputs[0].shape[0], int):
+        raise InputError(f"{path}: expected a free batch as the first size of its input, got {inputs[0].shape}")
+    return tuple(size if isinstance(size, int) else None for size in inputs[0].shape[1:])
+
+
+def _check_outputs(path: Path, session: InferenceSession, n_classes: int) -> None:
+    shape = session.get_outputs()[0].shape
+    if len(shape) != 2 or (isinstance(shape[1], int) and shape[1] != n_classes):
+        raise InputError(f"{path}: expected an output (batch, {n_classes}) as the data has classes, got {shape}")
+
+
+def _accepts(shape: tuple[int | None, ...], given: tuple[int, ...]) -> bool:
+    return len(shape) == len(given) and all(size in (None, have) for size, have in zip(shape, given, strict=True))
+
+
+def _show(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join(["batch", *("*" if size is None else str(size) for size in shape)]) + ")"
+
+
+def _short(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
+
+
+# --- measure
+
+
+def _run_both(
+    dense: _Network, slim: _Network, data: DataSource, progress: Progress
+) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+    """Which samples each gets right, bool `(n_samples,)`, and the largest difference of their logits."""
+    correct: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    parity, done, total = 0.0, 0, len(data.test)  # type: ignore[arg-type]
+    for x, y in _test_batches(data):
+        logits = [network.logits(x) for network in (dense, slim)]
+        for network, values in zip((dense, slim), logits, strict=True):
+            if values.shape != (len(y), len(data.classes)):
+                raise InputError(
+                    f"{network.path}: expected logits {(len(y), len(data.classes))} for the data, got {values.shape}"
+                )
+        for outcome, values in zip(correct, logits, strict=True):
+            outcome.append(values.argmax(axis=1) == y.numpy())
+        parity = max(parity, float(np.abs(logits[0] - logits[1]).max()))
+        done += len(y)
+        progress.advance(done, total)
+    if not done:
+        raise InputError(f"data {data.name}: expected samples in the test split, got none")
+    return (np.concatenate(correct[0]), np.concatenate(correct[1])), parity
+
+
+def _test_batches(data: DataSource) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    elements = int(np.prod(data.input_shape))
+    return batches(data.test, max(1, min(_BATCH, 2**22 // max(1, elements))))
+
+
+def _latency(
+    dense: _Network, slim: _Network, data: DataSource, request: ValidateRequest, progress: Progress
+) -> LatencyComparison:
+    """Time both on the same raw samples; preprocessing is not part of it."""
+    x, _ = next(_test_batches(data))
+    raw = x[np.arange(request.batch_size) % len(x)]
+    return compare_latency(
+        dense.path,
+        slim.path,
+        dense.inputs(raw),
+        slim.inputs(raw),
+        threads=request.threads,
+        runs=request.runs,
+        progress=progress,
+    )
+
+
+def _judged(record: ValidateRecord, request: ValidateRequest) -> ValidateRecord:
+    """The record with a sentence for every budget that was missed."""
+    failures = []
+    drop, ratio = record.accuracy.drop_points, record.latency.ratio
+    if request.max_drop is not None and drop > request.max_drop:
+        failures.append(f"accuracy drop: at most {request.max_drop:g} points asked, got {drop:.2f}")
+    if request.max_latency_ratio is not None and ratio > request.max_latency_ratio:
+        failures.append(f"latency: at most {request.max_latency_ratio:g} of the dense time asked, got {ratio:.2f}")
+    return replace(record, failures=tuple(failures))

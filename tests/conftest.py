@@ -1,0 +1,69 @@
+"""Fixtures that several test files share, and the order of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from edgeprune.records import (
+    AccuracyComparison,
+    InputFeatures,
+    LatencyComparison,
+    LayerWidth,
+    NetworkFigures,
+    RunRecord,
+    StepRecord,
+)
+
+_FIRST = ("test_layers.py", "test_cli.py", "test_report.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: the ones that need no torch, then the rest, then those marked slow and the end-to-end ones."""
+
+    def rank(item: pytest.Item) -> int:
+        if item.path.name in _FIRST:
+            return 0
+        return 2 if item.get_closest_marker("slow") or "e2e" in item.path.parts else 1
+
+    items.sort(key=rank)
+
+
+def _run_record() -> RunRecord:
+    return RunRecord(
+        command="edgeprune compress models/digits_mlp.pt --data digits --out runs/demo",
+        versions={"edgeprune": "0.1.0", "torch": "2.13.0"},
+        asked={"max_drop": 1.0, "keep_macs": None, "criterion": "taylor"},
+        assumed=("criterion taylor, because there is data",),
+        model={"name": "digits_mlp", "sha256": "ab" * 32, "input_shape": [1, 8, 8], "feature_names": []},
+        data={"name": "digits", "n_test": 360},
+        dense=NetworkFigures(26_432, 26_762, 110_412, 0.98, 0.975),
+        slim=NetworkFigures(3_128, 3_260, 16_023, 0.975, 0.97),
+        accuracy=AccuracyComparison(0.975, 0.97, (0.953, 0.988), (0.947, 0.985), 0.5, (-0.9, 2.0), 0.727, 360),
+        latency=LatencyComparison(0.0112, 0.0131, 0.0091, 0.0108, 0.81, (0.79, 0.84), 1, 1, 400),
+        proof_error=2.4e-7,
+        proof_exact=True,
+        onnx_parity=9.5e-7,
+        widths=(LayerWidth("layers.0", 128, 40), LayerWidth("layers.2", 64, 24)),
+        features=InputFeatures(64, tuple(range(10, 40))),
+        steps=(
+            StepRecord(0, 1.0, 64, 0.98, True),
+            StepRecord(1, 0.2, 30, 0.975, True),
+            StepRecord(2, 0.1, 20, 0.9, False),
+        ),
+        locked=({"name": "layers.4", "reason": "graph output", "layers": ["layers.4"]},),
+        seconds=12.5,
+    )
+
+
+@pytest.fixture
+def make_run() -> Callable[..., RunRecord]:
+    """Builds a realistic run record with some fields replaced: `make_run(features=None)`."""
+
+    def make(**changes: Any) -> RunRecord:
+        return replace(_run_record(), **changes)
+
+    return make

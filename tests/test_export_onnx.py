@@ -1,0 +1,336 @@
+"""Export to ONNX: real files in onnxruntime, checked against PyTorch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgeprune.compat  # noqa: F401 - makes torchvision importable
+import edgeprune.export.onnx as exporter
+from edgeprune.errors import InputError, ParityError
+from edgeprune.export.onnx import export_onnx
+from edgeprune.export.parity import check_parity, input_specs
+from edgeprune.graph.capture import Program, capture
+
+
+class Residual(nn.Module):
+    """A CNN with batch norm, a residual sum, squeeze-excite, dropout, and an index_select."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8), nn.SiLU())
+        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1))
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(6 * 16, 5))
+        self.register_buffer("order", torch.tensor([7, 0, 2, 3, 5, 6]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        h = h + self.body(h)
+        h = h * torch.sigmoid(self.squeeze(h))
+        h = torch.index_select(nn.functional.max_pool2d(h, 2), 1, self.order)
+        return self.head(h.flatten(1))
+
+
+class Several(nn.Module):
+    """Two inputs of different types, two named outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(4, 3), nn.Linear(5, 3)
+
+    def forward(self, left: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        return {"scores": self.linear(left) + self.table(tokens).sum(1), "tokens_seen": self.table(tokens)}
+
+
+class Eigenvalues(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvalsh(x @ x.transpose(1, 2))
+
+
+class Offset(nn.Module):
+    """Gives `x + offset`; two programs of it disagree by the difference of their offsets."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.full((3,), offset))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.offset
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4))
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Batch norm statistics and scales of a trained network, so that folding them wrongly shows."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.running_mean.uniform_(-0.5, 0.5, generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+    return model
+
+
+def run(path: Path, *inputs: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, dict(zip([value.name for value in session.get_inputs()], inputs, strict=True)))
+
+
+def in_torch(program: Program, *inputs: np.ndarray) -> Any:
+    with torch.no_grad():
+        return program.module()(*(torch.from_numpy(array) for array in inputs))
+
+
+def shape_of(value: onnx.ValueInfoProto) -> list[str | int]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize(("build", "shape"), [(mlp, (1, 4, 4)), (Residual, (3, 8, 8))], ids=["mlp", "residual"])
+def test_file_gives_what_pytorch_gives_at_any_batch(build: Any, shape: tuple[int, ...], tmp_path: Path) -> None:
+    program = capture(with_statistics(build()), torch.randn(2, *shape))
+    images = np.random.default_rng(1).standard_normal((20, *shape), dtype=np.float32)
+    done = export_onnx(program, tmp_path / "net.onnx", inputs=images, metadata={"edgeprune.contract": "full"})
+    assert done.parity <= 1e-5 and done.simplified and done.note == ""
+    assert done.size_bytes == (tmp_path / "net.onnx").stat().st_size
+    for n in (1, 3, 7, 20):
+        np.testing.assert_allclose(run(tmp_path / "net.onnx", images[:n])[0], in_torch(program, images[:n]), atol=1e-5)
+    proto = onnx.load(tmp_path / "net.onnx")
+    assert [(value.name, shape_of(value)) for value in proto.graph.input] == [("input", ["batch", *shape])]
+    assert [value.name for value in proto.graph.output] == ["logits"]
+    assert {entry.key: entry.value for entry in proto.metadata_props} == {"edgeprune.contract": "full"}
+    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    assert os.listdir(tmp_path) == ["net.onnx"]
+
+
+def test_torchvision_resnet18(tmp_path: Path) -> None:
+    import torchvision
+
+    program = capture(with_statistics(torchvision.models.resnet18(num_classes=7)), torch.randn(2, 3, 32, 32))
+    done = export_onnx(program, tmp_path / "resnet18.onnx")
+    images = np.random.default_rng(1).standard_normal((5, 3, 32, 32), dtype=np.float32)
+    got, want = run(tmp_path / "resnet18.onnx", images)[0], in_torch(program, images).numpy()
+    assert done.parity <= 1e-4
+    assert np.abs(got - want).max() <= 1e-4 * max(1, np.abs(want).max())
+    assert (got.argmax(1) == want.argmax(1)).all()
+
+
+def test_several_inputs_and_outputs_keep_their_names(tmp_path: Path) -> None:
+    program = capture(Several(), (torch.randn(2, 5), torch.tensor([[0, 1], [2, 3]])))
+    inputs = (np.ones((4, 5), np.float32), np.arange(8).reshape(4, 2) % 4)
+    done = export_onnx(program, tmp_path / "net.onnx", inputs=inputs)
+    proto = onnx.load(tmp_path / "net.onnx")
+    assert [value.name for value in proto.graph.input] == ["left", "tokens"]
+    assert [value.name for value in proto.graph.output] == ["scores", "tokens_seen"]
+    want = in_torch(program, *inputs)
+    for got, name in zip(run(tmp_path / "net.onnx", *inputs), want, strict=True):
+        np.testing.assert_allclose(got, want[name], atol=1e-5)
+    assert done.parity <= 1e-5
+
+
+def test_double_precision_stays(tmp_path: Path) -> None:
+    program = capture(mlp().double(), torch.randn(2, 1, 4, 4).double())
+    assert export_onnx(program, tmp_path / "net.onnx").parity <= 1e-12
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_opset_is_the_one_asked_for(opset: int, tmp_path: Path) -> None:
+    export_onnx(capture(mlp(), torch.randn(2, 1, 4, 4)), tmp_path / "net.onnx", opset=opset)
+    assert [(entry.domain, entry.version) for entry in onnx.load(tmp_path / "net.onnx").opset_import] == [("", opset)]
+
+
+def test_opset_out_of_reach_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="opset 99"):
+        export_onnx(capture(mlp(), torch.randn(2, 1, 4, 4)), tmp_path / "net.onnx", opset=99)
+    assert os.listdir(tmp_path) == []
+
+
+def test_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"ONNX cannot express aten\._linalg_eigh\.default"):
+        export_onnx(capture(Eigenvalues(), torch.randn(2, 3, 3)), tmp_path / "net.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_wrong_graph_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter is given another network, as its bugs give another one than was asked."""
+    good, wrong = (capture(Offset(offset), torch.randn(2, 3)) for offset in (0.0, 0.01))
+    translate = exporter._translate
+    monkeypatch.setattr(exporter, "_translate", lambda _, opset, optimize: translate(wrong, opset, optimize))
+    with pytest.raises(ParityError, match=r"largest error expected at most .*, got 1\.0e-02"):
+        export_onnx(good, tmp_path / "net.onnx")
+    assert os.listdir(tmp_path) == []
+    assert export_onnx(good, tmp_path / "net.onnx", tolerance=0.02).parity == pytest.approx(0.01, rel=1e-3)
+
+
+def test_wrong_optimised_graph_gives_way_to_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, wrong = (capture(Offset(offset), torch.randn(2, 3)) for offset in (0.0, 0.5))
+    translate = exporter._translate
+    monkeypatch.setattr(
+        exporter, "_translate", lambda _, opset, optimize: translate(wrong if optimize else good, opset, optimize)
+    )
+    done = export_onnx(good, tmp_path / "net.onnx")
+    assert "optimised graph was left out" in done.note and done.parity <= 1e-6
+
+
+@pytest.mark.parametrize("fault", ["wrong", "larger", "raises"])
+def test_bad_simplified_graph_is_left_out(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxsim
+
+    def simplify(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+        if fault == "raises":
+            raise RuntimeError("assertion failed\nin C++")
+        changed = onnx.ModelProto.FromString(proto.SerializeToString())
+        offset = next(tensor for tensor in changed.graph.initializer if list(tensor.dims) == [3])
+        if fault == "wrong":
+            offset.raw_data = np.ones(3, np.float32).tobytes()
+        else:
+            changed.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(99, np.float32), "unused"))
+        return changed, True
+
+    monkeypatch.setattr(onnxsim, "simplify", simplify)
+    done = export_onnx(capture(Offset(0.25), torch.randn(2, 3)), tmp_path / "net.onnx")
+    assert not done.simplified and "onnxsim" in done.note
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", np.zeros((1, 3), np.float32))[0], 0.25)
+
+
+def test_same_program_gives_the_same_bytes(tmp_path: Path) -> None:
+    program = capture(with_statistics(Residual()), torch.randn(2, 3, 8, 8))
+    for name in ("a.onnx", "b.onnx"):
+        export_onnx(program, tmp_path / name)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_file_carries_no_paths_of_its_author(tmp_path: Path) -> None:
+    program = capture(mlp(), torch.randn(2, 1, 4, 4))
+    for simplify in (True, False):
+        export_onnx(program, tmp_path / "net.onnx", simplify=simplify)
+        content = (tmp_path / "net.onnx").read_bytes()
+        for leak in (__file__, str(Path(torch.__file__).parent), "site-packages", "stack_trace", "Sequential", ".py"):
+            assert leak.encode() not in content
+
+
+def test_export_is_silent_and_puts_everything_back(tmp_path: Path) -> None:
+    """In a process of its own: nothing on stdout or stderr, and the caller's logging and warnings are as they were."""
+    code = """
+import logging, sys, warnings
+import torch
+from torch import nn
+from edgeprune.export.onnx import export_onnx
+from edgeprune.graph.capture import capture
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    program = capture(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), torch.randn(2, 4))
+logging.basicConfig(level=logging.DEBUG)
+before = (sys.stdout, list(warnings.filters), logging.getLogger("onnxscript").level)
+export_onnx(program, sys.argv[1], opset=17)
+assert before == (sys.stdout, list(warnings.filters), logging.getLogger("onnxscript").level)
+"""
+    path = tmp_path / "net.onnx"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert path.stat().st_size > 0
+
+
+def test_failed_export_puts_logging_back(tmp_path: Path) -> None:
+    logger = logging.getLogger("onnxscript")
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings(record=True), pytest.raises(InputError):
+            export_onnx(capture(Eigenvalues(), torch.randn(2, 3, 3)), tmp_path / "net.onnx")
+        assert logger.level == logging.INFO
+    finally:
+        logger.setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.zeros((4, 1, 5, 4), np.float32), r"expected \(\*, 1, 4, 4\), got \(4, 1, 5, 4\)"),
+        (np.zeros((0, 1, 4, 4), np.float32), r"got \(0, 1, 4, 4\)"),
+        ((np.zeros((1, 1, 4, 4)),) * 2, "expected 1 arrays, got 2"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(inputs: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        export_onnx(capture(mlp(), torch.randn(2, 1, 4, 4)), tmp_path / "net.onnx", inputs=inputs)
+    assert os.listdir(tmp_path) == []
+
+
+def test_fixed_batch_is_refused(tmp_path: Path) -> None:
+    fixed = torch.export.export(mlp().eval(), (torch.randn(2, 1, 4, 4),))
+    with pytest.raises(InputError, match="fixed batch"):
+        export_onnx(fixed, tmp_path / "net.onnx")
+
+
+def test_network_that_gives_nan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="gives NaN in PyTorch"):
+        export_onnx(capture(Offset(float("nan")), torch.randn(2, 3)), tmp_path / "net.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_weights_beyond_one_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "MAX_BYTES", 500)
+    with pytest.raises(InputError, match="one ONNX file holds at most"):
+        export_onnx(capture(mlp(), torch.randn(2, 1, 4, 4)), tmp_path / "net.onnx")
+
+
+def test_bfloat16_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="weights are bfloat16"):
+        export_onnx(capture(mlp().bfloat16(), torch.randn(2, 1, 4, 4).bfloat16()), tmp_path / "net.onnx")
+
+
+def test_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="file/net.onnx"):
+        export_onnx(capture(Offset(0.0), torch.randn(2, 3)), tmp_path / "file" / "net.onnx")
+
+
+def test_program_is_left_as_it_was(tmp_path: Path) -> None:
+    program = capture(with_statistics(Residual()), torch.randn(2, 3, 8, 8))
+    code, weights = program.graph_module.code, {name: tensor.clone() for name, tensor in program.state_dict.items()}
+    export_onnx(program, tmp_path / "net.onnx")
+    assert program.graph_module.code == code
+    assert all(torch.equal(weights[name], tensor) for name, tensor in program.state_dict.items())
+
+
+def test_input_specs() -> None:
+    specs = input_specs(capture(Several(), (torch.randn(2, 5), torch.tensor([[0, 1], [2, 3]]))))
+    assert [(spec.name, spec.shape, spec.dtype) for spec in specs] == [
+        ("left", (None, 5), torch.float32),
+        ("tokens", (None, 2), torch.int64),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("want", "got", "error"),
+    [
+        ([[1.0, 2.0]], [[1.0, 2.00005]], None),
+        ([[1.0, 2.0]], [[1.0, 2.1]], "largest error"),
+        ([[1.0, 2.0]], [[1.0, float("nan")]], "largest error"),
+        ([[1.0, 20000.0]], [[0.5, 20000.5]], None),  # 5e-1 is 2.5e-5 of the largest logit
+        ([[1.0, float("-inf")]], [[1.0, float("-inf")]], None),
+        ([[1.0, 1.00015]], [[1.00009, 1.00006]], "best class changed"),
+        ([[1.0, 1.00001]], [[1.00001, 1.0]], None),  # too close to call
+        ([[1.0, 2.0]], [[1.0]], "output shape"),
+    ],
+)
+def test_parity_rule(want: list[list[float]], got: list[list[float]], error: str | None) -> None:
+    if error is None:
+        assert check_parity(np.array(want), np.array(got), "ONNX") >= 0
+    else:
+        with pytest.raises(ParityError, match=error):
+            check_parity(np.array(want), np.array(got), "ONNX")

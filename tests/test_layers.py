@@ -1,0 +1,138 @@
+"""Imports point down, nothing goes in circles, and the command line starts without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import edgeprune
+
+PACKAGE = Path(edgeprune.__file__).parent
+LAYERS = (
+    {"errors", "records", "progress"},
+    {"compat", "digests", "info", "files", "arch", "pt2", "load", "save", "data", "datasets", "runrecord", "graph"},
+    {"importance", "cost", "optim"},
+    {"train", "plan", "planner", "pruning_plan", "surgery", "proof", "features", "statistics"},
+    {"export", "validate", "latency"},
+    {"report"},
+    {"pipeline"},
+    {"cli", "__main__"},
+)
+LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "scipy", "matplotlib", "jinja2"}
+HELP_SECONDS = 0.3
+
+
+def module_name(path: Path) -> str:
+    parts = ("edgeprune", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, path in MODULES.items()}
+
+
+def layer_of(module: str) -> int:
+    """The layer of a module; the package itself (version, lazy names) is at the bottom."""
+    parts = module.split(".")
+    return 0 if len(parts) == 1 else LAYER_OF.get(parts[1], len(LAYERS))
+
+
+def is_type_checking(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+
+
+def imports(tree: ast.AST, *, type_checking: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Every import below `tree`, in functions too; those under TYPE_CHECKING only where asked for."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node
+        elif type_checking or not (isinstance(node, ast.stmt) and is_type_checking(node)):
+            yield from imports(node, type_checking=type_checking)
+
+
+def targets(module: str, node: ast.Import | ast.ImportFrom) -> list[str]:
+    """The full names of the modules that `node` imports into `module`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    base = node.module or ""
+    if node.level:
+        package = module.split(".") if MODULES[module].name == "__init__.py" else module.split(".")[:-1]
+        parent = package[: len(package) - node.level + 1]
+        base = ".".join([*parent, *([node.module] if node.module else [])])
+    return [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
+
+
+def internal_imports(module: str, *, type_checking: bool) -> list[tuple[str, int]]:
+    """The edgeprune modules that `module` imports, with line numbers."""
+    nodes = imports(TREES[module], type_checking=type_checking)
+    return [
+        (target, node.lineno)
+        for node in nodes
+        for target in targets(module, node)
+        if target.split(".")[0] == "edgeprune" and target != module
+    ]
+
+
+def test_every_module_has_a_layer() -> None:
+    unknown = {module for module in MODULES if "." in module and module.split(".")[1] not in LAYER_OF}
+    assert not unknown, f"give these a layer in LAYERS: {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    types_too = layer_of(module) > 0  # the records at the bottom may name what is built above them
+    upward = [
+        f"{MODULES[module]}:{line}: {module} (layer {layer_of(module)}) imports {target} (layer {layer_of(target)})"
+        for target, line in internal_imports(module, type_checking=types_too)
+        if layer_of(target) > layer_of(module)
+    ]
+    assert not upward, "\n".join(upward)
+
+
+def test_there_are_no_cycles() -> None:
+    """Types alone may refer to each other: the operators' rules name the analysis that calls them."""
+    edges = {module: {target for target, _ in internal_imports(module, type_checking=False)} for module in MODULES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, "import cycle: " + " -> ".join([*path[path.index(module) :], module])
+        if module in done:
+            return
+        for target in sorted(edges.get(module, ())):
+            visit(target, (*path, module))
+        done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if layer_of(module) == 0])
+def test_the_bottom_layer_needs_no_heavy_package(module: str) -> None:
+    found = {
+        target.split(".")[0] for node in imports(TREES[module], type_checking=False) for target in targets(module, node)
+    }
+    assert not found & HEAVY
+
+
+@pytest.mark.parametrize("module", ["edgeprune", "edgeprune.cli.app"])
+def test_importing_does_not_import_torch(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({HEAVY!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_help_is_quick() -> None:
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        run = subprocess.run([sys.executable, "-m", "edgeprune", "--help"], capture_output=True, text=True, check=True)
+        best = min(best, time.perf_counter() - started)
+        assert "compress" in run.stdout
+    assert best <= HELP_SECONDS, f"edgeprune --help took {best:.2f} s, at most {HELP_SECONDS} s is allowed"

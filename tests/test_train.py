@@ -1,0 +1,252 @@
+"""Training, evaluation, and the networks in models/digits.py."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeprune.data import normalize, open_data
+from edgeprune.data.arrays import from_arrays
+from edgeprune.errors import InputError, TrainingError
+from edgeprune.graph.capture import capture
+from edgeprune.records import DataSource, TrainSettings
+from edgeprune.train import _cosine, evaluate, fit, predict
+
+MODELS = Path(__file__).resolve().parent.parent / "models" / "digits.py"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small are slower on two threads, and far slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataSource:
+    return open_data("digits")
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    spec = importlib.util.spec_from_file_location("digits_zoo", MODELS)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def small_mlp(seed: int = 0, dropout: float = 0.1) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 10))
+
+
+def state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+class Told:
+    """Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int, str]] = []
+
+    def stage(self, title: str) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        self.told.append((done, total, note))
+
+
+class NanInEval(nn.Module):
+    """Good logits in training, NaN afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_mlp()
+
+    def forward(self, x):
+        return self.net(x) * (1.0 if self.training else float("nan"))
+
+
+class NanAfter(nn.Module):
+    """Logits that become NaN in the `n`-th training step."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.net, self.n = small_mlp(), n
+
+    def forward(self, x):
+        self.n -= self.training
+        return self.net(x) * (float("nan") if self.n <= 0 else 1.0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_fit_learns_digits(digits, optimizer):
+    module = small_mlp()
+    records = fit(module, digits, digits.normalization, TrainSettings(epochs=25, optimizer=optimizer))
+    assert [record.epoch for record in records] == list(range(1, 26))
+    assert records[-1].loss < 0.3 * records[0].loss
+    assert evaluate(module, digits.test, digits.normalization).accuracy > 0.9
+    assert not module.training
+
+
+@pytest.mark.parametrize("make", ["mlp", "cnn"])
+def test_the_shipped_networks_train(digits, zoo, make):
+    torch.manual_seed(0)
+    module = getattr(zoo, make)()
+    fit(module, digits, digits.normalization, TrainSettings(epochs={"mlp": 15, "cnn": 5}[make]))
+    assert evaluate(module, digits.val, digits.normalization).accuracy > 0.93
+
+
+def test_the_same_seed_gives_the_same_weights(digits):
+    settings = TrainSettings(epochs=2, seed=5, threads=1)
+    modules = [small_mlp() for _ in range(3)]
+    first, second = (fit(module, digits, digits.normalization, settings) for module in modules[:2])
+    assert first == second
+    assert equal(state(modules[0]), state(modules[1]))
+    fit(modules[2], digits, digits.normalization, TrainSettings(epochs=2, seed=6, threads=1))
+    assert not equal(state(modules[0]), state(modules[2]))
+
+
+def test_fit_leaves_random_state_and_threads_alone(digits):
+    torch.manual_seed(11)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    module = small_mlp()
+    torch.set_rng_state(before)
+    fit(module, digits, digits.normalization, TrainSettings(epochs=1, threads=threads + 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_best_epoch_is_restored(digits):
+    module = small_mlp(dropout=0.5)
+    # So high a rate that accuracy goes up and down.
+    records = fit(module, digits, digits.normalization, TrainSettings(epochs=6, lr=0.2))
+    accuracies = [record.val_accuracy for record in records]
+    assert len(set(accuracies)) > 1
+    assert evaluate(module, digits.val, digits.normalization).accuracy == max(accuracies)
+
+
+def test_no_epochs_change_nothing(digits):
+    module = small_mlp()
+    before = state(module)
+    assert fit(module, digits, digits.normalization, TrainSettings(epochs=0)) == ()
+    assert equal(before, state(module)) and not module.training
+
+
+def test_an_exported_network_trains_with_its_dropout_and_batch_norm(digits):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.2))
+    net = nn.Sequential(*net, nn.Linear(32, 10))
+    module = capture(net, torch.zeros(2, 1, 8, 8)).module()
+    mean_before = next(value.clone() for name, value in module.state_dict().items() if "running_mean" in name)
+    fit(module, digits, digits.normalization, TrainSettings(epochs=10))
+    mean_after = next(value for name, value in module.state_dict().items() if "running_mean" in name)
+    assert not torch.equal(mean_before, mean_after)
+    assert evaluate(module, digits.test, digits.normalization).accuracy > 0.9
+
+
+def test_progress_counts_batches_and_tells_accuracy(digits):
+    told = Told()
+    fit(small_mlp(), digits, digits.normalization, TrainSettings(epochs=3, batch_size=200), told)
+    assert [done for done, _, _ in told.told] == list(range(1, 19))
+    assert {total for _, total, _ in told.told} == {18}
+    note = told.told[-1][2]
+    assert note.startswith("epoch 3/3 loss ") and note.endswith(" %") and " val " in note
+
+
+@pytest.mark.parametrize(("step", "message"), [(1, "epoch 1, step 1"), (14, "epoch 2, step 5")])
+def test_a_loss_that_is_not_a_number_ends_training(digits, step, message):
+    with pytest.raises(TrainingError, match=message):
+        fit(NanAfter(step), digits, digits.normalization, TrainSettings(epochs=3))
+
+
+def test_a_validation_loss_that_is_not_a_number_ends_training(digits):
+    with pytest.raises(TrainingError, match="validation loss nan after epoch 1"):
+        fit(NanInEval(), digits, digits.normalization, TrainSettings(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (TrainSettings(optimizer="adam"), "expected one of adamw, sgd, got 'adam'"),
+        (TrainSettings(lr=-1.0), "learning rate: expected more than 0"),
+        (TrainSettings(lr=float("nan")), "learning rate: expected more than 0"),
+        (TrainSettings(batch_size=0), "batch size: expected more than 0"),
+        (TrainSettings(epochs=-1), "epochs: expected 0 or more"),
+        (TrainSettings(threads=0), "threads: expected more than 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(digits, settings, message):
+    with pytest.raises(InputError, match=message):
+        fit(small_mlp(), digits, digits.normalization, settings)
+
+
+def test_weight_decay_spares_biases(digits):
+    module = small_mlp()
+    biases = [module[1].bias.clone(), module[4].bias.clone()]
+    norm = module[1].weight.norm().item()
+    # So strong a decay that, at this rate, it is all that a single epoch does to a weight.
+    settings = TrainSettings(epochs=1, lr=1e-6, weight_decay=1e4)
+    fit(module, digits, digits.normalization, settings)
+    assert module[1].weight.norm().item() < 0.97 * norm
+    for before, layer in zip(biases, (module[1], module[4]), strict=True):
+        assert (layer.bias - before).abs().max() < 1e-4
+
+
+def test_a_teacher_teaches_what_labels_do_not(digits):
+    teacher = small_mlp(1)
+    fit(teacher, digits, digits.normalization, TrainSettings(epochs=20))
+    before, mode = state(teacher), teacher.train().training
+    rng = np.random.default_rng(0)
+    x = np.concatenate([x.numpy()[None] for x, _ in digits.train])
+    noisy = from_arrays(
+        "noisy", {"train": (x, rng.integers(0, 10, len(x))), "val": (x, rng.integers(0, 10, len(x))),
+                  "test": (x, rng.integers(0, 10, len(x)))},
+    )  # fmt: skip
+    settings = TrainSettings(epochs=10)
+    alone, taught = small_mlp(2), small_mlp(2)
+    fit(alone, noisy, digits.normalization, settings)
+    fit(taught, noisy, digits.normalization, settings, teacher=teacher)
+    scores = [evaluate(module, digits.test, digits.normalization).accuracy for module in (alone, taught)]
+    assert scores[0] < 0.3 and scores[1] > 0.7
+    assert equal(before, state(teacher)) and teacher.training is mode is True
+
+
+def test_predict_and_evaluate_agree_and_keep_the_mode(digits):
+    module = small_mlp(dropout=0.5).train()
+    logits = predict(module, digits.val, digits.normalization, batch_size=100)
+    outcome = evaluate(module, digits.val, digits.normalization)
+    assert module.training
+    assert logits.shape == (359, 10) and logits.dtype == np.float32
+    x = normalize(torch.stack([x for x, _ in digits.val]), digits.normalization)
+    y = torch.tensor([y for _, y in digits.val])
+    with torch.no_grad():
+        expected = module.eval()(x)
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
+    assert outcome.correct.tolist() == (expected.argmax(1) == y).tolist()
+    assert outcome.loss == pytest.approx(nn.functional.cross_entropy(expected, y).item(), rel=1e-5)
+
+
+def test_what_does_not_give_logits_is_refused(digits):
+    with pytest.raises(InputError, match=r"expected logits \(batch, n_classes\) as output, got \(359, 1, 8, 8\)"):
+        evaluate(nn.Identity(), digits.val, digits.normalization)
+
+
+def test_the_schedule_warms_up_and_ends_at_zero():
+    factors = [_cosine(step, 100) for step in range(101)]
+    assert factors[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
+    assert all(later < earlier for earlier, later in zip(factors[5:], factors[6:], strict=False))
+    assert factors[-1] == pytest.approx(0.0)
