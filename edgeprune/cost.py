@@ -38,7 +38,7 @@ def macs_by_node(program: ExportedProgram) -> dict[str, int]:
     batch = next((a.shape[0] for a in args if isinstance(a, Tensor) and a.dim()), 1)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode, torch.no_grad():
-        runner = _PerNode(module)  # type: ignore[arg-type]
+        runner = _PerNode(module)
         runner.run(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args))
     return {name: macs // batch for name, macs in runner.macs.items()}
 
@@ -58,7 +58,7 @@ def count_parameters(program: ExportedProgram) -> int:
 class Product:
     """One node's MACs: `base` times, for each dim, the kept share `(fixed + counts @ weights) / size`.
 
-    `groups` `(n_dims,)` holds for each dim a dict: group number -> channels of this dim that one of its units spans, on average.
+    `groups` `(n_dims,)` holds a dict for each dim: group number -> channels of it that one unit spans, on average.
     """
 
     base: int

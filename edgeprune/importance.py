@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
@@ -37,7 +36,7 @@ def taylor(program: ExportedProgram, graph: ChannelGraph, batches: Batches) -> l
     """First-order effect on the loss of removing a unit, `(n_units,)` for each group, over real batches.
 
     The mean over batches of `(sum of g w over the unit's weights in a tensor) ** 2`, summed over its tensors (Molchanov
-    et al., Importance Estimation for Neural Network Pruning, 2019). `batches` yields normalised inputs and class numbers.
+    et al., Importance Estimation for Neural Network Pruning, 2019). `batches` yields normalised inputs and classes.
     """
     module = Program.adopt(program).module()
     assert isinstance(module, fx.GraphModule)
@@ -87,7 +86,7 @@ def score(
 
 def _by_unit(
     graph: ChannelGraph,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     measure: Callable[[Slot], np.ndarray],
     squared: bool = False,
 ) -> list[np.ndarray]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import NoneType
 from typing import Any
 
 from edgeprune.errors import InputError
-from edgeprune.records import ModelInfo, Normalization
+from edgeprune.records import ModelInfo, Normalization, TrainSettings
 
 INFO_FILE = "edgeprune.json"
 CHECKPOINT_FORMAT = "edgeprune-checkpoint/1"
@@ -36,7 +37,25 @@ def info_from_dict(value: Any) -> ModelInfo:
         normalization=None if normalization is None else _normalization(normalization),
         data=_text(value, "data"),
         feature_names=_texts(value, "feature_names"),
+        training=_training(value.get("training")),
     )
+
+
+def _training(value: Any) -> TrainSettings | None:
+    """How the model was trained; every field has to be of its kind, and a number finite."""
+    if value is None:
+        return None
+    kinds: dict[str, tuple[type, ...]] = {
+        "epochs": (int,), "optimizer": (str,), "lr": (int, float, NoneType), "weight_decay": (int, float, NoneType),
+        "batch_size": (int,), "seed": (int,), "threads": (int, NoneType), "best_from": (int, float),
+    }  # fmt: skip
+    if not isinstance(value, Mapping) or set(value) != set(kinds):
+        raise InputError(f"model info: expected training with {', '.join(kinds)}, got {str(value)[:60]}")
+    for name, allowed in kinds.items():
+        number = value[name]
+        if type(number) not in allowed or (isinstance(number, (int, float)) and not 0 <= number < math.inf):
+            raise InputError(f"model info: expected training's {name} in its range, got {str(number)[:60]}")
+    return TrainSettings(**value)
 
 
 def _sizes(value: Any) -> tuple[int, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -260,8 +262,20 @@ def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInf
     if shape is None:
         raise InputError("expected --input-shape for this file, e.g. 3,224,224, got none")
     dtype = next((tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point), torch.float32)
-    program = capture(model, torch.zeros(2, *shape, dtype=dtype))
+    with _quiet_torch():
+        program = capture(model, torch.zeros(2, *shape, dtype=dtype))
     return program, ModelInfo(input_shape=shape, arch=request.arch)
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """PyTorch logs a traceback of a network that cannot be exported; the error that is raised says it in one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
 
 
 def _own_input_shape(model: nn.Module) -> tuple[int, ...] | None:
@@ -319,7 +333,7 @@ def _with_dynamic_batch(program: Program, example: torch.Tensor) -> Program:
     example = torch.linspace(-1, 1, example.numel()).reshape(example.shape).to(example.dtype)
     pair = example.repeat(2, *[1] * (example.dim() - 1))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _quiet_torch():
             before = program.module()(example)
             opened = capture(program.module(), pair)
             after = opened.module()(pair)

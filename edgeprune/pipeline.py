@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.export import ExportedProgram
 
 from edgeprune import __version__
 from edgeprune.arch import build
@@ -57,6 +58,8 @@ RUNS = Path("runs")
 _ASSUMED_DROP = 1.0
 _ASSUMED_KEEP = 0.5
 _FINETUNE_STEPS = 1500  # optimizer steps of one finetuning where no epochs are given
+_FINETUNE = TrainSettings(lr=1e-3)  # for a model that does not say how it was trained
+_SETTLED = 2 / 3  # of the epochs: at a high learning rate a good epoch is luck on the validation split
 _SMALL = 20_000_000  # MACs below which more than one thread costs more than it gains
 _PARITY_SAMPLES = 256
 _VERSIONS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxsim", "numpy", "scipy")
@@ -85,6 +88,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         normalization=data.normalization,
         data=request.data,
         feature_names=data.feature_names,
+        training=request.settings,
     )
     check_fits(data, info, _n_outputs(program))
     settings = replace(request.settings, threads=request.settings.threads or _threads(program))
@@ -135,7 +139,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
     told, start = progress or Silent(), time.perf_counter()
     job = _prepared(request, told)
     with staged_folder(job.out, request.force) as folder:
-        search = Search(job.model.program, job.budgets, job.trainer, told)
+        search = Search(Program.adopt(job.model.program), job.budgets, job.trainer, told)
         best = search.run() if job.plan is None else search.replay(job.plan)
         record = replace(_measured(job, search, best, told), seconds=time.perf_counter() - start)
         assert best.plan is not None
@@ -162,9 +166,7 @@ def _prepared(request: CompressRequest, told: Progress) -> _Job:
     check_new(out, request.force)
     plan = read_plan(Path(request.plan)) if request.plan else None
     told.stage("load")
-    model = load(
-        request.model, arch=request.arch, input_shape=request.input_shape, unsafe_pickle=request.unsafe_pickle
-    )
+    model = load(request.model, arch=request.arch, input_shape=request.input_shape, unsafe_pickle=request.unsafe_pickle)
     spec = request.data or model.info.data
     if spec is not None and request.data is None:
         assume(f"--data {spec} (the data that the model was trained on)")
@@ -202,7 +204,7 @@ def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
 
 
 def _trainer(request: CompressRequest, model: Model, data: DataSource, assume: Any) -> Trainer:
-    settings = TrainSettings(seed=request.seed, lr=1e-3)
+    settings = replace(model.info.training or _FINETUNE, seed=request.seed)
     epochs = request.finetune_epochs
     if epochs is None:
         per_epoch = max(1, -(-len(data.train) // settings.batch_size))  # type: ignore[arg-type]
@@ -210,7 +212,8 @@ def _trainer(request: CompressRequest, model: Model, data: DataSource, assume: A
         assume(f"--finetune-epochs {epochs}")
     threads = request.threads or _threads(model.program)
     normalization = model.info.normalization or data.normalization
-    return Trainer(data, normalization, replace(settings, epochs=epochs, threads=threads))
+    settings = replace(settings, epochs=epochs, threads=threads, best_from=_SETTLED)
+    return Trainer(data, normalization, settings, request.distill)
 
 
 def _feature_count(text: str, model: Model) -> int:
@@ -232,8 +235,8 @@ def _fitting_data(spec: str, model: Model, seed: int) -> DataSource:
     return data
 
 
-def _n_outputs(program: Program) -> int | None:
-    """The size of the last dim of the only output, `(batch, n_classes)`; None where the network gives something else."""
+def _n_outputs(program: ExportedProgram) -> int | None:
+    """The number of classes of a network whose one output is `(batch, n_classes)`; None for another."""
     output = next(node for node in program.graph.nodes if node.op == "output")
     values = [node.meta.get("val") for node in output.all_input_nodes]
     if len(values) != 1 or not isinstance(values[0], torch.Tensor) or values[0].dim() != 2:
@@ -242,7 +245,7 @@ def _n_outputs(program: Program) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _threads(program: Program) -> int | None:
+def _threads(program: ExportedProgram) -> int | None:
     return 1 if macs(program) < _SMALL else None
 
 
@@ -279,7 +282,7 @@ def _measured(job: _Job, search: Search, best: Candidate, told: Progress) -> Run
         versions=versions(),
         asked=_asked(job.request),
         assumed=job.assumed,
-        model={**asdict(job.model.info), "path": job.request.model, "sha256": job.model.sha256},
+        model={**asdict(job.model.info), "name": job.model.name, "path": job.request.model, "sha256": job.model.sha256},
         data=_data_facts(job.data),
         dense=_figures(dense, sizes[0], test[0]),
         slim=_figures(best, sizes[1], test[1]),
@@ -307,9 +310,7 @@ def _figures(candidate: Candidate, onnx_bytes: int, test_accuracy: float | None)
     )
 
 
-def _onnx_figures(
-    job: _Job, best: Candidate, told: Progress
-) -> tuple[tuple[int, int], float, LatencyComparison]:
+def _onnx_figures(job: _Job, best: Candidate, told: Progress) -> tuple[tuple[int, int], float, LatencyComparison]:
     """Sizes of both networks as ONNX, the parity of the slim one, and the latency of both."""
     shape = job.model.info.input_shape
     inputs = _real_inputs(job, _PARITY_SAMPLES)
@@ -402,7 +403,9 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
 def _newest_run() -> Path:
     runs = [path.parent for path in RUNS.glob("*/slim.pt2")]
     if not runs:
-        raise InputError(f"{RUNS}/: expected a run to export, got none; run `edgeprune compress` first, or name a model")
+        raise InputError(
+            f"{RUNS}/: expected a run to export, got none; run `edgeprune compress` first, or name a model"
+        )
     return max(runs, key=lambda run: (run / "slim.pt2").stat().st_mtime_ns)
 
 
@@ -423,11 +426,6 @@ def inspect(request: InspectRequest, progress: Progress | None = None) -> Inspec
     """
     told = progress or Silent()
     told.stage("load")
-    model = load(
-        request.model, arch=request.arch, input_shape=request.input_shape, unsafe_pickle=request.unsafe_pickle
-    )
+    model = load(request.model, arch=request.arch, input_shape=request.input_shape, unsafe_pickle=request.unsafe_pickle)
     told.stage("analyse")
     return inspect_program(model.program, request.model)
-
-
-

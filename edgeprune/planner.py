@@ -1,4 +1,4 @@
-"""The planner: which units go so that the MACs meet the budget and the least importance is lost. It touches no weight."""
+"""The planner: which units go so that the MACs meet the budget and least importance is lost. It touches no weight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.cost import CostModel
 from edgeprune.digests import digest
-from edgeprune.errors import BudgetError, InputError
+from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup
 from edgeprune.importance import Batches, score
 from edgeprune.pruning_plan import PlannedGroup, PruningPlan
@@ -19,7 +19,7 @@ from edgeprune.records import InputFeatures
 from edgeprune.surgery import input_features
 
 
-def plan(
+def plan(  # noqa: PLR0913 - the public call: every choice has a name and a default
     program: ExportedProgram,
     graph: ChannelGraph,
     keep_macs: float | None = 0.5,
@@ -76,8 +76,10 @@ class _Chooser:
         self.graph = graph
         self.cost = CostModel(program, graph)
         self.counts = np.array([group.n_units for group in graph.groups], dtype=float)
-        self.orders = [np.argsort(s, kind="stable") for s in scores]
-        self.sums = [np.concatenate([[0.0], np.cumsum(np.sort(s, kind="stable"))]) for s in scores]
+        protected = _protected(graph, scores)
+        self.floors = [int(last.sum()) for last in protected]
+        self.orders = [np.lexsort((s, last)) for s, last in zip(scores, protected, strict=True)]
+        self.sums = [np.concatenate([[0.0], np.cumsum(s[o])]) for s, o in zip(scores, self.orders, strict=True)]
         self.per_mac = per_mac
         self.steps = [_step(group, align) for group in graph.groups]
 
@@ -91,19 +93,20 @@ class _Chooser:
     def keep_features(self, n_features: int) -> None:
         """Keep exactly this many input features, the most important ones over all inputs."""
         inputs = [g for g, group in enumerate(self.graph.groups) if group.is_input]
-        available = int(sum(self.counts[g] for g in inputs))
+        available, least = int(sum(self.counts[g] for g in inputs)), sum(self.floors[g] for g in inputs)
         if not inputs:
             raise InputError("input features: the network has none that can be removed; see `edgeprune inspect`")
-        if not len(inputs) <= n_features <= available:
-            raise InputError(f"input features: expected to keep {len(inputs)} to {available}, got {n_features}")
+        if not least <= n_features <= available:
+            raise InputError(f"input features: expected to keep {least} to {available}, got {n_features}")
         while sum(self.counts[g] for g in inputs) > n_features:
-            weakest = min((g for g in inputs if self.counts[g] > 1), key=lambda g: self._lost(g, 1))
+            weakest = min((g for g in inputs if self.counts[g] > self.floors[g]), key=lambda g: self._lost(g, 1))
             self.counts[weakest] -= 1
 
     def prune_to(self, keep_macs: float, *, exact_only: bool, features: bool) -> None:
         """Remove the cheapest aligned chunk, again and again, until the MACs are within the budget.
 
-        What a chunk saves only shrinks while others go, so a stale entry of the heap is re-examined when it comes up.
+        A chunk's price only rises while others go (it saves less, and less is left to save), so a stale entry of the
+        heap is re-examined when it comes up.
         """
         budget = keep_macs * self.cost.total
         left = self.cost.macs(self.counts)
@@ -111,13 +114,13 @@ class _Chooser:
             g for g, group in enumerate(self.graph.groups)
             if (group.exact or not exact_only) and (features or not group.is_input)
         ]  # fmt: skip
-        heap = [entry for g in eligible if (entry := self._entry(g)) is not None]
+        heap = [entry for g in eligible if (entry := self._entry(g, left - budget)) is not None]
         heapq.heapify(heap)
         while left > budget:
             if not heap:
                 raise BudgetError(self._in_the_way(keep_macs, left))
             _, group = heapq.heappop(heap)
-            fresh = self._entry(group)
+            fresh = self._entry(group, left - budget)
             if fresh is None:
                 continue
             if heap and fresh > heap[0]:
@@ -126,19 +129,23 @@ class _Chooser:
             chunk = self._chunk(group)
             left -= self.cost.saving(self.counts, group, chunk)
             self.counts[group] -= chunk
-            following = self._entry(group)
-            if following is not None:
+            following = self._entry(group, left - budget)
+            if following is not None and left > budget:
                 heapq.heappush(heap, following)
 
-    def _entry(self, group: int) -> tuple[float, int] | None:
-        """Price of the next chunk of a group, and the group; None where nothing more can go or nothing is saved."""
+    def _entry(self, group: int, excess: float) -> tuple[float, int] | None:
+        """Price of the next chunk of a group, and the group; None where nothing more can go or nothing is saved.
+
+        Saving more than the `excess` MACs over the budget counts for nothing.
+        """
         chunk = self._chunk(group)
         if chunk == 0:
             return None
         saving = self.cost.saving(self.counts, group, chunk)
         if saving <= 0:
             return None
-        return self._lost(group, chunk) / (saving if self.per_mac else chunk), group
+        useful = max(min(saving, excess), 1.0)
+        return self._lost(group, chunk) / (useful if self.per_mac else chunk * useful / saving), group
 
     def _lost(self, group: int, chunk: int) -> float:
         """Importance of the next `chunk` units of a group."""
@@ -149,26 +156,48 @@ class _Chooser:
         """How many units to remove to come to the next lower aligned width; 0 at the last one."""
         count, step = int(self.counts[group]), self.steps[group]
         lower = (count - 1) // step * step
-        return count - lower if lower > 0 else 0
+        return count - lower if lower >= self.floors[group] else 0
 
     def _in_the_way(self, keep_macs: float, left: float) -> str:
-        held = sorted(
-            ((self._share(g), group.name) for g, group in enumerate(self.graph.groups) if self.counts[g] > 0),
-            reverse=True,
-        )
+        costs = ((self._share(g), group.name) for g, group in enumerate(self.graph.groups))
+        held = ", ".join(name for _, name in sorted(costs, reverse=True)[:4]) or "none"
         locked = sorted({f"{lock.name} ({lock.reason})" for lock in self.graph.locked if lock.dim == 0})
         message = (
-            f"{keep_macs:.3g} of the MACs cannot be met: expected at most {keep_macs * self.cost.total:.0f}, got no lower "
-            f"than {left:.0f}; in the way: groups at their least width ({', '.join(name for _, name in held[:4]) or 'none'})"
+            f"{keep_macs:.3g} of the MACs cannot be met: expected at most {keep_macs * self.cost.total:.0f}, "
+            f"got no lower than {left:.0f}; in the way: groups at their least width ({held})"
         )
         if locked:
-            message += f"; locked: {', '.join(locked[:4])}" + (
-                f" and {len(locked) - 4} more" if len(locked) > 4 else ""
-            )
+            more = f" and {len(locked) - 4} more" if len(locked) > 4 else ""
+            message += f"; locked: {', '.join(locked[:4])}{more}"
         return message + "; a lower --align may help"
 
     def _share(self, group: int) -> float:
         return sum(self.cost.products[i].macs(self.counts) for i in self.cost.touching[group])
+
+
+def _protected(graph: ChannelGraph, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Bool `(n_units,)` for each group: the most important unit of every tensor's dim, so that no dim is left empty.
+
+    The units of a group may sit in different tensors: of a fused projection, say, some make queries and some values.
+    """
+    group_of = np.full(len(graph.analysis.solver.canonical), -1)
+    for number, group in enumerate(graph.groups):
+        group_of[group.units] = number
+    group_of[0] = len(graph.groups)  # fixed elements stay, and so does the dim
+    protected = [np.zeros(group.n_units, dtype=bool) for group in graph.groups]
+    sources = [graph.analysis.solver.canonical[s.ids] for s in graph.analysis.sources.values() if s.kind == "tensor"]
+    products = [labels for vectors in graph.factors.values() for labels in vectors]
+    for labels in (*sources, *products):
+        numbers = np.unique(group_of[labels])
+        if len(numbers) > 1 or not 0 <= numbers[0] < len(graph.groups):
+            continue
+        members = np.isin(graph.groups[numbers[0]].units, labels)
+        mine = protected[numbers[0]]
+        if not mine[members].any():
+            mine[np.argmax(np.where(members, scores[numbers[0]], -np.inf))] = True
+    return [
+        mine if mine.any() else np.arange(len(mine)) == np.argmax(s) for mine, s in zip(protected, scores, strict=True)
+    ]
 
 
 def _step(group: ChannelGroup, align: int) -> int:
@@ -181,13 +210,19 @@ def _step(group: ChannelGroup, align: int) -> int:
 
 
 def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -> PruningPlan:
-    """The plan that keeps the units marked in `keep`, bool `(n_labels,)`."""
+    """The plan that keeps the units marked in `keep`, bool `(n_labels,)`.
+
+    Raises:
+        PlanError: nothing would be left of some tensor.
+    """
     canonical = graph.analysis.solver.canonical
     tensors: dict[str, dict[int, tuple[int, ...]]] = {}
     for (kind, name, dim), source in graph.analysis.sources.items():
         if kind != "tensor" or dim is None:
             continue
         mask = keep[canonical[source.ids]]
+        if not mask.any():
+            raise PlanError(f"nothing would be left of dim {dim} of {name!r}: expected at least one index")
         if not mask.all():
             for alias in graph.analysis.aliases(name) or [name]:
                 tensors.setdefault(alias, {})[dim] = tuple(np.flatnonzero(mask).tolist())

@@ -14,11 +14,13 @@ from edgeprune.errors import ProofError
 from edgeprune.graph.capture import Program, example_inputs, functional
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import analyze
+from edgeprune.graph.ops.registry import operator_name
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.surgery import kept_units
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _BATCH = 4
+_SINGULAR = {"div", "divide", "true_divide", "reciprocal", "rsqrt", "pow", "log", "log2", "log10"}  # not finite at 0
 
 
 def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Tensor | None = None) -> float:
@@ -88,9 +90,26 @@ def masked(program: ExportedProgram, plan: PruningPlan) -> nn.Module:
                 removed = torch.ones(tensors[name].shape[dim], dtype=torch.bool)
                 removed[list(kept)] = False
                 tensors[name].index_fill_(dim, removed.nonzero().flatten(), 0)
+    _divide_by_removed(module)
     if not plan.exact:
         _normalise_over_kept(module, program, plan)
     return module
+
+
+def _divide_by_removed(module: fx.GraphModule) -> None:
+    """Let 0 / 0 (and the like) be 0: a removed divisor is zero now, and what it gives is removed too."""
+    for node in module.graph.nodes:
+        if node.op == "call_function" and operator_name(node.target) in _SINGULAR:
+            node.target = _finite(node.target)
+    module.recompile()
+
+
+def _finite(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def finite(*args: Any, **kwargs: Any) -> Tensor:
+        result = operator(*args, **kwargs)
+        return result.nan_to_num_(0.0, 0.0, 0.0) if isinstance(result, Tensor) else result
+
+    return finite
 
 
 def _normalise_over_kept(module: fx.GraphModule, program: ExportedProgram, plan: PruningPlan) -> None:
@@ -106,7 +125,7 @@ def _normalise_over_kept(module: fx.GraphModule, program: ExportedProgram, plan:
         pruned = {dim: torch.from_numpy(k) for dim, k in kept.items() if len(k) < x.shape[dim]}
         if pruned:
             node = edit.node(call)
-            node.target = _over_kept(node.target, first, pruned)
+            node.target = _over_kept(call.operator, first, pruned)
     module.recompile()
 
 

@@ -24,10 +24,28 @@ class Normalization:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """How to train. `lr` is the peak of the cosine schedule; None takes the optimizer's usual value.
+
+    The best epoch is looked for after the share `best_from` of the epochs.
+    """
+
+    epochs: int = 20
+    optimizer: str = "adamw"
+    lr: float | None = None
+    weight_decay: float | None = None
+    batch_size: int = 128
+    seed: int = 0
+    threads: int | None = None
+    best_from: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a model file says of itself, beside its weights.
 
-    `input_shape` is without the batch, e.g. `(1, 8, 8)`. What a file does not say is None or empty.
+    `input_shape` is without the batch, e.g. `(1, 8, 8)`; `training` is how it was trained, which finetuning goes by.
+    What a file does not say is None or empty.
     """
 
     input_shape: tuple[int, ...]
@@ -36,6 +54,7 @@ class ModelInfo:
     normalization: Normalization | None = None
     data: str | None = None
     feature_names: tuple[str, ...] = ()
+    training: TrainSettings | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,19 +83,6 @@ class DataSource:
     classes: tuple[str, ...]
     normalization: Normalization
     feature_names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """How to train. `lr` is the peak of the cosine schedule; None takes the optimizer's usual value."""
-
-    epochs: int = 20
-    optimizer: str = "adamw"
-    lr: float | None = None
-    weight_decay: float | None = None
-    batch_size: int = 128
-    seed: int = 0
-    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +252,7 @@ class CompressRequest:
     input_features: str = "auto"
     criterion: str | None = None
     finetune_epochs: int | None = None
+    distill: bool = False
     align: int = 8
     seed: int = 0
     plan: str | None = None

@@ -1,4 +1,4 @@
-"""The search for the smallest network within the budgets: prune, prove, finetune, look; again from what was accepted."""
+"""The search for the smallest network within the budgets: prune, prove, finetune, look, and again."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from edgeprune.records import DataSource, Normalization, StepRecord, TrainSettin
 from edgeprune.surgery import cut
 from edgeprune.train import evaluate, fit
 
-_TAYLOR_BATCHES = 16
+_TAYLOR_BATCHES = 64
+_TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
 _FACTOR = 0.7  # share of the MACs (or features) that one step keeps
 _PATIENCE = 2  # how often a step that lost too much is tried again at half its size
+_ROUNDS = 2  # how often what lost too much is finetuned again before it is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +47,16 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trainer:
-    """The data and settings that finetuning and scoring use."""
+    """The data and settings that finetuning and scoring use; `distill` makes the dense network the teacher."""
 
     data: DataSource
     normalization: Normalization
     settings: TrainSettings
+    distill: bool = False
 
     def score_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A few normalised training batches for the Taylor criterion."""
-        stream = batches(self.data.train, self.settings.batch_size, shuffle=True, seed=self.settings.seed)
+        stream = batches(self.data.train, _TAYLOR_SIZE, shuffle=True, seed=self.settings.seed)
         for x, y in itertools.islice(stream, _TAYLOR_BATCHES):
             yield normalize(x, self.normalization), y
 
@@ -82,8 +85,8 @@ class Search:
         self.trainer = trainer
         self.progress = progress
         self.steps: list[StepRecord] = []
-        self._teacher = dense.module() if trainer else None
-        accuracy = trainer.val_accuracy(self._teacher) if trainer and self._teacher else None
+        accuracy = trainer.val_accuracy(dense.module()) if trainer else None
+        self._teacher = dense.module() if trainer and trainer.distill else None
         graph = analyze(dense, inputs=budgets.prune_features or budgets.n_features is not None)
         self.dense = Candidate(dense, None, macs(dense), _count_features(graph), accuracy)
         self.graph = graph
@@ -136,7 +139,7 @@ class Search:
         while best.n_features is not None and best.n_features > wanted:
             target = max(wanted, int(best.n_features * _FACTOR))
             best = self._try(best, n_features=target, keep_macs=None)
-            self._record(best, accepted=True)
+            self._record(best, self._within(best))
         return best
 
     def _fewest_features(self, start: Candidate) -> Candidate:
@@ -144,46 +147,69 @@ class Search:
         best, factor, failures = start, _FACTOR, 0
         while best.n_features is not None and best.n_features > 1 and failures <= _PATIENCE:
             target = min(best.n_features - 1, max(1, int(best.n_features * factor)))
-            candidate = self._try(best, n_features=target, keep_macs=None)
-            if self._judge(candidate):
-                best = candidate
-            else:
-                failures += 1
-                factor = (1 + factor) / 2
+            accepted = self._judged(self._try(best, n_features=target, keep_macs=None))
+            if accepted is not None:
+                best = accepted
+                continue
+            failures += 1
+            factor = (1 + factor) / 2
         return best
 
     # -- MACs ------------------------------------------------------------------------------------------------------
 
     def _smallest(self, start: Candidate) -> Candidate:
         """Shrink the MACs to the budget, or for as long as the accuracy holds where there is none."""
-        budget = self.budgets.keep_macs
-        floor = 0.0 if budget is None else budget * self.dense.macs
+        if self.budgets.keep_macs is not None:
+            best = self._down_to_macs(start, self.budgets.keep_macs * self.dense.macs)
+        else:
+            best = self._fewest_macs(start)
+        if not self._within(best):
+            raise BudgetError(self._missed(best))
+        return best
+
+    def _down_to_macs(self, start: Candidate, floor: float) -> Candidate:
+        """Shrink in steps to the budget; the accuracy is judged there, not on the way."""
+        best = start
+        while best.macs > floor:
+            ratio = max(floor / best.macs, _FACTOR) if self.trainer else floor / best.macs
+            best = self._try(best, n_features=None, keep_macs=ratio)
+            if best.macs <= floor:
+                best = self._rescued(best)
+            self._record(best, self._within(best))
+        return best
+
+    def _fewest_macs(self, start: Candidate) -> Candidate:
+        """Shrink for as long as the accuracy holds, in smaller steps after each that lost too much."""
         best, factor, failures = start, _FACTOR, 0
-        closest: Candidate | None = None
-        while best.macs > floor and failures <= _PATIENCE:
-            ratio = max(floor / best.macs, factor if self.trainer else 0.0)
-            candidate = self._next(best, ratio)
+        while failures <= _PATIENCE:
+            candidate = self._next(best, factor)
             if candidate is None:
                 break
-            if self._judge(candidate):
-                best = candidate
+            accepted = self._judged(candidate)
+            if accepted is not None:
+                best = accepted
                 continue
-            closest = candidate
             failures += 1
             factor = (1 + factor) / 2
-        if best.macs > floor and budget is not None:
-            raise BudgetError(self._missed(best, closest))
-        return best if self._within(best) else self._refuse(best)
+        return best
 
     def _next(self, best: Candidate, ratio: float) -> Candidate | None:
-        """The next smaller network, or None where nothing smaller can be built and no budget asks for it."""
+        """The next smaller network, or None where nothing smaller can be built."""
         try:
             candidate = self._try(best, n_features=None, keep_macs=ratio)
         except BudgetError:
-            if self.budgets.keep_macs is not None:
-                raise
             return None
         return candidate if candidate.macs < best.macs else None
+
+    def _rescued(self, candidate: Candidate) -> Candidate:
+        """Finetune again what lost too much; the best of all rounds."""
+        best = candidate
+        for extra in range(1, _ROUNDS + 1):
+            if self._within(best) or self.trainer is None or self.trainer.settings.epochs == 0:
+                break
+            again = self._finetuned(candidate, extra)
+            best = again if (again.val_accuracy or 0) > (best.val_accuracy or 0) else best
+        return best
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -210,22 +236,27 @@ class Search:
         return self._finished(best, slim, plan, max(error, best.proof_error))
 
     def _finished(self, before: Candidate, slim: Program, plan: PruningPlan, error: float) -> Candidate:
-        """Finetune a fresh cut, with the dense network as the teacher, and look at it."""
+        """Finetune a fresh cut and look at it."""
         n_features = before.n_features
         if plan.inputs:
             n_features = sum(len(features.keep) for features in plan.inputs.values())
-        candidate = Candidate(slim, plan, macs(slim), n_features, None, error)
-        if self.trainer is None:
+        return self._finetuned(Candidate(slim, plan, macs(slim), n_features, None, error))
+
+    def _finetuned(self, candidate: Candidate, extra: int = 0) -> Candidate:
+        """Train a candidate's weights on, and look at it; `extra` counts further rounds, which see another order."""
+        trainer = self.trainer
+        if trainer is None:
             return candidate
-        module = slim.module()
-        if self.trainer.settings.epochs > 0:
-            self.progress.stage(f"step {len(self.steps) + 1}: finetune at {candidate.macs / self.dense.macs:.0%} of MACs")
-            fit(
-                module, self.trainer.data, self.trainer.normalization, self.trainer.settings, self.progress, self._teacher
-            )
+        module = candidate.program.module()
+        if trainer.settings.epochs > 0:
+            share = candidate.macs / self.dense.macs
+            again = f", round {extra + 1}" if extra else ""
+            self.progress.stage(f"step {len(self.steps) + 1}: finetune at {share:.0%} of MACs{again}")
+            settings = replace(trainer.settings, seed=trainer.settings.seed + extra)
+            fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher)
             assert isinstance(module, fx.GraphModule)
-            candidate = replace(candidate, program=reexport(module, example_inputs(slim)))
-        return replace(candidate, val_accuracy=self.trainer.val_accuracy(module))
+            candidate = replace(candidate, program=reexport(module, example_inputs(candidate.program)))
+        return replace(candidate, val_accuracy=trainer.val_accuracy(module))
 
     def _within(self, candidate: Candidate) -> bool:
         """Whether the accuracy budget holds."""
@@ -234,10 +265,12 @@ class Search:
             return True
         return (dense - slim) * 100 <= limit + 1e-9
 
-    def _judge(self, candidate: Candidate) -> bool:
+    def _judged(self, candidate: Candidate) -> Candidate | None:
+        """The candidate, finetuned once more if need be, or None where it loses too much all the same."""
+        candidate = self._rescued(candidate)
         accepted = self._within(candidate)
         self._record(candidate, accepted)
-        return accepted
+        return candidate if accepted else None
 
     def _record(self, candidate: Candidate, accepted: bool) -> None:
         self.steps.append(
@@ -252,20 +285,14 @@ class Search:
 
     # -- refusals --------------------------------------------------------------------------------------------------
 
-    def _refuse(self, candidate: Candidate) -> Candidate:
-        raise BudgetError(
-            f"the accuracy budget cannot be met: expected a drop of at most {self.budgets.max_drop:g} points on the "
-            f"validation split, got {self._drop(candidate):.2f} at {candidate.macs / self.dense.macs:.1%} of the MACs"
-        )
-
-    def _missed(self, best: Candidate, closest: Candidate | None) -> str:
-        reached = f"{best.macs / self.dense.macs:.1%} of the MACs within the drop"
-        if closest is not None:
-            reached += f" (at {closest.macs / self.dense.macs:.1%} the drop is {self._drop(closest):.2f} points)"
+    def _missed(self, best: Candidate) -> str:
+        held = [step for step in self.steps if step.accepted]
+        closest = min(held, key=lambda step: step.macs_ratio, default=None)
+        told = f"; within it were {closest.macs_ratio:.1%} of the MACs" if closest else ""
         return (
-            f"both budgets cannot be met: expected at most {self.budgets.keep_macs:.1%} of the MACs with a drop of at most "
-            f"{self.budgets.max_drop:g} points on the validation split, got {reached}; allow a larger --max-drop, more "
-            f"--finetune-epochs or a larger --keep-macs"
+            f"the budgets cannot be met together: expected a drop of at most {self.budgets.max_drop:g} points on the "
+            f"validation split, got {self._drop(best):.2f} at {best.macs / self.dense.macs:.1%} of the MACs{told}; "
+            f"allow a larger --max-drop or --keep-macs, or more --finetune-epochs"
         )
 
     def _nothing_found(self) -> str:
@@ -278,8 +305,8 @@ class Search:
         drop = (self.dense.val_accuracy - tried.val_accuracy) * 100
         return (
             f"no smaller network loses at most {self.budgets.max_drop:g} accuracy points: the closest, at "
-            f"{tried.macs_ratio:.1%} of the MACs, loses {drop:.2f} on the validation split; allow a larger --max-drop or "
-            f"more --finetune-epochs"
+            f"{tried.macs_ratio:.1%} of the MACs, loses {drop:.2f} on the validation split; "
+            f"allow a larger --max-drop or more --finetune-epochs"
         )
 
     def _drop(self, candidate: Candidate) -> float:
@@ -306,9 +333,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     return PruningPlan(first.source_sha256, tensors, inputs, tuple(_composed_groups(first.groups, second.groups)))
 
 
-def _composed_groups(
-    first: tuple[PlannedGroup, ...], second: tuple[PlannedGroup, ...]
-) -> Iterator[PlannedGroup]:
+def _composed_groups(first: tuple[PlannedGroup, ...], second: tuple[PlannedGroup, ...]) -> Iterator[PlannedGroup]:
     after = {group.name: group for group in second}
     for group in first:
         later = after.get(group.name)

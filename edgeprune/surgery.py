@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from edgeprune.digests import digest
 from edgeprune.errors import PlanError
 from edgeprune.graph.capture import Program, example_inputs, reexport
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
 from edgeprune.graph.labels import Value
-from edgeprune.digests import digest
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import InputFeatures
 
@@ -40,7 +42,6 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
         graph = analyze(program, inputs=bool(plan.inputs))
     keep = kept_units(graph, plan)
     module = Program.adopt(graph.analysis.program).module()
-    assert isinstance(module, fx.GraphModule)
     _slice_tensors(module, graph, plan)
     Edit(module, graph.analysis, keep).rewrite()
     _drop_unused(module)
@@ -101,7 +102,7 @@ def _kept_elements(features: InputFeatures, mask: np.ndarray) -> np.ndarray:
 def _check_couplings(
     graph: ChannelGraph, plan: PruningPlan, keep: np.ndarray, shapes: dict[str, tuple[int, ...]]
 ) -> None:
-    removed: set[tuple[str, int]] = set()
+    removed: set[tuple[str, int | None, int]] = set()
     for group, slot in graph.slots():
         mask = _kept_mask(slot, plan, shapes)
         if mask is None:
@@ -109,17 +110,13 @@ def _check_couplings(
         wrong = np.flatnonzero((slot.unit >= 0) & mask & ~keep[group.units[slot.unit]])
         if len(wrong):
             raise PlanError(_broken(group, slot, int(wrong[0])))
-        if slot.dim is not None:
-            removed.update((f"{slot.name}.{slot.dim}", int(i)) for i in np.flatnonzero((slot.unit >= 0) & ~mask))
-    names = {
-        name: {alias: name for alias in graph.analysis.aliases(name)} for name in {s.name for _, s in graph.slots()}
-    }
-    first = {alias: name for aliases in names.values() for alias, name in aliases.items()}
+        names = graph.analysis.aliases(slot.name)
+        gone = np.flatnonzero((slot.unit >= 0) & ~mask).tolist()
+        removed.update((name, slot.dim, index) for name in names for index in gone)
     for name, dims in plan.tensors.items():
         for dim, kept in dims.items():
-            missing = np.setdiff1d(np.arange(shapes[name][dim]), kept)
-            for index in missing:
-                if (f"{first.get(name, name)}.{dim}", int(index)) not in removed:
+            for index in np.setdiff1d(np.arange(shapes[name][dim]), kept).tolist():
+                if (name, dim, index) not in removed:
                     raise PlanError(f"the plan removes index {index} of dim {dim} of {name!r}, which is locked")
     for group in graph.groups:
         if not keep[group.units].any():
@@ -151,11 +148,11 @@ def _slice_tensors(module: nn.Module, graph: ChannelGraph, plan: PruningPlan) ->
             done.add(alias)
 
 
-def _sliced(module: nn.Module, name: str, dims: dict[int, tuple[int, ...]] | object) -> Tensor:
+def _sliced(module: nn.Module, name: str, dims: Mapping[int, tuple[int, ...]]) -> Tensor:
     owner, _, attribute = name.rpartition(".")
     tensor = getattr(module.get_submodule(owner) if owner else module, attribute)
     data = tensor.detach()
-    for dim, kept in dict(dims).items():  # type: ignore[call-overload]
+    for dim, kept in dims.items():
         data = data.index_select(dim, torch.tensor(kept))
     data = data.clone()
     return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data

@@ -23,7 +23,7 @@ from edgeprune.records import DataSource, EpochRecord, Evaluation, Normalization
 DEFAULTS = {"adamw": (2e-3, 5e-2), "sgd": (5e-2, 5e-4)}
 MOMENTUM = 0.9
 WARMUP = 0.05  # share of all steps
-TEMPERATURE = 4.0  # Hinton et al., Distilling the Knowledge in a Neural Network, 2015
+TEMPERATURE = 2.0  # Hinton et al., Distilling the Knowledge in a Neural Network, 2015
 TEACHER_WEIGHT = 0.5
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -112,7 +112,8 @@ class _Run:
                 raise TrainingError(f"training diverged: validation loss {val.loss} after epoch {epoch}")
             records.append(EpochRecord(epoch, loss, train_accuracy, val.accuracy))
             score = (val.accuracy, -val.loss)
-            if best is None or score > best:
+            eligible = epoch > self.settings.best_from * n_epochs or epoch == n_epochs
+            if eligible and (best is None or score > best):
                 best, best_state = score, {k: v.detach().clone() for k, v in self.module.state_dict().items()}
             self.progress.advance(epoch * self._steps(), total, _note(records[-1], n_epochs))
         if best_state:

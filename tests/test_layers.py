@@ -18,7 +18,7 @@ LAYERS = (
     {"errors", "records", "progress"},
     {"compat", "digests", "info", "files", "arch", "pt2", "load", "save", "data", "datasets", "runrecord", "graph"},
     {"importance", "cost", "optim"},
-    {"train", "plan", "planner", "pruning_plan", "surgery", "proof", "features", "statistics"},
+    {"train", "planner", "pruning_plan", "search", "inspection", "surgery", "proof", "features", "statistics"},
     {"export", "validate", "latency"},
     {"report"},
     {"pipeline"},

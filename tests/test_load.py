@@ -467,7 +467,10 @@ def test_a_batch_that_cannot_be_opened_is_refused(tmp_path: Path, capfd: pytest.
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.reshape(2, 12).cumsum(0)
 
-    assert "got a fixed batch of 2" in _refusal(_foreign(tmp_path / "f.pt2", Fixed(), torch.rand(2, 3, 2, 2)))
+    path = _foreign(tmp_path / "f.pt2", Fixed(), torch.rand(2, 3, 2, 2))
+    capfd.readouterr()
+    assert "got a fixed batch of 2" in _refusal(path)
+    assert capfd.readouterr().err == ""
 
 
 def test_inputs_other_than_one_tensor_are_refused(tmp_path: Path) -> None:

@@ -646,15 +646,18 @@ def test_flipped_bytes_load_or_are_refused(plain: dict[str, bytes]) -> None:
 
 def test_every_operator_of_common_networks_is_known() -> None:
     names = (
-        "conv1d.default conv2d.default conv2d.padding conv3d.default conv_transpose2d.input linear.default matmul.default bmm.default "
+        "conv1d.default conv2d.default conv2d.padding conv3d.default conv_transpose2d.input "
+        "linear.default matmul.default bmm.default "
         "addmm.default einsum.default scaled_dot_product_attention.default batch_norm.default layer_norm.default "
-        "group_norm.default instance_norm.default rms_norm.default relu.default relu_.default gelu.default silu.default "
+        "group_norm.default instance_norm.default rms_norm.default relu.default relu_.default gelu.default "
+        "silu.default "
         "hardswish_.default hardtanh_.default sigmoid.default softmax.int log_softmax.int dropout.default "
         "feature_dropout.default max_pool2d.default avg_pool2d.default adaptive_avg_pool2d.default "
         "adaptive_max_pool2d.default cat.default stack.default split.Tensor split_with_sizes.default chunk.default "
         "unbind.int view.default reshape.default permute.default transpose.int flatten.using_ints slice.Tensor "
         "select.int index.Tensor index_select.default gather.default embedding.default pad.default roll.default "
-        "flip.default expand.default repeat.default unsqueeze.default squeeze.dim mean.dim sum.dim_IntList amax.default "
+        "flip.default expand.default repeat.default unsqueeze.default squeeze.dim mean.dim sum.dim_IntList "
+        "amax.default "
         "add.Tensor add_.Tensor sub.Tensor mul.Scalar div.Tensor_mode pow.Tensor_Scalar rsqrt.default clamp.default "
         "where.self masked_fill.Scalar arange.default zeros.default ones_like.default full.default to.dtype "
         "sym_size.int pixel_shuffle.default upsample_bilinear2d.vec upsample_nearest2d.vec grid_sampler.default "

@@ -68,6 +68,12 @@ def compress(
             rich_help_panel=opt.HOW,
         ),
     ] = None,
+    distill: Annotated[
+        bool,
+        typer.Option(
+            "--distill", help="Finetune towards the dense network's outputs as well.", rich_help_panel=opt.HOW
+        ),
+    ] = False,
     align: Annotated[
         int,
         typer.Option(
@@ -102,6 +108,7 @@ def compress(
             input_features=input_features,
             criterion=criterion,
             finetune_epochs=finetune_epochs,
+            distill=distill,
             align=align,
             seed=seed,
             plan=plan,

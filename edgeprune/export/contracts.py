@@ -310,7 +310,9 @@ def _check_chain(writing: _Writing, program: ExportedProgram, raw: np.ndarray, n
         worst = max(worst, largest_error(wanted, chained, f"preprocess.onnx then {writing.network} against PyTorch"))
         if full is not None:
             wanted = outputs_of(full, [normalized[rows]])
-            worst = max(worst, largest_error(wanted, chained, f"preprocess.onnx then {writing.network} against full.onnx"))
+            worst = max(
+                worst, largest_error(wanted, chained, f"preprocess.onnx then {writing.network} against full.onnx")
+            )
     return worst
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator as python_operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from edgeprune.graph import binding
 from edgeprune.graph.capture import size_hint
-from edgeprune.graph.labels import Layer, Value, core, pack, pending_labels, spread
+from edgeprune.graph.labels import Layer, Value, core, pack, spread, without_overlaps
 from edgeprune.graph.ops.registry import Call, Operator, lookup, operator_name
 from edgeprune.graph.solve import Reason, Solver, count_units
 
@@ -41,6 +43,24 @@ class Hint:
     keep: int
 
 
+@dataclass(slots=True, eq=False)
+class Finding:
+    """What a node's rule made of its inputs; it stands until they change.
+
+    `factors`: the node's cost is proportional to the kept share of each of these labels. `renormalised`: units whose
+    removal changes the statistics of a normalisation. `hints`, `conflicts`: layers that still vary along several dims.
+    """
+
+    inputs: tuple[Any, ...]
+    settled: bool
+    call: Call | None = None
+    result: Any = None
+    factors: list[np.ndarray] = field(default_factory=list)
+    renormalised: list[np.ndarray] = field(default_factory=list)
+    hints: list[Hint] = field(default_factory=list)
+    conflicts: list[Tensor] = field(default_factory=list)
+
+
 class Analysis:
     """Labels of every value of a program, and the equalities between them."""
 
@@ -51,18 +71,16 @@ class Analysis:
         self.solver = Solver()
         self.sources: dict[tuple[str, str, int | None], Source] = {}
         self.env: dict[fx.Node, Any] = {}
-        self.calls: dict[fx.Node, Call] = {}
         self.settled = False
-        self.renormalised: list[np.ndarray] = []
-        self.factors: dict[fx.Node, list[np.ndarray]] = {}
-        self._hints: list[Hint] = []
-        self._conflicts: list[Tensor] = []
+        self._findings: dict[fx.Node, Finding] = {}
+        self._finding = Finding((), False)
+        self._labelled_values: dict[tuple[str, str], tuple[list[Tensor], Value]] = {}
         self._canonical = np.zeros(1, dtype=np.int64)
         self._node: fx.Node | None = None
         self._zero_probes: dict[Any, bool] = {}
-        self._graph_inputs = _graph_inputs(program)
+        self._graph_inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self._tensors = {**program.constants, **program.state_dict}
-        self._aliases = _first_name_of_each_storage(self._tensors)
+        self._aliases = binding.first_name_of_each_storage(self._tensors)
 
     # -- solving ---------------------------------------------------------------------------------------------------
 
@@ -72,19 +90,18 @@ class Analysis:
             self.run_pass()
             if self.solver.merge():
                 continue
-            if self._resolve(self._hints, _hinted):
+            if self._resolve([hint for finding in self._findings.values() for hint in finding.hints], _hinted):
                 continue
-            if self._resolve(self._conflicts, _with_most_units):
+            if self._resolve([c for finding in self._findings.values() for c in finding.conflicts], _with_most_units):
                 continue
-            if self.settled and not self._lock_unresolved():
+            if self.settled and not self._lock_unresolved() and not self._lock_whole_dims():
                 return
             self.settled = True  # from here on a reduction over units that do not read zero locks them
 
     def run_pass(self) -> None:
-        """Propagate labels through the whole graph once."""
+        """Propagate labels through the whole graph once; what depends on nothing that changed is kept."""
         self._canonical = self.solver.canonical
-        self.env, self.calls, self.factors = {}, {}, {}
-        self._hints, self._conflicts, self.renormalised = [], [], []
+        self.env = {}
         for node in self.program.graph.nodes:
             self._node = node
             if node.op == "placeholder":
@@ -96,16 +113,17 @@ class Analysis:
             else:
                 raise AssertionError(f"exported graphs hold no {node.op} nodes")
 
-    def _resolve(self, pending: Sequence[Any], choose: Callable[[Any], tuple[Tensor, int]]) -> bool:
-        """Settle along which single dim each unresolved layer varies; layers that share units wait for the next pass."""
+    def _resolve(self, items: Sequence[Any], choose: Callable[[Any], tuple[Tensor, int]]) -> bool:
+        """Settle along which one dim each layer varies; layers that share units wait for the next pass."""
         touched = np.zeros(len(self._canonical), dtype=bool)
-        for item in pending:
-            labels, keep = choose(item)
+        for item in items:
+            labels = item.labels if isinstance(item, Hint) else item
             units = np.unique(labels.numpy())
             units = units[units > 0]
             if touched[units].any():
                 continue
             touched[units] = True
+            labels, keep = choose(item)
             for dim in range(labels.dim()):
                 if dim != keep:
                     self._unite(labels, labels.narrow(dim, 0, 1), "a unit must fill whole slices along one dim")
@@ -114,7 +132,7 @@ class Analysis:
     def _lock_unresolved(self) -> bool:
         """Lock the inputs of the first call whose result is still pending when nothing else is left to find."""
         for node, call in self.calls.items():
-            results = torch.utils._pytree.tree_leaves(self.env[node])
+            results = tree_leaves(self.env[node])
             if any(layer.pending for value in results if isinstance(value, Value) for layer in value.layers):
                 self._node = node
                 for value in call.values:
@@ -122,6 +140,38 @@ class Analysis:
                         self.lock(layer, "mixes units in a way that is not followed")
                 return self.solver.merge()
         return False
+
+    def _lock_whole_dims(self) -> bool:
+        """Lock units that are all there is along a dim of some tensor: a cut would leave nothing of it."""
+        canonical = self.solver.canonical
+        for source in self.sources.values():
+            labels = canonical[source.ids]
+            if source.kind == "tensor" and labels[0] > 0 and (labels == labels[0]).all():
+                reason = Reason(f"is all there is along dim {source.dim} of {source.name}", self._reader(source.name))
+                self.solver.lock(torch.from_numpy(labels[:1]), reason)
+        return self.solver.merge()
+
+    def _reader(self, name: str) -> str:
+        """The placeholder of a tensor."""
+        return next(n for n, spec in self._graph_inputs.items() if self._aliases.get(spec.target) == name)
+
+    # -- what was found --------------------------------------------------------------------------------------------
+
+    @property
+    def calls(self) -> dict[fx.Node, Call]:
+        """Every call on labelled values, in the order of the graph."""
+        return {node: finding.call for node, finding in self._findings.items() if finding.call is not None}
+
+    @property
+    def factors(self) -> dict[fx.Node, list[np.ndarray]]:
+        """For each node the labels of the dims that its cost is proportional to."""
+        return {node: finding.factors for node, finding in self._findings.items() if finding.factors}
+
+    @property
+    def renormalised(self) -> np.ndarray:
+        """Units whose removal changes the statistics of a normalisation."""
+        found = [units for finding in self._findings.values() for units in finding.renormalised]
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
 
     # -- what rules call -------------------------------------------------------------------------------------------
 
@@ -134,7 +184,7 @@ class Analysis:
         self.solver.lock(core(layer), self._reason(message))
 
     def fix(self, layer: Layer, dim: int, message: str) -> None:
-        """The layer must not vary along `dim`: units that vary along it alone are locked, others are united along it."""
+        """The layer must not vary along `dim`: units along it alone are locked, others are united along it."""
         if layer.pending or dim not in layer.dims:
             return
         if layer.dims == (dim,):
@@ -146,7 +196,7 @@ class Analysis:
     def prefer(self, layer: Layer, dim: int) -> None:
         """Where nothing forces it otherwise, this layer should vary along `dim` alone."""
         if not layer.pending and len(layer.dims) > 1:
-            self._hints.append(Hint(core(layer), layer.dims.index(dim)))
+            self._finding.hints.append(Hint(core(layer), layer.dims.index(dim)))
 
     def value(self, shape: Sequence[int], layers: Sequence[Layer]) -> Value:
         """A rule's result: layers that label nothing are dropped, and one that does not vary is locked."""
@@ -179,29 +229,20 @@ class Analysis:
 
     def reads_zero(self, call: Call, pattern: tuple[bool, ...]) -> bool:
         """Whether a pointwise call gives 0 where the operands marked in `pattern` are 0, whatever the others are."""
-        others = tuple((name, _hashable(v)) for name, v in call.args.items() if not _holds_value(v))
+        others = tuple((name, binding.hashable(v)) for name, v in call.args.items() if not binding.holds_value(v))
         key = (call.node.target, others, pattern)
         if key not in self._zero_probes:
-            self._zero_probes[key] = _probe_zero(call, pattern)
+            self._zero_probes[key] = binding.probe_zero(call, pattern)
         return self._zero_probes[key]
 
     def mark_renormalised(self, layer: Layer) -> None:
         """Removing these units changes the statistics of a normalisation."""
-        self.renormalised.append(np.unique(core(layer).numpy()))
+        self._finding.renormalised.append(np.unique(core(layer).numpy()))
 
     def add_factors(self, layers: Sequence[Layer]) -> None:
         """The cost of the present node is proportional to the kept share of each of these layers."""
-        assert self._node is not None
         vectors = [core(layer).numpy() for layer in layers if len(layer.dims) == 1 and not layer.pending]
-        self.factors.setdefault(self._node, []).extend(vectors)
-
-    def _labelled(self, node: fx.Node) -> Any:
-        """A node's value; a float constant gets a label on every dim, so that it can be sliced like a parameter."""
-        value = self.env[node]
-        if not isinstance(value, Value) or value.const is None or not value.const.is_floating_point():
-            return value
-        sizes = node.meta["val"].shape
-        return Value(value.shape, self._dim_layers("constant", node.name, sizes, value.shape), value.const)
+        self._finding.factors.extend(vectors)
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -210,84 +251,96 @@ class Analysis:
         val = node.meta.get("val")
         if not isinstance(val, Tensor):
             return size_hint(val)
-        shape = shape_of(val)
+        shape = binding.shape_of(val)
         if spec.kind == InputKind.USER_INPUT:
             return self._user_input(node.name, val, shape)
         name = self._aliases.get(spec.target, spec.target)
         tensor = self._tensors[name]
-        if not tensor.is_floating_point():
-            return Value(shape, const=tensor)
         if not node.users:
             return Value(shape)
-        return Value(shape, self._dim_layers("tensor", name, val.shape, shape))
-
-    def _dim_layers(self, kind: str, name: str, sizes: Sequence[Any], shape: tuple[int, ...]) -> tuple[Layer, ...]:
-        """One layer a dim, with a unit for each index; dims of symbolic size and of size 1 have none."""
-        layers = []
-        for dim, size in enumerate(sizes):
-            if isinstance(size, int) and size > 1:
-                layers.append(pack(spread(self.source(kind, name, dim, size), (dim,), shape), zero=True))
-        return tuple(layer for layer in layers if layer.dims)
+        if not tensor.is_floating_point():
+            return self._remembered("tensor", name, (), lambda _: Value(shape, const=tensor))
+        return self._labelled("tensor", name, val.shape, Value(shape))
 
     def _user_input(self, name: str, val: Tensor, shape: tuple[int, ...]) -> Value:
         """An input's elements are units of their own; rules unite those that only go together."""
         fixed_size = all(isinstance(size, int) for size in val.shape[1:])
         if not self.label_inputs or not val.is_floating_point() or val.dim() < 2 or not fixed_size:
-            return Value(shape, raw=True)
-        count = int(np.prod(shape[1:]))
-        labels = self.source("input", name, None, count).reshape(1, *shape[1:]).expand(shape)
-        return Value(shape, (pack(labels, zero=False),), raw=True)
+            return self._remembered("input", name, (), lambda _: Value(shape, raw=True))
+
+        def build(labels: list[Tensor]) -> Value:
+            return Value(shape, (pack(labels[0].reshape(1, *shape[1:]).expand(shape), zero=False),), raw=True)
+
+        return self._remembered("input", name, ((None, int(np.prod(shape[1:]))),), build)
+
+    def _labelled(self, kind: str, name: str, sizes: Sequence[Any], bare: Value) -> Value:
+        """`bare` with a unit for each index of each dim; dims of symbolic size and of size 1 have none."""
+        dims = tuple((d, size) for d, size in enumerate(sizes) if isinstance(size, int) and size > 1)
+        zero = bare.const is None or not bool(bare.const.any())  # a parameter is zeroed where it is removed
+
+        def build(labels: list[Tensor]) -> Value:
+            spreads = (spread(vector, (d,), bare.shape) for vector, (d, _) in zip(labels, dims, strict=True))
+            layers = (pack(vector, zero) for vector in spreads)
+            return Value(bare.shape, tuple(layer for layer in layers if layer.dims), bare.const)
+
+        return self._remembered(kind, name, dims, build)
+
+    def _remembered(
+        self, kind: str, name: str, dims: Sequence[tuple[int | None, int]], build: Callable[[list[Tensor]], Value]
+    ) -> Value:
+        """The value that `build` makes of a source's labels; the very same object while they do not change."""
+        labels = [self.source(kind, name, dim, size) for dim, size in dims]
+        known = self._labelled_values.get((kind, name))
+        if known is None or not all(torch.equal(a, b) for a, b in zip(known[0], labels, strict=True)):
+            known = (labels, build(labels))
+            self._labelled_values[kind, name] = known
+        return known[1]
+
+    def _operand(self, node: fx.Node) -> Any:
+        """A node's value; a float constant gets a label on every dim, so that it can be sliced like a parameter."""
+        value = self.env[node]
+        if not isinstance(value, Value) or value.const is None or not value.const.is_floating_point():
+            return value
+        return self._labelled("constant", node.name, node.meta["val"].shape, value)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is python_operator.getitem:
             container, index = node.args
-            return self.env[container][index]
-        args = fx.node.map_arg((node.args, node.kwargs), lambda n: self.env[n])
-        if not _holds_value(args):
-            return self._compute(node, args)
-        if not _holds_tensor(node.meta.get("val")):
+            return self.env[container][index]  # type: ignore[index]
+        arguments = node.all_input_nodes
+        inputs = tuple(self._operand(n) for n in arguments)
+        known = self._findings.get(node)
+        if known is None or known.settled != self.settled or not _same_objects(known.inputs, inputs):
+            before = known
+            known = self._findings[node] = self._finding = Finding(inputs, self.settled)
+            known.result = self._evaluate(node, [self.env[n] for n in arguments])
+            if before is not None and _same_result(before.result, known.result):
+                known.result = before.result  # the very same object: what depends on it need not be looked at again
+        for written in binding.mutated(node):
+            self.env[written] = known.result
+        return known.result
+
+    def _evaluate(self, node: fx.Node, inputs: list[Any]) -> Any:
+        """The node's value: computed where it holds only sizes or constants, else by its operator's rule."""
+        values = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Value)]
+        if not values:
+            return self._constant(binding.run(node, fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)))
+        if not binding.holds_tensor(node.meta.get("val")):
             return size_hint(node.meta.get("val"))  # a size, or an assertion
-        call = self._bind(node, args)
-        if all(value.const is not None for value in call.values):
-            return self._fold(call, args)
+        if all(value.const is not None for value in values):
+            args = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+            return self._constant(binding.run(node, tree_map_only(Value, lambda v: v.const, args)))
+        call = self._finding.call = binding.bind(node, self._operand)
         entry = lookup(node.target, call.name)
-        call = self._bind(node, fx.node.map_arg((node.args, node.kwargs), self._labelled))
         if not _stays_raw(call, entry):
             for value in call.values:
                 self._collect_conflicts(value)  # an input that leaves its raw part must be rectangular
-        self.calls[node] = call
         result = self._unknown(call) if entry is None else entry.rule(self, call)
-        result = self._checked(call, entry, result)
-        for mutated in _mutated(node):
-            self.env[mutated] = result
-        return result
+        return self._checked(call, entry, result)
 
-    def _compute(self, node: fx.Node, args: Any) -> Any:
-        """A node without tensor arguments: sizes, or a constant."""
-        result = node.target(*args[0], **args[1])
-        return Value(tuple(result.shape), const=result) if isinstance(result, Tensor) else result
-
-    def _fold(self, call: Call, args: Any) -> Any:
-        """A node of constants alone is a constant."""
-        plain = torch.utils._pytree.tree_map_only(Value, lambda v: v.const, args)
-        with torch.no_grad():
-            result = call.node.target(*plain[0], **plain[1])
-        return torch.utils._pytree.tree_map_only(Tensor, lambda t: Value(tuple(t.shape), const=t), result)
-
-    def _bind(self, node: fx.Node, args: Any) -> Call:
-        bound: dict[str, Any] = {}
-        schema = getattr(node.target, "_schema", None)
-        if schema is None:
-            bound = dict(enumerate(args[0])) | args[1]  # type: ignore[assignment]
-        else:
-            for position, argument in enumerate(schema.arguments):
-                if position < len(args[0]):
-                    bound[argument.name] = args[0][position]
-                else:
-                    bound[argument.name] = args[1].get(argument.name, argument.default_value)
-        val = node.meta.get("val")
-        shapes = torch.utils._pytree.tree_map_only(Tensor, shape_of, val)
-        return Call(node, operator_name(node.target), bound, shapes)
+    def _constant(self, result: Any) -> Any:
+        """What a node of sizes or constants alone gives."""
+        return tree_map_only(Tensor, lambda t: Value(tuple(t.shape), const=t), result)
 
     def _checked(self, call: Call, entry: Operator | None, result: Any) -> Any:
         """Note which layers of the result still vary along several dims, and whether it is still raw."""
@@ -296,20 +349,19 @@ class Analysis:
                 return Value(result.shape, result.layers, result.const, raw=True)
             self._collect_conflicts(result)
             return result
-        results = [self._checked(call, entry, part) if isinstance(part, Value) else part for part in result]
-        return results
+        return [self._checked(call, entry, part) if isinstance(part, Value) else part for part in result]
 
     def _collect_conflicts(self, value: Value) -> None:
         for layer in value.layers:
             if len(layer.dims) > 1 and not layer.pending:
-                self._conflicts.append(core(layer))
+                self._finding.conflicts.append(core(layer))
 
     def _unknown(self, call: Call) -> Any:
         """An operator without a rule: never guess."""
         for value in call.values:
             for layer in value.layers:
                 self.lock(layer, "has no rule")
-        return torch.utils._pytree.tree_map_only(tuple, lambda s: Value(s), call.shape, is_leaf=_is_shape)
+        return tree_map_only(tuple, lambda s: Value(s), call.shape, is_leaf=binding.is_shape)
 
     def _output(self, node: fx.Node) -> None:
         def lock(value: Any) -> Any:
@@ -318,7 +370,7 @@ class Analysis:
                     self.lock(layer, "is the model's output")
             return None
 
-        fx.node.map_arg(node.args, lambda n: torch.utils._pytree.tree_map(lock, self.env[n]))
+        fx.node.map_arg(node.args, lambda n: tree_map(lock, self.env[n]))
 
     def _unite(self, left: Tensor, right: Tensor, message: str) -> None:
         self.solver.unite(left, right, self._reason(message))
@@ -326,9 +378,7 @@ class Analysis:
     def _reason(self, message: str) -> Reason:
         node = self._node
         assert node is not None
-        name = (
-            "output" if node.op == "output" else operator_name(node.target) if node.op == "call_function" else node.name
-        )
+        name = operator_name(node.target) if node.op == "call_function" else node.name
         return Reason(f"{name} {message}", node.name)
 
 
@@ -342,6 +392,17 @@ def _stays_raw(call: Call, entry: Operator | None) -> bool:
     return moves and call.input.raw and indices_or_numbers
 
 
+def _same_objects(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    """Whether nothing changed: the very same values, equal numbers."""
+    return all(a is b or (not isinstance(a, (Value, list)) and a == b) for a, b in zip(left, right, strict=True))
+
+
+def _same_result(left: Any, right: Any) -> bool:
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_same_result, left, right))
+    return isinstance(left, Value) and isinstance(right, Value) and left.same_as(right)
+
+
 def _hinted(hint: Hint) -> tuple[Tensor, int]:
     return hint.labels, hint.keep
 
@@ -350,88 +411,3 @@ def _with_most_units(labels: Tensor) -> tuple[Tensor, int]:
     array = labels.numpy()
     counts = [count_units(array, dim) for dim in range(array.ndim)]
     return labels, int(np.argmax([0 if count == 1 else count for count in counts]))
-
-
-def _graph_inputs(program: ExportedProgram) -> dict[str, Any]:
-    return {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-
-
-def _first_name_of_each_storage(tensors: dict[str, Any]) -> dict[str, str]:
-    """Name -> the first name that the same memory goes by; tied weights export under several."""
-    first: dict[Any, str] = {}
-    aliases = {}
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.numel():
-            key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-            aliases[name] = first.setdefault(key, name)
-    return aliases
-
-
-def _mutated(node: fx.Node) -> list[fx.Node]:
-    """The arguments that an in-place operator writes to."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    found = []
-    for position, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write and position < len(node.args):
-            target = node.args[position]
-            if isinstance(target, fx.Node):
-                found.append(target)
-    return found
-
-
-def _holds_value(args: Any) -> bool:
-    return any(isinstance(leaf, Value) for leaf in torch.utils._pytree.tree_leaves(args))
-
-
-def _holds_tensor(val: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in torch.utils._pytree.tree_leaves(val))
-
-
-def _is_shape(item: Any) -> bool:
-    return isinstance(item, tuple) and all(isinstance(n, int) for n in item)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(_hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _probe_zero(call: Call, pattern: tuple[bool, ...]) -> bool:
-    """Run the operator on single numbers: zeros where `pattern` says so, two unlike numbers elsewhere."""
-    values = call.values
-    for number in (0.7, -1.3):
-        probes = {
-            id(value): torch.zeros(1) if zero else torch.full((1,), number)
-            for value, zero in zip(values, pattern, strict=True)
-        }
-        args = torch.utils._pytree.tree_map_only(Value, lambda v, p=probes: p[id(v)], call.args)
-        names = [argument.name for argument in call.node.target._schema.arguments if not argument.kwarg_only]
-        kwargs = {name: value for name, value in args.items() if name not in names}
-        try:
-            result = call.node.target(*(args[name] for name in names), **kwargs)
-        except (RuntimeError, IndexError, TypeError):
-            return False  # it takes no single numbers: nothing is promised
-        if bool(result.ne(0).any()):
-            return False
-    return True
-
-
-def without_overlaps(layers: Sequence[Layer]) -> list[Layer]:
-    """Layers over different but overlapping dims describe the same units, not resolved yet: pending over all of them."""
-    result: list[Layer] = []
-    for layer in layers:
-        clash = next((y for y in result if y.dims != layer.dims and set(y.dims) & set(layer.dims)), None)
-        if clash is None:
-            result.append(layer)
-            continue
-        dims = tuple(sorted(set(clash.dims) | set(layer.dims)))
-        shape = tuple(layer.labels.shape)
-        pending = Layer(spread(pending_labels(tuple(shape[d] for d in dims)), dims, shape), zero=False)
-        result = without_overlaps([y for y in result if y is not clash] + [pending])
-    return result
-
-
-def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """A fake tensor's shape with symbolic sizes as the ints that they stand for."""
-    return tuple(size_hint(size) for size in tensor.shape)

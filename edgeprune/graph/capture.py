@@ -42,6 +42,7 @@ class TrainableModule(fx.GraphModule):
         super().__init__(root, graph)
         for node in self.graph.nodes:
             if node.target in _TRAIN_FLAG and "follows_train" not in node.meta:
+                _spell_out(node, _TRAIN_FLAG[node.target])
                 node.meta["follows_train"] = node.args[_TRAIN_FLAG[node.target]] is False
 
     def train(self, mode: bool = True) -> TrainableModule:
@@ -54,6 +55,19 @@ class TrainableModule(fx.GraphModule):
         return self
 
 
+def _spell_out(node: fx.Node, position: int) -> None:
+    """Write out defaults, so that the node has an argument at `position`."""
+    for argument in schema_arguments(node)[len(node.args) : position + 1]:
+        given = {**node.kwargs}
+        node.args = (*node.args, given.pop(argument.name, argument.default_value))
+        node.kwargs = given
+
+
+def schema_arguments(node: fx.Node) -> Sequence[Any]:
+    """The arguments of an operator by its schema."""
+    return node.target._schema.arguments  # type: ignore[union-attr]
+
+
 class Program(ExportedProgram):
     """An `ExportedProgram` whose `.module()` can be trained."""
 
@@ -64,13 +78,27 @@ class Program(ExportedProgram):
         adopted.__class__ = cls
         return adopted  # type: ignore[return-value]
 
-    def module(self, check_guards: bool = False) -> nn.Module:
+    def module(self, check_guards: bool = False) -> fx.GraphModule:
         """A fresh module with a copy of this program's weights; starts in eval mode and follows `.train()`."""
         unlifted = super().module(check_guards=check_guards)
         for node in list(unlifted.graph.nodes):
             if node.op == "call_module" and node.target == "_guards_fn":
                 unlifted.graph.erase_node(node)
-        return TrainableModule(copy.deepcopy(unlifted), unlifted.graph).eval()
+        module = TrainableModule(unlifted, unlifted.graph)
+        _own_tensors(module)
+        return module.eval()
+
+
+def _own_tensors(module: nn.Module) -> None:
+    """Replace every parameter and buffer by a copy of its own; tied ones stay tied."""
+    copies: dict[int, torch.Tensor] = {}
+    for owner in module.modules():
+        for name, tensor in (*owner.named_parameters("", False, False), *owner.named_buffers("", False, False)):
+            if id(tensor) not in copies:
+                data = tensor.detach().clone()
+                is_parameter = isinstance(tensor, nn.Parameter)
+                copies[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if is_parameter else data
+            setattr(owner, name, copies[id(tensor)])
 
 
 def capture(model: nn.Module, example_inputs: torch.Tensor | Sequence[Any]) -> Program:
@@ -133,17 +161,49 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     """The program without writes into views; the same object where there are none.
 
     In-place operators on whole tensors are harmless to a reader of the graph; one that writes into a view changes
-    another value behind the reader's back.
+    another value behind the reader's back. Among constants that does no harm: they are computed in the graph's order.
     """
-    return program.run_decompositions({}) if any(_writes_into_view(node) for node in program.graph.nodes) else program
+    constants = _constants(program)
+    harmful = any(_hidden_write(node, constants) for node in program.graph.nodes)
+    return program.run_decompositions({}) if harmful else program
 
 
-def _writes_into_view(node: fx.Node) -> bool:
+def is_factory(node: fx.Node) -> bool:
+    """Whether the operator makes a tensor from sizes and numbers alone: `zeros`, `full`, `new_zeros`, ..."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or schema.is_mutable:
+        return False
+    tensors = [argument.name for argument in schema.arguments if "Tensor" in str(argument.type)]
+    return not tensors or (tensors == ["self"] and schema.name.removeprefix("aten::").startswith("new_"))
+
+
+def _constants(program: ExportedProgram) -> set[fx.Node]:
+    """Nodes whose values come from constants of the program and factories alone."""
+    lifted = program.graph_signature.inputs_to_lifted_tensor_constants
+    found: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if is_factory(node) or node.name in lifted or (node.all_input_nodes and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _hidden_write(node: fx.Node, constants: set[fx.Node]) -> bool:
     schema = getattr(node.target, "_schema", None)
     if node.op != "call_function" or schema is None or not schema.is_mutable or not node.args:
         return False
     target = node.args[0]
-    return isinstance(target, fx.Node) and _is_view(target)
+    if not isinstance(target, fx.Node):
+        return False
+    if constants.issuperset(node.all_input_nodes):
+        return _viewed(target).op == "placeholder"  # the program's own constant, which a reader must not change
+    return target in constants or _is_view(target)
+
+
+def _viewed(node: fx.Node) -> fx.Node:
+    """The tensor that a view shows."""
+    while _is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
 
 
 def _is_view(node: fx.Node) -> bool:

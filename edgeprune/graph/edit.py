@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.export import ExportedProgram
 
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.labels import Value
@@ -28,7 +29,7 @@ class Edit:
         self.module = module
         self.analysis = analysis
         self.keep = keep
-        self.nodes = {node.name: node for node in module.graph.nodes}
+        self._nodes = _counterparts(analysis.program, module.graph)
         self._gathers: dict[fx.Node, fx.Node] = {}
 
     def rewrite(self) -> None:
@@ -36,11 +37,9 @@ class Edit:
         for node, call in self.analysis.calls.items():
             entry = lookup(node.target, call.name)
             self._gather_raw_arguments(node)
+            self._slice_constants(node)
             if entry is not None and entry.rewrite is not None and not self._is_raw(node):
                 entry.rewrite(self, call)
-        for kind, name, dim in self.analysis.sources:
-            if kind == "constant":
-                self._slice_constant(name, int(dim or 0))
         self.module.graph.eliminate_dead_code()
         self.module.graph.lint()
         self.module.recompile()
@@ -72,7 +71,7 @@ class Edit:
 
     def node(self, call: Call) -> fx.Node:
         """The call's node in the graph under surgery."""
-        return self.nodes[call.node.name]
+        return self._nodes[call.node]
 
     def source(self, call: Call) -> Any:
         """The node of the call's first argument."""
@@ -98,10 +97,12 @@ class Edit:
 
     def select(self, call: Call, dim: int, positions: np.ndarray) -> None:
         """Make the call an index_select of `positions` in the kept slices of its first argument."""
-        node = self.node(call)
-        with self.module.graph.inserting_before(node):
-            index = self.module.graph.get_attr(self._buffer(_INDEX, positions))
-        self.replace(call, _aten.index_select.default, (node.args[0], dim, index))
+        self.replace(call, _aten.index_select.default, (self.source(call), dim, self.indices(call, positions)))
+
+    def indices(self, call: Call, positions: np.ndarray) -> fx.Node:
+        """A constant index vector for the call."""
+        with self.module.graph.inserting_before(self.node(call)):
+            return self.module.graph.get_attr(self._buffer(_INDEX, positions))
 
     def scale(self, call: Call, factor: float) -> None:
         """Multiply the call's result."""
@@ -132,7 +133,7 @@ class Edit:
             if self._is_raw(argument):
                 gathered = self._gathered(argument)
                 if gathered is not None:
-                    self.nodes[node.name].replace_input_with(self.nodes[argument.name], gathered)
+                    self._nodes[node].replace_input_with(self._nodes[argument], gathered)
 
     def _gathered(self, raw: fx.Node) -> fx.Node | None:
         """The kept part of a raw value, or None where all of it is kept."""
@@ -151,7 +152,7 @@ class Edit:
 
     def _gather(self, raw: fx.Node, dim: int, positions: np.ndarray) -> fx.Node:
         """An index_select behind a raw value; one that is there already from an earlier cut is narrowed instead."""
-        node = self.nodes[raw.name]
+        node = self._nodes[raw]
         earlier = node.args[2] if node.target is _aten.index_select.default else None
         if isinstance(earlier, fx.Node) and earlier.op == "get_attr" and str(earlier.target).startswith(GATHER):
             chosen = self.module.get_buffer(str(earlier.target)).numpy()[positions]
@@ -164,20 +165,22 @@ class Edit:
         with graph.inserting_after(index):
             return graph.call_function(_aten.index_select.default, (node, dim, index))
 
-    def _slice_constant(self, name: str, dim: int) -> None:
-        labels = self.analysis.sources[("constant", name, dim)].ids
-        positions = np.flatnonzero(self.keep[self.analysis.solver.canonical[labels]])
-        if len(positions) < len(labels) and self.nodes[name].users:
-            index = self._buffer(_INDEX, positions)
-            self._insert_after(
-                self.nodes[name],
-                _aten.index_select.default,
-                lambda node: (node, dim, self._get_attr_before(node, index)),
-            )
+    def _slice_constants(self, node: fx.Node) -> None:
+        """Constants are sliced where they meet labelled values; before that they are made in their full size."""
+        for argument in node.all_input_nodes:
+            for dim in range(len(getattr(self.analysis.env[argument], "shape", ()))):
+                source = self.analysis.sources.get(("constant", argument.name, dim))
+                if source is None:
+                    continue
+                positions = np.flatnonzero(self.keep[self.analysis.solver.canonical[source.ids]])
+                if len(positions) < len(source.ids):
+                    self._select_argument(self._nodes[node], self._nodes[argument], dim, positions)
 
-    def _get_attr_before(self, node: fx.Node, name: str) -> fx.Node:
+    def _select_argument(self, node: fx.Node, argument: fx.Node, dim: int, positions: np.ndarray) -> None:
         with self.module.graph.inserting_before(node):
-            return self.module.graph.get_attr(name)
+            index = self.module.graph.get_attr(self._buffer(_INDEX, positions))
+            selected = self.module.graph.call_function(_aten.index_select.default, (argument, dim, index))
+        node.replace_input_with(argument, selected)
 
     def _insert_after(self, node: fx.Node, target: Any, arguments: Any) -> fx.Node:
         args = arguments(node)
@@ -195,8 +198,22 @@ class Edit:
         return name
 
 
+def _counterparts(program: ExportedProgram, edited: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Each call and each input of a program -> its node in the module made of it, where names may differ."""
+    user_inputs = set(program.graph_signature.user_inputs)
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
+    found = dict(zip(inputs, (node for node in edited.nodes if node.op == "placeholder"), strict=True))
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    # In the module more may follow: writes to buffers.
+    for node, counterpart in zip(calls, (n for n in edited.nodes if n.op == "call_function"), strict=False):
+        if node.target is not counterpart.target:
+            raise AssertionError(f"{node.name} is not {counterpart.name}")
+        found[node] = counterpart
+    return found
+
+
 def _position(call: Call, name: str) -> int:
-    names = [argument.name for argument in call.node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [argument.name for argument in call.operator._schema.arguments]
     return names.index(name)
 
 

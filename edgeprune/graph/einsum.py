@@ -193,7 +193,12 @@ def _with(operand: Operand, over: frozenset[str]) -> list[Layer]:
 
 
 def _better_letter(analysis: Analysis, operands: Sequence[Operand], over: tuple[str, ...], out: tuple[str, ...]) -> str:
-    """Batch letters are heads: whole heads by default. Otherwise the contracted letter, which is the channels."""
+    """Batch letters are heads: whole heads by default. Otherwise the contracted letter, which is the channels.
+
+    A plain reduction has no choice but the letter that it keeps: what it reduces over are positions.
+    """
+    if len(operands) == 1:
+        return next(x for x in over if x in out)
     batch = [x for x in over if x in out and sum(operand.full(x) for operand in operands) > 1]
     contracted = [x for x in over if x not in out]
     if batch and analysis.attention == "heads":

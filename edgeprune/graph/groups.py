@@ -21,7 +21,7 @@ from edgeprune.graph.solve import Reason
 class Slot:
     """Where the units of a group sit in one dim of a tensor.
 
-    `unit` is int64 `(size of the dim,)`: the number of the unit that each index belongs to, -1 where none of this group.
+    `unit` is int64 `(size of the dim,)`: the number of the unit that each index belongs to, -1 for none of this group.
     `kind` is "tensor" (a parameter or buffer, by its name in the state dict), "input" or "constant". For an input `dim`
     is None and `unit` runs over its flattened elements.
     """
@@ -112,14 +112,8 @@ def analyze(program: ExportedProgram, inputs: bool = False, attention: str = "he
     analysis = Analysis(functional(program), inputs=inputs, attention=attention)
     analysis.solve()
     canonical = analysis.solver.canonical
-    renormalised = _renormalised(analysis)
-    groups = tuple(_groups(analysis, canonical, renormalised))
+    groups = tuple(_groups(analysis, canonical, analysis.renormalised))
     return ChannelGraph(groups, tuple(_locked(analysis, canonical)), analysis)
-
-
-def _renormalised(analysis: Analysis) -> np.ndarray:
-    found = [np.zeros(0, dtype=np.int64), *analysis.renormalised]
-    return np.unique(np.concatenate(found))
 
 
 def _groups(analysis: Analysis, canonical: np.ndarray, renormalised: np.ndarray) -> Iterator[ChannelGroup]:
@@ -132,11 +126,14 @@ def _groups(analysis: Analysis, canonical: np.ndarray, renormalised: np.ndarray)
     produced = np.array([_is_producer(analysis, source) for source in sources])[places]
     names, number = np.unique(units, return_inverse=True)
     n_units = len(names)
-    edges = (number[produced], n_units + places[produced])
+    homeless = ~np.isin(number, number[produced])  # columns of a table, say: together with what shares a place
+    joins = produced | homeless
+    edges = (number[joins], n_units + places[joins])
     size = n_units + len(sources)
     _, component = connected_components(coo_array((np.ones(len(edges[0])), edges), shape=(size, size)), directed=False)
-    for group in dict.fromkeys(component[number].tolist()):
-        mine = component[number] == group
+    group_of = component[number]
+    order = np.argsort(group_of, kind="stable")
+    for mine in np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1):
         where = np.unique(places[mine]).tolist()
         if all(sources[place].kind == "constant" for place in where):
             continue
@@ -166,7 +163,7 @@ def _slot(source: Source, labels: np.ndarray, units: np.ndarray) -> Slot:
 
 
 def _group_name(slots: tuple[Slot, ...]) -> str:
-    """After the input, or the layer that produces the units (dim 0 of a weight), or else the first place they live in."""
+    """After the input, or the layer that produces the units (dim 0 of a weight), or else the first place."""
     for slot in slots:
         if slot.kind == "input":
             return f"input {slot.name}"

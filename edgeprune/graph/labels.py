@@ -6,7 +6,10 @@ means pending: the element varies with a unit that is not known yet, so nothing 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,13 +31,17 @@ class Layer:
     @property
     def dims(self) -> tuple[int, ...]:
         """The dims along which the labels vary."""
-        labels = self.labels
-        return tuple(d for d, n in enumerate(labels.shape) if n > 1 and labels.stride(d) != 0)
+        steps = zip(self.labels.shape, self.labels.stride(), strict=True)
+        return tuple([d for d, (size, stride) in enumerate(steps) if size > 1 and stride != 0])
 
     @property
     def pending(self) -> bool:
         """Whether the units behind it are not known yet."""
         return bool(self.labels.numel()) and int(self.labels[(0,) * self.labels.dim()]) < 0
+
+    def same_as(self, other: Layer) -> bool:
+        """Whether both label the same elements alike."""
+        return self.zero == other.zero and self.dims == other.dims and torch.equal(core(self), core(other))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +61,15 @@ class Value:
     def on(self, dim: int) -> list[Layer]:
         """The layers that vary along `dim`."""
         return [layer for layer in self.layers if dim in layer.dims]
+
+    def same_as(self, other: Value) -> bool:
+        """Whether both are the same to every rule."""
+        return (
+            (self.shape, self.raw) == (other.shape, other.raw)
+            and self.const is other.const
+            and len(self.layers) == len(other.layers)
+            and all(mine.same_as(theirs) for mine, theirs in zip(self.layers, other.layers, strict=True))
+        )
 
 
 def pack(labels: Tensor, zero: bool) -> Layer:
@@ -85,12 +101,10 @@ def spread(labels: Tensor, dims: tuple[int, ...], shape: tuple[int, ...]) -> Ten
     return labels.reshape(sizes).expand(shape)
 
 
+@lru_cache(maxsize=64)
 def pending_labels(sizes: tuple[int, ...]) -> Tensor:
-    """Distinct labels below 0, `sizes`."""
-    count = 1
-    for size in sizes:
-        count *= size
-    return -torch.arange(1, count + 1).reshape(sizes)
+    """Distinct labels below 0, `sizes`; shared, as labels are never written to."""
+    return -torch.arange(1, math.prod(sizes) + 1).reshape(sizes)
 
 
 def remainder(layer: Layer, dims: dict[int, int], shape: tuple[int, ...]) -> Layer | None:
@@ -106,3 +120,18 @@ def remainder(layer: Layer, dims: dict[int, int], shape: tuple[int, ...]) -> Lay
     if mapped == layer.dims:
         return pack(spread(core(layer), targets, shape), layer.zero)
     return Layer(spread(pending_labels(tuple(shape[d] for d in targets)), targets, shape), zero=False)
+
+
+def without_overlaps(layers: Iterable[Layer]) -> list[Layer]:
+    """Layers over different but overlapping dims hold the same units, not resolved yet: pending over all of them."""
+    result: list[Layer] = []
+    for layer in layers:
+        clash = next((y for y in result if y.dims != layer.dims and set(y.dims) & set(layer.dims)), None)
+        if clash is None:
+            result.append(layer)
+            continue
+        dims = tuple(sorted(set(clash.dims) | set(layer.dims)))
+        shape = tuple(layer.labels.shape)
+        pending = Layer(spread(pending_labels(tuple(shape[d] for d in dims)), dims, shape), zero=False)
+        result = without_overlaps([y for y in result if y is not clash] + [pending])
+    return result

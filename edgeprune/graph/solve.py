@@ -105,7 +105,7 @@ class Solver:
 def count_units(labels: np.ndarray, keep_dim: int) -> int:
     """How many units are left free when `labels` `(n, m, ...)` may vary along `keep_dim` only.
 
-    Each slice along `keep_dim` becomes one unit, slices that share a label are one, a slice with a fixed element is none.
+    Each slice along `keep_dim` becomes one unit; slices that share a label are one, one with a fixed element is none.
     """
     rows = np.moveaxis(labels, keep_dim, 0).reshape(labels.shape[keep_dim], -1)
     ids, inverse = np.unique(rows, return_inverse=True)

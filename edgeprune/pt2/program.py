@@ -12,10 +12,11 @@ import io
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import load_pt2
 from torch.serialization import get_unsafe_globals_in_checkpoint
@@ -25,7 +26,7 @@ from edgeprune.errors import InputError, UnsafeFileError
 from edgeprune.pt2.archive import list_records, read_records, write_records
 from edgeprune.pt2.document import checked, parse_json
 from edgeprune.pt2.graph import check_graph, example_inputs
-from edgeprune.pt2.tensors import records_from_tensors, tensors_from_records
+from edgeprune.pt2.tensors import empty_records, records_from_tensors, tensors_from_records
 
 _MODEL = "models/model.json"
 _SAMPLES = "data/sample_inputs/model.pt"
@@ -60,18 +61,29 @@ def read_program(
         InputError: it is damaged, of another version, or does not fit its weights.
     """
     contents = inspect(data, weights)
-    clean = _compose(replace(contents, extra={}), with_weights=True)
+    # PyTorch gets hollow tensors of the right shapes; the real ones take their place, so nothing is copied again.
+    hollow = {name: _hollow(tensor) for name, tensor in contents.weights.items()}
+    hollow_constants = {name: _hollow(tensor) for name, tensor in contents.constants.items()}
+    clean = _compose(Contents(contents.document, hollow, hollow_constants, {}), empty=True)
     try:
         program = load_pt2(io.BytesIO(clean)).exported_programs["model"]
     except Exception as error:
         raise InputError(
             f"expected an exported program that PyTorch {torch.__version__} can load, got {_last_line(error)}"
         ) from error
-    _tie(program.state_dict)
+    _tie(contents.weights)
+    program.state_dict.update(contents.weights)
+    program.constants.update(contents.constants)
     return program, contents.extra
 
 
-def _tie(state: dict[str, Any]) -> None:
+def _hollow(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape, type and kind that takes no memory."""
+    hollow = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+    return nn.Parameter(hollow, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else hollow
+
+
+def _tie(state: dict[str, torch.Tensor]) -> None:
     """Names of one and the same memory get one and the same tensor, so that tied weights train as one."""
     first: dict[Any, torch.Tensor] = {}
     for name, tensor in state.items():
@@ -91,23 +103,25 @@ def write_program(program: ExportedProgram, extra: Mapping[str, bytes], with_wei
     Raises:
         InputError: the program has an operator, input or constant that `read_program` would refuse.
     """
-    bare = copy.copy(program)
-    bare._example_inputs = None
-    buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about weights in another memory format, which it mends
-            torch.export.save(bare, buffer)
-    except Exception as error:
-        raise InputError(f"program: expected one that torch.export can save, got {_last_line(error)}") from error
-    document = _document(read_records(buffer.getvalue()))
-    constants = {}
+    constants: dict[str, torch.Tensor] = {}
     for name, value in program.constants.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(f"constant {name!r}: expected a tensor, got {type(value).__name__}")
         constants[name] = value
+    bare = copy.copy(program)
+    bare._example_inputs = None
+    bare._state_dict = {name: _hollow(tensor) for name, tensor in program.state_dict.items()}
+    bare._constants = {name: _hollow(tensor) for name, tensor in constants.items()}
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about the hollow tensors
+            torch.export.save(bare, buffer)
+    except Exception as error:
+        raise InputError(f"program: expected one that torch.export can save, got {_last_line(error)}") from error
+    document = _document(read_records(buffer.getvalue()))
     contents = Contents(document, dict(program.state_dict), constants, dict(extra))
     check_graph(document, {**contents.constants, **contents.weights})
-    return _compose(contents, with_weights)
+    return _compose(contents, with_weights=with_weights)
 
 
 def inspect(data: bytes, weights: Mapping[str, torch.Tensor] | None = None) -> Contents:
@@ -190,13 +204,15 @@ def _with_flags(config: Mapping[str, dict[str, Any]], weights: Mapping[str, torc
         tensor = weights[name].detach()
         floating = tensor.dtype.is_floating_point or tensor.dtype.is_complex
         requires_grad = bool((payload.get("tensor_meta") or {}).get("requires_grad")) and floating
-        state[name] = torch.nn.Parameter(tensor, requires_grad=requires_grad) if payload["is_param"] else tensor
+        state[name] = nn.Parameter(tensor, requires_grad=requires_grad) if payload["is_param"] else tensor
     return state
 
 
-def _compose(contents: Contents, with_weights: bool) -> bytes:
-    weights, weights_config = records_from_tensors(contents.weights, _WEIGHTS, "weight_")
-    constants, constants_config = records_from_tensors(contents.constants, _CONSTANTS, "tensor_")
+def _compose(contents: Contents, *, with_weights: bool = True, empty: bool = False) -> bytes:
+    """The archive; `empty` writes the tensors' shapes, and records without bytes."""
+    make = empty_records if empty else records_from_tensors
+    weights, weights_config = make(contents.weights, _WEIGHTS, "weight_")
+    constants, constants_config = make(contents.constants, _CONSTANTS, "tensor_")
     records = {
         _MODEL: json.dumps(contents.document).encode(),
         **(weights if with_weights else {}),

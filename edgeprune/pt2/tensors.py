@@ -128,13 +128,27 @@ def records_from_tensors(
         for name in names:
             tensor = tensors[name].detach() if len(names) > 1 else _dense(tensors[name].detach())
             offset = tensor.storage_offset() - start if len(names) > 1 else 0
-            config[name] = {
-                "path_name": path,
-                "is_param": isinstance(tensors[name], nn.Parameter),
-                "use_pickle": False,
-                "tensor_meta": _meta(tensor, offset, tensors[name].requires_grad),
-            }
+            meta = _meta(tensor, int(offset), tensors[name].requires_grad)
+            config[name] = _payload(path, isinstance(tensors[name], nn.Parameter), meta)
     return records, config
+
+
+def empty_records(
+    tensors: Mapping[str, torch.Tensor], folder: str, prefix: str
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """As `records_from_tensors`, but without the values: PyTorch makes zeros of the shape for a record of no bytes."""
+    records: dict[str, bytes] = {}
+    config: dict[str, Any] = {}
+    for index, (name, tensor) in enumerate(tensors.items()):
+        path = f"{prefix}{index}"
+        records[folder + path] = b""
+        meta = _meta(torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"), 0, tensor.requires_grad)
+        config[name] = _payload(path, isinstance(tensor, nn.Parameter), meta)
+    return records, config
+
+
+def _payload(path: str, is_param: bool, meta: dict[str, Any]) -> dict[str, Any]:
+    return {"path_name": path, "is_param": is_param, "use_pickle": False, "tensor_meta": meta}
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
@@ -163,13 +177,13 @@ def _span(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0].as_strided((stop - start,), (1,), start)
 
 
-def _meta(tensor: torch.Tensor, offset: int | torch.SymInt, requires_grad: bool) -> dict[str, Any]:
+def _meta(tensor: torch.Tensor, offset: int, requires_grad: bool) -> dict[str, Any]:
     return {
         "dtype": _NUMBERS[tensor.dtype],
         "sizes": [{"as_int": size} for size in tensor.shape],
         "requires_grad": requires_grad,
         "device": {"type": "cpu", "index": None},
         "strides": [{"as_int": stride} for stride in tensor.stride()],
-        "storage_offset": {"as_int": int(offset)},
+        "storage_offset": {"as_int": offset},
         "layout": 7,
     }

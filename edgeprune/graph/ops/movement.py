@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeprune.graph import binding
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.labels import FIXED, Layer, Value, pack
+from edgeprune.graph.labels import FIXED, Layer, Value, core, pack, spread
 from edgeprune.graph.ops.registry import Call, operator
 
 if TYPE_CHECKING:
@@ -22,24 +23,26 @@ aten = torch.ops.aten
 def _run(call: Call, source: Value, labels: Tensor) -> Any:
     """The call's own operator on `labels` in place of `source`; constants stay what they are."""
 
+    shown = labels.detach()  # an in-place form may change the shape of what it gets
+
     def replace(value: Value) -> Tensor:
         if value is source:
-            return labels
+            return shown
         assert value.const is not None
         return value.const
 
     args = torch.utils._pytree.tree_map_only(Value, replace, call.args)
-    schema = call.node.target._schema.arguments  # type: ignore[union-attr]
+    schema = call.operator._schema.arguments
     positional = [args[a.name] for a in schema if not a.kwarg_only]
     keywords = {a.name: args[a.name] for a in schema if a.kwarg_only and a.name not in ("dtype", "layout", "device")}
     if call.name in ("view", "_unsafe_view"):  # labels with stride 0 may need a copy where the tensor needs none
         return labels.reshape(args["size"])
     try:
-        return call.node.target(*positional, **keywords)  # type: ignore[operator]
+        return call.operator(*positional, **keywords)
     except (RuntimeError, NotImplementedError):
         # Some kernels take floats only; labels are far below 2**53.
-        positional = [a.to(torch.float64) if a is labels else a for a in positional]
-        result = call.node.target(*positional, **keywords)  # type: ignore[operator]
+        positional = [a.to(torch.float64) if a is shown else a for a in positional]
+        result = call.operator(*positional, **keywords)
         return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to(torch.int64), result)
 
 
@@ -64,11 +67,82 @@ def _as_layer(labels: Tensor, layer: Layer) -> Layer:
 operator(
     "permute", "transpose", "t", "numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze",
     "unsqueeze", "flip", "contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "float",
-    "double", "half", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "flatten", "repeat", "repeat_interleave",
-    "tile", "constant_pad_nd", "pad", "im2col", "unfold", "diagonal", "rot90", "fliplr", "flipud", "atleast_2d",
-    "view_as_real", "positive", "_unsafe_view_copy", "requires_grad", "dropout_identity",
+    "double", "half", "flatten", "repeat", "tile", "fliplr", "flipud", "atleast_2d", "view_as_real", "positive",
     moves=True,
 )(moved)  # fmt: skip
+
+
+def _rewrite_channel_shuffle(edit: Edit, call: Call) -> None:
+    """The kept channels in their new order; their number need not be divisible by the groups any more."""
+    channels = call.input.shape[1]
+    if edit.kept_size(call.input, 1) != channels:
+        order = np.arange(channels).reshape(call["groups"], -1).T.reshape(-1)
+        edit.select(call, 1, _positions(edit, call, 1, order))
+
+
+operator("channel_shuffle", "native_channel_shuffle", rewrite=_rewrite_channel_shuffle, moves=True)(moved)
+
+
+@operator("pixel_shuffle", "pixel_unshuffle", "im2col", "unfold", "diagonal", "rot90", "repeat_interleave")
+def moved_in_blocks(analysis: Analysis, call: Call) -> Any:
+    """Labels go along, but blocks, windows and lines must stay whole: units may vary along one dim that is kept."""
+    if len(call.values) > 1:  # repeats that are computed
+        return lock_all(analysis, call, "repeats by a computed count")
+    x = call.input
+    for layer in x.layers:
+        for dim in _block_dims(call, len(x.shape)):
+            analysis.fix(layer, dim, "takes blocks along this dim")
+    result: Value = moved(analysis, call)
+    if call.name == "pixel_shuffle":
+        for layer in result.layers:
+            for dim in (len(x.shape) - 2, len(x.shape) - 1):
+                analysis.fix(layer, dim, "spreads channels over positions")
+    return result
+
+
+def _block_dims(call: Call, rank: int) -> tuple[int, ...]:
+    """The dims of the argument that are cut into blocks."""
+    if call.name in ("unfold", "diagonal"):
+        names = ("dimension",) if call.name == "unfold" else ("dim1", "dim2")
+        return tuple(call[name] % rank for name in names)
+    if call.name == "rot90":
+        return tuple(dim % rank for dim in call["dims"])
+    return () if call.name == "repeat_interleave" else (rank - 2, rank - 1)
+
+
+def lock_all(analysis: Analysis, call: Call, message: str) -> Any:
+    """Nothing that goes in may be pruned."""
+    for value in call.values:
+        for layer in value.layers:
+            analysis.lock(layer, message)
+    return torch.utils._pytree.tree_map_only(tuple, lambda s: Value(s), call.shape, is_leaf=binding.is_shape)
+
+
+@operator("constant_pad_nd", "pad", moves=True)
+def pad(analysis: Analysis, call: Call) -> Value:
+    """Along labelled dims what is added is fixed; elsewhere the labels cover it."""
+    x, shape = call.input, call.shape
+    plain = call.get("mode", "constant") == "constant"
+    value = call.get("value") or 0
+    layers = []
+    for layer in x.layers:
+        if plain and any(shape[d] != x.shape[d] for d in layer.dims):
+            whole = tuple(shape[d] if d not in layer.dims else n for d, n in enumerate(x.shape))
+            sizes = [n if d // 2 in _from_last(layer, len(shape)) else 0 for d, n in enumerate(call["pad"])]
+            labels = torch.nn.functional.pad(spread(core(layer), layer.dims, whole), sizes, value=FIXED)
+            layers.append(_as_layer(labels, Layer(labels, layer.zero and value == 0)))
+            continue
+        if not plain:
+            for dim in layer.dims:
+                if shape[dim] != x.shape[dim]:
+                    analysis.fix(layer, dim, "repeats positions of this dim")
+        layers.append(Layer(spread(core(layer), layer.dims, shape), layer.zero and (value == 0 or not plain)))
+    return analysis.value(shape, [layer for layer in layers if layer.dims])
+
+
+def _from_last(layer: Layer, rank: int) -> set[int]:
+    """The layer's dims, counted from the last one."""
+    return {rank - 1 - d for d in layer.dims}
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------------
@@ -91,10 +165,7 @@ operator("view", "reshape", "_unsafe_view", "expand", "unflatten", rewrite=_rewr
 @operator("view_as", "reshape_as", "expand_as")
 def like_other(analysis: Analysis, call: Call) -> Any:
     """Takes its shape from a second tensor; nothing is followed through that."""
-    for value in call.values:
-        for layer in value.layers:
-            analysis.lock(layer, "takes its shape from another tensor")
-    return Value(call.shape)
+    return lock_all(analysis, call, "takes its shape from another tensor")
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------

@@ -44,6 +44,11 @@ class Call:
         return self.args.get(name, default)
 
     @property
+    def operator(self) -> Any:
+        """The operator itself."""
+        return self.node.target
+
+    @property
     def values(self) -> list[Value]:
         """Every tensor argument, lists flattened."""
         found = []

@@ -1,0 +1,126 @@
+"""Nodes of an exported graph as calls: arguments by schema name, symbolic sizes as the ints they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from edgeprune.graph.capture import size_hint
+from edgeprune.graph.labels import Value
+from edgeprune.graph.ops.registry import Call, operator_name
+
+
+def schema_of(node: fx.Node) -> Any:
+    """The operator's schema, or None for a plain Python function."""
+    return getattr(node.target, "_schema", None)
+
+
+def bind(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Call:
+    """A node's call, with values in place of the nodes among its arguments."""
+    args = fx.node.map_arg(node.args, value_of)
+    kwargs = fx.node.map_arg(node.kwargs, value_of)
+    schema = schema_of(node)
+    bound: dict[str, Any] = {}
+    if schema is None:
+        bound = {str(position): value for position, value in enumerate(args)} | dict(kwargs)
+    else:
+        for position, argument in enumerate(schema.arguments):
+            given = position < len(args)
+            bound[argument.name] = args[position] if given else kwargs.get(argument.name, argument.default_value)
+    return Call(node, operator_name(node.target), bound, shapes_of(node))
+
+
+def run(node: fx.Node, args: Any) -> Any:
+    """Run the node's operator on other arguments, `(args, kwargs)`."""
+    target: Any = node.target
+    with torch.no_grad():
+        return target(*args[0], **args[1])
+
+
+def shapes_of(node: fx.Node) -> Any:
+    """The output's shape, or the list of them."""
+    val = node.meta.get("val")
+    return shape_of(val) if isinstance(val, Tensor) else tree_map_only(Tensor, shape_of, val)
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """A fake tensor's shape with symbolic sizes as the ints that they stand for."""
+    return tuple(size if type(size) is int else size_hint(size) for size in tensor.shape)
+
+
+def is_shape(item: Any) -> bool:
+    """Whether this is a shape, rather than a list of them."""
+    return isinstance(item, tuple) and all(isinstance(n, int) for n in item)
+
+
+def holds_tensor(val: Any) -> bool:
+    """Whether a node returns a tensor."""
+    return isinstance(val, Tensor) or any(isinstance(leaf, Tensor) for leaf in tree_leaves(val))
+
+
+def holds_value(args: Any) -> bool:
+    """Whether a labelled value is among (nested) arguments."""
+    return any(isinstance(leaf, Value) for leaf in tree_leaves(args))
+
+
+def mutated(node: fx.Node) -> list[fx.Node]:
+    """The arguments that an in-place operator writes to."""
+    schema = schema_of(node)
+    if schema is None or not schema.is_mutable:
+        return []
+    found = []
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write and position < len(node.args):
+            target = node.args[position]
+            if isinstance(target, fx.Node):
+                found.append(target)
+    return found
+
+
+def probe_zero(call: Call, pattern: tuple[bool, ...]) -> bool:
+    """Run the operator on single numbers: zeros where `pattern` says so, two unlike numbers elsewhere."""
+    names = [argument.name for argument in schema_of(call.node).arguments if not argument.kwarg_only]
+    for number in (0.7, -1.3):
+        probes = {
+            id(value): torch.zeros(1) if zero else _probe(value, number)
+            for value, zero in zip(call.values, pattern, strict=True)
+        }
+        args = {name: _replaced(value, probes) for name, value in call.args.items()}
+        kwargs = {name: value for name, value in args.items() if name not in names}
+        try:
+            result = run(call.node, ([args[name] for name in names], kwargs))
+        except (RuntimeError, IndexError, TypeError):
+            return False  # it takes no single numbers: nothing is promised
+        if bool(result.ne(0).any()):
+            return False
+    return True
+
+
+def _probe(value: Value, number: float) -> Tensor:
+    """A stand-in for a value that is not known to be zero; a mask is one both ways."""
+    is_mask = value.const is not None and value.const.dtype == torch.bool
+    return torch.tensor([number > 0]) if is_mask else torch.full((1,), number)
+
+
+def _replaced(value: Any, probes: dict[int, Tensor]) -> Any:
+    return tree_map_only(Value, lambda v: probes[id(v)], value)
+
+
+def hashable(value: Any) -> Any:
+    """Nested lists as nested tuples."""
+    return tuple(hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def first_name_of_each_storage(tensors: dict[str, Any]) -> dict[str, str]:
+    """Name -> the first name that the same memory goes by; tied weights export under several."""
+    first: dict[Any, str] = {}
+    aliases = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.numel():
+            key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+            aliases[name] = first.setdefault(key, name)
+    return aliases
