@@ -82,7 +82,7 @@ class CostModel:
         for number, group in enumerate(graph.groups):
             group_of[group.units] = number
         n_units = np.array([group.n_units for group in graph.groups])
-        by_node = macs_by_node(program)
+        by_node = macs_by_node(graph.analysis.program)  # its nodes are the ones that the graph knows
         self.total = sum(by_node.values())
         self.products = [
             _product(base, graph.factors.get(name, []), group_of, n_units) for name, base in by_node.items()

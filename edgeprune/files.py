@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from edgeprune.errors import InputError
 
@@ -26,6 +26,7 @@ _REASONS = {
     errno.ENAMETOOLONG: "a name that is too long",
     errno.EFBIG: "a file larger than the system allows",
 }
+Kind = Literal["file", "folder"]
 # The disk's state, whichever file it struck first.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
@@ -41,7 +42,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
         InputError: the disk is full, or the place cannot be written to.
     """
     target = Path(os.path.abspath(path))
-    with _write_errors(target), _parents_of(target):
+    with writing_to(target), _parents_of(target):
         if target.is_dir() and not target.is_symlink():
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(target))
         descriptor, temporary = tempfile.mkstemp(".part", _prefix(target), target.parent)
@@ -72,8 +73,8 @@ def staged_folder(out: str | os.PathLike[str], force: bool = False) -> Iterator[
         InputError: as `check_new`, or the disk is full.
     """
     target = Path(os.path.abspath(out))
-    check_new(target, force)
-    with _write_errors(target), _parents_of(target):
+    check_new(target, force, "folder")
+    with writing_to(target), _parents_of(target):
         staged = Path(tempfile.mkdtemp(".part", _prefix(target), target.parent))
         try:
             yield staged
@@ -84,9 +85,31 @@ def staged_folder(out: str | os.PathLike[str], force: bool = False) -> Iterator[
             raise
 
 
+@contextlib.contextmanager
+def kept_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield `path` as a folder, made if it is missing; if the body fails, what was made of it goes again.
+
+    Raises:
+        InputError: it is not a folder, or cannot be made or written to.
+    """
+    target = Path(os.path.abspath(path))
+    with writing_to(target), _parents_of(target):
+        made = not os.path.lexists(target)
+        if made:
+            target.mkdir()
+        elif not target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(target))
+        try:
+            yield Path(path)
+        except BaseException:
+            if made:
+                shutil.rmtree(target, ignore_errors=True)
+            raise
+
+
 def _swap(staged: Path, target: Path, force: bool) -> None:
     """Rename `staged` to `target`; the old one steps aside first and comes back if that fails."""
-    _check_absent(target, force)
+    _check_absent(target, force, "folder")
     if not os.path.lexists(target):
         os.rename(staged, target)
         _sync_folder(target.parent)
@@ -107,32 +130,55 @@ def _swap(staged: Path, target: Path, force: bool) -> None:
     shutil.rmtree(aside, ignore_errors=True)  # links in it are removed, not followed
 
 
-def check_new(path: str | os.PathLike[str], force: bool = False) -> None:
+def check_new(path: str | os.PathLike[str], force: bool = False, kind: Kind | None = None) -> None:
     """Refuse an output place early, so that a long run does not fail at its end.
+
+    Args:
+        path: where a file or folder is to be written.
+        force: whether an existing one may be replaced.
+        kind: what is to be written; one of the other kind is never replaced.
 
     Raises:
         InputError: it exists and `force` is not given; it is a link, the working folder or a folder around it;
             or its folder cannot be written to.
     """
     target = Path(os.path.abspath(path))
-    _check_absent(target, force)
-    parent = target.parent
-    while not os.path.lexists(parent):
-        parent = parent.parent
-    with _write_errors(target):
-        # Permissions alone do not tell (root, read-only mounts), so a file is really made.
-        descriptor, probe = tempfile.mkstemp(".probe", _prefix(target), parent)
+    _check_absent(target, force, kind)
+    _probe(target, target.parent)
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse early a folder that files are to be added to: it may exist, or not yet.
+
+    Raises:
+        InputError: it is not a folder, or it cannot be made or written to.
+    """
+    target = Path(os.path.abspath(path))
+    _probe(target, target)
+
+
+def _probe(target: Path, folder: Path) -> None:
+    """Make a file in `folder` and delete it: permissions alone do not tell (root, read-only mounts)."""
+    with writing_to(target):
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(target)  # tells of a name that is too long, or of a file on the way
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        descriptor, probe = tempfile.mkstemp(".probe", _prefix(target), folder)
         os.close(descriptor)
         os.unlink(probe)
 
 
-def _check_absent(target: Path, force: bool) -> None:
+def _check_absent(target: Path, force: bool, kind: Kind | None) -> None:
     if not os.path.lexists(target):
         return
     if not force:
         raise InputError(f"{target}: expected a new place to write to, got an existing one; --force replaces it")
     if target.is_symlink():
         raise InputError(f"{target}: expected a file or folder to replace, got a link")
+    got = "folder" if target.is_dir() else "file"
+    if kind not in (None, got):
+        raise InputError(f"{target}: expected a {kind} to replace, got a {got}; give another --out")
     if target.is_dir() and any(target in (folder, *folder.parents) for folder in (Path.cwd(), Path.home())):
         raise InputError(
             f"{target}: expected a folder that can be replaced, got the working or home folder or one around"
@@ -154,7 +200,7 @@ def _parents_of(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _write_errors(target: Path) -> Iterator[None]:
+def writing_to(target: Path) -> Iterator[None]:
     """An OSError about the place that is written to becomes an InputError; one about another file stays what it is."""
     try:
         yield

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import numpy as np
 from torch.export import ExportedProgram
 
 from edgeprune.cost import CostModel, count_parameters
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, LockedUnits, analyze
-from edgeprune.records import GroupRow, InspectRecord, LayerWidth
+from edgeprune.importance import magnitude
+from edgeprune.records import GroupRow, InputFeatures, InspectRecord, LayerWidth
 
 
 def inspect_program(program: ExportedProgram, name: str) -> InspectRecord:
@@ -52,6 +54,19 @@ def locked_rows(graph: ChannelGraph) -> list[GroupRow]:
         told = f"{reason} ({where})" if where and where != "output" else reason
         rows.append(GroupRow(layers[0], "locked", layers, widest, widest, 0.0, True, told))
     return rows
+
+
+def feature_weights(slim: ExportedProgram, features: InputFeatures) -> tuple[float, ...]:
+    """The L2 norm of the weights that read each of `features.keep`, relative to the largest."""
+    graph = analyze(slim, inputs=True)
+    norms = np.zeros(features.size)
+    for group, norm in zip(graph.groups, magnitude(slim, graph, 2), strict=True):
+        for slot in (slot for slot in group.slots if slot.kind == "input"):
+            elements = np.flatnonzero(slot.unit >= 0)
+            norms[elements // (len(slot.unit) // features.size)] = norm[slot.unit[elements]]
+    kept = norms[list(features.keep)]
+    largest = kept.max()
+    return tuple((kept / largest).round(4).tolist()) if largest > 0 else (1.0,) * len(kept)
 
 
 def widths(dense: ExportedProgram, slim: ExportedProgram) -> tuple[LayerWidth, ...]:

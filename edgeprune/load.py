@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import logging
@@ -33,6 +34,7 @@ _WAY_OUT = "save model.state_dict() and give --arch, or trust the file and give 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 _MAX_NAMED = 3
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class _Request:
     arch: str | None
     input_shape: tuple[int, ...] | None
     unsafe_pickle: bool
+    data_shape: tuple[int, ...] | None
 
 
 def load(
@@ -48,6 +51,7 @@ def load(
     arch: str | None = None,
     input_shape: tuple[int, ...] | None = None,
     unsafe_pickle: bool = False,
+    data_shape: tuple[int, ...] | None = None,
 ) -> Model:
     """Load a model as an exported program with a dynamic batch.
 
@@ -56,6 +60,7 @@ def load(
         arch: what builds the network of a bare state_dict, see `edgeprune.arch.build`.
         input_shape: one input without the batch, e.g. `(3, 224, 224)`, where the file does not say.
         unsafe_pickle: unpickle a whole module; this runs whatever code the file holds.
+        data_shape: that of the data which go with the model; it is one input's shape where nothing else says it.
 
     Raises:
         UnsafeFileError: the file needs unpickling, or is an exported program with unknown operators.
@@ -64,7 +69,7 @@ def load(
     file = Path(path)
     data = _read_bytes(file)
     try:
-        program, info = _load_bytes(data, _Request(arch, input_shape, unsafe_pickle))
+        program, info = _load_bytes(data, _Request(arch, input_shape, unsafe_pickle, data_shape))
         _check_finite(program)
         program, info = _checked_input(program, info, input_shape)
     except EdgepruneError as error:
@@ -258,22 +263,39 @@ def _without_prefixes(state: dict[str, torch.Tensor], expected: set[str]) -> dic
 
 
 def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInfo]:
-    shape = request.input_shape or _own_input_shape(model)
+    shape = request.input_shape or request.data_shape or _own_input_shape(model)
     if shape is None:
-        raise InputError("expected --input-shape for this file, e.g. 3,224,224, got none")
+        raise InputError("expected --input-shape (or --data) for this file, e.g. --input-shape 3,224,224, got none")
     dtype = next((tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point), torch.float32)
+    return capture_quietly(model, shape, dtype), ModelInfo(input_shape=shape, arch=request.arch)
+
+
+def capture_quietly(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Program:
+    """Capture a network that takes one input of `shape`; of one that cannot be exported the error alone speaks.
+
+    Raises:
+        InputError: it needs more inputs than one.
+        CaptureError: it cannot be exported.
+    """
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(model.forward).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in _VARIADIC
+    ]
+    if len(needed) > 1:
+        raise InputError(f"expected a network with one input, got {len(needed)}: {', '.join(needed)}")
     with _quiet_torch():
-        program = capture(model, torch.zeros(2, *shape, dtype=dtype))
-    return program, ModelInfo(input_shape=shape, arch=request.arch)
+        return capture(model, torch.zeros(2, *shape, dtype=dtype))
 
 
 @contextlib.contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """PyTorch logs a traceback of a network that cannot be exported; the error that is raised says it in one line."""
+    """PyTorch logs a traceback and prints the graph of a network that cannot be exported; the error says it all."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, logger.disabled = logger.disabled, True
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.disabled = disabled
 

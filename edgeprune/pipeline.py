@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 import tempfile
 import time
@@ -18,14 +19,15 @@ from edgeprune import __version__
 from edgeprune.arch import build
 from edgeprune.cost import count_parameters, macs
 from edgeprune.data import batches, check_fits, normalize, open_data
-from edgeprune.errors import InputError
-from edgeprune.export.contracts import write_contracts
+from edgeprune.data.limits import check_file
+from edgeprune.errors import InputError, PlanError
+from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.files import check_new, staged_folder, write_atomically
-from edgeprune.graph.capture import Program, capture
-from edgeprune.inspection import inspect_program, locked_rows, widths
+from edgeprune.graph.capture import Program
+from edgeprune.inspection import feature_weights, inspect_program, locked_rows, widths
 from edgeprune.latency import compare_latency
-from edgeprune.load import load
+from edgeprune.load import capture_quietly, load
 from edgeprune.progress import Progress, Silent
 from edgeprune.pruning_plan import PruningPlan, read_plan
 from edgeprune.records import (
@@ -51,7 +53,7 @@ from edgeprune.runrecord import to_json
 from edgeprune.save import save_checkpoint, save_program
 from edgeprune.search import Budgets, Candidate, Search, Trainer
 from edgeprune.statistics import compare_accuracy
-from edgeprune.train import evaluate, fit
+from edgeprune.train import evaluate, fit, float_type
 from edgeprune.validate import validate_files
 
 RUNS = Path("runs")
@@ -76,11 +78,16 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         TrainingError: the loss became NaN or infinite.
     """
     told, start = progress or Silent(), time.perf_counter()
-    check_new(request.out, request.force)
+    check_new(request.out, request.force, "file")
     data = open_data(request.data)
     torch.manual_seed(request.settings.seed)
     model = build(request.arch)
-    program = capture(model, torch.zeros(2, *data.input_shape))
+    try:
+        program = capture_quietly(model, data.input_shape)
+    except InputError as error:
+        shape = tuple(data.input_shape)
+        raise type(error)(f"{request.arch} on inputs {shape} of data {data.name}: {error}") from error
+    _check_logits(program, data)
     info = ModelInfo(
         input_shape=data.input_shape,
         arch=request.arch,
@@ -94,7 +101,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
     settings = replace(request.settings, threads=request.settings.threads or _threads(program))
     told.stage(f"train {request.arch}")
     epochs = fit(model, data, data.normalization, settings, told)
-    program = capture(model, torch.zeros(2, *data.input_shape))
+    program = capture_quietly(model, data.input_shape)
     test = evaluate(program.module(), data.test, data.normalization)
     save_checkpoint(request.out, program, info)
     best = max(epochs, key=lambda record: record.val_accuracy) if epochs else None
@@ -122,7 +129,7 @@ class _Job:
     model: Model
     data: DataSource | None
     trainer: Trainer | None
-    budgets: Budgets
+    search: Search
     plan: PruningPlan | None
     out: Path
     assumed: tuple[str, ...]
@@ -139,11 +146,11 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
     told, start = progress or Silent(), time.perf_counter()
     job = _prepared(request, told)
     with staged_folder(job.out, request.force) as folder:
-        search = Search(Program.adopt(job.model.program), job.budgets, job.trainer, told)
-        best = search.run() if job.plan is None else search.replay(job.plan)
-        record = replace(_measured(job, search, best, told), seconds=time.perf_counter() - start)
+        best = job.search.run() if job.plan is None else job.search.replay(job.plan)
+        record = replace(_measured(job, job.search, best, told), seconds=time.perf_counter() - start)
         assert best.plan is not None
-        save_program(folder / "slim.pt2", best.program, replace(job.model.info, data=_data_name(job)))
+        info = _completed(job.model.info, job.data, request.data) if job.data else job.model.info
+        save_program(folder / "slim.pt2", best.program, info)
         write_atomically(folder / "plan.json", best.plan.to_json().encode())
         write_atomically(folder / "run.json", to_json(record).encode())
         write_atomically(folder / "report.html", render(record).encode())
@@ -151,31 +158,59 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
 
 
 def _prepared(request: CompressRequest, told: Progress) -> _Job:
-    """Read and check everything that was asked for, and say what is assumed."""
+    """Read and check everything that was asked for, then say what is assumed."""
     assumed: list[str] = []
-
-    def assume(text: str) -> None:
-        assumed.append(text)
-        told.say(f"assumed: {text}")
-
+    assume = assumed.append
     if request.keep_macs is not None and not 0 < request.keep_macs <= 1:
         raise InputError(f"--keep-macs: expected a share in (0, 1], got {request.keep_macs}")
     out = Path(request.out) if request.out else _next_run(Path(request.model).stem)
     if request.out is None:
         assume(f"--out {out}")
-    check_new(out, request.force)
-    plan = read_plan(Path(request.plan)) if request.plan else None
+    check_new(out, request.force, "folder")
+    _check_keeps_model(Path(request.model), out)
+    plan = _plan_in(Path(request.plan)) if request.plan else None
     told.stage("load")
-    model = load(request.model, arch=request.arch, input_shape=request.input_shape, unsafe_pickle=request.unsafe_pickle)
-    spec = request.data or model.info.data
-    if spec is not None and request.data is None:
-        assume(f"--data {spec} (the data that the model was trained on)")
-    data = _fitting_data(spec, model, request.seed) if spec else None
+    model, data = _model_and_data(request, request.seed)
+    if data is not None:
+        _check_logits(model.program, data)
+    if data is not None and request.data is None:
+        assume(f"--data {model.info.data} (the data that the model was trained on)")
     budgets = _budgets(request, data is not None, assume)
     trainer = _trainer(request, model, data, assume) if data else None
-    if budgets.n_features is None and request.input_features not in ("auto", "off"):
-        budgets = replace(budgets, n_features=_feature_count(request.input_features, model))
-    return _Job(request, model, data, trainer, budgets, plan, out, tuple(assumed))
+    search = Search(Program.adopt(model.program), budgets, trainer, told)
+    search.check(plan)
+    for text in assumed:
+        told.say(f"assumed: {text}")
+    return _Job(request, model, data, trainer, search, plan, out, tuple(assumed))
+
+
+def _plan_in(path: Path) -> PruningPlan:
+    """The plan in a file; every refusal names the file."""
+    check_file(path, "a plan.json")
+    try:
+        return read_plan(path)
+    except PlanError as error:
+        raise PlanError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def _check_logits(program: ExportedProgram, data: DataSource) -> None:
+    """Raise InputError where accuracy cannot be measured: the output is not `(batch, n_classes)`."""
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    values = [node.meta.get("val") for node in output.all_input_nodes]
+    shapes = [tuple(value.shape) for value in values if isinstance(value, torch.Tensor)]
+    if len(shapes) == 1 and len(shapes[0]) == 2 and isinstance(shapes[0][1], int):
+        return
+    got = " and ".join(f"({', '.join(['batch', *map(str, shape[1:])])})" for shape in shapes) or "none"
+    raise InputError(
+        f"data {data.name}: expected a network with one output (batch, {len(data.classes)}), the scores of the "
+        f"classes, got {got}; without data it can be compressed by --keep-macs"
+    )
+
+
+def _check_keeps_model(model: Path, out: Path) -> None:
+    """Raise InputError where replacing the folder `out` would delete the model that is read."""
+    if out.resolve() in model.resolve().parents:
+        raise InputError(f"{out}: expected an output folder that does not hold the model, got the one of {model}")
 
 
 def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
@@ -195,8 +230,7 @@ def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
     return Budgets(
         keep_macs=keep_macs,
         max_drop=max_drop,
-        n_features=None,
-        prune_features=request.input_features == "auto",
+        **_feature_budget(request.input_features),
         criterion=criterion,
         align=request.align,
         seed=request.seed,
@@ -212,27 +246,49 @@ def _trainer(request: CompressRequest, model: Model, data: DataSource, assume: A
         assume(f"--finetune-epochs {epochs}")
     threads = request.threads or _threads(model.program)
     normalization = model.info.normalization or data.normalization
+    if model.info.normalization is None:
+        means, stds = (", ".join(f"{x:.4g}" for x in part[:4]) for part in (normalization.mean, normalization.std))
+        assume(f"inputs normalised as (x - mean) / std of the data: mean {means}, std {stds}")
     settings = replace(settings, epochs=epochs, threads=threads, best_from=_SETTLED)
-    return Trainer(data, normalization, settings, request.distill)
+    return Trainer(data, normalization, settings, request.distill, float_type(model.program.module()))
 
 
-def _feature_count(text: str, model: Model) -> int:
-    """A count, or a ratio of all features of the input."""
+def _feature_budget(text: str) -> dict[str, Any]:
+    """The budget's fields for `auto`, `off`, a count such as "20" or a ratio such as "0.5"."""
+    fields = {"n_features": None, "feature_ratio": None, "prune_features": text == "auto"}
+    if text in ("auto", "off"):
+        return fields
+    if text.isdecimal() and int(text) >= 1:
+        return {**fields, "n_features": int(text)}
     try:
-        number = float(text)
+        ratio = float(text)
     except ValueError:
-        raise InputError(f"--input-features: expected auto, off, a count or a ratio, got {text!r}") from None
-    if number <= 0 or (number > 1 and number != int(number)):
-        raise InputError(f"--input-features: expected a count from 1 or a ratio in (0, 1), got {text!r}")
-    if number < 1 or "." in text:
-        return max(1, round(number * int(np.prod(model.info.input_shape))))
-    return int(number)
+        ratio = math.nan
+    if text.isdecimal() or not 0 < ratio <= 1:
+        raise InputError(f"--input-features: expected auto, off, a count from 1 or a ratio in (0, 1], got {text!r}")
+    return {**fields, "feature_ratio": ratio}
 
 
-def _fitting_data(spec: str, model: Model, seed: int) -> DataSource:
-    data = open_data(spec, seed=seed)
-    check_fits(data, model.info, _n_outputs(model.program))
-    return data
+def _model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> tuple[Model, DataSource | None]:
+    """The model and its data, which fit each other: the data asked for, else those that the model was trained on."""
+    data = open_data(request.data, seed=seed) if request.data else None
+    model = load(
+        request.model or "",
+        arch=request.arch,
+        input_shape=request.input_shape,
+        unsafe_pickle=request.unsafe_pickle,
+        data_shape=data.input_shape if data else None,
+    )
+    try:
+        if data is None and model.info.data is not None:
+            data = open_data(model.info.data, seed=seed)
+        if data is not None:
+            check_fits(data, model.info, _n_outputs(model.program))
+    except InputError as error:
+        if request.data:
+            raise
+        raise InputError(f"{error} (these are the data that the model was trained on; --data names others)") from error
+    return model, data
 
 
 def _n_outputs(program: ExportedProgram) -> int | None:
@@ -254,8 +310,15 @@ def _next_run(name: str) -> Path:
     return RUNS / f"{name}-{max(numbers, default=0) + 1}"
 
 
-def _data_name(job: _Job) -> str | None:
-    return job.request.data or job.model.info.data
+def _completed(info: ModelInfo, data: DataSource, spec: str | None) -> ModelInfo:
+    """What a model's file says of it, and what its data say where it says nothing."""
+    return replace(
+        info,
+        data=spec or info.data,
+        normalization=info.normalization or data.normalization,
+        classes=info.classes or data.classes,
+        feature_names=info.feature_names or data.feature_names,
+    )
 
 
 # -- measuring -----------------------------------------------------------------------------------------------------
@@ -293,6 +356,7 @@ def _measured(job: _Job, search: Search, best: Candidate, told: Progress) -> Run
         onnx_parity=parity,
         widths=widths(dense.program, best.program),
         features=features,
+        feature_weights=feature_weights(best.program, features) if features else (),
         steps=tuple(search.steps),
         locked=tuple(
             {"name": row.name, "reason": row.reason, "layers": list(row.layers)} for row in locked_rows(search.graph)
@@ -314,7 +378,7 @@ def _onnx_figures(job: _Job, best: Candidate, told: Progress) -> tuple[tuple[int
     """Sizes of both networks as ONNX, the parity of the slim one, and the latency of both."""
     shape = job.model.info.input_shape
     inputs = _real_inputs(job, _PARITY_SAMPLES)
-    one = inputs[:1] if inputs is not None else np.zeros((1, *shape), dtype=np.float32)
+    one = inputs[:1] if inputs is not None else torch.zeros(1, *shape, dtype=float_type(best.program.module())).numpy()
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         paths = [Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"]
         exports = [
@@ -332,7 +396,7 @@ def _real_inputs(job: _Job, count: int) -> np.ndarray | None:
     if job.trainer is None:
         return None
     x = _first(job.trainer.data, count)
-    return normalize(torch.from_numpy(x), job.trainer.normalization).numpy()
+    return normalize(torch.from_numpy(x).to(job.trainer.dtype), job.trainer.normalization).numpy()
 
 
 def _first(data: DataSource, count: int | None) -> np.ndarray:
@@ -386,15 +450,15 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     out = Path(request.out) if request.out else path.parent if path.name == "slim.pt2" else RUNS / f"{path.stem}-onnx"
     if request.out is None:
         assumed.append(f"--out {out}")
+    check_contracts(out, path.stem, request.force)
+    told.stage("load")
+    model, data = _model_and_data(replace(request, model=str(path)))
+    raw, info = (_first(data, None), _completed(model.info, data, request.data)) if data else (None, model.info)
     for text in assumed:
         told.say(f"assumed: {text}")
-    told.stage("load")
-    model = load(path, arch=request.arch, input_shape=request.input_shape, unsafe_pickle=request.unsafe_pickle)
-    spec = request.data or model.info.data
-    raw = _first(_fitting_data(spec, model, seed=0), None) if spec else None
     told.stage("export and check")
     files = write_contracts(
-        model.program, model.info, out, name=path.stem, raw_inputs=raw, opset=request.opset,
+        model.program, info, out, name=path.stem, raw_inputs=raw, opset=request.opset,
         simplify=request.simplify, force=request.force,
     )  # fmt: skip
     return ExportRecord(str(path), tuple(files), tuple(assumed), 0 if raw is None else len(raw))

@@ -11,10 +11,11 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import ProofError
-from edgeprune.graph.capture import Program, example_inputs, functional
+from edgeprune.graph.capture import Program, example_inputs
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.ops.registry import operator_name
+from edgeprune.graph.prepare import prepared
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.surgery import kept_units
 
@@ -81,7 +82,7 @@ def masked(program: ExportedProgram, plan: PruningPlan) -> nn.Module:
     Where the plan removes renormalised units, the normalisations compute their statistics over the kept ones, as the
     slim network's do.
     """
-    module = Program.adopt(functional(program)).module()
+    module = Program.adopt(prepared(program)).module()
     assert isinstance(module, fx.GraphModule)
     tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     with torch.no_grad():
@@ -90,9 +91,9 @@ def masked(program: ExportedProgram, plan: PruningPlan) -> nn.Module:
                 removed = torch.ones(tensors[name].shape[dim], dtype=torch.bool)
                 removed[list(kept)] = False
                 tensors[name].index_fill_(dim, removed.nonzero().flatten(), 0)
-    _divide_by_removed(module)
     if not plan.exact:
         _normalise_over_kept(module, program, plan)
+    _divide_by_removed(module)
     return module
 
 

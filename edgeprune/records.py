@@ -191,7 +191,10 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """Everything a run measured; written as run.json, read by the report."""
+    """Everything a run measured; written as run.json, read by the report.
+
+    `feature_weights` goes with `features.keep`: the norm of the weights that read each kept feature, the largest being 1.
+    """
 
     command: str
     versions: dict[str, str]
@@ -209,6 +212,7 @@ class RunRecord:
     widths: tuple[LayerWidth, ...]
     features: InputFeatures | None
     steps: tuple[StepRecord, ...]
+    feature_weights: tuple[float, ...] = ()
     locked: tuple[dict[str, Any], ...] = ()
     seconds: float = 0.0
     format: str = field(default="edgeprune-run/1")

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, fx, nn
 
 from edgeprune.cost import macs
@@ -33,32 +34,43 @@ class Budgets:
     """What the search must meet, and how it goes about it.
 
     `keep_macs` is a share of the dense MACs, `max_drop` is in accuracy points on the validation split, `n_features`
-    a count of input features; each may be None. `prune_features` lets features go without a count of their own.
+    a count of input features and `feature_ratio` a share of them; each may be None. `prune_features` lets features go
+    without a count of their own.
     """
 
     keep_macs: float | None
     max_drop: float | None
     n_features: int | None
+    feature_ratio: float | None
     prune_features: bool
     criterion: str
     align: int
     seed: int
 
+    @property
+    def features(self) -> bool:
+        """Whether input features may go at all."""
+        return self.prune_features or self.n_features is not None or self.feature_ratio is not None
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trainer:
-    """The data and settings that finetuning and scoring use; `distill` makes the dense network the teacher."""
+    """The data and settings that finetuning and scoring use.
+
+    `distill` makes the dense network the teacher; `dtype` is the type of its inputs.
+    """
 
     data: DataSource
     normalization: Normalization
     settings: TrainSettings
     distill: bool = False
+    dtype: torch.dtype = torch.float32
 
     def score_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A few normalised training batches for the Taylor criterion."""
         stream = batches(self.data.train, _TAYLOR_SIZE, shuffle=True, seed=self.settings.seed)
         for x, y in itertools.islice(stream, _TAYLOR_BATCHES):
-            yield normalize(x, self.normalization), y
+            yield normalize(x.to(self.dtype), self.normalization), y
 
     def val_accuracy(self, module: nn.Module) -> float:
         """Accuracy on the validation split, in [0, 1]."""
@@ -81,26 +93,26 @@ class Search:
     """Shrinks a dense program step by step; `steps` tells what was tried."""
 
     def __init__(self, dense: Program, budgets: Budgets, trainer: Trainer | None, progress: Progress) -> None:
-        self.budgets = budgets
         self.trainer = trainer
         self.progress = progress
         self.steps: list[StepRecord] = []
-        accuracy = trainer.val_accuracy(dense.module()) if trainer else None
         self._teacher = dense.module() if trainer and trainer.distill else None
-        graph = analyze(dense, inputs=budgets.prune_features or budgets.n_features is not None)
-        self.dense = Candidate(dense, None, macs(dense), _count_features(graph), accuracy)
-        self.graph = graph
+        self.graph = analyze(dense, inputs=budgets.features)
+        available = _count_features(self.graph)
+        self.dense = Candidate(dense, None, macs(dense), available, None)
+        if budgets.feature_ratio is not None and available:
+            budgets = replace(budgets, n_features=max(1, round(budgets.feature_ratio * available)))
+        self.budgets = budgets
 
     # -- the whole search ------------------------------------------------------------------------------------------
 
     def run(self) -> Candidate:
-        """The smallest network found within the budgets.
+        """The smallest network found within the budgets, which `check` has passed.
 
         Raises:
             BudgetError: none was found; says what stood in the way and the closest that was reached.
         """
-        self._check()
-        best = self.dense
+        best = self._measured_dense()
         if self.budgets.n_features is not None:
             best = self._down_to_features(best, self.budgets.n_features)
         elif self.budgets.prune_features and self.budgets.max_drop is not None and self.dense.n_features:
@@ -111,25 +123,71 @@ class Search:
         return best
 
     def replay(self, plan: PruningPlan) -> Candidate:
-        """Cut by a given plan, prove it and finetune."""
-        slim = cut(self.dense.program, plan, self.graph if not plan.inputs or self.dense.n_features else None)
-        return self._finished(self.dense, slim, plan, prove(self.dense.program, slim, plan))
+        """Cut by a given plan, prove it and finetune; the budgets are judged as those of a search are.
 
-    def _check(self) -> None:
+        Raises:
+            PlanError: the plan does not fit.
+            BudgetError: the network that it makes is not within a budget.
+        """
+        dense = self._measured_dense()
+        slim = self._cut_by(plan)
+        best = self._rescued(self._finished(dense, slim, plan, prove(dense.program, slim, plan)))
+        share, wanted = best.macs / dense.macs, self.budgets.n_features
+        if self.budgets.keep_macs is not None and share > self.budgets.keep_macs:
+            raise BudgetError(f"--plan: expected at most {self.budgets.keep_macs:g} of the MACs, got {share:.4f}")
+        if wanted is not None and best.n_features is not None and best.n_features > wanted:
+            raise BudgetError(f"--plan: expected at most {wanted} input features, got {best.n_features}")
+        if not self._within(best):
+            raise BudgetError(self._missed(best))
+        return best
+
+    def _measured_dense(self) -> Candidate:
+        """The dense network with its accuracy; what follows is compared with it."""
+        if self.trainer is not None:
+            self.progress.stage("measure the dense network")
+            self.dense = replace(self.dense, val_accuracy=self.trainer.val_accuracy(self.dense.program.module()))
+        return self.dense
+
+    def _cut_by(self, plan: PruningPlan) -> Program:
+        return cut(self.dense.program, plan, self.graph if not plan.inputs or self.dense.n_features else None)
+
+    def check(self, plan: PruningPlan | None = None) -> None:
+        """Refuse at once what no search can reach, or a plan that does not fit.
+
+        Raises:
+            PlanError: the plan does not fit.
+            InputError: features are asked for that the network has not.
+            BudgetError: nothing can be pruned, or not down to the MACs asked for; says which groups stand in the way.
+        """
+        self._check_features()
+        if plan is not None:
+            self._cut_by(plan)
+            return
         if not self.graph.groups:
             reasons = sorted({f"{lock.name}: {lock.reason}" for lock in self.graph.locked})
             raise BudgetError(f"nothing can be pruned; {'; '.join(reasons[:4]) or 'the network has no channels'}")
-        wanted = self.budgets.n_features
-        if wanted is None:
+        if self.budgets.keep_macs is not None:
+            make_step_plan(
+                self.dense.program,
+                self.graph,
+                self.budgets.keep_macs,
+                "l2",
+                self.budgets.align,
+                n_features=self.budgets.n_features,
+            )
+
+    def _check_features(self) -> None:
+        wanted, available = self.budgets.n_features, self.dense.n_features
+        if wanted is None and self.budgets.feature_ratio is None:
             return
-        available = self.dense.n_features
         if not available:
             raise InputError(
                 "--input-features: the network has no input feature that can be removed (a convolution shares its "
                 "weights over all positions, so that single pixels cannot go); use --input-features off"
             )
-        if not 1 <= wanted <= available:
-            raise InputError(f"--input-features: expected 1 to {available} features, got {wanted}")
+        if wanted is None or not 1 <= wanted <= available:
+            of = ", ".join(group.name for group in self.graph.groups if group.is_input)
+            raise InputError(f"--input-features: expected 1 to {available} (the units of {of}), got {wanted}")
 
     # -- features --------------------------------------------------------------------------------------------------
 
@@ -139,7 +197,7 @@ class Search:
         while best.n_features is not None and best.n_features > wanted:
             target = max(wanted, int(best.n_features * _FACTOR))
             best = self._try(best, n_features=target, keep_macs=None)
-            self._record(best, self._within(best))
+            self._record(best, accepted=True)
         return best
 
     def _fewest_features(self, start: Candidate) -> Candidate:
@@ -170,12 +228,12 @@ class Search:
     def _down_to_macs(self, start: Candidate, floor: float) -> Candidate:
         """Shrink in steps to the budget; the accuracy is judged there, not on the way."""
         best = start
-        while best.macs > floor:
+        while best.macs > floor or best.plan is None:
             ratio = max(floor / best.macs, _FACTOR) if self.trainer else floor / best.macs
             best = self._try(best, n_features=None, keep_macs=ratio)
             if best.macs <= floor:
                 best = self._rescued(best)
-            self._record(best, self._within(best))
+            self._record(best, accepted=best.macs > floor or self._within(best))
         return best
 
     def _fewest_macs(self, start: Candidate) -> Candidate:
@@ -202,7 +260,7 @@ class Search:
         return candidate if candidate.macs < best.macs else None
 
     def _rescued(self, candidate: Candidate) -> Candidate:
-        """Finetune again what lost too much; the best of all rounds."""
+        """Finetune again what lost too much, twice as long each time; the best of all rounds."""
         best = candidate
         for extra in range(1, _ROUNDS + 1):
             if self._within(best) or self.trainer is None or self.trainer.settings.epochs == 0:
@@ -215,9 +273,8 @@ class Search:
 
     def _try(self, best: Candidate, *, n_features: int | None, keep_macs: float | None) -> Candidate:
         """Prune what was accepted once more, prove the cut, finetune, look."""
-        features = self.budgets.prune_features or self.budgets.n_features is not None
         compete = self.budgets.prune_features and self.budgets.max_drop is None and self.budgets.n_features is None
-        graph = self.graph if best.plan is None else analyze(best.program, inputs=features)
+        graph = self.graph if best.plan is None else analyze(best.program, inputs=self.budgets.features)
         held = n_features if n_features is not None else None if compete else _count_features(graph)
         self.progress.stage(f"step {len(self.steps) + 1}: score and cut")
         step = make_step_plan(
@@ -252,7 +309,8 @@ class Search:
             share = candidate.macs / self.dense.macs
             again = f", round {extra + 1}" if extra else ""
             self.progress.stage(f"step {len(self.steps) + 1}: finetune at {share:.0%} of MACs{again}")
-            settings = replace(trainer.settings, seed=trainer.settings.seed + extra)
+            epochs = trainer.settings.epochs * 2**extra
+            settings = replace(trainer.settings, epochs=epochs, seed=trainer.settings.seed + extra)
             fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher)
             assert isinstance(module, fx.GraphModule)
             candidate = replace(candidate, program=reexport(module, example_inputs(candidate.program)))
@@ -286,7 +344,8 @@ class Search:
     # -- refusals --------------------------------------------------------------------------------------------------
 
     def _missed(self, best: Candidate) -> str:
-        held = [step for step in self.steps if step.accepted]
+        floor = (self.dense.val_accuracy or 0.0) - (self.budgets.max_drop or 0.0) / 100
+        held = [step for step in self.steps if step.val_accuracy is not None and step.val_accuracy >= floor]
         closest = min(held, key=lambda step: step.macs_ratio, default=None)
         told = f"; within it were {closest.macs_ratio:.1%} of the MACs" if closest else ""
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.digests import digest
 from edgeprune.errors import PlanError
+from edgeprune.graph.binding import shape_of
 from edgeprune.graph.capture import Program, example_inputs, reexport
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
@@ -52,6 +54,7 @@ def kept_units(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
     """Which units the plan keeps, bool `(n_labels,)`, after checking that it breaks no coupling."""
     keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
     shapes = _known_shapes(graph, plan)
+    _check_inputs(graph, plan)
     for group, slot in graph.slots():
         mask = _kept_mask(slot, plan, shapes)
         if mask is None:
@@ -93,10 +96,26 @@ def _kept_mask(slot: Slot, plan: PruningPlan, shapes: dict[str, tuple[int, ...]]
 
 
 def _kept_elements(features: InputFeatures, mask: np.ndarray) -> np.ndarray:
-    """Which elements of a flattened input are kept. A dim beyond the first is not contiguous: see `input_features`."""
+    """Which elements of a flattened input are kept; features along dim 1 are blocks of them."""
     chosen = np.zeros(features.size, dtype=bool)
     chosen[list(features.keep)] = True
-    return np.repeat(chosen, len(mask) // features.size) if len(mask) % features.size == 0 else mask
+    return np.repeat(chosen, len(mask) // features.size)
+
+
+def _check_inputs(graph: ChannelGraph, plan: PruningPlan) -> None:
+    """The plan's inputs exist, have labels, and are counted along a dim as the model has them."""
+    placeholders = {node.name: node for node in graph.analysis.program.graph.nodes if node.op == "placeholder"}
+    for name, features in plan.inputs.items():
+        if ("input", name, None) not in graph.analysis.sources:
+            raise PlanError(f"the plan removes features of input {name!r}, of which the model has none to remove")
+        shape = shape_of(placeholders[name].meta["val"])
+        size = {None: math.prod(shape[1:]), 1: shape[1]}.get(features.dim)
+        if size != features.size:
+            where = "the flattened input" if features.dim is None else f"dim {features.dim}"
+            raise PlanError(
+                f"the plan counts {features.size} features over {where} of input {name!r}: "
+                f"expected them to fit its shape {('batch', *shape[1:])}"
+            )
 
 
 def _check_couplings(
@@ -126,11 +145,15 @@ def _check_couplings(
 
 
 def _broken(group: ChannelGroup, slot: Slot, index: int) -> str:
-    others = sorted({f"{other.name} (dim {other.dim})" for other in group.slots if other is not slot})
+    others = sorted({_place(other) for other in group.slots if other is not slot and other.kind != "constant"})
     return (
-        f"the plan keeps index {index} of dim {slot.dim} of {slot.name!r} but removes it elsewhere in group "
-        f"{group.name!r}: it goes together with {', '.join(others[:4])}"
+        f"the plan keeps index {index} of {_place(slot)} but removes it elsewhere in group {group.name!r}: "
+        f"it goes together with {', '.join(others[:4])}"
     )
+
+
+def _place(slot: Slot) -> str:
+    return f"input {slot.name!r}" if slot.dim is None else f"dim {slot.dim} of {slot.name!r}"
 
 
 def _slice_tensors(module: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> None:
@@ -159,10 +182,11 @@ def _sliced(module: nn.Module, name: str, dims: Mapping[int, tuple[int, ...]]) -
 
 
 def _drop_unused(module: fx.GraphModule) -> None:
-    """Delete parameters that the graph does not read, e.g. of heads that only training uses."""
-    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name, _ in list(module.named_parameters(remove_duplicate=False)):
-        if name not in read:
+    """Delete parameters that the graph does not read, e.g. of heads that only training uses; other names stay."""
+    names = dict(module.named_parameters(remove_duplicate=False))
+    read = {id(names[node.target]) for node in module.graph.nodes if node.op == "get_attr" and node.target in names}
+    for name, parameter in names.items():
+        if id(parameter) not in read:
             owner, _, attribute = name.rpartition(".")
             delattr(module.get_submodule(owner), attribute)
 

@@ -74,10 +74,10 @@ def evaluate(module: nn.Module, split: Dataset[Any], normalization: Normalizatio
 def _outputs(
     module: nn.Module, split: Dataset[Any], normalization: Normalization, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    device = _device(module)
+    device, dtype = _device(module), float_type(module)
     with _in_eval(module), torch.no_grad():
         for x, y in batches(split, batch_size):
-            logits = module(normalize(x.to(device), normalization))
+            logits = module(normalize(x.to(device, dtype), normalization))
             if not isinstance(logits, Tensor) or logits.dim() != 2:
                 got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise InputError(f"{type(module).__name__}: expected logits (batch, n_classes) as output, got {got}")
@@ -128,13 +128,13 @@ class _Run:
         self, epoch: int, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
     ) -> tuple[float, float]:
         """Mean loss and accuracy over the train split while it is trained on."""
-        device = _device(self.module)
+        device, dtype = _device(self.module), float_type(self.module)
         self.module.train()
         loss_sum, n_correct, n_seen = 0.0, 0, 0
         order_seed = self.settings.seed * 1_000_003 + epoch
         loader = batches(self.data.train, self.settings.batch_size, shuffle=True, seed=order_seed)
         for step, (raw, labels) in enumerate(loader, start=1):
-            x, y = normalize(raw.to(device), self.normalization), labels.to(device)
+            x, y = normalize(raw.to(device, dtype), self.normalization), labels.to(device)
             logits = self.module(x)
             loss = self.loss(x, logits, y)
             value = loss.item()
@@ -209,6 +209,12 @@ def _loss(teacher: nn.Module | None) -> Loss:
         return TEACHER_WEIGHT * soft + (1 - TEACHER_WEIGHT) * F.cross_entropy(logits, y)
 
     return distill
+
+
+def float_type(module: nn.Module) -> torch.dtype:
+    """The type that a network computes in, which its inputs must have: that of its first floating-point parameter."""
+    types = (param.dtype for param in module.parameters() if param.dtype.is_floating_point)
+    return next(types, torch.float32)
 
 
 def _device(module: nn.Module) -> torch.device:

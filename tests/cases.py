@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.nets import Case, Net, TiedAutoencoder, cnn, image_mlp, mlp, parameter, residual
+from tests.nets import Case, Net, Shared, TiedAutoencoder, cnn, image_mlp, mlp, parameter, residual
 
 IMAGE = (3, 8, 8)
 
@@ -66,6 +66,58 @@ def flat_heads(m: Any, x: Tensor) -> Tensor:
     return m.out(torch.bmm(weights, v).unflatten(0, (-1, 4)).transpose(1, 2).flatten(2))
 
 
+def zeroed_bias(m: Any, x: Tensor) -> Tensor:
+    bias = m.b.clone()
+    bias[2:5].zero_()
+    return F.linear(x, m.w, bias)
+
+
+def standardised(m: Any, x: Tensor) -> Tensor:
+    dims = (1, 2, 3)
+    return F.conv2d(x, (m.w - m.w.mean(dims, keepdim=True)) / (m.w.std(dims, keepdim=True) + 1))
+
+
+def attends_to_itself(m: Any, x: Tensor) -> Tensor:
+    return m.mha(x, x, x, need_weights=False)[0]
+
+
+def adds_constants(m: Any, x: Tensor) -> Tensor:
+    return m.second(x + torch.full((8, 1, 1), 0.3) + x.new_ones(8, 1, 1) + torch.ones_like(x))
+
+
+def split_in_parts(m: Any, x: Tensor) -> Tensor:
+    one, other = x.split(4, 1)
+    return m.a(one) + m.b(other)
+
+
+def few_heads() -> dict[str, nn.Module]:
+    """4 query heads and 2 of keys and values, 3 channels each."""
+    return {"q": nn.Linear(8, 12), "k": nn.Linear(8, 6), "v": nn.Linear(8, 6), "out": nn.Linear(12, 8)}
+
+
+def grouped_queries(m: Any, x: Tensor) -> Tensor:
+    q, k, v = heads(m.q(x), 4), heads(m.k(x), 2), heads(m.v(x), 2)
+    return m.out(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
+
+
+def repeated_heads(m: Any, x: Tensor) -> Tensor:
+    q, k, v = heads(m.q(x), 4), heads(m.k(x), 2), heads(m.v(x), 2)
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    return m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def expanded_heads(m: Any, x: Tensor) -> Tensor:
+    q, k, v = heads(m.q(x), 4), heads(m.k(x), 2), heads(m.v(x), 2)
+    k, v = (t.unsqueeze(2).expand(-1, -1, 2, -1, -1).flatten(1, 2) for t in (k, v))
+    return m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def cosine(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (heads(part, 4) for part in (m.q(x), m.k(x), m.v(x)))
+    weights = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)).softmax(-1)
+    return m.out((weights @ v).transpose(1, 2).flatten(2))
+
+
 def shuffled(m: Any, x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     return m.second(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w))
@@ -98,9 +150,6 @@ def two_outputs(m: Any, x: Tensor) -> Any:
     return {"pooled": m.head(y.mean((2, 3))), "dense": (m.dense(y), y.sum())}
 
 
-ATTENTION = {name: nn.Linear for name in "qkv"}
-
-
 def projections() -> dict[str, nn.Module]:
     return {"q": nn.Linear(8, 12), "k": nn.Linear(8, 12), "v": nn.Linear(8, 12), "out": nn.Linear(12, 8)}
 
@@ -127,6 +176,7 @@ CASES: dict[str, Case] = {
             table=nn.Embedding(9, 8), head=nn.Linear(8, 3),
         ), ((6,),), 8),
     "tied": Case(TiedAutoencoder, ((8,),), 0),
+    "shared": Case(Shared, ((5,),), 6),
     # convolutions
     "cnn": Case(cnn, (IMAGE,), 20),
     "cnn input channels": Case(cnn, (IMAGE,), 23, label_inputs=True),
@@ -148,8 +198,7 @@ CASES: dict[str, Case] = {
         lambda: between(lambda m, x: m.up(x), after=6, up=nn.ConvTranspose2d(8, 6, 2, groups=2)), (IMAGE,), 7),
     "standardised": Case(
         lambda: between(
-            lambda m, x: F.conv2d(x, (m.w - m.w.mean((1, 2, 3), keepdim=True)) / (m.w.std((1, 2, 3), keepdim=True) + 1)),
-            after=6, w=parameter(6, 8, 3, 3),
+            standardised, after=6, w=parameter(6, 8, 3, 3),
         ), (IMAGE,), 6),
     "squeeze-excite": Case(
         lambda: between(
@@ -171,6 +220,8 @@ CASES: dict[str, Case] = {
     "layer norm": Case(lambda: tokens(lambda m, x: m.n(x), n=nn.LayerNorm(8)), (TOKENS,), 8, exact=False),
     "layer norm bare": Case(
         lambda: tokens(lambda m, x: m.n(x), n=nn.LayerNorm(8, elementwise_affine=False)), (TOKENS,), 8, exact=False),
+    "layer norm and a divisor": Case(
+        lambda: tokens(lambda m, x: m.n(x / 2) / m.s, n=nn.LayerNorm(8), s=parameter(8)), (TOKENS,), 8, exact=False),
     "rms norm": Case(lambda: tokens(lambda m, x: m.n(x), n=nn.RMSNorm(8)), (TOKENS,), 8, exact=False),
     "layer norm after": Case(
         lambda: tokens(lambda m, x: m.n(m.b(m.a(x).relu())), a=nn.Linear(8, 6), b=nn.Linear(6, 8), n=nn.LayerNorm(8)),
@@ -179,7 +230,8 @@ CASES: dict[str, Case] = {
     "group norm of one": Case(lambda: between(lambda m, x: m.n(x), n=nn.GroupNorm(1, 8)), (IMAGE,), 8, exact=False),
     # pooling and resampling
     "max pool": Case(lambda: between(lambda m, x: F.max_pool2d(x, 2)), (IMAGE,), 8),
-    "max pool with indices": Case(lambda: between(lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0]), (IMAGE,), 8),
+    "max pool with indices": Case(
+        lambda: between(lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0]), (IMAGE,), 8),
     "avg pool": Case(lambda: between(lambda m, x: F.avg_pool2d(x, 3, padding=1)), (IMAGE,), 8),
     "adaptive avg pool": Case(lambda: between(lambda m, x: F.adaptive_avg_pool2d(x, 2)), (IMAGE,), 8),
     "adaptive max pool": Case(lambda: between(lambda m, x: F.adaptive_max_pool2d(x, 2)), (IMAGE,), 8),
@@ -187,7 +239,7 @@ CASES: dict[str, Case] = {
     "reflection pad": Case(lambda: between(lambda m, x: F.pad(x, (1, 1, 1, 1), "reflect")), (IMAGE,), 8),
     "zero pad": Case(lambda: between(lambda m, x: F.pad(x, (1, 1, 1, 1))), (IMAGE,), 8),
     # data movement
-    "channel shuffle": Case(lambda: between(shuffled, second=conv(8, 8)), (IMAGE,), 12),
+    "channel shuffle": Case(lambda: between(shuffled, second=conv(8, 8)), (IMAGE,), 16),
     "channel shuffle module": Case(
         lambda: between(lambda m, x: m.second(m.shuffle(x)), shuffle=nn.ChannelShuffle(2), second=conv(8, 8)),
         (IMAGE,), 16),
@@ -196,8 +248,7 @@ CASES: dict[str, Case] = {
     "chunk": Case(lambda: between(lambda m, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1], after=4), (IMAGE,), 4),
     "split": Case(lambda: between(lambda m, x: torch.cat(x.split([3, 5], 1)[::-1], 1)), (IMAGE,), 8),
     "split in parts": Case(
-        lambda: between(lambda m, x: m.a(x.split(4, 1)[0]) + m.b(x.split(4, 1)[1]), after=5, a=conv(4, 5), b=conv(4, 5)),
-        (IMAGE,), 13),
+        lambda: between(split_in_parts, after=5, a=conv(4, 5), b=conv(4, 5)), (IMAGE,), 13),
     "unbind": Case(
         lambda: between(lambda m, x: torch.stack(x.unflatten(1, (2, 4)).unbind(1), 2).flatten(1, 2), after=8), (IMAGE,),
         4),
@@ -217,7 +268,8 @@ CASES: dict[str, Case] = {
         lambda: between(lambda m, x: x.index_select(1, m.i), after=8, i=torch.tensor([7, 6, 5, 4, 3, 2, 1, 0])),
         (IMAGE,), 8),
     "unfold": Case(lambda: between(lambda m, x: F.unfold(x, 2).unsqueeze(-1), after=32), (IMAGE,), 8),
-    "movedim": Case(lambda: between(lambda m, x: m.l(x.movedim(1, -1)).movedim(-1, 1), l=nn.Linear(8, 8)), (IMAGE,), 16),
+    "movedim": Case(
+        lambda: between(lambda m, x: m.l(x.movedim(1, -1)).movedim(-1, 1), l=nn.Linear(8, 8)), (IMAGE,), 16),
     "meshgrid": Case(
         lambda: between(lambda m, x: m.second(x + torch.stack(torch.meshgrid(
             torch.arange(8.0, dtype=x.dtype), torch.arange(8.0, dtype=x.dtype), indexing="ij")).sum(0)),
@@ -229,12 +281,16 @@ CASES: dict[str, Case] = {
     "prelu": Case(lambda: between(lambda m, x: m.act(x), act=nn.PReLU(8)), (IMAGE,), 8),
     "dropout": Case(lambda: between(lambda m, x: F.dropout2d(F.dropout(x, 0.5, m.training), training=m.training)),
                     (IMAGE,), 8),
+    "dropout in place": Case(
+        lambda: nn.Sequential(conv(3, 8), nn.Dropout(0.3, inplace=True), nn.Dropout2d(0.3, inplace=True), conv(8, 2)),
+        (IMAGE,), 8),
     "in place": Case(lambda: between(inplace, scale=parameter(8), second=conv(8, 8)), (IMAGE,), 16),
     "writes into views": Case(lambda: between(writes_into_view, second=conv(8, 8)), (IMAGE,), 16),
+    "zeroes a part of a parameter": Case(
+        lambda: tokens(zeroed_bias, w=parameter(8, 8), b=parameter(8)), (TOKENS,), 16),
     "constant mask": Case(lambda: between(masked_window, second=conv(8, 8)), (IMAGE,), 16),
     "factories": Case(
-        lambda: between(lambda m, x: m.second(x + torch.full((8, 1, 1), 0.3) + x.new_ones(8, 1, 1) + torch.ones_like(x)),
-                        second=conv(8, 8)), (IMAGE,), 16),
+        lambda: between(adds_constants, second=conv(8, 8)), (IMAGE,), 16),
     "masked fill": Case(
         lambda: between(lambda m, x: m.second(x.masked_fill(x > 1, 0.25)), second=conv(8, 8)), (IMAGE,), 16),
     "where": Case(
@@ -251,18 +307,31 @@ CASES: dict[str, Case] = {
                                (IMAGE,), 16),
     "sum over channels": Case(lambda: between(lambda m, x: x.relu().sum(1, keepdim=True), after=1), (IMAGE,), 8),
     "amax over positions": Case(lambda: between(lambda m, x: x.amax((2, 3), keepdim=True)), (IMAGE,), 8),
-    "softmax over positions": Case(lambda: between(lambda m, x: x * x.flatten(2).softmax(-1).view_as(x)), (IMAGE,), 0),
+    "softmax over positions": Case(lambda: between(lambda m, x: x * x.flatten(2).softmax(-1).view_as(x)), (IMAGE,), 8),
+    "norm over channels": Case(
+        lambda: between(lambda m, x: m.second(F.normalize(x, dim=1)), second=conv(8, 8)), (IMAGE,), 16),
+    "baddbmm": Case(
+        lambda: Net(
+            lambda m, x: m.head(torch.baddbmm(m.b, m.first(x), m.w.expand(x.shape[0], -1, -1))),
+            first=nn.Linear(5, 8), w=parameter(1, 8, 6), b=parameter(1, 1, 6), head=nn.Linear(6, 3),
+        ), (TOKENS,), 14),
+    "fold": Case(
+        lambda: between(lambda m, x: F.fold(F.unfold(x, 2, stride=2) * 2, (8, 8), 2, stride=2)), (IMAGE,), 8),
     "cumsum over tokens": Case(lambda: tokens(lambda m, x: x.cumsum(1)), (TOKENS,), 8),
     # attention: 4 heads of 3 channels
     "attention": Case(lambda: tokens(by_hand, **projections()), (TOKENS,), 20),
     "fused attention": Case(lambda: tokens(fused, qkv=nn.Linear(8, 36), out=nn.Linear(12, 8)), (TOKENS,), 20),
     "bmm attention": Case(lambda: tokens(flat_heads, qkv=nn.Linear(8, 36), out=nn.Linear(12, 8)), (TOKENS,), 20),
     "multi-head attention": Case(
-        lambda: tokens(lambda m, x: m.mha(x, x, x, need_weights=False)[0], mha=nn.MultiheadAttention(8, 4, batch_first=True)),
+        lambda: tokens(attends_to_itself, mha=nn.MultiheadAttention(8, 4, batch_first=True)),
         (TOKENS,), 20),
     "transformer layer": Case(
         lambda: tokens(lambda m, x: m.l(x), l=nn.TransformerEncoderLayer(8, 4, 16, batch_first=True)), (TOKENS,), 28,
         exact=False),
+    "grouped queries": Case(lambda: tokens(grouped_queries, **few_heads()), (TOKENS,), 22),
+    "grouped queries by repeating": Case(lambda: tokens(repeated_heads, **few_heads()), (TOKENS,), 18),
+    "grouped queries by expanding": Case(lambda: tokens(expanded_heads, **few_heads()), (TOKENS,), 18),
+    "cosine attention": Case(lambda: tokens(cosine, **projections()), (TOKENS,), 20),
     # several inputs, several outputs
     "two inputs": Case(
         lambda: Net(lambda m, x, y: m.head(m.a(x).relu() + m.b(y)), a=nn.Linear(5, 8), b=nn.Linear(4, 8),
@@ -276,6 +345,6 @@ CASES: dict[str, Case] = {
 
 ACTIVATIONS = (
     nn.ELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardtanh, nn.Hardswish, nn.LeakyReLU, nn.LogSigmoid, nn.PReLU, nn.ReLU,
-    nn.ReLU6, nn.RReLU, nn.SELU, nn.CELU, nn.GELU, nn.Sigmoid, nn.SiLU, nn.Mish, nn.Softplus, nn.Softshrink, nn.Softsign,
-    nn.Tanh, nn.Tanhshrink, nn.Identity,
+    nn.ReLU6, nn.RReLU, nn.SELU, nn.CELU, nn.GELU, nn.Sigmoid, nn.SiLU, nn.Mish, nn.Softplus, nn.Softshrink,
+    nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Identity,
 )  # fmt: skip

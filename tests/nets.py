@@ -187,3 +187,18 @@ class TiedAutoencoder(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.head(self.b(torch.relu(self.a(x))))
+
+
+class Shared(nn.Module):
+    """Two layers with one weight between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 6)
+        self.a = nn.Linear(6, 6)
+        self.b = nn.Linear(6, 6)
+        self.b.weight = self.a.weight
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.b(self.a(self.first(x).relu()).relu()))

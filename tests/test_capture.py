@@ -122,3 +122,38 @@ def test_constants_that_are_written_to_are_made_functional() -> None:
     program = captured(net, (4,))
     (x,) = sample(((4,),), 3)
     torch.testing.assert_close(functional(program).module()(x), x * 2)
+
+
+def test_an_in_place_operator_on_a_view_that_nothing_else_reads_is_left_alone() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5, inplace=True))
+    program = captured(net, IMAGE)
+    assert functional(program) is program
+
+
+def test_a_view_that_is_read_after_the_whole_changed_is_made_functional() -> None:
+    program = captured(Net(lambda m, x: write_behind_the_back(x)), (4,))
+    (x,) = sample(((4,),), 3)
+    assert functional(program) is not program
+    torch.testing.assert_close(functional(program).module()(x), x.clamp(min=0)[:, :2] * 2)
+
+
+def write_behind_the_back(x: Tensor) -> Tensor:
+    whole = x * 1
+    part = whole[:, :2]
+    whole.relu_()
+    return part * 2
+
+
+def test_a_functional_program_still_trains() -> None:
+    net = Net(lambda m, x: zero_first_row(m.norm(m.a(x))), a=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4))
+    program = Program.adopt(functional(captured(net, IMAGE)))
+    module = program.module().train()
+    before = module.state_dict()["norm.running_mean"].clone()
+    module(*sample((IMAGE,), 4))
+    assert not torch.equal(module.state_dict()["norm.running_mean"], before)
+
+
+def zero_first_row(x: Tensor) -> Tensor:
+    y = x * 2
+    y[:, :, 0] = x[:, :, 1]
+    return y

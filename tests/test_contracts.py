@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_refused(info: ModelInfo, raw: np.ndarray | None, m
 
 def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("in the way")
-    with pytest.raises(InputError, match="expected a folder that can be written to"):
+    with pytest.raises(InputError, match="a file where a folder is needed"):
         write_contracts(columns(), TABLE, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "in the way"
 

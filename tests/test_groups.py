@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import edgeprune
 from edgeprune.graph.groups import ChannelGraph, LockedUnits
 from tests.cases import CASES, IMAGE, TOKENS, between, conv, tokens
-from tests.nets import Net, captured, cnn, image_mlp, mlp, n_units, residual
+from tests.nets import Net, captured, cnn, image_mlp, mlp, n_units, parameter, residual
 
 
 def graph_of(module: nn.Module, *shapes: tuple[int, ...], **options: Any) -> ChannelGraph:
@@ -121,8 +121,8 @@ LOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         IMAGE, "do not read zero"),
     "zero-padded shortcut": (
         lambda: between(lambda m, x: F.pad(x, (0, 0, 0, 0, 2, 2)) + m.b(x), after=12, b=conv(8, 12)), IMAGE, ""),
-    "einsum diagonal": (lambda: tokens(lambda m, x: torch.einsum("ntc,cc->ntc", x, m.w), w=nn.Parameter(torch.ones(8, 8))),
-                        TOKENS, "is not followed"),
+    "einsum diagonal": (
+        lambda: tokens(lambda m, x: torch.einsum("ntc,cc->ntc", x, m.w), w=parameter(8, 8)), TOKENS, "is not followed"),
     "lstm": (lambda: tokens(lambda m, x: m.l(x)[0], l=nn.LSTM(8, 8, batch_first=True)), TOKENS, "lstm"),
     "gru": (lambda: tokens(lambda m, x: m.l(x)[0], l=nn.GRU(8, 8, batch_first=True)), TOKENS, "gru"),
 }  # fmt: skip

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from edgeprune.graph.labels import Layer, Value, core, pack, pending_labels, remainder, spread, without_overlaps
+from edgeprune.graph.labels import (
+    Layer,
+    Value,
+    core,
+    pack,
+    pending_labels,
+    remainder,
+    reshape_labels,
+    spread,
+    without_overlaps,
+)
 
 
 def channels(n: int, shape: tuple[int, ...], dim: int = 1) -> Layer:
@@ -67,3 +78,24 @@ def test_values_compare_by_what_rules_see() -> None:
     assert not value.same_as(Value((2, 4)))
     assert not value.same_as(Value((2, 4), (pack(channels(4, (2, 4)).labels, zero=False),)))
     assert value.on(1) and not value.on(0)
+
+
+RESHAPES = [
+    ((2, 6, 4), (2, 2, 3, 4)), ((2, 6, 4), (12, 4)), ((2, 6, 4), (2, 24)), ((2, 1, 6), (2, 6)),
+    ((2, 6), (1, 2, 1, 6, 1)),
+    ((4, 3), (2, 6)), ((1, 1), ()), ((6, 1, 4), (2, 3, 4, 1)), ((2, 3, 4), (24,)), ((2, 3, 4), (3, 2, 4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new"), RESHAPES)
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_reshaped_labels_are_what_a_reshape_gives(old: tuple[int, ...], new: tuple[int, ...], dim: int) -> None:
+    dim %= len(old)
+    labels = spread(torch.arange(1, old[dim] + 1), (dim,), old)
+    assert torch.equal(reshape_labels(labels, new), labels.reshape(new))
+
+
+def test_reshaping_keeps_what_does_not_vary_small() -> None:
+    labels = spread(torch.arange(1, 9), (3,), (2, 1000, 4, 8))  # tokens, heads: two dims in a row that do not vary
+    assert Layer(reshape_labels(labels, (2, 10, 100, 32)), False).dims == (3,)
+    assert Layer(reshape_labels(labels, (2000, 4, 8)), False).dims == (2,)

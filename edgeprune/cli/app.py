@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (default: the process's) and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     with messages.Guard(debug="--debug" in given) as guard:
+        messages.check_arguments(given)
         code = app(given, prog_name="edgeprune", standalone_mode=False, obj={messages.ARGUMENTS: given})
         guard.exit_code = code if isinstance(code, int) else 0
     return guard.exit_code

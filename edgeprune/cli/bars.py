@@ -91,22 +91,33 @@ class Bars:
 
 
 class Lines:
-    """Plain lines for logs: where a stage begins, how it ends, and one every ten seconds between."""
+    """Plain lines for logs: where a stage begins, how it ends, and one every ten seconds between.
+
+    The first stage reads what was given; its line waits for the next event, so that of bad input the error is the
+    only line.
+    """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._title = "working"
+        self._first: str | None = None
+        self._n_stages = 0
         self._started = self._last = clock()
 
     def stage(self, title: str) -> None:
         """A new stage begins."""
         self._title = title
         self._started = self._last = self._clock()
-        self.say(title)
+        self._n_stages += 1
+        if self._n_stages == 1:
+            self._first = title
+        else:
+            self.say(title)
 
     def advance(self, done: int, total: int, note: str = "") -> None:
         """`done` of `total` parts are finished."""
+        self._say_first()
         now = self._clock()
         ended = done >= total and bool(note)
         if not ended and now - self._last < _SECONDS_BETWEEN_LINES:
@@ -119,4 +130,10 @@ class Lines:
 
     def say(self, message: str) -> None:
         """A line that stays."""
+        self._say_first()
         print(printable(message), file=self._stream, flush=True)
+
+    def _say_first(self) -> None:
+        if self._first is not None:
+            title, self._first = self._first, None
+            self.say(title)

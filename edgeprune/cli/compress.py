@@ -23,7 +23,7 @@ def compress(
             metavar="POINTS",
             help="The smallest network that loses at most this many accuracy points on the validation set; "
             "assumed to be 1.0 where there is data and no other budget.",
-            callback=opt.number("accuracy points in [0, 100]", 0, 100),
+            parser=opt.number("accuracy points in [0, 100]", 0, 100),
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -32,7 +32,7 @@ def compress(
         typer.Option(
             metavar="RATIO",
             help="Keep at most this share of the multiply-accumulates (MACs); e.g. 0.5.",
-            callback=opt.number("a share in (0, 1]", 0, 1, low_allowed=False),
+            parser=opt.number("a share in (0, 1]", 0, 1, low_allowed=False),
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -64,7 +64,7 @@ def compress(
         typer.Option(
             metavar="N",
             help="Epochs of finetuning after each cut; 0 for none.",
-            callback=opt.number("a number of at least 0", 0),
+            parser=opt.count("a number of at least 0", 0),
             rich_help_panel=opt.HOW,
         ),
     ] = None,
@@ -79,7 +79,7 @@ def compress(
         typer.Option(
             metavar="N",
             help="Keep widths in multiples of this; odd widths can be slower than the dense network.",
-            callback=opt.positive_count,
+            parser=opt.positive_count,
             rich_help_panel=opt.HOW,
         ),
     ] = 8,

@@ -29,7 +29,7 @@ def export(
         typer.Option(
             metavar="N",
             help="ONNX opset; default: the exporter's.",
-            callback=opt.number("an opset of at least 18", 18),
+            parser=opt.count("an opset of at least 18", 18),
             rich_help_panel=opt.HOW,
         ),
     ] = None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.report.formats import printable
 
 ARGUMENTS = "edgeprune.arguments"  # where the context's object keeps the command line as it was typed
@@ -55,6 +56,14 @@ def describe(error: BaseException) -> tuple[int, str]:
         if isinstance(error, kinds):
             return getattr(error, "exit_code", 1) if code is None else code, _one_line(message(error))
     raise error
+
+
+def check_arguments(given: Sequence[str]) -> None:
+    """Raise InputError for an empty argument, e.g. of a variable that is not set: `--out "$OUT"`."""
+    for before, argument in zip(["edgeprune", *given], given, strict=False):
+        if not argument.strip() or re.fullmatch(r"--[a-z-]+=", argument):
+            where = argument if argument.strip() else before
+            raise InputError(f"expected a value after {where!r}, got an empty one")
 
 
 def warn(message: str) -> None:

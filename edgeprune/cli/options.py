@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+N = TypeVar("N", int, float)
 WHAT = "What to do"
 HOW = "How to do it"
 OUTPUT = "Output"
@@ -19,18 +20,28 @@ def _fail(expected: str, got: object, hint: str | None = None) -> typer.BadParam
 
 def number(
     expected: str, low: float, high: float = math.inf, *, low_allowed: bool = True
-) -> Callable[[float | None], float | None]:
-    """A check that a number lies in [low, high], or (low, high]; NaN and infinity never pass."""
+) -> Callable[[str | float], float]:
+    """A parser of numbers in [low, high], or (low, high]; NaN and infinity never pass."""
+    return _parser(float, expected, low, high, low_allowed)
 
-    def check(value: float | None) -> float | None:
-        if value is None:
-            return None
+
+def count(expected: str, low: int, high: float = math.inf) -> Callable[[str | int], int]:
+    """A parser of whole numbers in [low, high]."""
+    return _parser(int, expected, low, high, True)
+
+
+def _parser(kind: Callable[[Any], N], expected: str, low: float, high: float, low_allowed: bool) -> Callable[[Any], N]:
+    def parse(text: Any) -> N:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise _fail(expected, text) from None
         above = value >= low if low_allowed else value > low
         if not (math.isfinite(value) and above and value <= high):
             raise _fail(expected, value)
         return value
 
-    return check
+    return parse
 
 
 def check_input_features(value: str) -> str:
@@ -58,7 +69,7 @@ def parse_shape(value: str | None) -> tuple[int, ...] | None:
     return tuple(int(size) for size in sizes)
 
 
-positive_count = number("a number of at least 1", 1)
+positive_count = count("a number of at least 1", 1)
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of tables.", rich_help_panel=OUTPUT)
@@ -94,13 +105,18 @@ Seed = Annotated[
     typer.Option(
         metavar="N",
         help="The seed of everything random.",
-        callback=number("at least 0", 0, 2**32 - 1),
+        parser=count("at least 0", 0, 2**32 - 1),
         rich_help_panel=HOW,
     ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(metavar="N", help="CPU threads; default: all cores.", callback=positive_count, rich_help_panel=HOW),
+    typer.Option(
+        metavar="N",
+        help="CPU threads; default: one for a small network, else all cores.",
+        parser=positive_count,
+        rich_help_panel=HOW,
+    ),
 ]
 UnsafePickle = Annotated[
     bool,

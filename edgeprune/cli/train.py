@@ -27,7 +27,7 @@ def train(
     epochs: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Passes over the training set.", callback=opt.positive_count, rich_help_panel=opt.HOW
+            metavar="N", help="Passes over the training set.", parser=opt.positive_count, rich_help_panel=opt.HOW
         ),
     ] = 20,
     optimizer: Annotated[
@@ -39,7 +39,7 @@ def train(
         typer.Option(
             metavar="X",
             help="Peak learning rate; default: the optimizer's usual one.",
-            callback=opt.number("a number above 0", 0, low_allowed=False),
+            parser=opt.number("a number above 0", 0, low_allowed=False),
             rich_help_panel=opt.HOW,
         ),
     ] = None,
@@ -48,12 +48,12 @@ def train(
         typer.Option(
             metavar="X",
             help="Weight decay; default: the optimizer's usual one.",
-            callback=opt.number("a number of at least 0", 0),
+            parser=opt.number("a number of at least 0", 0),
             rich_help_panel=opt.HOW,
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(metavar="N", help="Samples in a batch.", callback=opt.positive_count, rich_help_panel=opt.HOW)
+        int, typer.Option(metavar="N", help="Samples in a batch.", parser=opt.positive_count, rich_help_panel=opt.HOW)
     ] = 128,
     seed: opt.Seed = 0,
     threads: opt.Threads = None,

@@ -21,7 +21,7 @@ def validate(
         typer.Option(
             metavar="POINTS",
             help="Exit 1 when the test accuracy drops by more points than this.",
-            callback=opt.number("accuracy points in [0, 100]", 0, 100),
+            parser=opt.number("accuracy points in [0, 100]", 0, 100),
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -30,27 +30,27 @@ def validate(
         typer.Option(
             metavar="RATIO",
             help="Exit 1 when slim takes more than this share of the dense time.",
-            callback=opt.number("a ratio above 0", 0, low_allowed=False),
+            parser=opt.number("a ratio above 0", 0, low_allowed=False),
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
     threads: Annotated[
         int,
-        typer.Option(metavar="N", help="Threads of the runtime.", callback=opt.positive_count, rich_help_panel=opt.HOW),
+        typer.Option(metavar="N", help="Threads of the runtime.", parser=opt.positive_count, rich_help_panel=opt.HOW),
     ] = 1,
     runs: Annotated[
         int,
         typer.Option(
             metavar="N",
             help="Timed runs of each network, interleaved.",
-            callback=opt.number("at least 10 runs", 10),
+            parser=opt.count("at least 10 runs", 10),
             rich_help_panel=opt.HOW,
         ),
     ] = 200,
     batch_size: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Samples in each timed run.", callback=opt.positive_count, rich_help_panel=opt.HOW
+            metavar="N", help="Samples in each timed run.", parser=opt.positive_count, rich_help_panel=opt.HOW
         ),
     ] = 1,
     as_json: opt.Json = False,

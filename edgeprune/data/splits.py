@@ -160,7 +160,11 @@ def build(
         raise InputError(f"{name}: expected at least 2 classes, got {len(classes)}")
     for split_name, split in zip(("train", "val", "test"), splits, strict=True):
         if len(split) == 0:  # type: ignore[arg-type]
-            raise InputError(f"{name}: the {split_name} split is empty; expected at least one sample")
+            total = sum(len(part) for part in splits)  # type: ignore[arg-type, misc]
+            raise InputError(
+                f"{name}: the {split_name} split is empty; expected at least one sample there, got {total} in all: "
+                f"too few to cut, so give more of each class, or the splits themselves"
+            )
     train, val, test = splits
     shape = tuple(train[0][0].shape)
     if not shape or 0 in shape:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from edgeprune.export import ort
 from edgeprune.export.onnx import OnnxExport, export_onnx
 from edgeprune.export.parity import input_specs, largest_error, outputs_of, quiet, row_chunks, torch_outputs
 from edgeprune.features import gathered, slim_contract
-from edgeprune.files import write_atomically
+from edgeprune.files import check_folder, kept_folder, write_atomically
 from edgeprune.records import ExportedFile, InputFeatures, ModelInfo, Normalization
 
 FEATURES_FORMAT = "edgeprune-features/1"
@@ -83,26 +82,34 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
         ParityError: two files, or a file and PyTorch, disagree; nothing is left in the folder.
     """
     target = Path(folder)
-    made = not target.exists()
-    earlier = [target / f for f in (f"{name}.onnx", *_FIXED_NAMES) if (target / f).exists()]
+    earlier = check_contracts(target, name, force)
+    # Staged inside the folder: moving the files then cannot fail for want of space.
+    with kept_folder(target), tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=target) as staged:
+        files = _write_all(_Writing(Path(staged), info, name, opset, simplify), program, raw_inputs)
+        for file in files:
+            os.replace(file.path, target / Path(file.path).name)
+        for stale in {path.name for path in earlier} - {Path(file.path).name for file in files}:
+            (target / stale).unlink()
+    return [ExportedFile(str(target / Path(file.path).name), file.size_bytes, file.parity) for file in files]
+
+
+def check_contracts(folder: Path, name: str, force: bool) -> list[Path]:
+    """The files of an earlier export in `folder`; refuses early what `write_contracts` would refuse of its place.
+
+    Raises:
+        InputError: there are such files and `force` is not given, `folder` cannot be written to, or the network's file
+            would have the name of another.
+    """
+    if f"{name}.onnx" in _FIXED_NAMES:
+        raise InputError(f"{name}.onnx: expected a name of its own, got that of another file; rename the model")
+    earlier = [folder / f for f in (f"{name}.onnx", *_FIXED_NAMES) if os.path.lexists(folder / f)]
     if earlier and not force:
         raise InputError(f"{earlier[0]}: expected no file of an earlier export, got one; use --force to replace it")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        # Staged inside the folder: moving the files then cannot fail for want of space.
-        with tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=target) as staged:
-            files = _write_all(_Writing(Path(staged), info, name, opset, simplify), program, raw_inputs)
-            for file in files:
-                os.replace(file.path, target / Path(file.path).name)
-            for stale in {path.name for path in earlier} - {Path(file.path).name for file in files}:
-                (target / stale).unlink()
-    except BaseException as error:
-        if made:
-            shutil.rmtree(target, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise InputError(f"{target}: expected a folder that can be written to, got {error.strerror}") from error
-        raise
-    return [ExportedFile(str(target / Path(file.path).name), file.size_bytes, file.parity) for file in files]
+    blocked = next((path for path in earlier if path.is_dir() and not path.is_symlink()), None)
+    if blocked is not None:
+        raise InputError(f"{blocked}: expected a file to replace, got a folder")
+    check_folder(folder)
+    return earlier
 
 
 def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: np.ndarray | None) -> list[ExportedFile]:

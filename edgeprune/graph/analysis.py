@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator as python_operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,49 +16,10 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from edgeprune.graph import binding
 from edgeprune.graph.capture import size_hint
+from edgeprune.graph.findings import Finding, Hint, Source
 from edgeprune.graph.labels import Layer, Value, core, pack, spread, without_overlaps
 from edgeprune.graph.ops.registry import Call, Operator, lookup, operator_name
 from edgeprune.graph.solve import Reason, Solver, count_units
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Source:
-    """Where labels start: one dim of a parameter, buffer or constant, or the elements of a graph input.
-
-    `name` is the name in the state dict (or of the input, or of the constant's node); `dim` is None for an input.
-    `ids` are the labels that were handed out, in the order of the elements.
-    """
-
-    kind: str  # "tensor", "input" or "constant"
-    name: str
-    dim: int | None
-    ids: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Hint:
-    """A layer that varies along several dims, and along which of them it had better vary alone."""
-
-    labels: Tensor
-    keep: int
-
-
-@dataclass(slots=True, eq=False)
-class Finding:
-    """What a node's rule made of its inputs; it stands until they change.
-
-    `factors`: the node's cost is proportional to the kept share of each of these labels. `renormalised`: units whose
-    removal changes the statistics of a normalisation. `hints`, `conflicts`: layers that still vary along several dims.
-    """
-
-    inputs: tuple[Any, ...]
-    settled: bool
-    call: Call | None = None
-    result: Any = None
-    factors: list[np.ndarray] = field(default_factory=list)
-    renormalised: list[np.ndarray] = field(default_factory=list)
-    hints: list[Hint] = field(default_factory=list)
-    conflicts: list[Tensor] = field(default_factory=list)
 
 
 class Analysis:
@@ -80,6 +41,7 @@ class Analysis:
         self._zero_probes: dict[Any, bool] = {}
         self._graph_inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self._tensors = {**program.constants, **program.state_dict}
+        self._static = binding.static_nodes(program)
         self._aliases = binding.first_name_of_each_storage(self._tensors)
 
     # -- solving ---------------------------------------------------------------------------------------------------
@@ -201,7 +163,7 @@ class Analysis:
     def value(self, shape: Sequence[int], layers: Sequence[Layer]) -> Value:
         """A rule's result: layers that label nothing are dropped, and one that does not vary is locked."""
         kept = []
-        for layer in layers:
+        for layer in layers if math.prod(shape) else ():
             dims = layer.dims
             if dims:
                 if len(dims) > 1 or bool((core(layer) != 0).any()):
@@ -269,13 +231,16 @@ class Analysis:
             return self._remembered("input", name, (), lambda _: Value(shape, raw=True))
 
         def build(labels: list[Tensor]) -> Value:
-            return Value(shape, (pack(labels[0].reshape(1, *shape[1:]).expand(shape), zero=False),), raw=True)
+            layer = pack(labels[0].reshape(1, *shape[1:]).expand(shape), zero=False)
+            return Value(shape, self.value(shape, [layer]).layers, raw=True)  # one unit alone cannot go
 
         return self._remembered("input", name, ((None, int(np.prod(shape[1:]))),), build)
 
     def _labelled(self, kind: str, name: str, sizes: Sequence[Any], bare: Value) -> Value:
         """`bare` with a unit for each index of each dim; dims of symbolic size and of size 1 have none."""
         dims = tuple((d, size) for d, size in enumerate(sizes) if isinstance(size, int) and size > 1)
+        if not math.prod(bare.shape):
+            return bare
         zero = bare.const is None or not bool(bare.const.any())  # a parameter is zeroed where it is removed
 
         def build(labels: list[Tensor]) -> Value:
@@ -332,24 +297,46 @@ class Analysis:
             return self._constant(binding.run(node, tree_map_only(Value, lambda v: v.const, args)))
         call = self._finding.call = binding.bind(node, self._operand)
         entry = lookup(node.target, call.name)
-        if not _stays_raw(call, entry):
+        raw = self._raw_operand(call, entry)
+        if raw is not None and entry is not None and not entry.moves:
+            return self._mapped(call, raw)
+        if raw is None:
             for value in call.values:
                 self._collect_conflicts(value)  # an input that leaves its raw part must be rectangular
         result = self._unknown(call) if entry is None else entry.rule(self, call)
-        return self._checked(call, entry, result)
+        return self._checked(result, raw is not None)
+
+    def _raw_operand(self, call: Call, entry: Operator | None) -> Value | None:
+        """The operand that a call leaves *raw*, because it moves an input's elements or maps them one by one."""
+        raws = [value for value in call.values if value.raw]
+        if entry is None or len(raws) != 1:
+            return None
+        others = [n for n in call.node.all_input_nodes if isinstance(v := self.env[n], Value) and not v.raw]
+        if entry.moves:
+            return raws[0] if call.input.raw and all(self.env[n].const is not None for n in others) else None
+        maps = entry.rule is lookup(None, "pointwise").rule and call.shape == raws[0].shape  # type: ignore[union-attr]
+        return raws[0] if maps and self._static.issuperset(others) else None
+
+    def _mapped(self, call: Call, raw: Value) -> Value:
+        """An element-wise function of an input; what else goes in (a mean for each pixel) meets the whole input."""
+        for value in call.values:
+            if value is not raw:
+                for layer in value.layers:
+                    self.lock(layer, "meets the whole input")
+        return Value(call.shape, tuple(Layer(layer.labels, False) for layer in raw.layers), raw=True)
 
     def _constant(self, result: Any) -> Any:
         """What a node of sizes or constants alone gives."""
         return tree_map_only(Tensor, lambda t: Value(tuple(t.shape), const=t), result)
 
-    def _checked(self, call: Call, entry: Operator | None, result: Any) -> Any:
+    def _checked(self, result: Any, raw: bool) -> Any:
         """Note which layers of the result still vary along several dims, and whether it is still raw."""
         if isinstance(result, Value):
-            if _stays_raw(call, entry):
+            if raw:
                 return Value(result.shape, result.layers, result.const, raw=True)
             self._collect_conflicts(result)
             return result
-        return [self._checked(call, entry, part) if isinstance(part, Value) else part for part in result]
+        return [self._checked(part, raw) if isinstance(part, Value) else part for part in result]
 
     def _collect_conflicts(self, value: Value) -> None:
         for layer in value.layers:
@@ -380,16 +367,6 @@ class Analysis:
         assert node is not None
         name = operator_name(node.target) if node.op == "call_function" else node.name
         return Reason(f"{name} {message}", node.name)
-
-
-def _stays_raw(call: Call, entry: Operator | None) -> bool:
-    """Whether the call moves an input's elements or maps them one by one, and so leaves it *raw*."""
-    moves = entry is not None and (entry.moves or entry is lookup(None, "pointwise"))
-    others = call.values[1:]
-    indices_or_numbers = all(
-        v.const is not None and (v.const.numel() == 1 or not v.const.is_floating_point()) for v in others
-    )
-    return moves and call.input.raw and indices_or_numbers
 
 
 def _same_objects(left: Sequence[Any], right: Sequence[Any]) -> bool:

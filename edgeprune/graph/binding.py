@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from edgeprune.graph.capture import size_hint
@@ -55,6 +56,17 @@ def shape_of(tensor: Tensor) -> tuple[int, ...]:
 def is_shape(item: Any) -> bool:
     """Whether this is a shape, rather than a list of them."""
     return isinstance(item, tuple) and all(isinstance(n, int) for n in item)
+
+
+def static_nodes(program: ExportedProgram) -> set[fx.Node]:
+    """Nodes that depend on no input: parameters, buffers, constants, and what is made of them."""
+    user_inputs = set(program.graph_signature.user_inputs)
+    found: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        is_tensor = node.op == "placeholder" and node.name not in user_inputs
+        if is_tensor or (node.op == "call_function" and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found
 
 
 def holds_tensor(val: Any) -> bool:

@@ -158,12 +158,18 @@ class Edit:
             chosen = self.module.get_buffer(str(earlier.target)).numpy()[positions]
             self.module.register_buffer(str(earlier.target), torch.from_numpy(chosen))
             return node
-        name = self._buffer(GATHER + _input_of(raw), positions, numbered=False)
+        name = self._buffer(GATHER + self._input_of(raw), positions, numbered=False)
         graph = self.module.graph
         with graph.inserting_after(node):
             index = graph.get_attr(name)
         with graph.inserting_after(index):
             return graph.call_function(_aten.index_select.default, (node, dim, index))
+
+    def _input_of(self, raw: fx.Node) -> str:
+        """The graph input that a raw value was made from."""
+        while raw.op != "placeholder":
+            raw = next(node for node in raw.all_input_nodes if self._is_raw(node))
+        return raw.name
 
     def _slice_constants(self, node: fx.Node) -> None:
         """Constants are sliced where they meet labelled values; before that they are made in their full size."""
@@ -215,10 +221,3 @@ def _counterparts(program: ExportedProgram, edited: fx.Graph) -> dict[fx.Node, f
 def _position(call: Call, name: str) -> int:
     names = [argument.name for argument in call.operator._schema.arguments]
     return names.index(name)
-
-
-def _input_of(raw: fx.Node) -> str:
-    """The graph input that a raw value was made from."""
-    while raw.op != "placeholder":
-        raw = raw.all_input_nodes[0]
-    return raw.name

@@ -12,8 +12,9 @@ from torch import fx
 from torch.export import ExportedProgram
 
 import edgeprune.graph.ops  # noqa: F401  (fills the operator table)
-from edgeprune.graph.analysis import Analysis, Source
-from edgeprune.graph.capture import functional
+from edgeprune.graph.analysis import Analysis
+from edgeprune.graph.findings import Source
+from edgeprune.graph.prepare import prepared
 from edgeprune.graph.solve import Reason
 
 
@@ -109,7 +110,7 @@ def analyze(program: ExportedProgram, inputs: bool = False, attention: str = "he
         >>> graph = edgeprune.analyze(program)
         >>> [(group.name, group.n_units) for group in graph.groups]
     """
-    analysis = Analysis(functional(program), inputs=inputs, attention=attention)
+    analysis = Analysis(prepared(program), inputs=inputs, attention=attention)
     analysis.solve()
     canonical = analysis.solver.canonical
     groups = tuple(_groups(analysis, canonical, analysis.renormalised))
@@ -131,6 +132,7 @@ def _groups(analysis: Analysis, canonical: np.ndarray, renormalised: np.ndarray)
     edges = (number[joins], n_units + places[joins])
     size = n_units + len(sources)
     _, component = connected_components(coo_array((np.ones(len(edges[0])), edges), shape=(size, size)), directed=False)
+    inputs = [place for place, source in enumerate(sources) if source.kind == "input"]  # features that nothing reads
     group_of = component[number]
     order = np.argsort(group_of, kind="stable")
     for mine in np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1):
@@ -138,6 +140,10 @@ def _groups(analysis: Analysis, canonical: np.ndarray, renormalised: np.ndarray)
         if all(sources[place].kind == "constant" for place in where):
             continue
         members = np.unique(units[mine])
+        if any(sources[place].kind == "input" for place in where):
+            members = members[np.isin(members, units[mine][np.isin(places[mine], inputs, invert=True)])]
+        if not len(members):
+            continue
         slots = tuple(_slot(sources[place], labels[place], members) for place in where)
         yield ChannelGroup(_group_name(slots), members, slots, not np.isin(members, renormalised).any())
 

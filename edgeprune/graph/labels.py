@@ -74,8 +74,13 @@ class Value:
 
 def pack(labels: Tensor, zero: bool) -> Layer:
     """A layer with stride 0 restored along every dim on which the labels turn out not to vary."""
+    if not labels.numel():
+        return Layer(labels, zero)
     for dim, size in enumerate(labels.shape):
         if size > 1 and labels.stride(dim) != 0:
+            line = labels[tuple(slice(None) if d == dim else 0 for d in range(labels.dim()))]
+            if not torch.equal(line, line[:1].expand_as(line)):
+                continue  # it varies: no need to compare everything
             first = labels.narrow(dim, 0, 1)
             if torch.equal(first.expand_as(labels), labels):
                 labels = first.expand_as(labels)
@@ -99,6 +104,40 @@ def spread(labels: Tensor, dims: tuple[int, ...], shape: tuple[int, ...]) -> Ten
     for position, k in enumerate(order):
         sizes[dims[k]] = labels.shape[position]
     return labels.reshape(sizes).expand(shape)
+
+
+def reshape_labels(labels: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`labels.reshape(shape)`, with stride 0 wherever the labels had it: full copies of token tensors take long."""
+    index: list[slice | int] = [slice(None)] * labels.dim()
+    sizes = list(shape)
+    for ins, outs in _blocks(tuple(labels.shape), shape):
+        if all(labels.shape[d] == 1 or labels.stride(d) == 0 for d in ins):
+            for d in ins:
+                index[d] = slice(0, 1)
+            for d in outs:
+                sizes[d] = 1
+    return labels[tuple(index)].reshape(sizes).expand(shape)
+
+
+def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Dims before and after a reshape that hold the same elements, smallest blocks first to last."""
+    blocks = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        ins: list[int] = []
+        outs: list[int] = []
+        n_old = n_new = 1
+        while not (ins or outs) or n_old != n_new:
+            if (n_old <= n_new and i < len(old)) or j == len(new):
+                ins.append(i)
+                n_old *= old[i]
+                i += 1
+            else:
+                outs.append(j)
+                n_new *= new[j]
+                j += 1
+        blocks.append((ins, outs))
+    return blocks
 
 
 @lru_cache(maxsize=64)

@@ -126,7 +126,7 @@ def _features(run: RunRecord) -> _Picture | None:
     if run.features is None:
         return None
     shape, names = run.model.get("input_shape") or (), run.model.get("feature_names") or ()
-    svg, caption = plots.features_svg(run.features, tuple(shape), tuple(map(str, names)))
+    svg, caption = plots.features_svg(run.features, run.feature_weights, tuple(shape), tuple(map(str, names)))
     return _Picture(Markup(svg), caption)
 
 

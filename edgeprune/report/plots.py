@@ -22,6 +22,7 @@ _VARIABLES = {_INK: "ink", _MUTED: "muted", _ACCENT: "accent", _FAINT: "faint", 
 _ACCENT_RGB = (0.06, 0.55, 0.52)  # of bitmaps, which cannot follow the page; readable on light and dark
 
 _WIDTH_INCHES = 4.4  # some 320 px: the text stays readable on a phone
+_LEAST = 0.25  # a kept feature with hardly any weight is still told from a removed one
 _MAX_NAMED_BARS = 40
 _MAX_GRID_SIDE = 64
 _MAX_NAME = 24
@@ -106,29 +107,33 @@ def _draw_steps(axes: Axes, steps: Sequence[StepRecord]) -> None:
     axes.tick_params(length=0)
 
 
-def features_svg(features: InputFeatures, input_shape: Sequence[int], names: Sequence[str]) -> tuple[str, str]:
-    """The kept features as a picture, and a caption: a heat map for images, bars for columns."""
-    kept = np.zeros(features.size, dtype=bool)
-    kept[list(features.keep)] = True
+def features_svg(
+    features: InputFeatures, weights: Sequence[float], input_shape: Sequence[int], names: Sequence[str]
+) -> tuple[str, str]:
+    """The kept features as a picture, and a caption: a heat map for images, bars for columns.
+
+    `weights` in [0, 1] goes with `features.keep`: how strongly the network reads each; empty where that is not known.
+    """
+    strength = np.zeros(features.size)
+    strength[list(features.keep)] = _LEAST + (1 - _LEAST) * np.asarray(weights or 1.0)
     if features.dim is None and len(input_shape) in (2, 3) and np.prod(input_shape) == features.size:
-        return _heat_map(kept.reshape(-1, *input_shape[-2:]))
+        return _heat_map(strength.reshape(-1, *input_shape[-2:]))
     if features.size <= _MAX_NAMED_BARS:
-        return _bars(kept, _names(names, features, input_shape))
-    return _strip(kept)
+        return _bars(strength, _names(names, features, input_shape))
+    return _strip(strength)
 
 
-def _heat_map(kept: np.ndarray) -> tuple[str, str]:
-    """`kept` is bool `(channels, height, width)`; a pixel's shade is the share of its channels that stay."""
-    channels, height, width = kept.shape
+def _heat_map(strength: np.ndarray) -> tuple[str, str]:
+    """`strength` is `(channels, height, width)` in [0, 1]; a pixel's shade is the mean over its channels."""
+    channels, height, width = strength.shape
     with _style("features"):
         figure = Figure(figsize=(3.6, max(0.6, 3.6 * height / width)), layout="constrained")
-        _grid(figure.subplots(), kept.mean(axis=0))
+        _grid(figure.subplots(), strength.mean(axis=0))
         svg = _svg(figure, f"The kept pixels of a {height} by {width} image")
-    if channels == 1:
-        return svg, f"The image of {height} × {width} pixels: coloured pixels are kept, pale ones are never read."
+    values = "" if channels == 1 else f" (its {channels} values together)"
     return svg, (
-        f"The image of {height} × {width} pixels: the stronger the colour, the more of a pixel's {channels} values "
-        "are kept; pale pixels are never read."
+        f"The image of {height} × {width} pixels: the stronger the colour, the more weight the network gives a pixel"
+        f"{values}; grey pixels are never read."
     )
 
 
@@ -153,14 +158,15 @@ def _grid(axes: Axes, share: np.ndarray) -> None:
         spine.set_visible(False)
 
 
-def _bars(kept: np.ndarray, names: Sequence[str]) -> tuple[str, str]:
-    """One bar a column, full where it is kept."""
+def _bars(strength: np.ndarray, names: Sequence[str]) -> tuple[str, str]:
+    """One bar a column, the longer the stronger; none where it is removed."""
+    kept = strength > 0
     with _style("features"):
         figure = Figure(figsize=(_WIDTH_INCHES, 0.3 + 0.25 * kept.size), layout="constrained")
         axes = figure.subplots()
         rows = np.arange(kept.size)
         axes.barh(rows, 1.0, height=0.66, color=_FAINT)
-        axes.barh(rows[kept], 1.0, height=0.66, color=_ACCENT)
+        axes.barh(rows[kept], strength[kept], height=0.66, color=_ACCENT)
         axes.set_yticks(rows, [_shortened(name) for name in names])
         for label, stays in zip(axes.get_yticklabels(), kept, strict=True):
             label.set_color(_INK if stays else _MUTED)
@@ -170,20 +176,22 @@ def _bars(kept: np.ndarray, names: Sequence[str]) -> tuple[str, str]:
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return _svg(figure, "The kept columns"), "Coloured columns are kept, pale ones are never read."
+        return _svg(figure, "The kept columns"), (
+            "Coloured columns are kept, the longer the bar the more weight they get; grey ones are never read."
+        )
 
 
-def _strip(kept: np.ndarray) -> tuple[str, str]:
+def _strip(strength: np.ndarray) -> tuple[str, str]:
     """Many columns, as rows of cells in reading order."""
-    columns = 32 if kept.size <= 2048 else 128
-    rows = -(-kept.size // columns)
+    columns = 32 if strength.size <= 2048 else 128
+    rows = -(-strength.size // columns)
     share = np.full(rows * columns, np.nan)
-    share[: kept.size] = kept
+    share[: strength.size] = strength
     with _style("features"):
         figure = Figure(figsize=(_WIDTH_INCHES, max(0.4, _WIDTH_INCHES * rows / columns)), layout="constrained")
         _grid(figure.subplots(), share.reshape(rows, columns))
         svg = _svg(figure, "The kept features in order")
-    return svg, f"The {kept.size:,} features in reading order, {columns} a row: coloured ones are kept."
+    return svg, f"The {strength.size:,} features in reading order, {columns} a row: coloured ones are kept."
 
 
 def _names(names: Sequence[str], features: InputFeatures, input_shape: Sequence[int]) -> list[str]:

@@ -176,10 +176,16 @@ def attention(analysis: Analysis, call: Call) -> Value:
     """`softmax(q k' / sqrt(d)) v`: channels of q and k are contracted, key positions stay whole."""
     q, k, v = call["query"], call["key"], call["value"]
     lead = tuple(f"b{d}" for d in range(len(q.shape) - 2))
+    shared = lead
+    if call.get("enable_gqa", False):  # several query heads share one of keys and values: heads stay
+        shared = (*lead[:-1], "g")
+        for value in (q, k, v):
+            for layer in value.layers:
+                analysis.fix(layer, len(value.shape) - 3, "shares heads")
     logits_shape = (*call.shape[:-1], k.shape[-2])
     logits = contract(
         analysis,
-        [Operand(q, (*lead, "t", "d")), Operand(k, (*lead, "s", "d"))],
+        [Operand(q, (*lead, "t", "d")), Operand(k, (*shared, "s", "d"))],
         (*lead, "t", "s"),
         logits_shape,
         fixed=("s",),
@@ -189,5 +195,5 @@ def attention(analysis: Analysis, call: Call) -> Value:
         letters = (*lead, "t", "s")
         unify(analysis, [Operand(logits, letters), Operand(mask, letters[len(letters) - len(mask.shape) :])])
     weights = Value(logits.shape, tuple(Layer(layer.labels, False) for layer in logits.layers))
-    operands = [Operand(weights, (*lead, "t", "s")), Operand(v, (*lead, "s", "e"))]
+    operands = [Operand(weights, (*lead, "t", "s")), Operand(v, (*shared, "s", "e"))]
     return contract(analysis, operands, (*lead, "t", "e"), call.shape, fixed=("s",))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeprune.graph import binding
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.labels import FIXED, Layer, Value, core, pack, spread
+from edgeprune.graph.labels import FIXED, Layer, Value, core, pack, reshape_labels, spread
 from edgeprune.graph.ops.registry import Call, operator
 
 if TYPE_CHECKING:
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from edgeprune.graph.edit import Edit
 
 aten = torch.ops.aten
+
+
+_RESHAPES = {"view", "_unsafe_view", "reshape", "flatten", "unflatten"}
+_REORDERS = {"roll", "flip"}
 
 
 def _run(call: Call, source: Value, labels: Tensor) -> Any:
@@ -31,12 +35,14 @@ def _run(call: Call, source: Value, labels: Tensor) -> Any:
         assert value.const is not None
         return value.const
 
+    if call.name in _RESHAPES:
+        return reshape_labels(labels, call.shape)
+    if call.name in _REORDERS and not set(Layer(labels, False).dims) & {d % labels.dim() for d in call["dims"]}:
+        return labels
     args = torch.utils._pytree.tree_map_only(Value, replace, call.args)
     schema = call.operator._schema.arguments
     positional = [args[a.name] for a in schema if not a.kwarg_only]
     keywords = {a.name: args[a.name] for a in schema if a.kwarg_only and a.name not in ("dtype", "layout", "device")}
-    if call.name in ("view", "_unsafe_view"):  # labels with stride 0 may need a copy where the tensor needs none
-        return labels.reshape(args["size"])
     try:
         return call.operator(*positional, **keywords)
     except (RuntimeError, NotImplementedError):
@@ -66,18 +72,24 @@ def _as_layer(labels: Tensor, layer: Layer) -> Layer:
 
 operator(
     "permute", "transpose", "t", "numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze",
-    "unsqueeze", "flip", "contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "float",
-    "double", "half", "flatten", "repeat", "tile", "fliplr", "flipud", "atleast_2d", "view_as_real", "positive",
+    "unsqueeze", "flip", "flatten", "repeat", "tile", "fliplr", "flipud", "atleast_2d", "view_as_real",
     moves=True,
 )(moved)  # fmt: skip
 
 
+@operator(
+    "contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "float", "double", "half",
+    "positive", moves=True,
+)  # fmt: skip
+def same(analysis: Analysis, call: Call) -> Value:
+    """The same elements at the same places."""
+    return Value(call.shape, call.input.layers)
+
+
 def _rewrite_channel_shuffle(edit: Edit, call: Call) -> None:
     """The kept channels in their new order; their number need not be divisible by the groups any more."""
-    channels = call.input.shape[1]
-    if edit.kept_size(call.input, 1) != channels:
-        order = np.arange(channels).reshape(call["groups"], -1).T.reshape(-1)
-        edit.select(call, 1, _positions(edit, call, 1, order))
+    order = np.arange(call.input.shape[1]).reshape(call["groups"], -1).T.reshape(-1)
+    edit.select(call, 1, _positions(edit, call, 1, order))
 
 
 operator("channel_shuffle", "native_channel_shuffle", rewrite=_rewrite_channel_shuffle, moves=True)(moved)
@@ -162,10 +174,28 @@ def _rewrite_sizes(edit: Edit, call: Call) -> None:
 operator("view", "reshape", "_unsafe_view", "expand", "unflatten", rewrite=_rewrite_sizes, moves=True)(moved)
 
 
-@operator("view_as", "reshape_as", "expand_as")
-def like_other(analysis: Analysis, call: Call) -> Any:
-    """Takes its shape from a second tensor; nothing is followed through that."""
-    return lock_all(analysis, call, "takes its shape from another tensor")
+@operator("view_as", "reshape_as")
+def view_as(analysis: Analysis, call: Call) -> Value:
+    """Takes its shape from a second tensor, so both are pruned alike."""
+    layers = [_as_layer(reshape_labels(layer.labels, call.shape), layer) for layer in call["self"].layers]
+    result = analysis.value(call.shape, layers)
+    letters = tuple(f"d{d}" for d in range(len(call.shape)))
+    unify(analysis, [Operand(result, letters), Operand(call["other"], letters)])
+    return result
+
+
+@operator("expand_as")
+def expand_as(analysis: Analysis, call: Call) -> Value:
+    """Broadcast to a second tensor: where it has its own units, so does the result."""
+    x, other, shape = call["self"], call["other"], call.shape
+    letters = tuple(f"d{d}" for d in range(len(shape)))
+    own = Operand(x, letters[len(shape) - len(x.shape) :])
+    unify(analysis, [own, Operand(other, letters)])
+    layers = [_as_layer(layer.labels.expand(shape), layer) for layer in x.layers]
+    for layer in other.layers:
+        if not any(own.full(letters[dim]) for dim in layer.dims):
+            layers.append(Layer(layer.labels, False))
+    return analysis.value(shape, layers)
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------

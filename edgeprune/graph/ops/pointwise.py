@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from edgeprune.graph.einsum import Operand, unify
@@ -10,6 +11,7 @@ from edgeprune.graph.ops.registry import Call, operator
 
 if TYPE_CHECKING:
     from edgeprune.graph.analysis import Analysis
+    from edgeprune.graph.edit import Edit
 
 
 def align(value: Value, rank: int) -> Operand:
@@ -39,10 +41,21 @@ def _is_zero(operand: Operand, over: tuple[str, ...]) -> bool:
     return any(layer.zero for layer in operand.value.layers if operand.over(layer) == over)
 
 
+def _rewrite_dropout(edit: Edit, call: Call) -> None:
+    """Fewer units need less dropout: p shrinks with the square root of the kept share.
+
+    Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015, equation 2.
+    """
+    x = call.input  # "input", or "self" for the in-place form
+    kept = math.prod(edit.kept_shape(x)) / math.prod(x.shape)
+    if kept < 1:
+        edit.set(call, "p", call["p"] * math.sqrt(kept))
+
+
+@operator("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", rewrite=_rewrite_dropout)
 @operator(
-    "pointwise", "hardswish", "relu6", "selu", "log_sigmoid", "dropout", "feature_dropout", "alpha_dropout",
-    "feature_alpha_dropout", "rsub", "true_divide", "divide", "multiply", "subtract", "masked_fill", "where",
-    "type_as", "clamp", "float_power", "square", "expm1", "softsign", "rrelu", "_assert_tensor_metadata",
+    "pointwise", "hardswish", "relu6", "selu", "log_sigmoid", "rsub", "true_divide", "divide", "multiply", "subtract",
+    "masked_fill", "where", "clamp", "float_power", "square", "expm1", "softsign", "rrelu", "_assert_tensor_metadata",
 )  # fmt: skip
 def pointwise(analysis: Analysis, call: Call) -> Value:
     """Labels pass; of several operands they are united."""
@@ -50,6 +63,12 @@ def pointwise(analysis: Analysis, call: Call) -> Value:
     if not isinstance(shape, tuple):
         return Value(())
     return combine(analysis, call, [align(value, len(shape)) for value in call.values], shape)
+
+
+@operator("type_as")
+def like_type(analysis: Analysis, call: Call) -> Value:
+    """Takes no more than its type from the second tensor."""
+    return Value(call.shape, call["self"].layers)
 
 
 @operator("prelu")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.graph.einsum import Operand, contract
 from edgeprune.graph.labels import Layer, Value, pack, remainder
+from edgeprune.graph.ops.contraction import reshaped
 from edgeprune.graph.ops.registry import Call, operator
 
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ def _mean_rescaled(edit: Edit, call: Call) -> None:
         edit.scale(call, ratio)
 
 
+@operator("linalg_vector_norm", "norm")
+def vector_norm(analysis: Analysis, call: Call) -> Any:
+    """Zeros add nothing to a norm, unless it is of a negative order."""
+    order = call.get("ord", call.get("p"))
+    return other_reduction(analysis, call) if order is not None and order < 0 else total(analysis, call)
+
+
 @operator("mean", rewrite=_mean_rescaled)
 @operator("sum")
 def total(analysis: Analysis, call: Call) -> Value:
@@ -47,7 +56,7 @@ def _laid_out(value: Value, call: Call) -> Value:
     return Value(call.shape, tuple(pack(layer.labels.reshape(call.shape), layer.zero) for layer in value.layers))
 
 
-@operator("amax", "amin", "max", "min", "var", "std", "prod", "logsumexp", "norm", "linalg_vector_norm", "argmax",
+@operator("amax", "amin", "max", "min", "var", "std", "prod", "logsumexp", "argmax",
           "argmin", "median", "any", "all", "var_mean", "std_mean", "cumsum", "topk", "sort")  # fmt: skip
 def other_reduction(analysis: Analysis, call: Call) -> Any:
     """Units along the reduced dims are locked: the result depends on which and how many there are."""
@@ -60,7 +69,7 @@ def other_reduction(analysis: Analysis, call: Call) -> Any:
         for dim in reduced:
             analysis.fix(layer, dim, "depends on all units of this dim")
     rest = [d for d in range(len(x.shape)) if d not in reduced]
-    keeps_zero = call.name in ("amax", "amin", "max", "min", "var", "std", "norm", "linalg_vector_norm", "cumsum")
+    keeps_zero = call.name in ("amax", "amin", "max", "min", "var", "std", "cumsum")
     return _each_result(call, x, rest, keeps_zero)
 
 
@@ -114,3 +123,17 @@ def windowed(analysis: Analysis, call: Call) -> Any:
         for dim in trailing:
             analysis.fix(layer, dim, "mixes all positions of this dim")
     return _each_result(call, x, [d for d in range(rank) if d not in trailing], keeps_zero=True)
+
+
+@operator("col2im")
+def fold(analysis: Analysis, call: Call) -> Value:
+    """`(n, channels * kernel, positions)` -> `(n, channels, height, width)`: only channels are units."""
+    x = call.input
+    offsets = math.prod(call["kernel_size"])
+    batch = x.shape[:-2]
+    split = reshaped(x, (*batch, x.shape[-2] // offsets, offsets, x.shape[-1]))
+    rank = len(split.shape)
+    for layer in split.layers:
+        for dim in (rank - 2, rank - 1):
+            analysis.fix(layer, dim, "adds up windows")
+    return _each_result(call, split, list(range(rank - 2)), keeps_zero=True)

@@ -27,10 +27,10 @@ def constant(analysis: Analysis, call: Call) -> Value:
     return Value(call.shape, const=torch.full(sizes, number, dtype=call.node.meta["val"].dtype))
 
 
-@operator("zeros_like", "ones_like", "full_like", "empty_like", "fill")
+@operator("zeros_like", "ones_like", "full_like", "empty_like", "fill", "zero")
 def like(analysis: Analysis, call: Call) -> Value:
     """Follows the shape of its tensor."""
-    zero = call.name == "zeros_like" or call.get("fill_value", call.get("value", 1)) == 0
+    zero = call.name in ("zeros_like", "zero") or call.get("fill_value", call.get("value", 1)) == 0
     return Value(call.shape, tuple(Layer(layer.labels, zero) for layer in call.input.layers))
 
 

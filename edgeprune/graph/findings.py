@@ -1,0 +1,51 @@
+"""What an analysis keeps: where labels start, and what each node's rule made of its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from edgeprune.graph.ops.registry import Call
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """Where labels start: one dim of a parameter, buffer or constant, or the elements of a graph input.
+
+    `name` is the name in the state dict (or of the input, or of the constant's node); `dim` is None for an input.
+    `ids` are the labels that were handed out, in the order of the elements.
+    """
+
+    kind: str  # "tensor", "input" or "constant"
+    name: str
+    dim: int | None
+    ids: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hint:
+    """A layer that varies along several dims, and along which of them it had better vary alone."""
+
+    labels: Tensor
+    keep: int
+
+
+@dataclass(slots=True, eq=False)
+class Finding:
+    """What a node's rule made of its inputs; it stands until they change.
+
+    `factors`: the node's cost is proportional to the kept share of each of these labels. `renormalised`: units whose
+    removal changes the statistics of a normalisation. `hints`, `conflicts`: layers that still vary along several dims.
+    """
+
+    inputs: tuple[Any, ...]
+    settled: bool
+    call: Call | None = None
+    result: Any = None
+    factors: list[np.ndarray] = field(default_factory=list)
+    renormalised: list[np.ndarray] = field(default_factory=list)
+    hints: list[Hint] = field(default_factory=list)
+    conflicts: list[Tensor] = field(default_factory=list)

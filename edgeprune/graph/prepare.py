@@ -1,0 +1,105 @@
+"""What an analysis reads: the program without hidden writes, and with hand-written channel shuffles as one operator.
+
+Between the views of a shuffle the channels lie in a grid, which would have to lose whole rows or columns; seen as one
+operator it only reorders them, and every channel can go by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from edgeprune.graph import binding
+from edgeprune.graph.capture import Program, functional, size_hint
+from edgeprune.graph.labels import pack, reshape_labels, spread
+
+_aten = torch.ops.aten
+_VIEWS = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default}
+_SWAPS = {_aten.transpose.int, _aten.permute.default}
+_SAME = {_aten.contiguous.default, _aten.clone.default}
+
+
+def prepared(program: ExportedProgram) -> ExportedProgram:
+    """The program as it is analysed, cut and masked; computes the same, and may be the same object."""
+    return with_shuffles(functional(program))
+
+
+def with_shuffles(program: ExportedProgram) -> ExportedProgram:
+    """The program with every hand-written channel shuffle as `aten.channel_shuffle`; the same object without any."""
+    if not any(_shuffle_at(node) for node in program.graph.nodes):
+        return program
+    changed = Program.adopt(program)
+    changed._graph_module = copy.deepcopy(program.graph_module)
+    graph = changed.graph
+    for node in list(graph.nodes):
+        found = _shuffle_at(node)
+        if found is None:
+            continue
+        start, groups = found
+        with graph.inserting_before(node):
+            shuffle = graph.call_function(_aten.channel_shuffle.default, (start, groups))
+        shuffle.meta = dict(node.meta)
+        node.replace_all_uses_with(shuffle)
+    graph.eliminate_dead_code()
+    return changed
+
+
+def _shuffle_at(node: fx.Node) -> tuple[fx.Node, int] | None:
+    """The value that is shuffled and the number of groups, where `node` is the last view of a shuffle."""
+    if node.target not in _VIEWS:
+        return None
+    chain = [node]
+    while isinstance(before := chain[0].args[0], fx.Node) and before.target in _SWAPS | _SAME | _VIEWS:
+        if len(before.users) > 1:
+            return None
+        chain.insert(0, before)
+        if before.target in _VIEWS:
+            break
+    start = chain[0].args[0]
+    if len(chain) < 3 or not isinstance(start, fx.Node):
+        return None
+    shape = _shape(start)
+    if len(shape) < 2 or shape != _shape(node):
+        return None
+    orders = [_order(chain, shape, dim) for dim in range(len(shape))]
+    groups = _groups(orders.pop(1))
+    others_stay = all(order is not None and order == sorted(order) for order in orders)
+    return (start, groups) if groups is not None and others_stay else None
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return binding.shape_of(node.meta["val"])
+
+
+def _order(chain: list[fx.Node], shape: tuple[int, ...], dim: int) -> list[int] | None:
+    """The indices along `dim` in the order that the chain leaves them in, or None where they leave their dim."""
+    labels = spread(torch.arange(shape[dim]), (dim,), shape)
+    for node in chain:
+        labels = _moved(node, labels)
+    layer = pack(labels, zero=False)
+    if layer.dims not in ((dim,), ()):
+        return None
+    order: list[int] = layer.labels.movedim(dim, 0).reshape(shape[dim], -1)[:, 0].tolist()
+    return order
+
+
+def _moved(node: fx.Node, labels: Tensor) -> Tensor:
+    if node.target in _SAME:
+        return labels
+    if node.target in _VIEWS:
+        return reshape_labels(labels, _shape(node))
+    arguments: Any = torch.utils._pytree.tree_map(size_hint, node.args[1:])
+    return labels.transpose(*arguments) if node.target is _aten.transpose.int else labels.permute(*arguments)
+
+
+def _groups(order: list[int] | None) -> int | None:
+    """The number of groups whose shuffle gives this order, or None."""
+    if order is None or len(order) < 4 or order[1] < 2 or len(order) % order[1]:
+        return None
+    groups = len(order) // order[1]
+    expected = torch.arange(len(order)).reshape(groups, -1).T.reshape(-1).tolist()
+    return groups if order == expected else None

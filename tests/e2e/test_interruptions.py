@@ -1,0 +1,113 @@
+"""What is left when a run is stopped, killed or runs out of disk: real processes, real file systems."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import MLP, NETS, names, refused, snapshot, start
+
+LONG = ("compress", MLP, "--keep-macs", "0.2", "--finetune-epochs", "5000", "--threads", "1", "--out", "runs/long")
+
+
+def _finetuning(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A command that has come to its training."""
+    process = start(folder, *arguments)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "finetune" in line or line.startswith("train "):
+            time.sleep(0.3)
+            return process
+    raise AssertionError(f"ended before it trained, with {process.wait()}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [LONG, ("train", "--arch", f"{NETS}:mlp", "--data", "digits", "--epochs", "5000", "--out", "m.pt")],
+    ids=lambda arguments: arguments[0],
+)
+def test_ctrl_c_leaves_nothing(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    process = _finetuning(tmp_path, *arguments)
+    if arguments[0] == "compress":
+        assert any(name.endswith(".part") for name in names(tmp_path / "runs"))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "edgeprune: interrupted; nothing half-written is left"
+    assert "Traceback" not in err
+    assert snapshot(tmp_path) == {}
+
+
+def test_ctrl_c_leaves_the_earlier_run_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "long").mkdir(parents=True)
+    (tmp_path / "runs" / "long" / "run.json").write_text("{}")
+    before = snapshot(tmp_path)
+    process = _finetuning(tmp_path, *LONG, "--force")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert snapshot(tmp_path) == before
+
+
+def test_a_kill_leaves_no_run_under_its_final_name(tmp_path: Path) -> None:
+    process = _finetuning(tmp_path, *LONG)
+    process.kill()
+    process.communicate(timeout=30)
+    assert not (tmp_path / "runs" / "long").exists()
+    assert all(name.endswith(".part") for name in names(tmp_path / "runs"))
+    assert "expected a run to export, got none" in refused(tmp_path, "export", "--onnx")
+
+
+def _no_large_files() -> None:
+    """From here on no file may grow beyond 16 KiB: every write fails as on a full disk, root's too."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
+
+
+def _stopped(folder: Path, limit: Callable[[], None], *arguments: Any) -> str:
+    """The last line of a command that fails for want of space; nothing is left of it."""
+    before = snapshot(folder)
+    process = start(folder, *arguments, preexec_fn=limit)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (2, ""), err
+    assert "Traceback" not in err
+    assert sum(line.startswith("edgeprune: ") for line in err.splitlines()) == 1
+    assert snapshot(folder) == before
+    return err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compress", MLP, "--keep-macs", "0.5", "--finetune-epochs", "0", "--out", "new/run"),
+        ("train", "--arch", f"{NETS}:mlp", "--data", "digits", "--epochs", "1", "--out", "new/m.pt"),
+        ("export", "--onnx", MLP, "--out", "new/onnx"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_full_disk_leaves_nothing(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    line = _stopped(tmp_path, _no_large_files, *arguments)
+    assert "expected a place that can be written to, got a file larger than the system allows" in line
+
+
+def test_a_full_file_system_leaves_nothing(tmp_path: Path) -> None:
+    """A disk that is really full, where one can be mounted; elsewhere the limit above has stood in for it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True)
+    arguments = ("compress", MLP, "--keep-macs", "0.5", "--finetune-epochs", "0", "--out")
+    if mounted.returncode != 0:
+        line = _stopped(tmp_path, _no_large_files, *arguments, "disk/run")
+        assert "expected a place that can be written to" in line
+        return
+    try:
+        line = _stopped(tmp_path, lambda: None, *arguments, "disk/run")
+        assert "disk/run: expected a place that can be written to, got a full disk" in line
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
