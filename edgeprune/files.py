@@ -77,12 +77,24 @@ def staged_folder(out: str | os.PathLike[str], force: bool = False) -> Iterator[
     with writing_to(target), _parents_of(target):
         staged = Path(tempfile.mkdtemp(".part", _prefix(target), target.parent))
         try:
-            yield staged
+            with named_as(target, staged):
+                yield staged
             staged.chmod(0o777 & ~_umask())
             _swap(staged, target, force)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def named_as(target: Path, staged: str | Path) -> Iterator[None]:
+    """Errors about the temporary folder `staged` tell of `target` instead, the place that the user knows."""
+    try:
+        yield
+    except InputError as error:
+        if str(staged) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(staged), str(target))) from error
 
 
 @contextlib.contextmanager

@@ -193,7 +193,7 @@ class StepRecord:
 class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
-    `feature_weights` goes with `features.keep`: the norm of the weights that read each kept feature, the largest being 1.
+    `feature_weights` goes with `features.keep`: the norm of the weights that read each, the largest 1.
     """
 
     command: str
@@ -318,7 +318,7 @@ class ValidateRequest:
 
 @dataclass(frozen=True, slots=True)
 class ValidateRecord:
-    """What `edgeprune validate` measured, both networks in onnxruntime. `failures` names the budgets that were missed."""
+    """What `edgeprune validate` measured, both in onnxruntime; `failures` names the missed budgets."""
 
     accuracy: AccuracyComparison
     parity: float

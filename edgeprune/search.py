@@ -167,14 +167,8 @@ class Search:
             reasons = sorted({f"{lock.name}: {lock.reason}" for lock in self.graph.locked})
             raise BudgetError(f"nothing can be pruned; {'; '.join(reasons[:4]) or 'the network has no channels'}")
         if self.budgets.keep_macs is not None:
-            make_step_plan(
-                self.dense.program,
-                self.graph,
-                self.budgets.keep_macs,
-                "l2",
-                self.budgets.align,
-                n_features=self.budgets.n_features,
-            )
+            keep_macs, align, n_features = self.budgets.keep_macs, self.budgets.align, self.budgets.n_features
+            make_step_plan(self.dense.program, self.graph, keep_macs, "l2", align, n_features=n_features)
 
     def _check_features(self) -> None:
         wanted, available = self.budgets.n_features, self.dense.n_features

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.errors import CaptureError
-from edgeprune.graph.capture import Program, example_inputs, functional
+from edgeprune.graph.capture import Program, example_inputs
+from edgeprune.graph.writes import functional
 from tests.cases import CASES, IMAGE
 from tests.nets import Net, captured, cnn, mlp, sample
 
@@ -151,6 +152,31 @@ def test_a_functional_program_still_trains() -> None:
     before = module.state_dict()["norm.running_mean"].clone()
     module(*sample((IMAGE,), 4))
     assert not torch.equal(module.state_dict()["norm.running_mean"], before)
+
+
+def slices_of_slices(x: Tensor) -> Tensor:
+    y = (x * 2).relu_()
+    early, part = y[:, 1:3], y[:, :, 1:]
+    part[:, 2].mul_(3.0)
+    y[:, 1, 0] = 5.0
+    part[:, :, 0].copy_(x[:, :, 0])
+    return early.sum(1) + y[:, 3] + torch.cat([part.sum(1), early[:, 0, :1]], 1)
+
+
+@pytest.mark.parametrize("write", [slices_of_slices, lambda x: write_through_a_view(x * 1)])
+def test_functional_programs_compute_the_same(write: Any) -> None:
+    program = captured(Net(lambda m, x: write(x)), (4, 6))
+    (x,) = sample(((4, 6),), 3)
+    changed = functional(program)
+    assert changed is not program
+    assert not any("_." in target.replace("aten.", "", 1) for target in targets(changed))
+    torch.testing.assert_close(changed.module()(x), program.module()(x))
+    torch.testing.assert_close(changed.module()(x), write(x.clone()))
+
+
+def write_through_a_view(x: Tensor) -> Tensor:
+    x.view(x.shape[0], 24)[:, 3:9] += 1.0
+    return x * x
 
 
 def zero_first_row(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ LAYERS = (
     {"compat", "digests", "info", "files", "arch", "pt2", "load", "save", "data", "datasets", "runrecord", "graph"},
     {"importance", "cost", "optim"},
     {"train", "planner", "pruning_plan", "search", "inspection", "surgery", "proof", "features", "statistics"},
-    {"export", "validate", "latency"},
+    {"export", "validate", "latency", "job"},
     {"report"},
     {"pipeline"},
     {"cli", "__main__"},

@@ -31,7 +31,7 @@ from edgeprune.export import ort
 from edgeprune.export.onnx import OnnxExport, export_onnx
 from edgeprune.export.parity import input_specs, largest_error, outputs_of, quiet, row_chunks, torch_outputs
 from edgeprune.features import gathered, slim_contract
-from edgeprune.files import check_folder, kept_folder, write_atomically
+from edgeprune.files import check_folder, kept_folder, named_as, write_atomically
 from edgeprune.records import ExportedFile, InputFeatures, ModelInfo, Normalization
 
 FEATURES_FORMAT = "edgeprune-features/1"
@@ -85,7 +85,8 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     earlier = check_contracts(target, name, force)
     # Staged inside the folder: moving the files then cannot fail for want of space.
     with kept_folder(target), tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=target) as staged:
-        files = _write_all(_Writing(Path(staged), info, name, opset, simplify), program, raw_inputs)
+        with named_as(target, os.path.abspath(staged)):
+            files = _write_all(_Writing(Path(staged), info, name, opset, simplify), program, raw_inputs)
         for file in files:
             os.replace(file.path, target / Path(file.path).name)
         for stale in {path.name for path in earlier} - {Path(file.path).name for file in files}:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
 import os
 import traceback
 from collections.abc import Sequence
@@ -155,100 +154,6 @@ def size_hint(size: Any) -> Any:
         hint = size.node.hint
         return int(hint) if hint is not None and hint > 1 else 2
     return size
-
-
-def functional(program: ExportedProgram) -> ExportedProgram:
-    """The program without writes into views; the same object where there are none.
-
-    In-place operators on whole tensors are harmless to a reader of the graph; one that writes into a view changes
-    another value behind the reader's back. Among constants that does no harm: they are computed in the graph's order.
-    """
-    constants = _constants(program)
-    order = {node: index for index, node in enumerate(program.graph.nodes)}
-    roots = _roots(program.graph)
-    harmful = any(_hidden_write(node, constants, roots, order) for node in order)
-    return _with_batch_norm(program.run_decompositions({})) if harmful else program
-
-
-def _with_batch_norm(program: ExportedProgram) -> ExportedProgram:
-    """Turn the inference form of batch norm, which decomposition leaves, back into the one that can be trained."""
-    graph = program.graph_module.graph
-    for node in list(graph.nodes):
-        if node.target is not torch.ops.aten._native_batch_norm_legit_no_training.default:
-            continue
-        x, weight, bias, mean, variance, momentum, eps = node.args
-        with graph.inserting_before(node):
-            whole = graph.call_function(
-                torch.ops.aten.batch_norm.default, (x, weight, bias, mean, variance, False, momentum, eps, False)
-            )
-        whole.meta = {**node.meta, "val": node.meta["val"][0]}
-        for part in list(node.users):
-            if part.args[1] != 0:
-                raise AssertionError(f"{part.name}: nothing reads the statistics of an inference batch norm")
-            part.replace_all_uses_with(whole)
-            graph.erase_node(part)
-        graph.erase_node(node)
-    return program
-
-
-def is_factory(node: fx.Node) -> bool:
-    """Whether the operator makes a tensor from sizes and numbers alone: `zeros`, `full`, `new_zeros`, ..."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None or schema.is_mutable:
-        return False
-    tensors = [argument.name for argument in schema.arguments if "Tensor" in str(argument.type)]
-    return not tensors or (tensors == ["self"] and schema.name.removeprefix("aten::").startswith("new_"))
-
-
-def _constants(program: ExportedProgram) -> set[fx.Node]:
-    """Nodes whose values come from constants of the program and factories alone."""
-    lifted = program.graph_signature.inputs_to_lifted_tensor_constants
-    found: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if is_factory(node) or node.name in lifted or (node.all_input_nodes and found.issuperset(node.all_input_nodes)):
-            found.add(node)
-    return found
-
-
-def _hidden_write(
-    node: fx.Node, constants: set[fx.Node], roots: dict[fx.Node, fx.Node], order: dict[fx.Node, int]
-) -> bool:
-    """Whether an in-place operator changes what is read later under another name than the one that it writes to."""
-    if not _is_in_place(node):
-        return False
-    target = node.args[0]
-    assert isinstance(target, fx.Node)
-    if constants.issuperset(node.all_input_nodes):
-        return roots[target].op == "placeholder"  # the program's own constant, which a reader must not change
-    if target in constants:
-        return True
-    earlier = [alias for alias, root in roots.items() if root is roots[target] and order[alias] < order[node]]
-    return any(order[user] > order[node] for alias in earlier if alias is not target for user in alias.users)
-
-
-def _roots(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Every node -> the node whose memory it shows: views and the results of in-place operators show another's."""
-    roots: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        shown = node.args[0] if _is_view(node) or _is_in_place(node) else None
-        roots[node] = roots[shown] if isinstance(shown, fx.Node) else node
-    return roots
-
-
-def _is_in_place(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    in_place = node.op == "call_function" and schema is not None and schema.is_mutable and bool(node.args)
-    return in_place and isinstance(node.args[0], fx.Node)
-
-
-def _is_view(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if node.target is operator.getitem:
-        container = node.args[0]
-        return isinstance(container, fx.Node) and _is_view(container)
-    if node.op != "call_function" or schema is None or schema.is_mutable:
-        return False
-    return any(result.alias_info is not None for result in schema.returns)
 
 
 def _export(model: nn.Module, args: tuple[Any, ...]) -> Program:

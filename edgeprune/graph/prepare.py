@@ -14,8 +14,9 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from edgeprune.graph import binding
-from edgeprune.graph.capture import Program, functional, size_hint
+from edgeprune.graph.capture import Program, size_hint
 from edgeprune.graph.labels import pack, reshape_labels, spread
+from edgeprune.graph.writes import functional
 
 _aten = torch.ops.aten
 _VIEWS = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from commands import MLP, NETS, names, refused, snapshot, start
+from commands import MLP, NETS, names, refused, run, snapshot, start
 
 LONG = ("compress", MLP, "--keep-macs", "0.2", "--finetune-epochs", "5000", "--threads", "1", "--out", "runs/long")
 
@@ -27,31 +27,27 @@ def _finetuning(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     raise AssertionError(f"ended before it trained, with {process.wait()}")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [LONG, ("train", "--arch", f"{NETS}:mlp", "--data", "digits", "--epochs", "5000", "--out", "m.pt")],
-    ids=lambda arguments: arguments[0],
-)
-def test_ctrl_c_leaves_nothing(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    process = _finetuning(tmp_path, *arguments)
-    if arguments[0] == "compress":
-        assert any(name.endswith(".part") for name in names(tmp_path / "runs"))
+def _interrupted(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "edgeprune: interrupted; nothing half-written is left"
     assert "Traceback" not in err
+
+
+def test_ctrl_c_in_train_leaves_nothing(tmp_path: Path) -> None:
+    options = ("--data", "digits", "--epochs", "5000", "--out", "new/m.pt")
+    _interrupted(_finetuning(tmp_path, "train", "--arch", f"{NETS}:mlp", *options))
     assert snapshot(tmp_path) == {}
 
 
-def test_ctrl_c_leaves_the_earlier_run_as_it_was(tmp_path: Path) -> None:
+def test_ctrl_c_in_compress_leaves_the_earlier_run_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "runs" / "long").mkdir(parents=True)
     (tmp_path / "runs" / "long" / "run.json").write_text("{}")
     before = snapshot(tmp_path)
     process = _finetuning(tmp_path, *LONG, "--force")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert any(name.endswith(".part") for name in names(tmp_path / "runs"))
+    _interrupted(process)
     assert snapshot(tmp_path) == before
 
 
@@ -64,35 +60,40 @@ def test_a_kill_leaves_no_run_under_its_final_name(tmp_path: Path) -> None:
     assert "expected a run to export, got none" in refused(tmp_path, "export", "--onnx")
 
 
-def _no_large_files() -> None:
-    """From here on no file may grow beyond 16 KiB: every write fails as on a full disk, root's too."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
+@contextlib.contextmanager
+def _no_large_files() -> Iterator[None]:
+    """No file may grow beyond 64 KiB: every write fails as on a full disk, root's too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def _stopped(folder: Path, limit: Callable[[], None], *arguments: Any) -> str:
-    """The last line of a command that fails for want of space; nothing is left of it."""
+def _stopped(folder: Path, *arguments: str) -> str:
+    """The error of a command that fails for want of space; nothing is left of it."""
     before = snapshot(folder)
-    process = start(folder, *arguments, preexec_fn=limit)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (2, ""), err
-    assert "Traceback" not in err
-    assert sum(line.startswith("edgeprune: ") for line in err.splitlines()) == 1
+    result = run(folder, *arguments)
+    assert (result.code, result.out) == (2, ""), result
+    assert "Traceback" not in result.err
+    assert sum(line.startswith("edgeprune: ") for line in result.err.splitlines()) == 1
     assert snapshot(folder) == before
-    return err.splitlines()[-1]
+    return result.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("compress", MLP, "--keep-macs", "0.5", "--finetune-epochs", "0", "--out", "new/run"),
         ("train", "--arch", f"{NETS}:mlp", "--data", "digits", "--epochs", "1", "--out", "new/m.pt"),
         ("export", "--onnx", MLP, "--out", "new/onnx"),
     ],
     ids=lambda arguments: arguments[0],
 )
 def test_a_full_disk_leaves_nothing(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    line = _stopped(tmp_path, _no_large_files, *arguments)
+    with _no_large_files():
+        line = _stopped(tmp_path, *arguments)
+    assert arguments[-1] in line and ".edgeprune-" not in line
     assert "expected a place that can be written to, got a file larger than the system allows" in line
 
 
@@ -103,11 +104,12 @@ def test_a_full_file_system_leaves_nothing(tmp_path: Path) -> None:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True)
     arguments = ("compress", MLP, "--keep-macs", "0.5", "--finetune-epochs", "0", "--out")
     if mounted.returncode != 0:
-        line = _stopped(tmp_path, _no_large_files, *arguments, "disk/run")
-        assert "expected a place that can be written to" in line
+        with _no_large_files():
+            line = _stopped(tmp_path, *arguments, "disk/run")
+        assert "disk/run/slim.pt2: expected a place that can be written to" in line
         return
     try:
-        line = _stopped(tmp_path, lambda: None, *arguments, "disk/run")
-        assert "disk/run: expected a place that can be written to, got a full disk" in line
+        line = _stopped(tmp_path, *arguments, "disk/run")
+        assert "disk/run/slim.pt2: expected a place that can be written to, got a full disk" in line
     finally:
         subprocess.run(["umount", str(disk)], check=True)

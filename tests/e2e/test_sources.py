@@ -29,6 +29,7 @@ def pixels():
     return nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 10, 1))
 """
 TRAIN = "--epochs 15 --batch-size 32 --lr 0.01 --threads 1".split()
+NO_DROP = ("--finetune-epochs", "0", "--criterion", "l2")
 COLUMNS = ["Höhe", "width", "depth", "noise 1", "noise 2", "noise 3"]
 
 
@@ -67,7 +68,9 @@ def test_an_own_factory_is_trained_here_and_compressed_there(nets: Path) -> None
     assert result.json["slim"]["macs"] <= 0.5 * result.json["dense"]["macs"]
     done(elsewhere, "export", "--onnx", "run 1/slim.pt2")
     assert "slim.onnx" in names(elsewhere / "run 1")
-    assert "npz:table.npz" in (hint := refused(elsewhere, "compress", "./-m.pt")) and "--data names others" in hint
+    assert (
+        "table.npz: expected" in (hint := refused(elsewhere, "compress", "./-m.pt")) and "--data names others" in hint
+    )
 
 
 def test_a_table_keeps_its_column_names_to_the_end(nets: Path) -> None:
@@ -186,9 +189,12 @@ def test_bare_commands_say_what_they_assume(nets: Path) -> None:
     exported = done(nets, "export", "--onnx")
     assert assumed(exported.err) == ["MODEL runs/net-1/slim.pt2 (the newest run)", "--out runs/net-1"]
     assert {"slim.onnx", "preprocess.onnx"} <= names(nets / "runs" / "net-1")
-    done(nets, "compress", "net.pt", *QUICK)
-    assert names(nets / "runs") == {"net-1", "net-2"}
-    assert assumed(done(nets, "export", "--onnx").err)[0] == "MODEL runs/net-2/slim.pt2 (the newest run)"
+    shutil.copytree(nets / "runs" / "net-1", nets / "runs" / "net-7", copy_function=shutil.copy)
+    again = run(nets, "export", "--onnx")
+    assert assumed(again.err) == [] and "runs/net-7/slim.onnx: expected no file of an earlier export" in again.err
+    assert "--out runs/net-8" in assumed(
+        done(nets, "compress", "net.pt", "--plan", "runs/net-1/plan.json", *NO_DROP).err
+    )
 
 
 def test_inspect_lists_groups_and_locks(tmp_path: Path) -> None:

@@ -1,0 +1,221 @@
+"""From a request to a job: reads and checks all that was asked for, and fills the gaps with what is assumed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from edgeprune.cost import macs
+from edgeprune.data import check_fits, open_data
+from edgeprune.data.limits import check_file
+from edgeprune.errors import InputError, PlanError
+from edgeprune.files import check_new
+from edgeprune.graph.capture import Program
+from edgeprune.load import load
+from edgeprune.progress import Progress
+from edgeprune.pruning_plan import PruningPlan, read_plan
+from edgeprune.records import CompressRequest, DataSource, ExportRequest, Model, ModelInfo, TrainSettings
+from edgeprune.search import Budgets, Search, Trainer
+from edgeprune.train import float_type
+
+RUNS = Path("runs")
+_ASSUMED_DROP = 1.0
+_ASSUMED_KEEP = 0.5
+_FINETUNE_STEPS = 1500  # optimizer steps of one finetuning where no epochs are given
+_FINETUNE = TrainSettings(lr=1e-3)  # for a model that does not say how it was trained
+_SETTLED = 2 / 3  # of the epochs: at a high learning rate a good epoch is luck on the validation split
+_SMALL = 20_000_000  # MACs below which more than one thread costs more than it gains
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A compress request with every gap filled in."""
+
+    request: CompressRequest
+    model: Model
+    data: DataSource | None
+    trainer: Trainer | None
+    search: Search
+    plan: PruningPlan | None
+    out: Path
+    assumed: tuple[str, ...]
+
+
+def prepare(request: CompressRequest, told: Progress) -> Job:
+    """Read and check everything that was asked for, then say what is assumed."""
+    assumed: list[str] = []
+    assume = assumed.append
+    if request.keep_macs is not None and not 0 < request.keep_macs <= 1:
+        raise InputError(f"--keep-macs: expected a share in (0, 1], got {request.keep_macs}")
+    out = Path(request.out) if request.out else _next_run(Path(request.model).stem)
+    if request.out is None:
+        assume(f"--out {out}")
+    check_new(out, request.force, "folder")
+    _check_keeps_model(Path(request.model), out)
+    plan = _plan_in(Path(request.plan)) if request.plan else None
+    told.stage("load")
+    model, data = model_and_data(request, request.seed)
+    if data is not None:
+        check_logits(model.program, data)
+    if data is not None and request.data is None:
+        assume(f"--data {model.info.data} (the data that the model was trained on)")
+    budgets = _budgets(request, data is not None, assume)
+    trainer = _trainer(request, model, data, assume) if data else None
+    search = Search(Program.adopt(model.program), budgets, trainer, told)
+    search.check(plan)
+    for text in assumed:
+        told.say(f"assumed: {text}")
+    return Job(request, model, data, trainer, search, plan, out, tuple(assumed))
+
+
+def _plan_in(path: Path) -> PruningPlan:
+    """The plan in a file; every refusal names the file."""
+    check_file(path, "a plan.json")
+    try:
+        return read_plan(path)
+    except PlanError as error:
+        raise PlanError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def check_logits(program: ExportedProgram, data: DataSource) -> None:
+    """Raise InputError where accuracy cannot be measured: the output is not `(batch, n_classes)`."""
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    values = [node.meta.get("val") for node in output.all_input_nodes]
+    shapes = [tuple(value.shape) for value in values if isinstance(value, torch.Tensor)]
+    if len(shapes) == 1 and len(shapes[0]) == 2 and isinstance(shapes[0][1], int):
+        return
+    got = " and ".join(f"({', '.join(['batch', *map(str, shape[1:])])})" for shape in shapes) or "none"
+    raise InputError(
+        f"data {data.name}: expected a network with one output (batch, {len(data.classes)}), the scores of the "
+        f"classes, got {got}; without data it can be compressed by --keep-macs"
+    )
+
+
+def _check_keeps_model(model: Path, out: Path) -> None:
+    """Raise InputError where replacing the folder `out` would delete the model that is read."""
+    if out.resolve() in model.resolve().parents:
+        raise InputError(f"{out}: expected an output folder that does not hold the model, got the one of {model}")
+
+
+def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
+    keep_macs, max_drop = request.keep_macs, request.max_drop
+    if max_drop is not None and not has_data:
+        raise InputError("--max-drop: expected data to measure the accuracy on, got none; give --data")
+    if keep_macs is None and max_drop is None and request.plan is None:
+        if has_data:
+            max_drop = _ASSUMED_DROP
+            assume(f"--max-drop {max_drop:g}")
+        else:
+            keep_macs = _ASSUMED_KEEP
+            assume(f"--keep-macs {keep_macs:g} (there are no data to measure a drop on)")
+    criterion = request.criterion or ("taylor" if has_data else "l2")
+    if request.criterion is None:
+        assume(f"--criterion {criterion}")
+    return Budgets(
+        keep_macs=keep_macs,
+        max_drop=max_drop,
+        **_feature_budget(request.input_features),
+        criterion=criterion,
+        align=request.align,
+        seed=request.seed,
+    )
+
+
+def _trainer(request: CompressRequest, model: Model, data: DataSource, assume: Any) -> Trainer:
+    settings = replace(model.info.training or _FINETUNE, seed=request.seed)
+    epochs = request.finetune_epochs
+    if epochs is None:
+        per_epoch = max(1, -(-len(data.train) // settings.batch_size))  # type: ignore[arg-type]
+        epochs = min(60, max(2, round(_FINETUNE_STEPS / per_epoch)))
+        assume(f"--finetune-epochs {epochs}")
+    threads = request.threads or threads_for(model.program)
+    normalization = model.info.normalization or data.normalization
+    if model.info.normalization is None:
+        means, stds = (", ".join(f"{x:.4g}" for x in part[:4]) for part in (normalization.mean, normalization.std))
+        assume(f"inputs normalised as (x - mean) / std of the data: mean {means}, std {stds}")
+    settings = replace(settings, epochs=epochs, threads=threads, best_from=_SETTLED)
+    return Trainer(data, normalization, settings, request.distill, float_type(model.program.module()))
+
+
+def _feature_budget(text: str) -> dict[str, Any]:
+    """The budget's fields for `auto`, `off`, a count such as "20" or a ratio such as "0.5"."""
+    fields = {"n_features": None, "feature_ratio": None, "prune_features": text == "auto"}
+    if text in ("auto", "off"):
+        return fields
+    if text.isdecimal() and int(text) >= 1:
+        return {**fields, "n_features": int(text)}
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = math.nan
+    if text.isdecimal() or not 0 < ratio <= 1:
+        raise InputError(f"--input-features: expected auto, off, a count from 1 or a ratio in (0, 1], got {text!r}")
+    return {**fields, "feature_ratio": ratio}
+
+
+def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> tuple[Model, DataSource | None]:
+    """The model and its data, which fit each other: the data asked for, else those that the model was trained on."""
+    data = open_data(request.data, seed=seed) if request.data else None
+    model = load(
+        request.model or "",
+        arch=request.arch,
+        input_shape=request.input_shape,
+        unsafe_pickle=request.unsafe_pickle,
+        data_shape=data.input_shape if data else None,
+    )
+    try:
+        if data is None and model.info.data is not None:
+            data = open_data(model.info.data, seed=seed)
+        if data is not None:
+            check_fits(data, model.info, n_outputs(model.program))
+    except InputError as error:
+        if request.data:
+            raise
+        raise InputError(f"{error} (these are the data that the model was trained on; --data names others)") from error
+    return model, data
+
+
+def n_outputs(program: ExportedProgram) -> int | None:
+    """The number of classes of a network whose one output is `(batch, n_classes)`; None for another."""
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    values = [node.meta.get("val") for node in output.all_input_nodes]
+    if len(values) != 1 or not isinstance(values[0], torch.Tensor) or values[0].dim() != 2:
+        return None
+    size = values[0].shape[-1]
+    return size if isinstance(size, int) else None
+
+
+def threads_for(program: ExportedProgram) -> int | None:
+    """One thread for a small network, else None: all cores."""
+    return 1 if macs(program) < _SMALL else None
+
+
+def _next_run(name: str) -> Path:
+    numbers = [int(p.name[len(name) + 1 :]) for p in RUNS.glob(f"{name}-*") if p.name[len(name) + 1 :].isdecimal()]
+    return RUNS / f"{name}-{max(numbers, default=0) + 1}"
+
+
+def completed(info: ModelInfo, data: DataSource, spec: str | None) -> ModelInfo:
+    """What a model's file says of it, and what its data say where it says nothing."""
+    return replace(
+        info,
+        data=spec or info.data,
+        normalization=info.normalization or data.normalization,
+        classes=info.classes or data.classes,
+        feature_names=info.feature_names or data.feature_names,
+    )
+
+
+def newest_run() -> Path:
+    """The run folder under `runs/` that was written last; InputError where there is none."""
+    runs = [path.parent for path in RUNS.glob("*/slim.pt2")]
+    if not runs:
+        raise InputError(
+            f"{RUNS}/: expected a run to export, got none; run `edgeprune compress` first, or name a model"
+        )
+    return max(runs, key=lambda run: (run / "slim.pt2").stat().st_mtime_ns)
