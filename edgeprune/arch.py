@@ -20,6 +20,7 @@ from torch import nn
 
 from edgeprune import compat  # noqa: F401  (torchvision and timm can be imported after it)
 from edgeprune.errors import InputError
+from edgeprune.userfile import import_file
 
 _FORMS = "torchvision:NAME, timm:NAME, pkg.module:factory or path/file.py:factory"
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
@@ -123,20 +124,10 @@ def _module_from_file(spec: str, source: str) -> ModuleType:
         raise InputError(f"arch {spec}: expected the file {path}, got none")
     # A name of its own for each path: two files may both be called model.py.
     module_name = f"edgeprune_arch_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
-    loader_spec = importlib.util.spec_from_file_location(module_name, path)
-    if loader_spec is None or loader_spec.loader is None:
-        raise InputError(f"arch {spec}: expected a Python file, got {path}")
-    module = importlib.util.module_from_spec(loader_spec)
-    sys.modules[module_name] = module  # dataclasses and pickling look their module up
-    sys.path.insert(0, os.path.dirname(path))  # files beside it may be imported by it
     try:
-        loader_spec.loader.exec_module(module)
+        return import_file(path, module_name)
     except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
         raise InputError(f"arch {spec}: expected a file that runs, got {_failure(error)}") from error
-    finally:
-        sys.path.remove(os.path.dirname(path))
-    return module
 
 
 def _module_from_name(spec: str, source: str) -> ModuleType:

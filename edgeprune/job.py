@@ -43,6 +43,7 @@ class Job:
     search: Search
     plan: PruningPlan | None
     out: Path
+    threads: int | None
     assumed: tuple[str, ...]
 
 
@@ -70,7 +71,8 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     search.check(plan)
     for text in assumed:
         told.say(f"assumed: {text}")
-    return Job(request, model, data, trainer, search, plan, out, tuple(assumed))
+    threads = request.threads or threads_for(model.program)
+    return Job(request, model, data, trainer, search, plan, out, threads, tuple(assumed))
 
 
 def _plan_in(path: Path) -> PruningPlan:

@@ -57,7 +57,7 @@ from edgeprune.runrecord import to_json
 from edgeprune.save import save_checkpoint, save_program
 from edgeprune.search import Candidate, Search
 from edgeprune.statistics import compare_accuracy
-from edgeprune.train import evaluate, fit, float_type
+from edgeprune.train import evaluate, fit, float_type, threads_set
 from edgeprune.validate import validate_files
 
 _PARITY_SAMPLES = 256
@@ -128,7 +128,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
     """
     told, start = progress or Silent(), time.perf_counter()
     job = prepare(request, told)
-    with staged_folder(job.out, request.force) as folder:
+    with staged_folder(job.out, request.force) as folder, threads_set(job.threads):
         best = job.search.run() if job.plan is None else job.search.replay(job.plan)
         record = replace(_measured(job, job.search, best, told), seconds=time.perf_counter() - start)
         assert best.plan is not None

@@ -25,6 +25,7 @@ from edgeprune.train import evaluate, fit
 _TAYLOR_BATCHES = 64
 _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
 _FACTOR = 0.7  # share of the MACs (or features) that one step keeps
+_FEATURE_SHARE = 0.5  # of the accuracy budget may go into dropping input features; channels need the rest
 _PATIENCE = 2  # how often a step that lost too much is tried again at half its size
 _ROUNDS = 2  # how often what lost too much is finetuned again before it is given up
 
@@ -199,7 +200,7 @@ class Search:
         best, factor, failures = start, _FACTOR, 0
         while best.n_features is not None and best.n_features > 1 and failures <= _PATIENCE:
             target = min(best.n_features - 1, max(1, int(best.n_features * factor)))
-            accepted = self._judged(self._try(best, n_features=target, keep_macs=None))
+            accepted = self._judged(self._try(best, n_features=target, keep_macs=None), _FEATURE_SHARE)
             if accepted is not None:
                 best = accepted
                 continue
@@ -253,11 +254,11 @@ class Search:
             return None
         return candidate if candidate.macs < best.macs else None
 
-    def _rescued(self, candidate: Candidate) -> Candidate:
+    def _rescued(self, candidate: Candidate, share: float = 1.0) -> Candidate:
         """Finetune again what lost too much, twice as long each time; the best of all rounds."""
         best = candidate
         for extra in range(1, _ROUNDS + 1):
-            if self._within(best) or self.trainer is None or self.trainer.settings.epochs == 0:
+            if self._within(best, share) or self.trainer is None or self.trainer.settings.epochs == 0:
                 break
             again = self._finetuned(candidate, extra)
             best = again if (again.val_accuracy or 0) > (best.val_accuracy or 0) else best
@@ -310,17 +311,17 @@ class Search:
             candidate = replace(candidate, program=reexport(module, example_inputs(candidate.program)))
         return replace(candidate, val_accuracy=trainer.val_accuracy(module))
 
-    def _within(self, candidate: Candidate) -> bool:
-        """Whether the accuracy budget holds."""
+    def _within(self, candidate: Candidate, share: float = 1.0) -> bool:
+        """Whether the accuracy budget, or a share of it, holds."""
         limit, dense, slim = self.budgets.max_drop, self.dense.val_accuracy, candidate.val_accuracy
         if limit is None or dense is None or slim is None:
             return True
-        return (dense - slim) * 100 <= limit + 1e-9
+        return (dense - slim) * 100 <= share * limit + 1e-9
 
-    def _judged(self, candidate: Candidate) -> Candidate | None:
+    def _judged(self, candidate: Candidate, share: float = 1.0) -> Candidate | None:
         """The candidate, finetuned once more if need be, or None where it loses too much all the same."""
-        candidate = self._rescued(candidate)
-        accepted = self._within(candidate)
+        candidate = self._rescued(candidate, share)
+        accepted = self._within(candidate, share)
         self._record(candidate, accepted)
         return candidate if accepted else None
 

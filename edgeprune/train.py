@@ -224,14 +224,21 @@ def _device(module: nn.Module) -> torch.device:
 @contextmanager
 def _seeded(settings: TrainSettings, device: torch.device) -> Iterator[None]:
     """Seed PyTorch and set its threads, then put both back."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), threads_set(settings.threads):
         torch.manual_seed(settings.seed)
-        torch.set_num_threads(settings.threads or threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+        yield
+
+
+@contextmanager
+def threads_set(threads: int | None) -> Iterator[None]:
+    """Let PyTorch use so many CPU threads, or as many as before for None; then put the number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

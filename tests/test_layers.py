@@ -16,7 +16,21 @@ import edgeprune
 PACKAGE = Path(edgeprune.__file__).parent
 LAYERS = (
     {"errors", "records", "progress"},
-    {"compat", "digests", "info", "files", "arch", "pt2", "load", "save", "data", "datasets", "runrecord", "graph"},
+    {
+        "compat",
+        "digests",
+        "info",
+        "files",
+        "userfile",
+        "arch",
+        "pt2",
+        "load",
+        "save",
+        "data",
+        "datasets",
+        "runrecord",
+        "graph",
+    },
     {"importance", "cost", "optim"},
     {"train", "planner", "pruning_plan", "search", "inspection", "surgery", "proof", "features", "statistics"},
     {"export", "validate", "latency", "job"},

@@ -133,7 +133,7 @@ def test_pictures_name_features_and_do_not_share_ids(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("features", "shape", "caption"),
     [
-        (InputFeatures(64, (0, 63)), [1, 8, 8], "8 × 8 pixels: coloured"),
+        (InputFeatures(64, (0, 63)), [1, 8, 8], "8 × 8 pixels: the stronger the colour"),
         (InputFeatures(3 * 16, (1, 17, 40)), [3, 4, 4], "3 values"),
         (InputFeatures(3, (0, 2), dim=1), [3, 32, 32], "Coloured columns"),
         (InputFeatures(500, tuple(range(0, 500, 3))), [500], "reading order"),

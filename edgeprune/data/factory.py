@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from edgeprune.data.arrays import Pair, from_arrays, pairs
 from edgeprune.data.limits import check_file, one_line
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.records import DataSource
+from edgeprune.userfile import import_file
 
 
 def open_factory(file: str, function: str, options: Mapping[str, str], seed: int) -> DataSource:
@@ -43,19 +42,10 @@ def open_factory(file: str, function: str, options: Mapping[str, str], seed: int
 
 def _load(path: Path, function: str) -> Callable[..., Any]:
     check_file(path, "a Python file")
-    spec = importlib.util.spec_from_file_location(f"edgeprune_data_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path}: expected a Python file")
-    module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)  # so that the file can import its neighbours
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        module = import_file(path, f"edgeprune_data_{path.stem}")
+    except (Exception, SystemExit) as error:
         raise InputError(f"{path}: importing it raised {one_line(error)}") from error
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
     factory = getattr(module, function, None)
     if not callable(factory):
         raise InputError(f"{path}: expected a function {function!r}, got nothing of that name that can be called")

@@ -42,7 +42,7 @@ def need(module: str, extra: str) -> Any:
         raise InputError(f"{module.split('.')[0]} is not installed: pip install {extra}") from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The first line of what a foreign error says, with its type, e.g. "KeyError: 'lost'"."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -97,7 +97,8 @@ def test_the_three_contracts_agree_on_the_whole_test_set(mlp_run: Run, exported:
     )
     assert len(full) == mlp_run.document["accuracy"]["n_samples"]
     assert np.abs(chained - full).max() <= 1e-4 and np.abs(firmware - full).max() <= 1e-4
-    labels = np.array([open_data("digits").test[index][1] for index in range(len(full))])
+    split = open_data("digits").test
+    labels = np.array([split[index][1] for index in range(len(full))])
     assert (full.argmax(axis=1) == labels).mean() == pytest.approx(mlp_run.document["accuracy"]["slim"])
 
 

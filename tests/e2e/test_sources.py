@@ -119,7 +119,7 @@ def test_a_large_network_without_data(tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(models.resnet18(num_classes=10).state_dict(), tmp_path / "resnet.pt")
     arch = ("--arch", "torchvision:resnet18?num_classes=10", "--input-shape", "3,64,64")
-    result = done(tmp_path, "compress", "resnet.pt", "--keep-macs", "0.5", *arch, "--json")
+    result = done(tmp_path, "compress", "resnet.pt", "--keep-macs", "0.5", *arch, "--threads", "1", "--json")
     assert assumed(result.err) == ["--out runs/resnet-1", "--criterion l2"]
     record = result.json
     assert record["slim"]["macs"] <= 0.5 * record["dense"]["macs"]
