@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -196,11 +196,26 @@ class Search:
         return best
 
     def _fewest_features(self, start: Candidate) -> Candidate:
-        """Remove features for as long as the accuracy holds."""
-        best, factor, failures = start, _FACTOR, 0
-        while best.n_features is not None and best.n_features > 1 and failures <= _PATIENCE:
+        """Remove features for as long as half of the accuracy budget lasts."""
+
+        def fewer(best: Candidate, factor: float) -> Candidate | None:
+            if best.n_features is None or best.n_features <= 1:
+                return None
             target = min(best.n_features - 1, max(1, int(best.n_features * factor)))
-            accepted = self._judged(self._try(best, n_features=target, keep_macs=None), _FEATURE_SHARE)
+            return self._try(best, n_features=target, keep_macs=None)
+
+        return self._shrunk(start, fewer, _FEATURE_SHARE)
+
+    def _shrunk(
+        self, start: Candidate, propose: Callable[[Candidate, float], Candidate | None], share: float
+    ) -> Candidate:
+        """Take what `propose` makes while the accuracy holds; a step that lost too much makes the next one smaller."""
+        best, factor, failures = start, _FACTOR, 0
+        while failures <= _PATIENCE:
+            candidate = propose(best, factor)
+            if candidate is None:
+                break
+            accepted = self._judged(candidate, share)
             if accepted is not None:
                 best = accepted
                 continue
@@ -215,7 +230,7 @@ class Search:
         if self.budgets.keep_macs is not None:
             best = self._down_to_macs(start, self.budgets.keep_macs * self.dense.macs)
         else:
-            best = self._fewest_macs(start)
+            best = self._shrunk(start, self._next, 1.0)
         if not self._within(best):
             raise BudgetError(self._missed(best))
         return best
@@ -229,21 +244,6 @@ class Search:
             if best.macs <= floor:
                 best = self._rescued(best)
             self._record(best, accepted=best.macs > floor or self._within(best))
-        return best
-
-    def _fewest_macs(self, start: Candidate) -> Candidate:
-        """Shrink for as long as the accuracy holds, in smaller steps after each that lost too much."""
-        best, factor, failures = start, _FACTOR, 0
-        while failures <= _PATIENCE:
-            candidate = self._next(best, factor)
-            if candidate is None:
-                break
-            accepted = self._judged(candidate)
-            if accepted is not None:
-                best = accepted
-                continue
-            failures += 1
-            factor = (1 + factor) / 2
         return best
 
     def _next(self, best: Candidate, ratio: float) -> Candidate | None:
@@ -318,7 +318,7 @@ class Search:
             return True
         return (dense - slim) * 100 <= share * limit + 1e-9
 
-    def _judged(self, candidate: Candidate, share: float = 1.0) -> Candidate | None:
+    def _judged(self, candidate: Candidate, share: float) -> Candidate | None:
         """The candidate, finetuned once more if need be, or None where it loses too much all the same."""
         candidate = self._rescued(candidate, share)
         accepted = self._within(candidate, share)
