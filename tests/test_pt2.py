@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import pickle
 import random
 import struct
@@ -725,3 +726,14 @@ def test_the_marker_attack_is_not_vacuous(tmp_path: Path) -> None:
 def test_write_records_is_deterministic() -> None:
     records = {"models/model.json": b"{}", "data/weights/weight_0": base64.b64decode(b"AAAA")}
     assert write_records(records) == write_records(dict(records))
+
+
+def test_paths_of_the_machine_that_exported_it_stay_there() -> None:
+    program = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
+    root = os.path.dirname(torch.__file__)
+    assert any(root in str(node.meta.get("stack_trace")) for node in program.graph.nodes)
+    data = write_program(program, {})
+    assert os.path.dirname(root).encode() not in data
+    loaded, _ = read_program(data)
+    traces = [str(node.meta["stack_trace"]) for node in loaded.graph.nodes if node.name == "linear"]
+    assert 'File "site-packages/torch/nn/modules/linear.py"' in traces[0]

@@ -24,6 +24,7 @@ _MODULE_NAME = re.compile(r"[A-Za-z0-9_.\-/ :+@#=,]{0,1000}")
 _KEY = re.compile(r"[^\"'\\\x00-\x1f]{1,200}")
 # Serialized type: whether it has keys.
 _TREES = {"builtins.tuple": False, "builtins.list": False, "builtins.dict": True, "collections.OrderedDict": True}
+_PATH = re.compile(r'File "([^"\n]*)"')
 _MAX_TREE_DEPTH = 32
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 _STRIDED = 7
@@ -273,8 +274,15 @@ def _metadata(value: Any, where: str) -> dict[str, str]:
         item = _typed(value, dict, where).get(name)
         if type(item) is str and len(item) < 100_000 and item.replace("\n", "").isprintable():
             if name == "stack_trace" or all(_is_stack_entry(entry) for entry in item.split(";")):
-                kept[name] = item
+                kept[name] = _PATH.sub(_short_path, item)
     return kept
+
+
+def _short_path(match: re.Match[str]) -> str:
+    """Enough of a source file's path to know it by; where it lay on its machine is nobody's business."""
+    parts = match[1].replace("\\", "/").split("/")
+    start = parts.index("site-packages") if "site-packages" in parts else max(0, len(parts) - 2)
+    return f'File "{"/".join(parts[start:])}"'
 
 
 def _is_stack_entry(entry: str) -> bool:
