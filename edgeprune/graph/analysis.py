@@ -14,11 +14,12 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from edgeprune.graph import binding
+from edgeprune.graph import binding, reasons
 from edgeprune.graph.capture import size_hint
 from edgeprune.graph.findings import Finding, Hint, Source
 from edgeprune.graph.labels import Layer, Value, core, pack, spread, without_overlaps
 from edgeprune.graph.ops.registry import Call, Operator, lookup, operator_name
+from edgeprune.graph.reasons import Cause
 from edgeprune.graph.solve import Reason, Solver, count_units
 
 
@@ -88,7 +89,7 @@ class Analysis:
             labels, keep = choose(item)
             for dim in range(labels.dim()):
                 if dim != keep:
-                    self._unite(labels, labels.narrow(dim, 0, 1), "a unit must fill whole slices along one dim")
+                    self._unite(labels, labels.narrow(dim, 0, 1), reasons.WHOLE_SLICES)
         return self.solver.merge()
 
     def _lock_unresolved(self) -> bool:
@@ -99,7 +100,7 @@ class Analysis:
                 self._node = node
                 for value in call.values:
                     for layer in value.layers:
-                        self.lock(layer, "mixes units in a way that is not followed")
+                        self.lock(layer, reasons.NOT_FOLLOWED)
                 return self.solver.merge()
         return False
 
@@ -109,7 +110,8 @@ class Analysis:
         for source in self.sources.values():
             labels = canonical[source.ids]
             if source.kind == "tensor" and labels[0] > 0 and (labels == labels[0]).all():
-                reason = Reason(f"is all there is along dim {source.dim} of {source.name}", self._reader(source.name))
+                cause = reasons.whole_tensor(source.dim, source.name)
+                reason = Reason(cause.text, self._reader(source.name), cause.remedy)
                 self.solver.lock(torch.from_numpy(labels[:1]), reason)
         return self.solver.merge()
 
@@ -139,21 +141,21 @@ class Analysis:
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """The units of both are removed together or not at all."""
-        self._unite(left, right, "works on units together with ones that are locked")
+        self._unite(left, right, reasons.LOCKED_PARTNER)
 
-    def lock(self, layer: Layer, message: str) -> None:
-        """No unit of this layer may be removed; `message` completes "OPERATOR ...", e.g. "mixes channels"."""
-        self.solver.lock(core(layer), self._reason(message))
+    def lock(self, layer: Layer, told: Cause | str) -> None:
+        """No unit of this layer may be removed; see `reasons` for the causes, a text completes "OPERATOR ..."."""
+        self.solver.lock(core(layer), self._reason(told))
 
-    def fix(self, layer: Layer, dim: int, message: str) -> None:
+    def fix(self, layer: Layer, dim: int, told: Cause | str) -> None:
         """The layer must not vary along `dim`: units along it alone are locked, others are united along it."""
         if layer.pending or dim not in layer.dims:
             return
         if layer.dims == (dim,):
-            self.lock(layer, message)
+            self.lock(layer, told)
             return
         labels = core(layer)
-        self._unite(labels, labels.narrow(layer.dims.index(dim), 0, 1), message)
+        self._unite(labels, labels.narrow(layer.dims.index(dim), 0, 1), told)
 
     def prefer(self, layer: Layer, dim: int) -> None:
         """Where nothing forces it otherwise, this layer should vary along `dim` alone."""
@@ -169,7 +171,7 @@ class Analysis:
                 if len(dims) > 1 or bool((core(layer) != 0).any()):
                     kept.append(layer)
             elif layer.labels.numel() and int(layer.labels.reshape(-1)[0]) > 0:
-                self.solver.lock(layer.labels.reshape(-1)[:1], self._reason("takes a single unit out of its dim"))
+                self.solver.lock(layer.labels.reshape(-1)[:1], self._reason(reasons.SINGLE_UNIT))
         return Value(tuple(shape), tuple(without_overlaps(kept)))
 
     def aliases(self, name: str) -> list[str]:
@@ -322,7 +324,7 @@ class Analysis:
         for value in call.values:
             if value is not raw:
                 for layer in value.layers:
-                    self.lock(layer, "meets the whole input")
+                    self.lock(layer, reasons.WHOLE_INPUT)
         return Value(call.shape, tuple(Layer(layer.labels, False) for layer in raw.layers), raw=True)
 
     def _constant(self, result: Any) -> Any:
@@ -347,26 +349,27 @@ class Analysis:
         """An operator without a rule: never guess."""
         for value in call.values:
             for layer in value.layers:
-                self.lock(layer, "has no rule")
+                self.lock(layer, reasons.NO_RULE)
         return tree_map_only(tuple, lambda s: Value(s), call.shape, is_leaf=binding.is_shape)
 
     def _output(self, node: fx.Node) -> None:
         def lock(value: Any) -> Any:
             if isinstance(value, Value):
                 for layer in value.layers:
-                    self.lock(layer, "is the model's output")
+                    self.lock(layer, reasons.OUTPUT)
             return None
 
         fx.node.map_arg(node.args, lambda n: tree_map(lock, self.env[n]))
 
-    def _unite(self, left: Tensor, right: Tensor, message: str) -> None:
-        self.solver.unite(left, right, self._reason(message))
+    def _unite(self, left: Tensor, right: Tensor, told: Cause | str) -> None:
+        self.solver.unite(left, right, self._reason(told))
 
-    def _reason(self, message: str) -> Reason:
+    def _reason(self, told: Cause | str) -> Reason:
         node = self._node
         assert node is not None
         name = operator_name(node.target) if node.op == "call_function" else node.name
-        return Reason(f"{name} {message}", node.name)
+        cause = reasons.cause_of(told)
+        return Reason(f"{name} {cause.text}", node.name, cause.remedy)
 
 
 def _same_objects(left: Sequence[Any], right: Sequence[Any]) -> bool:

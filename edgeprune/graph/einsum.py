@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from edgeprune.graph import reasons
 from edgeprune.graph.labels import Layer, Value, core, remainder
+from edgeprune.graph.reasons import Cause
 
 if TYPE_CHECKING:
     from edgeprune.graph.analysis import Analysis
@@ -38,11 +40,11 @@ class Operand:
         """The layers that vary along a letter."""
         return [layer for layer in self.value.layers if letter in self.over(layer)]
 
-    def fix(self, analysis: Analysis, letter: str, message: str) -> None:
+    def fix(self, analysis: Analysis, letter: str, told: Cause | str) -> None:
         """No unit may vary along this letter."""
         if letter in self.letters:
             for layer in self.value.layers:
-                analysis.fix(layer, self.letters.index(letter), message)
+                analysis.fix(layer, self.letters.index(letter), told)
 
 
 def unify(analysis: Analysis, operands: Sequence[Operand]) -> None:
@@ -55,7 +57,7 @@ def unify(analysis: Analysis, operands: Sequence[Operand]) -> None:
         uncovered = [operand for operand in sharing if not operand.on(letter)]
         if uncovered:
             for operand in sharing:
-                operand.fix(analysis, letter, "works on units together with a dim that cannot be pruned")
+                operand.fix(analysis, letter, reasons.UNPRUNABLE_DIM)
             continue
         for other in sharing[1:]:
             _match(analysis, sharing[0], other, letter)
@@ -94,7 +96,7 @@ def _match_alone(
         return
     for operand, layers in (one, other):
         for layer in layers:
-            analysis.fix(layer, operand.letters.index(letter), "mixes units in two different patterns")
+            analysis.fix(layer, operand.letters.index(letter), reasons.TWO_PATTERNS)
 
 
 def _only(operand: Operand, layers: Iterable[Layer], letter: str) -> list[Layer]:
@@ -128,7 +130,7 @@ def contract(
     """
     for operand in operands:
         for letter in fixed:
-            operand.fix(analysis, letter, "mixes all positions of this dim")
+            operand.fix(analysis, letter, reasons.ALL_POSITIONS)
     unify(analysis, operands)
     _count(analysis, operands)
     layers: list[Layer] = []
@@ -162,7 +164,7 @@ def _stop(
     if not analysis.settled or len(over) != 1 or over[0] in out:
         return
     if not any(twin.zero for other in operands for twin in other.on(over[0])):
-        analysis.lock(layer, "sums over units that do not read zero when they are removed")
+        analysis.lock(layer, reasons.NOT_ZERO)
 
 
 def _carry(

@@ -14,10 +14,11 @@ from edgeprune.graph.labels import FIXED
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why units are locked: what happened, at which node of the graph."""
+    """Why units are locked: what happened, at which node of the graph, and what would unlock them."""
 
     message: str
     node: str
+    remedy: str = ""
 
 
 class Solver:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgeprune.graph import reasons
 from edgeprune.graph.einsum import Operand, contract, unify
 from edgeprune.graph.labels import Layer, Value, pack
 from edgeprune.graph.ops.registry import Call, operator
@@ -89,7 +90,7 @@ def einsum(analysis: Analysis, call: Call) -> Value:
     if not plain:
         for value in call.values:
             for layer in value.layers:
-                analysis.lock(layer, f"with the equation {equation!r} is not followed")
+                analysis.lock(layer, reasons.equation(equation))
         return Value(call.shape)
     operands = [Operand(value, tuple(term)) for value, term in zip(call.values, terms, strict=True)]
     return contract(analysis, operands, tuple(right), call.shape)
@@ -181,7 +182,7 @@ def attention(analysis: Analysis, call: Call) -> Value:
         shared = (*lead[:-1], "g")
         for value in (q, k, v):
             for layer in value.layers:
-                analysis.fix(layer, len(value.shape) - 3, "shares heads")
+                analysis.fix(layer, len(value.shape) - 3, reasons.SHARED_HEADS)
     logits_shape = (*call.shape[:-1], k.shape[-2])
     logits = contract(
         analysis,

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeprune.graph import binding
+from edgeprune.graph import binding, reasons
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import FIXED, Layer, Value, core, pack, reshape_labels, spread
 from edgeprune.graph.ops.registry import Call, operator
+from edgeprune.graph.reasons import Cause
 
 if TYPE_CHECKING:
     from edgeprune.graph.analysis import Analysis
@@ -99,16 +100,16 @@ operator("channel_shuffle", "native_channel_shuffle", rewrite=_rewrite_channel_s
 def moved_in_blocks(analysis: Analysis, call: Call) -> Any:
     """Labels go along, but blocks, windows and lines must stay whole: units may vary along one dim that is kept."""
     if len(call.values) > 1:  # repeats that are computed
-        return lock_all(analysis, call, "repeats by a computed count")
+        return lock_all(analysis, call, reasons.COMPUTED_REPEATS)
     x = call.input
     for layer in x.layers:
         for dim in _block_dims(call, len(x.shape)):
-            analysis.fix(layer, dim, "takes blocks along this dim")
+            analysis.fix(layer, dim, reasons.BLOCKS)
     result: Value = moved(analysis, call)
     if call.name == "pixel_shuffle":
         for layer in result.layers:
             for dim in (len(x.shape) - 2, len(x.shape) - 1):
-                analysis.fix(layer, dim, "spreads channels over positions")
+                analysis.fix(layer, dim, reasons.SPREAD)
     return result
 
 
@@ -122,11 +123,11 @@ def _block_dims(call: Call, rank: int) -> tuple[int, ...]:
     return () if call.name == "repeat_interleave" else (rank - 2, rank - 1)
 
 
-def lock_all(analysis: Analysis, call: Call, message: str) -> Any:
+def lock_all(analysis: Analysis, call: Call, told: Cause | str) -> Any:
     """Nothing that goes in may be pruned."""
     for value in call.values:
         for layer in value.layers:
-            analysis.lock(layer, message)
+            analysis.lock(layer, told)
     return torch.utils._pytree.tree_map_only(tuple, lambda s: Value(s), call.shape, is_leaf=binding.is_shape)
 
 
@@ -147,7 +148,7 @@ def pad(analysis: Analysis, call: Call) -> Value:
         if not plain:
             for dim in layer.dims:
                 if shape[dim] != x.shape[dim]:
-                    analysis.fix(layer, dim, "repeats positions of this dim")
+                    analysis.fix(layer, dim, reasons.REPEATED)
         layers.append(Layer(spread(core(layer), layer.dims, shape), layer.zero and (value == 0 or not plain)))
     return analysis.value(shape, [layer for layer in layers if layer.dims])
 
@@ -283,7 +284,7 @@ def index_select(analysis: Analysis, call: Call) -> Any:
         return moved(analysis, call)
     dim = call["dim"] % len(call["self"].shape)
     for layer in call["self"].layers:
-        analysis.fix(layer, dim, "selects along this dim by an index that is computed")
+        analysis.fix(layer, dim, reasons.COMPUTED_INDEX)
     layers = [layer for layer in call["self"].layers if dim not in layer.dims]
     shape = call.shape
     narrow = [Layer(layer.labels.narrow(dim, 0, 1).expand(shape), layer.zero) for layer in layers]
@@ -311,11 +312,11 @@ def index(analysis: Analysis, call: Call) -> Any:
     if not constant or len(used) != 1 or len(indices[used[0]].shape) != 1 or indices[used[0]].const.dtype == torch.bool:
         for layer in x.layers:
             for dim in used:
-                analysis.fix(layer, dim, "selects along this dim by several or computed indices")
+                analysis.fix(layer, dim, reasons.SEVERAL_INDICES)
         if not constant:
             for layer in x.layers:
                 for dim in layer.dims:
-                    analysis.fix(layer, dim, "is indexed by computed indices")
+                    analysis.fix(layer, dim, reasons.INDEXED)
             return Value(call.shape)
     return moved(analysis, call)
 
@@ -385,7 +386,7 @@ def embedding(analysis: Analysis, call: Call) -> Value:
     """Rows are looked up and stay; columns are channels."""
     weight = call["weight"]
     for layer in weight.layers:
-        analysis.fix(layer, 0, "is looked up by index")
+        analysis.fix(layer, 0, reasons.LOOKED_UP)
     layers = []
     for layer in weight.on(1):
         if layer.dims == (1,):

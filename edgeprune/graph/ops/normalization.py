@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgeprune.graph import reasons
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import Layer, Value
 from edgeprune.graph.ops.contraction import reshaped
@@ -25,7 +26,7 @@ def batch_norm(analysis: Analysis, call: Call) -> Value:
     if call.name == "instance_norm":
         for layer in x.layers:
             for dim in range(2, len(x.shape)):
-                analysis.fix(layer, dim, "normalises over this dim")
+                analysis.fix(layer, dim, reasons.NORMALISED)
     shift_is_zero = "bias" not in vectors or any(layer.zero for layer in vectors["bias"].layers)
     scaled = any(layer.zero for name in ("weight",) if name in vectors for layer in vectors[name].layers)
     layers = tuple(Layer(y.labels, shift_is_zero and (scaled or y.zero)) if y.dims == (1,) else y for y in x.layers)
@@ -54,7 +55,7 @@ def layer_norm(analysis: Analysis, call: Call) -> Value:
             analysis.mark_renormalised(layer)
         elif inside and not layer.pending:
             for dim in sorted(inside):  # heads x channels, normalised over channels: whole heads are exact
-                analysis.fix(layer, dim, "normalises over this dim")
+                analysis.fix(layer, dim, reasons.NORMALISED)
         zero = bool(affine) and all(any(y.zero for y in value.layers) for value in affine) if inside else False
         layers.append(Layer(layer.labels, zero))
     return Value(x.shape, tuple(layers))
@@ -80,9 +81,9 @@ def group_norm(analysis: Analysis, call: Call) -> Value:
     else:
         grouped = reshaped(x, (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]))
         for layer in grouped.layers:
-            analysis.fix(layer, 2, "normalises over this dim")
+            analysis.fix(layer, 2, reasons.NORMALISED)
     for layer in x.layers:
         for dim in range(2, len(x.shape)):
-            analysis.fix(layer, dim, "normalises over this dim")
+            analysis.fix(layer, dim, reasons.NORMALISED)
     affine_zero = len(affine) == 2 and all(any(y.zero for y in value.layers) for value in affine)
     return Value(x.shape, tuple(Layer(layer.labels, affine_zero) for layer in x.layers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.graph import reasons
 from edgeprune.graph.einsum import Operand, contract
 from edgeprune.graph.labels import Layer, Value, pack, remainder
 from edgeprune.graph.ops.contraction import reshaped
@@ -67,7 +68,7 @@ def other_reduction(analysis: Analysis, call: Call) -> Any:
     x, reduced = call.input, _reduced_dims(call)
     for layer in x.layers:
         for dim in reduced:
-            analysis.fix(layer, dim, "depends on all units of this dim")
+            analysis.fix(layer, dim, reasons.ALL_UNITS)
     rest = [d for d in range(len(x.shape)) if d not in reduced]
     keeps_zero = call.name in ("amax", "amin", "max", "min", "var", "std", "cumsum")
     return _each_result(call, x, rest, keeps_zero)
@@ -93,7 +94,7 @@ def softmax(analysis: Analysis, call: Call) -> Value:
     x = call["self"]
     dim = call["dim"] % len(x.shape)
     for layer in x.layers:
-        analysis.fix(layer, dim, "normalises over this dim")
+        analysis.fix(layer, dim, reasons.NORMALISED)
     return _each_result(call, x, [d for d in range(len(x.shape)) if d != dim], keeps_zero=False)
 
 
@@ -121,7 +122,7 @@ def windowed(analysis: Analysis, call: Call) -> Any:
     trailing = range(rank - _window(call), rank)
     for layer in x.layers:
         for dim in trailing:
-            analysis.fix(layer, dim, "mixes all positions of this dim")
+            analysis.fix(layer, dim, reasons.ALL_POSITIONS)
     return _each_result(call, x, [d for d in range(rank) if d not in trailing], keeps_zero=True)
 
 
@@ -135,5 +136,5 @@ def fold(analysis: Analysis, call: Call) -> Value:
     rank = len(split.shape)
     for layer in split.layers:
         for dim in (rank - 2, rank - 1):
-            analysis.fix(layer, dim, "adds up windows")
+            analysis.fix(layer, dim, reasons.WINDOWS)
     return _each_result(call, split, list(range(rank - 2)), keeps_zero=True)

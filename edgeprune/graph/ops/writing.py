@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgeprune.graph import reasons
 from edgeprune.graph.einsum import unify
 from edgeprune.graph.labels import Layer, Value, pack
 from edgeprune.graph.ops.pointwise import align
@@ -73,7 +74,7 @@ def _scatter(analysis: Analysis, call: Call, window: Any) -> Value:
     part = Value(source.shape, tuple(pack(window(layer.labels), layer.zero) for layer in target.layers))
     for layer in part.layers:
         if not layer.dims:  # a single unit of the dim is written to
-            analysis.lock(layer, "writes to a single unit of its dim")
+            analysis.lock(layer, reasons.SINGLE_WRITE)
     part = Value(part.shape, tuple(layer for layer in part.layers if layer.dims))
     unify(analysis, [align(part, len(source.shape)), align(source, len(source.shape))])
     layers = []
