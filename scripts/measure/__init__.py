@@ -1,0 +1,1 @@
+"""What the measuring scripts share: the list of networks, one network's measurements, the documents."""
