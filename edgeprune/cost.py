@@ -16,6 +16,14 @@ from edgeprune.graph.capture import Program, example_inputs
 from edgeprune.graph.groups import ChannelGraph
 
 
+def _fused_lstm(steps: torch.Size, w_ih: torch.Size, w_hh: torch.Size, *_: Any, **__: Any) -> int:
+    """FLOPs of one direction of an LSTM layer, `steps` `(time, batch, features)`; PyTorch has no formula for it."""
+    return 2 * steps[0] * steps[1] * (w_ih.numel() + w_hh.numel())
+
+
+_FORMULAS = {torch.ops.aten.mkldnn_rnn_layer: _fused_lstm}
+
+
 class _PerNode(fx.Interpreter):
     """Runs a graph on fake tensors and notes the floating-point operations of every node."""
 
@@ -24,7 +32,7 @@ class _PerNode(fx.Interpreter):
         self.macs: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
             result = super().run_node(n)
         if counter.get_total_flops():
             self.macs[n.name] = counter.get_total_flops() // 2
@@ -84,8 +92,12 @@ class CostModel:
         n_units = np.array([group.n_units for group in graph.groups])
         by_node = macs_by_node(graph.analysis.program)  # its nodes are the ones that the graph knows
         self.total = sum(by_node.values())
+        costs = graph.costs
+        whole: list[tuple[float, list[np.ndarray]]] = [(1.0, [])]
         self.products = [
-            _product(base, graph.factors.get(name, []), group_of, n_units) for name, base in by_node.items()
+            _product(round(base * share), vectors, group_of, n_units)
+            for name, base in by_node.items()
+            for share, vectors in costs.get(name, whole)
         ]
         self.touching: list[list[int]] = [[] for _ in graph.groups]
         for index, product in enumerate(self.products):

@@ -186,7 +186,7 @@ def _protected(graph: ChannelGraph, scores: Sequence[np.ndarray]) -> list[np.nda
     group_of[0] = len(graph.groups)  # fixed elements stay, and so does the dim
     protected = [np.zeros(group.n_units, dtype=bool) for group in graph.groups]
     sources = [graph.analysis.solver.canonical[s.ids] for s in graph.analysis.sources.values() if s.kind == "tensor"]
-    products = [labels for vectors in graph.factors.values() for labels in vectors]
+    products = [labels for terms in graph.costs.values() for _, vectors in terms for labels in vectors]
     for labels in (*sources, *products):
         numbers = np.unique(group_of[labels])
         if len(numbers) > 1 or not 0 <= numbers[0] < len(graph.groups):

@@ -127,9 +127,9 @@ class Analysis:
         return {node: finding.call for node, finding in self._findings.items() if finding.call is not None}
 
     @property
-    def factors(self) -> dict[fx.Node, list[np.ndarray]]:
-        """For each node the labels of the dims that its cost is proportional to."""
-        return {node: finding.factors for node, finding in self._findings.items() if finding.factors}
+    def costs(self) -> dict[fx.Node, list[tuple[float, list[np.ndarray]]]]:
+        """For each node the summands of its cost: a share and the labels of the dims that it is proportional to."""
+        return {node: finding.cost() for node, finding in self._findings.items() if finding.factors}
 
     @property
     def renormalised(self) -> np.ndarray:
@@ -159,8 +159,14 @@ class Analysis:
 
     def prefer(self, layer: Layer, dim: int) -> None:
         """Where nothing forces it otherwise, this layer should vary along `dim` alone."""
-        if not layer.pending and len(layer.dims) > 1:
+        undecided = any(layer is other for other in self._finding.undecided)
+        if not undecided and not layer.pending and len(layer.dims) > 1:
             self._finding.hints.append(Hint(core(layer), layer.dims.index(dim)))
+
+    def choose_later(self, layers: Sequence[Layer]) -> None:
+        """Along which dim these layers vary is left to other calls, and else to the number of units."""
+        self._finding.undecided = tuple(layers)
+        self._finding.conflicts.extend(core(layer) for layer in layers if not layer.pending)
 
     def value(self, shape: Sequence[int], layers: Sequence[Layer]) -> Value:
         """A rule's result: layers that label nothing are dropped, and one that does not vary is locked."""
@@ -205,8 +211,11 @@ class Analysis:
 
     def add_factors(self, layers: Sequence[Layer]) -> None:
         """The cost of the present node is proportional to the kept share of each of these layers."""
-        vectors = [core(layer).numpy() for layer in layers if len(layer.dims) == 1 and not layer.pending]
-        self._finding.factors.extend(vectors)
+        self._finding.factors.extend(_vectors(layers))
+
+    def add_term(self, share: float, layers: Sequence[Layer]) -> None:
+        """A share of the present node's cost is proportional to the kept share of each of these layers alone."""
+        self._finding.terms.append((share, _vectors(layers)))
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -381,6 +390,10 @@ def _same_result(left: Any, right: Any) -> bool:
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(_same_result, left, right))
     return isinstance(left, Value) and isinstance(right, Value) and left.same_as(right)
+
+
+def _vectors(layers: Sequence[Layer]) -> list[np.ndarray]:
+    return [core(layer).numpy() for layer in layers if len(layer.dims) == 1 and not layer.pending]
 
 
 def _hinted(hint: Hint) -> tuple[Tensor, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.labels import Value
@@ -17,6 +19,7 @@ from edgeprune.graph.ops.registry import Call, lookup
 GATHER = "edgeprune_keep_"  # + the input's name: buffer with the kept features' indices
 _INDEX = "edgeprune_index_"  # + a number: buffer with indices into a pruned dim
 _aten = torch.ops.aten
+_UNIFORM = {_aten.zeros.default, _aten.ones.default, _aten.full.default}  # (size, ...): the same number everywhere
 
 
 class Edit:
@@ -115,10 +118,15 @@ class Edit:
         if old == new:
             return size
         graph = self.module.graph
+        divisor = math.gcd(old, new)
+        times, parts = _factors(size)
+        if times * (new // divisor) % (old // divisor) == 0:  # 32 * batch -> 20 * batch: nothing is left to divide
+            with graph.inserting_after(size):
+                return graph.call_function(operator.mul, (times * new // old, parts))
         with graph.inserting_after(size):
-            product = graph.call_function(operator.mul, (size, new))
+            product = graph.call_function(operator.mul, (size, new // divisor))
         with graph.inserting_after(product):
-            return graph.call_function(operator.floordiv, (product, old))
+            return graph.call_function(operator.floordiv, (product, old // divisor))
 
     # -- inputs and constants --------------------------------------------------------------------------------------
 
@@ -174,19 +182,28 @@ class Edit:
     def _slice_constants(self, node: fx.Node) -> None:
         """Constants are sliced where they meet labelled values; before that they are made in their full size."""
         for argument in node.all_input_nodes:
+            sliced = self._nodes.get(argument)
             for dim in range(len(getattr(self.analysis.env[argument], "shape", ()))):
                 source = self.analysis.sources.get(("constant", argument.name, dim))
                 if source is None:
                     continue
                 positions = np.flatnonzero(self.keep[self.analysis.solver.canonical[source.ids]])
                 if len(positions) < len(source.ids):
-                    self._select_argument(self._nodes[node], self._nodes[argument], dim, positions)
+                    assert sliced is not None
+                    sliced = self._select_argument(self._nodes[node], sliced, dim, positions)
 
-    def _select_argument(self, node: fx.Node, argument: fx.Node, dim: int, positions: np.ndarray) -> None:
-        with self.module.graph.inserting_before(node):
-            index = self.module.graph.get_attr(self._buffer(_INDEX, positions))
-            selected = self.module.graph.call_function(_aten.index_select.default, (argument, dim, index))
+    def _select_argument(self, node: fx.Node, argument: fx.Node, dim: int, positions: np.ndarray) -> fx.Node:
+        graph = self.module.graph
+        with graph.inserting_before(node):
+            if argument.target in _UNIFORM:  # made smaller from the start
+                sizes: Any = argument.args[0]
+                sizes = [len(positions) if d == dim else size for d, size in enumerate(sizes)]
+                selected = graph.call_function(argument.target, (sizes, *argument.args[1:]), argument.kwargs)
+            else:
+                index = graph.get_attr(self._buffer(_INDEX, positions))
+                selected = graph.call_function(_aten.index_select.default, (argument, dim, index))
         node.replace_input_with(argument, selected)
+        return selected
 
     def _insert_after(self, node: fx.Node, target: Any, arguments: Any) -> fx.Node:
         args = arguments(node)
@@ -206,7 +223,8 @@ class Edit:
 
 def _counterparts(program: ExportedProgram, edited: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Each call and each input of a program -> its node in the module made of it, where names may differ."""
-    user_inputs = set(program.graph_signature.user_inputs)
+    specs = program.graph_signature.input_specs
+    user_inputs = {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}  # numbers among them too
     inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
     found = dict(zip(inputs, (node for node in edited.nodes if node.op == "placeholder"), strict=True))
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
@@ -216,6 +234,17 @@ def _counterparts(program: ExportedProgram, edited: fx.Graph) -> dict[fx.Node, f
             raise AssertionError(f"{node.name} is not {counterpart.name}")
         found[node] = counterpart
     return found
+
+
+def _factors(size: fx.Node) -> tuple[int, fx.Node]:
+    """A symbolic size as a number times another one: `mul(32, batch)` -> (32, batch), `batch` -> (1, batch)."""
+    if size.target is operator.mul:
+        one, other = size.args
+        if isinstance(one, int) and isinstance(other, fx.Node):
+            return one, other
+        if isinstance(other, int) and isinstance(one, fx.Node):
+            return other, one
+    return 1, size
 
 
 def _position(call: Call, name: str) -> int:

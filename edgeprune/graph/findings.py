@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from edgeprune.graph.labels import Layer
 from edgeprune.graph.ops.registry import Call
 
 
@@ -37,8 +38,10 @@ class Hint:
 class Finding:
     """What a node's rule made of its inputs; it stands until they change.
 
-    `factors`: the node's cost is proportional to the kept share of each of these labels. `renormalised`: units whose
-    removal changes the statistics of a normalisation. `hints`, `conflicts`: layers that still vary along several dims.
+    `factors`: the node's cost is proportional to the kept share of each of these labels; where it is a sum, `terms`
+    holds the share of each summand and the labels that it is proportional to. `renormalised`: units whose removal
+    changes the statistics of a normalisation. `hints`, `conflicts`: layers that still vary along several dims; the
+    node gives no hints for `undecided` ones.
     """
 
     inputs: tuple[Any, ...]
@@ -46,6 +49,12 @@ class Finding:
     call: Call | None = None
     result: Any = None
     factors: list[np.ndarray] = field(default_factory=list)
+    terms: list[tuple[float, list[np.ndarray]]] = field(default_factory=list)
     renormalised: list[np.ndarray] = field(default_factory=list)
     hints: list[Hint] = field(default_factory=list)
+    undecided: tuple[Layer, ...] = ()
     conflicts: list[Tensor] = field(default_factory=list)
+
+    def cost(self) -> list[tuple[float, list[np.ndarray]]]:
+        """The summands of the node's cost: the share of each and the labels that it is proportional to."""
+        return self.terms or [(1.0, self.factors)]

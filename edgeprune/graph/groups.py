@@ -82,9 +82,9 @@ class ChannelGraph:
     analysis: Analysis
 
     @property
-    def factors(self) -> dict[str, list[np.ndarray]]:
-        """Node name -> unit labels of each dim that its number of operations is proportional to."""
-        return {node.name: vectors for node, vectors in self.analysis.factors.items()}
+    def costs(self) -> dict[str, list[tuple[float, list[np.ndarray]]]]:
+        """Node name -> the summands of its number of operations: a share, and the unit labels of each dim in it."""
+        return {node.name: terms for node, terms in self.analysis.costs.items()}
 
     def slots(self) -> Iterator[tuple[ChannelGroup, Slot]]:
         """Every slot with its group."""
@@ -174,7 +174,10 @@ def _group_name(slots: tuple[Slot, ...]) -> str:
         if slot.kind == "input":
             return f"input {slot.name}"
     producers = [slot.name for slot in slots if slot.dim == 0 and slot.kind == "tensor"]
-    return (producers or [slot.name for slot in slots])[0].rpartition(".")[0] or slots[0].name
+    name = (producers or [slot.name for slot in slots])[0]
+    layer, _, attribute = name.rpartition(".")
+    several = attribute.startswith("weight_") and "_l" in attribute  # an LSTM holds the weights of all its layers
+    return name if several else layer or name
 
 
 def _locked(analysis: Analysis, canonical: np.ndarray) -> Iterator[LockedUnits]:

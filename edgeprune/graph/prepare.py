@@ -1,4 +1,5 @@
-"""What an analysis reads: the program without hidden writes, and with hand-written channel shuffles as one operator.
+"""What an analysis reads: the program without hidden writes, with hand-written channel shuffles as one operator, and with
+recurrent layers each in a call of its own.
 
 Between the views of a shuffle the channels lie in a grid, which would have to lose whole rows or columns; seen as one
 operator it only reorders them, and every channel can go by itself.
@@ -16,6 +17,7 @@ from torch.export import ExportedProgram
 from edgeprune.graph import binding
 from edgeprune.graph.capture import Program, size_hint
 from edgeprune.graph.labels import pack, reshape_labels, spread
+from edgeprune.graph.unstack import with_single_layers
 from edgeprune.graph.writes import functional
 
 _aten = torch.ops.aten
@@ -26,7 +28,7 @@ _SAME = {_aten.contiguous.default, _aten.clone.default}
 
 def prepared(program: ExportedProgram) -> ExportedProgram:
     """The program as it is analysed, cut and masked; computes the same, and may be the same object."""
-    return with_shuffles(functional(program))
+    return with_single_layers(with_shuffles(functional(program)))
 
 
 def with_shuffles(program: ExportedProgram) -> ExportedProgram:

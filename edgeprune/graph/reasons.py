@@ -80,6 +80,10 @@ NOT_ZERO = Cause(
 SHARED_HEADS = Cause(
     "shares heads", "give keys and values as many heads as queries; channels within the heads: --attention head-dim"
 )
+PACKED = Cause("takes packed sequences", "pad the sequences to one length and leave pack_padded_sequence away")
+DIRECTIONS = Cause(
+    "holds the states of both directions along this dim", "make the initial states with the units along their last dim"
+)
 WINDOWS = Cause("adds up windows", "nothing: these are pixels")
 BLOCKS = Cause("takes blocks along this dim", "take the blocks along a dim that holds no channels")
 SPREAD = Cause("spreads channels over positions", "nothing for the channels that become pixels; whole blocks can go")
