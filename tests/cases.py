@@ -66,6 +66,29 @@ def flat_heads(m: Any, x: Tensor) -> Tensor:
     return m.out(torch.bmm(weights, v).unflatten(0, (-1, 4)).transpose(1, 2).flatten(2))
 
 
+def linear_attention(m: Any, x: Tensor) -> Tensor:
+    """4 heads of 3 channels over a grouped convolution; the values carry a constant one that sums up the weights."""
+    x = m.qkv(x)
+    x = torch.cat([x, m.mix(m.near(x))], 1).unflatten(1, (8, 9)).flatten(3).transpose(-1, -2)
+    q, k, v = x.chunk(3, -1)
+    v = F.pad(v, (0, 1), value=1.0)
+    both = q.relu() @ (k.relu().transpose(-1, -2) @ v)
+    return m.out((both[..., :-1] / (both[..., -1:] + 1)).transpose(-1, -2).flatten(1, 2).unflatten(-1, (8, 8)))
+
+
+def without_autocast(m: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return m.a(x).relu()
+
+
+def attends_and_joins(m: Any, x: Tensor) -> Tensor:
+    """Values with a column of ones for each head, by hand."""
+    q, k, v = (heads(part, 4) for part in m.qkv(x).chunk(3, -1))
+    v = torch.cat([v, v.new_ones(v.shape[0], 4, v.shape[2], 1)], -1)
+    both = (q @ k.transpose(-2, -1)).sigmoid() @ v
+    return m.out((both[..., :-1] / both[..., -1:]).transpose(1, 2).flatten(2))
+
+
 def zeroed_bias(m: Any, x: Tensor) -> Tensor:
     bias = m.b.clone()
     bias[2:5].zero_()
@@ -187,6 +210,9 @@ CASES: dict[str, Case] = {
     "offset in groups": Case(lambda: between(lambda m, x: m.g(x), g=conv(8, 8, groups=2)), (IMAGE,), 8),
     "conv1d": Case(
         lambda: Net(lambda m, x: m.b(m.a(x)).mean(2), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 4, 3)), ((3, 9),), 8),
+    "conv1d over rows of channels": Case(
+        lambda: tokens(lambda m, x: m.join(torch.stack([x.mean(1), x.amax(1)], 1)), join=nn.Conv1d(2, 1, 1)),
+        (TOKENS,), 8),
     "conv3d": Case(
         lambda: Net(lambda m, x: m.b(m.a(x)).mean((2, 3, 4)), a=nn.Conv3d(3, 8, 3), b=nn.Conv3d(8, 4, 1)),
         ((3, 4, 4, 4),), 8),
@@ -260,6 +286,7 @@ CASES: dict[str, Case] = {
     "repeat": Case(lambda: between(lambda m, x: x.repeat(1, 2, 1, 1), after=16), (IMAGE,), 8),
     "repeat interleave": Case(lambda: between(lambda m, x: x.repeat_interleave(2, 1), after=16), (IMAGE,), 8),
     "expand": Case(lambda: tokens(lambda m, x: x.mean(1, keepdim=True).expand(-1, 6, 8)), (TOKENS,), 8),
+    "part without autocast": Case(lambda: between(without_autocast, a=conv(8, 6), after=6), (IMAGE,), 14),
     "expand a parameter": Case(
         lambda: tokens(lambda m, x: torch.cat([m.cls.expand(x.shape[0], -1, -1), x], 1), cls=parameter(1, 1, 8)),
         (TOKENS,), 8),
@@ -331,6 +358,13 @@ CASES: dict[str, Case] = {
     "grouped queries": Case(lambda: tokens(grouped_queries, **few_heads()), (TOKENS,), 22),
     "grouped queries by repeating": Case(lambda: tokens(repeated_heads, **few_heads()), (TOKENS,), 18),
     "grouped queries by expanding": Case(lambda: tokens(expanded_heads, **few_heads()), (TOKENS,), 18),
+    "linear attention": Case(
+        lambda: between(
+            linear_attention, qkv=conv(8, 36), near=conv(36, 36, groups=36), mix=conv(36, 36, 1, groups=12),
+            out=conv(24, 8),
+        ), (IMAGE,), 20),
+    "attention with a column of ones": Case(
+        lambda: tokens(attends_and_joins, qkv=nn.Linear(8, 36), out=nn.Linear(12, 8)), (TOKENS,), 20),
     "cosine attention": Case(lambda: tokens(cosine, **projections()), (TOKENS,), 20),
     # several inputs, several outputs
     "two inputs": Case(

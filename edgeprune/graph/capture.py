@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import os
-import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from edgeprune.errors import CaptureError
+from edgeprune.graph.refusals import (
+    check_model,
+    check_program,
+    explain,
+    explain_fixed,
+    failure_on,
+    has_other_type,
+    quiet_torch,
+)
+from edgeprune.graph.regions import flattened
+from edgeprune.graph.sizes import Free, asked_dims, dynamic_shapes, first_fixed, input_values
 
 # Position of the train flag among an operator's arguments.
 _TRAIN_FLAG = {
@@ -27,6 +36,10 @@ _TRAIN_FLAG = {
     torch.ops.aten.alpha_dropout_.default: 2,
     torch.ops.aten.feature_alpha_dropout.default: 2,
     torch.ops.aten.rrelu.default: 3,
+    torch.ops.aten.lstm.input: 6,
+    torch.ops.aten.gru.input: 6,
+    torch.ops.aten.rnn_tanh.input: 6,
+    torch.ops.aten.rnn_relu.input: 6,
 }
 
 
@@ -100,32 +113,59 @@ def _own_tensors(module: nn.Module) -> None:
             setattr(owner, name, copies[id(tensor)])
 
 
-def capture(model: nn.Module, example_inputs: torch.Tensor | Sequence[Any]) -> Program:
+def capture(
+    model: nn.Module,
+    example_inputs: torch.Tensor | Sequence[Any],
+    *,
+    dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    dynamic: Mapping[str, Sequence[int]] | None = None,
+) -> Program:
     """Export `model` in eval mode with a dynamic batch (the first dim of every input tensor).
 
     Args:
         model: the network; left as it was.
         example_inputs: one tensor `(batch, ...)` or the sequence of positional arguments. A batch of 1 is doubled,
             so that no size is mistaken for a broadcast.
+        dynamic_batch: False fixes the batch at the example's, for a model that does so itself.
+        dynamic_size: height and width (all dims from the third on) are free too, as in a fully convolutional network.
+        dynamic: the free dims of the inputs that are named, in place of these rules; e.g. `{"tokens": (0, 1)}` for
+            sequences `(batch, length, channels)`, `{"table": ()}` for an input without a batch.
 
     Raises:
-        CaptureError: the forward cannot be traced; names the line that stopped it.
+        CaptureError: the model is quantised, complex, sparse or of mixed precision; it does not run on the inputs, its
+            forward cannot be traced, or it fixes a size that was to be free. Names the layer and the line.
     """
-    if isinstance(example_inputs, torch.Tensor):
-        example_inputs = (example_inputs,)
-    args = tuple(_at_least_two(value) for value in example_inputs)
+    args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else _positional(example_inputs)
+    check_model(model, args)
+    free = asked_dims(model, args, dynamic_batch, dynamic_size, dynamic or {})
+    args = _at_least_two(args, free)
     was_training = {name: module.training for name, module in model.named_modules()}
     model.eval()
     try:
-        return _export(model, args)
+        failure = failure_on(model, args) if has_other_type(model, args) else ""
+        if failure:
+            raise CaptureError(failure)
+        program = _export(model, args, free)
     finally:
         for name, module in model.named_modules():
             module.training = was_training[name]
+    check_program(model, program)
+    return program
 
 
-def reexport(module: fx.GraphModule, args: tuple[Any, ...]) -> Program:
-    """Export an edited graph again; `args` as for `capture`."""
-    return _export(module, args)
+def reexport(module: fx.GraphModule, args: tuple[Any, ...], free: Free | None = None) -> Program:
+    """Export an edited graph again.
+
+    Args:
+        module: as a program's `.module()` gives it.
+        args: its positional arguments.
+        free: the sizes that stay free, see `free_dims`; the batch of every tensor where it is left out.
+
+    Raises:
+        CaptureError: the graph does not run, or fixes a size that was free.
+    """
+    return _export(module, args, asked_dims(module, args, True, False, {}) if free is None else free)
 
 
 def example_inputs(program: ExportedProgram) -> tuple[Any, ...]:
@@ -134,9 +174,8 @@ def example_inputs(program: ExportedProgram) -> tuple[Any, ...]:
     Raises:
         CaptureError: the program takes keyword arguments.
     """
-    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    flat = [_example(values[name]) if isinstance(name, str) else name for name in program.graph_signature.user_inputs]
-    args, kwargs = torch.utils._pytree.tree_unflatten(flat, program.call_spec.in_spec)
+    flat = [_example(value) for value in input_values(program)]
+    args, kwargs = tree_unflatten(flat, program.call_spec.in_spec)
     if kwargs:
         raise CaptureError(f"the program takes keyword arguments ({', '.join(kwargs)}); expected positional ones alone")
     return tuple(args)
@@ -156,46 +195,54 @@ def size_hint(size: Any) -> Any:
     return size
 
 
-def _export(model: nn.Module, args: tuple[Any, ...]) -> Program:
-    batch = Dim("batch", min=1)
-    # A one-tuple-deep tree: every tensor argument has its first dim dynamic.
-    shapes = tuple({0: batch} if isinstance(value, torch.Tensor) and value.dim() else None for value in args)
+def _export(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:
     try:
-        with torch.no_grad():
-            return Program.adopt(
-                torch.export.export(model, args, dynamic_shapes=_by_signature(model, shapes), strict=False)
-            )
+        program = _exported(model, args, free, strict_batch=True)
     except Exception as error:
-        raise CaptureError(_explain(model, error)) from error
+        raise CaptureError(_why_not(model, args, free, error)) from error
+    fixed = first_fixed(program, free)
+    if fixed is not None:
+        raise CaptureError(explain_fixed(model, args, fixed))
+    return Program.adopt(flattened(program))
 
 
-def _by_signature(model: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Dynamic shapes follow the forward's signature: `*args` takes them as one nested tuple."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
-        return (shapes,)
-    return shapes
+def _exported(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch: bool) -> ExportedProgram:
+    shapes = dynamic_shapes(model, args, free, strict_batch)
+    with torch.no_grad(), quiet_torch():
+        return torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
 
 
-def _at_least_two(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == 1:
-        return torch.cat([value, value])
-    return value
+def _why_not(model: nn.Module, args: tuple[Any, ...], free: Free, error: Exception) -> str:
+    """Whether it fixes a size, which an export that lets sizes be fixed shows, or fails for another reason."""
+    try:
+        fixed = first_fixed(_exported(model, args, free, strict_batch=False), free)
+    except Exception:  # it fails anyhow: the first error says why
+        fixed = None
+    return explain(model, args, error) if fixed is None else explain_fixed(model, args, fixed)
 
 
-def _explain(model: nn.Module, error: Exception) -> str:
-    """One line: which class, what stopped the export, and in which line of the user's code."""
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    where = _user_line(error)
-    return (
-        f"{type(model).__name__} cannot be exported: {reason}"
-        + (f" (at {where})" if where else "")
-        + "; if only a part of the model depends on the data, export its backbone instead"
+def _positional(example_inputs: Any) -> tuple[Any, ...]:
+    if isinstance(example_inputs, (list, tuple)):
+        return tuple(example_inputs)
+    raise CaptureError(
+        "example inputs: expected a tensor or a sequence of positional arguments, "
+        f"got a {type(example_inputs).__name__}"
     )
 
 
-def _user_line(error: BaseException) -> str:
-    """The innermost frame of the traceback outside of PyTorch and edgeprune, as `file:line in function`."""
-    library = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(library)]
-    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+def _at_least_two(args: tuple[Any, ...], free: Free) -> tuple[Any, ...]:
+    """The arguments with a free batch of 1 doubled; other free sizes must be at least 2 already."""
+    leaves, tree = tree_flatten(args)
+    grown = []
+    for leaf, dims in zip(leaves, free, strict=True):
+        if 0 in dims and leaf.shape[0] == 1:
+            leaf = torch.cat([leaf, leaf])
+        for dim in sorted(dims):
+            if leaf.shape[dim] < 2:
+                raise CaptureError(
+                    f"example inputs: expected a size of at least 2 where it is to be free, got 1 for dim {dim} of "
+                    f"an input of shape {tuple(leaf.shape)}"
+                )
+        grown.append(leaf)
+    doubled: tuple[Any, ...] = tree_unflatten(grown, tree)
+    return doubled

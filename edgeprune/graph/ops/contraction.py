@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgeprune.graph import reasons
 from edgeprune.graph.einsum import Operand, contract, unify
 from edgeprune.graph.labels import Layer, Value, pack
@@ -97,28 +99,24 @@ def einsum(analysis: Analysis, call: Call) -> Value:
 
 
 def _rewrite_groups(edit: Edit, call: Call) -> None:
+    """As many groups as are left: each takes the input channels that its part of the weight has."""
     groups = call.get("groups", 1)
     if groups == 1:
         return
-    weight = call["weight"]
-    transposed = _is_transposed(call)
-    per_group = weight.shape[1]
-    channels = edit.kept_size(call["input"], 1)
-    if transposed:
-        in_per_group = call["input"].shape[1] // groups
-        kept_per_group = channels // groups if _same_offset(groups, in_per_group) else in_per_group
-        edit.set(call, "groups", channels // kept_per_group)
-        return
-    edit.set(call, "groups", channels // edit.kept_size(weight, 1) if per_group > 1 else channels)
+    channels = edit.kept_size(call["input"], len(call["input"].shape) - 1 - _spatial(call))
+    if _is_transposed(call):
+        kept = edit.kept(call["weight"], 0) // (call["weight"].shape[0] // groups)
+        edit.set(call, "groups", len(np.unique(kept)))
+    else:
+        edit.set(call, "groups", channels // edit.kept_size(call["weight"], 1))
 
 
 def _is_transposed(call: Call) -> bool:
     return call.name.startswith("conv_transpose") or bool(call.get("transposed", False))
 
 
-def _same_offset(groups: int, channels_per_group: int) -> bool:
-    """Whether a grouped convolution loses the same channel of every group, rather than whole groups."""
-    return groups < channels_per_group
+def _spatial(call: Call) -> int:
+    return len(call["weight"].shape) - 2
 
 
 @operator(
@@ -126,16 +124,18 @@ def _same_offset(groups: int, channels_per_group: int) -> bool:
     rewrite=_rewrite_groups,
 )  # fmt: skip
 def convolution(analysis: Analysis, call: Call) -> Value:
-    """`y[n, g, o, ...] = sum_{c, k} x[n, g, c, ...] w[g, o, c, k]`; positions are shared by all weights and stay whole.
+    """`y[n, g, o, ...] = sum_{c, k} x[n, g, c, ...] w[g, o, c, k]`; positions that a kernel mixes stay whole.
 
-    With groups there are two modes: whole groups go when there are at least as many groups as input channels in
-    each, else the same offset goes in every group.
+    With groups there are two modes: whole groups go, or the same offset goes in every group: whichever has more units
+    where no other call has a preference.
     """
     x, weight, groups = call["input"], call["weight"], call.get("groups", 1)
-    spatial = len(weight.shape) - 2
+    spatial = _spatial(call)
     batched = len(x.shape) == spatial + 2
     lead = ("n",) if batched else ()
     here, there, kernel = ([f"{kind}{d}" for d in range(spatial)] for kind in ("x", "y", "k"))
+    there = [here[d] if _keeps_position(call, d) else there[d] for d in range(spatial)]
+    mixed = [letter for letter in here if letter not in there]
     if _is_transposed(call):  # weight (in, out / groups, *kernel)
         w = reshaped(weight, (groups, weight.shape[0] // groups, *weight.shape[1:]))
         w_letters = ("g", "c", "o", *kernel)
@@ -149,21 +149,20 @@ def convolution(analysis: Analysis, call: Call) -> Value:
     x = reshaped(x, (*x.shape[:channel], groups, in_per_group, *x.shape[channel + 1 :]))
     operands = [Operand(x, (*lead, "g", "c", *here)), Operand(w, w_letters)]
     if groups > 1:
-        for operand in operands:
-            _prefer_mode(analysis, operand, "c" if _same_offset(groups, in_per_group) else "g")
+        shared = [layer for o in operands for layer in o.value.layers if set(o.over(layer)) == {"g", "c"}]
+        analysis.choose_later(shared)  # heads of an attention may lie across these groups
     out = call.shape
     grouped_shape = (*out[:channel], groups, out_per_group, *out[channel + 1 :])
-    result = contract(analysis, operands, (*lead, "g", "o", *there), grouped_shape, fixed=(*here, *kernel))
+    result = contract(analysis, operands, (*lead, "g", "o", *there), grouped_shape, fixed=(*mixed, *kernel))
     return add_bias(analysis, reshaped(result, out), call.get("bias"), channel)
 
 
-def _prefer_mode(analysis: Analysis, operand: Operand, letter: str) -> None:
-    """Channels seen as (groups, channels): keep the groups, or the offset within them."""
-    for layer in operand.value.layers:
-        over = operand.over(layer)
-        if len(over) > 1 and "g" in over:
-            other = next(x for x in over if x != "g")
-            analysis.prefer(layer, operand.letters.index("g" if letter == "g" else other))
+def _keeps_position(call: Call, d: int) -> bool:
+    """Whether the result at each position of spatial dim `d` comes from the same position alone."""
+    weight, stride = call["weight"], call.get("stride", 1)
+    step = stride if isinstance(stride, int) else stride[d % len(stride)]
+    from_end = d - _spatial(call)
+    return weight.shape[2 + d] == 1 and step == 1 and call.shape[from_end] == call["input"].shape[from_end]
 
 
 def _rewrite_attention(edit: Edit, call: Call) -> None:

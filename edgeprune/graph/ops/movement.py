@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeprune.graph import binding, reasons
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.labels import FIXED, Layer, Value, core, pack, reshape_labels, spread
+from edgeprune.graph.labels import FIXED, Layer, Value, core, pack, pending_labels, reshape_labels, spread
 from edgeprune.graph.ops.registry import Call, operator
 from edgeprune.graph.reasons import Cause
 
@@ -143,6 +143,11 @@ def pad(analysis: Analysis, call: Call) -> Value:
             whole = tuple(shape[d] if d not in layer.dims else n for d, n in enumerate(x.shape))
             sizes = [n if d // 2 in _from_last(layer, len(shape)) else 0 for d, n in enumerate(call["pad"])]
             labels = torch.nn.functional.pad(spread(core(layer), layer.dims, whole), sizes, value=FIXED)
+            if len(layer.dims) > 1:  # whether the units vary along this dim is not settled yet
+                added = torch.nn.functional.pad(torch.zeros(1).expand(whole), sizes, value=1.0) > 0
+                labels = torch.where(added, _pending_over(layer.dims, shape).labels, labels)
+                varying = tuple(slice(None) if d in layer.dims else 0 for d in range(len(shape)))
+                labels = spread(labels[varying], layer.dims, shape)
             layers.append(_as_layer(labels, Layer(labels, layer.zero and value == 0)))
             continue
         if not plain:
@@ -211,9 +216,9 @@ def _positions(edit: Edit, call: Call, dim: int, original: np.ndarray) -> np.nda
 def _rewrite_slice(edit: Edit, call: Call) -> None:
     dim = call["dim"] % len(call.input.shape)
     size = call.input.shape[dim]
-    if edit.kept_size(call.input, dim) == size:
-        return
     original = np.arange(size)[slice(call["start"], call["end"], call["step"])]
+    if len(original) == size or edit.kept_size(call.input, dim) == size:
+        return  # the whole dim stays the whole dim, also where its size is symbolic
     positions = _positions(edit, call, dim, original)
     if len(positions) and np.array_equal(positions, np.arange(positions[0], positions[-1] + 1)):
         edit.set(call, "start", int(positions[0]))
@@ -351,7 +356,7 @@ def _join(analysis: Analysis, call: Call, parts: list[Value], dim: int) -> Value
     depth = max((len(_along(part, dim, call.shape)) for part in parts), default=0)
     for k in range(depth):
         # A part with fewer layers is fixed there: label 0.
-        columns = [_nth(_along(part, dim, call.shape), k, part.shape) for part in parts]
+        columns = _columns([_nth(_along(part, dim, call.shape), k, part.shape) for part in parts])
         labels = torch.cat([column.labels for column in columns], dim)
         layers.append(pack(labels, all(column.zero for column in columns)))
     across = next((p for p in parts if any(dim not in y.dims for y in p.layers)), None)
@@ -372,6 +377,18 @@ def _nth(layers: list[Layer], k: int, shape: tuple[int, ...]) -> Layer:
     if k < len(layers):
         return layers[k]
     return Layer(torch.full((1,) * len(shape), FIXED).expand(shape), zero=True)
+
+
+def _columns(layers: list[Layer]) -> list[Layer]:
+    """One layer for each part; beside one that varies along several dims a fixed one is pending over the same dims."""
+    if max(len(layer.dims) for layer in layers) < 2:
+        return layers
+    dims = tuple(sorted({d for layer in layers for d in layer.dims}))
+    return [layer if layer.dims else _pending_over(dims, tuple(layer.labels.shape)) for layer in layers]
+
+
+def _pending_over(dims: tuple[int, ...], shape: tuple[int, ...]) -> Layer:
+    return Layer(spread(pending_labels(tuple(shape[d] for d in dims)), dims, shape), zero=False)
 
 
 def _zero_over(part: Value, dims: tuple[int, ...]) -> bool:
