@@ -20,8 +20,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
 from edgeprune.errors import InputError
-from edgeprune.graph.capture import Program, reexport
+from edgeprune.graph.capture import Program, reexport, size_hint
 from edgeprune.graph.edit import GATHER
+from edgeprune.graph.sizes import free_dims
 from edgeprune.records import InputFeatures
 
 _BATCH = 2
@@ -125,7 +126,9 @@ def slim_contract(program: ExportedProgram) -> Program:
     for name in [name for name, _ in module.named_buffers() if name.startswith(GATHER) and name not in used]:
         delattr(module, name)
     module.recompile()
-    return reexport(module, tuple(args.values()))
+    asked = zip(free_dims(program), args.values(), strict=True)
+    free = [frozenset(d for d in dims if d < arg.dim()) for dims, arg in asked]  # a flattened input has lost some
+    return reexport(module, tuple(args.values()), free)
 
 
 def _module(program: ExportedProgram) -> fx.GraphModule:
@@ -150,8 +153,7 @@ def _example_args(program: ExportedProgram) -> list[tuple[str, Any]]:
             args.append((spec.arg.name, spec.arg.value))
             continue
         value = values[spec.arg.name]
-        shape = [_BATCH if not isinstance(size, int) else size for size in value.shape]
-        args.append((spec.arg.name, torch.zeros(shape, dtype=value.dtype)))
+        args.append((spec.arg.name, torch.zeros([size_hint(size) for size in value.shape], dtype=value.dtype)))
     return args
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
 import json
-import logging
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from edgeprune import arch as architectures
 from edgeprune.digests import digest
 from edgeprune.errors import EdgepruneError, InputError, UnsafeFileError
 from edgeprune.graph.capture import Program, capture
+from edgeprune.graph.sizes import free_dims
 from edgeprune.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
 from edgeprune.pt2 import list_records, read_program
 from edgeprune.records import Model, ModelInfo
@@ -43,6 +42,7 @@ class _Request:
     input_shape: tuple[int, ...] | None
     unsafe_pickle: bool
     data_shape: tuple[int, ...] | None
+    dynamic_size: bool
 
 
 def load(
@@ -52,6 +52,7 @@ def load(
     input_shape: tuple[int, ...] | None = None,
     unsafe_pickle: bool = False,
     data_shape: tuple[int, ...] | None = None,
+    dynamic_size: bool = False,
 ) -> Model:
     """Load a model as an exported program with a dynamic batch.
 
@@ -61,6 +62,7 @@ def load(
         input_shape: one input without the batch, e.g. `(3, 224, 224)`, where the file does not say.
         unsafe_pickle: unpickle a whole module; this runs whatever code the file holds.
         data_shape: that of the data which go with the model; it is one input's shape where nothing else says it.
+        dynamic_size: height and width are free too, see `edgeprune.capture`.
 
     Raises:
         UnsafeFileError: the file needs unpickling, or is an exported program with unknown operators.
@@ -69,8 +71,9 @@ def load(
     file = Path(path)
     data = _read_bytes(file)
     try:
-        program, info = _load_bytes(data, _Request(arch, input_shape, unsafe_pickle, data_shape))
+        program, info = _load_bytes(data, _Request(arch, input_shape, unsafe_pickle, data_shape, dynamic_size))
         _check_finite(program)
+        _check_free(program, dynamic_size)
         program, info = _checked_input(program, info, input_shape)
     except EdgepruneError as error:
         raise type(error)(f"{file}: {error}") from error
@@ -267,15 +270,17 @@ def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInf
     if shape is None:
         raise InputError("expected --input-shape (or --data) for this file, e.g. --input-shape 3,224,224, got none")
     dtype = next((tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point), torch.float32)
-    return capture_quietly(model, shape, dtype), ModelInfo(input_shape=shape, arch=request.arch)
+    return capture_single(model, shape, dtype, request.dynamic_size), ModelInfo(input_shape=shape, arch=request.arch)
 
 
-def capture_quietly(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Program:
-    """Capture a network that takes one input of `shape`; of one that cannot be exported the error alone speaks.
+def capture_single(
+    model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, dynamic_size: bool = False
+) -> Program:
+    """Capture a network that takes one input of `shape`, without the batch.
 
     Raises:
         InputError: it needs more inputs than one.
-        CaptureError: it cannot be exported.
+        CaptureError: it cannot be exported, or fixes a height or width that was to be free.
     """
     needed = [
         parameter.name
@@ -284,20 +289,7 @@ def capture_quietly(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype
     ]
     if len(needed) > 1:
         raise InputError(f"expected a network with one input, got {len(needed)}: {', '.join(needed)}")
-    with _quiet_torch():
-        return capture(model, torch.zeros(2, *shape, dtype=dtype))
-
-
-@contextlib.contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """PyTorch logs a traceback and prints the graph of a network that cannot be exported; the error says it all."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.disabled = disabled
+    return capture(model, torch.zeros(2, *shape, dtype=dtype), dynamic_size=dynamic_size)
 
 
 def _own_input_shape(model: nn.Module) -> tuple[int, ...] | None:
@@ -341,6 +333,15 @@ def _checked_input(program: Program, info: ModelInfo, asked: tuple[int, ...] | N
     return program, replace(info, input_shape=shape)
 
 
+def _check_free(program: Program, dynamic_size: bool) -> None:
+    """What a program fixes stays fixed: its graph may hold numbers that were made of the size."""
+    if dynamic_size and not any(dims - {0} for dims in free_dims(program)):
+        raise InputError(
+            "--dynamic-size: expected weights beside --arch, or a program that was captured with dynamic_size=True, "
+            "got a program of fixed height and width"
+        )
+
+
 def _hint(size: int | torch.SymInt) -> int:
     hint = size if isinstance(size, int) else size.node.hint
     if hint is None:
@@ -355,7 +356,7 @@ def _with_dynamic_batch(program: Program, example: torch.Tensor) -> Program:
     example = torch.linspace(-1, 1, example.numel()).reshape(example.shape).to(example.dtype)
     pair = example.repeat(2, *[1] * (example.dim() - 1))
     try:
-        with torch.no_grad(), _quiet_torch():
+        with torch.no_grad():
             before = program.module()(example)
             opened = capture(program.module(), pair)
             after = opened.module()(pair)

@@ -34,7 +34,7 @@ from edgeprune.job import (
     threads_for,
 )
 from edgeprune.latency import compare_latency
-from edgeprune.load import capture_quietly, load
+from edgeprune.load import capture_single, load
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import (
     CompressRequest,
@@ -80,7 +80,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
     torch.manual_seed(request.settings.seed)
     model = build(request.arch)
     try:
-        program = capture_quietly(model, data.input_shape)
+        program = capture_single(model, data.input_shape)
     except InputError as error:
         shape = tuple(data.input_shape)
         raise type(error)(f"{request.arch} on inputs {shape} of data {data.name}: {error}") from error
@@ -98,7 +98,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
     settings = replace(request.settings, threads=request.settings.threads or threads_for(program))
     told.stage(f"train {request.arch}")
     epochs = fit(model, data, data.normalization, settings, told)
-    program = capture_quietly(model, data.input_shape)
+    program = capture_single(model, data.input_shape)
     test = evaluate(program.module(), data.test, data.normalization)
     save_checkpoint(request.out, program, info)
     best = max(epochs, key=lambda record: record.val_accuracy) if epochs else None

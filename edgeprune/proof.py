@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from edgeprune.errors import ProofError
 from edgeprune.graph.capture import Program, example_inputs
@@ -16,6 +16,7 @@ from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.ops.registry import operator_name
 from edgeprune.graph.prepare import prepared
+from edgeprune.graph.sizes import free_dims, grown_shapes
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.surgery import kept_units
 
@@ -31,13 +32,19 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
         program: the dense program that was cut.
         slim: what `cut` made of it, before any finetuning.
         plan: what was kept.
-        inputs: a batch for the first input, `(batch, ...)`; random normal numbers where it is left out.
+        inputs: a batch for the first input, `(batch, ...)`; random normal numbers where it is left out. A program
+            with a free height and width is run at other sizes too.
 
     Raises:
         ProofError: they differ by more than 1e-5 of the largest output (float32; 1e-10 in float64), where float32's
             own rounding does not explain it: a difference that float64 does not confirm is rounding.
     """
-    args = _arguments(program, inputs)
+    first = _proved(program, slim, plan, _arguments(program, inputs))
+    shapes = grown_shapes(program)
+    return first if shapes is None else max(first, _proved(program, slim, plan, _arguments(program, None, shapes)))
+
+
+def _proved(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, args: tuple[object, ...]) -> float:
     error, dtype = _largest_error(program, slim, plan, args)
     if error <= TOLERANCE[dtype]:
         return error
@@ -154,16 +161,25 @@ def _over_kept(operator: Callable[..., Tensor], first: int, kept: dict[int, Tens
     return normalise_over_kept
 
 
-def _arguments(program: ExportedProgram, inputs: Tensor | None) -> tuple[object, ...]:
+def _arguments(
+    program: ExportedProgram, inputs: Tensor | None, shapes: Sequence[tuple[int, ...] | None] | None = None
+) -> tuple[object, ...]:
+    """Random normal numbers for every float input, of the example's sizes or of `shapes` (one for each leaf)."""
     generator = torch.Generator().manual_seed(0)
-
-    def random(value: object) -> object:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        batch = [_BATCH, *value.shape[1:]] if value.dim() else []
-        return torch.randn(batch, generator=generator, dtype=value.dtype)
-
-    args = [random(value) for value in example_inputs(program)]
-    if inputs is not None and isinstance(args[0], Tensor):
-        args[0] = inputs.to(args[0].dtype)
-    return tuple(args)
+    leaves, tree = tree_flatten(example_inputs(program))
+    drawn: list[object] = []
+    for leaf, free, shape in zip(leaves, free_dims(program), shapes or [None] * len(leaves), strict=True):
+        if not isinstance(leaf, Tensor):
+            drawn.append(leaf)
+            continue
+        sizes = list(shape or leaf.shape)
+        if 0 in free:
+            sizes[0] = _BATCH
+        if leaf.is_floating_point():
+            drawn.append(torch.randn(sizes, generator=generator, dtype=leaf.dtype))
+        else:
+            drawn.append(torch.zeros(sizes, dtype=leaf.dtype))
+    if inputs is not None and isinstance(drawn[0], Tensor):
+        drawn[0] = inputs.to(drawn[0].dtype)
+    args: tuple[object, ...] = tree_unflatten(drawn, tree)
+    return args

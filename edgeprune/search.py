@@ -14,6 +14,7 @@ from edgeprune.data import batches, normalize
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.graph.capture import Program, example_inputs, reexport
 from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.graph.sizes import free_dims
 from edgeprune.planner import plan as make_step_plan
 from edgeprune.progress import Progress
 from edgeprune.proof import prove
@@ -308,7 +309,8 @@ class Search:
             settings = replace(trainer.settings, epochs=epochs, seed=trainer.settings.seed + extra)
             fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher)
             assert isinstance(module, fx.GraphModule)
-            candidate = replace(candidate, program=reexport(module, example_inputs(candidate.program)))
+            before = candidate.program
+            candidate = replace(candidate, program=reexport(module, example_inputs(before), free_dims(before)))
         return replace(candidate, val_accuracy=trainer.val_accuracy(module))
 
     def _within(self, candidate: Candidate, share: float = 1.0) -> bool:

@@ -17,6 +17,7 @@ from edgeprune.graph.capture import Program, example_inputs, reexport
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
 from edgeprune.graph.labels import Value
+from edgeprune.graph.sizes import free_dims
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import InputFeatures
 
@@ -47,7 +48,7 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
     _slice_tensors(module, graph, plan)
     Edit(module, graph.analysis, keep).rewrite()
     _drop_unused(module)
-    return reexport(module, example_inputs(program))
+    return reexport(module, example_inputs(program), free_dims(program))
 
 
 def kept_units(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:

@@ -82,23 +82,6 @@ def test_example_inputs_have_the_captured_shapes() -> None:
     assert all(value.dtype == torch.float64 for value in example_inputs(program))
 
 
-class Branching(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        if x.sum() > 0:
-            return x
-        return -x
-
-
-def test_what_cannot_be_exported_is_refused_with_the_line() -> None:
-    with pytest.raises(CaptureError, match=r"Branching cannot be exported: .*test_capture\.py:\d+ in forward"):
-        edgeprune.capture(Branching(), torch.randn(2, 3))
-
-
-def test_a_wrong_input_shape_is_refused() -> None:
-    with pytest.raises(CaptureError, match="Sequential cannot be exported"):
-        edgeprune.capture(mlp(8), torch.randn(2, 9))
-
-
 def test_keyword_arguments_are_refused() -> None:
     program = torch.export.export(Keyword(), (torch.randn(2, 3),), {"scale": torch.ones(2, 3)})
     with pytest.raises(CaptureError, match="keyword arguments"):

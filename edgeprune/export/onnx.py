@@ -17,6 +17,12 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, input_specs, parity_of, quiet, samples_of
 from edgeprune.files import write_atomically
 
+# The sizes after the batch, by the number of dims of an input.
+_SIZE_NAMES = {
+    3: ("length", "length"),
+    4: ("channels", "height", "width"),
+    5: ("channels", "depth", "height", "width"),
+}
 MAX_BYTES = 2**31 - 2**20  # protobuf ends at 2 GiB; the graph itself needs a little of it
 
 
@@ -109,13 +115,24 @@ def _translate_checked(
     raise failure
 
 
+def _without_projections(program: ExportedProgram) -> ExportedProgram:
+    """ONNX has no LSTM with a projection, and the exporter does not see it: write it out step by step."""
+    lstm = torch.ops.aten.lstm.input
+    calls = [node for node in program.graph.nodes if node.target is lstm]
+    widths = [[state.meta["val"].shape[2] for state in call.args[1]] for call in calls]
+    if all(hidden == cell for hidden, cell in widths):
+        return program
+    unrolled: ExportedProgram = program.run_decompositions({lstm: torch._decomp.decomposition_table[lstm]})
+    return unrolled
+
+
 def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> onnx.ModelProto:
     """The bare ONNX graph of a program: no paths, no traces, input and output names of the contract."""
     n_inputs = len(input_specs(program))
     try:
         with quiet():
             exported = torch.onnx.export(
-                program,
+                _without_projections(program),
                 dynamo=True,
                 verbose=False,
                 optimize=optimize,
@@ -177,20 +194,34 @@ def _check_batch(proto: onnx.ModelProto) -> None:
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Drop what describes the author's machine or repeats the weights' shapes; name the free batch `batch`."""
-    batches = (value.type.tensor_type.shape.dim[:1] for value in proto.graph.input)
-    symbol = next((dims[0].dim_param for dims in batches if dims and dims[0].dim_param), "")
+    """Drop what describes the author's machine or repeats the weights' shapes; give free sizes readable names."""
+    names = _size_names(proto.graph)
     proto.doc_string = ""
     del proto.metadata_props[:]
     for function in proto.functions:
         function.doc_string = ""
         del function.metadata_props[:]
         del function.value_info[:]
-        _strip_nodes(function.node, symbol)
-    _strip_graph(proto.graph, symbol)
+        _strip_nodes(function.node, names)
+    _strip_graph(proto.graph, names)
 
 
-def _strip_graph(graph: onnx.GraphProto, symbol: str) -> None:
+def _size_names(graph: onnx.GraphProto) -> dict[str, str]:
+    """Free size -> its name: `batch`, `height`, `width` and so on, by its place in the first input that has it."""
+    names: dict[str, str] = {}
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for position, dim in enumerate(dims):
+            if not dim.dim_param or dim.dim_param in names:
+                continue
+            wanted = ("batch", *_SIZE_NAMES.get(len(dims), ()))[position : position + 1] or (f"size_{position}",)
+            taken = set(names.values())
+            candidates = (wanted[0] if k == 0 else f"{wanted[0]}_{k + 1}" for k in range(len(taken) + 1))
+            names[dim.dim_param] = next(name for name in candidates if name not in taken)
+    return names
+
+
+def _strip_graph(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     graph.doc_string = ""
     del graph.metadata_props[:]
     del graph.value_info[:]
@@ -199,19 +230,19 @@ def _strip_graph(graph: onnx.GraphProto, symbol: str) -> None:
         del named.metadata_props[:]
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
-            if symbol and dim.dim_param:
-                dim.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", "batch", dim.dim_param)
-    _strip_nodes(graph.node, symbol)
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda word: names.get(word.group(), word.group()), dim.dim_param)
+    _strip_nodes(graph.node, names)
 
 
-def _strip_nodes(nodes: Any, symbol: str) -> None:
+def _strip_nodes(nodes: Any, names: Mapping[str, str]) -> None:
     for node in nodes:
         node.doc_string = ""
         del node.metadata_props[:]
         for attribute in node.attribute:
             attribute.doc_string = ""
             for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                _strip_graph(graph, symbol)
+                _strip_graph(graph, names)
 
 
 # --- simplify and check

@@ -8,7 +8,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
+from edgeprune.graph.capture import size_hint
+from edgeprune.graph.sizes import grown_shapes
 
 PARITY_TOLERANCE = 1e-4
 _BATCHES = (1, 3, 7)  # a batch size that was baked into the graph survives at most one of these
@@ -32,11 +34,15 @@ _CHATTY = ("torch.onnx", "torch.onnx._internal", "onnxscript", "onnx_ir", "onnx"
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One input tensor of a program: `shape` has None where a size is free; dim 0 is the batch."""
+    """One input tensor of a program: `shape` has None where a size is free; dim 0 is the batch.
+
+    `example` is the shape that it was captured with.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: torch.dtype
+    example: tuple[int, ...]
 
     @property
     def batched(self) -> bool:
@@ -64,6 +70,7 @@ def input_specs(program: ExportedProgram) -> tuple[InputSpec, ...]:
             spec.arg.name,
             tuple(int(size) if isinstance(size, int) else None for size in values[spec.arg.name].shape),
             values[spec.arg.name].dtype,
+            tuple(size_hint(size) for size in values[spec.arg.name].shape),
         )
         for spec in program.graph_signature.input_specs
         if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
@@ -76,14 +83,20 @@ def input_specs(program: ExportedProgram) -> tuple[InputSpec, ...]:
 
 def samples_of(program: ExportedProgram, inputs: Any = None) -> list[Sample]:
     """What PyTorch gives on `inputs` (array or tensor `(n, ...)`, a sequence of them for several inputs; None draws
-    seeded random ones): on all rows, and at batch 1, 3 and 7.
+    seeded random ones): on all rows, and at batch 1, 3 and 7; at another height and width too where they are free.
 
     Raises:
         InputError: the inputs do not fit the program, or its batch is fixed.
         ParityError: PyTorch itself gives NaN.
     """
     specs = input_specs(program)
-    return _reference(program, _batches(_given(inputs, specs) or _random(specs), specs))
+    samples = _reference(program, _batches(_given(inputs, specs) or _random(specs), specs))
+    shapes = grown_shapes(program)
+    if shapes is not None:
+        grown = [replace(spec, example=shape) for spec, shape in zip(specs, filter(None, shapes), strict=True)]
+        drawn = zip(grown, _random(grown), strict=True)
+        samples += _reference(program, iter([tuple(x[:2] if spec.batched else x for spec, x in drawn)]))
+    return samples
 
 
 def _given(inputs: Any, specs: Sequence[InputSpec]) -> tuple[torch.Tensor, ...] | None:
@@ -112,9 +125,7 @@ def _random(specs: Sequence[InputSpec]) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     drawn = []
     for spec in specs:
-        if None in spec.shape[1:]:
-            raise InputError(f"input {spec.name} has free sizes beside its batch: pass `inputs` to check the export on")
-        shape = tuple(max(_BATCHES) if size is None else size for size in spec.shape)
+        shape = (max(_BATCHES), *spec.example[1:]) if spec.batched else spec.example
         if spec.dtype.is_floating_point:
             drawn.append(torch.randn(shape, generator=generator).to(spec.dtype))
         else:

@@ -1,0 +1,270 @@
+"""Why a model cannot be captured: what is refused beforehand, and what an export that failed means to the user."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from edgeprune.errors import CaptureError
+from edgeprune.graph.sizes import Fixed, argument_names
+
+_LIBRARY = tuple(
+    os.path.normpath(path) + os.sep
+    for path in (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+)
+_PYTHON = tuple(os.path.normpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib"))
+_PACKAGES = ("site-packages", "dist-packages")
+_QUANTIZED = ("quantized", "quantized_decomposed", "_quantized", "torchao", "quantization")
+_DATA = "what runs next depends on the values in a tensor (an if, a loop or .item() on it), which no export can follow"
+_WAY_OUT = "compress the float model, and quantise what comes out"
+_BACKBONE = "; if only a part of the model depends on the data, export its backbone instead"
+
+
+# -- before the export ------------------------------------------------------------------------------------------------
+
+
+def check_model(model: nn.Module, args: tuple[Any, ...]) -> None:
+    """Refuse what edgeprune does not handle: quantised, complex, sparse, mixed or empty tensors, and no tensor at all.
+
+    Raises:
+        CaptureError: names the tensor or the layer.
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"model: expected an nn.Module, got a {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(f"{type(model).__name__}: expected a module with its Python code, got a TorchScript module")
+    for name, module in model.named_modules():
+        if ".quantized" in type(module).__module__ or ".quantization" in type(module).__module__:
+            raise CaptureError(
+                f"layer {name!r}: expected a float layer, got a quantised one ({type(module).__name__}); {_WAY_OUT}"
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _check_tensor(f"tensor {name!r}", tensor)
+    _check_one_precision(model)
+    _check_inputs(model, args)
+
+
+def _check_inputs(model: nn.Module, args: tuple[Any, ...]) -> None:
+    leaves = [(name, leaf) for name, leaf in named_leaves(model, args) if isinstance(leaf, Tensor)]
+    if not leaves:
+        raise CaptureError(f"{type(model).__name__}: expected at least one tensor among the example inputs, got none")
+    for name, leaf in leaves:
+        _check_tensor(f"input {name!r}", leaf)
+        if 0 in leaf.shape:
+            raise CaptureError(f"input {name!r}: expected an example with elements, got shape {_shape(leaf)}")
+
+
+def named_leaves(model: nn.Module, args: tuple[Any, ...]) -> list[tuple[str, Any]]:
+    """Every leaf of the arguments with the name of the argument that it is a part of."""
+    named = zip(argument_names(model, args), args, strict=True)
+    return [(name, leaf) for name, value in named for leaf in tree_leaves(value)]
+
+
+def _check_tensor(what: str, tensor: Tensor) -> None:
+    if tensor.is_quantized:
+        raise CaptureError(f"{what}: expected floats, got a quantised tensor; {_WAY_OUT}")
+    if tensor.is_complex():
+        raise CaptureError(f"{what}: expected real numbers, got {_dtype(tensor)}; keep real and imaginary part apart")
+    if tensor.layout != torch.strided:
+        raise CaptureError(f"{what}: expected a dense tensor, got {tensor.layout}; convert it with .to_dense()")
+    if tensor.device.type == "meta":
+        raise CaptureError(f"{what}: expected values, got a meta tensor; load the weights first")
+    if tensor.device.type != "cpu":
+        raise CaptureError(f"{what}: expected it on the CPU, got {tensor.device}; move it with .cpu()")
+    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+        raise CaptureError(f"{what}: expected a plain tensor, got a {type(tensor).__name__}")
+
+
+def _check_one_precision(model: nn.Module) -> None:
+    """All parameters are of one precision; statistics and other buffers may differ."""
+    first: tuple[str, Tensor] | None = None
+    for name, tensor in model.named_parameters():
+        if not tensor.is_floating_point():
+            continue
+        first = first or (name, tensor)
+        if tensor.dtype != first[1].dtype:
+            raise CaptureError(
+                f"tensor {name!r}: expected {_dtype(first[1])} as {first[0]!r} is, got {_dtype(tensor)}; "
+                "convert the model to one precision, e.g. with model.float()"
+            )
+
+
+def check_program(model: nn.Module, program: ExportedProgram) -> None:
+    """Refuse quantised graphs, and networks that return no tensor.
+
+    Raises:
+        CaptureError: names the operator.
+    """
+    for node in program.graph.nodes:
+        namespace = str(getattr(node.target, "namespace", ""))
+        if node.op == "call_function" and (namespace in _QUANTIZED or namespace.startswith("torchao")):
+            raise CaptureError(
+                f"{type(model).__name__}: expected a float model, got a quantised one (operator {node.target}); "
+                f"{_WAY_OUT}"
+            )
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    if not any(isinstance(node.meta.get("val"), Tensor) for node in output.all_input_nodes):
+        raise CaptureError(f"{type(model).__name__}: expected a network that returns a tensor, got none")
+
+
+@contextlib.contextmanager
+def quiet_torch() -> Iterator[None]:
+    """PyTorch logs tracebacks and prints the graph of a network that cannot be exported; the error says it all."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+# -- after a failed export --------------------------------------------------------------------------------------------
+
+
+def explain(model: nn.Module, args: tuple[Any, ...], error: Exception) -> str:
+    """One line: whether the model itself or its export fails, why, in which layer and in which line of the user's."""
+    failure = failure_on(model, args)
+    if failure:
+        return failure
+    reason = _DATA if _depends_on_data(error) else ""
+    return f"{type(model).__name__} cannot be exported: {_told(model, error, reason)}{_BACKBONE}"
+
+
+def explain_fixed(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> str:
+    """One line: which size the model fixes, and where."""
+    name, _ = named_leaves(model, args)[fixed.leaf]
+    error = _failure_at(model, args, fixed.shapes)
+    told = fixed.why + (f" (at {fixed.line})" if fixed.line else "")
+    if error is not None:
+        told = f"at shape {fixed.shapes[fixed.leaf]} it fails: {_told(model, error)}"
+    what = "batch" if fixed.dim == 0 else "size"
+    advice = (
+        "capture it with dynamic_batch=False to leave it fixed"
+        if fixed.dim == 0
+        else "capture it without dynamic_size, or name the dims that are free"
+    )
+    return (
+        f"{type(model).__name__} fixes the {what} of input {name!r}, dim {fixed.dim}, "
+        f"that was to be free: {told}; {advice}"
+    )
+
+
+def failure_on(model: nn.Module, args: tuple[Any, ...]) -> str:
+    """One line on why the model itself does not run on the inputs; nothing where it does."""
+    try:
+        with torch.no_grad(), quiet_torch():
+            model(*_copied(args))
+    except Exception as error:
+        told = f"{type(model).__name__} does not run on the example inputs ({_described(model, args)})"
+        return f"{told}: {_told(model, error)}{_other_type(model, args)}"
+    return ""
+
+
+def has_other_type(model: nn.Module, args: tuple[Any, ...]) -> bool:
+    """Whether an input is of another type than the parameters; an export does not notice if that is wrong."""
+    return bool(_other_type(model, args))
+
+
+def _other_type(model: nn.Module, args: tuple[Any, ...]) -> str:
+    types = [tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()]
+    inputs = [leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    if not types or all(dtype == types[0] for dtype in inputs):
+        return ""
+    return f"; the model's parameters are {str(types[0]).removeprefix('torch.')}"
+
+
+def _copied(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    leaves, tree = tree_flatten(args)
+    copied: tuple[Any, ...] = tree_unflatten([x.clone() if isinstance(x, Tensor) else x for x in leaves], tree)
+    return copied
+
+
+def _failure_at(model: nn.Module, args: tuple[Any, ...], shapes: Sequence[tuple[int, ...] | None]) -> Exception | None:
+    """What the model raises on inputs of other shapes; nothing is computed."""
+    leaves, tree = tree_flatten(args)
+    with quiet_torch(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        fakes = [
+            leaf if shape is None else torch.empty(shape, dtype=leaf.dtype)
+            for leaf, shape in zip(leaves, shapes, strict=True)
+        ]
+        try:
+            model(*tree_unflatten(fakes, tree))
+        except Exception as error:
+            return error
+    return None
+
+
+def _depends_on_data(error: BaseException) -> bool:
+    return any("DataDependent" in type(e).__name__ or "data-dependent" in str(e) for e in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _told(model: nn.Module, error: BaseException, reason: str = "") -> str:
+    """The error's first line (or `reason`), with the layer and the user's line that it comes from."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    told = reason or (f"{type(error).__name__}: {first}" if not isinstance(error, RuntimeError) else first)
+    layer, line = _layer(model, error), user_line(error)
+    return (f"layer {layer}: " if layer else "") + told.rstrip(".") + (f" (at {line})" if line else "")
+
+
+def _layer(model: nn.Module, error: BaseException) -> str:
+    """The innermost layer on the way to an error, e.g. "'fc', Linear(in_features=8, out_features=3, bias=True)"."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found: nn.Module | None = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and names.get(id(module)):
+            found = module
+    if found is None:
+        return ""
+    details = f"({found.extra_repr()})" if not list(found.children()) else ""
+    return f"{names[id(found)]!r}, {type(found).__name__}{details}"
+
+
+def user_line(error: BaseException) -> str:
+    """The innermost frame of the traceback outside of PyTorch, edgeprune and Python, as `file:line in function`."""
+    for e in reversed(list(_chain(error))):
+        frames = [frame for frame in traceback.extract_tb(e.__traceback__) if _is_users(frame.filename)]
+        if frames:
+            return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}"
+    return ""
+
+
+def _is_users(file: str) -> bool:
+    if file.startswith("<") or file.startswith(_LIBRARY):
+        return False
+    return not file.startswith(_PYTHON) or any(f"{os.sep}{name}{os.sep}" in file for name in _PACKAGES)
+
+
+def _described(model: nn.Module, args: tuple[Any, ...]) -> str:
+    """The inputs as names, shapes and types, e.g. "x: (2, 3) float32"."""
+    return ", ".join(
+        f"{name}: {_shape(leaf)} {_dtype(leaf)}" if isinstance(leaf, Tensor) else f"{name}: {leaf!r}"
+        for name, leaf in named_leaves(model, args)
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,250 @@
+"""Which sizes of a program's inputs are free: asked for at capture, kept by every later export, and checked.
+
+Inputs are seen as their leaves, in order: a list or dict of tensors counts as its tensors. The sizes of a leaf that
+are free are the numbers of its dims; dim 0 is the batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._sympy.numbers import int_oo
+
+from edgeprune.errors import CaptureError
+
+Free = Sequence[frozenset[int]]  # for each leaf the dims of free size
+
+_FACTORS = (2, 64)  # a size is free where the traced path holds at these multiples of the example's too
+_AUTO: Any = Dim.AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A size that was to be free and that the model fixes.
+
+    `why` says what the traced path requires; `shapes` are inputs' shapes at which it does not hold, a tuple for each
+    leaf (None for what is no tensor); `line` is where the model asked, as far as PyTorch tells.
+    """
+
+    leaf: int
+    dim: int
+    why: str
+    shapes: tuple[tuple[int, ...] | None, ...]
+    line: str
+
+
+def free_dims(program: ExportedProgram) -> tuple[frozenset[int], ...]:
+    """The free sizes of a program's inputs."""
+    return tuple(
+        frozenset(d for d, size in enumerate(value.shape) if _is_free(size))
+        if isinstance(value, Tensor)
+        else frozenset()
+        for value in input_values(program)
+    )
+
+
+def input_values(program: ExportedProgram) -> list[Any]:
+    """What the graph knows of each input: a fake tensor, or the constant that it was captured with."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    specs = [spec.arg for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    return [arg.value if isinstance(arg, ConstantArgument) else values[arg.name] for arg in specs]
+
+
+def grown_shapes(program: ExportedProgram) -> tuple[tuple[int, ...] | None, ...] | None:
+    """Other shapes that the inputs may have, every other free size beside the batches doubled.
+
+    A shape for each leaf, None for what is no tensor; None in all where only batches are free.
+    """
+    values = input_values(program)
+    batches = {_symbol(value.shape[0]) for value in values if isinstance(value, Tensor) and value.dim()}
+    symbols = {_symbol(size): 2 * _hint(size) for size in _symbolic(values) if _symbol(size) not in batches}
+    if not symbols or not all(symbol.is_Symbol for symbol in symbols):
+        return None
+    return _grown(values, {symbol: symbols[symbol] for symbol in list(symbols)[::2]}, {})
+
+
+def _is_free(size: Any) -> bool:
+    """Whether a size is a symbol still; one that turned out to be a number may be wrapped like a symbol."""
+    return isinstance(size, torch.SymInt) and not size.node.expr.is_number
+
+
+def asked_dims(
+    model: nn.Module, args: tuple[Any, ...], batch: bool, size: bool, named: Mapping[str, Sequence[int]]
+) -> tuple[frozenset[int], ...]:
+    """The sizes that a caller of `capture` wants free.
+
+    Args:
+        model: the network that `args` are for.
+        args: its positional arguments.
+        batch: whether the first size of every tensor is free.
+        size: whether the sizes from the third on are free.
+        named: dims for the inputs that are named, in place of these rules.
+
+    Raises:
+        CaptureError: a name or a dim that the inputs do not have.
+    """
+    names = argument_names(model, args)
+    unknown = sorted(set(named) - set(names))
+    if unknown:
+        raise CaptureError(f"dynamic: expected names of inputs ({', '.join(names)}), got {', '.join(unknown)}")
+    free = []
+    for name, argument in zip(names, args, strict=True):
+        for leaf in tree_leaves(argument):
+            rank = leaf.dim() if isinstance(leaf, Tensor) else 0
+            dims = {0} if batch and rank else set()
+            if size:
+                dims |= set(range(2, rank))
+            if name in named:
+                dims = set(named[name]) if rank else set()
+                if not dims <= set(range(rank)):
+                    raise CaptureError(f"dynamic[{name!r}]: expected dims from 0 to {rank - 1}, got {sorted(dims)}")
+            free.append(frozenset(dims))
+    return tuple(free)
+
+
+def argument_names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
+    """The name of each positional argument: the forward's own, numbered for `*args`.
+
+    Raises:
+        CaptureError: the forward takes another number of them.
+    """
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        raise CaptureError(
+            f"{type(model).__name__}.forward{signature}: expected example inputs that it can be called with, "
+            f"got {len(args)}: {error}"
+        ) from error
+    names: list[str] = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}_{k}" for k in range(len(args) - len(names))]
+        elif parameter.kind is not parameter.VAR_KEYWORD:
+            names.append(parameter.name)
+    return names[: len(args)]
+
+
+def dynamic_shapes(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch: bool = True) -> Any:
+    """`free` as torch.export takes it; all batches are one size, unless `strict_batch` is off."""
+    batch = Dim("batch", min=1) if strict_batch else _AUTO
+    leaves, tree = tree_flatten(args)
+    shapes = [
+        {d: batch if d == 0 else _AUTO for d in sorted(dims)} if isinstance(leaf, Tensor) and dims else None
+        for leaf, dims in zip(leaves, free, strict=True)
+    ]
+    by_argument: tuple[Any, ...] = tree_unflatten(shapes, tree)
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        return (by_argument,)  # `*args` takes them as one nested tuple
+    return by_argument
+
+
+def first_fixed(program: ExportedProgram, free: Free) -> Fixed | None:
+    """The first size among `free` that the program fixes, bounds from above or ties to something else."""
+    values = input_values(program)
+    places: dict[Any, tuple[int, int]] = {}  # symbol -> the leaf and dim that it stands for
+    for leaf, (value, dims) in enumerate(zip(values, free, strict=True)):
+        for dim in sorted(dims):
+            size = value.shape[dim]
+            if not _is_free(size):
+                grown = _grown(values, {}, {(leaf, dim): int(size) * _FACTORS[0]})
+                return Fixed(leaf, dim, f"expected {size}", grown, _line_of_constant(values, int(size)))
+            places.setdefault(size.node.expr, (leaf, dim))
+    for symbol, (leaf, dim) in places.items():
+        bounds = program.range_constraints.get(symbol)
+        if bounds is not None and bounds.upper not in (int_oo, sympy.oo):
+            shapes = _grown(values, {symbol: int(bounds.upper) + 1}, {})
+            return Fixed(leaf, dim, f"expected at most {bounds.upper}", shapes, _line_of_bound(values, symbol))
+    return _broken_guard(values, places)
+
+
+def _broken_guard(values: Sequence[Any], places: Mapping[Any, tuple[int, int]]) -> Fixed | None:
+    """A condition of the traced path that does not hold at multiples of the example's sizes."""
+    hints = {_symbol(size): _hint(size) for size in _symbolic(values)}
+    choices = [[symbol] for symbol in places] + ([list(places)] if len(places) > 1 else [])
+    for factor in _FACTORS:
+        for chosen in choices:
+            sizes = {symbol: hint * factor if symbol in chosen else hint for symbol, hint in hints.items()}
+            for guard in _guards(values):
+                if guard.expr.xreplace({symbol: sympy.Integer(size) for symbol, size in sizes.items()}) == sympy.false:
+                    leaf, dim = places[next((s for s in chosen if s in guard.expr.free_symbols), chosen[0])]
+                    why = f"expected {_readable(guard.expr, places)}"
+                    return Fixed(leaf, dim, why, _grown(values, sizes, {}), _location(guard))
+    return None
+
+
+def _grown(
+    values: Sequence[Any], symbols: Mapping[Any, int], places: Mapping[tuple[int, int], int]
+) -> tuple[tuple[int, ...] | None, ...]:
+    """The inputs' shapes with other sizes for some symbols or some dims of leaves."""
+    shapes: list[tuple[int, ...] | None] = []
+    for leaf, value in enumerate(values):
+        if not isinstance(value, Tensor):
+            shapes.append(None)
+            continue
+        sizes = []
+        for dim, size in enumerate(value.shape):
+            known = _hint(size) if _is_free(size) else int(size)
+            known = symbols.get(_symbol(size), known)
+            sizes.append(places.get((leaf, dim), known))
+        shapes.append(tuple(sizes))
+    return tuple(shapes)
+
+
+def _symbol(size: Any) -> Any:
+    """The symbol that a free size is; None for a number."""
+    return size.node.expr if _is_free(size) else None
+
+
+def _hint(size: Any) -> int:
+    """The size that a free one had in the example; 2 where the program does not say."""
+    return int(size.node.hint) if size.node.hint is not None else 2
+
+
+def _symbolic(values: Sequence[Any]) -> list[Any]:
+    tensors = (value for value in values if isinstance(value, Tensor))
+    return [size for tensor in tensors for size in tensor.shape if _is_free(size)]
+
+
+def _guards(values: Sequence[Any]) -> list[Any]:
+    """The conditions on sizes that PyTorch met while it traced."""
+    modes = (getattr(value, "fake_mode", None) for value in values)
+    environment = next((mode.shape_env for mode in modes if mode is not None), None)
+    return [] if environment is None else list(environment.guards)
+
+
+def _line_of_constant(values: Sequence[Any], size: int) -> str:
+    found = (g for g in _guards(values) if isinstance(g.expr, sympy.Eq) and g.expr.rhs == size and g.expr.lhs.is_Symbol)
+    return next(filter(None, map(_location, found)), "")
+
+
+def _line_of_bound(values: Sequence[Any], symbol: Any) -> str:
+    found = (g for g in _guards(values) if g.expr.free_symbols == {symbol})
+    return next(filter(None, map(_location, found)), "")
+
+
+def _location(guard: Any) -> str:
+    """Where the model met the condition, or nothing where that is a line of PyTorch's."""
+    frame = getattr(guard.sloc, "framework_loc", None)
+    file = getattr(frame, "filename", "")
+    own = file and "/torch/" not in file.replace("\\", "/")
+    return f"{file}:{frame.lineno} in {frame.name}" if own and frame is not None else ""
+
+
+def _readable(condition: Any, places: Mapping[Any, tuple[int, int]]) -> str:
+    """A condition with sizes in place of symbols, e.g. "4*size(2)*size(3) == 4096"."""
+    names = {symbol: sympy.Symbol(f"size({dim})", integer=True) for symbol, (_, dim) in places.items()}
+    named = condition.xreplace(names)
+    return (
+        f"{named.lhs} {named.rel_op} {named.rhs}" if isinstance(named, sympy.core.relational.Relational) else str(named)
+    )

@@ -1,0 +1,221 @@
+"""Free height, width and length: every stage keeps them, and a size that the model fixes is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import edgeprune
+from edgeprune.errors import CaptureError
+from edgeprune.graph.sizes import free_dims, grown_shapes
+from edgeprune.load import load
+from edgeprune.records import ModelInfo
+from edgeprune.save import save_program
+from tests.nets import Net, cut_randomly, randomized, sample
+
+IMAGE = (3, 16, 12)
+SIZES = ((16, 12), (24, 20), (8, 36))
+
+
+def classifier() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4),
+    )  # fmt: skip
+
+
+def unet() -> nn.Module:
+    """Upsampled to the size of what it is joined with."""
+    return Net(
+        _unet,
+        a=nn.Conv2d(3, 6, 3, padding=1), b=nn.Conv2d(6, 8, 3, stride=2, padding=1),
+        c=nn.Conv2d(8, 8, 3, stride=2, padding=1), up=nn.Conv2d(16, 6, 3, padding=1), last=nn.Conv2d(12, 2, 1),
+    )  # fmt: skip
+
+
+def _unet(m: Any, x: Tensor) -> Tensor:
+    a = m.a(x).relu()
+    b = m.b(a).relu()
+    u = F.interpolate(m.c(b).relu(), size=b.shape[-2:], mode="bilinear")
+    u = F.interpolate(m.up(torch.cat([u, b], 1)).relu(), size=a.shape[-2:])
+    return m.last(torch.cat([u, a], 1))
+
+
+def gated() -> nn.Module:
+    """Squeeze and excite, and a view whose sizes are products of channels and free sizes."""
+    return Net(
+        _gated,
+        a=nn.Conv2d(3, 8, 3, padding=1), down=nn.Linear(8, 4), up=nn.Linear(4, 8), mix=nn.Linear(8, 6),
+        head=nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+def _gated(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x).relu()
+    gate = m.up(m.down(x.mean((2, 3))).relu()).sigmoid()
+    x = x * gate[:, :, None, None]
+    n, channels, height, width = x.shape
+    tokens = x.reshape(n, channels, height * width).transpose(1, 2)
+    tokens = m.mix(tokens).relu().reshape(n, height * width * 6).reshape(n, height * width, 6)
+    return m.head(tokens.mean(1))
+
+
+NETWORKS = {"classifier": classifier, "unet": unet, "gated": gated}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_free_size_stays_free_through_every_stage(name: str, tmp_path: Path) -> None:
+    model = randomized(NETWORKS[name]()).double().eval()
+    program = edgeprune.capture(model, sample((IMAGE,), 2), dynamic_size=True)
+    assert free_dims(program) == ({0, 2, 3},)
+    assert grown_shapes(program) == ((2, 3, 32, 12),)
+    for height, width in SIZES:
+        (x,) = sample(((3, height, width),), 3)
+        torch.testing.assert_close(program.module()(x), model(x))
+    for seed in (0, 1) if name == "gated" else (0,):
+        cut = cut_randomly(program, edgeprune.analyze(program), share=0.7, seed=seed)
+        assert cut.error <= 1e-10
+        assert free_dims(cut.slim) == ({0, 2, 3},)
+        save_program(tmp_path / f"{seed}.pt2", cut.slim, ModelInfo(input_shape=IMAGE))
+        loaded = load(tmp_path / f"{seed}.pt2").program
+        assert free_dims(loaded) == ({0, 2, 3},)
+        for height, width in SIZES:
+            (x,) = sample(((3, height, width),), 3)
+            torch.testing.assert_close(loaded.module()(x), cut.slim.module()(x))
+        program = edgeprune.graph.capture.Program.adopt(loaded)
+
+
+def test_onnx_keeps_free_sizes(tmp_path: Path) -> None:
+    program = edgeprune.capture(randomized(unet()), torch.randn(2, *IMAGE), dynamic_size=True)
+    slim = cut_randomly(program, edgeprune.analyze(program)).slim
+    edgeprune.export_onnx(slim, tmp_path / "slim.onnx")
+    (taken,) = onnx.load(tmp_path / "slim.onnx").graph.input
+    dims = [dim.dim_param or dim.dim_value for dim in taken.type.tensor_type.shape.dim]
+    assert dims == ["batch", 3, "height", "width"]
+    session = onnxruntime.InferenceSession(tmp_path / "slim.onnx")
+    for height, width in SIZES:
+        (x,) = sample(((3, height, width),), 3, torch.float32)
+        with torch.no_grad():
+            expected = slim.module()(x).numpy()
+        (got,) = session.run(None, {"input": x.numpy()})
+        np.testing.assert_allclose(got, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
+
+
+def test_a_slim_program_trains_and_is_exported_again_at_any_size() -> None:
+    program = edgeprune.capture(randomized(classifier()), torch.randn(2, *IMAGE), dynamic_size=True)
+    slim = cut_randomly(program, edgeprune.analyze(program)).slim
+    module = slim.module().train()
+    module(torch.randn(4, 3, 20, 28)).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    again = edgeprune.graph.capture.reexport(module.eval(), (torch.zeros(2, *IMAGE),), free_dims(slim))
+    assert free_dims(again) == ({0, 2, 3},)
+
+
+def test_sequences_of_any_length() -> None:
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    program = edgeprune.capture(randomized(net), sample(((7, 5),), 2), dynamic={"input": (0, 1)})
+    assert free_dims(program) == ({0, 1},)
+    slim = cut_randomly(program, edgeprune.analyze(program)).slim
+    assert slim.module()(*sample(((19, 5),), 3)).shape == (3, 19, 2)
+
+
+def test_an_input_without_a_batch() -> None:
+    net = Net(lambda m, x, table: m.b((m.a(x) + table).relu()), a=nn.Linear(5, 8), b=nn.Linear(8, 2)).double()
+    args = (*sample(((5,),), 3), torch.randn(8, dtype=torch.float64))
+    program = edgeprune.capture(randomized(net), args, dynamic={"inputs_1": ()})
+    assert free_dims(program) == ({0}, set())
+    assert edgeprune.capture(net, args, dynamic_batch=False).module()(*args).equal(net.eval()(*args))
+
+
+# -- what a model fixes -----------------------------------------------------------------------------------------------
+
+
+class Asserting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[3] == 12, f"expected a width of 12, got {x.shape[3]}"
+        return self.conv(x)
+
+
+class Choosing(Asserting):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.shape[2] < 100 else self.conv(-x)
+
+
+class Flattening(Asserting):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4 * 16 * 12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).flatten(1))
+
+
+class Square(Asserting):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.shape[2] * 3 == x.shape[3] * 4 else self.conv(-x)
+
+
+@pytest.mark.parametrize(
+    ("network", "dim", "said"),
+    [
+        (Asserting, 3, ["at shape (2, 3, 16, 24) it fails: AssertionError: expected a width of 12, got 24"]),
+        (Choosing, 2, ["expected at most 99"]),
+        (Flattening, 2, ["at shape (2, 3, 32, 12) it fails: layer 'head', Linear(", "reduction dim"]),
+        (Square, 2, ["expected "]),
+    ],
+)  # fmt: skip
+def test_a_size_that_the_model_fixes_is_named_with_the_line(
+    network: type[nn.Module], dim: int, said: list[str]
+) -> None:
+    with pytest.raises(CaptureError) as caught:
+        edgeprune.capture(network(), torch.zeros(2, *IMAGE), dynamic_size=True)
+    message = str(caught.value)
+    assert message.startswith(f"{network.__name__} fixes the size of input 'x', dim {dim}, that was to be free: ")
+    assert all(part in message for part in said) and f" (at {__file__}:" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("function", [lambda m, x: m.a(x).view(2, 12), lambda m, x: m.a(x) + torch.ones(2, 12)])
+def test_a_batch_that_the_model_fixes(function: Callable[..., Any]) -> None:
+    net = Net(function, a=nn.Linear(5, 12))
+    with pytest.raises(CaptureError, match=r"Net fixes the batch of input 'inputs_0', dim 0.*dynamic_batch=False"):
+        edgeprune.capture(net, torch.ones(2, 5))
+    assert free_dims(edgeprune.capture(net, torch.ones(2, 5), dynamic_batch=False)) == (set(),)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dynamic": {"y": (0,)}}, "dynamic: expected names of inputs (input), got y"),
+        ({"dynamic": {"input": (4,)}}, "dynamic['input']: expected dims from 0 to 3, got [4]"),
+        ({"dynamic": {"input": (0, 1)}}, "fixes the size of input 'input', dim 1"),
+    ],
+)
+def test_free_sizes_that_do_not_fit(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(CaptureError) as caught:
+        edgeprune.capture(classifier(), torch.zeros(2, *IMAGE), **options)
+    assert said in str(caught.value)
+
+
+def test_a_size_of_one_cannot_stand_for_any() -> None:
+    with pytest.raises(CaptureError, match="expected a size of at least 2 where it is to be free, got 1 for dim 2"):
+        edgeprune.capture(classifier(), torch.zeros(2, 3, 1, 8), dynamic_size=True)
+
+
+def test_programs_of_fixed_size_are_not_opened(tmp_path: Path) -> None:
+    save_program(tmp_path / "net.pt2", edgeprune.capture(classifier(), torch.zeros(2, *IMAGE)), ModelInfo(IMAGE))
+    assert free_dims(load(tmp_path / "net.pt2").program) == ({0},)
+    with pytest.raises(edgeprune.errors.InputError, match="--dynamic-size: expected weights beside --arch, or a prog"):
+        load(tmp_path / "net.pt2", dynamic_size=True)
