@@ -14,7 +14,7 @@ from edgeprune.errors import ProofError
 from edgeprune.graph.capture import Program, example_inputs
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import analyze
-from edgeprune.graph.ops.registry import operator_name
+from edgeprune.graph.ops.registry import Call, operator_name
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.sizes import free_dims, grown_shapes
 from edgeprune.pruning_plan import PruningPlan
@@ -22,7 +22,7 @@ from edgeprune.surgery import kept_units
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _BATCH = 4
-_SINGULAR = {"div", "divide", "true_divide", "reciprocal", "rsqrt", "pow", "log", "log2", "log10"}  # not finite at 0
+_SINGULAR = {"div", "divide", "true_divide", "reciprocal", "rsqrt", "pow", "log", "log2", "log10", "_weight_norm"}  # not finite at 0
 
 
 def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Tensor | None = None) -> float:
@@ -121,24 +121,33 @@ def _finite(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _normalise_over_kept(module: fx.GraphModule, program: ExportedProgram, plan: PruningPlan) -> None:
-    """Let every layer norm (and group norm with one group) see the kept units alone, and give zeros for the others."""
-    graph = analyze(program, inputs=bool(plan.inputs))
+    """Let every normalisation over units see the kept ones alone, and give zeros for the others."""
+    graph = analyze(program, inputs=bool(plan.inputs), attention=plan.attention)
     edit = Edit(module, graph.analysis, kept_units(graph, plan))
     for call in graph.analysis.calls.values():
-        if call.name not in ("layer_norm", "rms_norm") and not (call.name == "group_norm" and call["num_groups"] == 1):
-            continue
-        x = call.input
-        first = 1 if call.name == "group_norm" else len(x.shape) - len(call["normalized_shape"])
-        kept = {dim: edit.kept(x, dim) for dim in range(first, len(x.shape))}
+        x = call.values[0]
+        kept = {dim: edit.kept(x, dim) for dim in _normalised_dims(call)}
         pruned = {dim: torch.from_numpy(k) for dim, k in kept.items() if len(k) < x.shape[dim]}
         if pruned:
             node = edit.node(call)
-            node.target = _over_kept(call.operator, first, pruned)
+            node.target = _over_kept(call.operator, min(kept), pruned)
     module.recompile()
 
 
+def _normalised_dims(call: Call) -> list[int]:
+    """The dims that a normalisation takes its statistics over and whose units may go one by one."""
+    rank = len(call.values[0].shape)
+    if call.name in ("layer_norm", "rms_norm"):
+        return list(range(rank - len(call["normalized_shape"]), rank))
+    if call.name == "group_norm" and call["num_groups"] == 1:
+        return list(range(1, rank))
+    if call.name == "batch_norm" and call["training"]:
+        return [d for d in range(rank) if d != 1]
+    return []
+
+
 def _over_kept(operator: Callable[..., Tensor], first: int, kept: dict[int, Tensor]) -> Callable[..., Tensor]:
-    """`operator`, normalising over the kept indices of the dims from `first` on; removed ones come out as zero."""
+    """`operator`, normalising over the kept indices of some dims from `first` on; removed ones come out as zero."""
 
     def narrowed(tensor: Any, offset: int) -> Any:
         if isinstance(tensor, Tensor):
@@ -150,6 +159,8 @@ def _over_kept(operator: Callable[..., Tensor], first: int, kept: dict[int, Tens
         small = narrowed(x, 0)
         if isinstance(args[0], int):  # group_norm(x, num_groups, weight, bias, ...): affine parameters are over dim 1
             result = operator(small, args[0], *(narrowed(a, 1) for a in args[1:3]), *args[3:])
+        elif not isinstance(args[0], list):  # batch_norm(x, weight, bias, ...): affine parameters are over dim 1
+            result = operator(small, *args)
         else:  # layer_norm(x, normalized_shape, weight, bias, eps) and rms_norm
             result = operator(small, list(small.shape[first:]), *(narrowed(a, first) for a in args[1:]))
         for dim, indices in kept.items():

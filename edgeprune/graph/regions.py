@@ -43,7 +43,7 @@ def _flatten(program: ExportedProgram, node: fx.Node) -> None:
     for user in list(node.users):
         if user.target is not operator.getitem:
             raise AssertionError(f"{user.name} takes the whole of region {node.name}")
-        result = results[user.args[1]]
+        result = results[int(user.args[1])]  # type: ignore[arg-type]
         program.graph_signature.replace_all_uses(user.name, result.name)
         user.replace_all_uses_with(result)
         graph.erase_node(user)
@@ -73,6 +73,7 @@ def _copied(graph: fx.Graph, region: fx.Graph, before: fx.Node, operands: tuple[
                 results = fx.node.map_arg(node.args[0], copies.__getitem__)
             elif node.op == "get_attr":
                 owner = graph.owning_module
+                assert owner is not None
                 name = f"{before.name}_{node.target}"
                 owner.add_submodule(name, getattr(region.owning_module, str(node.target)))
                 copies[node] = graph.get_attr(name)

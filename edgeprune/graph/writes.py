@@ -32,7 +32,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     changed._graph_module = copy.deepcopy(program.graph_module)
     while (found := _first_hidden_write(changed)) is not None:
         if not _scatter_instead(changed.graph, found):
-            return _with_batch_norm(program.run_decompositions({}))
+            changed = with_batch_norm(Program.adopt(program.run_decompositions({})))
+            break
     changed.graph.eliminate_dead_code()
     return changed
 
@@ -124,7 +125,7 @@ def _functional_form(node: fx.Node) -> Any:
     return getattr(getattr(_aten, name, None), target._overloadname, None)
 
 
-def _with_batch_norm(program: ExportedProgram) -> ExportedProgram:
+def with_batch_norm(program: Program) -> Program:
     """Turn the inference form of batch norm, which decomposition leaves, back into the one that can be trained."""
     graph = program.graph_module.graph
     for node in list(graph.nodes):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @operator("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
 def batch_norm(analysis: Analysis, call: Call) -> Value:
-    """Each channel (dim 1) has its own statistics and affine parameters."""
+    """Each channel (dim 1) has its own statistics and affine parameters; what they are taken over is *renormalised*."""
     x = call["input"]
     letters = tuple(f"d{d}" for d in range(len(x.shape)))
     names = ("weight", "bias", "running_mean", "running_var")
@@ -27,11 +27,26 @@ def batch_norm(analysis: Analysis, call: Call) -> Value:
         for layer in x.layers:
             for dim in range(2, len(x.shape)):
                 analysis.fix(layer, dim, reasons.NORMALISED)
+    elif call.get("training", False):  # also how weights are standardised: over their input channels
+        _renormalise(analysis, x, {d for d in range(len(x.shape)) if d != 1})
     shift_is_zero = "bias" not in vectors or any(layer.zero for layer in vectors["bias"].layers)
     scaled = any(layer.zero for name in ("weight",) if name in vectors for layer in vectors[name].layers)
     layers = tuple(Layer(y.labels, shift_is_zero and (scaled or y.zero)) if y.dims == (1,) else y for y in x.layers)
     result = Value(x.shape, layers)
     return result if call.name in ("batch_norm", "instance_norm") else [result, *map(Value, call.shape[1:])]  # type: ignore[return-value]
+
+
+def _renormalise(analysis: Analysis, x: Value, normalised: set[int]) -> None:
+    """Statistics are taken over these dims: units along them alone are *renormalised*, others must not vary there."""
+    for layer in x.layers:
+        inside = set(layer.dims) & normalised
+        if layer.pending or not inside:
+            continue
+        if inside == set(layer.dims):
+            analysis.mark_renormalised(layer)
+            continue
+        for dim in sorted(inside):  # heads x channels, normalised over channels: whole heads are exact
+            analysis.fix(layer, dim, reasons.NORMALISED)
 
 
 def _rewrite_normalized_shape(edit: Edit, call: Call) -> None:
@@ -48,16 +63,9 @@ def layer_norm(analysis: Analysis, call: Call) -> Value:
     affine = [value for name in ("weight", "bias") if isinstance(value := call.get(name), Value)]
     unify(analysis, [Operand(x, letters), *(Operand(value, letters[-rank:]) for value in affine)])
     normalised = set(range(len(x.shape) - rank, len(x.shape)))
-    layers = []
-    for layer in x.layers:
-        inside = set(layer.dims) & normalised
-        if inside and not layer.pending and layer.dims == tuple(sorted(inside)):
-            analysis.mark_renormalised(layer)
-        elif inside and not layer.pending:
-            for dim in sorted(inside):  # heads x channels, normalised over channels: whole heads are exact
-                analysis.fix(layer, dim, reasons.NORMALISED)
-        zero = bool(affine) and all(any(y.zero for y in value.layers) for value in affine) if inside else False
-        layers.append(Layer(layer.labels, zero))
+    _renormalise(analysis, x, normalised)
+    affine_zero = bool(affine) and all(any(y.zero for y in value.layers) for value in affine)
+    layers = (Layer(layer.labels, affine_zero and bool(normalised.intersection(layer.dims))) for layer in x.layers)
     return Value(x.shape, tuple(layers))
 
 
