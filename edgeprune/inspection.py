@@ -13,9 +13,9 @@ from edgeprune.importance import magnitude
 from edgeprune.records import GroupRow, InputFeatures, InspectRecord, LayerWidth
 
 
-def inspect_program(program: ExportedProgram, name: str) -> InspectRecord:
+def inspect_program(program: ExportedProgram, name: str, attention: str = "heads") -> InspectRecord:
     """The channel groups of a program, input features first, locked units last."""
-    graph = analyze(program, inputs=True)
+    graph = analyze(program, inputs=True, attention=attention)
     cost = CostModel(program, graph)
     rows = [_group_row(graph, cost, number) for number in range(len(graph.groups))]
     rows.sort(key=lambda row: row.kind != "features")

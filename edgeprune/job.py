@@ -125,6 +125,7 @@ def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
         criterion=criterion,
         align=request.align,
         seed=request.seed,
+        attention=request.attention,
     )
 
 
@@ -169,6 +170,7 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
         input_shape=request.input_shape,
         unsafe_pickle=request.unsafe_pickle,
         data_shape=data.input_shape if data else None,
+        dynamic_size=request.dynamic_size,
     )
     try:
         if data is None and model.info.data is not None:

@@ -300,6 +300,12 @@ def inspect(request: InspectRequest, progress: Progress | None = None) -> Inspec
     """
     told = progress or Silent()
     told.stage("load")
-    model = load(request.model, arch=request.arch, input_shape=request.input_shape, unsafe_pickle=request.unsafe_pickle)
+    model = load(
+        request.model,
+        arch=request.arch,
+        input_shape=request.input_shape,
+        unsafe_pickle=request.unsafe_pickle,
+        dynamic_size=request.dynamic_size,
+    )
     told.stage("analyse")
-    return inspect_program(model.program, request.model)
+    return inspect_program(model.program, request.model, request.attention)

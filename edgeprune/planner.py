@@ -234,4 +234,4 @@ def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -
     groups = tuple(
         PlannedGroup(group.name, group.n_units, int(keep[group.units].sum()), group.exact) for group in graph.groups
     )
-    return PruningPlan(digest(program), tensors, inputs, groups)
+    return PruningPlan(digest(program), tensors, inputs, groups, graph.analysis.attention)

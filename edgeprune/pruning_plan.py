@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from edgeprune.errors import PlanError
 from edgeprune.records import InputFeatures
 
 FORMAT = "edgeprune-plan/1"
+ATTENTION = ("heads", "head-dim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,15 @@ class PruningPlan:
 
     `tensors[name][dim]` lists the kept indices, ascending, of every parameter and buffer that is sliced; `name` is its
     name in the dense model's state dict. `inputs[name]` lists the kept input features. `source_sha256` is the digest
-    of the program that the plan was made for.
+    of the program that the plan was made for. `attention` is what an attention loses, whole heads or the same channels
+    of every head, as in `analyze`: the groups that the plan's couplings are checked by depend on it.
     """
 
     source_sha256: str
     tensors: Mapping[str, Mapping[int, tuple[int, ...]]]
     inputs: Mapping[str, InputFeatures] = field(default_factory=dict)
     groups: tuple[PlannedGroup, ...] = ()
+    attention: str = "heads"
 
     @property
     def exact(self) -> bool:
@@ -48,6 +51,7 @@ class PruningPlan:
         document = {
             "format": FORMAT,
             "source_sha256": self.source_sha256,
+            **({} if self.attention == "heads" else {"attention": self.attention}),
             "tensors": {
                 name: {str(dim): list(kept) for dim, kept in sorted(dims.items())}
                 for name, dims in sorted(self.tensors.items())
@@ -79,14 +83,16 @@ class PruningPlan:
         sha256 = document.get("source_sha256")
         if not isinstance(sha256, str):
             raise PlanError(f"the plan's source_sha256: expected a string, got {sha256!r}")
+        attention = document.get("attention", "heads")
+        if attention not in ATTENTION:
+            raise PlanError(f"the plan's attention: expected {' or '.join(ATTENTION)}, got {attention!r}")
         tensors = {
             name: {_dim(name, dim): _indices(f"tensors[{name!r}][{dim!r}]", kept) for dim, kept in _table(name, dims)}
             for name, dims in _table("tensors", document.get("tensors"))
         }
         inputs = {name: _features(name, entry) for name, entry in _table("inputs", document.get("inputs", {}))}
-        return cls(
-            sha256, tensors, inputs, tuple(_group(entry) for entry in _list("groups", document.get("groups", [])))
-        )
+        groups = tuple(_group(entry) for entry in _list("groups", document.get("groups", [])))
+        return cls(sha256, tensors, inputs, groups, attention)
 
 
 def read_plan(path: Path) -> PruningPlan:
@@ -99,6 +105,30 @@ def read_plan(path: Path) -> PruningPlan:
         return PruningPlan.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: expected a readable plan.json, got {error}") from error
+
+
+def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
+    """The plan that does in one cut of the dense network what two cuts do one after the other."""
+    tensors = {name: dict(dims) for name, dims in first.tensors.items()}
+    for name, dims in second.tensors.items():
+        mine = tensors.setdefault(name, {})
+        for dim, kept in dims.items():
+            before = mine.get(dim)
+            mine[dim] = kept if before is None else tuple(before[k] for k in kept)
+    # Features keep their dense numbers: the input is gathered inside, so that every cut sees all of it.
+    inputs = {**first.inputs, **second.inputs}
+    groups = tuple(_composed_groups(first.groups, second.groups))
+    return PruningPlan(first.source_sha256, tensors, inputs, groups, second.attention)
+
+
+def _composed_groups(first: tuple[PlannedGroup, ...], second: tuple[PlannedGroup, ...]) -> Iterator[PlannedGroup]:
+    after = {group.name: group for group in second}
+    for group in first:
+        later = after.get(group.name)
+        if later is None:
+            yield group
+        else:
+            yield PlannedGroup(group.name, group.before, later.after, group.exact and later.exact)
 
 
 def _table(where: str, value: Any) -> list[tuple[str, Any]]:

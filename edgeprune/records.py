@@ -260,8 +260,10 @@ class CompressRequest:
     align: int = 8
     seed: int = 0
     plan: str | None = None
+    attention: str = "heads"
     arch: str | None = None
     input_shape: tuple[int, ...] | None = None
+    dynamic_size: bool = False
     threads: int | None = None
     force: bool = False
     unsafe_pickle: bool = False
@@ -277,6 +279,7 @@ class ExportRequest:
     data: str | None = None
     arch: str | None = None
     input_shape: tuple[int, ...] | None = None
+    dynamic_size: bool = False
     opset: int | None = None
     simplify: bool = True
     force: bool = False
@@ -335,6 +338,8 @@ class InspectRequest:
     model: str
     arch: str | None = None
     input_shape: tuple[int, ...] | None = None
+    dynamic_size: bool = False
+    attention: str = "heads"
     unsafe_pickle: bool = False
 
 

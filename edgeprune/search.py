@@ -12,13 +12,12 @@ from torch import Tensor, fx, nn
 from edgeprune.cost import macs
 from edgeprune.data import batches, normalize
 from edgeprune.errors import BudgetError, InputError
-from edgeprune.graph.capture import Program, example_inputs, reexport
+from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
-from edgeprune.graph.sizes import free_dims
 from edgeprune.planner import plan as make_step_plan
 from edgeprune.progress import Progress
 from edgeprune.proof import prove
-from edgeprune.pruning_plan import PlannedGroup, PruningPlan
+from edgeprune.pruning_plan import PruningPlan, compose
 from edgeprune.records import DataSource, Normalization, StepRecord, TrainSettings
 from edgeprune.surgery import cut
 from edgeprune.train import evaluate, fit
@@ -48,6 +47,7 @@ class Budgets:
     criterion: str
     align: int
     seed: int
+    attention: str = "heads"
 
     @property
     def features(self) -> bool:
@@ -99,7 +99,7 @@ class Search:
         self.progress = progress
         self.steps: list[StepRecord] = []
         self._teacher = dense.module() if trainer and trainer.distill else None
-        self.graph = analyze(dense, inputs=budgets.features)
+        self.graph = analyze(dense, inputs=budgets.features, attention=budgets.attention)
         available = _count_features(self.graph)
         self.dense = Candidate(dense, None, macs(dense), available, None)
         if budgets.feature_ratio is not None and available:
@@ -270,7 +270,9 @@ class Search:
     def _try(self, best: Candidate, *, n_features: int | None, keep_macs: float | None) -> Candidate:
         """Prune what was accepted once more, prove the cut, finetune, look."""
         compete = self.budgets.prune_features and self.budgets.max_drop is None and self.budgets.n_features is None
-        graph = self.graph if best.plan is None else analyze(best.program, inputs=self.budgets.features)
+        graph = self.graph
+        if best.plan is not None:
+            graph = analyze(best.program, inputs=self.budgets.features, attention=self.budgets.attention)
         held = n_features if n_features is not None else None if compete else _count_features(graph)
         self.progress.stage(f"step {len(self.steps) + 1}: score and cut")
         step = make_step_plan(
@@ -309,8 +311,7 @@ class Search:
             settings = replace(trainer.settings, epochs=epochs, seed=trainer.settings.seed + extra)
             fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher)
             assert isinstance(module, fx.GraphModule)
-            before = candidate.program
-            candidate = replace(candidate, program=reexport(module, example_inputs(before), free_dims(before)))
+            candidate = replace(candidate, program=reexport_like(module, candidate.program))
         return replace(candidate, val_accuracy=trainer.val_accuracy(module))
 
     def _within(self, candidate: Candidate, share: float = 1.0) -> bool:
@@ -374,26 +375,3 @@ class Search:
 def _count_features(graph: ChannelGraph) -> int | None:
     """How many input features can be removed one by one; None where there are none."""
     return sum(group.n_units for group in graph.groups if group.is_input) or None
-
-
-def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
-    """The plan that does in one cut of the dense network what two cuts do one after the other."""
-    tensors = {name: dict(dims) for name, dims in first.tensors.items()}
-    for name, dims in second.tensors.items():
-        mine = tensors.setdefault(name, {})
-        for dim, kept in dims.items():
-            before = mine.get(dim)
-            mine[dim] = kept if before is None else tuple(before[k] for k in kept)
-    # Features keep their dense numbers: the input is gathered inside, so that every cut sees all of it.
-    inputs = {**first.inputs, **second.inputs}
-    return PruningPlan(first.source_sha256, tensors, inputs, tuple(_composed_groups(first.groups, second.groups)))
-
-
-def _composed_groups(first: tuple[PlannedGroup, ...], second: tuple[PlannedGroup, ...]) -> Iterator[PlannedGroup]:
-    after = {group.name: group for group in second}
-    for group in first:
-        later = after.get(group.name)
-        if later is None:
-            yield group
-        else:
-            yield PlannedGroup(group.name, group.before, later.after, group.exact and later.exact)

@@ -13,11 +13,10 @@ from torch.export import ExportedProgram
 from edgeprune.digests import digest
 from edgeprune.errors import PlanError
 from edgeprune.graph.binding import shape_of
-from edgeprune.graph.capture import Program, example_inputs, reexport
+from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
 from edgeprune.graph.labels import Value
-from edgeprune.graph.sizes import free_dims
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import InputFeatures
 
@@ -41,14 +40,14 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
             f"the plan was made for another model: expected source_sha256 {digest(program)[:12]}..., "
             f"got {plan.source_sha256[:12]}..."
         )
-    if graph is None:
-        graph = analyze(program, inputs=bool(plan.inputs))
+    if graph is None or graph.analysis.attention != plan.attention:
+        graph = analyze(program, inputs=bool(plan.inputs), attention=plan.attention)
     keep = kept_units(graph, plan)
     module = Program.adopt(graph.analysis.program).module()
     _slice_tensors(module, graph, plan)
     Edit(module, graph.analysis, keep).rewrite()
     _drop_unused(module)
-    return reexport(module, example_inputs(program), free_dims(program))
+    return reexport_like(module, program)
 
 
 def kept_units(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:

@@ -355,7 +355,7 @@ CASES: dict[str, Case] = {
     "transformer layer": Case(
         lambda: tokens(lambda m, x: m.l(x), l=nn.TransformerEncoderLayer(8, 4, 16, batch_first=True)), (TOKENS,), 28,
         exact=False),
-    "grouped queries": Case(lambda: tokens(grouped_queries, **few_heads()), (TOKENS,), 22),
+    "grouped queries": Case(lambda: tokens(grouped_queries, **few_heads()), (TOKENS,), 18),
     "grouped queries by repeating": Case(lambda: tokens(repeated_heads, **few_heads()), (TOKENS,), 18),
     "grouped queries by expanding": Case(lambda: tokens(expanded_heads, **few_heads()), (TOKENS,), 18),
     "linear attention": Case(

@@ -248,14 +248,15 @@ def test_all_options_of_compress_reach_the_library(pipeline: Pipeline) -> None:
     arguments = (
         "compress m.pt --data digits --out run --keep-macs 0.5 --max-drop 2 --input-features 20 --criterion l2 "
         "--finetune-epochs 3 --align 4 --seed 7 --plan plan.json --arch a.py:net --input-shape 3,32,32 --threads 2 "
-        "--force --unsafe-pickle"
+        "--force --unsafe-pickle --attention head-dim --dynamic-size"
     ).split()
     assert main(arguments) == 0
     assert pipeline.requests == [
         CompressRequest(
             model="m.pt", data="digits", out="run", keep_macs=0.5, max_drop=2.0, input_features="20", criterion="l2",
             finetune_epochs=3, align=4, seed=7, plan="plan.json", arch="a.py:net", input_shape=(3, 32, 32), threads=2,
-            force=True, unsafe_pickle=True, command="edgeprune " + " ".join(arguments),
+            force=True, unsafe_pickle=True, attention="head-dim", dynamic_size=True,
+            command="edgeprune " + " ".join(arguments),
         )
     ]  # fmt: skip
 
@@ -274,12 +275,13 @@ def test_bare_commands_leave_the_assumptions_to_the_library(pipeline: Pipeline) 
 def test_options_of_the_other_commands_reach_the_library(pipeline: Pipeline) -> None:
     settings = "--epochs 3 --optimizer sgd --lr 0.1 --weight-decay 0 --batch-size 32 --seed 5 --threads 1 --force"
     assert main([*TRAIN, *settings.split()]) == 0
-    assert main("export slim.pt2 --onnx --out o --data digits --opset 20 --no-simplify --force".split()) == 0
+    export = "export slim.pt2 --onnx --out o --data digits --opset 20 --no-simplify --force --dynamic-size"
+    assert main(export.split()) == 0
     validate = "validate a.onnx b.onnx --data digits --max-drop 1 --max-latency-ratio 0.6 --threads 2 --runs 50"
     assert main([*validate.split(), "--batch-size", "8"]) == 0
     assert pipeline.requests == [
         TrainRequest("a.py:net", "digits", "m.pt", TrainSettings(3, "sgd", 0.1, 0.0, 32, 5, 1), True),
-        ExportRequest("slim.pt2", "o", "digits", opset=20, simplify=False, force=True),
+        ExportRequest("slim.pt2", "o", "digits", opset=20, simplify=False, force=True, dynamic_size=True),
         ValidateRequest("a.onnx", "b.onnx", "digits", 1.0, 0.6, 2, 50, 8),
     ]
 

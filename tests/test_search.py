@@ -14,7 +14,7 @@ from edgeprune.features import gathered
 from edgeprune.graph.capture import Program
 from edgeprune.inspection import feature_weights
 from edgeprune.planner import make_plan
-from edgeprune.search import compose
+from edgeprune.pruning_plan import compose
 
 
 def mlp() -> Program:

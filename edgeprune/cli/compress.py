@@ -52,6 +52,7 @@ def compress(
     ] = None,
     arch: opt.Arch = None,
     input_shape: opt.InputShape = None,
+    dynamic_size: opt.DynamicSize = False,
     criterion: Annotated[
         Literal["l1", "l2", "taylor", "random"] | None,
         typer.Option(
@@ -83,6 +84,7 @@ def compress(
             rich_help_panel=opt.HOW,
         ),
     ] = 8,
+    attention: opt.Attention = "heads",
     seed: opt.Seed = 0,
     threads: opt.Threads = None,
     unsafe_pickle: opt.UnsafePickle = False,
@@ -114,6 +116,8 @@ def compress(
             plan=plan,
             arch=arch,
             input_shape=opt.parse_shape(input_shape),
+            dynamic_size=dynamic_size,
+            attention=attention,
             threads=threads,
             force=force,
             unsafe_pickle=unsafe_pickle,

@@ -24,6 +24,7 @@ def export(
     data: opt.Data = None,
     arch: opt.Arch = None,
     input_shape: opt.InputShape = None,
+    dynamic_size: opt.DynamicSize = False,
     opset: Annotated[
         int | None,
         typer.Option(
@@ -60,6 +61,7 @@ def export(
             data=data,
             arch=arch,
             input_shape=opt.parse_shape(input_shape),
+            dynamic_size=dynamic_size,
             opset=opset,
             simplify=simplify,
             force=force,

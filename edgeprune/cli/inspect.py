@@ -18,6 +18,8 @@ def inspect(
     ],
     arch: opt.Arch = None,
     input_shape: opt.InputShape = None,
+    dynamic_size: opt.DynamicSize = False,
+    attention: opt.Attention = "heads",
     unsafe_pickle: opt.UnsafePickle = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
@@ -27,7 +29,7 @@ def inspect(
     [bold]edgeprune inspect model.pt[/bold]
     """
     with Output(context, as_json=as_json, debug=debug) as output:
-        request = InspectRequest(model, arch, opt.parse_shape(input_shape), unsafe_pickle)
+        request = InspectRequest(model, arch, opt.parse_shape(input_shape), dynamic_size, attention, unsafe_pickle)
         with output.working() as progress:
             from edgeprune import pipeline
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -94,6 +94,18 @@ InputShape = Annotated[
         help="One input's shape without the batch, where the file does not say; e.g. 3,224,224.",
         rich_help_panel=WHAT,
     ),
+]
+DynamicSize = Annotated[
+    bool,
+    typer.Option(
+        "--dynamic-size",
+        help="Leave height and width free (all sizes from the third on), for a fully convolutional network.",
+        rich_help_panel=WHAT,
+    ),
+]
+Attention = Annotated[
+    Literal["heads", "head-dim"],
+    typer.Option(help="What an attention loses: whole heads, or the same channels of every head.", rich_help_panel=HOW),
 ]
 DATA_HELP = (
     "digits, mnist[:ROOT], cifar10[:ROOT], ..., imagefolder:ROOT, npz:FILE, csv:FILE?target=COLUMN "

@@ -22,7 +22,7 @@ from edgeprune.graph.refusals import (
     quiet_torch,
 )
 from edgeprune.graph.regions import flattened
-from edgeprune.graph.sizes import Free, asked_dims, dynamic_shapes, first_fixed, input_values
+from edgeprune.graph.sizes import Free, asked_dims, dynamic_shapes, first_fixed, free_dims, input_values
 
 # Position of the train flag among an operator's arguments.
 _TRAIN_FLAG = {
@@ -166,6 +166,11 @@ def reexport(module: fx.GraphModule, args: tuple[Any, ...], free: Free | None = 
         CaptureError: the graph does not run, or fixes a size that was free.
     """
     return _export(module, args, asked_dims(module, args, True, False, {}) if free is None else free)
+
+
+def reexport_like(module: fx.GraphModule, program: ExportedProgram) -> Program:
+    """Export a graph again that was made of `program` and takes the same inputs; errors as `reexport`."""
+    return reexport(module, example_inputs(program), free_dims(program))
 
 
 def example_inputs(program: ExportedProgram) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 import edgeprune.graph.ops  # noqa: F401  (fills the operator table)
+from edgeprune.errors import InputError
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.findings import Source
 from edgeprune.graph.prepare import prepared
@@ -106,10 +107,15 @@ def analyze(program: ExportedProgram, inputs: bool = False, attention: str = "he
         inputs: whether input features are units too.
         attention: "heads" removes whole attention heads, "head-dim" the same channels of every head.
 
+    Raises:
+        InputError: `attention` is neither.
+
     Example:
         >>> graph = edgeprune.analyze(program)
         >>> [(group.name, group.n_units) for group in graph.groups]
     """
+    if attention not in ("heads", "head-dim"):
+        raise InputError(f"attention: expected heads or head-dim, got {attention!r}")
     analysis = Analysis(prepared(program), inputs=inputs, attention=attention)
     analysis.solve()
     canonical = analysis.solver.canonical

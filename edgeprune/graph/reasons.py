@@ -77,9 +77,6 @@ NOT_ZERO = Cause(
     "sums over units that do not read zero when they are removed",
     "put what makes a removed channel non-zero (a sigmoid, a softmax, an added constant) behind the sum",
 )
-SHARED_HEADS = Cause(
-    "shares heads", "give keys and values as many heads as queries; channels within the heads: --attention head-dim"
-)
 PACKED = Cause("takes packed sequences", "pad the sequences to one length and leave pack_padded_sequence away")
 DIRECTIONS = Cause(
     "holds the states of both directions along this dim", "make the initial states with the units along their last dim"

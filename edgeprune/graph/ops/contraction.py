@@ -174,26 +174,26 @@ def _rewrite_attention(edit: Edit, call: Call) -> None:
 @operator("scaled_dot_product_attention", rewrite=_rewrite_attention)
 def attention(analysis: Analysis, call: Call) -> Value:
     """`softmax(q k' / sqrt(d)) v`: channels of q and k are contracted, key positions stay whole."""
-    q, k, v = call["query"], call["key"], call["value"]
+    q, k, v, mask = call["query"], call["key"], call["value"], call.get("attn_mask")
     lead = tuple(f"b{d}" for d in range(len(q.shape) - 2))
-    shared = lead
-    if call.get("enable_gqa", False):  # several query heads share one of keys and values: heads stay
-        shared = (*lead[:-1], "g")
-        for value in (q, k, v):
-            for layer in value.layers:
-                analysis.fix(layer, len(value.shape) - 3, reasons.SHARED_HEADS)
-    logits_shape = (*call.shape[:-1], k.shape[-2])
-    logits = contract(
-        analysis,
-        [Operand(q, (*lead, "t", "d")), Operand(k, (*shared, "s", "d"))],
-        (*lead, "t", "s"),
-        logits_shape,
-        fixed=("s",),
-    )
-    mask = call.get("attn_mask")
+    shared, shape = lead, call.shape
+    if call.get("enable_gqa", False):  # heads are (groups, queries of a group); a group shares its keys and values
+        groups = k.shape[-3]
+        lead, shared = (*lead[:-1], "g", "r"), (*lead[:-1], "g")
+        q, shape = _in_groups(q, groups), _in_groups(Value(call.shape), groups).shape
+        mask = mask if mask is None or len(mask.shape) < 3 or mask.shape[-3] == 1 else _in_groups(mask, groups)
+    logits_shape = (*shape[:-1], k.shape[-2])
+    operands = [Operand(q, (*lead, "t", "d")), Operand(k, (*shared, "s", "d"))]
+    logits = contract(analysis, operands, (*lead, "t", "s"), logits_shape, fixed=("s",))
     if mask is not None:
         letters = (*lead, "t", "s")
         unify(analysis, [Operand(logits, letters), Operand(mask, letters[len(letters) - len(mask.shape) :])])
     weights = Value(logits.shape, tuple(Layer(layer.labels, False) for layer in logits.layers))
     operands = [Operand(weights, (*lead, "t", "s")), Operand(v, (*shared, "s", "e"))]
-    return contract(analysis, operands, (*lead, "t", "e"), call.shape, fixed=("s",))
+    return reshaped(contract(analysis, operands, (*lead, "t", "e"), shape, fixed=("s",)), call.shape)
+
+
+def _in_groups(value: Value, groups: int) -> Value:
+    """`(..., heads, t, d)` as `(..., groups, heads / groups, t, d)`."""
+    *lead, heads, t, d = value.shape
+    return reshaped(value, (*lead, groups, heads // groups, t, d))
