@@ -55,8 +55,9 @@ class Solver:
         a, b = left.reshape(-1).numpy(), right.reshape(-1).numpy()
         both = (a > 0) & (b > 0) & (a != b)
         if both.any():
-            self._left.append(a[both])
-            self._right.append(b[both])
+            left, right = _distinct_pairs(a[both], b[both])
+            self._left.append(left)
+            self._right.append(right)
         for mine, other in ((a, b), (b, a)):
             meets_fixed = (mine > 0) & (other == FIXED)
             if meets_fixed.any():
@@ -69,7 +70,7 @@ class Solver:
             self._lock(flat[flat > 0], reason)
 
     def _lock(self, ids: np.ndarray, reason: Reason) -> None:
-        self._locks.append((np.unique(ids), len(self.reasons)))
+        self._locks.append((_distinct(ids, len(self.component)), len(self.reasons)))
         self.reasons.append(reason)
 
     def merge(self) -> bool:
@@ -79,7 +80,7 @@ class Solver:
             left, right = np.concatenate(self._left), np.concatenate(self._right)
             changed = self._merge_components(self.component[left], self.component[right])
         for ids, index in self._locks:
-            components = np.unique(self.component[ids])
+            components = self.component[ids]
             free = components[self.reason[components] < 0]
             self.reason[free] = index
             changed = changed or bool(len(free))
@@ -109,14 +110,45 @@ def count_units(labels: np.ndarray, keep_dim: int) -> int:
     Each slice along `keep_dim` becomes one unit; slices that share a label are one, one with a fixed element is none.
     """
     rows = np.moveaxis(labels, keep_dim, 0).reshape(labels.shape[keep_dim], -1)
-    ids, inverse = np.unique(rows, return_inverse=True)
+    ids, inverse = _numbered(rows)
     n_rows, n_ids = rows.shape[0], len(ids)
-    inverse = inverse.reshape(rows.shape)
     row_index = np.repeat(np.arange(n_rows), rows.shape[1])
+    pairs = _distinct(row_index * n_ids + inverse, n_rows * n_ids)
     edges = coo_array(
-        (np.ones(rows.size, dtype=np.int8), (row_index, n_rows + inverse.reshape(-1))), shape=(n_rows + n_ids,) * 2
+        (np.ones(len(pairs), dtype=np.int8), (pairs // n_ids, n_rows + pairs % n_ids)), shape=(n_rows + n_ids,) * 2
     )
-    n_components, group = connected_components(edges, directed=False)
+    n_components, _ = connected_components(edges, directed=False)
     if ids[0] == FIXED:
         return int(n_components - 1)
     return int(n_components)
+
+
+def _numbered(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct labels, ascending, and for each element the number of its label; as numpy.unique, which sorts."""
+    flat = labels.reshape(-1)
+    low = int(flat.min())
+    span = int(flat.max()) - low + 1
+    if span > 8 * len(flat):
+        return np.unique(flat, return_inverse=True)
+    present = np.zeros(span, dtype=bool)
+    present[flat - low] = True
+    return np.flatnonzero(present) + low, (np.cumsum(present) - 1)[flat - low]
+
+
+def _distinct(numbers: np.ndarray, bound: int) -> np.ndarray:
+    """The distinct ones of numbers in [0, bound), ascending."""
+    if bound > 8 * len(numbers):
+        return np.unique(numbers)
+    present = np.zeros(bound, dtype=bool)
+    present[numbers] = True
+    return np.flatnonzero(present)
+
+
+def _distinct_pairs(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same pairs, each once where there are many over few labels: two dims of positions have millions."""
+    low, low_right = int(left.min()), int(right.min())
+    span, span_right = int(left.max()) - low + 1, int(right.max()) - low_right + 1
+    if span * span_right > len(left):
+        return left, right
+    numbers = _distinct((left - low) * span_right + (right - low_right), span * span_right)
+    return numbers // span_right + low, numbers % span_right + low_right
