@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,6 +47,7 @@ class _Write:
     node: fx.Node
     order: dict[fx.Node, int]
     roots: dict[fx.Node, fx.Node]
+    shown: dict[fx.Node, list[fx.Node]]  # root -> the nodes that show its memory
 
     @property
     def target(self) -> fx.Node:
@@ -55,8 +58,8 @@ class _Write:
 
     def aliases(self) -> list[fx.Node]:
         """Nodes before the operator that show the same memory."""
-        root = self.roots[self.target]
-        return [alias for alias, its in self.roots.items() if its is root and self.order[alias] < self.order[self.node]]
+        same = self.shown[self.roots[self.target]]
+        return [alias for alias in same if self.order[alias] < self.order[self.node]]
 
     def later(self, alias: fx.Node) -> list[fx.Node]:
         """What reads a node after the operator."""
@@ -68,7 +71,10 @@ def _first_hidden_write(program: ExportedProgram) -> _Write | None:
     constants = _constants(program)
     order = {node: index for index, node in enumerate(program.graph.nodes)}
     roots = _roots(program.graph)
-    writes = [_Write(node, order, roots) for node in order if _is_in_place(node)]
+    shown: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node, root in roots.items():
+        shown[root].append(node)
+    writes = [_Write(node, order, roots, shown) for node in order if _is_in_place(node)]
     hidden = next((write for write in writes if _hides(write, constants)), None)
     return hidden and next(write for write in writes if roots[write.target] is roots[hidden.target])
 
@@ -148,8 +154,13 @@ def with_batch_norm(program: Program) -> Program:
 
 def is_factory(node: fx.Node) -> bool:
     """Whether the operator makes a tensor from sizes and numbers alone: `zeros`, `full`, `new_zeros`, ..."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None or schema.is_mutable:
+    return node.op == "call_function" and _makes(node.target)
+
+
+@cache
+def _makes(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    if schema is None or schema.is_mutable:
         return False
     tensors = [argument.name for argument in schema.arguments if "Tensor" in str(argument.type)]
     return not tensors or (tensors == ["self"] and schema.name.removeprefix("aten::").startswith("new_"))
@@ -175,16 +186,26 @@ def _roots(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def _is_in_place(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    in_place = node.op == "call_function" and schema is not None and schema.is_mutable and bool(node.args)
+    in_place = node.op == "call_function" and _writes(node.target) and bool(node.args)
     return in_place and isinstance(node.args[0], fx.Node)
 
 
+@cache
+def _writes(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
 def _is_view(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
     if node.target is operator.getitem:
         container = node.args[0]
         return isinstance(container, fx.Node) and _is_view(container)
-    if node.op != "call_function" or schema is None or schema.is_mutable:
+    return node.op == "call_function" and _shows(node.target)
+
+
+@cache
+def _shows(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    if schema is None or schema.is_mutable:
         return False
     return any(result.alias_info is not None for result in schema.returns)
