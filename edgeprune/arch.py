@@ -72,6 +72,12 @@ def parse(spec: str) -> tuple[str, str, dict[str, Any]]:
     return source, name, arguments
 
 
+def is_spec(text: str) -> bool:
+    """Whether this looks like `source:name` rather than a file's path."""
+    source, colon, name = text.partition("?")[0].rpartition(":")
+    return bool(colon and len(source) > 1 and name.isidentifier())  # C:model is a path
+
+
 def _literal(value: str) -> Any:
     try:
         return ast.literal_eval(value)

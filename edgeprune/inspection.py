@@ -3,36 +3,99 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch.export import ExportedProgram
 
 from edgeprune.cost import CostModel, count_parameters
+from edgeprune.graph.binding import static_nodes
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, LockedUnits, analyze
+from edgeprune.graph.labels import core
 from edgeprune.importance import magnitude
 from edgeprune.records import GroupRow, InputFeatures, InspectRecord, LayerWidth
 
+_PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
 
-def inspect_program(program: ExportedProgram, name: str, attention: str = "heads") -> InspectRecord:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspection:
+    """What was found in a program, and its channel groups; `rows[number]` is the row of each group's number."""
+
+    record: InspectRecord
+    graph: ChannelGraph
+    rows: Mapping[int, int]
+
+
+def inspect_program(program: ExportedProgram, name: str, attention: str = "heads") -> Inspection:
     """The channel groups of a program, input features first, locked units last."""
     graph = analyze(program, inputs=True, attention=attention)
     cost = CostModel(program, graph)
-    rows = [_group_row(graph, cost, number) for number in range(len(graph.groups))]
-    rows.sort(key=lambda row: row.kind != "features")
-    return InspectRecord(name, cost.total, count_parameters(program), (*rows, *locked_rows(graph)))
+    n_params = count_parameters(program)
+    heads = _head_units(graph)
+    order = sorted(range(len(graph.groups)), key=lambda number: not graph.groups[number].is_input)
+    rows = [_group_row(graph, cost, number, heads, n_params) for number in order]
+    record = InspectRecord(name, cost.total, n_params, (*rows, *locked_rows(graph)))
+    return Inspection(record, graph, {number: row for row, number in enumerate(order)})
 
 
-def _group_row(graph: ChannelGraph, cost: CostModel, number: int) -> GroupRow:
+def _group_row(graph: ChannelGraph, cost: CostModel, number: int, heads: np.ndarray, n_params: int) -> GroupRow:
     group = graph.groups[number]
-    touched = sum(cost.products[i].base for i in cost.touching[number])
+    counts = np.array([other.n_units for other in graph.groups], dtype=float)
+    macs = float(cost.saving(counts, number, group.n_units))
     return GroupRow(
         name=group.name,
-        kind="features" if group.is_input else "channels",
+        kind=_kind(group, heads),
         layers=_layers(group),
         n_units=group.n_units,
-        width=group.n_units * group.indices_per_unit,
-        macs_share=touched / cost.total if cost.total else 0.0,
+        width=_width(group),
+        macs_share=macs / cost.total if cost.total else 0.0,
         exact=group.exact,
+        params_share=_parameters(graph, group) / n_params if n_params else 0.0,
+    )
+
+
+def _kind(group: ChannelGroup, heads: np.ndarray) -> str:
+    if group.is_input:
+        return "features"
+    spans_several = any((np.bincount(slot.unit[slot.unit >= 0]) > 1).any() for slot in group.slots)
+    return "heads" if spans_several and np.isin(group.units, heads).all() else "channels"
+
+
+def _head_units(graph: ChannelGraph) -> np.ndarray:
+    """Units along the leading dims of a product of two activations: the heads of an attention, `(n_units,)`."""
+    static = static_nodes(graph.analysis.program)
+    found = [np.zeros(0, dtype=np.int64)]
+    for call in graph.analysis.calls.values():
+        if call.name not in _PRODUCTS or not static.isdisjoint(call.node.all_input_nodes[:2]):
+            continue
+        for value in call.values[:2]:
+            leading = range(len(value.shape) - 2)
+            found += [np.unique(core(layer).numpy()) for layer in value.layers if set(layer.dims) <= set(leading)]
+    return np.unique(np.concatenate(found))
+
+
+def _width(group: ChannelGroup) -> int:
+    """How many channels of the layer that makes the units belong to them."""
+    if group.is_input:
+        return group.n_units
+    slots = [slot for slot in group.slots if slot.dim == 0] or list(group.slots)
+    return int((slots[0].unit >= 0).sum())
+
+
+def _parameters(graph: ChannelGraph, group: ChannelGroup) -> float:
+    """How many parameters would go with all units of a group."""
+    left: dict[str, float] = {}
+    for slot in group.slots:
+        if slot.kind == "tensor":
+            left[slot.name] = left.get(slot.name, 1.0) * float((slot.unit < 0).mean())
+    tensors = graph.analysis.program.state_dict
+    return sum(
+        (1.0 - share) * tensors[name].numel()
+        for name, share in left.items()
+        if isinstance(tensors.get(name), torch.nn.Parameter)
     )
 
 
@@ -42,18 +105,30 @@ def _layers(group: ChannelGroup) -> tuple[str, ...]:
 
 
 def locked_rows(graph: ChannelGraph) -> list[GroupRow]:
-    """One row for each reason and node: the layers whose channels are locked by it."""
+    """One row for each reason and place: the layers whose channels are locked by it."""
     by_reason: dict[tuple[str, str], list[LockedUnits]] = defaultdict(list)
     for lock in graph.locked:
         if lock.dim == 0:
-            by_reason[(lock.reason, lock.where or lock.node)].append(lock)
+            own = f" of {lock.name}"  # each tensor has the same reason in its own name
+            told = lock.reason.removesuffix(own) + " of the tensor" if lock.reason.endswith(own) else lock.reason
+            by_reason[(told, lock.where)].append(lock)
     rows = []
-    for (reason, where), locks in by_reason.items():
+    for (reason, _), locks in by_reason.items():
+        first = locks[0]
         layers = tuple(dict.fromkeys(lock.name.rpartition(".")[0] or lock.name for lock in locks))
         widest = max(len(lock.indices) for lock in locks)
-        told = f"{reason} ({where})" if where and where != "output" else reason
-        rows.append(GroupRow(layers[0], "locked", layers, widest, widest, 0.0, True, told))
+        rows.append(
+            GroupRow(
+                layers[0], "locked", layers, widest, widest, 0.0, True,
+                reason=reason, operator=first.operator, where=first.where or None, remedy=first.remedy,
+            )
+        )  # fmt: skip
     return rows
+
+
+def explained(row: GroupRow) -> str:
+    """Why a row is locked, with the source line where it is known."""
+    return f"{row.reason} ({row.where})" if row.where else str(row.reason)
 
 
 def feature_weights(slim: ExportedProgram, features: InputFeatures) -> tuple[float, ...]:

@@ -80,6 +80,16 @@ def load(
     return Model(program, info, digest(program), file.stem)
 
 
+def load_architecture(spec: str, input_shape: tuple[int, ...] | None = None, dynamic_size: bool = False) -> Model:
+    """An architecture with random weights, for what depends on its graph alone; arguments and errors as `load`."""
+    try:
+        request = _Request(spec, input_shape, False, None, dynamic_size)
+        program, info = _from_module(architectures.build(spec), request)
+    except EdgepruneError as error:
+        raise type(error)(f"{spec}: {str(error).removeprefix(f'arch {spec}: ')}") from error
+    return Model(program, info, digest(program), spec)
+
+
 def _read_bytes(file: Path) -> bytes:
     if not os.path.lexists(file):
         raise InputError(f"{file}: expected a model file, got none")

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 
 from edgeprune import __version__
-from edgeprune.arch import build
+from edgeprune.arch import build, is_spec
 from edgeprune.cost import count_parameters
 from edgeprune.data import batches, check_fits, normalize, open_data
+from edgeprune.drawing import draw
 from edgeprune.errors import InputError
 from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.files import check_new, staged_folder, write_atomically
-from edgeprune.inspection import feature_weights, inspect_program, locked_rows, widths
+from edgeprune.inspection import explained, feature_weights, inspect_program, locked_rows, widths
 from edgeprune.job import (
     RUNS,
     Job,
@@ -34,7 +35,7 @@ from edgeprune.job import (
     threads_for,
 )
 from edgeprune.latency import compare_latency
-from edgeprune.load import capture_single, load
+from edgeprune.load import capture_single, load, load_architecture
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import (
     CompressRequest,
@@ -52,6 +53,7 @@ from edgeprune.records import (
     ValidateRecord,
     ValidateRequest,
 )
+from edgeprune.report.diagram import dot, svg
 from edgeprune.report.html import render
 from edgeprune.runrecord import to_json
 from edgeprune.save import save_checkpoint, save_program
@@ -178,7 +180,8 @@ def _measured(job: Job, search: Search, best: Candidate, told: Progress) -> RunR
         feature_weights=feature_weights(best.program, features) if features else (),
         steps=tuple(search.steps),
         locked=tuple(
-            {"name": row.name, "reason": row.reason, "layers": list(row.layers)} for row in locked_rows(search.graph)
+            {"name": row.name, "reason": explained(row), "layers": list(row.layers)}
+            for row in locked_rows(search.graph)
         ),
     )
 
@@ -299,13 +302,24 @@ def inspect(request: InspectRequest, progress: Progress | None = None) -> Inspec
         InputError: the model is wrong.
     """
     told = progress or Silent()
+    drawings = {path: render_as for path, render_as in ((request.dot, dot), (request.svg, svg)) if path is not None}
+    for path in drawings:
+        check_new(path, request.force, "file")
     told.stage("load")
-    model = load(
-        request.model,
-        arch=request.arch,
-        input_shape=request.input_shape,
-        unsafe_pickle=request.unsafe_pickle,
-        dynamic_size=request.dynamic_size,
-    )
+    if request.arch is None and is_spec(request.model) and not Path(request.model).exists():
+        model = load_architecture(request.model, request.input_shape, request.dynamic_size)
+    else:
+        model = load(
+            request.model,
+            arch=request.arch,
+            input_shape=request.input_shape,
+            unsafe_pickle=request.unsafe_pickle,
+            dynamic_size=request.dynamic_size,
+        )
     told.stage("analyse")
-    return inspect_program(model.program, request.model, request.attention)
+    found = inspect_program(model.program, request.model, request.attention)
+    if drawings:
+        picture = draw(found)
+        for path, render_as in drawings.items():
+            write_atomically(path, render_as(picture).encode())
+    return replace(found.record, files=tuple(drawings))

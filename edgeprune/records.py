@@ -333,7 +333,7 @@ class ValidateRecord:
 
 @dataclass(frozen=True, slots=True)
 class InspectRequest:
-    """What `edgeprune inspect` was asked."""
+    """What `edgeprune inspect` was asked; `dot` and `svg` are files to draw the groups into."""
 
     model: str
     arch: str | None = None
@@ -341,15 +341,19 @@ class InspectRequest:
     dynamic_size: bool = False
     attention: str = "heads"
     unsafe_pickle: bool = False
+    dot: str | None = None
+    svg: str | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
     """One row of `edgeprune inspect`: units that stand or fall together.
 
-    `kind` is `channels`, `features` or `locked`; `n_units` counts what can be removed one by one; `width` is the
-    number of channels they span; `macs_share` is the share of the network's MACs in layers that touch them;
-    `reason` says why the units are locked, with the operator and the source line.
+    `kind` is `channels`, `heads` (of an attention), `features` (of the input) or `locked`; `n_units` counts what can be
+    removed one by one; `width` is the number of channels of the layer that makes them; `macs_share` and `params_share`
+    are the shares of the network's MACs and parameters that would go with all of them. For locked units `reason` says
+    why, beginning with the operator, `where` is the source line that calls it and `remedy` what would unlock them.
     """
 
     name: str
@@ -360,13 +364,18 @@ class GroupRow:
     macs_share: float
     exact: bool
     reason: str | None = None
+    params_share: float = 0.0
+    operator: str | None = None
+    where: str | None = None
+    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InspectRecord:
-    """What `edgeprune inspect` found."""
+    """What `edgeprune inspect` found; `files` are the drawings that it wrote."""
 
     model: str
     macs: int
     params: int
     groups: tuple[GroupRow, ...]
+    files: tuple[str, ...] = ()

@@ -14,13 +14,27 @@ from edgeprune.records import GroupRow, InspectRequest
 def inspect(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .safetensors) or exported program (.pt2).")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A checkpoint (.pt, .safetensors), an exported program (.pt2) or an architecture, e.g. "
+            "torchvision:resnet18.",
+        ),
     ],
     arch: opt.Arch = None,
     input_shape: opt.InputShape = None,
     dynamic_size: opt.DynamicSize = False,
     attention: opt.Attention = "heads",
     unsafe_pickle: opt.UnsafePickle = False,
+    dot: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Draw the groups for Graphviz.", rich_help_panel=opt.OUTPUT),
+    ] = None,
+    svg: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Draw the groups as a picture for a browser.", rich_help_panel=opt.OUTPUT),
+    ] = None,
+    force: opt.Force = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -29,7 +43,8 @@ def inspect(
     [bold]edgeprune inspect model.pt[/bold]
     """
     with Output(context, as_json=as_json, debug=debug) as output:
-        request = InspectRequest(model, arch, opt.parse_shape(input_shape), dynamic_size, attention, unsafe_pickle)
+        shape = opt.parse_shape(input_shape)
+        request = InspectRequest(model, arch, shape, dynamic_size, attention, unsafe_pickle, dot, svg, force)
         with output.working() as progress:
             from edgeprune import pipeline
 

@@ -177,8 +177,12 @@ class Analysis:
                 if len(dims) > 1 or bool((core(layer) != 0).any()):
                     kept.append(layer)
             elif layer.labels.numel() and int(layer.labels.reshape(-1)[0]) > 0:
-                self.solver.lock(layer.labels.reshape(-1)[:1], self._reason(reasons.SINGLE_UNIT))
+                self.solver.lock(layer.labels.reshape(-1)[:1], self._reason(self._one_unit()))
         return Value(tuple(shape), tuple(without_overlaps(kept)))
+
+    def _one_unit(self) -> Cause:
+        is_input = self._node is not None and self._node.op == "placeholder"
+        return reasons.ONE_UNIT if is_input else reasons.SINGLE_UNIT
 
     def aliases(self, name: str) -> list[str]:
         """Every name that the tensor `name` goes by; tied weights have several."""

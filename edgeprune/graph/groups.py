@@ -15,6 +15,7 @@ import edgeprune.graph.ops  # noqa: F401  (fills the operator table)
 from edgeprune.errors import InputError
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.findings import Source
+from edgeprune.graph.ops.registry import operator_name
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.solve import Reason
 
@@ -64,7 +65,11 @@ class ChannelGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LockedUnits:
-    """Indices of one dim of a tensor that must stay, and why; `where` is the user's source line if it is known."""
+    """Indices of one dim of a tensor that must stay, and why.
+
+    `reason` begins with the operator; `where` is the user's source line if it is known; `remedy` is what would unlock
+    them.
+    """
 
     name: str
     dim: int
@@ -72,6 +77,8 @@ class LockedUnits:
     reason: str
     node: str
     where: str
+    operator: str
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,9 +203,12 @@ def _locked(analysis: Analysis, canonical: np.ndarray) -> Iterator[LockedUnits]:
         why = solver.reason[solver.component[source.ids]]
         for index in np.unique(why[why >= 0]):
             reason = solver.reasons[index]
-            where = source_line(nodes[reason.node])
-            indices = np.flatnonzero(why == index)
-            yield LockedUnits(source.name, source.dim or 0, indices, reason.message, reason.node, where)
+            node = nodes[reason.node]
+            operator = operator_name(node.target) if node.op == "call_function" else node.op
+            indices, where = np.flatnonzero(why == index), source_line(node)
+            yield LockedUnits(
+                source.name, source.dim or 0, indices, reason.message, node.name, where, operator, reason.remedy
+            )
 
 
 def source_line(node: fx.Node) -> str:

@@ -64,6 +64,10 @@ WHOLE_SLICES = Cause(
     "a unit must fill whole slices along one dim", "view the channels in groups (or heads) of one size only"
 )
 SINGLE_UNIT = Cause("takes a single unit out of its dim", "read the dim as a whole rather than one index of it")
+ONE_UNIT = Cause(
+    "is one unit in all, as its elements only go together",
+    "nothing: it cannot go as a whole; a convolution shares its weights over all pixels",
+)
 SINGLE_WRITE = Cause("writes to a single unit of its dim", "write to the dim as a whole rather than to one index of it")
 ALL_POSITIONS = Cause(
     "mixes all positions of this dim",

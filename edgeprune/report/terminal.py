@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich import box
@@ -23,6 +23,8 @@ from edgeprune.records import (
     ValidateRecord,
 )
 from edgeprune.report import formats as fmt
+
+_MAX_LAYERS = 4  # of a group in a table
 
 
 class _Sheet(Group):
@@ -107,30 +109,60 @@ def validate(record: ValidateRecord) -> RenderableType:
 
 
 def inspect(record: InspectRecord) -> RenderableType:
-    """The channel groups: what can go, what cannot and why."""
-    title = f"{record.model}: {fmt.count(record.macs)} MACs, {fmt.count(record.params)} parameters"
+    """The channel groups: what can go and what hangs on it, then what cannot, why, and what would unlock it."""
+    prunable = [row for row in record.groups if row.kind != "locked"]
+    locked = [row for row in record.groups if row.kind == "locked"]
+    parts: list[RenderableType] = []
+    if prunable:
+        title = f"{record.model}: {fmt.count(record.macs)} MACs, {fmt.count(record.params)} parameters"
+        parts.append(_prunable_table(title, prunable))
+    if locked:
+        parts.append(_locked_table(f"{record.model}: locked", locked))
+    told = f"  {len(prunable)} of {len(record.groups)} groups can be pruned"
+    if any(row.kind == "heads" for row in prunable):
+        told += "; whole heads go (--attention head-dim: channels within them)"
+    if any(not row.exact for row in prunable):
+        told += "; ≈ removal changes the statistics of a normalisation"
+    return _Sheet(*parts, Text(told, "dim"), *(_unbroken("  drawn   ", file, "") for file in record.files))
+
+
+def _prunable_table(title: str, rows: Sequence[GroupRow]) -> Table:
     table = _table(title)
-    table.add_column("group", overflow="fold", style="cyan")
-    table.add_column("units", justify="right", no_wrap=True)
+    table.add_column("group and its layers", overflow="fold", ratio=1)
+    for name in ("units", "width", "MACs", "params"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("cut", no_wrap=True)
+    for row in rows:
+        units = f"{row.n_units} {row.kind}" if row.kind != "channels" else str(row.n_units)
+        shares = (f"{100 * share:.1f} %" for share in (row.macs_share, row.params_share))
+        cut = Text("exact", "green") if row.exact else Text("≈", "yellow")
+        table.add_row(_layers(row.name, row.layers), units, str(row.width), *shares, cut)
+    return table
+
+
+def _locked_table(title: str, rows: Sequence[GroupRow]) -> Table:
+    table = _table(title)
+    table.add_column("layers", overflow="fold", ratio=2)
     table.add_column("width", justify="right", no_wrap=True)
-    table.add_column("MACs", justify="right", no_wrap=True)
-    table.add_column("removal", no_wrap=True)
-    table.add_column("layers, or why it is locked", overflow="fold", ratio=1)
-    for row in record.groups:
-        locked = row.kind == "locked"
-        removal = Text("locked", "yellow") if locked else Text("exact" if row.exact else "renormalised", "green")
-        table.add_row(
-            Text(row.name), str(row.n_units), str(row.width), f"{100 * row.macs_share:.1f} %", removal, _about(row)
-        )
-    prunable = sum(row.kind != "locked" for row in record.groups)
-    return _Sheet(table, Text(f"  {prunable} of {len(record.groups)} groups can be pruned", "dim"))
+    table.add_column("why, and what would unlock them", overflow="fold", ratio=3)
+    for row in rows:
+        why = Text(row.reason or "no reason recorded", "yellow")
+        if row.where:
+            why.append(f"\n{row.where}", "dim")
+        if row.remedy:
+            why.append(f"\nto unlock: {row.remedy}", "default")
+        table.add_row(_layers(row.name, row.layers), str(row.width), why)
+    return table
 
 
-def _about(row: GroupRow) -> Text:
-    layers = ", ".join(row.layers)
-    if row.reason is None:
-        return Text(layers)
-    return Text.assemble(row.reason, (f"  [{layers}]" if layers else "", "dim"))
+def _layers(name: str, layers: Sequence[str]) -> Text:
+    """The group's name, and the first of its other layers below."""
+    others = [layer for layer in layers if layer != name]
+    text = Text(name, "cyan")
+    if others:
+        more = f" and {len(others) - _MAX_LAYERS} more" if len(others) > _MAX_LAYERS else ""
+        text.append("\n" + ", ".join(others[:_MAX_LAYERS]) + more, "dim")
+    return text
 
 
 def _table(title: str) -> Table:
