@@ -19,6 +19,7 @@ _PUBLIC = {
     "PruningPlan": "edgeprune.pruning_plan",
     "cut": "edgeprune.surgery",
     "prove": "edgeprune.proof",
+    "slim_contract": "edgeprune.features",
     "export_onnx": "edgeprune.export.onnx",
     "load_model": "edgeprune.load",
     "compress": "edgeprune.pipeline",

@@ -4,7 +4,8 @@ EdgepruneError
 ├── InputError          exit 2   bad usage or bad input: a file, an option, data that does not fit
 │   ├── UnsafeFileError          a file that would have to be unpickled or names unknown operators
 │   ├── CaptureError             a model that torch.export cannot trace
-│   └── PlanError                a plan that does not fit its model
+│   ├── PlanError                a plan that does not fit its model
+│   └── ApplyError               a module that a slim program cannot be put back into
 └── CheckError          exit 1   a stated budget or a check was not met
     ├── BudgetError              MACs, accuracy or latency asked for could not be reached
     ├── ProofError               slim and masked dense disagree
@@ -35,6 +36,10 @@ class CaptureError(InputError):
 
 class PlanError(InputError):
     """A pruning plan that does not fit the model it is applied to."""
+
+
+class ApplyError(InputError):
+    """A module that a slim program cannot be put back into."""
 
 
 class CheckError(EdgepruneError):

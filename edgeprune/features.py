@@ -21,7 +21,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program, reexport, size_hint
-from edgeprune.graph.edit import GATHER
+from edgeprune.graph.names import GATHER
 from edgeprune.graph.sizes import free_dims
 from edgeprune.records import InputFeatures
 

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from edgeprune.errors import CaptureError
+from edgeprune.graph.apply import Applied, apply
 from edgeprune.graph.refusals import (
     check_model,
     check_program,
@@ -99,6 +100,24 @@ class Program(ExportedProgram):
         module = TrainableModule(unlifted, unlifted.graph)
         _own_tensors(module)
         return module.eval()
+
+    def apply_to(self, model: nn.Module) -> Applied:
+        """Slice the module that this program was captured from, dense until now, in place, and check it.
+
+        Its parameters and buffers become this program's, which may have been finetuned; what it says of its sizes
+        (`out_channels`, `num_heads`, ...) follows. Parameters are replaced: make optimizers afterwards.
+
+        Args:
+            model: the module, or the part of one, that was captured; left as it was where an error is raised.
+
+        Raises:
+            ApplyError: the program is not this module's, or the module's forward has sizes written into it; names the
+                line that fails.
+        """
+        extra = {name: self.constants[name] for name in self.graph_signature.non_persistent_buffers}
+        # What export calls a buffer may be a constant of the forward; every parameter is one of the module's.
+        tensors = {**self.state_dict, **extra}
+        return apply(tensors, self.graph_signature.parameters, self.module(), model, example_inputs(self))
 
 
 def _own_tensors(module: nn.Module) -> None:

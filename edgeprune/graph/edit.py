@@ -14,10 +14,11 @@ from torch.export.graph_signature import InputKind
 
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.labels import Value
+from edgeprune.graph.names import ADDED, GATHER
 from edgeprune.graph.ops.registry import Call, lookup
 
-GATHER = "edgeprune_keep_"  # + the input's name: buffer with the kept features' indices
-_INDEX = "edgeprune_index_"  # + a number: buffer with indices into a pruned dim
+_INDEX = ADDED + "index_"  # + a number: buffer with indices into a pruned dim
+_TABLE = "edgeprune_table_"  # + a number: buffer with a constant of another kind
 _aten = torch.ops.aten
 _UNIFORM = {_aten.zeros.default, _aten.ones.default, _aten.full.default}  # (size, ...): the same number everywhere
 
@@ -106,6 +107,11 @@ class Edit:
         """A constant index vector for the call."""
         with self.module.graph.inserting_before(self.node(call)):
             return self.module.graph.get_attr(self._buffer(_INDEX, positions))
+
+    def constant(self, call: Call, array: np.ndarray) -> fx.Node:
+        """A constant mask or table for the call."""
+        with self.module.graph.inserting_before(self.node(call)):
+            return self.module.graph.get_attr(self._buffer(_TABLE, array))
 
     def scale(self, call: Call, factor: float) -> None:
         """Multiply the call's result."""
@@ -217,7 +223,7 @@ class Edit:
         taken = set(dict(self.module.named_buffers()))
         candidates = (f"{prefix}{k}" if numbered or k else prefix for k in range(len(taken) + 1))
         name = next(candidate for candidate in candidates if candidate not in taken)
-        self.module.register_buffer(name, torch.from_numpy(positions.astype(np.int64)))
+        self.module.register_buffer(name, torch.from_numpy(np.ascontiguousarray(positions)))
         return name
 
 

@@ -1,0 +1,270 @@
+"""Putting a slim program back into the module it was captured from: its tensors, its sizes, and a check of both.
+
+Everything or nothing: where the module's forward has sizes of the dense network written into it, the module is left
+as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from edgeprune.errors import ApplyError
+from edgeprune.graph.attributes import Change, Shapes, attribute_changes
+from edgeprune.graph.names import GATHER
+from edgeprune.graph.refusals import failure_on, quiet_torch
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_ROUNDING = 1e-2  # a larger difference in float32 is no rounding, and float64 is not asked
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `apply_to` did to a module.
+
+    `tensors` names what was sliced. `attributes` has (before, after) by name, e.g. `"conv1.out_channels": (64, 40)`.
+    `unread` names the parameters that the program does not read, e.g. of heads that only training uses: they are as
+    they were, and do not fit what was sliced around them. `error` is the largest relative difference of an output.
+    """
+
+    tensors: tuple[str, ...]
+    attributes: Mapping[str, tuple[Any, Any]]
+    unread: tuple[str, ...]
+    error: float
+
+
+def apply(
+    tensors: Mapping[str, Tensor],
+    parameters: Sequence[str],
+    slim: fx.GraphModule,
+    model: nn.Module,
+    args: tuple[Any, ...],
+) -> Applied:
+    """Slice `model` in place so that it computes what `slim` does, with its weights.
+
+    Args:
+        tensors: the slim program's parameters and buffers by name.
+        parameters: which of them are parameters.
+        slim: the program as a module.
+        model: what the dense program was captured from; its parameters are replaced by new ones, so optimizers are to
+            be made afterwards. Left as it was where an error is raised.
+        args: positional arguments that both take, of which the shapes and types count.
+
+    Raises:
+        ApplyError: the program was not captured from this module, or the module's forward has sizes written into it.
+    """
+    own = _tensors_of(model)
+    _check_names(tensors, set(parameters), model, own)
+    shapes = {name: (tuple(own[name].shape), tuple(new.shape)) for name, new in tensors.items() if name in own}
+    _check_shapes(tensors, own)
+    failures = []
+    for changes in attribute_changes(model, shapes, slim.graph):
+        before = {f"{change.path}.{change.name}".lstrip("."): change.old for change in changes}
+        with _Transaction(model) as transaction:
+            _replace_tensors(transaction, tensors, own)
+            for change in changes:
+                transaction.set(change.module, change.name, change.new)
+            failure, error = _compared(model, slim, args)
+            if not failure:
+                transaction.keep()
+                sliced = tuple(name for name, (old, new) in shapes.items() if old != new)
+                after = [change.new for change in changes]
+                attributes = dict(zip(before, zip(before.values(), after, strict=True), strict=True))
+                return Applied(sliced, attributes, _unread(model, tensors), error)
+        failures.append(failure)
+    raise ApplyError(
+        f"{type(model).__name__} is left as it was: {failures[0]}; "
+        "the program's own .module() trains and runs in its place"
+    )
+
+
+# -- what fits what ---------------------------------------------------------------------------------------------------
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under all of their names."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _check_names(tensors: Mapping[str, Tensor], wanted: set[str], model: nn.Module, own: Mapping[str, Tensor]) -> None:
+    gathers = [name for name in tensors if name.startswith(GATHER)]
+    if gathers:
+        name = gathers[0]
+        raise ApplyError(
+            f"the program picks {len(tensors[name])} features of input {name.removeprefix(GATHER)!r}, which a module "
+            f"cannot do: expected a program that takes only those; make it with edgeprune.slim_contract(program)"
+        )
+    missing = sorted(wanted - set(own))
+    if missing:
+        fitting = [name for name, part in model.named_modules() if name and wanted <= set(_tensors_of(part))]
+        hint = f"; it fits its part {fitting[0]!r}" if fitting else ""
+        raise ApplyError(
+            f"the program was not captured from this {type(model).__name__}: expected a tensor {missing[0]!r}, got none"
+            + hint
+        )
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    for name, new in tensors.items():
+        if name not in own:
+            continue
+        old = own[name]
+        fits = new.dim() == old.dim() and all(a <= b for a, b in zip(new.shape, old.shape, strict=True))
+        if not fits or new.dtype != old.dtype:
+            raise ApplyError(
+                f"tensor {name!r}: expected one of {new.dtype} and at least the program's shape {tuple(new.shape)}, "
+                f"got {old.dtype} and {tuple(old.shape)}"
+            )
+
+
+def _unread(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return tuple(name for name, _ in model.named_parameters(remove_duplicate=False) if name not in tensors)
+
+
+# -- all or nothing ---------------------------------------------------------------------------------------------------
+
+
+class _Transaction:
+    """Changes of a module's parameters, buffers and attributes that are taken back unless they are kept."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._undo: list[tuple[nn.Module, str, Any]] = []
+        self._kept = False
+
+    def __enter__(self) -> _Transaction:
+        return self
+
+    def set(self, owner: nn.Module, name: str, value: Any) -> None:
+        """Set an attribute; a parameter by its module's own way, which keeps what else refers to it."""
+        self._undo.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    def keep(self) -> None:
+        """Let the changes stand."""
+        self._kept = True
+
+    def __exit__(self, *_: object) -> None:
+        if not self._kept:
+            for owner, name, value in reversed(self._undo):
+                setattr(owner, name, value)
+
+
+def _replace_tensors(transaction: _Transaction, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """The program's values under every name that a tensor has; tied ones stay tied."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, old in own.items():
+        names[id(old)].append(name)
+    for aliases in names.values():
+        source = next((name for name in aliases if name in tensors), None)
+        if source is None:
+            continue
+        new = _like(own[source], tensors[source])
+        for name in aliases:
+            owner, _, attribute = name.rpartition(".")
+            transaction.set(transaction._model.get_submodule(owner), attribute, new)
+
+
+def _like(old: Tensor, values: Tensor) -> Tensor:
+    """A copy of `values` as the kind of tensor that `old` is."""
+    data = values.detach().to(old.device).clone()
+    if not isinstance(old, nn.Parameter):
+        return data
+    new = nn.Parameter(data, old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    return new
+
+
+# -- the check --------------------------------------------------------------------------------------------------------
+
+
+def _compared(model: nn.Module, slim: nn.Module, args: tuple[Any, ...]) -> tuple[str, float]:
+    """Why the module is not the slim program (nothing where it is), and the largest relative difference."""
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    args = _random(args, device)
+    with _as_it_is(model):
+        failure = failure_on(model, args)
+        if failure:
+            return f"its forward has sizes of the dense network written into it: {failure}", float("inf")
+        error, dtype = _error(model, slim.to(device), args)
+        tolerance = TOLERANCE.get(dtype, 0.0)
+        if tolerance < error < _ROUNDING and dtype == torch.float32:
+            exact = _error_in_double(model, slim, args)
+            if exact is not None and exact <= TOLERANCE[torch.float64]:
+                return "", exact
+    if error <= tolerance:
+        return "", error
+    return (
+        "it runs but gives other results than the slim program, so its forward has sizes of the dense network written "
+        f"into it (a split, a shuffle, a scale): expected a relative difference of at most {tolerance:g}, "
+        f"got {error:.3g}"
+    ), error
+
+
+@contextmanager
+def _as_it_is(model: nn.Module) -> Iterator[None]:
+    """Run the model in eval mode; its mode and its buffers' values are as before afterwards."""
+    was_training = [(module, module.training) for module in model.modules()]
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    model.eval()
+    try:
+        with torch.no_grad(), quiet_torch():
+            yield
+    finally:
+        for module, training in was_training:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _random(args: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+    """Random numbers in the place of the arguments' floats, 0 and 1 in that of whole numbers."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_floating_point():
+            return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(device, value.dtype)
+        return torch.randint(0, 2, value.shape, generator=generator).to(device, value.dtype)
+
+    randomised: tuple[Any, ...] = tree_map(random, args)
+    return randomised
+
+
+def _error(model: nn.Module, slim: nn.Module, args: tuple[Any, ...]) -> tuple[float, torch.dtype]:
+    """The largest relative difference over all outputs, and the type of the first of them."""
+    expected, got = ([t for t in tree_leaves(n(*args)) if isinstance(t, Tensor)] for n in (slim, model))
+    if len(expected) != len(got) or any(a.shape != b.shape for a, b in zip(expected, got, strict=False)):
+        return float("inf"), expected[0].dtype
+    worst = 0.0
+    for a, b in zip(expected, got, strict=True):
+        if a.numel() == 0:
+            continue
+        scale, difference = float(a.abs().max()), float((a.double() - b.double()).abs().max())
+        relative = difference / scale if scale > 0 else difference
+        worst = max(worst, relative if relative == relative else float("inf"))
+    return worst, expected[0].dtype
+
+
+def _error_in_double(model: nn.Module, slim: nn.Module, args: tuple[Any, ...]) -> float | None:
+    """The same with copies in float64, which tells rounding from a difference; None where they do not run so."""
+    args = tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, args)
+    try:
+        exact = copy.deepcopy(model).double(), copy.deepcopy(slim).double()
+        return _error(*exact, args)[0]
+    except Exception:  # a model that cannot be copied or has float32 written into it: float32 decides alone
+        return None
+
+
+__all__ = ["Applied", "Change", "Shapes", "apply"]
