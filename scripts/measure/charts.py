@@ -1,0 +1,79 @@
+"""The charts of the benchmarks, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Record = dict[str, Any]
+
+_ACCENT, _OTHER, _GRID = "#0f8c85", "#9a6a1f", "#d8dcdc"
+_COLOURS = {"capture": "#6b7f9e", "analyze": _ACCENT, "plan": _OTHER, "cut": "#a8446a"}
+_TEXT = {"font.size": 9}
+
+
+def draw_versus(records: Sequence[Record], path: Path) -> None:
+    """Each network's two times on one line, slowest at the top."""
+    shown = [r for r in records if "edgeprune" in r]
+    shown.sort(key=lambda r: r["edgeprune"]["analyze"])
+    figure = Figure(figsize=(7.2, 0.6 + 0.21 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    rows = range(len(shown))
+    ours = [r["edgeprune"]["analyze"] for r in shown]
+    done = [(row, r["torch_pruning"]["total"]) for row, r in zip(rows, shown, strict=True) if "torch_pruning" in r]
+    axes.hlines([row for row, _ in done], [ours[row] for row, _ in done], [t for _, t in done], color=_GRID, zorder=1)
+    axes.scatter(ours, list(rows), s=26, color=_ACCENT, label="edgeprune: labels to groups", zorder=3)
+    axes.scatter(
+        [t for _, t in done], [row for row, _ in done], s=26, color=_OTHER, label="Torch-Pruning: graph and pruning"
+    )
+    missing = [row for row in rows if row not in {row for row, _ in done}]
+    for row in missing:
+        axes.annotate("  Torch-Pruning fails", (ours[row], row), va="center", fontsize=7.5, color=_OTHER)
+    axes.set_yticks(list(rows), [r["name"] for r in shown], fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds, one thread")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _plain(axes)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def draw_depth(records: Sequence[Record], path: Path) -> None:
+    """Seconds of each stage and the memory over the number of nodes, both logarithmic."""
+    kinds = list(dict.fromkeys(record["network"] for record in records))
+    figure = Figure(figsize=(7.2, 3.0 * len(kinds)), layout="constrained")
+    grid = figure.subplots(len(kinds), 2, squeeze=False)
+    for (left, right), kind in zip(grid, kinds, strict=True):
+        mine = sorted((r for r in records if r["network"] == kind), key=lambda r: r["nodes"])
+        nodes = [r["nodes"] for r in mine]
+        for stage, colour in _COLOURS.items():
+            left.plot(nodes, [r["seconds"][stage] for r in mine], marker="o", ms=4, color=colour, label=stage)
+        _linear(left, nodes, [sum(r["seconds"].values()) for r in mine])
+        left.set_ylabel("seconds")
+        left.set_title(f"{kind}, depth {mine[0]['depth']} to {mine[-1]['depth']}", fontsize=9, loc="left")
+        memory = [max(*r["peak_bytes"].values(), 1) / 2**20 for r in mine]
+        right.plot(nodes, memory, marker="o", ms=4, color=_ACCENT)
+        _linear(right, nodes, memory)
+        right.set_ylabel("peak memory above the start, MiB")
+        left.legend(frameon=False, fontsize=8)
+        for axes in (left, right):
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xlabel("graph nodes")
+            _plain(axes)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def _linear(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    """A dashed line of slope 1 through the last point, for the eye."""
+    axes.plot(x, [y[-1] * value / x[-1] for value in x], ls="--", lw=1, color="#888888", label="linear", zorder=0)
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(color=_GRID, lw=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
