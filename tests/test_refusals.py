@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ class Mixed(nn.Module):
         return {"out": self.last(x.relu() if bias is None else x + bias)}
 
 
-def test_nested_inputs_and_numbers_are_kept() -> None:
+def test_nested_inputs_and_numbers_are_kept(tmp_path: Path) -> None:
     model = Mixed().eval()
     args = ({"a": X}, [X + 1, X * 2], None, 3)
     program = edgeprune.capture(model, args)
@@ -156,7 +157,9 @@ def test_nested_inputs_and_numbers_are_kept() -> None:
     torch.testing.assert_close(program.module()({"a": batch}, [batch, batch], None, 3)["out"], expected)
     graph = edgeprune.analyze(program)
     plan = edgeprune.plan(program, graph, keep_macs=0.6, align=1)
-    assert edgeprune.prove(program, edgeprune.cut(program, plan), plan) <= 1e-5
+    slim = edgeprune.cut(program, plan)
+    assert edgeprune.prove(program, slim, plan) <= 1e-5
+    assert edgeprune.export_onnx(slim, tmp_path / "slim.onnx", simplify=False).parity <= 1e-5
 
 
 def test_text_may_be_an_argument() -> None:
@@ -172,6 +175,20 @@ def test_models_without_parameters_and_with_scalar_outputs() -> None:
 @pytest.mark.parametrize("function", [lambda m, x: x.shape[1], lambda m, x: None])
 def test_a_model_must_return_a_tensor(function: Callable[..., Any]) -> None:
     assert "expected a network that returns a tensor, got none" in refusal(Net(function), X)
+
+
+class Choosing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.cond(x.sum() > 0, lambda x: self.a(x), lambda x: self.b(x), (x,))
+
+
+def test_branches_in_the_graph_are_refused() -> None:
+    message = refusal(Choosing(), X)
+    assert message.startswith("Choosing cannot be exported as one graph: cond runs parts of it by the data")
 
 
 # -- tensors that are not handled -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
 from edgeprune.graph.capture import size_hint
-from edgeprune.graph.sizes import grown_shapes
+from edgeprune.graph.sizes import arguments, grown_shapes
 
 PARITY_TOLERANCE = 1e-4
 _BATCHES = (1, 3, 7)  # a batch size that was baked into the graph survives at most one of these
@@ -153,18 +153,22 @@ def row_chunks(n_rows: int, row_elements: int) -> list[slice]:
 def _reference(program: ExportedProgram, batches: Iterator[tuple[torch.Tensor, ...]]) -> list[Sample]:
     with quiet():
         module = program.module()
+
+    def network(*tensors: torch.Tensor) -> Any:
+        return module(*arguments(program, tensors))
+
     samples = []
     for args in batches:
         inputs = tuple(tensor.numpy() for tensor in args)
-        outputs = torch_outputs(module, inputs)
+        outputs = torch_outputs(network, inputs)
         if any(np.isnan(output).any() for output in outputs):
             raise ParityError("the network gives NaN in PyTorch, so no export of it can be checked")
         samples.append(Sample(inputs, outputs))
     return samples
 
 
-def torch_outputs(module: torch.nn.Module, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """All output tensors of a module, in the order of its output tree."""
+def torch_outputs(module: Callable[..., Any], inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """All output tensors of a network, in the order of its output tree."""
     with torch.no_grad():
         # A copy: a graph may write into its input.
         leaves = pytree.tree_leaves(module(*(torch.from_numpy(array.copy()) for array in inputs)))

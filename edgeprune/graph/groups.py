@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import fx
 from torch.export import ExportedProgram
 
 import edgeprune.graph.ops  # noqa: F401  (fills the operator table)
@@ -17,6 +16,7 @@ from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.findings import Source
 from edgeprune.graph.ops.registry import operator_name
 from edgeprune.graph.prepare import prepared
+from edgeprune.graph.refusals import source_line
 from edgeprune.graph.solve import Reason
 
 
@@ -209,17 +209,6 @@ def _locked(analysis: Analysis, canonical: np.ndarray) -> Iterator[LockedUnits]:
             yield LockedUnits(
                 source.name, source.dim or 0, indices, reason.message, node.name, where, operator, reason.remedy
             )
-
-
-def source_line(node: fx.Node) -> str:
-    """The innermost line of the user's own code that made a node, `file:line`, or the empty string."""
-    trace = node.meta.get("stack_trace") or ""
-    lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
-    own = [line for line in lines if "/torch/" not in line.replace("\\", "/")]
-    if not own:
-        return ""
-    path, _, rest = own[-1].removeprefix("File ").partition(", line ")
-    return f"{path.strip(chr(34))}:{rest.partition(',')[0]}"
 
 
 __all__ = ["ChannelGraph", "ChannelGroup", "LockedUnits", "Reason", "Slot", "analyze", "source_line"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -29,7 +29,6 @@ _PACKAGES = ("site-packages", "dist-packages")
 _QUANTIZED = ("quantized", "quantized_decomposed", "_quantized", "torchao", "quantization")
 _DATA = "what runs next depends on the values in a tensor (an if, a loop or .item() on it), which no export can follow"
 _WAY_OUT = "compress the float model, and quantise what comes out"
-_BACKBONE = "; if only a part of the model depends on the data, export its backbone instead"
 
 
 # -- before the export ------------------------------------------------------------------------------------------------
@@ -102,12 +101,16 @@ def _check_one_precision(model: nn.Module) -> None:
 
 
 def check_program(model: nn.Module, program: ExportedProgram) -> None:
-    """Refuse quantised graphs, and networks that return no tensor.
+    """Refuse quantised graphs, ones that choose between branches, and networks that return no tensor.
 
     Raises:
         CaptureError: names the operator.
     """
     for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            line = source_line(node)
+            told = f"{node.target.name()} runs parts of it by the data" + (f" (at {line})" if line else "")
+            raise CaptureError(f"{type(model).__name__} cannot be exported as one graph: {told}{_BACKBONE}")
         namespace = str(getattr(node.target, "namespace", ""))
         if node.op == "call_function" and (namespace in _QUANTIZED or namespace.startswith("torchao")):
             raise CaptureError(
@@ -131,6 +134,17 @@ def quiet_torch() -> Iterator[None]:
         logging.disable(disabled)
 
 
+def source_line(node: fx.Node) -> str:
+    """The innermost line of the user's own code that made a node, `file:line`, or the empty string."""
+    trace = node.meta.get("stack_trace") or ""
+    lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    own = [line for line in lines if "/torch/" not in line.replace("\\", "/") and not line.startswith('File "<')]
+    if not own:
+        return ""
+    path, _, rest = own[-1].removeprefix("File ").partition(", line ")
+    return f"{path.strip(chr(34))}:{rest.partition(',')[0]}"
+
+
 # -- after a failed export --------------------------------------------------------------------------------------------
 
 
@@ -140,7 +154,16 @@ def explain(model: nn.Module, args: tuple[Any, ...], error: Exception) -> str:
     if failure:
         return failure
     reason = _DATA if _depends_on_data(error) else ""
-    return f"{type(model).__name__} cannot be exported: {_told(model, error, reason)}{_BACKBONE}"
+    return f"{type(model).__name__} cannot be exported: {_told(model, error, reason)}{_advice(model)}"
+
+
+def _advice(model: nn.Module) -> str:
+    """To take a part: the names of those that have weights."""
+    parts = [name for name, part in model.named_children() if next(part.parameters(), None) is not None]
+    if len(parts) < 2:
+        return ""
+    shown = ", ".join(parts[:6]) + (", ..." if len(parts) > 6 else "")
+    return f"; what does not depend on the data can be taken alone: --module NAME, with NAME one of {shown}"
 
 
 def explain_fixed(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> str:

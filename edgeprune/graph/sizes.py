@@ -59,6 +59,14 @@ def input_values(program: ExportedProgram) -> list[Any]:
     return [arg.value if isinstance(arg, ConstantArgument) else values[arg.name] for arg in specs]
 
 
+def arguments(program: ExportedProgram, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """The positional arguments of a program, with `tensors` in the places of its tensors and numbers as captured."""
+    given = iter(tensors)
+    leaves = [next(given) if isinstance(value, Tensor) else value for value in input_values(program)]
+    args: tuple[Any, ...] = tree_unflatten(leaves, program.call_spec.in_spec)[0]
+    return args
+
+
 def grown_shapes(program: ExportedProgram) -> tuple[tuple[int, ...] | None, ...] | None:
     """Other shapes that the inputs may have, every other free size beside the batches doubled.
 
