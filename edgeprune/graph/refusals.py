@@ -110,7 +110,7 @@ def check_program(model: nn.Module, program: ExportedProgram) -> None:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             line = source_line(node)
             told = f"{node.target.name()} runs parts of it by the data" + (f" (at {line})" if line else "")
-            raise CaptureError(f"{type(model).__name__} cannot be exported as one graph: {told}{_BACKBONE}")
+            raise CaptureError(f"{type(model).__name__} cannot be exported as one graph: {told}{_advice(model)}")
         namespace = str(getattr(node.target, "namespace", ""))
         if node.op == "call_function" and (namespace in _QUANTIZED or namespace.startswith("torchao")):
             raise CaptureError(
