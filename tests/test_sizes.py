@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.errors import CaptureError
+from edgeprune.export.contracts import write_contracts
 from edgeprune.graph.sizes import free_dims, grown_shapes
 from edgeprune.load import load
-from edgeprune.records import ModelInfo
+from edgeprune.records import ModelInfo, Normalization
 from edgeprune.save import save_program
 from tests.nets import Net, cut_randomly, randomized, sample
 
@@ -108,6 +109,15 @@ def test_onnx_keeps_free_sizes(tmp_path: Path) -> None:
             expected = slim.module()(x).numpy()
         (got,) = session.run(None, {"input": x.numpy()})
         np.testing.assert_allclose(got, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
+
+
+def test_preprocessing_keeps_free_sizes(tmp_path: Path) -> None:
+    program = edgeprune.capture(randomized(classifier()), torch.randn(2, *IMAGE), dynamic_size=True)
+    info = ModelInfo(IMAGE, normalization=Normalization((0.5,), (0.25,)))
+    write_contracts(program, info, tmp_path, name="net")
+    session = onnxruntime.InferenceSession(tmp_path / "preprocess.onnx")
+    raw = np.random.default_rng(0).random((2, 3, 24, 20), dtype=np.float32)
+    np.testing.assert_allclose(session.run(None, {"input": raw})[0], (raw - 0.5) / 0.25, rtol=1e-6)
 
 
 def test_a_slim_program_trains_and_is_exported_again_at_any_size() -> None:
@@ -219,3 +229,12 @@ def test_programs_of_fixed_size_are_not_opened(tmp_path: Path) -> None:
     assert free_dims(load(tmp_path / "net.pt2").program) == ({0},)
     with pytest.raises(edgeprune.errors.InputError, match="--dynamic-size: expected weights beside --arch, or a prog"):
         load(tmp_path / "net.pt2", dynamic_size=True)
+
+
+def test_weights_beside_an_architecture_are_opened_on_request(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3))\n")
+    torch.save({"0.weight": torch.randn(4, 3, 3, 3), "0.bias": torch.randn(4)}, tmp_path / "net.pt")
+    named: Any = {"arch": f"{tmp_path / 'own.py'}:net", "input_shape": IMAGE}
+    assert free_dims(load(tmp_path / "net.pt", **named).program) == ({0},)
+    model = load(tmp_path / "net.pt", dynamic_size=True, **named)
+    assert free_dims(model.program) == ({0, 2, 3},) and model.info.input_shape == IMAGE

@@ -240,11 +240,13 @@ def _write_preprocess(
             value = f"{value}_{op.lower()}"
     nodes[-1].output[0] = "features"
     kind = helper.np_dtype_to_tensor_dtype(raw.dtype)
+    sizes = network.graph.input[0].type.tensor_type.shape.dim
+    taken = [size.dim_param or size.dim_value for size in sizes]  # by the network; height and width may be free
     graph = helper.make_graph(
         nodes,
         "preprocess",
-        [helper.make_tensor_value_info("input", kind, ["batch", *shape])],
-        [helper.make_tensor_value_info("features", kind, ["batch", *out_shape])],
+        [helper.make_tensor_value_info("input", kind, taken if features is None else ["batch", *shape])],
+        [helper.make_tensor_value_info("features", kind, taken)],
         constants,
     )
     model = helper.make_model(
