@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils.flop_counter import FlopCounterMode
 
+from edgeprune.graph.binding import counterparts
 from edgeprune.graph.capture import Program, example_inputs
 from edgeprune.graph.groups import ChannelGraph
 
@@ -40,8 +42,19 @@ class _PerNode(fx.Interpreter):
 
 
 def macs_by_node(program: ExportedProgram) -> dict[str, int]:
-    """Multiply-accumulates of each node for one sample, by `torch.utils.flop_counter` (which counts two FLOPs each)."""
+    """Multiply-accumulates of each node of the program for one sample; the program has no dead nodes."""
     module = Program.adopt(program).module()
+    names = {twin.name: node.name for node, twin in counterparts(program, module.graph).items()}
+    return {names[name]: macs for name, macs in _counted(program, module).items()}
+
+
+def macs(program: ExportedProgram) -> int:
+    """Multiply-accumulates of the whole network for one sample."""
+    return sum(_counted(program, Program.adopt(program).module()).values())
+
+
+def _counted(program: ExportedProgram, module: fx.GraphModule) -> dict[str, int]:
+    """MACs of each node of the program's module, by `torch.utils.flop_counter` (which counts two FLOPs each)."""
     args = example_inputs(program)
     batch = next((a.shape[0] for a in args if isinstance(a, Tensor) and a.dim()), 1)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -49,11 +62,6 @@ def macs_by_node(program: ExportedProgram) -> dict[str, int]:
         runner = _PerNode(module)
         runner.run(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args))
     return {name: macs // batch for name, macs in runner.macs.items()}
-
-
-def macs(program: ExportedProgram) -> int:
-    """Multiply-accumulates of the whole network for one sample."""
-    return sum(macs_by_node(program).values())
 
 
 def count_parameters(program: ExportedProgram) -> int:
@@ -64,44 +72,50 @@ def count_parameters(program: ExportedProgram) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Product:
-    """One node's MACs: `base` times, for each dim, the kept share `(fixed + counts @ weights) / size`.
+    """One node's MACs: `base` times, for each dim, the kept share of its channels.
 
-    `groups` `(n_dims,)` holds a dict for each dim: group number -> channels of it that one unit spans, on average.
+    `kept` `(n_dims,)` holds a dict for each dim: group number -> `(n_units + 1,)`, how many of the dim's channels stay
+    when so many units of the group do. `fixed` are those that always stay.
     """
 
     base: int
     sizes: tuple[int, ...]
     fixed: tuple[int, ...]
-    groups: tuple[dict[int, float], ...]
+    kept: tuple[dict[int, np.ndarray], ...]
 
     def macs(self, counts: np.ndarray) -> float:
         """MACs when `counts[g]` units of group g stay."""
         result = float(self.base)
-        for size, fixed, groups in zip(self.sizes, self.fixed, self.groups, strict=True):
-            result *= (fixed + sum(counts[g] * share for g, share in groups.items())) / size
+        for size, fixed, groups in zip(self.sizes, self.fixed, self.kept, strict=True):
+            result *= (fixed + sum(kept[int(counts[g])] for g, kept in groups.items())) / size
         return result
 
 
 class CostModel:
-    """MACs of a network as a function of how many units of each group stay."""
+    """MACs of a network as a function of how many units of each group stay.
 
-    def __init__(self, program: ExportedProgram, graph: ChannelGraph) -> None:
+    `orders` tells in which order the units of each group go; without it they count as spread evenly over their dims.
+    """
+
+    def __init__(
+        self, program: ExportedProgram, graph: ChannelGraph, orders: Sequence[np.ndarray] | None = None
+    ) -> None:
         group_of = np.full(len(graph.analysis.solver.canonical), -1)
         for number, group in enumerate(graph.groups):
             group_of[group.units] = number
-        n_units = np.array([group.n_units for group in graph.groups])
+        places = [(group.units, None if orders is None else orders[g]) for g, group in enumerate(graph.groups)]
         by_node = macs_by_node(graph.analysis.program)  # its nodes are the ones that the graph knows
         self.total = sum(by_node.values())
         costs = graph.costs
         whole: list[tuple[float, list[np.ndarray]]] = [(1.0, [])]
         self.products = [
-            _product(round(base * share), vectors, group_of, n_units)
+            _product(round(base * share), vectors, group_of, places)
             for name, base in by_node.items()
             for share, vectors in costs.get(name, whole)
         ]
         self.touching: list[list[int]] = [[] for _ in graph.groups]
         for index, product in enumerate(self.products):
-            for number in {g for groups in product.groups for g in groups}:
+            for number in {g for groups in product.kept for g in groups}:
                 self.touching[number].append(index)
 
     def macs(self, counts: np.ndarray) -> float:
@@ -115,12 +129,22 @@ class CostModel:
         return sum(self.products[i].macs(counts) - self.products[i].macs(fewer) for i in self.touching[group])
 
 
-def _product(base: int, vectors: list[np.ndarray], group_of: np.ndarray, n_units: np.ndarray) -> Product:
-    sizes, fixed, shares = [], [], []
+def _product(
+    base: int, vectors: list[np.ndarray], group_of: np.ndarray, places: list[tuple[np.ndarray, np.ndarray | None]]
+) -> Product:
+    sizes, fixed, kept = [], [], []
     for labels in vectors:
         numbers = np.where(labels > 0, group_of[labels], -1)
         sizes.append(len(labels))
         fixed.append(int((numbers < 0).sum()))
-        present, counts = np.unique(numbers[numbers >= 0], return_counts=True)
-        shares.append({int(g): float(c / n_units[g]) for g, c in zip(present, counts, strict=True)})
-    return Product(base, tuple(sizes), tuple(fixed), tuple(shares))
+        present = np.unique(numbers[numbers >= 0])
+        kept.append({int(g): _kept_channels(labels[numbers == g], *places[g]) for g in present})
+    return Product(base, tuple(sizes), tuple(fixed), tuple(kept))
+
+
+def _kept_channels(labels: np.ndarray, units: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    """How many of these labels are left when 0, 1, ... units stay, `(n_units + 1,)`."""
+    if order is None:
+        return np.arange(len(units) + 1) * (len(labels) / len(units))
+    channels = np.bincount(np.searchsorted(units, labels), minlength=len(units))
+    return np.concatenate([[0], np.cumsum(channels[order[::-1]])])

@@ -74,11 +74,11 @@ class _Chooser:
         align: int,
     ) -> None:
         self.graph = graph
-        self.cost = CostModel(program, graph)
         self.counts = np.array([group.n_units for group in graph.groups], dtype=float)
         protected = _protected(graph, scores)
         self.floors = [int(last.sum()) for last in protected]
         self.orders = [np.lexsort((s, last)) for s, last in zip(scores, protected, strict=True)]
+        self.cost = CostModel(program, graph, self.orders)
         self.sums = [np.concatenate([[0.0], np.cumsum(s[o])]) for s, o in zip(scores, self.orders, strict=True)]
         self.per_mac = per_mac
         self.steps = [_step(group, align) for group in graph.groups]
@@ -141,9 +141,9 @@ class _Chooser:
         chunk = self._chunk(group)
         if chunk == 0:
             return None
-        saving = self.cost.saving(self.counts, group, chunk)
-        if saving <= 0:
+        if not self.cost.touching[group]:
             return None
+        saving = max(self.cost.saving(self.counts, group, chunk), 1.0)
         useful = max(min(saving, excess), 1.0)
         return self._lost(group, chunk) / (useful if self.per_mac else chunk * useful / saving), group
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from edgeprune.graph.capture import size_hint
@@ -96,9 +97,10 @@ def mutated(node: fx.Node) -> list[fx.Node]:
 def probe_zero(call: Call, pattern: tuple[bool, ...]) -> bool:
     """Run the operator on single numbers: zeros where `pattern` says so, two unlike numbers elsewhere."""
     names = [argument.name for argument in schema_of(call.node).arguments if not argument.kwarg_only]
+    masks = _masks(call)
     for number in (0.7, -1.3):
         probes = {
-            id(value): torch.zeros(1) if zero else _probe(value, number)
+            id(value): _probe(0.0 if zero else number, id(value) in masks)
             for value, zero in zip(call.values, pattern, strict=True)
         }
         args = {name: _replaced(value, probes) for name, value in call.args.items()}
@@ -112,9 +114,16 @@ def probe_zero(call: Call, pattern: tuple[bool, ...]) -> bool:
     return True
 
 
-def _probe(value: Value, number: float) -> Tensor:
-    """A stand-in for a value that is not known to be zero; a mask is one both ways."""
-    is_mask = value.const is not None and value.const.dtype == torch.bool
+def _masks(call: Call) -> set[int]:
+    """The ids of the values that are bool."""
+    nodes = tree_leaves(list(bind(call.node, lambda node: node).args.values()))
+    values = tree_leaves(list(call.args.values()))
+    pairs = [(node, value) for node, value in zip(nodes, values, strict=True) if isinstance(value, Value)]
+    return {id(value) for node, value in pairs if node.meta["val"].dtype is torch.bool}
+
+
+def _probe(number: float, is_mask: bool) -> Tensor:
+    """A stand-in for a value; a mask that is not known to be zero is tried both ways."""
     return torch.tensor([number > 0]) if is_mask else torch.full((1,), number)
 
 
@@ -136,3 +145,18 @@ def first_name_of_each_storage(tensors: dict[str, Any]) -> dict[str, str]:
             key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
             aliases[name] = first.setdefault(key, name)
     return aliases
+
+
+def counterparts(program: ExportedProgram, edited: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Each call and each input of a program -> its node in the module made of it, where names may differ."""
+    specs = program.graph_signature.input_specs
+    user_inputs = {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}  # numbers among them too
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
+    found = dict(zip(inputs, (node for node in edited.nodes if node.op == "placeholder"), strict=True))
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    # In the module more may follow: writes to buffers.
+    for node, counterpart in zip(calls, (n for n in edited.nodes if n.op == "call_function"), strict=False):
+        if node.target is not counterpart.target:
+            raise AssertionError(f"{node.name} is not {counterpart.name}")
+        found[node] = counterpart
+    return found

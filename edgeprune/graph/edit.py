@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 
+from edgeprune.graph import binding
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.labels import Value
 from edgeprune.graph.names import ADDED, GATHER
@@ -33,7 +32,7 @@ class Edit:
         self.module = module
         self.analysis = analysis
         self.keep = keep
-        self._nodes = _counterparts(analysis.program, module.graph)
+        self._nodes = binding.counterparts(analysis.program, module.graph)
         self._gathers: dict[fx.Node, fx.Node] = {}
 
     def rewrite(self) -> None:
@@ -225,21 +224,6 @@ class Edit:
         name = next(candidate for candidate in candidates if candidate not in taken)
         self.module.register_buffer(name, torch.from_numpy(np.ascontiguousarray(positions)))
         return name
-
-
-def _counterparts(program: ExportedProgram, edited: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Each call and each input of a program -> its node in the module made of it, where names may differ."""
-    specs = program.graph_signature.input_specs
-    user_inputs = {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}  # numbers among them too
-    inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
-    found = dict(zip(inputs, (node for node in edited.nodes if node.op == "placeholder"), strict=True))
-    calls = [node for node in program.graph.nodes if node.op == "call_function"]
-    # In the module more may follow: writes to buffers.
-    for node, counterpart in zip(calls, (n for n in edited.nodes if n.op == "call_function"), strict=False):
-        if node.target is not counterpart.target:
-            raise AssertionError(f"{node.name} is not {counterpart.name}")
-        found[node] = counterpart
-    return found
 
 
 def _factors(size: fx.Node) -> tuple[int, fx.Node]:
