@@ -53,6 +53,7 @@ def test_a_network_is_taken_through_every_stage(measured: tuple[Path, Any]) -> N
     assert record["slim_parameters"][1] < record["slim_parameters"][0] == record["parameters"]
     assert record["output_channels"] == 1000 and record["prunable_share"] == 1.0
     assert record["proof_error"] <= 1e-5 and record["double_error"] <= 1e-10 and record["onnx_error"] <= 1e-3
+    assert record["applied"] == "yes"
     assert record["masked_distance"] > 0.05  # the check is not vacuous
     assert set(record["seconds"]) >= {"capture", "analyze", "plan", "cut", "prove", "onnx"}
     assert record["peak_bytes"] > 1e8

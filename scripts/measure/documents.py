@@ -87,6 +87,7 @@ def totals(records: Sequence[Record]) -> Record:
         "networks": len(records),
         "slim": len(slim),
         "with_onnx": sum("onnx_error" in r for r in slim),
+        "applied": sum(r.get("applied") == "yes" for r in slim),
         "refused": sum(r["status"] == "refused" for r in records),
         "failed": sum(r["status"] == "failed" for r in records),
         "families": len(families),
@@ -140,19 +141,21 @@ so that no branch is trivially zero. Detectors go through their backbone. One th
   relative to the largest output; float32. **far**: how far that masked network is from the dense one.
 - **float64**: the same difference with random 40 % of every group removed (networks below 150 M parameters).
 - **ONNX**: largest difference between onnxruntime and PyTorch, relative to the largest output.
+- **put back**: how many could also be put back into the user's own module (`slim.apply_to(model)`); where the class's
+  forward has sizes written into it, coverage.json says so. torchvision's detectors are then run as a whole.
 - **analysis**: labels to groups, in seconds; **whole**: capture, analysis, plan and cut; **MB**: peak memory.
 """.strip().splitlines()
 
 
 def _summary_table(summary: Record) -> list[str]:
     lines = [
-        "| | networks | slim | with ONNX | refused | failed | families slim | free ≥ 95 % | analysis median, max (s) "
-        "| whole max (s) | proof max | float64 max | ONNX max |",
-        "|---|" + "---:|" * 12,
+        "| | networks | slim | with ONNX | put back | refused | failed | families slim | free ≥ 95 % "
+        "| analysis median, max (s) | whole max (s) | proof max | float64 max | ONNX max |",
+        "|---|" + "---:|" * 13,
     ]
     for name, t in summary.items():
         cells = [
-            name, t["networks"], t["slim"], t["with_onnx"], t["refused"], t["failed"],
+            name, t["networks"], t["slim"], t["with_onnx"], t["applied"], t["refused"], t["failed"],
             f"{t['families_slim']} of {t['families']}" if name == "timm" else "", t["prunable_at_least"]["0.95"],
             f"{_number(t['analyze_median_seconds'], '.2f')}, {_number(t['analyze_max_seconds'], '.2f')}",
             _number(t["capture_to_cut_max_seconds"], ".1f"), *(_number(t[f"{k}_error_max"], ".0e") for k in _ERRORS),

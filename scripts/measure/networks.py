@@ -163,3 +163,17 @@ def _build_torchvision(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     if kind == "optical_flow":
         return model, (torch.randn(2, 3, side, side), torch.randn(2, 3, side, side))
     return model.backbone if kind == "detection" else model, (torch.randn(2, 3, side, side),)
+
+
+def build_detector(network: Network) -> tuple[nn.Module, list[Tensor]]:
+    """The whole detector, of which `build` gives the backbone, and images `(3, height, width)` for it."""
+    from torchvision import extension, ops
+    from torchvision.models import get_model
+
+    if not extension._has_ops():  # beside a CPU build of PyTorch: nms is edgeprune.compat's, roi_align is in Python
+        ops.boxes._assert_has_ops = lambda: None
+    name = network.name.partition(":")[2]
+    model = get_model(name, weights=None, weights_backbone=None)
+    side = _SIDES.get(name, _SIDE_OF["detection"])
+    model.transform.min_size, model.transform.max_size = (side,), side
+    return model.eval(), [torch.rand(3, side, side) for _ in range(2)]

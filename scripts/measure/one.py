@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune import analyze, capture, cut, export_onnx, plan, prove
 from edgeprune.cost import CostModel, count_parameters, macs
-from edgeprune.errors import BudgetError, CaptureError, EdgepruneError, InputError, PlanError, ProofError
+from edgeprune.errors import ApplyError, BudgetError, CaptureError, EdgepruneError, InputError, PlanError, ProofError
 from edgeprune.export import ort
 from edgeprune.export.parity import outputs_of
 from edgeprune.graph.capture import Program
@@ -28,7 +28,7 @@ from edgeprune.graph.groups import ChannelGraph
 from edgeprune.planner import make_plan
 from edgeprune.proof import masked
 from edgeprune.pruning_plan import PruningPlan
-from measure.networks import Network, build
+from measure.networks import Network, build, build_detector
 
 KEEP_MACS = 0.5
 ALIGN = 8
@@ -105,6 +105,8 @@ def _stages(network: Network, record: Record, emit: Emit, onnx: bool) -> None:
     if record["parameters"] < DOUBLE_BELOW:
         with stage("double"):
             record["double_error"] = _double_error(program, graph, inputs)
+    with stage("apply"):
+        record["applied"] = _applied(network, model, slim)
     if onnx:
         with stage("onnx"):
             record.update(_onnx(slim, inputs))
@@ -260,6 +262,26 @@ def _doubled(network: nn.Module) -> nn.Module:
 
 def _double_dtype(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
+
+
+def _applied(network: Network, model: nn.Module, slim: Program) -> str:
+    """Whether the slim program can be put back into the user's module: "yes", or why not; a detector must run then.
+
+    Raises:
+        ProofError: a detector with a slim backbone gives what is no detection.
+    """
+    try:
+        slim.apply_to(model)
+    except ApplyError as error:
+        return _plain(str(error))
+    if network.source == "torchvision detection":
+        detector, images = build_detector(network)
+        slim.apply_to(detector.backbone)
+        with torch.no_grad():
+            found = detector(images)
+        if len(found) != len(images) or not all(torch.isfinite(f["boxes"]).all() for f in found):
+            raise ProofError(f"the detector with a slim backbone: expected boxes for {len(images)} images, got {found}")
+    return "yes"
 
 
 def _onnx(slim: Program, inputs: tuple[Tensor, ...]) -> Record:
