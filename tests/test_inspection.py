@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect as python_inspect
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from edgeprune.cost import macs
 from edgeprune.drawing import Drawing, DrawnLayer, draw
 from edgeprune.inspection import Inspection, explained, inspect_program
 from edgeprune.records import GroupRow
+from edgeprune.report import terminal
 from edgeprune.report.diagram import dot, svg
 from tests.cases import CASES, IMAGE, TOKENS
 from tests.e2e.commands import CNN, done, run
@@ -124,6 +127,17 @@ def test_locks_of_one_kind_and_place_share_a_row() -> None:
     net = Net(lambda m, x: (m.a(x), m.b(x)), a=nn.Linear(5, 4), b=nn.Linear(5, 3))
     (row,) = (row for row in inspected(net, (5,)).record.groups if row.kind == "locked")
     assert row.layers == ("a", "b") and row.remedy == "nothing: it is what the model returns"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_tables_fit_the_terminal(width: int) -> None:
+    found = inspected(CASES["transformer layer"].build(), TOKENS)
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(terminal.inspect(found.record))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    flat = " ".join(text.replace("│", " ").split())
+    assert "4 heads" in flat and "≈" in flat and "to unlock: nothing: it is what the model returns" in flat
 
 
 # -- drawings ---------------------------------------------------------------------------------------------------------

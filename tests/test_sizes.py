@@ -146,6 +146,22 @@ def test_an_input_without_a_batch() -> None:
     assert edgeprune.capture(net, args, dynamic_batch=False).module()(*args).equal(net.eval()(*args))
 
 
+class Rest(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        return self.layer(sum(rest, x))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_inputs(count: int) -> None:
+    program = edgeprune.capture(Rest(), [torch.ones(2, 5)] * count)
+    assert free_dims(program) == ({0},) * count
+    assert program.module()(*[torch.ones(4, 5)] * count).shape == (4, 3)
+
+
 # -- what a model fixes -----------------------------------------------------------------------------------------------
 
 

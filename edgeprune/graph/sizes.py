@@ -151,9 +151,10 @@ def dynamic_shapes(model: nn.Module, args: tuple[Any, ...], free: Free, strict_b
         for leaf, dims in zip(leaves, free, strict=True)
     ]
     by_argument: tuple[Any, ...] = tree_unflatten(shapes, tree)
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
-        return (by_argument,)  # `*args` takes them as one nested tuple
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds[: len(by_argument)]:
+        first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        return (*by_argument[:first], by_argument[first:])  # `*args` takes them as one nested tuple
     return by_argument
 
 
