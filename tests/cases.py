@@ -76,6 +76,13 @@ def linear_attention(m: Any, x: Tensor) -> Tensor:
     return m.out((both[..., :-1] / (both[..., -1:] + 1)).transpose(-1, -2).flatten(1, 2).unflatten(-1, (8, 8)))
 
 
+def outlook_attention(m: Any, x: Tensor) -> Tensor:
+    """4 heads of 2 channels over windows of 9 positions, folded again."""
+    v = F.unfold(m.v(x), 3, padding=1).unflatten(1, (4, 2, 9)).permute(0, 1, 4, 3, 2)
+    weights = m.a(x).flatten(2).unflatten(1, (4, 9, 9)).permute(0, 1, 4, 2, 3).softmax(-1)
+    return F.fold((weights @ v).permute(0, 1, 4, 3, 2).flatten(1, 3), (8, 8), 3, padding=1)
+
+
 def without_autocast(m: Any, x: Tensor) -> Tensor:
     with torch.autocast("cpu", enabled=False):
         return m.a(x).relu()
@@ -363,6 +370,8 @@ CASES: dict[str, Case] = {
             linear_attention, qkv=conv(8, 36), near=conv(36, 36, groups=36), mix=conv(36, 36, 1, groups=12),
             out=conv(24, 8),
         ), (IMAGE,), 20),
+    "outlook attention": Case(
+        lambda: between(outlook_attention, v=conv(8, 8, 1), a=conv(8, 324, 1)), (IMAGE,), 12),
     "attention with a column of ones": Case(
         lambda: tokens(attends_and_joins, qkv=nn.Linear(8, 36), out=nn.Linear(12, 8)), (TOKENS,), 20),
     "cosine attention": Case(lambda: tokens(cosine, **projections()), (TOKENS,), 20),

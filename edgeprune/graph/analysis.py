@@ -53,7 +53,8 @@ class Analysis:
             self.run_pass()
             if self.solver.merge():
                 continue
-            if self._resolve([hint for finding in self._findings.values() for hint in finding.hints], _hinted):
+            hints = [hint for finding in self._findings.values() for hint in finding.hints]
+            if self._resolve(sorted(hints, key=lambda hint: not hint.strong), _hinted):
                 continue
             if self._resolve([c for finding in self._findings.values() for c in finding.conflicts], _with_most_units):
                 continue
@@ -157,16 +158,19 @@ class Analysis:
         labels = core(layer)
         self._unite(labels, labels.narrow(layer.dims.index(dim), 0, 1), told)
 
-    def prefer(self, layer: Layer, dim: int) -> None:
+    def prefer(self, layer: Layer, dim: int, strong: bool = False) -> None:
         """Where nothing forces it otherwise, this layer should vary along `dim` alone."""
-        undecided = any(layer is other for other in self._finding.undecided)
-        if not undecided and not layer.pending and len(layer.dims) > 1:
-            self._finding.hints.append(Hint(core(layer), layer.dims.index(dim)))
+        if not self.is_undecided(layer) and not layer.pending and len(layer.dims) > 1:
+            self._finding.hints.append(Hint(core(layer), layer.dims.index(dim), strong))
 
     def choose_later(self, layers: Sequence[Layer]) -> None:
         """Along which dim these layers vary is left to other calls, and else to the number of units."""
         self._finding.undecided = tuple(layers)
         self._finding.conflicts.extend(core(layer) for layer in layers if not layer.pending)
+
+    def is_undecided(self, layer: Layer) -> bool:
+        """Whether the present call leaves it to others along which dim this layer varies."""
+        return any(layer is other for other in self._finding.undecided)
 
     def value(self, shape: Sequence[int], layers: Sequence[Layer]) -> Value:
         """A rule's result: layers that label nothing are dropped, and one that does not vary is locked."""
@@ -303,6 +307,8 @@ class Analysis:
     def _evaluate(self, node: fx.Node, inputs: list[Any]) -> Any:
         """The node's value: computed where it holds only sizes or constants, else by its operator's rule."""
         values = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Value)]
+        if not values and not node.users:
+            return None  # an assertion on sizes
         if not values:
             return self._constant(binding.run(node, fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)))
         if not binding.holds_tensor(node.meta.get("val")):

@@ -94,6 +94,13 @@ def _match_alone(
         for a, b in pairs:
             analysis.unite(core(a), core(b))
         return
+    if not analysis.settled:
+        return  # other calls may lock some of them first
+    if len(one[1]) != len(other[1]):  # heads x channels meet channels: one of the two stays whole
+        operand, layers = max(one, other, key=lambda side: len(side[1]))
+        fewest = min(layers, key=lambda layer: len(core(layer).unique()))
+        analysis.fix(fewest, operand.letters.index(letter), reasons.TWO_PATTERNS)
+        return
     for operand, layers in (one, other):
         for layer in layers:
             analysis.fix(layer, operand.letters.index(letter), reasons.TWO_PATTERNS)
@@ -133,18 +140,35 @@ def contract(
             operand.fix(analysis, letter, reasons.ALL_POSITIONS)
     unify(analysis, operands)
     _count(analysis, operands)
+    _choose_heads(analysis, operands)
     layers: list[Layer] = []
     seen: set[frozenset[str]] = set()
     for operand in operands:
+        mine = set()  # the same operand may have several layers over the same letters
         for layer in operand.value.layers:
             over = operand.over(layer)
             _stop(analysis, operands, operand, layer, out)
             carried = _carry(analysis, operands, operand, layer, (out, tuple(shape)), fixed)
             key = frozenset(x for x in over if x in out and x not in fixed)
             if carried is not None and key not in seen:
-                seen.add(key)
+                mine.add(key)
                 layers.append(carried)
+        seen |= mine
     return analysis.value(shape, layers)
+
+
+def _choose_heads(analysis: Analysis, operands: Sequence[Operand]) -> None:
+    """(heads, positions) times (heads, channels): both vary along the heads alone, or along what they do not share."""
+    for one in operands:
+        others = [other for other in operands if other is not one]
+        partners = [set(o.over(twin)) for o in others for twin in o.value.layers if not analysis.is_undecided(twin)]
+        for layer in one.value.layers:
+            over = set(one.over(layer))
+            for partner in partners:
+                shared, own = over & partner, over - partner
+                if len(shared) == 1 and own and len(partner) > 1:
+                    letter = shared.pop() if analysis.attention == "heads" else min(own)
+                    analysis.prefer(layer, one.letters.index(letter), strong=True)
 
 
 def _count(analysis: Analysis, operands: Sequence[Operand]) -> None:
@@ -163,7 +187,7 @@ def _stop(
     over = operand.over(layer)
     if not analysis.settled or len(over) != 1 or over[0] in out:
         return
-    if not any(twin.zero for other in operands for twin in other.on(over[0])):
+    if not any(_all_zero(other.on(over[0])) for other in operands):
         analysis.lock(layer, reasons.NOT_ZERO)
 
 
@@ -183,11 +207,16 @@ def _carry(
     if carried is None:
         return None
     if len(dims) == len(over):
-        zero = any(twin.zero for other in operands for twin in _with(other, frozenset(over)))
+        zero = any(_all_zero(_with(other, frozenset(over))) for other in operands)
         return Layer(carried.labels, zero)
     if not set(over) & set(fixed):  # along which letter it will vary alone is a choice; fixed ones leave none
         analysis.prefer(layer, operand.letters.index(_better_letter(analysis, operands, over, out)))
     return carried
+
+
+def _all_zero(layers: Sequence[Layer]) -> bool:
+    """Whether an operand with these layers along a letter reads zero there, whichever of their units is removed."""
+    return bool(layers) and all(layer.zero for layer in layers)
 
 
 def _with(operand: Operand, over: frozenset[str]) -> list[Layer]:
