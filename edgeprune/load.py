@@ -242,6 +242,8 @@ def _tensors_of(value: Any) -> dict[str, torch.Tensor]:
             )
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise InputError(f"state_dict {name!r}: expected a dense tensor, got {tensor.layout} on {tensor.device}")
+        if tensor.is_complex():
+            raise InputError(f"state_dict {name!r}: expected real numbers, got {tensor.dtype}")
     return dict(value)
 
 

@@ -300,6 +300,8 @@ def test_a_state_dict_that_does_not_fit(tmp_path: Path, factory: str) -> None:
     assert "expected tensors by name, got a str for '1.bias'" in _refusal(path, **named)
     torch.save({**state, "1.bias": torch.zeros(5).to_sparse()}, path)
     assert "'1.bias': expected a dense tensor" in _refusal(path, **named)
+    torch.save({**state, "1.bias": torch.zeros(5, dtype=torch.complex64)}, path)
+    assert "'1.bias': expected real numbers, got torch.complex64" in _refusal(path, **named)
     torch.save(state, path)
     assert "does not run on the example inputs" in _refusal(path, arch=factory, input_shape=(3, 2, 3))
     assert "did you mean Net" in _refusal(path, arch=f"{factory}t", input_shape=(3, 2, 2))
