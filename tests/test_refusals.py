@@ -189,6 +189,8 @@ def test_branches_in_the_graph_are_refused() -> None:
     message = refusal(Choosing(), X)
     assert message.startswith("Choosing cannot be exported as one graph: cond runs parts of it by the data (at ")
     assert message.endswith("--module NAME, with NAME one of a, b")
+    with pytest.raises(CaptureError, match="expected a program of operators alone"):
+        edgeprune.analyze(torch.export.export(Choosing(), (X,)))
 
 
 # -- tensors that are not handled -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from edgeprune.errors import CaptureError
 from edgeprune.graph import binding, reasons
 from edgeprune.graph.capture import size_hint
 from edgeprune.graph.findings import Finding, Hint, Source
@@ -75,7 +76,7 @@ class Analysis:
             elif node.op == "output":
                 self._output(node)
             else:
-                raise AssertionError(f"exported graphs hold no {node.op} nodes")
+                raise CaptureError(f"{node.name}: expected a program of operators alone, got a part that runs by the data")
 
     def _resolve(self, items: Sequence[Any], choose: Callable[[Any], tuple[Tensor, int]]) -> bool:
         """Settle along which one dim each layer varies; layers that share units wait for the next pass."""
