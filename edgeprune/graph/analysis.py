@@ -76,7 +76,7 @@ class Analysis:
             elif node.op == "output":
                 self._output(node)
             else:
-                raise CaptureError(f"{node.name}: expected a program of operators alone, got a part that runs by the data")
+                raise CaptureError(f"{node.name}: expected a program of operators alone, got one with branches")
 
     def _resolve(self, items: Sequence[Any], choose: Callable[[Any], tuple[Tensor, int]]) -> bool:
         """Settle along which one dim each layer varies; layers that share units wait for the next pass."""
