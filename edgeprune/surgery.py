@@ -81,7 +81,7 @@ def _known_shapes(graph: ChannelGraph, plan: PruningPlan) -> dict[str, tuple[int
 
 def _kept_mask(slot: Slot, plan: PruningPlan, shapes: dict[str, tuple[int, ...]]) -> np.ndarray | None:
     """Which indices of a slot the plan keeps; None for slots that follow from others."""
-    if slot.kind == "constant":
+    if slot.kind in ("constant", "broadcast"):
         return None
     mask = np.ones(len(slot.unit), dtype=bool)
     if slot.kind == "input":
@@ -145,7 +145,7 @@ def _check_couplings(
 
 
 def _broken(group: ChannelGroup, slot: Slot, index: int) -> str:
-    others = sorted({_place(other) for other in group.slots if other is not slot and other.kind != "constant"})
+    others = sorted({_place(other) for other in group.slots if other is not slot and other.kind in ("tensor", "input")})
     return (
         f"the plan keeps index {index} of {_place(slot)} but removes it elsewhere in group {group.name!r}: "
         f"it goes together with {', '.join(others[:4])}"

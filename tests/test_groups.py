@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import edgeprune
 from edgeprune.graph.groups import ChannelGraph, LockedUnits
-from tests.cases import CASES, IMAGE, TOKENS, between, conv, tokens
-from tests.nets import Net, captured, cnn, image_mlp, mlp, n_units, parameter, residual
+from tests.cases import CASES, IMAGE, TOKENS, between, conv
+from tests.nets import Net, captured, cnn, image_mlp, mlp, n_units, residual
 
 
 def graph_of(module: nn.Module, *shapes: tuple[int, ...], **options: Any) -> ChannelGraph:
@@ -110,7 +110,8 @@ def computed_select(m: Any, x: Tensor) -> Tensor:
 
 
 LOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
-    "unknown operator": (lambda: between(lambda m, x: x.cumprod(1).renorm(2, 0, 1.0)), IMAGE, "has no rule"),
+    "unknown operator": (
+        lambda: between(lambda m, x: torch.histc(x.flatten(), 8).view(1, 8, 1, 1) * x), IMAGE, "has no rule"),
     "softmax over channels": (lambda: between(softmaxed, second=conv(8, 8)), IMAGE, "softmax normalises over this dim"),
     "maximum over channels": (lambda: between(lambda m, x: x * x.amax(1, keepdim=True)), IMAGE, "depends on all units"),
     "computed select": (lambda: between(computed_select), IMAGE, "computed"),
@@ -121,10 +122,6 @@ LOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         IMAGE, "do not read zero"),
     "zero-padded shortcut": (
         lambda: between(lambda m, x: F.pad(x, (0, 0, 0, 0, 2, 2)) + m.b(x), after=12, b=conv(8, 12)), IMAGE, ""),
-    "einsum diagonal": (
-        lambda: tokens(lambda m, x: torch.einsum("ntc,cc->ntc", x, m.w), w=parameter(8, 8)), TOKENS, "is not followed"),
-    "lstm": (lambda: tokens(lambda m, x: m.l(x)[0], l=nn.LSTM(8, 8, batch_first=True)), TOKENS, "lstm"),
-    "gru": (lambda: tokens(lambda m, x: m.l(x)[0], l=nn.GRU(8, 8, batch_first=True)), TOKENS, "gru"),
 }  # fmt: skip
 
 

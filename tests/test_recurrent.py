@@ -170,12 +170,12 @@ def test_planned_by_magnitude(name: str) -> None:
 
 
 def test_inspect() -> None:
-    rows = inspect_program(captured(deep(), SERIES), "deep").groups
-    told = [(row.name, row.kind, row.n_units, row.width, row.exact) for row in rows if row.kind != "locked"]
+    rows = inspect_program(captured(deep(), SERIES), "deep").record.groups
+    told = [(row.name, row.kind, row.n_units, row.exact) for row in rows if row.kind != "locked"]
     assert told == [
-        ("input inputs_0", "features", 5, 5, True),
-        ("rnn.weight_ih_l0", "channels", 8, 8, True),
-        ("rnn.weight_ih_l1", "channels", 8, 8, True),
+        ("input inputs_0", "features", 5, True),
+        ("rnn.weight_ih_l0", "channels", 8, True),
+        ("rnn.weight_ih_l1", "channels", 8, True),
     ]
     assert [row.macs_share > 0 for row in rows if row.kind != "locked"] == [True, True, True]
 

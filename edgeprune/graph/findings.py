@@ -16,22 +16,32 @@ from edgeprune.graph.ops.registry import Call
 class Source:
     """Where labels start: one dim of a parameter, buffer or constant, or the elements of a graph input.
 
-    `name` is the name in the state dict (or of the input, or of the constant's node); `dim` is None for an input.
+    `name` is the name in the state dict (or of the input, or of the node of the constant or broadcast); `dim` is None
+    for an input.
     `ids` are the labels that were handed out, in the order of the elements.
     """
 
-    kind: str  # "tensor", "input" or "constant"
+    kind: str  # "tensor", "input", "constant" or "broadcast"
     name: str
     dim: int | None
     ids: np.ndarray
 
+    @property
+    def follows(self) -> bool:
+        """Whether it is as wide as what it meets: a constant or a broadcast."""
+        return self.kind in ("constant", "broadcast")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hint:
-    """A layer that varies along several dims, and along which of them it had better vary alone."""
+    """A layer that varies along several dims, and along which of them it had better vary alone.
+
+    A `strong` hint (heads of an attention) goes before others (channels that all heads share a factor for).
+    """
 
     labels: Tensor
     keep: int
+    strong: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -25,8 +25,8 @@ class Slot:
     """Where the units of a group sit in one dim of a tensor.
 
     `unit` is int64 `(size of the dim,)`: the number of the unit that each index belongs to, -1 for none of this group.
-    `kind` is "tensor" (a parameter or buffer, by its name in the state dict), "input" or "constant". For an input `dim`
-    is None and `unit` runs over its flattened elements.
+    `kind` is "tensor" (a parameter or buffer, by its name in the state dict), "input", "constant" or "broadcast". For
+    an input `dim` is None and `unit` runs over its flattened elements.
     """
 
     kind: str
@@ -150,7 +150,7 @@ def _groups(analysis: Analysis, canonical: np.ndarray, renormalised: np.ndarray)
     order = np.argsort(group_of, kind="stable")
     for mine in np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1):
         where = np.unique(places[mine]).tolist()
-        if all(sources[place].kind == "constant" for place in where):
+        if all(sources[place].follows for place in where):
             continue
         members = np.unique(units[mine])
         if any(sources[place].kind == "input" for place in where):
@@ -198,7 +198,7 @@ def _locked(analysis: Analysis, canonical: np.ndarray) -> Iterator[LockedUnits]:
     solver = analysis.solver
     nodes = {node.name: node for node in analysis.program.graph.nodes}
     for source in analysis.sources.values():
-        if source.kind == "constant":
+        if source.follows:
             continue
         why = solver.reason[solver.component[source.ids]]
         for index in np.unique(why[why >= 0]):

@@ -1,5 +1,6 @@
-"""What an analysis reads: the program without hidden writes, with hand-written channel shuffles as one operator, and with
-recurrent layers each in a call of its own.
+"""What an analysis reads: the program without hidden writes, with hand-written channel shuffles as one operator.
+
+Operators that have no rule are replaced by those that they are made of, and recurrent layers get a call each.
 
 Between the views of a shuffle the channels lie in a grid, which would have to lose whole rows or columns; seen as one
 operator it only reorders them, and every channel can go by itself.
@@ -16,6 +17,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.graph import binding
 from edgeprune.graph.capture import Program, size_hint
+from edgeprune.graph.known import with_known_operators
 from edgeprune.graph.labels import pack, reshape_labels, spread
 from edgeprune.graph.unstack import with_single_layers
 from edgeprune.graph.writes import functional
@@ -28,7 +30,22 @@ _SAME = {_aten.contiguous.default, _aten.clone.default}
 
 def prepared(program: ExportedProgram) -> ExportedProgram:
     """The program as it is analysed, cut and masked; computes the same, and may be the same object."""
-    return with_single_layers(with_shuffles(functional(program)))
+    program = without_dead_nodes(functional(program))
+    return with_single_layers(with_shuffles(with_known_operators(program)))
+
+
+def without_dead_nodes(program: ExportedProgram) -> ExportedProgram:
+    """The program without what nothing reads (attention weights, say); the same object where everything is read."""
+    alive: set[fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node.op != "call_function" or node.is_impure() or not alive.isdisjoint(node.users):
+            alive.add(node)
+    if len(alive) == len(program.graph.nodes):
+        return program
+    changed = Program.adopt(program)
+    changed._graph_module = copy.deepcopy(program.graph_module)
+    changed.graph.eliminate_dead_code()
+    return changed
 
 
 def with_shuffles(program: ExportedProgram) -> ExportedProgram:

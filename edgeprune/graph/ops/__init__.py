@@ -1,5 +1,29 @@
 """Operator rules and rewriters; importing this package fills the table."""
 
-from edgeprune.graph.ops import contraction, movement, normalization, pointwise, recurrent, reduction, writing
+from edgeprune.graph.ops import (
+    contraction,
+    forms,
+    indexing,
+    lookups,
+    movement,
+    normalization,
+    pointwise,
+    positions,
+    recurrent,
+    reduction,
+    writing,
+)
 
-__all__ = ["contraction", "movement", "normalization", "pointwise", "recurrent", "reduction", "writing"]
+__all__ = [
+    "contraction",
+    "forms",
+    "indexing",
+    "lookups",
+    "movement",
+    "normalization",
+    "pointwise",
+    "positions",
+    "recurrent",
+    "reduction",
+    "writing",
+]

@@ -48,7 +48,7 @@ def linear(analysis: Analysis, call: Call) -> Value:
     return add_bias(analysis, result, call.get("bias"), -1) if len(weight.shape) == 2 else result
 
 
-@operator("matmul", "bmm", "mm", "mv", "dot")
+@operator("matmul", "bmm", "mm", "mv", "dot", "vdot")
 def matmul(analysis: Analysis, call: Call) -> Value:
     """`y[..., n, m] = sum_k a[..., n, k] b[..., k, m]`, leading dims broadcast, vectors as in torch.matmul."""
     return _product(analysis, call.values[0], call.values[1], call.shape)
@@ -65,7 +65,7 @@ def _product(analysis: Analysis, a: Value, b: Value, shape: tuple[int, ...]) -> 
     return contract(analysis, [Operand(a, lead_a + tail_a), Operand(b, lead_b + tail_b)], out, shape)
 
 
-@operator("addmm", "baddbmm")
+@operator("addmm", "baddbmm", "addmv")
 def addmm(analysis: Analysis, call: Call) -> Value:
     """A matrix product plus a broadcast summand."""
     first, a, b = call.values
@@ -80,22 +80,6 @@ def addmm(analysis: Analysis, call: Call) -> Value:
         covered = any(twin.zero for twin in first.layers if summand.over(twin) == over)
         layers.append(Layer(layer.labels, layer.zero and covered))
     return Value(call.shape, tuple(layers))
-
-
-@operator("einsum")
-def einsum(analysis: Analysis, call: Call) -> Value:
-    """The rule itself; an ellipsis or a repeated letter within one operand locks."""
-    equation = call["equation"].replace(" ", "")
-    left, _, right = equation.partition("->")
-    terms = left.split(",")
-    plain = "->" in equation and "." not in equation and all(len(set(t)) == len(t) for t in terms)
-    if not plain:
-        for value in call.values:
-            for layer in value.layers:
-                analysis.lock(layer, reasons.equation(equation))
-        return Value(call.shape)
-    operands = [Operand(value, tuple(term)) for value, term in zip(call.values, terms, strict=True)]
-    return contract(analysis, operands, tuple(right), call.shape)
 
 
 def _rewrite_groups(edit: Edit, call: Call) -> None:
@@ -151,6 +135,8 @@ def convolution(analysis: Analysis, call: Call) -> Value:
     if groups > 1:
         shared = [layer for o in operands for layer in o.value.layers if set(o.over(layer)) == {"g", "c"}]
         analysis.choose_later(shared)  # heads of an attention may lie across these groups
+        if _is_transposed(call) and any(o.over(layer) == ("g",) for o in operands for layer in o.value.layers):
+            operands[1].fix(analysis, "o", reasons.TWO_PATTERNS)  # whole groups go: these are shared by all of them
     out = call.shape
     grouped_shape = (*out[:channel], groups, out_per_group, *out[channel + 1 :])
     result = contract(analysis, operands, (*lead, "g", "o", *there), grouped_shape, fixed=(*mixed, *kernel))

@@ -23,6 +23,7 @@ aten = torch.ops.aten
 
 _RESHAPES = {"view", "_unsafe_view", "reshape", "flatten", "unflatten"}
 _REORDERS = {"roll", "flip"}
+_SPLIT_DIMS = {"hsplit": 1, "vsplit": 0, "dsplit": 2}
 
 
 def _run(call: Call, source: Value, labels: Tensor) -> Any:
@@ -72,8 +73,8 @@ def _as_layer(labels: Tensor, layer: Layer) -> Layer:
 # -- without arguments that depend on sizes ---------------------------------------------------------------------------
 
 operator(
-    "permute", "transpose", "t", "numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze",
-    "unsqueeze", "flip", "flatten", "repeat", "tile", "fliplr", "flipud", "atleast_2d", "view_as_real",
+    "permute", "transpose", "t", "numpy_T", "mT", "mH", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis",
+    "squeeze", "unsqueeze", "flip", "flatten", "repeat", "tile", "fliplr", "flipud", "atleast_2d", "view_as_real",
     moves=True,
 )(moved)  # fmt: skip
 
@@ -96,7 +97,7 @@ def _rewrite_channel_shuffle(edit: Edit, call: Call) -> None:
 operator("channel_shuffle", "native_channel_shuffle", rewrite=_rewrite_channel_shuffle, moves=True)(moved)
 
 
-@operator("pixel_shuffle", "pixel_unshuffle", "im2col", "unfold", "diagonal", "rot90", "repeat_interleave")
+@operator("pixel_shuffle", "pixel_unshuffle", "unfold", "rot90", "repeat_interleave")
 def moved_in_blocks(analysis: Analysis, call: Call) -> Any:
     """Labels go along, but blocks, windows and lines must stay whole: units may vary along one dim that is kept."""
     if len(call.values) > 1:  # repeats that are computed
@@ -166,7 +167,7 @@ def _from_last(layer: Layer, rank: int) -> set[int]:
 # -- shapes -----------------------------------------------------------------------------------------------------------
 
 
-def _rewrite_sizes(edit: Edit, call: Call) -> None:
+def rewrite_sizes(edit: Edit, call: Call) -> None:
     """Explicit sizes become those of the kept slices; -1 stays, symbolic sizes are scaled."""
     name = "shape" if "shape" in call.args else "sizes" if "sizes" in call.args else "size"
     given = list(edit.raw(call, name))
@@ -177,7 +178,7 @@ def _rewrite_sizes(edit: Edit, call: Call) -> None:
     edit.set(call, name, [edit.scaled(s, a, b) for s, a, b in zip(given, old, new, strict=True)])
 
 
-operator("view", "reshape", "_unsafe_view", "expand", "unflatten", rewrite=_rewrite_sizes, moves=True)(moved)
+operator("view", "reshape", "_unsafe_view", "unflatten", rewrite=rewrite_sizes, moves=True)(moved)
 
 
 @operator("view_as", "reshape_as")
@@ -251,15 +252,15 @@ operator("unbind", moves=True)(moved)
 
 def _rewrite_split(edit: Edit, call: Call) -> None:
     """Always explicit sizes: a chunk count gives other sizes on a narrower dim."""
-    dim = call.get("dim", 0) % len(call.input.shape)
+    dim = _SPLIT_DIMS.get(call.name, call.get("dim", 0)) % len(call.input.shape)
     if edit.kept_size(call.input, dim) == call.input.shape[dim]:
         return
     sizes = [edit.kept_size(part, dim) for part in edit.result(call)]
     edit.replace(call, aten.split_with_sizes.default, (edit.source(call), sizes, dim))
 
 
-operator("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", rewrite=_rewrite_split,
-         moves=True)(moved)  # fmt: skip
+operator("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "hsplit", "vsplit",
+         "dsplit", rewrite=_rewrite_split, moves=True)(moved)  # fmt: skip
 
 
 def _rewrite_roll(edit: Edit, call: Call) -> None:
@@ -274,56 +275,6 @@ def _rewrite_roll(edit: Edit, call: Call) -> None:
 
 
 operator("roll", rewrite=_rewrite_roll, moves=True)(moved)
-
-
-def _rewrite_index_select(edit: Edit, call: Call) -> None:
-    dim = call["dim"] % len(call.input.shape)
-    if edit.kept_size(call.input, dim) != call.input.shape[dim]:
-        edit.select(call, dim, _positions(edit, call, dim, call["index"].const.numpy()))
-
-
-@operator("index_select", rewrite=_rewrite_index_select, moves=True)
-def index_select(analysis: Analysis, call: Call) -> Any:
-    """A constant index moves data; one that depends on the input locks the dim."""
-    if call["index"].const is not None:
-        return moved(analysis, call)
-    dim = call["dim"] % len(call["self"].shape)
-    for layer in call["self"].layers:
-        analysis.fix(layer, dim, reasons.COMPUTED_INDEX)
-    layers = [layer for layer in call["self"].layers if dim not in layer.dims]
-    shape = call.shape
-    narrow = [Layer(layer.labels.narrow(dim, 0, 1).expand(shape), layer.zero) for layer in layers]
-    return analysis.value(shape, narrow)
-
-
-def _rewrite_index(edit: Edit, call: Call) -> None:
-    """Constant indices are remapped into the kept slices; only one indexed dim can be pruned."""
-    pruned = [
-        d for d, index in enumerate(call["indices"])
-        if index is not None and edit.kept_size(call.input, d) != call.input.shape[d]
-    ]  # fmt: skip
-    if not pruned:
-        return
-    (dim,) = pruned
-    edit.select(call, dim, _positions(edit, call, dim, call["indices"][dim].const.reshape(-1).numpy()))
-
-
-@operator("index", rewrite=_rewrite_index)
-def index(analysis: Analysis, call: Call) -> Any:
-    """One constant index vector moves data; with several, or computed ones, the indexed dims are locked."""
-    x, indices = call["self"], call["indices"]
-    used = [d for d, i in enumerate(indices) if i is not None]
-    constant = all(i is None or i.const is not None for i in indices)
-    if not constant or len(used) != 1 or len(indices[used[0]].shape) != 1 or indices[used[0]].const.dtype == torch.bool:
-        for layer in x.layers:
-            for dim in used:
-                analysis.fix(layer, dim, reasons.SEVERAL_INDICES)
-        if not constant:
-            for layer in x.layers:
-                for dim in layer.dims:
-                    analysis.fix(layer, dim, reasons.INDEXED)
-            return Value(call.shape)
-    return moved(analysis, call)
 
 
 # -- joins ------------------------------------------------------------------------------------------------------------

@@ -26,9 +26,10 @@ def combine(analysis: Analysis, call: Call, operands: list[Operand], shape: tupl
     layers = []
     seen: set[tuple[str, ...]] = set()
     for operand in operands:
+        known = frozenset(seen)  # the same operand may have several layers over the same dims
         for layer in operand.value.layers:
             over = operand.over(layer)
-            if over in seen:
+            if over in known:
                 continue
             seen.add(over)
             pattern = tuple(_is_zero(other, over) for other in operands)
@@ -38,7 +39,8 @@ def combine(analysis: Analysis, call: Call, operands: list[Operand], shape: tupl
 
 
 def _is_zero(operand: Operand, over: tuple[str, ...]) -> bool:
-    return any(layer.zero for layer in operand.value.layers if operand.over(layer) == over)
+    found = [layer.zero for layer in operand.value.layers if operand.over(layer) == over]
+    return bool(found) and all(found)
 
 
 def _rewrite_dropout(edit: Edit, call: Call) -> None:

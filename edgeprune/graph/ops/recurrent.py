@@ -58,7 +58,8 @@ def _by_gate(value: Value, n_gates: int) -> Value:
 
 
 def _zero_over(operand: Operand, letter: str) -> bool:
-    return any(layer.zero for layer in operand.value.layers if operand.over(layer) == (letter,))
+    found = [layer.zero for layer in operand.value.layers if operand.over(layer) == (letter,)]
+    return bool(found) and all(found)
 
 
 def _step(

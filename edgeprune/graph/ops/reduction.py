@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from edgeprune.graph import reasons
 from edgeprune.graph.einsum import Operand, contract
 from edgeprune.graph.labels import Layer, Value, pack, remainder
@@ -42,7 +44,7 @@ def vector_norm(analysis: Analysis, call: Call) -> Any:
 
 
 @operator("mean", rewrite=_mean_rescaled)
-@operator("sum")
+@operator("sum", "nansum", "any")
 def total(analysis: Analysis, call: Call) -> Value:
     """Exact where removed units read zero; a mean is rescaled to the original count."""
     x, reduced = call.input, _reduced_dims(call)
@@ -58,7 +60,8 @@ def _laid_out(value: Value, call: Call) -> Value:
 
 
 @operator("amax", "amin", "max", "min", "var", "std", "prod", "logsumexp", "argmax",
-          "argmin", "median", "any", "all", "var_mean", "std_mean", "cumsum", "topk", "sort")  # fmt: skip
+          "argmin", "median", "all", "var_mean", "std_mean", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
+          "kthvalue", "mode", "topk", "sort")  # fmt: skip
 def other_reduction(analysis: Analysis, call: Call) -> Any:
     """Units along the reduced dims are locked: the result depends on which and how many there are."""
     if len(call.values) > 1:  # max(a, b) is pointwise
@@ -77,15 +80,17 @@ def other_reduction(analysis: Analysis, call: Call) -> Any:
 def _each_result(call: Call, x: Value, rest: list[int], keeps_zero: bool) -> Any:
     """The value, or one for each output, with the labels of the dims in `rest`."""
 
-    def result(shape: tuple[int, ...]) -> Value:
+    def result(shape: tuple[int, ...], val: Any) -> Value:
+        zero = keeps_zero and (val.is_floating_point() or val.dtype is torch.bool)  # the place of a zero may be any
         same_rank = len(shape) == len(x.shape)
         dims = {d: d if same_rank else position for position, d in enumerate(rest)}
         found = [remainder(layer, dims, shape) for layer in x.layers]
-        return Value(shape, tuple(Layer(y.labels, y.zero and keeps_zero) for y in found if y is not None))
+        return Value(shape, tuple(Layer(y.labels, y.zero and zero) for y in found if y is not None))
 
+    val = call.node.meta["val"]
     if isinstance(call.shape, tuple) and all(isinstance(n, int) for n in call.shape):
-        return result(call.shape)
-    return [result(shape) for shape in call.shape]
+        return result(call.shape, val)
+    return [result(shape, part) for shape, part in zip(call.shape, val, strict=True)]
 
 
 @operator("softmax", "log_softmax", "_softmax", "_log_softmax")

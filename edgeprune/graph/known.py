@@ -1,0 +1,38 @@
+"""Operators without a rule that PyTorch itself defines by others are replaced by those."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram, default_decompositions
+
+from edgeprune.graph import binding
+from edgeprune.graph.ops.registry import lookup, operator_name
+from edgeprune.graph.writes import with_batch_norm
+
+
+def with_known_operators(program: ExportedProgram) -> ExportedProgram:
+    """The program without operators that have no rule and are made of ones that may have; else the same object.
+
+    `aten.hstack` becomes `aten.cat`, `aten.cosine_similarity` products, sums and divisions.
+    """
+    seen: set[Any] = set()
+    while unknown := {node.target for node in program.graph.nodes if _has_no_rule(node)} - seen:
+        seen |= unknown
+        known = default_decompositions()
+        table = {target: known[target] for target in unknown if target in known}
+        if table:
+            program = with_batch_norm(program.run_decompositions(table))
+    return program
+
+
+def _has_no_rule(node: fx.Node) -> bool:
+    """Whether an operator from tensors to tensors has no rule; sizes, constants and assertions need none."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or lookup(target, operator_name(target)) is not None:
+        return False
+    return all(
+        any(binding.holds_tensor(part.meta.get("val")) for part in parts) for parts in ([node], node.all_input_nodes)
+    )

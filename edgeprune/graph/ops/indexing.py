@@ -1,0 +1,111 @@
+"""Selection by index tensors: constant ones move data, computed ones lock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgeprune.graph import reasons
+from edgeprune.graph.labels import Layer, Value, core, remainder
+from edgeprune.graph.ops.movement import lock_all, moved
+from edgeprune.graph.ops.registry import Call, operator
+from edgeprune.graph.solve import count_units
+
+if TYPE_CHECKING:
+    from edgeprune.graph.analysis import Analysis
+    from edgeprune.graph.edit import Edit
+
+
+def _rewrite_index(edit: Edit, call: Call) -> None:
+    """Rows of the index tensors that select removed units go; the others are remapped into the kept slices."""
+    x, indices = call.input, call["indices"]
+    used = [d for d, index in enumerate(indices) if index is not None]
+    if all(edit.kept_size(x, d) == x.shape[d] for d in used):
+        return
+    block: Any = torch.broadcast_tensors(*(indices[d].const for d in used))
+    first = used[0] if _side_by_side(used) else 0
+    given = list(edit.raw(call, "indices"))
+    for d, tensor in zip(used, block, strict=True):
+        positions = tensor.numpy() % x.shape[d]
+        for k in range(tensor.dim()):
+            positions = positions.take(edit.kept(edit.result(call), first + k), axis=k)
+        positions = np.searchsorted(edit.kept(x, d), positions)
+        if len(used) == 1 and tensor.dim() == 1:
+            edit.select(call, d, positions)
+            return
+        given[d] = edit.indices(call, positions)
+    edit.set(call, "indices", given)
+
+
+@operator("index", rewrite=_rewrite_index)
+def index(analysis: Analysis, call: Call) -> Any:
+    """Constant index tensors move data; with computed ones the indexed dims are locked."""
+    x, indices = call["self"], call["indices"]
+    used = [d for d, i in enumerate(indices) if i is not None]
+    if all(indices[d].const is not None for d in used) and not any(_is_mask(call, d) for d in used):
+        return moved(analysis, _without_tables(analysis, call, used))
+    for layer in x.layers:
+        for dim in used:
+            analysis.fix(layer, dim, reasons.SEVERAL_INDICES)
+    if any(_is_mask(call, d) for d in used):
+        return lock_all(analysis, call, reasons.INDEXED)
+    block = max(len(indices[d].shape) for d in used)
+    first = used[0] if _side_by_side(used) else 0
+    rest = [d for d in range(len(x.shape)) if d not in used]
+    dims = {d: position if position < first else position + block for position, d in enumerate(rest)}
+    found = [remainder(layer, dims, call.shape) for layer in x.layers]
+    return analysis.value(call.shape, [layer for layer in found if layer is not None])
+
+
+def _without_tables(analysis: Analysis, call: Call, used: list[int]) -> Call:
+    """The call without labels on rows that hang together along every dim of the indices, which are locked.
+
+    Rows of a table of relative positions, say: `table[i - j]` reads each of them in many rows and columns.
+    """
+    x, indices = call["self"], call["indices"]
+    layers = []
+    for layer in x.layers:
+        dim = layer.dims[0] if len(layer.dims) == 1 and not layer.pending else None
+        if dim in used and indices[dim].const.dim() > 1:
+            chosen = core(layer).numpy()[indices[dim].const.numpy() % x.shape[dim]]
+            if all(count_units(chosen, d) < 2 for d in range(chosen.ndim)):
+                analysis.lock(layer, reasons.SEVERAL_INDICES)
+                continue
+        layers.append(layer)
+    return replace(call, args={**call.args, "self": Value(x.shape, tuple(layers), x.const, x.raw)})
+
+
+def _side_by_side(used: list[int]) -> bool:
+    """Whether the indexed dims are neighbours: the dims of the index tensors are then where those were, else first."""
+    return used == list(range(used[0], used[-1] + 1))
+
+
+def _is_mask(call: Call, dim: int) -> bool:
+    """Whether the index tensor at `dim` is a mask: it stands for several dims, and its count of rows is computed."""
+    given: Any = call.node.args[1]
+    return given[dim].meta["val"].dtype in (torch.bool, torch.uint8)
+
+
+def _rewrite_index_select(edit: Edit, call: Call) -> None:
+    dim = call["dim"] % len(call.input.shape)
+    kept = edit.kept(call.input, dim)
+    if len(kept) != call.input.shape[dim]:
+        chosen = call["index"].const.numpy().reshape(-1)
+        edit.select(call, dim, np.searchsorted(kept, chosen[np.isin(chosen, kept)]))
+
+
+@operator("index_select", rewrite=_rewrite_index_select, moves=True)
+def index_select(analysis: Analysis, call: Call) -> Any:
+    """A constant index moves data; one that depends on the input locks the dim."""
+    if call["index"].const is not None:
+        return moved(analysis, call)
+    dim = call["dim"] % len(call["self"].shape)
+    for layer in call["self"].layers:
+        analysis.fix(layer, dim, reasons.COMPUTED_INDEX)
+    layers = [layer for layer in call["self"].layers if dim not in layer.dims]
+    shape = call.shape
+    narrow = [Layer(layer.labels.narrow(dim, 0, 1).expand(shape), layer.zero) for layer in layers]
+    return analysis.value(shape, narrow)
