@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -52,6 +52,30 @@ def build(spec: str, **overrides: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"arch {spec}: expected an nn.Module from {name!r}, got {type(model).__name__}")
     return model
+
+
+def part_of(model: nn.Module, name: str) -> nn.Module:
+    """The part of a network with this dotted name, e.g. `backbone.body`.
+
+    Raises:
+        InputError: there is none; names the closest ones.
+    """
+    parts = {path: part for path, part in model.named_modules() if path}
+    if name in parts:
+        return parts[name]
+    close = difflib.get_close_matches(name, parts, n=3) or [path for path in parts if "." not in path][:6]
+    raise InputError(f"--module: expected a part of the {type(model).__name__}, got {name!r}; e.g. {', '.join(close)}")
+
+
+def own_input_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """What the network says of itself: an attribute `input_shape`, or timm's configuration."""
+    configuration = getattr(model, "default_cfg", None)
+    shape = getattr(model, "input_shape", None)
+    if shape is None and isinstance(configuration, Mapping):
+        shape = configuration.get("input_size")
+    if isinstance(shape, (tuple, list)) and shape and all(type(size) is int and size > 0 for size in shape):
+        return tuple(shape)
+    return None
 
 
 def parse(spec: str) -> tuple[str, str, dict[str, Any]]:

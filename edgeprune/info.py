@@ -38,6 +38,7 @@ def info_from_dict(value: Any) -> ModelInfo:
         data=_text(value, "data"),
         feature_names=_texts(value, "feature_names"),
         training=_training(value.get("training")),
+        module=_text(value, "module"),
     )
 
 

@@ -118,10 +118,14 @@ def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
     criterion = request.criterion or ("taylor" if has_data else "l2")
     if request.criterion is None:
         assume(f"--criterion {criterion}")
+    features = request.input_features
+    if request.module is not None and features == "auto":
+        features = "off"
+        assume("--input-features off (what a part takes comes from the rest of the network)")
     return Budgets(
         keep_macs=keep_macs,
         max_drop=max_drop,
-        **_feature_budget(request.input_features),
+        **_feature_budget(features),
         criterion=criterion,
         align=request.align,
         seed=request.seed,
@@ -171,6 +175,7 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
         unsafe_pickle=request.unsafe_pickle,
         data_shape=data.input_shape if data else None,
         dynamic_size=request.dynamic_size,
+        module=request.module if isinstance(request, CompressRequest) else None,
     )
     try:
         if data is None and model.info.data is not None:

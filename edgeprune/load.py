@@ -27,7 +27,7 @@ from edgeprune.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
 from edgeprune.pt2 import list_records, read_program
 from edgeprune.records import Model, ModelInfo
 
-__all__ = ["digest", "load"]
+__all__ = ["digest", "load", "load_model"]
 
 _WAY_OUT = "save model.state_dict() and give --arch, or trust the file and give --unsafe-pickle"
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
@@ -43,9 +43,10 @@ class _Request:
     unsafe_pickle: bool
     data_shape: tuple[int, ...] | None
     dynamic_size: bool
+    module: str | None = None
 
 
-def load(
+def load(  # noqa: PLR0913 - the public call: every choice has a name and a default
     path: str | os.PathLike[str],
     *,
     arch: str | None = None,
@@ -53,6 +54,7 @@ def load(
     unsafe_pickle: bool = False,
     data_shape: tuple[int, ...] | None = None,
     dynamic_size: bool = False,
+    module: str | None = None,
 ) -> Model:
     """Load a model as an exported program with a dynamic batch.
 
@@ -63,6 +65,7 @@ def load(
         unsafe_pickle: unpickle a whole module; this runs whatever code the file holds.
         data_shape: that of the data which go with the model; it is one input's shape where nothing else says it.
         dynamic_size: height and width are free too, see `edgeprune.capture`.
+        module: take this part of the network alone, by its dotted name; `input_shape` is that of the part.
 
     Raises:
         UnsafeFileError: the file needs unpickling, or is an exported program with unknown operators.
@@ -71,13 +74,17 @@ def load(
     file = Path(path)
     data = _read_bytes(file)
     try:
-        program, info = _load_bytes(data, _Request(arch, input_shape, unsafe_pickle, data_shape, dynamic_size))
+        request = _Request(arch, input_shape, unsafe_pickle, data_shape, dynamic_size, module)
+        program, info = _load_bytes(data, request)
         _check_finite(program)
         _check_free(program, dynamic_size)
         program, info = _checked_input(program, info, input_shape)
     except EdgepruneError as error:
         raise type(error)(f"{file}: {error}") from error
     return Model(program, info, digest(program), file.stem)
+
+
+load_model = load  # under this name in the package
 
 
 def load_architecture(spec: str, input_shape: tuple[int, ...] | None = None, dynamic_size: bool = False) -> Model:
@@ -203,6 +210,11 @@ def _from_pt2(data: bytes, request: _Request) -> tuple[Program, ModelInfo]:
 
 
 def _check_arch(info: ModelInfo, request: _Request) -> None:
+    if request.module is not None and request.module != info.module:
+        raise InputError(
+            f"expected no --module, as the file holds an exported program, which has no parts, got {request.module}; "
+            "give the network's state_dict and --arch"
+        )
     if request.arch is not None and request.arch != info.arch:
         raise InputError(f"expected no --arch, as the file carries its network ({info.arch}), got {request.arch}")
 
@@ -278,11 +290,14 @@ def _without_prefixes(state: dict[str, torch.Tensor], expected: set[str]) -> dic
 
 
 def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInfo]:
-    shape = request.input_shape or request.data_shape or _own_input_shape(model)
+    if request.module is not None:
+        model = architectures.part_of(model, request.module)
+    shape = request.input_shape or request.data_shape or architectures.own_input_shape(model)
     if shape is None:
         raise InputError("expected --input-shape (or --data) for this file, e.g. --input-shape 3,224,224, got none")
     dtype = next((tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point), torch.float32)
-    return capture_single(model, shape, dtype, request.dynamic_size), ModelInfo(input_shape=shape, arch=request.arch)
+    program = capture_single(model, shape, dtype, request.dynamic_size)
+    return program, ModelInfo(input_shape=shape, arch=request.arch, module=request.module)
 
 
 def capture_single(
@@ -302,17 +317,6 @@ def capture_single(
     if len(needed) > 1:
         raise InputError(f"expected a network with one input, got {len(needed)}: {', '.join(needed)}")
     return capture(model, torch.zeros(2, *shape, dtype=dtype), dynamic_size=dynamic_size)
-
-
-def _own_input_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """What the network says of itself: an attribute `input_shape`, or timm's configuration."""
-    configuration = getattr(model, "default_cfg", None)
-    shape = getattr(model, "input_shape", None)
-    if shape is None and isinstance(configuration, Mapping):
-        shape = configuration.get("input_size")
-    if isinstance(shape, (tuple, list)) and shape and all(type(size) is int and size > 0 for size in shape):
-        return tuple(shape)
-    return None
 
 
 def _check_finite(program: ExportedProgram) -> None:

@@ -44,7 +44,8 @@ class TrainSettings:
 class ModelInfo:
     """What a model file says of itself, beside its weights.
 
-    `input_shape` is without the batch, e.g. `(1, 8, 8)`; `training` is how it was trained, which finetuning goes by.
+    `input_shape` is without the batch, e.g. `(1, 8, 8)`; `training` is how it was trained, which finetuning goes by;
+    `module` is the part of the network that it is, e.g. `"backbone"`.
     What a file does not say is None or empty.
     """
 
@@ -55,6 +56,7 @@ class ModelInfo:
     data: str | None = None
     feature_names: tuple[str, ...] = ()
     training: TrainSettings | None = None
+    module: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -262,6 +264,7 @@ class CompressRequest:
     plan: str | None = None
     attention: str = "heads"
     arch: str | None = None
+    module: str | None = None
     input_shape: tuple[int, ...] | None = None
     dynamic_size: bool = False
     threads: int | None = None

@@ -51,6 +51,7 @@ def compress(
         typer.Option(metavar="FILE", help="Replay this plan.json instead of planning.", rich_help_panel=opt.WHAT),
     ] = None,
     arch: opt.Arch = None,
+    module: opt.Module = None,
     input_shape: opt.InputShape = None,
     dynamic_size: opt.DynamicSize = False,
     criterion: Annotated[
@@ -115,6 +116,7 @@ def compress(
             seed=seed,
             plan=plan,
             arch=arch,
+            module=module,
             input_shape=opt.parse_shape(input_shape),
             dynamic_size=dynamic_size,
             attention=attention,

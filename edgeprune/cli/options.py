@@ -87,6 +87,15 @@ Arch = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+Module = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Take this part of the network alone, e.g. backbone: of a detector, say, which cannot be exported whole. "
+        "--input-shape is that of the part.",
+        rich_help_panel=WHAT,
+    ),
+]
 InputShape = Annotated[
     str | None,
     typer.Option(
