@@ -8,19 +8,19 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
 
 Record = dict[str, Any]
 
 _ACCENT, _OTHER, _GRID = "#0f8c85", "#9a6a1f", "#d8dcdc"
 _COLOURS = {"capture": "#6b7f9e", "analyze": _ACCENT, "plan": _OTHER, "cut": "#a8446a"}
-_TEXT = {"font.size": 9}
 
 
 def draw_versus(records: Sequence[Record], path: Path) -> None:
     """Each network's two times on one line, slowest at the top."""
     shown = [r for r in records if "edgeprune" in r]
     shown.sort(key=lambda r: r["edgeprune"]["analyze"])
-    figure = Figure(figsize=(7.2, 0.6 + 0.21 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(7.2, 1.2 + 0.21 * len(shown)), layout="constrained")
     axes = figure.subplots()
     rows = range(len(shown))
     ours = [r["edgeprune"]["analyze"] for r in shown]
@@ -36,7 +36,8 @@ def draw_versus(records: Sequence[Record], path: Path) -> None:
     axes.set_yticks(list(rows), [r["name"] for r in shown], fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("seconds, one thread")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.set_ylim(-0.7, len(shown) - 0.3)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
     _plain(axes)
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
@@ -58,13 +59,22 @@ def draw_depth(records: Sequence[Record], path: Path) -> None:
         right.plot(nodes, memory, marker="o", ms=4, color=_ACCENT)
         _linear(right, nodes, memory)
         right.set_ylabel("peak memory above the start, MiB")
-        left.legend(frameon=False, fontsize=8)
         for axes in (left, right):
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.set_xticks(nodes, [f"{n:,}" for n in nodes], fontsize=7.5, rotation=30)
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(_short)
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("graph nodes")
             _plain(axes)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper right", ncols=len(labels))
     figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def _short(value: float, _: int) -> str:
+    return f"{value:g}"
 
 
 def _linear(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
