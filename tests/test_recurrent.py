@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import edgeprune
 from edgeprune.cost import CostModel, macs, macs_by_node
-from edgeprune.errors import CaptureError, PlanError
+from edgeprune.errors import PlanError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.unstack import STACKS
@@ -206,10 +208,14 @@ def test_given_state_is_locked_with_the_reason() -> None:
     assert reasons and all("works on units together with a dim that cannot be pruned" in reason for reason in reasons)
 
 
-def test_time_first_input_cannot_have_a_dynamic_length() -> None:
-    network = Net(lambda m, x: m.head(m.rnn(x)[0]), rnn=nn.LSTM(5, 8), head=nn.Linear(8, 3))
-    with pytest.raises(CaptureError, match="batch"):
-        edgeprune.capture(network, torch.randn(6, 2, 5))
+def test_time_first_input_has_a_free_length() -> None:
+    network = randomized(Net(lambda m, x: m.head(m.rnn(x)[0]), rnn=nn.LSTM(5, 8), head=nn.Linear(8, 3))).double().eval()
+    program = edgeprune.capture(network, torch.randn(6, 2, 5, dtype=torch.float64))
+    cut = cut_randomly(program, edgeprune.analyze(program))
+    assert cut.error <= 1e-10
+    longer = torch.randn(11, 2, 5, dtype=torch.float64)
+    assert torch.allclose(run(network, (longer,))[0], run(program.module(), (longer,))[0])
+    assert run(cut.slim.module(), (longer,))[0].shape == (11, 2, 3)
 
 
 def test_capture_leaves_the_module_usable() -> None:
@@ -219,3 +225,16 @@ def test_capture_leaves_the_module_usable() -> None:
     program = edgeprune.capture(network, x)
     assert torch.allclose(run(network, (x,))[0], before)
     assert torch.allclose(run(program.module(), (x,))[0], before)
+
+
+def test_capture_of_many_steps_is_not_unrolled() -> None:
+    """Unrolled, 3,000 steps of two layers and directions take minutes."""
+    model = nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True, proj_size=3).eval()
+    unrolled = dict(torch.ops.aten.lstm.input.py_kernels)
+    start = time.perf_counter()
+    program = edgeprune.capture(model, torch.randn(2, 3000, 6))
+    assert time.perf_counter() - start < 10
+    assert torch.ops.aten.lstm.input.py_kernels == unrolled  # as it was for everyone else
+    x = torch.randn(3, 3000, 6)
+    for expected, got in zip(tree_leaves(model(x)), tree_leaves(program.module()(x)), strict=True):
+        assert torch.equal(expected, got)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph.apply import Applied, apply
+from edgeprune.graph.recurrence import not_unrolled
 from edgeprune.graph.refusals import (
     check_model,
     check_program,
@@ -232,7 +233,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:
 
 def _exported(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch: bool) -> ExportedProgram:
     shapes = dynamic_shapes(model, args, free, strict_batch)
-    with torch.no_grad(), quiet_torch():
+    with torch.no_grad(), quiet_torch(), not_unrolled():
         return torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
 
 
