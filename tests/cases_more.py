@@ -118,7 +118,7 @@ MOVEMENT: dict[str, Case] = {
     "diff over positions": image(lambda m, x: x.diff(dim=2)),
     "diff over channels": image(lambda m, x: x.diff(dim=1), 8, after=7),
     "rot90": image(lambda m, x: x.rot90(1, (2, 3))),
-    "gather tokens": token(lambda m, x: x.gather(1, x.argmax(1, keepdim=True)), 8),
+    "gather tokens": token(lambda m, x: x.gather(1, x.argmax(1, keepdim=True))),
     "chunk": image(lambda m, x: torch.mul(*x.chunk(2, 1)), 12, after=4),
     "chunk unevenly": image(lambda m, x: torch.cat(x.chunk(3, 1)[::-1], 1)),
     "split sizes": image(lambda m, x: torch.cat(x.split((1, 3, 4), 1)[::-1], 1), 15),  # a single one stays

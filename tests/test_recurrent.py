@@ -21,7 +21,10 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.unstack import STACKS
 from edgeprune.inspection import inspect_program
+from edgeprune.load import load
 from edgeprune.planner import make_plan
+from edgeprune.records import ModelInfo
+from edgeprune.save import save_program
 from tests.cases_recurrent import CASES, SERIES, gru, lstm, over_time
 from tests.nets import Cut, Net, captured, cut_randomly, distance, n_units, randomized, run, sample
 from tests.test_ops import check
@@ -238,3 +241,14 @@ def test_capture_of_many_steps_is_not_unrolled() -> None:
     x = torch.randn(3, 3000, 6)
     for expected, got in zip(tree_leaves(model(x)), tree_leaves(program.module()(x)), strict=True):
         assert torch.equal(expected, got)
+
+
+def test_saves_and_loads(tmp_path: Path) -> None:
+    program = captured(deep(), SERIES, dtype=torch.float32)
+    slim = cut_randomly(program, edgeprune.analyze(program)).slim
+    save_program(tmp_path / "slim.pt2", slim, ModelInfo(SERIES))
+    loaded = load(tmp_path / "slim.pt2")
+    (x,) = sample((SERIES,), 3, torch.float32)
+    assert torch.equal(slim.module()(x), loaded.program.module()(x))
+    cut = cut_randomly(Program.adopt(loaded.program), edgeprune.analyze(loaded.program), seed=2)
+    assert cut.error <= 1e-5
