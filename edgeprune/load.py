@@ -87,10 +87,12 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
 load_model = load  # under this name in the package
 
 
-def load_architecture(spec: str, input_shape: tuple[int, ...] | None = None, dynamic_size: bool = False) -> Model:
+def load_architecture(
+    spec: str, input_shape: tuple[int, ...] | None = None, dynamic_size: bool = False, module: str | None = None
+) -> Model:
     """An architecture with random weights, for what depends on its graph alone; arguments and errors as `load`."""
     try:
-        request = _Request(spec, input_shape, False, None, dynamic_size)
+        request = _Request(spec, input_shape, False, None, dynamic_size, module)
         program, info = _from_module(architectures.build(spec), request)
     except EdgepruneError as error:
         raise type(error)(f"{spec}: {str(error).removeprefix(f'arch {spec}: ')}") from error

@@ -307,7 +307,7 @@ def inspect(request: InspectRequest, progress: Progress | None = None) -> Inspec
         check_new(path, request.force, "file")
     told.stage("load")
     if request.arch is None and is_spec(request.model) and not Path(request.model).exists():
-        model = load_architecture(request.model, request.input_shape, request.dynamic_size)
+        model = load_architecture(request.model, request.input_shape, request.dynamic_size, request.module)
     else:
         model = load(
             request.model,
@@ -315,6 +315,7 @@ def inspect(request: InspectRequest, progress: Progress | None = None) -> Inspec
             input_shape=request.input_shape,
             unsafe_pickle=request.unsafe_pickle,
             dynamic_size=request.dynamic_size,
+            module=request.module,
         )
     told.stage("analyse")
     found = inspect_program(model.program, request.model, request.attention)

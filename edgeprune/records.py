@@ -347,6 +347,7 @@ class InspectRequest:
     dot: str | None = None
     svg: str | None = None
     force: bool = False
+    module: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

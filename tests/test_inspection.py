@@ -238,6 +238,8 @@ def test_an_architecture_needs_no_file(tmp_path: Path) -> None:
     )
     rows = done(tmp_path, "inspect", "own.py:net", "--input-shape", "6", "--json").json["groups"]
     assert [(row["kind"], row["n_units"]) for row in rows] == [("features", 6), ("channels", 4), ("locked", 2)]
+    part = done(tmp_path, "inspect", "own.py:net", "--module", "1", "--input-shape", "4", "--json").json["groups"]
+    assert [(row["kind"], row["n_units"]) for row in part] == [("features", 4), ("locked", 2)]
     missing = run(tmp_path, "inspect", "own.py:net")
     assert missing.code == 2 and "own.py:net: expected --input-shape" in missing.err
     typo = run(tmp_path, "inspect", "own.py:nets", "--input-shape", "6")

@@ -23,6 +23,7 @@ def inspect(
     ],
     arch: opt.Arch = None,
     input_shape: opt.InputShape = None,
+    module: opt.Module = None,
     dynamic_size: opt.DynamicSize = False,
     attention: opt.Attention = "heads",
     unsafe_pickle: opt.UnsafePickle = False,
@@ -44,7 +45,7 @@ def inspect(
     """
     with Output(context, as_json=as_json, debug=debug) as output:
         shape = opt.parse_shape(input_shape)
-        request = InspectRequest(model, arch, shape, dynamic_size, attention, unsafe_pickle, dot, svg, force)
+        request = InspectRequest(model, arch, shape, dynamic_size, attention, unsafe_pickle, dot, svg, force, module)
         with output.working() as progress:
             from edgeprune import pipeline
 
