@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgeprune.graph.binding import counterparts
-from edgeprune.graph.capture import Program, example_inputs
+from edgeprune.graph.binding import shape_of
+from edgeprune.graph.capture import size_hint
 from edgeprune.graph.groups import ChannelGraph
 
 
@@ -26,42 +27,45 @@ def _fused_lstm(steps: torch.Size, w_ih: torch.Size, w_hh: torch.Size, *_: Any, 
 _FORMULAS = {torch.ops.aten.mkldnn_rnn_layer: _fused_lstm}
 
 
-class _PerNode(fx.Interpreter):
-    """Runs a graph on fake tensors and notes the floating-point operations of every node."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.macs: dict[str, int] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
-            result = super().run_node(n)
-        if counter.get_total_flops():
-            self.macs[n.name] = counter.get_total_flops() // 2
-        return result
-
-
 def macs_by_node(program: ExportedProgram) -> dict[str, int]:
-    """Multiply-accumulates of each node of the program for one sample; the program has no dead nodes."""
-    module = Program.adopt(program).module()
-    names = {twin.name: node.name for node, twin in counterparts(program, module.graph).items()}
-    return {names[name]: macs for name, macs in _counted(program, module).items()}
+    """Multiply-accumulates of each node for one sample, by `torch.utils.flop_counter` (which counts two FLOPs each)."""
+    inputs = (node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    batch = next((size_hint(val.shape[0]) for val in inputs if isinstance(val, Tensor) and val.dim()), 1)
+    found = {}
+    with FakeTensorMode(), torch.no_grad():
+        for node in program.graph.nodes:
+            flops = _flops(node) if _may_multiply(node) else 0
+            if flops:
+                found[node.name] = flops // 2 // batch
+    return found
 
 
 def macs(program: ExportedProgram) -> int:
     """Multiply-accumulates of the whole network for one sample."""
-    return sum(_counted(program, Program.adopt(program).module()).values())
+    return sum(macs_by_node(program).values())
 
 
-def _counted(program: ExportedProgram, module: fx.GraphModule) -> dict[str, int]:
-    """MACs of each node of the program's module, by `torch.utils.flop_counter` (which counts two FLOPs each)."""
-    args = example_inputs(program)
-    batch = next((a.shape[0] for a in args if isinstance(a, Tensor) and a.dim()), 1)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode, torch.no_grad():
-        runner = _PerNode(module)
-        runner.run(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args))
-    return {name: macs // batch for name, macs in runner.macs.items()}
+def _may_multiply(node: fx.Node) -> bool:
+    """Whether it is an operator, other than an element-wise one."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise not in node.target.tags
+
+
+def _flops(node: fx.Node) -> int:
+    """Floating-point operations of one node, run on tensors without contents of the shapes that it has."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), _stand_in)
+    target: Any = node.target
+    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+        target(*args, **kwargs)
+    return counter.get_total_flops()
+
+
+def _stand_in(node: fx.Node) -> Any:
+    """A tensor of the shape and type of a node's value; symbolic sizes as the ints that they stand for."""
+
+    def leaf(val: Any) -> Any:
+        return torch.empty(shape_of(val), dtype=val.dtype) if isinstance(val, Tensor) else size_hint(val)
+
+    return tree_map(leaf, node.meta.get("val"))
 
 
 def count_parameters(program: ExportedProgram) -> int:

@@ -180,12 +180,13 @@ def _protected(graph: ChannelGraph, scores: Sequence[np.ndarray]) -> list[np.nda
 
     The units of a group may sit in different tensors: of a fused projection, say, some make queries and some values.
     """
-    group_of = np.full(len(graph.analysis.solver.canonical), -1)
+    canonical = graph.analysis.solver.canonical
+    group_of = np.full(len(canonical), -1)
     for number, group in enumerate(graph.groups):
         group_of[group.units] = number
     group_of[0] = len(graph.groups)  # fixed elements stay, and so does the dim
     protected = [np.zeros(group.n_units, dtype=bool) for group in graph.groups]
-    sources = [graph.analysis.solver.canonical[s.ids] for s in graph.analysis.sources.values() if s.kind == "tensor"]
+    sources = [canonical[s.ids] for s in graph.analysis.sources.values() if s.kind == "tensor"]
     products = [labels for terms in graph.costs.values() for _, vectors in terms for labels in vectors]
     for labels in (*sources, *products):
         numbers = np.unique(group_of[labels])

@@ -15,6 +15,7 @@ from edgeprune.graph.capture import Program, example_inputs
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.ops.registry import Call, operator_name
+from edgeprune.graph.precision import float64_by_default, in_float64
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.sizes import free_dims, grown_shapes
 from edgeprune.pruning_plan import PruningPlan
@@ -22,7 +23,18 @@ from edgeprune.surgery import kept_units
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _BATCH = 4
-_SINGULAR = {"div", "divide", "true_divide", "reciprocal", "rsqrt", "pow", "log", "log2", "log10", "_weight_norm"}  # not finite at 0
+_SINGULAR = {
+    "div",
+    "divide",
+    "true_divide",
+    "reciprocal",
+    "rsqrt",
+    "pow",
+    "log",
+    "log2",
+    "log10",
+    "_weight_norm",
+}  # not finite at 0
 
 
 def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Tensor | None = None) -> float:
@@ -49,7 +61,8 @@ def _proved(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, 
     if error <= TOLERANCE[dtype]:
         return error
     if dtype != torch.float64:
-        exact, _ = _largest_error(program, slim, plan, args, torch.float64)
+        with float64_by_default():
+            exact, _ = _largest_error(program, slim, plan, args, double=True)
         if exact <= TOLERANCE[torch.float64]:
             return exact
         error = max(error, exact)
@@ -64,13 +77,13 @@ def _largest_error(
     slim: ExportedProgram,
     plan: PruningPlan,
     args: tuple[object, ...],
-    dtype: torch.dtype | None = None,
+    double: bool = False,
 ) -> tuple[float, torch.dtype]:
     """The relative error over all outputs, and the dtype it was measured in."""
     networks = [masked(program, plan), Program.adopt(slim).module()]
-    if dtype is not None:
-        networks = [network.to(dtype) for network in networks]
-        args = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+    if double:
+        networks = [in_float64(network) for network in networks]
+        args = tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
     with torch.no_grad():
         expected, got = ([t for t in tree_leaves(n(*args)) if isinstance(t, Tensor)] for n in networks)
     worst = 0.0

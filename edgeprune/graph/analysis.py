@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator as python_operator
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,6 +46,9 @@ class Analysis:
         self._tensors = {**program.constants, **program.state_dict}
         self._static = binding.static_nodes(program)
         self._aliases = binding.first_name_of_each_storage(self._tensors)
+        self._names_of: dict[str, list[str]] = defaultdict(list)
+        for name, first in self._aliases.items():
+            self._names_of[first].append(name)
 
     # -- solving ---------------------------------------------------------------------------------------------------
 
@@ -80,7 +84,7 @@ class Analysis:
 
     def _resolve(self, items: Sequence[Any], choose: Callable[[Any], tuple[Tensor, int]]) -> bool:
         """Settle along which one dim each layer varies; layers that share units wait for the next pass."""
-        touched = np.zeros(len(self._canonical), dtype=bool)
+        touched = np.zeros(self.solver.n_ids, dtype=bool)
         for item in items:
             labels = item.labels if isinstance(item, Hint) else item
             units = np.unique(labels.numpy())
@@ -191,15 +195,16 @@ class Analysis:
 
     def aliases(self, name: str) -> list[str]:
         """Every name that the tensor `name` goes by; tied weights have several."""
-        return [other for other, first in self._aliases.items() if first == name]
+        return self._names_of.get(name, [])
 
     def source(self, kind: str, name: str, dim: int | None, count: int) -> Tensor:
         """The present labels of a source, `(count,)`; handed out when it is first met."""
         key = (kind, name, dim)
         if key not in self.sources:
             self.sources[key] = Source(kind, name, dim, self.solver.fresh(count))
-            self._canonical = np.concatenate([self._canonical, self.sources[key].ids])
-        return torch.from_numpy(self._canonical[self.sources[key].ids])
+        ids = self.sources[key].ids
+        is_new = len(ids) and ids[0] >= len(self._canonical)  # met in this pass: nothing is known of them yet
+        return torch.from_numpy(ids if is_new else self._canonical[ids])
 
     def rank(self, name: str) -> int:
         """The number of dims of a parameter, buffer or constant tensor; 0 for what is none."""

@@ -140,6 +140,7 @@ def contract(
             operand.fix(analysis, letter, reasons.ALL_POSITIONS)
     unify(analysis, operands)
     _count(analysis, operands)
+    _choose_heads(analysis, operands)
     layers: list[Layer] = []
     seen: set[frozenset[str]] = set()
     for operand in operands:
@@ -154,6 +155,20 @@ def contract(
                 layers.append(carried)
         seen |= mine
     return analysis.value(shape, layers)
+
+
+def _choose_heads(analysis: Analysis, operands: Sequence[Operand]) -> None:
+    """(heads, positions) times (heads, channels): both vary along the heads alone, or along what they do not share."""
+    for one in operands:
+        others = [other for other in operands if other is not one]
+        partners = [set(o.over(twin)) for o in others for twin in o.value.layers if not analysis.is_undecided(twin)]
+        for layer in one.value.layers:
+            over = set(one.over(layer))
+            for partner in partners:
+                shared, own = over & partner, over - partner
+                if len(shared) == 1 and own and len(partner) > 1:
+                    letter = shared.pop() if analysis.attention == "heads" else min(own)
+                    analysis.prefer(layer, one.letters.index(letter), strong=True)
 
 
 def _count(analysis: Analysis, operands: Sequence[Operand]) -> None:

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram, default_decompositions
 
 from edgeprune.graph import binding
 from edgeprune.graph.ops.registry import lookup, operator_name
-from edgeprune.graph.writes import with_batch_norm
+from edgeprune.graph.writes import constants, with_batch_norm
 
 
 def with_known_operators(program: ExportedProgram) -> ExportedProgram:
@@ -19,13 +19,19 @@ def with_known_operators(program: ExportedProgram) -> ExportedProgram:
     `aten.hstack` becomes `aten.cat`, `aten.cosine_similarity` products, sums and divisions.
     """
     seen: set[Any] = set()
-    while unknown := {node.target for node in program.graph.nodes if _has_no_rule(node)} - seen:
+    while unknown := _unknown(program) - seen:
         seen |= unknown
         known = default_decompositions()
         table = {target: known[target] for target in unknown if target in known}
         if table:
             program = with_batch_norm(program.run_decompositions(table))
     return program
+
+
+def _unknown(program: ExportedProgram) -> set[Any]:
+    """Operators without a rule; what is made of constants alone is computed and needs none."""
+    candidates = {node for node in program.graph.nodes if _has_no_rule(node)}
+    return {node.target for node in candidates - constants(program)} if candidates else set()
 
 
 def _has_no_rule(node: fx.Node) -> bool:

@@ -31,22 +31,33 @@ class Solver:
         self.component = np.zeros(1, dtype=np.int64)  # id -> smallest id of its component
         self.reason = np.full(1, -1, dtype=np.int64)  # component -> index into reasons, -1 where it is free
         self.reasons: list[Reason] = []
+        self.n_ids = 1
+        self._canonical: np.ndarray | None = None
         self._left: list[np.ndarray] = []
         self._right: list[np.ndarray] = []
         self._locks: list[tuple[np.ndarray, int]] = []
 
     @property
     def canonical(self) -> np.ndarray:
-        """Id -> component, or 0 for locked ones, `(n_ids,)`."""
-        return np.where(self.reason[self.component] >= 0, FIXED, self.component)
+        """Id -> component, or 0 for locked ones, `(n_ids,)`; not to be written to."""
+        self._grow()
+        if self._canonical is None:
+            self._canonical = np.where(self.reason[self.component] >= 0, FIXED, self.component)
+        return self._canonical
 
     def fresh(self, count: int) -> np.ndarray:
         """Ids of `count` new units."""
-        start = len(self.component)
-        ids = np.arange(start, start + count)
-        self.component = np.concatenate([self.component, ids])
-        self.reason = np.concatenate([self.reason, np.full(count, -1)])
+        ids = np.arange(self.n_ids, self.n_ids + count)
+        self.n_ids += count
         return ids
+
+    def _grow(self) -> None:
+        """Make room for all units that were handed out since."""
+        start = len(self.component)
+        if start < self.n_ids:
+            self.component = np.concatenate([self.component, np.arange(start, self.n_ids)])
+            self.reason = np.concatenate([self.reason, np.full(self.n_ids - start, -1)])
+            self._canonical = None
 
     def unite(self, left: Tensor, right: Tensor, reason: Reason) -> None:
         """The units of both stand or fall together, element by element; one that meets a fixed element is locked."""
@@ -55,9 +66,9 @@ class Solver:
         a, b = left.reshape(-1).numpy(), right.reshape(-1).numpy()
         both = (a > 0) & (b > 0) & (a != b)
         if both.any():
-            left, right = _distinct_pairs(a[both], b[both])
-            self._left.append(left)
-            self._right.append(right)
+            one, other = _distinct_pairs(a[both], b[both])
+            self._left.append(one)
+            self._right.append(other)
         for mine, other in ((a, b), (b, a)):
             meets_fixed = (mine > 0) & (other == FIXED)
             if meets_fixed.any():
@@ -70,12 +81,14 @@ class Solver:
             self._lock(flat[flat > 0], reason)
 
     def _lock(self, ids: np.ndarray, reason: Reason) -> None:
-        self._locks.append((_distinct(ids, len(self.component)), len(self.reasons)))
+        self._locks.append((_distinct(ids, self.n_ids), len(self.reasons)))
         self.reasons.append(reason)
 
     def merge(self) -> bool:
         """Merge what was collected since the last merge; whether anything changed."""
         changed = False
+        self._grow()
+        self._canonical = None
         if self._left:
             left, right = np.concatenate(self._left), np.concatenate(self._right)
             changed = self._merge_components(self.component[left], self.component[right])

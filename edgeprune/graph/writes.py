@@ -68,22 +68,22 @@ class _Write:
 
 def _first_hidden_write(program: ExportedProgram) -> _Write | None:
     """The first write of all to a tensor that some write to hides; what comes before it are views alone."""
-    constants = _constants(program)
+    constant = constants(program)
     order = {node: index for index, node in enumerate(program.graph.nodes)}
     roots = _roots(program.graph)
     shown: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node, root in roots.items():
         shown[root].append(node)
     writes = [_Write(node, order, roots, shown) for node in order if _is_in_place(node)]
-    hidden = next((write for write in writes if _hides(write, constants)), None)
+    hidden = next((write for write in writes if _hides(write, constant)), None)
     return hidden and next(write for write in writes if roots[write.target] is roots[hidden.target])
 
 
-def _hides(write: _Write, constants: set[fx.Node]) -> bool:
+def _hides(write: _Write, constant: set[fx.Node]) -> bool:
     """Whether the operator changes what is read later under another name than the one that it writes to."""
-    if constants.issuperset(write.node.all_input_nodes):
+    if constant.issuperset(write.node.all_input_nodes):
         return write.roots[write.target].op == "placeholder"  # the program's own constant, not a reader's to change
-    return write.target in constants or any(write.later(a) for a in write.aliases() if a is not write.target)
+    return write.target in constant or any(write.later(a) for a in write.aliases() if a is not write.target)
 
 
 def _scatter_instead(graph: fx.Graph, write: _Write) -> bool:
@@ -166,7 +166,7 @@ def _makes(target: Any) -> bool:
     return not tensors or (tensors == ["self"] and schema.name.removeprefix("aten::").startswith("new_"))
 
 
-def _constants(program: ExportedProgram) -> set[fx.Node]:
+def constants(program: ExportedProgram) -> set[fx.Node]:
     """Nodes whose values come from constants of the program and factories alone."""
     lifted = program.graph_signature.inputs_to_lifted_tensor_constants
     found: set[fx.Node] = set()

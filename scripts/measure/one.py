@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from edgeprune import analyze, capture, cut, export_onnx, plan, prove
@@ -25,6 +25,7 @@ from edgeprune.export import ort
 from edgeprune.export.parity import outputs_of
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
+from edgeprune.graph.precision import float64_by_default, in_float64
 from edgeprune.planner import make_plan
 from edgeprune.proof import masked
 from edgeprune.pruning_plan import PruningPlan
@@ -232,36 +233,16 @@ def _double_error(program: Program, graph: ChannelGraph, inputs: tuple[Tensor, .
     """
     pruning = _random_plan(program, graph, seed=1)
     slim = cut(program, pruning, graph)
-    networks = [_doubled(masked(program, pruning)), _doubled(slim.module())]
+    networks = [in_float64(masked(program, pruning)), in_float64(slim.module())]
     doubles = tuple(tensor.double() for tensor in inputs)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with float64_by_default():
         expected, got = (_outputs(network, doubles) for network in networks)
-    finally:
-        torch.set_default_dtype(torch.float32)
     error = _error(expected, got)
     if not error <= DOUBLE_TOLERANCE:
         raise ProofError(
             f"random keep-sets in float64: expected an error of at most {DOUBLE_TOLERANCE:g}, got {error:.3g}"
         )
     return error
-
-
-def _doubled(network: nn.Module) -> nn.Module:
-    """The network in float64, also where its graph names float32; what only asserts a dtype goes."""
-    assert isinstance(network, fx.GraphModule)
-    for node in list(network.graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            network.graph.erase_node(node)
-        elif node.op == "call_function":
-            node.args = fx.node.map_aggregate(node.args, _double_dtype)
-            node.kwargs = fx.node.map_aggregate(node.kwargs, _double_dtype)
-    network.recompile()
-    return network.double()
-
-
-def _double_dtype(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
 
 
 def _applied(network: Network, model: nn.Module, slim: Program) -> str:
