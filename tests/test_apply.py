@@ -122,6 +122,22 @@ def test_attributes_say_the_new_sizes() -> None:
     assert "conv.in_channels" not in result.attributes
 
 
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_are_made_from_others(wrap: Any) -> None:
+    model = Net(lambda m, x: m.head(m.deep(m.conv(x).relu()).mean((2, 3))), conv=wrap(nn.Conv2d(3, 8, 3)),
+                deep=wrap(nn.Conv2d(8, 8, 3, groups=8)), head=nn.Linear(8, 4))  # fmt: skip
+    result = applied(model, (IMAGE,), share=0.5)
+    assert (model.deep.groups, model.deep.in_channels, model.deep.out_channels) == (4, 4, 4)
+    assert result.attributes["conv.out_channels"] == (8, 4)
+
+
+def test_a_norm_without_weights_takes_the_width_that_comes_in() -> None:
+    model = Net(lambda m, x: m.head(m.norm(m.first(x))), first=nn.Linear(5, 8),
+                norm=nn.LayerNorm(8, elementwise_affine=False), head=nn.Linear(8, 4))  # fmt: skip
+    assert applied(model, ((6, 5),), share=0.5).attributes["norm.normalized_shape"] == ((8,), (4,))
+    assert not model.norm._forward_pre_hooks
+
+
 class Attention(nn.Module):
     """As vision transformers write it."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from edgeprune.errors import ApplyError
-from edgeprune.graph.attributes import Change, Shapes, attribute_changes
+from edgeprune.graph.attributes import attribute_changes
 from edgeprune.graph.names import GATHER
 from edgeprune.graph.refusals import failure_on, quiet_torch
 
@@ -67,18 +67,16 @@ def apply(
     _check_shapes(tensors, own)
     failures = []
     for changes in attribute_changes(model, shapes, slim.graph):
-        before = {f"{change.path}.{change.name}".lstrip("."): change.old for change in changes}
         with _Transaction(model) as transaction:
             _replace_tensors(transaction, tensors, own)
             for change in changes:
                 transaction.set(change.module, change.name, change.new)
-            failure, error = _compared(model, slim, args)
+            with _bare_norms_fitted(transaction, model):
+                failure, error = _compared(model, slim, args)
             if not failure:
                 transaction.keep()
                 sliced = tuple(name for name, (old, new) in shapes.items() if old != new)
-                after = [change.new for change in changes]
-                attributes = dict(zip(before, zip(before.values(), after, strict=True), strict=True))
-                return Applied(sliced, attributes, _unread(model, tensors), error)
+                return Applied(sliced, transaction.attributes(), _unread(model, tensors), error)
         failures.append(failure)
     raise ApplyError(
         f"{type(model).__name__} is left as it was: {failures[0]}; "
@@ -148,6 +146,15 @@ class _Transaction:
         self._undo.append((owner, name, getattr(owner, name)))
         setattr(owner, name, value)
 
+    def attributes(self) -> dict[str, tuple[Any, Any]]:
+        """(before, after) of what is no tensor, by name."""
+        paths = {id(module): path + "." if path else "" for path, module in self._model.named_modules()}
+        return {
+            paths[id(owner)] + name: (old, getattr(owner, name))
+            for owner, name, old in self._undo
+            if not isinstance(old, Tensor)
+        }
+
     def keep(self) -> None:
         """Let the changes stand."""
         self._kept = True
@@ -171,6 +178,29 @@ def _replace_tensors(transaction: _Transaction, tensors: Mapping[str, Tensor], o
         for name in aliases:
             owner, _, attribute = name.rpartition(".")
             transaction.set(transaction._model.get_submodule(owner), attribute, new)
+
+
+@contextmanager
+def _bare_norms_fitted(transaction: _Transaction, model: nn.Module) -> Iterator[None]:
+    """Layer norms without weights, whose shape no tensor tells, take the shape that comes in meanwhile."""
+
+    def fit(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        shape: Any = module.normalized_shape
+        coming = tuple(inputs[0].shape[-len(shape) :])
+        if coming != tuple(shape):
+            transaction.set(module, "normalized_shape", type(shape)(coming))
+
+    bare = [
+        module
+        for module in model.modules()
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and not module.elementwise_affine
+    ]
+    hooks = [module.register_forward_pre_hook(fit) for module in bare]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _like(old: Tensor, values: Tensor) -> Tensor:
@@ -265,6 +295,3 @@ def _error_in_double(model: nn.Module, slim: nn.Module, args: tuple[Any, ...]) -
         return _error(*exact, args)[0]
     except Exception:  # a model that cannot be copied or has float32 written into it: float32 decides alone
         return None
-
-
-__all__ = ["Applied", "Change", "Shapes", "apply"]

@@ -29,6 +29,9 @@ _BY_DIM = {
     "input_size": (("weight_ih_l0", 1), ("weight_ih", 1)),
     "proj_size": (("weight_hr_l0", 0),),
 }
+# A weight under its own name, or what PyTorch's weight norm and spectral norm make it from.
+_PARAMETRIZED = "parametrizations.weight.original"
+_WEIGHTS = ("weight", "weight_orig", "weight_v", _PARAMETRIZED, _PARAMETRIZED + "1")
 _HEADS = ("num_heads", "n_heads", "heads", "nhead", "num_attention_heads", "n_head")
 _KV_HEADS = ("num_kv_heads", "num_key_value_heads", "n_kv_heads")
 _HEAD_DIMS = (
@@ -48,12 +51,10 @@ _SIZED = (nn.Linear, nn.modules.conv._ConvNd)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """An attribute of the module at `path`, before and after."""
+    """What an attribute of a module is to be."""
 
-    path: str
     module: nn.Module
     name: str
-    old: Any
     new: Any
 
 
@@ -71,9 +72,8 @@ def attribute_changes(model: nn.Module, shapes: Shapes, slim: fx.Graph) -> Itera
         changes: list[Change] = []
         for path, module in model.named_modules():
             for name, new in _attributes(module, path, shapes, groups, smaller).items():
-                old = getattr(module, name)
-                if new != old:
-                    changes.append(Change(path, module, name, old, new))
+                if new != getattr(module, name):
+                    changes.append(Change(module, name, new))
         readings.append(tuple(changes))
     yield readings[0]
     if [(c.module, c.name, c.new) for c in readings[0]] != [(c.module, c.name, c.new) for c in readings[1]]:
@@ -85,20 +85,18 @@ def _attributes(
 ) -> dict[str, Any]:
     """The sizes that a module's attributes should say."""
     prefix = path + "." if path else ""
-    own = {
-        name: shapes[prefix + name]
-        for name in (*module._parameters, *module._buffers)
-        if prefix + name in shapes
-    }  # fmt: skip
     if isinstance(module, nn.MultiheadAttention):
         return _multihead(module, prefix, shapes)
+    own = {name: shapes[prefix + name] for name in (*module._parameters, *module._buffers) if prefix + name in shapes}
+    stored = next((name for name in _WEIGHTS if prefix + name in shapes), "")
+    if stored:
+        own["weight"] = shapes[prefix + stored]
     found: dict[str, Any] = {}
-    if any(old != new for old, new in own.values()):
-        found |= _of_layer(module, own, groups.get(prefix + "weight"))
     if next(module.children(), None) is not None:
-        below = {name: s for name, s in shapes.items() if name.startswith(prefix) and s[0] != s[1]}
-        if below:
+        if any(old != new for name, (old, new) in shapes.items() if name.startswith(prefix)):
             found |= _of_block(module, prefix, shapes, smaller_heads)
+    if any(old != new for old, new in own.values()):
+        found |= _of_layer(module, own, groups.get(prefix + stored))
     return found
 
 

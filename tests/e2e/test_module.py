@@ -99,7 +99,9 @@ def test_the_slim_part_is_exported(place: Path) -> None:
 
 def test_a_whole_detector_is_refused_with_its_parts(place: Path) -> None:
     line = refused(place, "compress", *ARGUMENTS)
-    assert says(line, ["Detector cannot be exported", "nets.py:27 in forward", "--module NAME, with NAME one of backbone, head"])
+    assert says(
+        line, ["Detector cannot be exported", "nets.py:27 in forward", "--module NAME, with NAME one of backbone, head"]
+    )
 
 
 def test_a_part_by_its_dotted_name(place: Path) -> None:
@@ -199,6 +201,20 @@ def test_a_detector_of_torchvision_runs_with_a_slim_backbone(name: str, operator
     assert distance(expected, dense) > 1e-3  # the cut changes what is found, so that their agreement says something
 
 
+@pytest.mark.sweep
+@pytest.mark.parametrize(("name", "head"), [("retinanet_resnet50_fpn", "head"), ("fcos_resnet50_fpn", "head"),
+                                            (_FAST, "rpn.head")])  # fmt: skip
+def test_heads_that_take_lists_of_maps(name: str, head: str, operators: None) -> None:
+    model = detector_of(name)
+    maps = [part.detach() for part in model.backbone(torch.randn(2, 3, 64, 64)).values()]
+    program = edgeprune.capture(model.get_submodule(head), (maps,))
+    plan = edgeprune.plan(program, edgeprune.analyze(program), keep_macs=0.5)
+    slim = edgeprune.cut(program, plan)
+    assert edgeprune.prove(program, slim, plan) <= 1e-5
+    slim.apply_to(model.get_submodule(head))
+    assert len(detections(model)["boxes"]) > 0
+
+
 class MaskedLike(nn.Module):
     """The dense backbone with the removed channels set to zero; it takes images of any size."""
 
@@ -212,6 +228,7 @@ class MaskedLike(nn.Module):
         return self.backbone(x)
 
 
+@pytest.mark.sweep
 def test_a_whole_detector_of_torchvision_is_refused_with_its_parts(operators: None) -> None:
     model = detector_of(_FAST)
     with pytest.raises(CaptureError) as refusal:
