@@ -270,10 +270,11 @@ def test_inputs_that_do_not_fit_are_refused(inputs: Any, message: str, tmp_path:
     assert os.listdir(tmp_path) == []
 
 
-def test_fixed_batch_is_refused(tmp_path: Path) -> None:
+def test_fixed_batch_stays_fixed(tmp_path: Path) -> None:
     fixed = torch.export.export(mlp().eval(), (torch.randn(2, 1, 4, 4),))
-    with pytest.raises(InputError, match="fixed batch"):
-        export_onnx(fixed, tmp_path / "net.onnx")
+    export_onnx(fixed, tmp_path / "net.onnx")
+    (value,) = onnx.load(tmp_path / "net.onnx").graph.input
+    assert [dim.dim_value for dim in value.type.tensor_type.shape.dim] == [2, 1, 4, 4]
 
 
 def test_network_that_gives_nan_is_refused(tmp_path: Path) -> None:

@@ -51,10 +51,10 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
     tolerance: float = PARITY_TOLERANCE,
     metadata: Mapping[str, str] | None = None,
 ) -> OnnxExport:
-    """Write `program` as one ONNX file with a dynamic batch, after checking it in onnxruntime.
+    """Write `program` as one ONNX file, after checking it in onnxruntime.
 
     Args:
-        program: takes tensors whose first dim is a free batch.
+        program: takes tensors; sizes that are free in it (the batch) are free in the file.
         path: the file to write; it appears whole or not at all.
         inputs: real inputs `(n, ...)` to check on, array or tensor (a sequence of them for several inputs); all are
             used. Without them seeded random ones are drawn.
@@ -64,7 +64,7 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
         metadata: stored in the file as `metadata_props`.
 
     Raises:
-        InputError: the program cannot be expressed in ONNX (names the operator), has a fixed batch, or is over 2 GiB.
+        InputError: the program cannot be expressed in ONNX (names the operator), or is over 2 GiB.
         ParityError: what onnxruntime computes differs from PyTorch; nothing is written.
 
     Example: `export_onnx(slim, "slim.onnx", inputs=images)`.
@@ -128,7 +128,7 @@ def _without_projections(program: ExportedProgram) -> ExportedProgram:
 
 def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> onnx.ModelProto:
     """The bare ONNX graph of a program: no paths, no traces, input and output names of the contract."""
-    n_inputs = len(input_specs(program))
+    specs = input_specs(program)
     try:
         with quiet():
             exported = torch.onnx.export(
@@ -137,7 +137,7 @@ def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> o
                 verbose=False,
                 optimize=optimize,
                 opset_version=opset,
-                input_names=["input"] if n_inputs == 1 else None,
+                input_names=["input"] if len(specs) == 1 else None,
                 output_names=_output_names(program),
             )
             assert exported is not None
@@ -146,7 +146,8 @@ def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> o
         raise InputError(_explain(error)) from error
     _check_opset(proto, opset)
     _strip(proto)
-    _check_batch(proto)
+    if any(spec.batched for spec in specs):
+        _check_batch(proto)
     return proto
 
 

@@ -59,13 +59,9 @@ class Sample:
 
 
 def input_specs(program: ExportedProgram) -> tuple[InputSpec, ...]:
-    """The input tensors of a program, in order.
-
-    Raises:
-        InputError: no input has a free batch dim.
-    """
+    """The input tensors of a program, in order."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    specs = tuple(
+    return tuple(
         InputSpec(
             spec.arg.name,
             tuple(int(size) if isinstance(size, int) else None for size in values[spec.arg.name].shape),
@@ -75,18 +71,15 @@ def input_specs(program: ExportedProgram) -> tuple[InputSpec, ...]:
         for spec in program.graph_signature.input_specs
         if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
     )
-    if not any(spec.batched for spec in specs):
-        shapes = ", ".join(f"{spec.name} {spec.shape}" for spec in specs)
-        raise InputError(f"the program has a fixed batch: expected an input whose first size is free, got {shapes}")
-    return specs
 
 
 def samples_of(program: ExportedProgram, inputs: Any = None) -> list[Sample]:
     """What PyTorch gives on `inputs` (array or tensor `(n, ...)`, a sequence of them for several inputs; None draws
-    seeded random ones): on all rows, and at batch 1, 3 and 7; at another height and width too where they are free.
+    seeded random ones): on all rows, and at batch 1, 3 and 7 where the batch is free; at another height and width too
+    where they are free.
 
     Raises:
-        InputError: the inputs do not fit the program, or its batch is fixed.
+        InputError: the inputs do not fit the program.
         ParityError: PyTorch itself gives NaN.
     """
     specs = input_specs(program)
@@ -134,7 +127,10 @@ def _random(specs: Sequence[InputSpec]) -> tuple[torch.Tensor, ...]:
 
 
 def _batches(inputs: tuple[torch.Tensor, ...], specs: Sequence[InputSpec]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """All rows in chunks, then batches of several sizes (rows repeat where there are too few)."""
+    """All rows in chunks, then batches of several sizes (rows repeat where there are too few); whole if it is fixed."""
+    if not any(spec.batched for spec in specs):
+        yield inputs
+        return
     n_rows = next(len(tensor) for tensor, spec in zip(inputs, specs, strict=True) if spec.batched)
     width = max(tensor[0].numel() for tensor, spec in zip(inputs, specs, strict=True) if spec.batched)
     rows = [torch.arange(n_rows)[chunk] for chunk in row_chunks(n_rows, width)]
