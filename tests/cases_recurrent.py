@@ -76,6 +76,21 @@ def stacked_states(m: Any, x: Tensor) -> Tensor:
     return m.head(m.rnn(x, states)[0])
 
 
+def writes_before(m: Any, x: Tensor) -> Tensor:
+    y = m.first(x)
+    y.transpose(1, 2)[:, 2:4].mul_(2.0)
+    return m.head(m.rnn(y)[0].mean(1))
+
+
+def twice(m: Any, x: Tensor) -> Tensor:
+    return m.head(m.rnn(x)[0].mean(1) * m.rnn(x.flip(1))[0].mean(1))
+
+
+def normed(m: Any, x: Tensor) -> Tensor:
+    x = m.norm(m.rnn(x)[0])
+    return m.head((m.score(x).softmax(1) * x).sum(1))
+
+
 def residual_stack(m: Any, x: Tensor) -> Tensor:
     x = m.first(x)
     for layer in (m.a, m.b):
@@ -117,6 +132,14 @@ CASES: dict[str, Case] = {
     "lstm encoder and decoder": Case(
         lambda: Net(encoder_decoder, encoder=lstm(5, 8, 2), decoder=lstm(5, 8, 2), head=nn.Linear(8, 3)),
         (SERIES,), 16),
+    "lstm after writes": Case(
+        lambda: Net(writes_before, first=nn.Linear(5, 6), rnn=lstm(6, 8, 2), head=nn.Linear(8, 3)), (SERIES,), 22),
+    "lstm twice": Case(lambda: Net(twice, rnn=lstm(5, 8, 2), head=nn.Linear(8, 3)), (SERIES,), 16),
+    "lstm, norm and pooling": Case(
+        lambda: Net(normed, rnn=lstm(5, 8, bidirectional=True), norm=nn.LayerNorm(16), score=nn.Linear(16, 1),
+                    head=nn.Linear(16, 3)), (SERIES,), 8, exact=False),
+    "lstm, weight norm": Case(
+        lambda: over_time(nn.utils.parametrizations.weight_norm(lstm(5, 8), "weight_hh_l0"), 8), (SERIES,), 8),
     "lstm residual": Case(
         lambda: Net(residual_stack, first=nn.Linear(5, 8), a=lstm(8, 8), b=lstm(8, 8), head=nn.Linear(8, 3)),
         (SERIES,), 8),

@@ -9,6 +9,7 @@ operator it only reorders them, and every channel can go by itself.
 from __future__ import annotations
 
 import copy
+import operator
 from typing import Any
 
 import torch
@@ -40,8 +41,8 @@ def without_dead_nodes(program: ExportedProgram) -> ExportedProgram:
     for node in reversed(program.graph.nodes):
         if node.op != "call_function" or node.is_impure() or not alive.isdisjoint(node.users):
             alive.add(node)
-    if len(alive) == len(program.graph.nodes):
-        return program
+    if all(node in alive or node.target is operator.getitem for node in program.graph.nodes):
+        return program  # a part of a result that is not read locks nothing
     changed = Program.adopt(program)
     changed._graph_module = copy.deepcopy(program.graph_module)
     changed.graph.eliminate_dead_code()
