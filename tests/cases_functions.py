@@ -53,6 +53,11 @@ def fills_a_table(m: Any, x: Tensor) -> Tensor:
     return y
 
 
+def put(x: Tensor, index: Any, value: Any) -> Tensor:
+    x[index] = value
+    return x
+
+
 def kernels(m: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, m.mix.softmax(0)[0] * m.w1 + m.mix.softmax(0)[1] * m.w2, padding=1)
 
@@ -203,6 +208,10 @@ LOOKUPS: dict[str, Case] = {
     "scatter": token(lambda m, x: torch.zeros_like(x).scatter(1, x.argsort(1), x)),
     "index_add": token(lambda m, x: torch.zeros_like(x).index_add(1, torch.tensor([0, 0, 1, 1, 2, 2]), x), 16),
     "index_copy": token(lambda m, x: torch.zeros_like(x).index_copy(1, torch.tensor([5, 4, 3, 2, 1, 0]), x), 16),
+    "writes by a mask": token(lambda m, x: put(x.clone(), x < 0, 0.0)),
+    "writes by indices": token(lambda m, x: put(x.clone(), (slice(None), [0, 2]), x[:, [1, 3]] * 2)),
+    "writes channels by indices": token(lambda m, x: put(x.clone(), (slice(None), slice(None), [0, 2]), 0.0), 8),
+    "inverse": token(lambda m, x: torch.linalg.inv(x.mT @ x + torch.eye(8, dtype=x.dtype)), 8),
     "index_fill": token(lambda m, x: x.index_fill(1, torch.tensor([0, 2]), 0.0), 16),
     "masked_scatter": token(lambda m, x: x.masked_scatter(x > 0, x.flip(1)), 8),
     "take": token(lambda m, x: x * torch.take(x, torch.tensor([0])), 15),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram, default_decompositions
+from torch.export.graph_signature import InputKind
 
 from edgeprune.graph import binding
 from edgeprune.graph.ops.registry import lookup, operator_name
@@ -24,8 +25,16 @@ def with_known_operators(program: ExportedProgram) -> ExportedProgram:
         known = default_decompositions()
         table = {target: known[target] for target in unknown if target in known}
         if table:
-            program = with_batch_norm(program.run_decompositions(table))
+            taken_apart = with_batch_norm(program.run_decompositions(table))
+            if _has_effects(taken_apart):
+                return program  # one of them checks its result as it runs (a matrix inverse): they stay unknown
+            program = taken_apart
     return program
+
+
+def _has_effects(program: ExportedProgram) -> bool:
+    """Whether the order of operators is kept by tokens, which are inputs of their own."""
+    return any(spec.kind is InputKind.TOKEN for spec in program.graph_signature.input_specs)
 
 
 def _unknown(program: ExportedProgram) -> set[Any]:

@@ -26,7 +26,7 @@ def _rewrite_index(edit: Edit, call: Call) -> None:
     if all(edit.kept_size(x, d) == x.shape[d] for d in used):
         return
     block: Any = torch.broadcast_tensors(*(indices[d].const for d in used))
-    first = used[0] if _side_by_side(used) else 0
+    first = used[0] if side_by_side(used) else 0
     given = list(edit.raw(call, "indices"))
     for d, tensor in zip(used, block, strict=True):
         positions = tensor.numpy() % x.shape[d]
@@ -45,15 +45,15 @@ def index(analysis: Analysis, call: Call) -> Any:
     """Constant index tensors move data; with computed ones the indexed dims are locked."""
     x, indices = call["self"], call["indices"]
     used = [d for d, i in enumerate(indices) if i is not None]
-    if all(indices[d].const is not None for d in used) and not any(_is_mask(call, d) for d in used):
+    if all(indices[d].const is not None for d in used) and not any(is_mask(call, d) for d in used):
         return moved(analysis, _without_tables(analysis, call, used))
     for layer in x.layers:
         for dim in used:
             analysis.fix(layer, dim, reasons.SEVERAL_INDICES)
-    if any(_is_mask(call, d) for d in used):
+    if any(is_mask(call, d) for d in used):
         return lock_all(analysis, call, reasons.INDEXED)
     block = max(len(indices[d].shape) for d in used)
-    first = used[0] if _side_by_side(used) else 0
+    first = used[0] if side_by_side(used) else 0
     rest = [d for d in range(len(x.shape)) if d not in used]
     dims = {d: position if position < first else position + block for position, d in enumerate(rest)}
     found = [remainder(layer, dims, call.shape) for layer in x.layers]
@@ -78,12 +78,12 @@ def _without_tables(analysis: Analysis, call: Call, used: list[int]) -> Call:
     return replace(call, args={**call.args, "self": Value(x.shape, tuple(layers), x.const, x.raw)})
 
 
-def _side_by_side(used: list[int]) -> bool:
+def side_by_side(used: list[int]) -> bool:
     """Whether the indexed dims are neighbours: the dims of the index tensors are then where those were, else first."""
     return used == list(range(used[0], used[-1] + 1))
 
 
-def _is_mask(call: Call, dim: int) -> bool:
+def is_mask(call: Call, dim: int) -> bool:
     """Whether the index tensor at `dim` is a mask: it stands for several dims, and its count of rows is computed."""
     given: Any = call.node.args[1]
     return given[dim].meta["val"].dtype in (torch.bool, torch.uint8)

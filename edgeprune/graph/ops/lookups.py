@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.graph import reasons
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import Layer, Value, remainder
+from edgeprune.graph.ops.indexing import is_mask, side_by_side
+from edgeprune.graph.ops.movement import lock_all
 from edgeprune.graph.ops.registry import Call, operator
 
 if TYPE_CHECKING:
@@ -56,6 +58,60 @@ def write_by_index(analysis: Analysis, call: Call) -> Value:
     if not isinstance(source, Value) and source != 0:
         zero_of = [Value(call.shape)]  # a number is written: nothing reads zero for sure
     return _passed(analysis, call, _tables(analysis, call), zero_of)
+
+
+@operator("index_put", "_unsafe_index_put")
+def put(analysis: Analysis, call: Call) -> Value:
+    """`x[index] = values`: with index tensors the indexed dims stay whole; with a mask of numbers all dims may go."""
+    x, values, indices = call["self"], call["values"], call["indices"]
+    used = [d for d, index in enumerate(indices) if index is not None]
+    if len(used) == 1 and is_mask(call, used[0]):
+        return _put_by_mask(analysis, call, indices[used[0]])
+    if any(is_mask(call, d) for d in used):
+        result: Value = lock_all(analysis, call, reasons.INDEXED)
+        return result
+    block = max(len(indices[d].shape) for d in used)
+    first = used[0] if side_by_side(used) else 0
+    rest = [f"d{d}" for d in range(len(x.shape)) if d not in used]
+    letters = (*rest[:first], *(f"k{k}" for k in range(block)), *rest[first:])
+    target = Operand(x, tuple(f"d{d}" for d in range(len(x.shape))))
+    source = Operand(values, letters[len(letters) - len(values.shape) :])
+    for letter in letters:
+        if letter not in rest:
+            source.fix(analysis, letter, reasons.SEVERAL_INDICES)
+    for d in used:
+        target.fix(analysis, f"d{d}", reasons.SEVERAL_INDICES)
+    unify(analysis, [target, source])
+    dims = {d: d for d in range(len(x.shape)) if d not in used}
+    found = [(layer, remainder(layer, dims, x.shape)) for layer in x.layers]
+    return analysis.value(
+        x.shape,
+        [
+            Layer(kept.labels, kept.zero and _writes_zero(source, target.over(y)))
+            for y, kept in found
+            if kept is not None
+        ],
+    )
+
+
+def _writes_zero(source: Operand, over: tuple[str, ...]) -> bool:
+    """Whether what is written reads zero where units along these letters are removed."""
+    constant = source.value.const
+    if constant is not None and not bool(constant.any()):
+        return True
+    found = [layer.zero for layer in source.value.layers if source.over(layer) == over]
+    return bool(found) and all(found)
+
+
+def _put_by_mask(analysis: Analysis, call: Call, mask: Value) -> Value:
+    x, values = call["self"], call["values"]
+    if max(values.shape, default=1) > 1 or mask.shape != x.shape[: len(mask.shape)]:
+        result: Value = lock_all(analysis, call, reasons.INDEXED)
+        return result
+    letters = tuple(f"d{d}" for d in range(len(x.shape)))
+    unify(analysis, [Operand(x, letters), Operand(mask, letters[: len(mask.shape)])])
+    zero = values.const is not None and not bool(values.const.any())
+    return analysis.value(x.shape, [Layer(layer.labels, layer.zero and zero) for layer in x.layers])
 
 
 @operator("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
