@@ -372,6 +372,8 @@ CASES: dict[str, Case] = {
         ), (IMAGE,), 20),
     "outlook attention": Case(
         lambda: between(outlook_attention, v=conv(8, 8, 1), a=conv(8, 324, 1)), (IMAGE,), 12),
+    "joined with nothing": Case(
+        lambda: tokens(lambda m, x: torch.cat([x[:, :0], m.b(x[:, 0:])], 1), b=nn.Linear(8, 8)), (TOKENS,), 16),
     "attention with a column of ones": Case(
         lambda: tokens(attends_and_joins, qkv=nn.Linear(8, 36), out=nn.Linear(12, 8)), (TOKENS,), 20),
     "cosine attention": Case(lambda: tokens(cosine, **projections()), (TOKENS,), 20),

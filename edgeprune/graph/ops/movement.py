@@ -301,6 +301,7 @@ def stack(analysis: Analysis, call: Call) -> Value:
 
 def _join(analysis: Analysis, call: Call, parts: list[Value], dim: int) -> Value:
     rank = len(call.shape)
+    parts = [part for part in parts if 0 not in part.shape]
     operands = [Operand(p, tuple(f"{i}" if d == dim else f"d{d}" for d in range(rank))) for i, p in enumerate(parts)]
     unify(analysis, operands)
     layers = []
