@@ -162,9 +162,16 @@ def remainder(layer: Layer, dims: dict[int, int], shape: tuple[int, ...]) -> Lay
 
 
 def without_overlaps(layers: Iterable[Layer]) -> list[Layer]:
-    """Layers over different but overlapping dims hold the same units, not resolved yet: pending over all of them."""
+    """Layers over different but overlapping dims hold the same units, not resolved yet: pending over all of them.
+
+    Of several over the same dims each is kept once; none while one of them is pending.
+    """
     result: list[Layer] = []
     for layer in layers:
+        twin = next((k for k, y in enumerate(result) if _says_the_same(y, layer)), None)
+        if twin is not None:
+            result[twin] = layer if layer.pending else Layer(result[twin].labels, result[twin].zero and layer.zero)
+            continue
         clash = next((y for y in result if y.dims != layer.dims and set(y.dims) & set(layer.dims)), None)
         if clash is None:
             result.append(layer)
@@ -174,3 +181,10 @@ def without_overlaps(layers: Iterable[Layer]) -> list[Layer]:
         pending = Layer(spread(pending_labels(tuple(shape[d] for d in dims)), dims, shape), zero=False)
         result = without_overlaps([y for y in result if y is not clash] + [pending])
     return result
+
+
+def _says_the_same(one: Layer, other: Layer) -> bool:
+    """Whether one layer is enough for both: they vary along the same dims, by the same units or ones not known yet."""
+    if one.dims != other.dims:
+        return False
+    return one.pending or other.pending or torch.equal(core(one), core(other))
