@@ -225,7 +225,7 @@ def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -
         if not mask.any():
             raise PlanError(f"nothing would be left of dim {dim} of {name!r}: expected at least one index")
         if not mask.all():
-            for alias in graph.analysis.aliases(name) or [name]:
+            for alias in graph.analysis.tensors.aliases(name) or [name]:
                 tensors.setdefault(alias, {})[dim] = tuple(np.flatnonzero(mask).tolist())
     inputs: dict[str, InputFeatures] = {}
     for kind, name, _ in graph.analysis.sources:

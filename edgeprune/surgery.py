@@ -129,7 +129,7 @@ def _check_couplings(
         wrong = np.flatnonzero((slot.unit >= 0) & mask & ~keep[group.units[slot.unit]])
         if len(wrong):
             raise PlanError(_broken(group, slot, int(wrong[0])))
-        names = graph.analysis.aliases(slot.name)
+        names = graph.analysis.tensors.aliases(slot.name)
         gone = np.flatnonzero((slot.unit >= 0) & ~mask).tolist()
         removed.update((name, slot.dim, index) for name in names for index in gone)
     for name, dims in plan.tensors.items():
@@ -162,7 +162,7 @@ def _slice_tensors(module: nn.Module, graph: ChannelGraph, plan: PruningPlan) ->
     for name, dims in plan.tensors.items():
         if name in done:
             continue
-        aliases = graph.analysis.aliases(name) or [name]
+        aliases = graph.analysis.tensors.aliases(name) or [name]
         sliced = _sliced(module, name, dims)
         for alias in {name, *aliases}:
             owner, _, attribute = alias.rpartition(".")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator as python_operator
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,11 +17,12 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from edgeprune.errors import CaptureError
 from edgeprune.graph import binding, reasons
 from edgeprune.graph.capture import size_hint
-from edgeprune.graph.findings import Finding, Hint, Source
+from edgeprune.graph.findings import Finding, Hint, Source, same_objects, same_result
 from edgeprune.graph.labels import Layer, Value, core, pack, spread, without_overlaps
 from edgeprune.graph.ops.registry import Call, Operator, lookup, operator_name
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.solve import Reason, Solver, count_units
+from edgeprune.graph.tensors import Tensors
 
 
 class Analysis:
@@ -43,12 +43,8 @@ class Analysis:
         self._node: fx.Node | None = None
         self._zero_probes: dict[Any, bool] = {}
         self._graph_inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-        self._tensors = {**program.constants, **program.state_dict}
+        self.tensors = Tensors(program)
         self._static = binding.static_nodes(program)
-        self._aliases = binding.first_name_of_each_storage(self._tensors)
-        self._names_of: dict[str, list[str]] = defaultdict(list)
-        for name, first in self._aliases.items():
-            self._names_of[first].append(name)
 
     # -- solving ---------------------------------------------------------------------------------------------------
 
@@ -117,13 +113,9 @@ class Analysis:
             labels = canonical[source.ids]
             if source.kind == "tensor" and labels[0] > 0 and (labels == labels[0]).all():
                 cause = reasons.whole_tensor(source.dim, source.name)
-                reason = Reason(cause.text, self._reader(source.name), cause.remedy)
+                reason = Reason(cause.text, self.tensors.reader(source.name), cause.remedy)
                 self.solver.lock(torch.from_numpy(labels[:1]), reason)
         return self.solver.merge()
-
-    def _reader(self, name: str) -> str:
-        """The placeholder of a tensor."""
-        return next(n for n, spec in self._graph_inputs.items() if self._aliases.get(spec.target) == name)
 
     # -- what was found --------------------------------------------------------------------------------------------
 
@@ -193,10 +185,6 @@ class Analysis:
         is_input = self._node is not None and self._node.op == "placeholder"
         return reasons.ONE_UNIT if is_input else reasons.SINGLE_UNIT
 
-    def aliases(self, name: str) -> list[str]:
-        """Every name that the tensor `name` goes by; tied weights have several."""
-        return self._names_of.get(name, [])
-
     def source(self, kind: str, name: str, dim: int | None, count: int) -> Tensor:
         """The present labels of a source, `(count,)`; handed out when it is first met."""
         key = (kind, name, dim)
@@ -205,11 +193,6 @@ class Analysis:
         ids = self.sources[key].ids
         is_new = len(ids) and ids[0] >= len(self._canonical)  # met in this pass: nothing is known of them yet
         return torch.from_numpy(ids if is_new else self._canonical[ids])
-
-    def rank(self, name: str) -> int:
-        """The number of dims of a parameter, buffer or constant tensor; 0 for what is none."""
-        tensor = self._tensors.get(name)
-        return tensor.dim() if isinstance(tensor, Tensor) else 0
 
     def reads_zero(self, call: Call, pattern: tuple[bool, ...]) -> bool:
         """Whether a pointwise call gives 0 where the operands marked in `pattern` are 0, whatever the others are."""
@@ -241,8 +224,8 @@ class Analysis:
         shape = binding.shape_of(val)
         if spec.kind == InputKind.USER_INPUT:
             return self._user_input(node.name, val, shape)
-        name = self._aliases.get(spec.target, spec.target)
-        tensor = self._tensors[name]
+        name = self.tensors.first_name(spec.target or "")
+        tensor = self.tensors[name]
         if not node.users:
             return Value(shape)
         if not tensor.is_floating_point():
@@ -300,11 +283,11 @@ class Analysis:
         arguments = node.all_input_nodes
         inputs = tuple(self._operand(n) for n in arguments)
         known = self._findings.get(node)
-        if known is None or known.settled != self.settled or not _same_objects(known.inputs, inputs):
+        if known is None or known.settled != self.settled or not same_objects(known.inputs, inputs):
             before = known
             known = self._findings[node] = self._finding = Finding(inputs, self.settled)
             known.result = self._evaluate(node, [self.env[n] for n in arguments])
-            if before is not None and _same_result(before.result, known.result):
+            if before is not None and same_result(before.result, known.result):
                 known.result = before.result  # the very same object: what depends on it need not be looked at again
         for written in binding.mutated(node):
             self.env[written] = known.result
@@ -395,17 +378,6 @@ class Analysis:
         name = operator_name(node.target) if node.op == "call_function" else node.name
         cause = reasons.cause_of(told)
         return Reason(f"{name} {cause.text}", node.name, cause.remedy)
-
-
-def _same_objects(left: Sequence[Any], right: Sequence[Any]) -> bool:
-    """Whether nothing changed: the very same values, equal numbers."""
-    return all(a is b or (not isinstance(a, (Value, list)) and a == b) for a, b in zip(left, right, strict=True))
-
-
-def _same_result(left: Any, right: Any) -> bool:
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(_same_result, left, right))
-    return isinstance(left, Value) and isinstance(right, Value) and left.same_as(right)
 
 
 def _vectors(layers: Sequence[Layer]) -> list[np.ndarray]:

@@ -136,17 +136,6 @@ def hashable(value: Any) -> Any:
     return tuple(hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-def first_name_of_each_storage(tensors: dict[str, Any]) -> dict[str, str]:
-    """Name -> the first name that the same memory goes by; tied weights export under several."""
-    first: dict[Any, str] = {}
-    aliases = {}
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.numel():
-            key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-            aliases[name] = first.setdefault(key, name)
-    return aliases
-
-
 def counterparts(program: ExportedProgram, edited: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Each call and each input of a program -> its node in the module made of it, where names may differ."""
     specs = program.graph_signature.input_specs

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from edgeprune.graph.labels import Layer
+from edgeprune.graph.labels import Layer, Value
 from edgeprune.graph.ops.registry import Call
 
 
@@ -68,3 +69,15 @@ class Finding:
     def cost(self) -> list[tuple[float, list[np.ndarray]]]:
         """The summands of the node's cost: the share of each and the labels that it is proportional to."""
         return self.terms or [(1.0, self.factors)]
+
+
+def same_objects(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    """Whether nothing changed: the very same values, equal numbers."""
+    return all(a is b or (not isinstance(a, (Value, list)) and a == b) for a, b in zip(left, right, strict=True))
+
+
+def same_result(left: Any, right: Any) -> bool:
+    """Whether two results are the same to every rule."""
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same_result, left, right))
+    return isinstance(left, Value) and isinstance(right, Value) and left.same_as(right)

@@ -171,7 +171,7 @@ def _occurrences(labels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def _is_producer(analysis: Analysis, source: Source) -> bool:
     """Whether the source is the output dim of a layer, or an input."""
-    return source.kind == "input" or (source.dim == 0 and analysis.rank(source.name) > 1)
+    return source.kind == "input" or (source.dim == 0 and analysis.tensors.rank(source.name) > 1)
 
 
 def _slot(source: Source, labels: np.ndarray, units: np.ndarray) -> Slot:

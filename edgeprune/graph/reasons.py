@@ -91,13 +91,6 @@ SPREAD = Cause("spreads channels over positions", "nothing for the channels that
 REPEATED = Cause("repeats positions of this dim", "pad with a constant, or along a dim that holds no channels")
 
 
-def equation(text: str) -> Cause:
-    """An einsum whose letters are not followed."""
-    return Cause(
-        f"with the equation {text!r} is not followed", "write it with an arrow, without dots and repeated letters"
-    )
-
-
 def whole_tensor(dim: int | None, name: str) -> Cause:
     """A unit that fills a whole dim of a tensor."""
     return Cause(f"is all there is along dim {dim} of {name}", "nothing: a cut would leave nothing of the tensor")
