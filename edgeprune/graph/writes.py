@@ -24,6 +24,12 @@ _SCATTER: dict[Any, Any] = {
     _aten.slice.Tensor: _aten.slice_scatter.default,
     _aten.select.int: _aten.select_scatter.default,
 }
+# Operators that never copy, unlike `reshape`.
+_VIEWS = {
+    *_SCATTER, _aten.view.default, _aten.permute.default, _aten.transpose.int, _aten.unsqueeze.default,
+    _aten.squeeze.dim, _aten.expand.default, _aten.detach.default, _aten.unbind.int, _aten.split.Tensor,
+    _aten.split_with_sizes.default, _aten.chunk.default, operator.getitem,
+}  # fmt: skip
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
@@ -91,7 +97,10 @@ def _scatter_instead(graph: fx.Graph, write: _Write) -> bool:
     target, root = write.target, write.roots[write.target]
     new_operator = _functional_form(write.node)
     aliases = write.aliases()
-    plain = all(alias is root or alias.target in _SCATTER for alias in aliases)
+    again = [alias for alias in aliases if alias is target or write.later(alias)]
+    plain = all(view.target in _SCATTER for view in _views(target, root)) and all(
+        view.target in _VIEWS for alias in again for view in _views(alias, root)
+    )
     if new_operator is None or not plain or root.op == "placeholder":
         return False
     with graph.inserting_before(write.node):
@@ -104,15 +113,24 @@ def _scatter_instead(graph: fx.Graph, write: _Write) -> bool:
             value.meta = dict(parent.meta)
             view = parent
         fresh = {root: value}
-        for alias in aliases:  # views that are read later are taken again
-            if alias is target or write.later(alias):
-                _taken_again(graph, alias, fresh)
+        for alias in again:  # views that are read later are taken again
+            _taken_again(graph, alias, fresh)
     for alias, node in fresh.items():
         for user in write.later(alias):
             user.replace_input_with(alias, node)
     write.node.replace_all_uses_with(fresh[target])
     graph.erase_node(write.node)
     return True
+
+
+def _views(node: fx.Node, root: fx.Node) -> list[fx.Node]:
+    """The views that lead from a node back to the tensor that it shows."""
+    found = []
+    while node is not root:
+        found.append(node)
+        parent: Any = node.args[0]
+        node = parent
+    return found
 
 
 def _taken_again(graph: fx.Graph, view: fx.Node, fresh: dict[fx.Node, fx.Node]) -> fx.Node:
