@@ -146,7 +146,7 @@ MOVEMENT: dict[str, Case] = {
     "channel shuffle": image(lambda m, x: nn.ChannelShuffle(4)(x)),
     "as_strided": image(lambda m, x: x.contiguous().as_strided(x.shape, x.stride()), 8),
     "block_diag": token(
-        lambda m, x: x @ torch.block_diag(m.a, m.b), 16, a=later(parameter, 4, 4), b=later(parameter, 4, 4)
+        lambda m, x: x @ torch.block_diag(m.a, m.b), 24, a=later(parameter, 4, 4), b=later(parameter, 4, 4)
     ),
     "kron": token(lambda m, x: x @ torch.kron(m.a, m.b), 16, a=later(parameter, 4, 2), b=later(parameter, 2, 4)),
     "zero padding": image(lambda m, x: F.pad(x, (1, 2, 0, 1))),

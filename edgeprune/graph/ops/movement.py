@@ -280,7 +280,15 @@ operator("roll", rewrite=_rewrite_roll, moves=True)(moved)
 # -- joins ------------------------------------------------------------------------------------------------------------
 
 
-@operator("cat", "concat", "concatenate")
+def _rewrite_without_empty(edit: Edit, call: Call) -> None:
+    """An empty part adds nothing, but its other sizes would have to fit."""
+    nodes, parts = edit.raw(call, "tensors"), call["tensors"]
+    full = [node for node, part in zip(nodes, parts, strict=True) if 0 not in part.shape]
+    if full and len(full) < len(parts):
+        edit.set(call, "tensors", full)
+
+
+@operator("cat", "concat", "concatenate", rewrite=_rewrite_without_empty)
 def concatenate(analysis: Analysis, call: Call) -> Value:
     """Along the joined dim labels stand side by side; along every other dim the parts are united."""
     parts = [part for part in call["tensors"] if len(part.shape) == len(call.shape)]
