@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,12 @@ from edgeprune.records import (
 )
 
 _FIRST = ("test_layers.py", "test_cli.py", "test_report.py")
+
+
+def pytest_configure() -> None:
+    """A shell starts a job in the background with Ctrl-C ignored, and so would every command that the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
