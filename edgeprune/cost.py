@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgeprune.graph.binding import shape_of
 from edgeprune.graph.capture import size_hint
 from edgeprune.graph.groups import ChannelGraph
+from edgeprune.graph.sizes import input_values
 
 
 def _fused_lstm(steps: torch.Size, w_ih: torch.Size, w_hh: torch.Size, *_: Any, **__: Any) -> int:
@@ -29,8 +30,8 @@ _FORMULAS = {torch.ops.aten.mkldnn_rnn_layer: _fused_lstm}
 
 def macs_by_node(program: ExportedProgram) -> dict[str, int]:
     """Multiply-accumulates of each node for one sample, by `torch.utils.flop_counter` (which counts two FLOPs each)."""
-    inputs = (node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
-    batch = next((size_hint(val.shape[0]) for val in inputs if isinstance(val, Tensor) and val.dim()), 1)
+    values = input_values(program)
+    batch = next((size_hint(val.shape[0]) for val in values if isinstance(val, Tensor) and val.dim()), 1)
     found = {}
     with FakeTensorMode(), torch.no_grad():
         for node in program.graph.nodes:
@@ -104,9 +105,7 @@ class CostModel:
     def __init__(
         self, program: ExportedProgram, graph: ChannelGraph, orders: Sequence[np.ndarray] | None = None
     ) -> None:
-        group_of = np.full(len(graph.analysis.solver.canonical), -1)
-        for number, group in enumerate(graph.groups):
-            group_of[group.units] = number
+        group_of = graph.group_numbers()
         places = [(group.units, None if orders is None else orders[g]) for g, group in enumerate(graph.groups)]
         by_node = macs_by_node(graph.analysis.program)  # its nodes are the ones that the graph knows
         self.total = sum(by_node.values())

@@ -10,7 +10,6 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.graph.binding import static_nodes
-from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import Value, core
 from edgeprune.graph.ops.registry import operator_name
 from edgeprune.inspection import Inspection, explained
@@ -57,7 +56,7 @@ class _Drawer:
     def __init__(self, found: Inspection) -> None:
         self._record, self._graph, self._rows = found.record, found.graph, found.rows
         self._program = found.graph.analysis.program
-        self._group_of = _group_numbers(found.graph)
+        self._group_of = found.graph.group_numbers()
         self._static = static_nodes(self._program)
         self._parameters: dict[fx.Node, list[str]] = {}
         self._behind: dict[fx.Node, list[int]] = {}
@@ -133,14 +132,6 @@ class _Drawer:
 
     def _lock(self, name: str) -> GroupRow | None:
         return next((row for row in self._record.groups if row.kind == "locked" and name in row.layers), None)
-
-
-def _group_numbers(graph: ChannelGraph) -> np.ndarray:
-    """Label -> number of its group, -1 for none, `(n_labels,)`."""
-    numbers = np.full(len(graph.analysis.solver.canonical), -1)
-    for number, group in enumerate(graph.groups):
-        numbers[group.units] = number
-    return numbers
 
 
 def _note(group: GroupRow | None, locked: GroupRow | None) -> str:

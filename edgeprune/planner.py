@@ -181,9 +181,7 @@ def _protected(graph: ChannelGraph, scores: Sequence[np.ndarray]) -> list[np.nda
     The units of a group may sit in different tensors: of a fused projection, say, some make queries and some values.
     """
     canonical = graph.analysis.solver.canonical
-    group_of = np.full(len(canonical), -1)
-    for number, group in enumerate(graph.groups):
-        group_of[group.units] = number
+    group_of = graph.group_numbers()
     group_of[0] = len(graph.groups)  # fixed elements stay, and so does the dim
     protected = [np.zeros(group.n_units, dtype=bool) for group in graph.groups]
     sources = [canonical[s.ids] for s in graph.analysis.sources.values() if s.kind == "tensor"]

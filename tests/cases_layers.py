@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,36 +93,32 @@ def attentive_pool(m: Any, x: Tensor) -> Tensor:
     return ((m.score(x).softmax(1)) * x).sum(1, keepdim=True)
 
 
+def sequence(pool: Callable[[Tensor], Tensor]) -> Case:
+    """conv1d(3 -> 8), `pool`, conv1d, mean: the 8 units of the first."""
+    return Case(
+        lambda: Net(lambda m, x: m.b(pool(m.a(x))).mean(2), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 4, 1)), (SEQUENCE,), 8
+    )
+
+
+def volume(pool: Callable[[Tensor], Tensor]) -> Case:
+    """The same in three dims."""
+    return Case(
+        lambda: Net(lambda m, x: m.b(pool(m.a(x))).mean((2, 3, 4)), a=nn.Conv3d(3, 8, 1), b=nn.Conv3d(8, 4, 1)),
+        (VOLUME,),
+        8,
+    )
+
+
 POOLING: dict[str, Case] = {
     "max pool, ceil": image(lambda m, x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True)),
     "max pool, dilated": image(lambda m, x: F.max_pool2d(x, 3, 1, 1, 2)),
     "max pool, indices": image(lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0]),
     "max unpool": image(unpooled),
-    "max pool 1d": Case(
-        lambda: Net(lambda m, x: m.b(F.max_pool1d(m.a(x), 2)).mean(2), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 4, 1)),
-        (SEQUENCE,),
-        8,
-    ),
-    "max pool 3d": Case(
-        lambda: Net(
-            lambda m, x: m.b(F.max_pool3d(m.a(x), 2)).mean((2, 3, 4)), a=nn.Conv3d(3, 8, 1), b=nn.Conv3d(8, 4, 1)
-        ),
-        (VOLUME,),
-        8,
-    ),
+    "max pool 1d": sequence(lambda x: F.max_pool1d(x, 2)),
+    "max pool 3d": volume(lambda x: F.max_pool3d(x, 2)),
     "average pool": image(lambda m, x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False)),
-    "average pool 1d": Case(
-        lambda: Net(lambda m, x: m.b(F.avg_pool1d(m.a(x), 2)).mean(2), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 4, 1)),
-        (SEQUENCE,),
-        8,
-    ),
-    "average pool 3d": Case(
-        lambda: Net(
-            lambda m, x: m.b(F.avg_pool3d(m.a(x), 2)).mean((2, 3, 4)), a=nn.Conv3d(3, 8, 1), b=nn.Conv3d(8, 4, 1)
-        ),
-        (VOLUME,),
-        8,
-    ),
+    "average pool 1d": sequence(lambda x: F.avg_pool1d(x, 2)),
+    "average pool 3d": volume(lambda x: F.avg_pool3d(x, 2)),
     "adaptive average pool": image(lambda m, x: F.adaptive_avg_pool2d(x, (3, 5))),
     "adaptive average pool to one": image(lambda m, x: F.adaptive_avg_pool2d(x, 1)),
     "adaptive average pool 1d": token(lambda m, x: F.adaptive_avg_pool1d(x.mT, 3).mT),

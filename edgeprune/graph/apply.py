@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from edgeprune.errors import ApplyError
 from edgeprune.graph.attributes import attribute_changes
+from edgeprune.graph.comparison import TOLERANCE, outputs, relative_error
 from edgeprune.graph.names import GATHER
+from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
 from edgeprune.graph.refusals import failure_on, quiet_torch
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _ROUNDING = 1e-2  # a larger difference in float32 is no rounding, and float64 is not asked
 
 
@@ -224,7 +225,8 @@ def _compared(model: nn.Module, slim: nn.Module, args: tuple[Any, ...]) -> tuple
         failure = failure_on(model, args)
         if failure:
             return f"its forward has sizes of the dense network written into it: {failure}", float("inf")
-        error, dtype = _error(model, slim.to(device), args)
+        expected = outputs(slim.to(device), args)
+        dtype, error = expected[0].dtype, relative_error(expected, outputs(model, args))
         tolerance = TOLERANCE.get(dtype, 0.0)
         if tolerance < error < _ROUNDING and dtype == torch.float32:
             exact = _error_in_double(model, slim, args)
@@ -272,26 +274,12 @@ def _random(args: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
     return randomised
 
 
-def _error(model: nn.Module, slim: nn.Module, args: tuple[Any, ...]) -> tuple[float, torch.dtype]:
-    """The largest relative difference over all outputs, and the type of the first of them."""
-    expected, got = ([t for t in tree_leaves(n(*args)) if isinstance(t, Tensor)] for n in (slim, model))
-    if len(expected) != len(got) or any(a.shape != b.shape for a, b in zip(expected, got, strict=False)):
-        return float("inf"), expected[0].dtype
-    worst = 0.0
-    for a, b in zip(expected, got, strict=True):
-        if a.numel() == 0:
-            continue
-        scale, difference = float(a.abs().max()), float((a.double() - b.double()).abs().max())
-        relative = difference / scale if scale > 0 else difference
-        worst = max(worst, relative if relative == relative else float("inf"))
-    return worst, expected[0].dtype
-
-
 def _error_in_double(model: nn.Module, slim: nn.Module, args: tuple[Any, ...]) -> float | None:
     """The same with copies in float64, which tells rounding from a difference; None where they do not run so."""
-    args = tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, args)
+    args = arguments_in_float64(args)
     try:
-        exact = copy.deepcopy(model).double(), copy.deepcopy(slim).double()
-        return _error(*exact, args)[0]
+        exact = in_float64(copy.deepcopy(slim)), in_float64(copy.deepcopy(model))
+        with float64_by_default():
+            return relative_error(*(outputs(network, args) for network in exact))
     except Exception:  # a model that cannot be copied or has float32 written into it: float32 decides alone
         return None

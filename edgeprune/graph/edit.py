@@ -17,7 +17,7 @@ from edgeprune.graph.names import ADDED, GATHER
 from edgeprune.graph.ops.registry import Call, lookup
 
 _INDEX = ADDED + "index_"  # + a number: buffer with indices into a pruned dim
-_TABLE = "edgeprune_table_"  # + a number: buffer with a constant of another kind
+_TABLE = ADDED + "table_"  # + a number: buffer with a constant of another kind
 _aten = torch.ops.aten
 _UNIFORM = {_aten.zeros.default, _aten.ones.default, _aten.full.default}  # (size, ...): the same number everywhere
 

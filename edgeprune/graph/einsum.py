@@ -40,6 +40,11 @@ class Operand:
         """The layers that vary along a letter."""
         return [layer for layer in self.value.layers if letter in self.over(layer)]
 
+    def reads_zero(self, over: tuple[str, ...]) -> bool:
+        """Whether units that vary along these letters alone read zero where they are removed."""
+        found = [layer.zero for layer in self.value.layers if self.over(layer) == over]
+        return bool(found) and all(found)
+
     def fix(self, analysis: Analysis, letter: str, told: Cause | str) -> None:
         """No unit may vary along this letter."""
         if letter in self.letters:

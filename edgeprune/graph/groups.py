@@ -100,6 +100,13 @@ class ChannelGraph:
             for slot in group.slots:
                 yield group, slot
 
+    def group_numbers(self) -> np.ndarray:
+        """Label -> number of its group, -1 for none, `(n_labels,)`."""
+        numbers = np.full(len(self.analysis.solver.canonical), -1)
+        for number, group in enumerate(self.groups):
+            numbers[group.units] = number
+        return numbers
+
     def labels(self, kind: str, name: str, dim: int | None) -> np.ndarray | None:
         """The units of every index of a tensor's dim, 0 where it is locked; None where the dim has no labels."""
         source = self.analysis.sources.get((kind, name, dim))

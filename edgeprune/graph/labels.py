@@ -161,6 +161,17 @@ def remainder(layer: Layer, dims: dict[int, int], shape: tuple[int, ...]) -> Lay
     return Layer(spread(pending_labels(tuple(shape[d] for d in targets)), targets, shape), zero=False)
 
 
+def remainders(value: Value, dims: dict[int, int], shape: tuple[int, ...]) -> list[Layer]:
+    """What a rule hands on of all layers of a value, see `remainder`."""
+    found = (remainder(layer, dims, shape) for layer in value.layers)
+    return [layer for layer in found if layer is not None]
+
+
+def not_zero(value: Value) -> Value:
+    """The same units, none of which reads zero where it is removed."""
+    return Value(value.shape, tuple(Layer(layer.labels, False) for layer in value.layers))
+
+
 def without_overlaps(layers: Iterable[Layer]) -> list[Layer]:
     """Layers over different but overlapping dims hold the same units, not resolved yet: pending over all of them.
 

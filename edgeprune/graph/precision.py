@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
 
 def in_float64(network: nn.Module) -> nn.Module:
@@ -21,6 +22,14 @@ def in_float64(network: nn.Module) -> nn.Module:
                 node.kwargs = fx.node.map_aggregate(node.kwargs, _doubled)
         network.recompile()
     return network.double()
+
+
+def arguments_in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a network with every float tensor in float64."""
+    converted: tuple[Any, ...] = tree_map(
+        lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, args
+    )
+    return converted
 
 
 def _doubled(value: Any) -> Any:

@@ -175,10 +175,16 @@ def is_factory(node: fx.Node) -> bool:
     return node.op == "call_function" and _makes(node.target)
 
 
+def _functional_schema(target: Any) -> Any:
+    """The schema of an operator that writes to none of its arguments, or None."""
+    schema = getattr(target, "_schema", None)
+    return None if schema is None or schema.is_mutable else schema
+
+
 @cache
 def _makes(target: Any) -> bool:
-    schema = getattr(target, "_schema", None)
-    if schema is None or schema.is_mutable:
+    schema = _functional_schema(target)
+    if schema is None:
         return False
     tensors = [argument.name for argument in schema.arguments if "Tensor" in str(argument.type)]
     return not tensors or (tensors == ["self"] and schema.name.removeprefix("aten::").startswith("new_"))
@@ -223,7 +229,5 @@ def _is_view(node: fx.Node) -> bool:
 
 @cache
 def _shows(target: Any) -> bool:
-    schema = getattr(target, "_schema", None)
-    if schema is None or schema.is_mutable:
-        return False
-    return any(result.alias_info is not None for result in schema.returns)
+    schema = _functional_schema(target)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from edgeprune import analyze, capture, cut, export_onnx, plan, prove
 from edgeprune.cost import CostModel, count_parameters, macs
@@ -24,8 +23,9 @@ from edgeprune.errors import ApplyError, BudgetError, CaptureError, EdgepruneErr
 from edgeprune.export import ort
 from edgeprune.export.parity import outputs_of
 from edgeprune.graph.capture import Program
+from edgeprune.graph.comparison import outputs, relative_error
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.graph.precision import float64_by_default, in_float64
+from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
 from edgeprune.planner import make_plan
 from edgeprune.proof import masked
 from edgeprune.pruning_plan import PruningPlan
@@ -100,8 +100,8 @@ def _stages(network: Network, record: Record, emit: Emit, onnx: bool) -> None:
     with stage("prove"):
         record["proof_error"] = prove(program, slim, pruning, inputs[0] if len(inputs) == 1 else None)
     with stage("distance"):
-        record["masked_distance"] = _error(
-            _outputs(program.module(), inputs), _outputs(masked(program, pruning), inputs)
+        record["masked_distance"] = relative_error(
+            outputs(program.module(), inputs), outputs(masked(program, pruning), inputs)
         )
     if record["parameters"] < DOUBLE_BELOW:
         with stage("double"):
@@ -209,22 +209,6 @@ def _random_plan(program: Program, graph: ChannelGraph, seed: int = 0) -> Prunin
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    with torch.no_grad():
-        return [leaf for leaf in tree_leaves(network(*inputs)) if isinstance(leaf, Tensor)]
-
-
-def _error(expected: list[Tensor], got: list[Tensor]) -> float:
-    """The largest difference of any output, relative to the largest number of that output."""
-    worst = 0.0
-    for a, b in zip(expected, got, strict=True):
-        if not torch.isfinite(b).all():
-            return float("inf")
-        scale = float(a.abs().max()) or 1.0
-        worst = max(worst, float((a - b).abs().max()) / scale)
-    return worst
-
-
 def _double_error(program: Program, graph: ChannelGraph, inputs: tuple[Tensor, ...]) -> float:
     """Slim against masked dense in float64, a random 40 % of every group removed.
 
@@ -234,10 +218,10 @@ def _double_error(program: Program, graph: ChannelGraph, inputs: tuple[Tensor, .
     pruning = _random_plan(program, graph, seed=1)
     slim = cut(program, pruning, graph)
     networks = [in_float64(masked(program, pruning)), in_float64(slim.module())]
-    doubles = tuple(tensor.double() for tensor in inputs)
+    doubles = arguments_in_float64(inputs)
     with float64_by_default():
-        expected, got = (_outputs(network, doubles) for network in networks)
-    error = _error(expected, got)
+        expected, got = (outputs(network, doubles) for network in networks)
+    error = relative_error(expected, got)
     if not error <= DOUBLE_TOLERANCE:
         raise ProofError(
             f"random keep-sets in float64: expected an error of at most {DOUBLE_TOLERANCE:g}, got {error:.3g}"
@@ -276,7 +260,7 @@ def _onnx(slim: Program, inputs: tuple[Tensor, ...]) -> Record:
         path = Path(folder) / "slim.onnx"
         written = export_onnx(slim, path, inputs=arrays, tolerance=ONNX_TOLERANCE)
         got = [torch.as_tensor(np.array(array)) for array in outputs_of(ort.session(path), arrays)]
-    error = _error(_outputs(slim.module(), inputs), got)
+    error = relative_error(outputs(slim.module(), inputs), got)
     if not error <= ONNX_TOLERANCE:
         raise ProofError(f"ONNX: expected a relative error of at most {ONNX_TOLERANCE:g}, got {error:.3g}")
     return {"onnx_error": error, "onnx_bytes": written.size_bytes, "onnx_note": _plain(written.note)}

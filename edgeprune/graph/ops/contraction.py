@@ -8,7 +8,7 @@ import numpy as np
 
 from edgeprune.graph import reasons
 from edgeprune.graph.einsum import Operand, contract, unify
-from edgeprune.graph.labels import Layer, Value, pack
+from edgeprune.graph.labels import Layer, Value, not_zero, pack
 from edgeprune.graph.ops.registry import Call, operator
 
 if TYPE_CHECKING:
@@ -174,8 +174,7 @@ def attention(analysis: Analysis, call: Call) -> Value:
     if mask is not None:
         letters = (*lead, "t", "s")
         unify(analysis, [Operand(logits, letters), Operand(mask, letters[len(letters) - len(mask.shape) :])])
-    weights = Value(logits.shape, tuple(Layer(layer.labels, False) for layer in logits.layers))
-    operands = [Operand(weights, (*lead, "t", "s")), Operand(v, (*shared, "s", "e"))]
+    operands = [Operand(not_zero(logits), (*lead, "t", "s")), Operand(v, (*shared, "s", "e"))]
     return reshaped(contract(analysis, operands, (*lead, "t", "e"), shape, fixed=("s",)), call.shape)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from edgeprune.graph import reasons
 from edgeprune.graph.einsum import Operand, contract, unify
-from edgeprune.graph.labels import Layer, Value, core, pack, remainder
+from edgeprune.graph.labels import Layer, Value, core, not_zero, pack, remainder, remainders
 from edgeprune.graph.ops.contraction import add_bias
 from edgeprune.graph.ops.registry import Call, operator
 
@@ -55,9 +55,8 @@ def _diagonal(analysis: Analysis, value: Value, letters: tuple[str, ...]) -> Ope
             analysis.fix(layer, second, reasons.NOT_FOLLOWED)
     shape = (*value.shape[:second], *value.shape[second + 1 :])
     dims = {d: d - (d > second) for d in range(len(letters)) if d != second}
-    found = [remainder(layer, dims, shape) for layer in value.layers]
-    kept = tuple(layer for layer in found if layer is not None)
-    return _diagonal(analysis, Value(shape, kept), (*letters[:second], *letters[second + 1 :]))
+    kept = Value(shape, tuple(remainders(value, dims, shape)))
+    return _diagonal(analysis, kept, (*letters[:second], *letters[second + 1 :]))
 
 
 @operator("diagonal")
@@ -74,8 +73,7 @@ def diagonal(analysis: Analysis, call: Call) -> Value:
                 analysis.fix(layer, dim, reasons.BLOCKS)
     rest = [d for d in range(rank) if d not in (one, other)]
     dims = {d: position for position, d in enumerate(rest)} | ({one: rank - 2} if square else {})
-    found = [remainder(layer, dims, call.shape) for layer in x.layers]
-    return analysis.value(call.shape, [layer for layer in found if layer is not None])
+    return analysis.value(call.shape, remainders(x, dims, call.shape))
 
 
 def _line(value: Value, dim: int) -> Value:
@@ -104,12 +102,8 @@ def distances(analysis: Analysis, call: Call) -> Value:
     for value, row in ((call["x1"], "p"), (call["x2"], "r")):
         operands.append(Operand(value, (*lead[rank - len(value.shape) :], row, "m")))
     if not all(any(layer.zero for layer in operand.on("m")) for operand in operands):
-        operands = [Operand(_not_zero(operand.value), operand.letters) for operand in operands]
-    return _not_zero(contract(analysis, operands, (*lead, "p", "r"), call.shape))
-
-
-def _not_zero(value: Value) -> Value:
-    return Value(value.shape, tuple(Layer(layer.labels, False) for layer in value.layers))
+        operands = [Operand(not_zero(operand.value), operand.letters) for operand in operands]
+    return not_zero(contract(analysis, operands, (*lead, "p", "r"), call.shape))
 
 
 @operator("_weight_norm")

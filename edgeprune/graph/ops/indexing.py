@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from edgeprune.graph import reasons
-from edgeprune.graph.labels import Layer, Value, core, remainder
+from edgeprune.graph.labels import Layer, Value, core, remainders
 from edgeprune.graph.ops.movement import lock_all, moved
 from edgeprune.graph.ops.registry import Call, operator
 from edgeprune.graph.solve import count_units
@@ -56,8 +56,7 @@ def index(analysis: Analysis, call: Call) -> Any:
     first = used[0] if side_by_side(used) else 0
     rest = [d for d in range(len(x.shape)) if d not in used]
     dims = {d: position if position < first else position + block for position, d in enumerate(rest)}
-    found = [remainder(layer, dims, call.shape) for layer in x.layers]
-    return analysis.value(call.shape, [layer for layer in found if layer is not None])
+    return analysis.value(call.shape, remainders(x, dims, call.shape))
 
 
 def _without_tables(analysis: Analysis, call: Call, used: list[int]) -> Call:

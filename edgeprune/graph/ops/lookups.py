@@ -99,8 +99,7 @@ def _writes_zero(source: Operand, over: tuple[str, ...]) -> bool:
     constant = source.value.const
     if constant is not None and not bool(constant.any()):
         return True
-    found = [layer.zero for layer in source.value.layers if source.over(layer) == over]
-    return bool(found) and all(found)
+    return source.reads_zero(over)
 
 
 def _put_by_mask(analysis: Analysis, call: Call, mask: Value) -> Value:

@@ -58,7 +58,7 @@ def moved(analysis: Analysis, call: Call) -> Any:
     """Labels go where the elements go."""
     source = call.input
     moved_layers = [(_run(call, source, layer.labels), layer) for layer in source.layers]
-    if isinstance(call.shape, tuple) and all(isinstance(n, int) for n in call.shape):
+    if binding.is_shape(call.shape):
         return analysis.value(call.shape, [_as_layer(labels, layer) for labels, layer in moved_layers])
     return [
         analysis.value(shape, [_as_layer(labels[index], layer) for labels, layer in moved_layers])

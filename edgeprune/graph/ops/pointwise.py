@@ -32,15 +32,10 @@ def combine(analysis: Analysis, call: Call, operands: list[Operand], shape: tupl
             if over in known:
                 continue
             seen.add(over)
-            pattern = tuple(_is_zero(other, over) for other in operands)
+            pattern = tuple(other.reads_zero(over) for other in operands)
             padded = layer.labels.reshape((1,) * (len(shape) - layer.labels.dim()) + tuple(layer.labels.shape))
             layers.append(pack(padded.expand(shape), analysis.reads_zero(call, pattern)))
     return analysis.value(shape, layers)
-
-
-def _is_zero(operand: Operand, over: tuple[str, ...]) -> bool:
-    found = [layer.zero for layer in operand.value.layers if operand.over(layer) == over]
-    return bool(found) and all(found)
 
 
 def _rewrite_dropout(edit: Edit, call: Call) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.graph import reasons
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.labels import Layer, Value, remainder, spread
+from edgeprune.graph.labels import Layer, Value, remainders, spread
 from edgeprune.graph.ops.movement import lock_all, moved, rewrite_sizes
 from edgeprune.graph.ops.registry import Call, operator
 
@@ -23,8 +23,7 @@ def grid_sample(analysis: Analysis, call: Call) -> Value:
     for layer in x.layers:
         for dim in range(2, len(x.shape)):
             analysis.fix(layer, dim, reasons.ALL_POSITIONS)
-    found = [remainder(layer, {0: 0, 1: 1}, call.shape) for layer in x.layers]
-    return analysis.value(call.shape, [layer for layer in found if layer is not None])
+    return analysis.value(call.shape, remainders(x, {0: 0, 1: 1}, call.shape))
 
 
 @operator("affine_grid_generator")
@@ -45,8 +44,7 @@ def max_unpool(analysis: Analysis, call: Call) -> Value:
         for letter in letters[n_lead:]:
             operand.fix(analysis, letter, reasons.ALL_POSITIONS)
     unify(analysis, operands)
-    found = [remainder(layer, {d: d for d in range(n_lead)}, call.shape) for layer in x.layers]
-    return analysis.value(call.shape, [layer for layer in found if layer is not None])
+    return analysis.value(call.shape, remainders(x, {d: d for d in range(n_lead)}, call.shape))
 
 
 @operator("expand", "broadcast_to", rewrite=rewrite_sizes, moves=True)

@@ -15,7 +15,7 @@ import torch
 from edgeprune.errors import PlanError
 from edgeprune.graph import reasons
 from edgeprune.graph.einsum import Operand, contract, unify
-from edgeprune.graph.labels import Layer, Value, pack, spread
+from edgeprune.graph.labels import Layer, Value, not_zero, pack, spread
 from edgeprune.graph.ops.contraction import reshaped
 from edgeprune.graph.ops.movement import lock_all
 from edgeprune.graph.ops.registry import Call, operator
@@ -57,11 +57,6 @@ def _by_gate(value: Value, n_gates: int) -> Value:
     return reshaped(value, (n_gates, value.shape[0] // n_gates, *value.shape[1:]))
 
 
-def _zero_over(operand: Operand, letter: str) -> bool:
-    found = [layer.zero for layer in operand.value.layers if operand.over(layer) == (letter,)]
-    return bool(found) and all(found)
-
-
 def _step(
     analysis: Analysis, name: str, x: Operand, states: Sequence[Value], weights: _Weights, share: float = 1.0
 ) -> _State:
@@ -76,7 +71,7 @@ def _step(
     ih = Operand(_by_gate(weights.ih, n_gates), ("g", "h", "i"))
     hh = Operand(_by_gate(weights.hh, n_gates), ("g", "h", "p"))
     # Later states need not read zero where the first one does: the columns must.
-    previous = states[0] if "t" not in x.letters else _not_zero(states[0])
+    previous = states[0] if "t" not in x.letters else not_zero(states[0])
     for operand in (x, *(Operand(state, ("n", "p")) for state in states)):
         operand.fix(analysis, "n", reasons.ALL_POSITIONS)
     sums = [
@@ -89,9 +84,9 @@ def _step(
     own = [Operand(state, ("n", "h")) for state in (states[1:] if weights.hr is not None else states)]
     unify(analysis, [*sums, *own])
     _count(analysis, (x, ih, hh), weights.hr, share)
-    zero = all(_zero_over(operand, "h") for operand in sums)
+    zero = all(operand.reads_zero(("h",)) for operand in sums)
     if not name.startswith("rnn"):  # what is left of the last state
-        zero = zero and _zero_over(own[-1], "h")
+        zero = zero and own[-1].reads_zero(("h",))
     layers = [pack(layer.labels[:, 0], zero) for layer in sums[0].value.layers if 2 in layer.dims]
     cell = Value((n, hidden), tuple(layers))
     if weights.hr is None:
@@ -100,10 +95,6 @@ def _step(
     output = contract(analysis, projection, ("n", "p"), (n, weights.hr.shape[0]))
     unify(analysis, [Operand(output, ("n", "p")), Operand(states[0], ("n", "p"))])
     return _State(output, cell)
-
-
-def _not_zero(value: Value) -> Value:
-    return Value(value.shape, tuple(Layer(layer.labels, False) for layer in value.layers))
 
 
 def _count(analysis: Analysis, factors: tuple[Operand, Operand, Operand], hr: Value | None, share: float) -> None:

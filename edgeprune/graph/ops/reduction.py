@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgeprune.graph import reasons
+from edgeprune.graph import binding, reasons
 from edgeprune.graph.einsum import Operand, contract
-from edgeprune.graph.labels import Layer, Value, pack, remainder
+from edgeprune.graph.labels import Layer, Value, pack, remainders
 from edgeprune.graph.ops.contraction import reshaped
 from edgeprune.graph.ops.registry import Call, operator
 
@@ -84,11 +84,10 @@ def _each_result(call: Call, x: Value, rest: list[int], keeps_zero: bool) -> Any
         zero = keeps_zero and (val.is_floating_point() or val.dtype is torch.bool)  # the place of a zero may be any
         same_rank = len(shape) == len(x.shape)
         dims = {d: d if same_rank else position for position, d in enumerate(rest)}
-        found = [remainder(layer, dims, shape) for layer in x.layers]
-        return Value(shape, tuple(Layer(y.labels, y.zero and zero) for y in found if y is not None))
+        return Value(shape, tuple(Layer(y.labels, y.zero and zero) for y in remainders(x, dims, shape)))
 
     val = call.node.meta["val"]
-    if isinstance(call.shape, tuple) and all(isinstance(n, int) for n in call.shape):
+    if binding.is_shape(call.shape):
         return result(call.shape, val)
     return [result(shape, part) for shape, part in zip(call.shape, val, strict=True)]
 
