@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,38 @@ MAX_PIXELS = 50_000_000  # of one file, checked in its header
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
+class PathList(Sequence[Path]):
+    """Paths below a root in a run of bytes, e.g. `b"cat/1.pngcat/2.png"`: a million of them take some 30 MB."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._names, self._ends = bytearray(), array("q")
+
+    def append(self, inner: str) -> None:
+        """Add `root / inner`."""
+        self._names += os.fsencode(inner)
+        self._ends.append(len(self._names))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        position = range(len(self))[index]
+        start = self._ends[position - 1] if position else 0
+        return self.root / os.fsdecode(bytes(self._names[start : self._ends[position]]))
+
+
 class ImageFiles(Dataset[Any]):
     """Image files and their labels; a sample is x float32 `(3, size, size)` in 0..1 and y."""
 
-    def __init__(self, root: Path, paths: Sequence[Path], labels: Sequence[int], size: int) -> None:
-        self.root, self.paths, self.labels, self.size = root, tuple(paths), np.asarray(labels, np.int64), size
+    def __init__(self, paths: PathList, labels: np.ndarray, size: int) -> None:
+        self.paths, self.labels, self.size = paths, labels, size
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return read_image(self.paths[index], self.root, self.size), int(self.labels[index])
+        return read_image(self.paths[index], self.paths.root, self.size), int(self.labels[index])
 
 
 def read_image(path: Path, root: Path, size: int) -> Tensor:
@@ -100,24 +122,33 @@ def _scan(root: Path, folder: Path, classes: Sequence[str], size: int) -> ImageF
     unknown = sorted(set(class_folders(folder, root)) - set(classes))
     if unknown:
         raise InputError(f"{folder}: expected the classes of train, got also {', '.join(unknown[:5])}")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = _images(folder / name, root)
-        paths += found
-        labels += [label] * len(found)
+    paths, counts = PathList(root), []
+    for name in classes:
+        n_before = len(paths)
+        _add_images(paths, folder / name)
+        counts.append(len(paths) - n_before)
     if not paths:
         raise InputError(f"{folder}: expected images ({', '.join(sorted(EXTENSIONS))}), got none")
-    return ImageFiles(root, paths, labels, size)
+    return ImageFiles(paths, np.repeat(np.arange(len(classes)), counts), size)
 
 
-def _images(folder: Path, root: Path) -> list[Path]:
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder):  # os.walk does not enter linked folders
-        linked = [name for name in folders if (Path(parent) / name).is_symlink()]
-        if linked:
-            raise InputError(f"{Path(parent) / linked[0]}: linked folders are not followed; copy its images instead")
-        found += [Path(parent) / name for name in files if Path(name).suffix.lower() in EXTENSIONS]
-    for path in found:
-        check_inside(path, root)
-    return sorted(found)
+def _add_images(paths: PathList, folder: Path) -> None:
+    """Add every image below `folder`, in the order of the parts of its path."""
+    names, folders = [], set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                if entry.is_symlink():
+                    raise InputError(f"{folder / entry.name}: linked folders are not followed; copy its images instead")
+                folders.add(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
+                continue
+            elif entry.is_symlink():
+                check_inside(folder / entry.name, paths.root)  # a file that is no link lies where its folder does
+            names.append(entry.name)
+    inner = os.path.relpath(folder, paths.root)
+    for name in sorted(names):
+        if name in folders:
+            _add_images(paths, folder / name)
+        else:
+            paths.append(f"{inner}/{name}")
