@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph.apply import Applied, apply
+from edgeprune.graph.lift import lifted
 from edgeprune.graph.recurrence import not_unrolled
 from edgeprune.graph.refusals import (
     check_model,
@@ -189,8 +190,10 @@ def reexport(module: fx.GraphModule, args: tuple[Any, ...], free: Free | None = 
 
 
 def reexport_like(module: fx.GraphModule, program: ExportedProgram) -> Program:
-    """Export a graph again that was made of `program` and takes the same inputs; errors as `reexport`."""
-    return reexport(module, example_inputs(program), free_dims(program))
+    """An edited graph that was made of `program` and takes the same inputs, as a program; errors as `reexport`."""
+    args = example_inputs(program)
+    made = lifted(module, program, args)
+    return reexport(module, args, free_dims(program)) if made is None else Program.adopt(made)
 
 
 def example_inputs(program: ExportedProgram) -> tuple[Any, ...]:

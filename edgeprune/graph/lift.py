@@ -1,0 +1,194 @@
+"""An edited graph as an exported program again, without tracing it anew.
+
+An export runs every operator through PyTorch's tracer, which takes several times as long as computing the sizes alone.
+An edited graph is made of the same operators already: it only needs its parameters, buffers and constants as inputs,
+as an exported program has them, and the sizes of its values.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+_PREFIX = {InputKind.PARAMETER: "p_", InputKind.BUFFER: "b_", InputKind.CONSTANT_TENSOR: "c_"}
+_PLAIN_INPUTS = {InputKind.USER_INPUT, *_PREFIX}
+
+
+def lifted(module: fx.GraphModule, program: ExportedProgram, args: tuple[Any, ...]) -> ExportedProgram | None:
+    """The program that `module` is, which was made of `program` and edited; None where only an export can tell.
+
+    Its inputs and the structure of its outputs are the program's. Sizes that depend on data, writes to buffers and
+    graphs within the graph take an export.
+
+    Args:
+        module: its graph reads every parameter, buffer and constant by name.
+        program: what it was made of; left as it was.
+        args: example arguments.
+    """
+    mode = _fake_mode(program)
+    if mode is None or not (_is_plain(program) and _reads_tensors_alone(module)):
+        return None
+    graph = copy.deepcopy(module.graph)
+    graph.eliminate_dead_code()
+    specs = [*_tensor_specs(module, program), *_user_specs(program)]
+    tensors = {str(spec.target): _tensor(module, str(spec.target)) for spec in specs if spec.target}
+    _make_inputs(graph, specs)
+    _know_sizes(module, graph, mode, _fake_inputs(program, specs, tensors, mode))
+    outputs = _output_specs(graph, program)
+    root = program.module_call_graph[0]
+    calls = replace(root.signature, outputs=[spec.arg for spec in outputs]) if root.signature else None
+    state = {spec.target for spec in specs if spec.kind is InputKind.PARAMETER or spec.persistent}
+    return ExportedProgram(
+        root={},
+        graph=graph,
+        graph_signature=ExportGraphSignature(specs, outputs),
+        state_dict={name: tensor for name, tensor in tensors.items() if name in state},
+        range_constraints=dict(program.range_constraints),
+        module_call_graph=[replace(root, signature=calls)],
+        example_inputs=(args, {}),
+        constants={name: tensor.detach() for name, tensor in tensors.items() if name not in state},
+        verifiers=program.verifiers,
+    )
+
+
+def _fake_mode(program: ExportedProgram) -> FakeTensorMode | None:
+    """The mode that the program's sizes belong to."""
+    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
+    return next((mode for mode in (getattr(value, "fake_mode", None) for value in values) if mode is not None), None)
+
+
+def _is_plain(program: ExportedProgram) -> bool:
+    """Whether the program only computes outputs from its inputs, with sizes that depend on its inputs' sizes alone."""
+    signature = program.graph_signature
+    return (
+        all(spec.kind in _PLAIN_INPUTS for spec in signature.input_specs)
+        and all(spec.kind is OutputKind.USER_OUTPUT for spec in signature.output_specs)
+        and not any(node.meta.get("unbacked_bindings") for node in program.graph.nodes)
+        and all(size.node.hint is not None for size in _free_sizes(program))
+    )
+
+
+def _free_sizes(program: ExportedProgram) -> list[Any]:
+    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
+    sizes: Iterator[Any] = (size for value in values if isinstance(value, Tensor) for size in value.shape)
+    return [size for size in sizes if isinstance(size, torch.SymInt)]
+
+
+def _reads_tensors_alone(module: fx.GraphModule) -> bool:
+    """Whether everything that the graph reads by name is a tensor, and every call is an operator's."""
+    ops = {node.op for node in module.graph.nodes}
+    read = [node for node in module.graph.nodes if node.op == "get_attr"]
+    return "call_module" not in ops and all(isinstance(_found(module, str(node.target)), Tensor) for node in read)
+
+
+def _found(module: nn.Module, name: str) -> Any:
+    owner, _, attribute = name.rpartition(".")
+    return getattr(module.get_submodule(owner) if owner else module, attribute)
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    tensor = _found(module, name)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def _tensor_specs(module: fx.GraphModule, program: ExportedProgram) -> list[InputSpec]:
+    """What goes in beside the user's inputs: the module's parameters and buffers, and the constants that are read.
+
+    What `program` has already keeps its order, its kind and the name of its input.
+    """
+    known = {spec.target: spec for spec in program.graph_signature.input_specs if spec.target}
+    taken = {spec.arg.name for spec in program.graph_signature.input_specs}
+    kinds = {name: InputKind.PARAMETER for name, _ in module.named_parameters(remove_duplicate=False)}
+    kinds |= {name: InputKind.BUFFER for name, _ in module.named_buffers(remove_duplicate=False)}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            kinds.setdefault(str(node.target), InputKind.CONSTANT_TENSOR)
+    specs = [spec for name, spec in known.items() if name in kinds]
+    for name, kind in kinds.items():
+        if name not in known:
+            argument = TensorArgument(_free_name(_PREFIX[kind] + name.replace(".", "_"), taken))
+            specs.append(InputSpec(kind, argument, name, True if kind is InputKind.BUFFER else None))
+    order = list(_PREFIX)
+    return sorted(specs, key=lambda spec: order.index(spec.kind))
+
+
+def _free_name(wanted: str, taken: set[str]) -> str:
+    """A name that no other input has; it is taken from then on."""
+    names = (wanted if number == 0 else f"{wanted}_{number}" for number in range(len(taken) + 1))
+    name = next(name for name in names if name not in taken)
+    taken.add(name)
+    return name
+
+
+def _user_specs(program: ExportedProgram) -> list[InputSpec]:
+    return [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+
+
+def _make_inputs(graph: fx.Graph, specs: Sequence[InputSpec]) -> None:
+    """Let the graph take every tensor that it reads by name as an input, in the order of `specs`, the user's last."""
+    readers: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            readers.setdefault(str(node.target), []).append(node)
+    user_inputs = iter([node for node in graph.nodes if node.op == "placeholder"])
+    before = next(iter(graph.nodes))
+    replaced: list[fx.Node] = []
+    for spec in specs:
+        with graph.inserting_before(before):
+            made = graph.placeholder(spec.arg.name)
+        for node in [next(user_inputs)] if spec.target is None else readers.get(spec.target, []):
+            node.replace_all_uses_with(made)
+            replaced.append(node)
+    for node in replaced:
+        graph.erase_node(node)
+    for made, spec in zip(graph.find_nodes(op="placeholder"), specs, strict=True):
+        made.name = made.target = spec.arg.name  # free only now where it was that of a node that is gone
+
+
+def _fake_inputs(
+    program: ExportedProgram, specs: Sequence[InputSpec], tensors: Mapping[str, Tensor], mode: FakeTensorMode
+) -> list[Any]:
+    """What the graph knows of each of its inputs."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    return [
+        values[spec.arg.name] if spec.target is None else mode.from_tensor(tensors[spec.target], static_shapes=True)
+        for spec in specs
+    ]
+
+
+def _know_sizes(module: fx.GraphModule, graph: fx.Graph, mode: FakeTensorMode, values: Sequence[Any]) -> None:
+    """Compute what is known of every value of the graph; conditions on free sizes are those of the traced program."""
+    graph._codegen = fx.graph.CodeGen()
+    flat = fx.GraphModule(module, graph)
+    assert mode.shape_env is not None
+    with torch.no_grad(), enable_python_dispatcher(), mode.shape_env.suppress_guards():
+        FakeTensorProp(flat, mode).propagate_dont_convert_inputs(*values)
+    for node, value in zip(graph.find_nodes(op="placeholder"), values, strict=True):
+        node.meta["val"] = value  # an argument that is None among them
+
+
+def _output_specs(graph: fx.Graph, program: ExportedProgram) -> list[OutputSpec]:
+    """The program's outputs under the names that they have in the graph."""
+    results = list(graph.output_node().args[0])  # type: ignore[arg-type]
+    return [
+        replace(spec, arg=replace(spec.arg, name=node.name)) if isinstance(node, fx.Node) else spec
+        for spec, node in zip(program.graph_signature.output_specs, results, strict=True)
+    ]
