@@ -10,8 +10,9 @@ from torch.export import ExportedProgram, default_decompositions
 from torch.export.graph_signature import InputKind
 
 from edgeprune.graph import binding
+from edgeprune.graph.memory import constants
 from edgeprune.graph.ops.registry import lookup, operator_name
-from edgeprune.graph.writes import constants, with_batch_norm
+from edgeprune.graph.writes import with_batch_norm
 
 
 def with_known_operators(program: ExportedProgram) -> ExportedProgram:

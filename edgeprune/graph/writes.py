@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections import defaultdict
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from edgeprune.graph.capture import Program
+from edgeprune.graph.memory import Memory, is_in_place
 
 _aten = torch.ops.aten
 _SCATTER: dict[Any, Any] = {
@@ -34,92 +32,88 @@ _VIEWS = {
 
 def functional(program: ExportedProgram) -> ExportedProgram:
     """The program without writes that hide; the same object where there are none."""
-    if _first_hidden_write(program) is None:
+    if not _to_rewrite(program):
         return program
     changed = Program.adopt(program)
     changed._graph_module = copy.deepcopy(program.graph_module)
-    while (found := _first_hidden_write(changed)) is not None:
-        if not _scatter_instead(changed.graph, found):
+    to_rewrite = _to_rewrite(changed)
+    memory = Memory(changed)
+    for node in list(changed.graph.nodes):
+        if node in to_rewrite and _scatter_instead(changed.graph, node, memory):
+            continue
+        if node in to_rewrite and _hides(node, memory):
             changed = with_batch_norm(Program.adopt(program.run_decompositions({})))
             break
+        memory.add(node)
     changed.graph.eliminate_dead_code()
     return changed
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Write:
-    """An in-place operator, where every node stands in the graph, and whose memory it shows."""
-
-    node: fx.Node
-    order: dict[fx.Node, int]
-    roots: dict[fx.Node, fx.Node]
-    shown: dict[fx.Node, list[fx.Node]]  # root -> the nodes that show its memory
-
-    @property
-    def target(self) -> fx.Node:
-        """What the operator writes to."""
-        target = self.node.args[0]
-        assert isinstance(target, fx.Node)
-        return target
-
-    def aliases(self) -> list[fx.Node]:
-        """Nodes before the operator that show the same memory."""
-        same = self.shown[self.roots[self.target]]
-        return [alias for alias in same if self.order[alias] < self.order[self.node]]
-
-    def later(self, alias: fx.Node) -> list[fx.Node]:
-        """What reads a node after the operator."""
-        return [user for user in alias.users if self.order.get(user, -1) > self.order[self.node]]
+def _to_rewrite(program: ExportedProgram) -> set[fx.Node]:
+    """Every write to memory that some write to hides."""
+    memory = Memory(program)
+    for node in program.graph.nodes:
+        memory.add(node)
+    writes = [node for node in program.graph.nodes if is_in_place(node)]
+    hidden = {memory.roots[node] for node in writes if _hides(node, memory)}
+    return {node for node in writes if memory.roots[node] in hidden}
 
 
-def _first_hidden_write(program: ExportedProgram) -> _Write | None:
-    """The first write of all to a tensor that some write to hides; what comes before it are views alone."""
-    constant = constants(program)
-    order = {node: index for index, node in enumerate(program.graph.nodes)}
-    roots = _roots(program.graph)
-    shown: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-    for node, root in roots.items():
-        shown[root].append(node)
-    writes = [_Write(node, order, roots, shown) for node in order if _is_in_place(node)]
-    hidden = next((write for write in writes if _hides(write, constant)), None)
-    return hidden and next(write for write in writes if roots[write.target] is roots[hidden.target])
+def _hides(write: fx.Node, memory: Memory) -> bool:
+    """Whether an in-place operator changes what is read later under another name than the one that it writes to."""
+    target = _target(write)
+    if memory.constant.issuperset(write.all_input_nodes):
+        return memory.roots[target].op == "placeholder"  # the program's own constant, not a reader's to change
+    others = (alias for alias in memory.aliases(target, write) if alias is not target)
+    return target in memory.constant or any(_read_later(alias, write) for alias in others)
 
 
-def _hides(write: _Write, constant: set[fx.Node]) -> bool:
-    """Whether the operator changes what is read later under another name than the one that it writes to."""
-    if constant.issuperset(write.node.all_input_nodes):
-        return write.roots[write.target].op == "placeholder"  # the program's own constant, not a reader's to change
-    return write.target in constant or any(write.later(a) for a in write.aliases() if a is not write.target)
+def _target(write: fx.Node) -> fx.Node:
+    """What an in-place operator writes to."""
+    target = write.args[0]
+    assert isinstance(target, fx.Node)
+    return target
 
 
-def _scatter_instead(graph: fx.Graph, write: _Write) -> bool:
+def _read_later(node: fx.Node, write: fx.Node) -> list[fx.Node]:
+    """What reads a node after the write."""
+    return [user for user in node.users if write < user]
+
+
+def _scatter_instead(graph: fx.Graph, write: fx.Node, memory: Memory) -> bool:
     """Make one write functional; False where it goes through more than slices of a tensor of the graph's own."""
-    target, root = write.target, write.roots[write.target]
-    new_operator = _functional_form(write.node)
-    aliases = write.aliases()
-    again = [alias for alias in aliases if alias is target or write.later(alias)]
+    target = _target(write)
+    root = memory.roots[target]
+    new_operator = _functional_form(write)
+    again = [alias for alias in memory.aliases(target, write) if alias is target or _read_later(alias, write)]
     plain = all(view.target in _SCATTER for view in _views(target, root)) and all(
         view.target in _VIEWS for alias in again for view in _views(alias, root)
     )
     if new_operator is None or not plain or root.op == "placeholder":
         return False
-    with graph.inserting_before(write.node):
-        value = graph.call_function(new_operator, write.node.args, write.node.kwargs)
-        value.meta = dict(write.node.meta)
+    made = []
+    with graph.inserting_before(write):
+        value = graph.call_function(new_operator, write.args, write.kwargs)
+        value.meta = dict(write.meta)
+        made.append(value)
         view = target
         while view is not root:  # put the new part into its parent, and that into its own
             parent: Any = view.args[0]
             value = graph.call_function(_SCATTER[view.target], (parent, value, *view.args[1:]), view.kwargs)
             value.meta = dict(parent.meta)
+            made.append(value)
             view = parent
         fresh = {root: value}
         for alias in again:  # views that are read later are taken again
             _taken_again(graph, alias, fresh)
+    made += [node for node in fresh.values() if node is not value]
     for alias, node in fresh.items():
-        for user in write.later(alias):
+        for user in _read_later(alias, write):
             user.replace_input_with(alias, node)
-    write.node.replace_all_uses_with(fresh[target])
-    graph.erase_node(write.node)
+    write.replace_all_uses_with(fresh[target])
+    graph.erase_node(write)
+    for node in made:
+        memory.add(node)
     return True
 
 
@@ -168,66 +162,3 @@ def with_batch_norm(program: Program) -> Program:
             graph.erase_node(part)
         graph.erase_node(node)
     return program
-
-
-def is_factory(node: fx.Node) -> bool:
-    """Whether the operator makes a tensor from sizes and numbers alone: `zeros`, `full`, `new_zeros`, ..."""
-    return node.op == "call_function" and _makes(node.target)
-
-
-def _functional_schema(target: Any) -> Any:
-    """The schema of an operator that writes to none of its arguments, or None."""
-    schema = getattr(target, "_schema", None)
-    return None if schema is None or schema.is_mutable else schema
-
-
-@cache
-def _makes(target: Any) -> bool:
-    schema = _functional_schema(target)
-    if schema is None:
-        return False
-    tensors = [argument.name for argument in schema.arguments if "Tensor" in str(argument.type)]
-    return not tensors or (tensors == ["self"] and schema.name.removeprefix("aten::").startswith("new_"))
-
-
-def constants(program: ExportedProgram) -> set[fx.Node]:
-    """Nodes whose values come from constants of the program and factories alone."""
-    lifted = program.graph_signature.inputs_to_lifted_tensor_constants
-    found: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if is_factory(node) or node.name in lifted or (node.all_input_nodes and found.issuperset(node.all_input_nodes)):
-            found.add(node)
-    return found
-
-
-def _roots(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Every node -> the node whose memory it shows: views and the results of in-place operators show another's."""
-    roots: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        shown = node.args[0] if _is_view(node) or _is_in_place(node) else None
-        roots[node] = roots[shown] if isinstance(shown, fx.Node) else node
-    return roots
-
-
-def _is_in_place(node: fx.Node) -> bool:
-    in_place = node.op == "call_function" and _writes(node.target) and bool(node.args)
-    return in_place and isinstance(node.args[0], fx.Node)
-
-
-@cache
-def _writes(target: Any) -> bool:
-    schema = getattr(target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def _is_view(node: fx.Node) -> bool:
-    if node.target is operator.getitem:
-        container = node.args[0]
-        return isinstance(container, fx.Node) and _is_view(container)
-    return node.op == "call_function" and _shows(node.target)
-
-
-@cache
-def _shows(target: Any) -> bool:
-    schema = _functional_schema(target)
-    return schema is not None and any(result.alias_info is not None for result in schema.returns)
