@@ -7,7 +7,7 @@ contracted: its units stop here, which is exact where they read zero. The others
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,15 +45,37 @@ class Operand:
         found = [layer.zero for layer in self.value.layers if self.over(layer) == over]
         return bool(found) and all(found)
 
+    def without(self, letters: set[str]) -> Operand:
+        """The operand with no units along these letters; what else they vary along is pending."""
+        shape = self.value.shape
+        dims = {d: d for d, letter in enumerate(self.letters) if letter not in letters}
+        kept = (x if letters.isdisjoint(self.over(x)) else remainder(x, dims, shape) for x in self.value.layers)
+        return Operand(replace(self.value, layers=tuple(x for x in kept if x is not None)), self.letters)
+
     def fix(self, analysis: Analysis, letter: str, told: Cause | str) -> None:
         """No unit may vary along this letter."""
         if letter in self.letters:
             for layer in self.value.layers:
                 analysis.fix(layer, self.letters.index(letter), told)
 
+    def fix_all(self, analysis: Analysis, letters: set[str], told: Cause | str) -> None:
+        """No unit may vary along these letters; units along none but these are locked."""
+        for layer in self.value.layers:
+            over = self.over(layer)
+            if not layer.pending and letters.issuperset(over):
+                analysis.lock(layer, told)
+            elif not layer.pending:
+                for letter in letters.intersection(over):
+                    analysis.fix(layer, self.letters.index(letter), told)
 
-def unify(analysis: Analysis, operands: Sequence[Operand]) -> None:
-    """Unite the units of all operands along every letter that they share."""
+
+def unify(analysis: Analysis, operands: Sequence[Operand]) -> list[Operand]:
+    """Unite the units of all operands along every letter that they share.
+
+    Returns the operands without the units that are locked because another operand has none along their letter: what
+    follows need not wait for a pass to see that they are gone.
+    """
+    unprunable: set[str] = set()
     letters = dict.fromkeys(letter for operand in operands for letter in operand.letters)
     for letter in letters:
         sharing = [operand for operand in operands if operand.full(letter)]
@@ -61,11 +83,15 @@ def unify(analysis: Analysis, operands: Sequence[Operand]) -> None:
             continue
         uncovered = [operand for operand in sharing if not operand.on(letter)]
         if uncovered:
-            for operand in sharing:
-                operand.fix(analysis, letter, reasons.UNPRUNABLE_DIM)
+            unprunable.add(letter)
             continue
         for other in sharing[1:]:
             _match(analysis, sharing[0], other, letter)
+    if not unprunable:
+        return list(operands)
+    for operand in operands:
+        operand.fix_all(analysis, unprunable, reasons.UNPRUNABLE_DIM)
+    return [operand.without(unprunable) for operand in operands]
 
 
 def _match(analysis: Analysis, one: Operand, other: Operand, letter: str) -> None:
@@ -143,7 +169,7 @@ def contract(
     for operand in operands:
         for letter in fixed:
             operand.fix(analysis, letter, reasons.ALL_POSITIONS)
-    unify(analysis, operands)
+    operands = unify(analysis, operands)
     _count(analysis, operands)
     _choose_heads(analysis, operands)
     layers: list[Layer] = []

@@ -12,7 +12,6 @@ from edgeprune.graph import reasons
 from edgeprune.graph.labels import Layer, Value, core, remainders
 from edgeprune.graph.ops.movement import lock_all, moved
 from edgeprune.graph.ops.registry import Call, operator
-from edgeprune.graph.solve import count_units
 
 if TYPE_CHECKING:
     from edgeprune.graph.analysis import Analysis
@@ -60,7 +59,7 @@ def index(analysis: Analysis, call: Call) -> Any:
 
 
 def _without_tables(analysis: Analysis, call: Call, used: list[int]) -> Call:
-    """The call without labels on rows that hang together along every dim of the indices, which are locked.
+    """The call without labels on rows that are read again and again along several dims, which are locked.
 
     Rows of a table of relative positions, say: `table[i - j]` reads each of them in many rows and columns.
     """
@@ -70,11 +69,18 @@ def _without_tables(analysis: Analysis, call: Call, used: list[int]) -> Call:
         dim = layer.dims[0] if len(layer.dims) == 1 and not layer.pending else None
         if dim in used and indices[dim].const.dim() > 1:
             chosen = core(layer).numpy()[indices[dim].const.numpy() % x.shape[dim]]
-            if all(count_units(chosen, d) < 2 for d in range(chosen.ndim)):
+            if _recurs(chosen):
                 analysis.lock(layer, reasons.SEVERAL_INDICES)
                 continue
         layers.append(layer)
     return replace(call, args={**call.args, "self": Value(x.shape, tuple(layers), x.const, x.raw)})
+
+
+def _recurs(labels: np.ndarray) -> bool:
+    """Whether labels vary along several dims and some of them stand at several places there."""
+    varying = [d for d in range(labels.ndim) if (labels != labels.take([0], axis=d)).any()]
+    grid = labels[tuple(slice(None) if d in varying else 0 for d in range(labels.ndim))]
+    return len(varying) > 1 and len(np.unique(grid)) < grid.size
 
 
 def side_by_side(used: list[int]) -> bool:

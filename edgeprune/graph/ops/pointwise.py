@@ -22,7 +22,7 @@ def align(value: Value, rank: int) -> Operand:
 
 def combine(analysis: Analysis, call: Call, operands: list[Operand], shape: tuple[int, ...]) -> Value:
     """The result of an element-wise function of aligned operands."""
-    unify(analysis, operands)
+    operands = unify(analysis, operands)
     layers = []
     seen: set[tuple[str, ...]] = set()
     for operand in operands:
