@@ -15,12 +15,14 @@ from edgeprune.errors import PlanError
 from edgeprune.graph.binding import shape_of
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.edit import Edit
+from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
 from edgeprune.graph.labels import Value
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import InputFeatures
 
 
+@no_collection()
 def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None = None) -> Program:
     """Remove from a program what the plan does not keep.
 

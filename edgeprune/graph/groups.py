@@ -14,6 +14,7 @@ import edgeprune.graph.ops  # noqa: F401  (fills the operator table)
 from edgeprune.errors import InputError
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.findings import Source
+from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.ops.registry import operator_name
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.refusals import source_line
@@ -113,6 +114,7 @@ class ChannelGraph:
         return None if source is None else self.analysis.solver.canonical[source.ids]
 
 
+@no_collection()
 def analyze(program: ExportedProgram, inputs: bool = False, attention: str = "heads") -> ChannelGraph:
     """Find the channel groups of an exported program by label propagation.
 
