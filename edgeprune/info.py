@@ -50,10 +50,14 @@ def _training(value: Any) -> TrainSettings | None:
         "epochs": (int,), "optimizer": (str,), "lr": (int, float, NoneType), "weight_decay": (int, float, NoneType),
         "batch_size": (int,), "seed": (int,), "threads": (int, NoneType), "best_from": (int, float),
     }  # fmt: skip
-    if not isinstance(value, Mapping) or set(value) != set(kinds):
-        raise InputError(f"model info: expected training with {', '.join(kinds)}, got {str(value)[:60]}")
-    for name, allowed in kinds.items():
-        number = value[name]
+    # Files of earlier versions lack these.
+    later: dict[str, tuple[type, ...]] = {
+        "accumulate": (int,), "precision": (str,), "channels_last": (bool,), "workers": (int,), "device": (str,),
+    }  # fmt: skip
+    if not isinstance(value, Mapping) or not set(kinds) <= set(value) <= set(kinds | later):
+        raise InputError(f"model info: expected training with {', '.join(kinds | later)}, got {str(value)[:60]}")
+    for name, number in value.items():
+        allowed = (kinds | later)[name]
         if type(number) not in allowed or (isinstance(number, (int, float)) and not 0 <= number < math.inf):
             raise InputError(f"model info: expected training's {name} in its range, got {str(number)[:60]}")
     return TrainSettings(**value)

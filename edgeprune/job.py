@@ -21,7 +21,7 @@ from edgeprune.progress import Progress
 from edgeprune.pruning_plan import PruningPlan, read_plan
 from edgeprune.records import CompressRequest, DataSource, ExportRequest, Model, ModelInfo, TrainSettings
 from edgeprune.search import Budgets, Search, Trainer
-from edgeprune.train import float_type
+from edgeprune.training import float_type
 
 RUNS = Path("runs")
 _ASSUMED_DROP = 1.0
@@ -134,7 +134,7 @@ def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
 
 
 def _trainer(request: CompressRequest, model: Model, data: DataSource, assume: Any) -> Trainer:
-    settings = replace(model.info.training or _FINETUNE, seed=request.seed)
+    settings = replace((model.info.training or _FINETUNE).recipe(), seed=request.seed)
     epochs = request.finetune_epochs
     if epochs is None:
         per_epoch = max(1, -(-len(data.train) // settings.batch_size))  # type: ignore[arg-type]

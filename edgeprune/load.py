@@ -150,6 +150,16 @@ def _unpickle(data: bytes, unsafe: bool) -> Any:
         raise InputError(f"expected a file that can be unpickled here, got {_first_line(error)}") from error
 
 
+def unpack(data: bytes, where: str) -> Any:
+    """Tensors and plain values as torch.save wrote them; nothing is unpickled, and errors name `where`."""
+    try:
+        return _unpickle(data, unsafe=False)
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{where}: expected tensors and plain values, got what has to be unpickled") from error
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
 def _first_line(error: BaseException) -> str:
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__
@@ -161,12 +171,8 @@ def _is_safetensors(data: bytes) -> bool:
 
 
 def _safetensors(data: bytes) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors.torch import load as load_safetensors
-    except ImportError as error:
-        raise InputError(
-            "expected safetensors to be installed for this file, got none; pip install safetensors"
-        ) from error
+    from safetensors.torch import load as load_safetensors
+
     try:
         return dict(load_safetensors(data))
     except Exception as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from edgeprune import __version__
 from edgeprune.arch import build, is_spec
@@ -22,6 +23,7 @@ from edgeprune.errors import InputError
 from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.files import check_new, staged_folder, write_atomically
+from edgeprune.graph.capture import Program
 from edgeprune.inspection import explained, feature_weights, inspect_program, locked_rows, widths
 from edgeprune.job import (
     RUNS,
@@ -36,6 +38,7 @@ from edgeprune.job import (
 )
 from edgeprune.latency import compare_latency
 from edgeprune.load import capture_single, load, load_architecture
+from edgeprune.processes import is_main
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import (
     CompressRequest,
@@ -59,7 +62,8 @@ from edgeprune.runrecord import to_json
 from edgeprune.save import save_checkpoint, save_program
 from edgeprune.search import Candidate, Search
 from edgeprune.statistics import compare_accuracy
-from edgeprune.train import evaluate, fit, float_type, threads_set
+from edgeprune.training import Team, evaluate, fit, float_type, threads_set
+from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file
 from edgeprune.validate import validate_files
 
 _PARITY_SAMPLES = 256
@@ -72,21 +76,20 @@ _VERSIONS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxs
 def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecord:
     """Train an architecture on a data set and write its checkpoint.
 
+    The state after each epoch is kept beside it, until it is done. Processes that `torchrun` started together all call
+    this with the same request; the main one alone writes and speaks.
+
     Raises:
-        InputError: the architecture, the data or the output place is wrong.
+        InputError: the architecture, the data or the output place is wrong, or what is to be resumed is another one.
         TrainingError: the loss became NaN or infinite.
     """
     told, start = progress or Silent(), time.perf_counter()
-    check_new(request.out, request.force, "file")
+    if is_main():
+        check_places(request, told)
     data = open_data(request.data)
     torch.manual_seed(request.settings.seed)
     model = build(request.arch)
-    try:
-        program = capture_single(model, data.input_shape)
-    except InputError as error:
-        shape = tuple(data.input_shape)
-        raise type(error)(f"{request.arch} on inputs {shape} of data {data.name}: {error}") from error
-    check_logits(program, data)
+    program = _captured(model, request, data)
     info = ModelInfo(
         input_shape=data.input_shape,
         arch=request.arch,
@@ -97,12 +100,24 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         training=request.settings,
     )
     check_fits(data, info, n_outputs(program))
-    settings = replace(request.settings, threads=request.settings.threads or threads_for(program))
-    told.stage(f"train {request.arch}")
-    epochs = fit(model, data, data.normalization, settings, told)
-    program = capture_single(model, data.input_shape)
-    test = evaluate(program.module(), data.test, data.normalization)
-    save_checkpoint(request.out, program, info)
+    settings = replace(request.settings, threads=request.settings.threads or threads_for(program) or own_cores())
+    team, state = Team(settings), state_file(request, data)
+    with threads_set(settings.threads):
+        if team.any(is_main() and is_done(request)):
+            return replace(_done_before(request, info, data, team, told), seconds=time.perf_counter() - start)
+        told.stage(f"train {request.arch}")
+        with interruptible(state, told):
+            epochs = fit(model, data, data.normalization, settings, told, checkpoint=state)
+        program = capture_single(model, data.input_shape)
+        module = program.module()
+        val, test = (
+            evaluate(module, split, data.normalization, workers=settings.workers, team=team).accuracy
+            for split in (data.val, data.test)
+        )
+    if team.is_main:
+        save_checkpoint(request.out, program, info)
+        state.remove()
+    team.disband()
     best = max(epochs, key=lambda record: record.val_accuracy) if epochs else None
     return TrainRecord(
         out=request.out,
@@ -111,10 +126,34 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         params=count_parameters(program),
         epochs=epochs,
         best_epoch=best.epoch if best else 0,
-        val_accuracy=evaluate(program.module(), data.val, data.normalization).accuracy,
-        test_accuracy=test.accuracy,
+        val_accuracy=val,
+        test_accuracy=test,
         seconds=time.perf_counter() - start,
     )
+
+
+def _captured(model: nn.Module, request: TrainRequest, data: DataSource) -> Program:
+    """The program of the network on the data's inputs, which has one output with a score for each class."""
+    try:
+        program = capture_single(model, data.input_shape)
+    except InputError as error:
+        shape = tuple(data.input_shape)
+        raise type(error)(f"{request.arch} on inputs {shape} of data {data.name}: {error}") from error
+    check_logits(program, data)
+    return program
+
+
+def _done_before(request: TrainRequest, info: ModelInfo, data: DataSource, team: Team, told: Progress) -> TrainRecord:
+    """What came of a training that is to be resumed but is done; the main process measures it for all."""
+    figures = torch.zeros(3, dtype=torch.float64)
+    if team.is_main:
+        program = check_same(request, info).program
+        told.say(f"{request.out}: this training is done; nothing is left to resume")
+        accuracies = [evaluate(program.module(), split, data.normalization).accuracy for split in (data.val, data.test)]
+        figures = torch.tensor([count_parameters(program), *accuracies], dtype=torch.float64)
+    params, val, test = team.summed(figures).tolist()
+    team.disband()
+    return TrainRecord(request.out, request.arch, request.data, int(params), (), 0, val, test, 0.0)
 
 
 # -- compress ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,7 +27,11 @@ class Normalization:
 class TrainSettings:
     """How to train. `lr` is the peak of the cosine schedule; None takes the optimizer's usual value.
 
-    The best epoch is looked for after the share `best_from` of the epochs.
+    `batch_size` counts the samples of a whole batch, over all processes; each reads and computes it in `accumulate`
+    parts, one after the other. The best epoch is looked for after the share `best_from` of the epochs.
+
+    How it is run: CPU `threads` and reading `workers` of each process, the `device` (`"auto"`, `"cpu"`, `"cuda"`), the
+    `precision` (`"fp32"`, or `"bf16"` or `"fp16"` where an operator can), images with their `channels_last` in memory.
     """
 
     epochs: int = 20
@@ -38,6 +42,15 @@ class TrainSettings:
     seed: int = 0
     threads: int | None = None
     best_from: float = 0.0
+    accumulate: int = 1
+    precision: str = "fp32"
+    channels_last: bool = False
+    workers: int = 0
+    device: str = "auto"
+
+    def recipe(self) -> TrainSettings:
+        """The same without what goes with a machine: how it is run is left at its defaults."""
+        return replace(self, accumulate=1, precision="fp32", channels_last=False, workers=0, device="auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +242,7 @@ class TrainRequest:
     out: str
     settings: TrainSettings = field(default_factory=TrainSettings)
     force: bool = False
+    resume: bool = False
 
 
 @dataclass(frozen=True, slots=True)

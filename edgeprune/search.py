@@ -20,7 +20,7 @@ from edgeprune.proof import prove
 from edgeprune.pruning_plan import PruningPlan, compose
 from edgeprune.records import DataSource, Normalization, StepRecord, TrainSettings
 from edgeprune.surgery import cut
-from edgeprune.train import evaluate, fit
+from edgeprune.training import evaluate, fit
 
 _TAYLOR_BATCHES = 64
 _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out

@@ -15,7 +15,7 @@ import edgeprune
 
 PACKAGE = Path(edgeprune.__file__).parent
 LAYERS = (
-    {"errors", "records", "progress"},
+    {"errors", "records", "progress", "processes"},
     {
         "compat",
         "digests",
@@ -33,7 +33,7 @@ LAYERS = (
     },
     {"importance", "cost", "optim"},
     {
-        "train",
+        "training",
         "planner",
         "pruning_plan",
         "search",
@@ -44,7 +44,7 @@ LAYERS = (
         "features",
         "statistics",
     },
-    {"export", "validate", "latency", "job"},
+    {"export", "validate", "latency", "job", "trainjob"},
     {"report"},
     {"pipeline"},
     {"cli", "__main__"},

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from edgeprune.data import normalize, open_data
 from edgeprune.data.arrays import from_arrays
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.capture import capture
 from edgeprune.records import DataSource, TrainSettings
-from edgeprune.train import _cosine, evaluate, fit, predict
+from edgeprune.training import StateFile, evaluate, fit, predict
+from edgeprune.training.optimizer import cosine
 
 MODELS = Path(__file__).resolve().parent.parent / "models" / "digits.py"
 
@@ -187,6 +189,11 @@ def test_a_validation_loss_that_is_not_a_number_ends_training(digits):
         (TrainSettings(batch_size=0), "batch size: expected more than 0"),
         (TrainSettings(epochs=-1), "epochs: expected 0 or more"),
         (TrainSettings(threads=0), "threads: expected more than 0"),
+        (TrainSettings(accumulate=0), "accumulate: expected more than 0"),
+        (TrainSettings(workers=-1), "workers: expected 0 or more"),
+        (TrainSettings(precision="fp8"), "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
+        (TrainSettings(device="tpu"), "device: expected one of auto, cpu, cuda, got 'tpu'"),
+        (TrainSettings(precision="fp16", device="cpu"), "precision fp16: expected a GPU to train on, got a CPU"),
     ],
 )
 def test_settings_out_of_range_are_refused(digits, settings, message):
@@ -246,7 +253,115 @@ def test_what_does_not_give_logits_is_refused(digits):
 
 
 def test_the_schedule_warms_up_and_ends_at_zero():
-    factors = [_cosine(step, 100) for step in range(101)]
+    factors = [cosine(step, 100) for step in range(101)]
     assert factors[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
     assert all(later < earlier for earlier, later in zip(factors[5:], factors[6:], strict=False))
     assert factors[-1] == pytest.approx(0.0)
+
+
+# -- how it is run -----------------------------------------------------------------------------------------------------
+
+
+def convolutions(batch_norm: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    norm = [nn.BatchNorm2d(8)] if batch_norm else []
+    return nn.Sequential(nn.Conv2d(1, 8, 3), *norm, nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+
+
+def trained(module: nn.Module, data: DataSource, **settings: object) -> dict[str, torch.Tensor]:
+    settings = {"epochs": 2, "optimizer": "sgd", "threads": 1, **settings}
+    fit(module, data, data.normalization, TrainSettings(**settings))
+    return state(module)
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    return max((value - second[name]).abs().max().item() for name, value in first.items())
+
+
+@pytest.mark.parametrize("parts", [3, 1000])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(digits, parts):
+    whole = trained(convolutions().double(), digits, batch_size=180)
+    # 1,079 samples: the last batch holds 179, so that no two parts need be of one size.
+    assert largest_difference(whole, trained(convolutions().double(), digits, batch_size=180, accumulate=parts)) < 1e-12
+
+
+def test_no_part_of_a_batch_is_too_small_for_batch_norm(digits):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+    assert all(value.isfinite().all() for value in trained(module, digits, batch_size=5, accumulate=4).values())
+
+
+def test_channels_last_changes_no_weight_and_ends_as_it_began(digits):
+    module = convolutions(batch_norm=True).double()
+    plain = trained(convolutions(batch_norm=True).double(), digits)
+    assert largest_difference(trained(module, digits, channels_last=True), plain) < 1e-9
+    assert all(value.is_contiguous() for value in module.state_dict().values())
+
+
+def test_channels_last_needs_images(digits):
+    table = from_arrays("table", {"all": (np.random.default_rng(0).normal(size=(50, 4)), np.arange(50) % 2)})
+    with pytest.raises(InputError, match=r"channels last: expected images .*, got inputs of shape \(4,\)"):
+        fit(nn.Linear(4, 2), table, table.normalization, TrainSettings(epochs=1, channels_last=True))
+
+
+def test_half_precision_learns_with_weights_of_full_precision(digits):
+    module, seen = small_mlp(), []
+    module[1].register_forward_hook(lambda layer, args, output: seen.append((layer.training, output.dtype)))
+    records = fit(module, digits, digits.normalization, TrainSettings(epochs=8, precision="bf16"))
+    assert records[-1].val_accuracy > 0.85
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}  # what is kept is measured as it is shipped
+    assert {value.dtype for value in module.state_dict().values()} == {torch.float32}
+    full = fit(small_mlp(), digits, digits.normalization, TrainSettings(epochs=8))
+    assert records != full and records[-1].val_accuracy == pytest.approx(full[-1].val_accuracy, abs=0.05)
+
+
+class Read(Dataset):
+    """Samples that come one by one, as from files; the last one may be damaged."""
+
+    def __init__(self, split, damaged: bool = False) -> None:
+        self.split, self.damaged = split, damaged
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int):
+        if self.damaged and index == len(self) - 1:
+            raise InputError("sample 1078: expected an image, got a damaged one")
+        return self.split[index]
+
+
+def test_workers_read_the_same_samples(digits):
+    read = DataSource(**{**{name: getattr(digits, name) for name in digits.__slots__}, "train": Read(digits.train)})
+    assert equal(trained(small_mlp(), read, workers=2), trained(small_mlp(), digits))
+
+
+def test_what_a_worker_cannot_read_is_told_as_it_is(digits):
+    train = Read(digits.train, damaged=True)
+    read = DataSource(**{**{name: getattr(digits, name) for name in digits.__slots__}, "train": train})
+    with pytest.raises(InputError, match="^sample 1078: expected an image, got a damaged one$"):
+        trained(small_mlp(), read, workers=1)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_training_that_stopped_goes_on_as_if_it_had_not(digits, tmp_path, optimizer):
+    settings = TrainSettings(epochs=5, optimizer=optimizer, threads=1)
+    whole = small_mlp(dropout=0.3)
+    expected = fit(whole, digits, digits.normalization, settings)
+    file = tmp_path / "state"
+
+    class Stop(Told):
+        def advance(self, done: int, total: int, note: str = "") -> None:
+            if done == 22:
+                raise KeyboardInterrupt
+
+    stopped = small_mlp(dropout=0.3)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, digits, digits.normalization, settings, Stop(), checkpoint=StateFile(file, {"net": "mlp"}))
+    resumed = small_mlp(seed=9, dropout=0.3)
+    told = Told()
+    records = fit(
+        resumed, digits, digits.normalization, settings, told, checkpoint=StateFile(file, {"net": "mlp"}, resume=True)
+    )
+    assert records == expected and equal(state(whole), state(resumed))
+    assert told.told[0][0] == 19  # two epochs of nine steps were done
+    with pytest.raises(InputError, match="state of another training; net: expected 'cnn', got 'mlp'"):
+        fit(resumed, digits, digits.normalization, settings, checkpoint=StateFile(file, {"net": "cnn"}, resume=True))

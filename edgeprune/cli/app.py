@@ -15,6 +15,7 @@ from edgeprune.cli.export import export
 from edgeprune.cli.inspect import inspect
 from edgeprune.cli.train import train
 from edgeprune.cli.validate import validate
+from edgeprune.processes import check_alone
 
 _HELP = """Make a trained PyTorch network small and fast, keep the accuracy you state, and prove it.
 
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     with messages.Guard(debug="--debug" in given) as guard:
         messages.check_arguments(given)
+        if given and given[0] != "train":
+            check_alone(given[0])
         code = app(given, prog_name="edgeprune", standalone_mode=False, obj={messages.ARGUMENTS: given})
         guard.exit_code = code if isinstance(code, int) else 0
     return guard.exit_code

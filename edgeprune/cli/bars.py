@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from edgeprune.processes import is_main
+from edgeprune.progress import Silent
 from edgeprune.report.formats import printable
 
 if TYPE_CHECKING:
@@ -20,7 +22,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def follow() -> Iterator[Progress]:
-    """A progress for stderr, closed when the work ends, however it ends."""
+    """A progress for stderr, closed when the work ends, however it ends; of several processes the main one speaks."""
+    if not is_main():
+        yield Silent()
+        return
     if not sys.stderr.isatty():
         yield Lines(sys.stderr)
         return

@@ -6,16 +6,19 @@ import errno
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.processes import is_main, rank
 from edgeprune.report.formats import printable
 
 ARGUMENTS = "edgeprune.arguments"  # where the context's object keeps the command line as it was typed
 INTERRUPTED = 130
+_TELLS_FIRST_SECONDS = 3.0
 
 
 def _usage(error: BaseException) -> str:
@@ -93,6 +96,10 @@ class Guard:
             self.exit_code = 1
             return True
         self.exit_code, line = describe(error)
+        if not is_main():
+            # What befell all is told by the main one, and torchrun ends the others meanwhile.
+            time.sleep(_TELLS_FIRST_SECONDS)
+            line = f"process {rank()}: {line}"
         if self.debug:
             traceback.print_exception(error)
         warn(line)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import typer
 
 from edgeprune.cli import messages
+from edgeprune.processes import is_main
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -58,7 +59,9 @@ class Output:
             yield progress
 
     def show(self, record: Any, table: Callable[[ModuleType], RenderableType], **more: str) -> None:
-        """Print `record`, as a table or with `more` as one JSON document."""
+        """Print `record`, as a table or with `more` as one JSON document; of several processes the main one does."""
+        if not is_main():
+            return
         if self._as_json:
             from edgeprune.runrecord import to_dict
 

@@ -53,13 +53,62 @@ def train(
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(metavar="N", help="Samples in a batch.", parser=opt.positive_count, rich_help_panel=opt.HOW)
+        int,
+        typer.Option(
+            metavar="N",
+            help="Samples in a batch, over all processes.",
+            parser=opt.positive_count,
+            rich_help_panel=opt.HOW,
+        ),
     ] = 128,
+    accumulate: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Compute a batch in N parts, one after the other, where it does not fit into memory.",
+            parser=opt.positive_count,
+            rich_help_panel=opt.HOW,
+        ),
+    ] = 1,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="Mixed precision; fp16 needs a GPU. Weights stay fp32.", rich_help_panel=opt.HOW),
+    ] = "fp32",
+    channels_last: Annotated[
+        bool,
+        typer.Option(
+            "--channels-last",
+            help="Keep images with their channels last in memory: faster convolutions on many GPUs and in bf16.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = False,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="Where to train; auto: on a GPU where there is one.", rich_help_panel=opt.HOW),
+    ] = "auto",
+    workers: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Processes that read samples ahead, where they are read from files.",
+            parser=opt.count("at least 0", 0),
+            rich_help_panel=opt.HOW,
+        ),
+    ] = 0,
     seed: opt.Seed = 0,
     threads: opt.Threads = None,
     out: Annotated[
         str, typer.Option(metavar="FILE", help="Where to write the checkpoint.", rich_help_panel=opt.OUTPUT)
     ],
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the training that was stopped: its state after each epoch lies in FILE.training until it "
+            "is done.",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = False,
     force: opt.Force = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
@@ -67,9 +116,25 @@ def train(
     """Train a network and write a checkpoint that knows its architecture, input and classes.
 
     [bold]edgeprune train --arch models/digits.py:mlp --data digits --out model.pt[/bold]
+
+    [bold]torchrun --nproc-per-node 2 -m edgeprune train ...[/bold] shares every batch between two processes, on
+    GPUs or CPUs; the weights are those of one process.
     """
-    settings = TrainSettings(epochs, optimizer, lr, weight_decay, batch_size, seed, threads)
-    request = TrainRequest(arch, data, out, settings, force)
+    settings = TrainSettings(
+        epochs=epochs,
+        optimizer=optimizer,
+        lr=lr,
+        weight_decay=weight_decay,
+        batch_size=batch_size,
+        seed=seed,
+        threads=threads,
+        accumulate=accumulate,
+        precision=precision,
+        channels_last=channels_last,
+        workers=workers,
+        device=device,
+    )
+    request = TrainRequest(arch, data, out, settings, force, resume)
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:
             from edgeprune import pipeline

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from edgeprune.data.splits import TensorSplit, check_finite
-from edgeprune.errors import InputError
+from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.records import DataSource, ModelInfo, Normalization
 
 
@@ -19,19 +21,77 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All samples of a split, once, as raw batches: x float32 `(batch, ...)`, y int64 `(batch,)`.
 
+    The order is that of `order`.
+    """
+    n_samples = len(split)  # type: ignore[arg-type]
+    yield from read(split, order(n_samples, batch_size, shuffle=shuffle, seed=seed))
+
+
+def order(n_samples: int, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> list[Tensor]:
+    """Which samples each batch holds: `(batch,)` indices, every sample in one of them.
+
     The order depends on `seed` alone. Every batch but the last holds `batch_size` samples; a lone last sample takes
     a companion from the batch before, because batch norm cannot train on a single sample.
     """
     if batch_size < 1:
         raise InputError(f"batch size: expected at least 1, got {batch_size}")
-    n_samples = len(split)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(n_samples, generator=generator) if shuffle else torch.arange(n_samples)
+    indices = torch.randperm(n_samples, generator=generator) if shuffle else torch.arange(n_samples)
     bounds = [*range(0, n_samples, batch_size), n_samples]
     if n_samples % batch_size == 1 and batch_size > 2 and len(bounds) > 2:
         bounds[-2] -= 1
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-        yield _take(split, order[start:stop])
+    return [indices[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of every batch that falls to one of several processes."""
+
+    rank: int = 0
+    n_ranks: int = 1
+
+    def of(self, batch: Tensor) -> Tensor:
+        """E.g. of the 7 indices of a batch the first of two processes takes 4, the second 3."""
+        return batch.tensor_split(self.n_ranks)[self.rank]
+
+
+def read(
+    split: Dataset[Any], indices: Sequence[Tensor], workers: int = 0, seed: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The samples at each of `indices`, as raw batches: x float32 `(batch, ...)`, y int64 `(batch,)`.
+
+    Args:
+        workers: so many processes read ahead; a split in memory needs none.
+        seed: of what is random in the workers, as a data set of the user's may be.
+    """
+    if workers == 0 or isinstance(split, TensorSplit):
+        for index in indices:
+            yield _take(split, index)
+        return
+    plain = [index.numpy() for index in indices]  # tensors would be sent through shared memory, whole
+    generator = torch.Generator().manual_seed(seed)  # or the loader would draw from the random state of the training
+    loader = DataLoader(_Batches(split), 1, sampler=plain, num_workers=workers, generator=generator, collate_fn=_only)
+    for batch in loader:
+        if isinstance(batch, EdgepruneError):
+            raise batch
+        yield batch
+
+
+class _Batches(Dataset[Any]):
+    """A split whose items are whole batches; an error is handed over as it is, for the loader would reword it."""
+
+    def __init__(self, split: Dataset[Any]) -> None:
+        self.split = split
+
+    def __getitem__(self, index: np.ndarray) -> tuple[Tensor, Tensor] | EdgepruneError:
+        try:
+            return _take(self.split, torch.from_numpy(index))
+        except EdgepruneError as error:
+            return error
+
+
+def _only(batch: list[Any]) -> Any:
+    return batch[0]
 
 
 def _take(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Tensor]:

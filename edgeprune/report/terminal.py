@@ -68,7 +68,8 @@ def train(record: TrainRecord) -> RenderableType:
     table = _plain_table(record.out)
     table.add_row("network", f"{record.arch}, {fmt.count(record.params)} parameters")
     table.add_row("data", record.data)
-    table.add_row("best epoch", f"{record.best_epoch} of {len(record.epochs)}")
+    if record.epochs:  # none where the training had been done before
+        table.add_row("best epoch", f"{record.best_epoch} of {len(record.epochs)}")
     table.add_row("validation accuracy", fmt.percent(record.val_accuracy))
     table.add_row("test accuracy", fmt.percent(record.test_accuracy))
     table.add_row("time", fmt.seconds(record.seconds))

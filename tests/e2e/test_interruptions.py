@@ -27,18 +27,24 @@ def _finetuning(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     raise AssertionError(f"ended before it trained, with {process.wait()}")
 
 
-def _interrupted(process: subprocess.Popen[str]) -> None:
+def _interrupted(process: subprocess.Popen[str]) -> list[str]:
+    """Stop a command as Ctrl-C does; the lines that it said last."""
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "edgeprune: interrupted; nothing half-written is left"
     assert "Traceback" not in err
+    return err.splitlines()
 
 
-def test_ctrl_c_in_train_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_in_train_leaves_what_resume_goes_on_with(tmp_path: Path) -> None:
     options = ("--data", "digits", "--epochs", "5000", "--out", "new/m.pt")
-    _interrupted(_finetuning(tmp_path, "train", "--arch", f"{NETS}:mlp", *options))
-    assert snapshot(tmp_path) == {}
+    process = _finetuning(tmp_path, "train", "--arch", f"{NETS}:mlp", *options)
+    while not (tmp_path / "new" / "m.pt.training").exists():
+        assert process.poll() is None
+    *_, said, _ = _interrupted(process)
+    assert said == "new/m.pt.training holds the state after the last whole epoch; --resume goes on with it"
+    assert set(snapshot(tmp_path)) == {"new", "new/m.pt.training"}
 
 
 def test_ctrl_c_in_compress_leaves_the_earlier_run_as_it_was(tmp_path: Path) -> None:

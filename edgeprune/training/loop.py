@@ -1,0 +1,295 @@
+"""The training loop: epochs of steps, the best epoch kept, the state written after each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.data import normalize, order, read
+from edgeprune.errors import InputError, TrainingError
+from edgeprune.progress import Progress, Silent
+from edgeprune.records import DataSource, EpochRecord, Normalization, TrainSettings
+from edgeprune.training.evaluation import evaluate
+from edgeprune.training.loss import Loss, make_loss
+from edgeprune.training.optimizer import DEFAULTS, make_optimizer, make_schedule
+from edgeprune.training.placement import (
+    device_of,
+    float_type,
+    in_eval,
+    placed,
+    random_state,
+    seeded,
+    set_random_state,
+    threads_set,
+)
+from edgeprune.training.state import StateFile
+from edgeprune.training.team import Team
+
+
+def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who watches
+    module: nn.Module,
+    data: DataSource,
+    normalization: Normalization,
+    settings: TrainSettings,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+    teacher: nn.Module | None = None,
+    *,
+    checkpoint: StateFile | None = None,
+) -> tuple[EpochRecord, ...]:
+    """Train `module` in place; it ends in eval mode with the weights of its best epoch.
+
+    The best epoch has the highest validation accuracy and, among equals, the lowest validation loss. With the same
+    seed and thread count the weights are the same, and PyTorch's random state is left as it was. Started by
+    `torchrun`, the processes share every batch, and the weights are those of one process to rounding; what the network
+    draws at random (dropout) differs, and so do rules of its own that mix samples, other than batch norm.
+
+    Args:
+        module: takes normalised inputs `(batch, *data.input_shape)`, gives logits `(batch, n_classes)`.
+        teacher: a trained network with the same inputs and outputs; its softened outputs are half of the loss.
+        checkpoint: where the state is kept after each epoch; where it is to be resumed, training goes on from there
+            and ends with the same weights, bit for bit, as if it had not stopped.
+
+    Raises:
+        TrainingError: the loss became NaN or infinite; says the epoch and step. The last checkpoint is left.
+        InputError: settings out of range, or the checkpoint is damaged or of another training.
+    """
+    _check(settings, data)
+    team = Team(settings)
+    device = team.device_for(module)
+    with ExitStack() as stack:
+        stack.enter_context(team.together())
+        stack.enter_context(seeded(settings.seed, team.share.rank, device))
+        stack.enter_context(threads_set(settings.threads))
+        stack.enter_context(placed(module, device, settings.channels_last))
+        if teacher is not None:
+            stack.enter_context(in_eval(teacher))
+            stack.enter_context(placed(teacher, device, settings.channels_last))
+        loss = make_loss(teacher)
+        return _Run(module, data, normalization, settings, team, progress, loss, checkpoint).epochs()
+
+
+@dataclass(eq=False)
+class _Run:
+    """One call of `fit`: what it trains, and how far it has come."""
+
+    module: nn.Module
+    data: DataSource
+    normalization: Normalization
+    settings: TrainSettings
+    team: Team
+    progress: Progress
+    loss: Loss
+    checkpoint: StateFile | None
+    records: list[EpochRecord] = field(default_factory=list)
+    best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        self.device, self.dtype = device_of(self.module), float_type(self.module)
+        self.n_steps = math.ceil(len(self.data.train) / self.settings.batch_size)  # type: ignore[arg-type]
+        self.plain_optimizer = make_optimizer(self.module, self.settings)
+        self.schedule = make_schedule(self.plain_optimizer, self.settings.epochs * self.n_steps)
+        self.optimizer = self.team.optimizer(self.plain_optimizer)
+        self.params = [param for group in self.plain_optimizer.param_groups for param in group["params"]]
+        self.team.make_same(self.module)
+
+    def epochs(self) -> tuple[EpochRecord, ...]:
+        """Train every epoch that is left, then put the best weights back."""
+        n_epochs, workers = self.settings.epochs, self.settings.workers
+        self._resume()
+        for epoch in range(len(self.records) + 1, n_epochs + 1):
+            loss, train_accuracy = self._epoch(epoch)
+            self.module.eval()
+            val = evaluate(self.module, self.data.val, self.normalization, workers=workers, team=self.team)
+            if not math.isfinite(val.loss):
+                raise self._diverged(f"validation loss {val.loss} after epoch {epoch}")
+            self.records.append(EpochRecord(epoch, loss, train_accuracy, val.accuracy))
+            self._keep_best((val.accuracy, -val.loss))
+            self._keep_state()
+            note = f"epoch {epoch}/{n_epochs} loss {loss:.2f} val {100 * val.accuracy:.1f} %"
+            self._tell(epoch * self.n_steps, note)
+        if self.best is not None:
+            self.module.load_state_dict(self.best[1])
+        self.module.eval()
+        return tuple(self.records)
+
+    # -- an epoch --------------------------------------------------------------------------------------------------
+
+    def _epoch(self, epoch: int) -> tuple[float, float]:
+        """Mean loss and accuracy over the train split while it is trained on."""
+        self.module.train()
+        loss_sum, n_correct, n_seen = 0.0, 0, 0
+        n_samples = len(self.data.train)  # type: ignore[arg-type]
+        seed = self.settings.seed * 1_000_003 + epoch
+        plan = order(n_samples, self.settings.batch_size, shuffle=True, seed=seed)
+        parts = [_parts(batch, self.settings.accumulate) for batch in plan]
+        samples = self._samples([part for batch in parts for part in batch], seed)
+        for step, (batch, batch_parts) in enumerate(zip(plan, parts, strict=True), start=1):
+            self.optimizer.zero_grad()
+            loss, correct = self._gradients(batch_parts, samples)
+            if not math.isfinite(loss):
+                raise self._diverged(f"loss {loss} in epoch {epoch}, step {step}")
+            self.optimizer.step()
+            self.schedule.step()
+            loss_sum += loss * len(batch)
+            n_correct += correct
+            n_seen += len(batch)
+            if step < self.n_steps:  # the epoch's last step is told with its validation accuracy
+                note = f"epoch {epoch}/{self.settings.epochs} loss {loss_sum / n_seen:.2f}"
+                self._tell((epoch - 1) * self.n_steps + step, note)
+        return loss_sum / n_seen, n_correct / n_seen
+
+    def _samples(self, parts: Sequence[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of each part; where it has none, a sample that does not count, to step along with."""
+        own = [self.team.share.of(part) for part in parts]
+        indices = [index if len(index) else part[:1] for index, part in zip(own, parts, strict=True)]
+        return read(self.data.train, indices, self.settings.workers, seed)
+
+    def _gradients(self, parts: Sequence[Tensor], samples: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, int]:
+        """Add up the gradients of a batch, which comes in parts; its mean loss and how many it has right."""
+        n_batch = sum(len(part) for part in parts)
+        figures = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for part in parts:
+            n_own = len(self.team.share.of(part))
+            raw, labels = next(samples)
+            x, y = self._input(raw), labels.to(self.device)
+            with self.team.forward(n_own, len(part)):
+                logits = self.module(x)
+                loss = self.loss(x, logits, y)
+            weight = n_own / n_batch  # a mean over few samples counts less
+            self.team.backward(loss * weight)
+            n_correct = (logits.argmax(dim=1) == y)[:n_own].sum()
+            figures += torch.stack([loss.detach().double() * weight, n_correct.double()])
+        self.team.add_up(self.params)
+        mean_loss, n_correct = self.team.summed(figures).tolist()
+        return mean_loss, int(n_correct)
+
+    def _input(self, raw: Tensor) -> Tensor:
+        x = normalize(raw.to(self.device, self.dtype), self.normalization)
+        return x.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else x
+
+    def _tell(self, done: int, note: str) -> None:
+        if self.team.is_main:
+            self.progress.advance(done, self.settings.epochs * self.n_steps, note)
+
+    def _say(self, message: str) -> None:
+        if self.team.is_main:
+            self.progress.say(message)
+
+    # -- what is kept ----------------------------------------------------------------------------------------------
+
+    def _keep_best(self, score: tuple[float, float]) -> None:
+        epoch, n_epochs = len(self.records), self.settings.epochs
+        eligible = epoch > self.settings.best_from * n_epochs or epoch == n_epochs
+        if eligible and (self.best is None or score > self.best[0]):
+            self.best = score, {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
+    def _keep_state(self) -> None:
+        if self.checkpoint is None:
+            return
+        random = self.team.rows(random_state(self.device))
+        if self.team.is_main:
+            self.checkpoint.write(
+                {
+                    "epoch": len(self.records),
+                    "weights": self.module.state_dict(),
+                    "optimizer": self.plain_optimizer.state_dict(),
+                    "schedule": self.schedule.state_dict(),
+                    "scaler": self.team.scaler.state_dict() if self.team.scaler else {},
+                    "best": self.best,
+                    "records": [(r.epoch, r.loss, r.train_accuracy, r.val_accuracy) for r in self.records],
+                    "random": random,
+                }
+            )
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint, where there is one to go on from."""
+        if self.checkpoint is None:
+            return
+        content = self.team.from_main(self.checkpoint.content)
+        if content is None:
+            return
+        state, path = self.checkpoint.read(content), self.checkpoint.path
+        try:
+            self._check_random(state["random"], path)
+            self._restore(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: expected this training's whole state, got a damaged one: {error}") from error
+        self._say(f"resumed after epoch {len(self.records)}/{self.settings.epochs} of {path}")
+
+    def _check_random(self, random: Tensor, path: Path) -> None:
+        """Every process has a random state of its own, and each kind of device its own kind."""
+        n_ranks, n_bytes = self.team.share.n_ranks, len(random_state(self.device))
+        if len(random) != n_ranks:
+            raise InputError(f"{path}: processes: expected as many as before, {len(random)}, got {n_ranks}")
+        if random.shape[1] != n_bytes:
+            raise InputError(f"{path}: expected the kind of device that it trained on before, got {self.device.type}")
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        asked = [group["initial_lr"] for group in self.plain_optimizer.param_groups]
+        self.module.load_state_dict(state["weights"])
+        self.plain_optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.team.scaler:
+            self.team.scaler.load_state_dict(state["scaler"])
+        self.records = [EpochRecord(int(epoch), *map(float, figures)) for epoch, *figures in state["records"]]
+        if len(self.records) != state["epoch"] or not 0 < state["epoch"] <= self.settings.epochs:
+            raise ValueError(f"{len(self.records)} records of {state['epoch']} epochs")
+        if state["best"] is not None:
+            (accuracy, loss), weights = state["best"]
+            self.best = (float(accuracy), float(loss)), weights
+        set_random_state(state["random"][self.team.share.rank], self.device)
+        self._change_lr(asked)
+
+    def _change_lr(self, asked: Sequence[float]) -> None:
+        """Go on with the learning rates that are asked for, at the place in the schedule that was reached."""
+        groups = self.plain_optimizer.param_groups
+        if asked == [group["initial_lr"] for group in groups]:
+            return
+        for group, lr in zip(groups, asked, strict=True):
+            group["lr"] *= lr / group["initial_lr"]
+            group["initial_lr"] = lr
+        self.schedule.base_lrs = list(asked)
+        self._say(f"the learning rate is {max(asked):g} from here on")
+
+    def _diverged(self, what: str) -> TrainingError:
+        advice = "try a lower lr"
+        if self.checkpoint is not None and self.records:
+            reached = f"{self.checkpoint.path} holds the state after epoch {len(self.records)}"
+            advice = f"{reached}, from which --resume goes on with a lower --lr"
+        return TrainingError(f"training diverged: {what}; {advice}")
+
+
+def _parts(batch: Tensor, n_parts: int) -> tuple[Tensor, ...]:
+    """A batch cut into parts of nearly one size, as many as leave two samples to each, which batch norm needs."""
+    return batch.tensor_split(max(1, min(n_parts, len(batch) // 2)))
+
+
+def _check(settings: TrainSettings, data: DataSource) -> None:
+    if settings.optimizer not in DEFAULTS:
+        raise InputError(f"optimizer: expected one of {', '.join(DEFAULTS)}, got {settings.optimizer!r}")
+    positive = {
+        "batch size": settings.batch_size,
+        "learning rate": settings.lr,
+        "threads": settings.threads,
+        "accumulate": settings.accumulate,
+    }
+    for name, value in positive.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name}: expected more than 0, got {value}")
+    for name, value in {
+        "epochs": settings.epochs,
+        "weight decay": settings.weight_decay,
+        "workers": settings.workers,
+    }.items():
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name}: expected 0 or more, got {value}")
+    if settings.channels_last and len(data.input_shape) != 3:
+        shape = tuple(data.input_shape)
+        raise InputError(f"channels last: expected images (channels, height, width), got inputs of shape {shape}")

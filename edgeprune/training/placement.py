@@ -1,0 +1,90 @@
+"""What training and evaluation set up around a network, and put back: its mode, its place, threads, random states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx, nn
+
+_RANKS_APART = 2**32  # a seed is smaller, so that no two processes of any two trainings share one
+
+
+def float_type(module: nn.Module) -> torch.dtype:
+    """The type that a network computes in, which its inputs must have: that of its first floating-point parameter."""
+    types = (param.dtype for param in module.parameters() if param.dtype.is_floating_point)
+    return next(types, torch.float32)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network lies."""
+    return next((param.device for param in module.parameters()), torch.device("cpu"))
+
+
+def is_movable(module: nn.Module) -> bool:
+    """Whether a network computes wherever it is moved: a graph may have the device of its capture written into it."""
+    return not isinstance(module, fx.GraphModule) or all("device" not in node.kwargs for node in module.graph.nodes)
+
+
+@contextmanager
+def placed(module: nn.Module, device: torch.device, channels_last: bool = False) -> Iterator[None]:
+    """Move a network to a device, with its channels last in memory where asked for; then put both back."""
+    before = device_of(module)
+    module.to(device)
+    if channels_last:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        if channels_last:
+            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        module.to(before)
+
+
+@contextmanager
+def seeded(seed: int, rank: int, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch for one of the processes that train, then put the random states back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed + rank * _RANKS_APART)
+        yield
+
+
+def random_state(device: torch.device) -> Tensor:
+    """The random states that training draws from, uint8 `(n_bytes,)`: the CPU's, then the GPU's."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    """Put back what `random_state` gave; RuntimeError where it is of another device or damaged."""
+    n_cpu = len(torch.get_rng_state())
+    torch.set_rng_state(state[:n_cpu].clone())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[n_cpu:].clone(), device)
+
+
+@contextmanager
+def threads_set(threads: int | None) -> Iterator[None]:
+    """Let PyTorch use so many CPU threads, or as many as before for None; then put the number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def in_eval(module: nn.Module | None) -> Iterator[None]:
+    """Put a module in eval mode, and back into train mode if it was in it."""
+    was_training = module is not None and module.training
+    if module is not None and was_training:
+        module.eval()
+    try:
+        yield
+    finally:
+        if module is not None and was_training:
+            module.train()

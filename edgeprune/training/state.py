@@ -1,0 +1,99 @@
+"""The state of a training after an epoch, as a file from which it goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeprune.errors import InputError
+from edgeprune.files import write_atomically
+from edgeprune.load import unpack
+from edgeprune.records import DataSource, TrainSettings
+
+FORMAT = "edgeprune-training/1"
+SUFFIX = ".training"
+_CONTENTS = ("identity", "epoch", "weights", "optimizer", "schedule", "scaler", "best", "records", "random")
+# What a training may go on with otherwise: how it is run, and the learning rate, which is lowered where it diverged.
+_FREE = ("threads", "workers", "device", "lr")
+_MAX_NAMED = 3
+
+
+def identity(arch: str, spec: str, data: DataSource, settings: TrainSettings) -> dict[str, Any]:
+    """What makes a training this one and no other, as plain values.
+
+    Args:
+        arch: what builds the network.
+        spec: the data as they were asked for; `data` is what was found there.
+    """
+    plain = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+    sizes = {f"{name} samples": len(getattr(data, name)) for name in ("train", "val", "test")}
+    facts = {
+        "input shape": list(data.input_shape),
+        "classes": list(data.classes),
+        "normalisation": [list(data.normalization.mean), list(data.normalization.std)],
+    }
+    return {"arch": arch, "data": spec, **sizes, **facts, **plain}
+
+
+@dataclass(frozen=True, slots=True)
+class StateFile:
+    """Where a training keeps its state, written whole after each epoch.
+
+    Args:
+        path: the file.
+        identity: the training that it belongs to, see `identity`.
+        resume: whether the training goes on from what is there already; else that is replaced.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    resume: bool = False
+
+    def content(self) -> bytes | None:
+        """The file's bytes, or None where there is nothing to go on from."""
+        return self.path.read_bytes() if self.resume and os.path.lexists(self.path) else None
+
+    def read(self, content: bytes) -> dict[str, Any]:
+        """The state in the bytes of the file.
+
+        Raises:
+            InputError: damaged, or of another training; says what differs.
+        """
+        state = unpack(content, str(self.path))
+        if not isinstance(state, dict) or state.get("format") != FORMAT or not set(_CONTENTS) <= set(state):
+            raise InputError(f"{self.path}: expected the state of a training ({FORMAT}), got something else")
+        kept = state["identity"]
+        found = different(self.identity, kept if isinstance(kept, Mapping) else {})
+        if found:
+            raise InputError(f"{self.path}: this is the state of another training; {found}")
+        return state
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Replace the file: after an error or a kill there is the old one or the new one."""
+        content = {"format": FORMAT, "identity": dict(self.identity), **state}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomically(self.path, buffer.getvalue())
+
+    def remove(self) -> None:
+        """The training has ended, and its network is written."""
+        self.path.unlink(missing_ok=True)
+
+
+def different(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
+    """In which values two trainings differ, in words; empty where in none."""
+    names = [name for name in expected if name not in got or got[name] != expected[name]]
+    told = [f"{name}: expected {_short(expected[name])}, got {_short(got.get(name))}" for name in names[:_MAX_NAMED]]
+    more = [f"and {len(names) - _MAX_NAMED} more"] if len(names) > _MAX_NAMED else []
+    return ", ".join([*told, *more])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
