@@ -117,8 +117,7 @@ def train(
 
     [bold]edgeprune train --arch models/digits.py:mlp --data digits --out model.pt[/bold]
 
-    [bold]torchrun --nproc-per-node 2 -m edgeprune train ...[/bold] shares every batch between two processes, on
-    GPUs or CPUs; the weights are those of one process.
+    [bold]torchrun --nproc-per-node 2 -m edgeprune train ...[/bold] shares every batch between two processes.
     """
     settings = TrainSettings(
         epochs=epochs,
