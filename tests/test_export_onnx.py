@@ -23,6 +23,9 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.parity import check_parity, input_specs
 from edgeprune.graph.capture import Program, capture
+from edgeprune.graph.groups import analyze
+from edgeprune.planner import plan
+from edgeprune.surgery import cut
 
 
 class Residual(nn.Module):
@@ -58,6 +61,27 @@ class Several(nn.Module):
 class Eigenvalues(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.linalg.eigvalsh(x @ x.transpose(1, 2))
+
+
+class BiasedAttention(nn.Module):
+    """Self-attention of 4 heads over 6 tokens with a learned bias for each pair of tokens, as in BEiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.project = nn.Linear(32, 96), nn.Linear(32, 5)
+        self.bias = nn.Parameter(torch.randn(4, 6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], 6, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias.unsqueeze(0))
+        return self.project(mixed.transpose(1, 2).reshape(x.shape[0], 6, 32))
+
+
+class Attention(nn.Module):
+    """Attention of an input to itself, which is also the output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x)
 
 
 class Offset(nn.Module):
@@ -115,6 +139,19 @@ def test_file_gives_what_pytorch_gives_at_any_batch(build: Any, shape: tuple[int
     assert {entry.key: entry.value for entry in proto.metadata_props} == {"edgeprune.contract": "full"}
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
     assert os.listdir(tmp_path) == ["net.onnx"]
+
+
+def test_attention_with_a_trained_mask(tmp_path: Path) -> None:
+    program = capture(BiasedAttention(), torch.randn(2, 6, 32))
+    assert export_onnx(program, tmp_path / "net.onnx").parity <= 1e-5
+    assert (
+        export_onnx(cut(program, plan(program, analyze(program), keep_macs=0.6)), tmp_path / "slim.onnx").parity <= 1e-5
+    )
+
+
+def test_attention_alone(tmp_path: Path) -> None:
+    program = capture(Attention(), torch.randn(2, 4, 6, 8))
+    assert export_onnx(program, tmp_path / "net.onnx").parity <= 1e-5
 
 
 def test_torchvision_resnet18(tmp_path: Path) -> None:
