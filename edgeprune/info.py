@@ -8,6 +8,7 @@ from dataclasses import asdict
 from types import NoneType
 from typing import Any
 
+from edgeprune.catalog import names
 from edgeprune.errors import InputError
 from edgeprune.records import ModelInfo, Normalization, TrainSettings
 
@@ -53,14 +54,26 @@ def _training(value: Any) -> TrainSettings | None:
     # Files of earlier versions lack these.
     later: dict[str, tuple[type, ...]] = {
         "accumulate": (int,), "precision": (str,), "channels_last": (bool,), "workers": (int,), "device": (str,),
+        "schedule": (str, NoneType), "options": (dict,),
     }  # fmt: skip
     if not isinstance(value, Mapping) or not set(kinds) <= set(value) <= set(kinds | later):
         raise InputError(f"model info: expected training with {', '.join(kinds | later)}, got {str(value)[:60]}")
     for name, number in value.items():
-        allowed = (kinds | later)[name]
-        if type(number) not in allowed or (isinstance(number, (int, float)) and not 0 <= number < math.inf):
+        fits = type(number) in (kinds | later)[name] and _in_range(number)
+        if not fits or (name == "options" and not all(map(_is_option, number.items()))):
             raise InputError(f"model info: expected training's {name} in its range, got {str(number)[:60]}")
+    if value["optimizer"] not in names("optimizer"):
+        raise InputError(f"model info: expected training's optimizer to be known, got {value['optimizer'][:60]!r}")
     return TrainSettings(**value)
+
+
+def _in_range(value: Any) -> bool:
+    return not isinstance(value, (int, float)) or 0 <= value < math.inf
+
+
+def _is_option(item: tuple[Any, Any]) -> bool:
+    name, value = item
+    return type(name) is str and type(value) in (int, float, str) and _in_range(value)
 
 
 def _sizes(value: Any) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -43,16 +44,19 @@ from edgeprune.progress import Progress, Silent
 from edgeprune.records import (
     CompressRequest,
     DataSource,
+    EpochRecord,
     ExportRecord,
     ExportRequest,
     InspectRecord,
     InspectRequest,
     LatencyComparison,
+    LayerZeros,
     ModelInfo,
     NetworkFigures,
     RunRecord,
     TrainRecord,
     TrainRequest,
+    TrainSettings,
     ValidateRecord,
     ValidateRequest,
 )
@@ -62,7 +66,7 @@ from edgeprune.runrecord import to_json
 from edgeprune.save import save_checkpoint, save_program
 from edgeprune.search import Candidate, Search
 from edgeprune.statistics import compare_accuracy
-from edgeprune.training import Team, evaluate, fit, float_type, threads_set
+from edgeprune.training import Team, evaluate, fit, float_type, layer_zeros, threads_set
 from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file
 from edgeprune.validate import validate_files
 
@@ -118,18 +122,31 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         save_checkpoint(request.out, program, info)
         state.remove()
     team.disband()
-    best = max(epochs, key=lambda record: record.val_accuracy) if epochs else None
+    layers = layer_zeros(module)
     return TrainRecord(
         out=request.out,
         arch=request.arch,
         data=request.data,
         params=count_parameters(program),
         epochs=epochs,
-        best_epoch=best.epoch if best else 0,
+        best_epoch=_kept_epoch(epochs, request.settings),
         val_accuracy=val,
         test_accuracy=test,
         seconds=time.perf_counter() - start,
+        zero_share=_zero_share(layers),
+        layers=layers,
     )
+
+
+def _zero_share(layers: Sequence[LayerZeros]) -> float:
+    return sum(layer.zeros for layer in layers) / max(1, sum(layer.size for layer in layers))
+
+
+def _kept_epoch(epochs: Sequence[EpochRecord], settings: TrainSettings) -> int:
+    """The epoch whose weights `fit` ends with; 0 where there are none."""
+    if not epochs or settings.is_sparse:
+        return len(epochs)
+    return max(epochs, key=lambda record: record.val_accuracy).epoch
 
 
 def _captured(model: nn.Module, request: TrainRequest, data: DataSource) -> Program:
@@ -146,14 +163,18 @@ def _captured(model: nn.Module, request: TrainRequest, data: DataSource) -> Prog
 def _done_before(request: TrainRequest, info: ModelInfo, data: DataSource, team: Team, told: Progress) -> TrainRecord:
     """What came of a training that is to be resumed but is done; the main process measures it for all."""
     figures = torch.zeros(3, dtype=torch.float64)
+    layers: tuple[LayerZeros, ...] = ()
     if team.is_main:
         program = check_same(request, info).program
         told.say(f"{request.out}: this training is done; nothing is left to resume")
-        accuracies = [evaluate(program.module(), split, data.normalization).accuracy for split in (data.val, data.test)]
+        module = program.module()
+        layers = layer_zeros(module)
+        accuracies = [evaluate(module, split, data.normalization).accuracy for split in (data.val, data.test)]
         figures = torch.tensor([count_parameters(program), *accuracies], dtype=torch.float64)
     params, val, test = team.summed(figures).tolist()
     team.disband()
-    return TrainRecord(request.out, request.arch, request.data, int(params), (), 0, val, test, 0.0)
+    out, arch, spec = request.out, request.arch, request.data
+    return TrainRecord(out, arch, spec, int(params), (), 0, val, test, 0.0, _zero_share(layers), layers)
 
 
 # -- compress ------------------------------------------------------------------------------------------------------

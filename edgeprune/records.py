@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from edgeprune.catalog import find
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,10 +28,13 @@ class Normalization:
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How to train. `lr` is the peak of the cosine schedule; None takes the optimizer's usual value.
+    """How to train. `lr` is the schedule's peak; None takes the optimizer's usual value.
 
     `batch_size` counts the samples of a whole batch, over all processes; each reads and computes it in `accumulate`
     parts, one after the other. The best epoch is looked for after the share `best_from` of the epochs.
+
+    `schedule` is the learning rate's: `"cosine"` (None), `"step"` or `"constant"`. `options` are those that belong to
+    the optimizer, by name, see `catalog.py`.
 
     How it is run: CPU `threads` and reading `workers` of each process, the `device` (`"auto"`, `"cpu"`, `"cuda"`), the
     `precision` (`"fp32"`, or `"bf16"` or `"fp16"` where an operator can), images with their `channels_last` in memory.
@@ -47,10 +53,24 @@ class TrainSettings:
     channels_last: bool = False
     workers: int = 0
     device: str = "auto"
+    schedule: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether weights are set to zero while it trains: then the last epoch is kept, since early ones are dense."""
+        return find("optimizer", self.optimizer).sparse
 
     def recipe(self) -> TrainSettings:
-        """The same without what goes with a machine: how it is run is left at its defaults."""
-        return replace(self, accumulate=1, precision="fp32", channels_last=False, workers=0, device="auto")
+        """The same without what goes with a machine: how it is run is left at its defaults.
+
+        What was trained to zeros is finetuned as a network that does not say how it was trained: its zeros are cut out
+        then, and what is left is to be dense.
+        """
+        plain = replace(self, accumulate=1, precision="fp32", channels_last=False, workers=0, device="auto")
+        if not self.is_sparse:
+            return plain
+        return replace(plain, optimizer="adamw", lr=1e-3, weight_decay=None, schedule=None, options={})
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +266,21 @@ class TrainRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerZeros:
+    """How many of a weight tensor's numbers are exactly zero."""
+
+    name: str
+    size: int
+    zeros: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainRecord:
-    """What `edgeprune train` did; accuracies in [0, 1]."""
+    """What `edgeprune train` did; accuracies in [0, 1].
+
+    `best_epoch` is the one whose weights were kept. `zero_share` is the share of weights that are exactly zero, biases
+    and other 1-D parameters not counted; `layers` says it of each tensor.
+    """
 
     out: str
     arch: str
@@ -258,6 +291,8 @@ class TrainRecord:
     val_accuracy: float
     test_accuracy: float
     seconds: float
+    zero_share: float = 0.0
+    layers: tuple[LayerZeros, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

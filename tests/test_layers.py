@@ -15,7 +15,7 @@ import edgeprune
 
 PACKAGE = Path(edgeprune.__file__).parent
 LAYERS = (
-    {"errors", "records", "progress", "processes"},
+    {"errors", "records", "progress", "processes", "catalog"},
     {
         "compat",
         "digests",
@@ -31,7 +31,7 @@ LAYERS = (
         "runrecord",
         "graph",
     },
-    {"importance", "cost", "optim"},
+    {"importance", "cost", "optim", "methods"},
     {
         "training",
         "planner",

@@ -17,7 +17,7 @@ from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.capture import capture
 from edgeprune.records import DataSource, TrainSettings
 from edgeprune.training import StateFile, evaluate, fit, predict
-from edgeprune.training.optimizer import cosine
+from edgeprune.training.optimizer import cosine, lr_factor
 
 MODELS = Path(__file__).resolve().parent.parent / "models" / "digits.py"
 
@@ -183,7 +183,7 @@ def test_a_validation_loss_that_is_not_a_number_ends_training(digits):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (TrainSettings(optimizer="adam"), "expected one of adamw, sgd, got 'adam'"),
+        (TrainSettings(optimizer="adam"), "optimizer: expected one of adamw, sgd, xrda, rmda, prox-sgd, got 'adam'"),
         (TrainSettings(lr=-1.0), "learning rate: expected more than 0"),
         (TrainSettings(lr=float("nan")), "learning rate: expected more than 0"),
         (TrainSettings(batch_size=0), "batch size: expected more than 0"),
@@ -253,7 +253,7 @@ def test_what_does_not_give_logits_is_refused(digits):
 
 
 def test_the_schedule_warms_up_and_ends_at_zero():
-    factors = [cosine(step, 100) for step in range(101)]
+    factors = [lr_factor(cosine, step, 100, 5) for step in range(101)]
     assert factors[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
     assert all(later < earlier for earlier, later in zip(factors[5:], factors[6:], strict=False))
     assert factors[-1] == pytest.approx(0.0)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from edgeprune.catalog import OPTIONS, names, owners
+
 N = TypeVar("N", int, float)
 WHAT = "What to do"
 HOW = "How to do it"
+SPARSE = "Sparse training; see edgeprune methods"
 OUTPUT = "Output"
 
 
@@ -42,6 +45,43 @@ def _parser(kind: Callable[[Any], N], expected: str, low: float, high: float, lo
         return value
 
     return parse
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """A parser of names."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def named(kind: str, text: str, panel: str = HOW) -> Any:
+    """The option that takes the name of something in the catalog."""
+    choices = names(kind)
+    return typer.Option(metavar="|".join(choices), help=text, parser=one_of(choices), rich_help_panel=panel)
+
+
+def own(name: str) -> Any:
+    """An option that belongs to some optimizers, as the catalog has it."""
+    option = OPTIONS[name]
+    text = f"{option.help} For {', '.join(owners(name))}."
+    if option.choices:
+        metavar, parser = "|".join(option.choices), one_of(option.choices)
+        return typer.Option(metavar=metavar, help=text, parser=parser, rich_help_panel=SPARSE)
+
+    def parse(value: str | float) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            raise _fail(option.expected, value) from None
+        if not option.allows(number):
+            raise _fail(option.expected, number)
+        return number
+
+    return typer.Option(metavar="X", help=text, parser=parse, rich_help_panel=SPARSE)
 
 
 def check_input_features(value: str) -> str:

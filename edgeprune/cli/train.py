@@ -31,14 +31,13 @@ def train(
         ),
     ] = 20,
     optimizer: Annotated[
-        Literal["adamw", "sgd"],
-        typer.Option(help="AdamW, or SGD with momentum; both with a cosine schedule.", rich_help_panel=opt.HOW),
+        str, opt.named("optimizer", "AdamW, SGD with momentum, or one that trains to exact zeros.")
     ] = "adamw",
     lr: Annotated[
         float | None,
         typer.Option(
             metavar="X",
-            help="Peak learning rate; default: the optimizer's usual one.",
+            help="Largest learning rate; default: the optimizer's usual one.",
             parser=opt.number("a number above 0", 0, low_allowed=False),
             rich_help_panel=opt.HOW,
         ),
@@ -52,6 +51,14 @@ def train(
             rich_help_panel=opt.HOW,
         ),
     ] = None,
+    schedule: Annotated[str | None, opt.named("lr-schedule", "How the learning rate falls. Default: cosine.")] = None,
+    lam: Annotated[float | None, opt.own("lam")] = None,
+    tau: Annotated[float | None, opt.own("tau")] = None,
+    tau_b: Annotated[float | None, opt.own("tau_b")] = None,
+    max_factor: Annotated[float | None, opt.own("max_factor")] = None,
+    momentum: Annotated[float | None, opt.own("momentum")] = None,
+    penalty: Annotated[str | None, opt.own("penalty")] = None,
+    structure: Annotated[str | None, opt.own("structure")] = None,
     batch_size: Annotated[
         int,
         typer.Option(
@@ -119,6 +126,8 @@ def train(
 
     [bold]torchrun --nproc-per-node 2 -m edgeprune train ...[/bold] shares every batch between two processes.
     """
+    own: dict[str, float | str | None] = {"lam": lam, "tau": tau, "tau_b": tau_b, "max_factor": max_factor}
+    own |= {"momentum": momentum, "penalty": penalty, "structure": structure}
     settings = TrainSettings(
         epochs=epochs,
         optimizer=optimizer,
@@ -132,6 +141,8 @@ def train(
         channels_last=channels_last,
         workers=workers,
         device=device,
+        schedule=schedule,
+        options={name: value for name, value in own.items() if value is not None},
     )
     request = TrainRequest(arch, data, out, settings, force, resume)
     with Output(context, as_json=as_json, debug=debug) as output:

@@ -69,9 +69,11 @@ def train(record: TrainRecord) -> RenderableType:
     table.add_row("network", f"{record.arch}, {fmt.count(record.params)} parameters")
     table.add_row("data", record.data)
     if record.epochs:  # none where the training had been done before
-        table.add_row("best epoch", f"{record.best_epoch} of {len(record.epochs)}")
+        table.add_row("epoch kept", f"{record.best_epoch} of {len(record.epochs)}")
     table.add_row("validation accuracy", fmt.percent(record.val_accuracy))
     table.add_row("test accuracy", fmt.percent(record.test_accuracy))
+    if record.zero_share:
+        table.add_row("weights exactly zero", fmt.percent(record.zero_share))
     table.add_row("time", fmt.seconds(record.seconds))
     return _Sheet(table, _unbroken("  next    ", f"edgeprune compress {_quoted(record.out)}", "bold"))
 

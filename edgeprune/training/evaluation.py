@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from edgeprune.data import Share, normalize, order, read
 from edgeprune.errors import InputError
-from edgeprune.records import Evaluation, Normalization
+from edgeprune.records import Evaluation, LayerZeros, Normalization
 from edgeprune.training.placement import device_of, float_type, in_eval
 
 if TYPE_CHECKING:
@@ -55,6 +55,12 @@ def evaluate(
     if team and share.n_ranks > 1:
         correct, loss = team.summed(correct), float(team.summed(torch.tensor(loss, dtype=torch.float64)))
     return Evaluation(correct=correct.bool().numpy(), loss=loss / n_samples)
+
+
+def layer_zeros(module: nn.Module) -> tuple[LayerZeros, ...]:
+    """The exact zeros of every weight of two dims or more, tied ones once."""
+    weights = [(name, param.detach()) for name, param in module.named_parameters() if param.dim() > 1]
+    return tuple(LayerZeros(name, weight.numel(), int((weight == 0).sum())) for name, weight in weights)
 
 
 def _outputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -12,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeprune.catalog import check_options, find
 from edgeprune.data import normalize, order, read
 from edgeprune.errors import InputError, TrainingError
+from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.load import capture_single
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, EpochRecord, Normalization, TrainSettings
 from edgeprune.training.evaluation import evaluate
 from edgeprune.training.loss import Loss, make_loss
-from edgeprune.training.optimizer import DEFAULTS, make_optimizer, make_schedule
+from edgeprune.training.optimizer import make_optimizer, make_schedule
 from edgeprune.training.placement import (
     device_of,
     float_type,
@@ -45,7 +49,8 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
 ) -> tuple[EpochRecord, ...]:
     """Train `module` in place; it ends in eval mode with the weights of its best epoch.
 
-    The best epoch has the highest validation accuracy and, among equals, the lowest validation loss. With the same
+    The best epoch has the highest validation accuracy and, among equals, the lowest validation loss; where the settings
+    are sparse it is the last one, since zeros become ever more until then. With the same
     seed and thread count the weights are the same, and PyTorch's random state is left as it was. Started by
     `torchrun`, the processes share every batch, and the weights are those of one process to rounding; what the network
     draws at random (dropout) differs, and so do rules of its own that mix samples, other than batch norm.
@@ -61,6 +66,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
         InputError: settings out of range, or the checkpoint is damaged or of another training.
     """
     _check(settings, data)
+    graph = _channel_graph(module, data) if settings.options.get("structure") == "channel-group" else None
     team = Team(settings)
     device = team.device_for(module)
     with ExitStack() as stack:
@@ -72,7 +78,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
             stack.enter_context(in_eval(teacher))
             stack.enter_context(placed(teacher, device, settings.channels_last))
         loss = make_loss(teacher)
-        return _Run(module, data, normalization, settings, team, progress, loss, checkpoint).epochs()
+        return _Run(module, data, normalization, settings, team, progress, loss, checkpoint, graph).epochs()
 
 
 @dataclass(eq=False)
@@ -87,14 +93,16 @@ class _Run:
     progress: Progress
     loss: Loss
     checkpoint: StateFile | None
+    graph: ChannelGraph | None = None
     records: list[EpochRecord] = field(default_factory=list)
     best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         self.device, self.dtype = device_of(self.module), float_type(self.module)
         self.n_steps = math.ceil(len(self.data.train) / self.settings.batch_size)  # type: ignore[arg-type]
-        self.plain_optimizer = make_optimizer(self.module, self.settings)
-        self.schedule = make_schedule(self.plain_optimizer, self.settings.epochs * self.n_steps)
+        n_all = self.settings.epochs * self.n_steps
+        self.plain_optimizer = make_optimizer(self.module, self.settings, n_all, self.graph)
+        self.schedule = make_schedule(self.plain_optimizer, self.settings, n_all)
         self.optimizer = self.team.optimizer(self.plain_optimizer)
         self.params = [param for group in self.plain_optimizer.param_groups for param in group["params"]]
         self.team.make_same(self.module)
@@ -186,7 +194,8 @@ class _Run:
 
     def _keep_best(self, score: tuple[float, float]) -> None:
         epoch, n_epochs = len(self.records), self.settings.epochs
-        eligible = epoch > self.settings.best_from * n_epochs or epoch == n_epochs
+        late = epoch > self.settings.best_from * n_epochs and not self.settings.is_sparse
+        eligible = late or epoch == n_epochs
         if eligible and (self.best is None or score > self.best[0]):
             self.best = score, {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
@@ -271,9 +280,16 @@ def _parts(batch: Tensor, n_parts: int) -> tuple[Tensor, ...]:
     return batch.tensor_split(max(1, min(n_parts, len(batch) // 2)))
 
 
+def _channel_graph(module: nn.Module, data: DataSource) -> ChannelGraph:
+    """The channel groups of the network as it is, which may lie on a GPU."""
+    there = module if device_of(module).type == "cpu" else copy.deepcopy(module).to("cpu")
+    return analyze(capture_single(there, data.input_shape, float_type(module)))
+
+
 def _check(settings: TrainSettings, data: DataSource) -> None:
-    if settings.optimizer not in DEFAULTS:
-        raise InputError(f"optimizer: expected one of {', '.join(DEFAULTS)}, got {settings.optimizer!r}")
+    check_options(settings.options, (find("optimizer", settings.optimizer),))
+    if settings.schedule is not None:
+        find("lr-schedule", settings.schedule)
     positive = {
         "batch size": settings.batch_size,
         "learning rate": settings.lr,

@@ -3,45 +3,92 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
+from edgeprune.catalog import find
 from edgeprune.errors import InputError
+from edgeprune.graph.groups import ChannelGraph
+from edgeprune.optim import ChannelGroups, InputColumn, OutputChannel, make, transposed_weights
+from edgeprune.optim.groupers import Grouper, grouper
 from edgeprune.records import TrainSettings
 
-# Peak learning rate and weight decay where the settings leave them open.
-DEFAULTS = {"adamw": (2e-3, 5e-2), "sgd": (5e-2, 5e-4)}
-MOMENTUM = 0.9
 WARMUP = 0.05  # share of all steps
+_HALVINGS = 10
 
 
-def make_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Weights decay; biases and the 1-D parameters of normalisation do not."""
-    lr, decay = DEFAULTS[settings.optimizer]
-    lr = settings.lr if settings.lr is not None else lr
-    decay = settings.weight_decay if settings.weight_decay is not None else decay
-    params = [param for param in module.parameters() if param.requires_grad]
-    groups = [
-        {"params": [param for param in params if param.dim() > 1], "weight_decay": decay},
-        {"params": [param for param in params if param.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
+def make_optimizer(
+    module: nn.Module, settings: TrainSettings, n_steps: int, graph: ChannelGraph | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of the settings over all parameters that are trained.
+
+    Args:
+        n_steps: of the whole training.
+        graph: the network's channel groups, for the structure channel-group.
+
+    Raises:
+        InputError: nothing to train, or an option that does not fit.
+    """
+    if not any(param.requires_grad for param in module.parameters()):
         raise InputError(f"{type(module).__name__}: expected parameters to train, got none")
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True)
-    return torch.optim.AdamW(groups, lr=lr)
+    own = find("optimizer", settings.optimizer).options
+    options = {name: value for name, value in settings.options.items() if name in own}
+    if "structure" in options:
+        options["structure"] = make_grouper(options["structure"], module, graph)
+    if settings.optimizer == "sgd" and options.get("momentum") == 0:
+        options["nesterov"] = False  # which is a way to use momentum
+    return make(
+        settings.optimizer,
+        module.named_parameters(),
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        steps=n_steps,
+        **options,
+    )
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, n_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """A warm-up and a cosine over `n_steps` steps."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, n_steps))
+def make_grouper(structure: str, module: nn.Module, graph: ChannelGraph | None) -> Grouper:
+    """The grouper of a structure, which knows the transposed convolutions of this network, or its channel groups."""
+    if structure == "channel-group":
+        assert graph is not None
+        return ChannelGroups(graph)
+    transposed = transposed_weights(module)
+    if structure == "channel":
+        return OutputChannel(transposed)
+    return InputColumn(transposed) if structure == "input-column" else grouper(structure)
 
 
-def cosine(step: int, total: int) -> float:
-    """Factor on the peak learning rate: a linear warm-up, then half a cosine down to 0."""
-    warmup = max(1, round(WARMUP * total))
+def make_schedule(
+    optimizer: torch.optim.Optimizer, settings: TrainSettings, n_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate over `n_steps` steps: with dense optimizers a warm-up first, with sparse ones it only falls."""
+    shape = SHAPES[settings.schedule or "cosine"]
+    warmup = 0 if find("optimizer", settings.optimizer).sparse else max(1, round(WARMUP * n_steps))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(shape, step, n_steps, warmup))
+
+
+def lr_factor(shape: Callable[[float], float], step: int, total: int, warmup: int) -> float:
+    """Factor on the peak learning rate: a linear warm-up over `warmup` steps, then `shape` over the rest."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+    return shape(min(1.0, (step - warmup) / max(1, total - warmup)))
+
+
+def cosine(done: float) -> float:
+    """Half a cosine down to 0."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def step_down(done: float) -> float:
+    """Halved ten times at equal distances: 1 at first, 2^-10 at the end."""
+    return 0.5 ** math.floor(done * (_HALVINGS + 1)) if done < 1 else 0.5**_HALVINGS
+
+
+def constant(done: float) -> float:
+    """1 all the time."""
+    return 1.0
+
+
+SHAPES: Mapping[str, Callable[[float], float]] = {"cosine": cosine, "step": step_down, "constant": constant}

@@ -1,0 +1,142 @@
+"""What training and scoring can be asked for, by name: one line each, its paper, what it leads to; no torch.
+
+The command line makes its options and its listing of this, and the library checks settings against it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeprune.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One optimizer, criterion or schedule.
+
+    `produces` is what becomes zero, or for the other kinds what it is good for; `options` are those that belong to it.
+    `sparse` marks an optimizer that sets weights to exact zeros.
+    """
+
+    kind: str
+    name: str
+    summary: str
+    paper: str
+    produces: str
+    options: tuple[str, ...] = ()
+    sparse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option that belongs to some entries: one of `choices`, or else a number between `low` and `high`."""
+
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = math.inf
+    low_allowed: bool = False
+    high_allowed: bool = True
+
+    @property
+    def expected(self) -> str:
+        """What a value has to be, in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.high == math.inf:
+            return f"a number {'of at least' if self.low_allowed else 'above'} {self.low:g}"
+        start, end = "[" if self.low_allowed else "(", "]" if self.high_allowed else ")"
+        return f"a number in {start}{self.low:g}, {self.high:g}{end}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether it is such a value."""
+        if self.choices:
+            return value in self.choices
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        above = value >= self.low if self.low_allowed else value > self.low
+        return above and (value <= self.high if self.high_allowed else value < self.high)
+
+
+STRUCTURES = ("element", "kernel", "channel", "input-column", "channel-group")
+PENALTIES = ("group-lasso", "l1", "log")
+
+OPTIONS: Mapping[str, Option] = {
+    "lam": Option("Strength of the regularisation."),
+    "tau": Option("Time scale of the momentum, in units of the learning rate."),
+    "tau_b": Option("Time scale of the weights' history; default: tau."),
+    "max_factor": Option("How much harder small weights are pushed than the largest."),
+    "momentum": Option("Momentum; of rmda the share that a step moves.", high=1.0, low_allowed=True),
+    "penalty": Option("What groups are penalised with.", choices=PENALTIES),
+    "structure": Option(
+        "What becomes zero together; channel-group: coupled channels over all their layers.", choices=STRUCTURES
+    ),
+}
+
+_OPTIMIZERS = (
+    Entry("optimizer", "adamw", "Adam with decoupled weight decay", "Loshchilov and Hutter, ICLR 2019", "no zeros"),
+    Entry(
+        "optimizer", "sgd", "stochastic gradient descent with Nesterov momentum", "Sutskever et al., ICML 2013",
+        "no zeros", ("momentum",),
+    ),
+    Entry(
+        "optimizer", "xrda", "adaptively weighted l1, averaged: late noise cannot refill zeros",
+        "Siegel, Chen, Dudeja and Xu, arXiv 2008.09661", "element, kernel or channel zeros",
+        ("lam", "tau", "tau_b", "max_factor", "structure"), sparse=True,
+    ),
+    Entry(
+        "optimizer", "rmda", "regularised dual averaging with momentum: structures stay once they are found",
+        "Huang and Lee, ICLR 2022", "channel, kernel or element zeros", ("lam", "penalty", "momentum", "structure"),
+        sparse=True,
+    ),
+    Entry(
+        "optimizer", "prox-sgd", "SGD with momentum and the penalty's prox map",
+        "Parikh and Boyd, Proximal Algorithms, 2014", "channel, kernel or element zeros",
+        ("lam", "penalty", "momentum", "structure"), sparse=True,
+    ),
+)  # fmt: skip
+_LR_SCHEDULES = (
+    Entry("lr-schedule", "cosine", "half a cosine down to 0", "Loshchilov and Hutter, ICLR 2017", "learning rates"),
+    Entry("lr-schedule", "step", "halved ten times, at equal distances", "as for xRDA", "learning rates"),
+    Entry("lr-schedule", "constant", "the same all the time", "", "learning rates"),
+)
+
+ENTRIES: tuple[Entry, ...] = (*_OPTIMIZERS, *_LR_SCHEDULES)
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """The names of all entries of a kind."""
+    return tuple(entry.name for entry in ENTRIES if entry.kind == kind)
+
+
+def find(kind: str, name: str) -> Entry:
+    """The entry of a name; InputError where there is none."""
+    for entry in ENTRIES:
+        if (entry.kind, entry.name) == (kind, name):
+            return entry
+    raise InputError(f"{kind}: expected one of {', '.join(names(kind))}, got {name!r}")
+
+
+def owners(option: str) -> tuple[str, ...]:
+    """The names of those that an option belongs to."""
+    return tuple(entry.name for entry in ENTRIES if option in entry.options)
+
+
+def check_options(options: Mapping[str, Any], chosen: tuple[Entry, ...]) -> None:
+    """Refuse options that belong to none of those that are chosen, or that are out of range.
+
+    Raises:
+        InputError: says what it belongs to, or what is expected.
+    """
+    allowed = [name for entry in chosen for name in entry.options]
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise InputError(f"option {name}: expected one of {', '.join(OPTIONS)}")
+        if name not in allowed:
+            got = " and ".join(f"{entry.kind} {entry.name}" for entry in chosen)
+            raise InputError(f"{name}: belongs to {', '.join(owners(name))}, got {got}")
+        if not OPTIONS[name].allows(value):
+            raise InputError(f"{name}: expected {OPTIONS[name].expected}, got {value}")
