@@ -18,7 +18,7 @@ class Entry:
     """One optimizer, criterion or schedule.
 
     `produces` is what becomes zero, or for the other kinds what it is good for; `options` are those that belong to it.
-    `sparse` marks an optimizer that sets weights to exact zeros.
+    `sparse` marks an optimizer that sets weights to exact zeros, `needs_data` a criterion that looks at real samples.
     """
 
     kind: str
@@ -28,6 +28,7 @@ class Entry:
     produces: str
     options: tuple[str, ...] = ()
     sparse: bool = False
+    needs_data: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,39 @@ _LR_SCHEDULES = (
     Entry("lr-schedule", "step", "halved ten times, at equal distances", "as for xRDA", "learning rates"),
     Entry("lr-schedule", "constant", "the same all the time", "", "learning rates"),
 )
+_CRITERIA = (
+    Entry(
+        "criterion", "l1", "l1 norm of a unit's weights, relative to its group", "Li et al., ICLR 2017",
+        "order of channels",
+    ),
+    Entry(
+        "criterion", "l2", "l2 norm of a unit's weights, relative to its group", "Fang et al., CVPR 2023",
+        "order of channels",
+    ),
+    Entry(
+        "criterion", "bn-scale", "size of the batch norm scales", "Liu et al., Network Slimming, ICCV 2017",
+        "order of channels",
+    ),
+    Entry(
+        "criterion", "taylor", "first-order effect on the loss; needs data", "Molchanov et al., CVPR 2019",
+        "order of channels", needs_data=True,
+    ),
+    Entry(
+        "criterion", "lamp", "squared norm over those no smaller: comparable over layers", "Lee et al., ICLR 2021",
+        "order of channels",
+    ),
+    Entry(
+        "criterion", "fpgm", "distance from all other filters of the layer", "He et al., CVPR 2019",
+        "order of channels",
+    ),
+    Entry(
+        "criterion", "activation", "mean size of what a unit puts out; needs data", "Polyak and Wolf, 2015",
+        "order of channels", needs_data=True,
+    ),
+    Entry("criterion", "random", "uniform random numbers, to be beaten", "", "order of channels"),
+)  # fmt: skip
 
-ENTRIES: tuple[Entry, ...] = (*_OPTIMIZERS, *_LR_SCHEDULES)
+ENTRIES: tuple[Entry, ...] = (*_OPTIMIZERS, *_LR_SCHEDULES, *_CRITERIA)
 
 
 def names(kind: str) -> tuple[str, ...]:

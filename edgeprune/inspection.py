@@ -14,7 +14,7 @@ from edgeprune.cost import CostModel, count_parameters
 from edgeprune.graph.binding import static_nodes
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, LockedUnits, analyze
 from edgeprune.graph.labels import core
-from edgeprune.importance import magnitude
+from edgeprune.importance import score
 from edgeprune.records import GroupRow, InputFeatures, InspectRecord, LayerWidth
 
 _PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
@@ -135,7 +135,7 @@ def feature_weights(slim: ExportedProgram, features: InputFeatures) -> tuple[flo
     """The L2 norm of the weights that read each of `features.keep`, relative to the largest."""
     graph = analyze(slim, inputs=True)
     norms = np.zeros(features.size)
-    for group, norm in zip(graph.groups, magnitude(slim, graph, 2), strict=True):
+    for group, norm in zip(graph.groups, score(slim, graph, "l2"), strict=True):
         for slot in (slot for slot in group.slots if slot.kind == "input"):
             elements = np.flatnonzero(slot.unit >= 0)
             norms[elements // (len(slot.unit) // features.size)] = norm[slot.unit[elements]]

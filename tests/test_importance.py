@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import edgeprune
+from edgeprune import catalog
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.importance import score
+from edgeprune.importance import BY_DATA, BY_WEIGHTS, score
 from tests.cases import CASES
 from tests.nets import captured
 
@@ -68,7 +69,10 @@ def test_taylor_needs_batches(two_layers: tuple[Program, ChannelGraph]) -> None:
 
 
 def test_an_unknown_criterion_is_refused(two_layers: tuple[Program, ChannelGraph]) -> None:
-    with pytest.raises(InputError, match="criterion: expected one of l1, l2, taylor, random, got 'l3'"):
+    with pytest.raises(
+        InputError,
+        match="criterion: expected one of l1, l2, bn-scale, taylor, lamp, fpgm, activation, random, got 'l3'",
+    ):
         score(*two_layers, "l3")
 
 
@@ -80,3 +84,131 @@ def test_every_unit_has_a_score(name: str) -> None:
         assert scores.shape == (group.n_units,)
         assert (scores > 0).all()
         np.testing.assert_allclose(scores.mean(), 1.0)
+
+
+def test_lamp(two_layers: tuple[Program, ChannelGraph]) -> None:
+    (scores,) = score(*two_layers, "lamp")
+    np.testing.assert_allclose(scores, [1.0, 9.0 / 34.0])  # squared norms 25 and 9
+
+
+def test_lamp_gives_equal_units_equal_scores() -> None:
+    program, graph = hidden_units([[2.0], [1.0], [1.0], [0.0]])
+    (scores,) = score(program, graph, "lamp")
+    np.testing.assert_allclose(scores, [1.0, 1 / 6, 1 / 6, 0.0])
+
+
+def test_activation(two_layers: tuple[Program, ChannelGraph]) -> None:
+    # hidden = (7, 3) and relu of (-7, 1) = (0, 1), as the second layer reads them
+    batches = [(torch.tensor([[1.0, 1.0]]), torch.tensor([0])), (torch.tensor([[-1.0, -1.0]]), torch.tensor([0]))]
+    (scores,) = score(*two_layers, "activation", batches=batches)
+    np.testing.assert_allclose(scores, np.array([3.5, 2.0]) / 2.75)
+
+
+def test_activation_of_channels_and_input_features() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([1.0, -2.0]).reshape(2, 1, 1, 1))
+        net[0].bias.zero_()
+    program = edgeprune.capture(net, torch.randn(2, 1, 2, 2))
+    graph = edgeprune.analyze(program, inputs=True)
+    x = torch.tensor([[[[1.0, 2.0], [-3.0, 0.0]]]])
+    scores = dict(
+        zip((g.name for g in graph.groups), score(program, graph, "activation", batches=[(x, x)]), strict=True)
+    )
+    np.testing.assert_allclose(scores["0"], np.array([3.0, 6.0]) / 4.5)  # sums of relu(x) and relu(-2 x)
+    table = edgeprune.capture(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(2, 2))
+    graph = edgeprune.analyze(table, inputs=True)
+    inputs = next(g for g, group in enumerate(graph.groups) if group.is_input)
+    x = torch.tensor([[1.0, -3.0]])
+    np.testing.assert_allclose(score(table, graph, "activation", batches=[(x, x)])[inputs], [0.5, 1.5])
+
+
+def hidden_units(rows: list[list[float]]) -> tuple[Program, ChannelGraph]:
+    """A hidden layer with these weights, without biases; nothing of it is read."""
+    net = nn.Sequential(nn.Linear(len(rows[0]), len(rows), bias=False), nn.ReLU(), nn.Linear(len(rows), 2, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor(rows))
+        net[2].weight.zero_()
+    program = edgeprune.capture(net, torch.randn(2, len(rows[0])))
+    return program, edgeprune.analyze(program)
+
+
+def test_fpgm_takes_what_lies_in_the_middle_for_replaceable() -> None:
+    (scores,) = score(*hidden_units([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]]), "fpgm")
+    np.testing.assert_allclose(scores, np.array([6.0, 5.0, 9.0]) * 3 / 20, atol=1e-6)
+
+
+def batch_normed() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.ReLU())
+    net = nn.Sequential(*net, nn.Flatten(), nn.Linear(32, 2))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([0.5, -2.0, 0.5]))
+    return net
+
+
+def test_bn_scale_goes_by_batch_norm_and_else_by_the_norm() -> None:
+    program = edgeprune.capture(batch_normed(), torch.randn(2, 1, 8, 8))
+    graph = edgeprune.analyze(program)
+    found, norms = score(program, graph, "bn-scale"), score(program, graph, "l2")
+    names = [group.name for group in graph.groups]
+    np.testing.assert_allclose(found[names.index("0")], [0.5, 2.0, 0.5])
+    np.testing.assert_allclose(found[names.index("3")], norms[names.index("3")])
+
+
+def test_bn_scale_needs_batch_norm(two_layers: tuple[Program, ChannelGraph]) -> None:
+    with pytest.raises(InputError, match="bn-scale: expected a network with batch norm on its channels, got none"):
+        score(*two_layers, "bn-scale")
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "activation"])
+def test_what_needs_data_says_so(two_layers: tuple[Program, ChannelGraph], criterion: str) -> None:
+    with pytest.raises(InputError, match=f"criterion {criterion} needs real batches: expected at least one, got none"):
+        score(*two_layers, criterion)
+
+
+def test_the_catalog_names_every_criterion() -> None:
+    assert set(catalog.names("criterion")) == {*BY_WEIGHTS, *BY_DATA, "random"}
+    assert {entry.name for entry in catalog.ENTRIES if entry.needs_data} == set(BY_DATA)
+
+
+@pytest.mark.parametrize("criterion", catalog.names("criterion"))
+@pytest.mark.parametrize("name", ["depth multiplier", "attention", "cnn input channels", "batch normed"])
+def test_scores_follow_the_order_of_the_units(name: str, criterion: str) -> None:
+    """Where the units of the network change places, so do their scores; and plans can be made of them."""
+    if name == "batch normed":
+        program = edgeprune.capture(batch_normed(), torch.randn(2, 1, 8, 8))
+        graph, shape = edgeprune.analyze(program), (4, 1, 8, 8)
+    else:
+        program = captured(CASES[name].build(), *CASES[name].shapes)
+        graph = edgeprune.analyze(program, inputs=CASES[name].label_inputs)
+        shape = (4, *CASES[name].shapes[0])
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=next(program.parameters()).dtype)
+    if criterion in BY_DATA and Program.adopt(program).module()(x).dim() != 2:
+        pytest.skip("no logits")
+    try:
+        scores = score(program, graph, criterion, batches=[(x, torch.zeros(4, dtype=torch.int64))])
+    except InputError as error:
+        assert "batch norm" in str(error) or "reads or produces" in str(error)
+        return
+    for group, own in zip(graph.groups, scores, strict=True):
+        assert own.shape == (group.n_units,) and np.isfinite(own).all() and (own >= 0).all()
+    if criterion == "random":
+        return
+    tensors = program.state_dict
+    group, own = max(zip(graph.groups, scores, strict=True), key=lambda pair: pair[0].n_units)
+    reverse = torch.arange(group.n_units - 1, -1, -1)
+    with torch.no_grad():
+        for slot in group.slots:
+            members = np.flatnonzero(slot.unit >= 0)
+            spans = len(members) // group.n_units
+            if slot.kind != "tensor" or len(members) != spans * group.n_units:
+                continue
+            places = members[np.argsort(slot.unit[members], kind="stable")].reshape(group.n_units, spans)
+            values = tensors[slot.name].movedim(slot.dim, 0)
+            values[places.ravel()] = values[places[reverse].ravel()].clone()
+    if group.is_input:
+        return
+    again = score(program, graph, criterion, batches=[(x, torch.zeros(4, dtype=torch.int64))])
+    place = [other.name for other in graph.groups].index(group.name)
+    np.testing.assert_allclose(again[place], own[::-1], rtol=1e-4, atol=1e-6)

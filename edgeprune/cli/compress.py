@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from edgeprune.catalog import ENTRIES
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
 from edgeprune.records import CompressRequest
+
+NEED_DATA = " and ".join(entry.name for entry in ENTRIES if entry.needs_data)
 
 
 def compress(
@@ -55,11 +58,8 @@ def compress(
     input_shape: opt.InputShape = None,
     dynamic_size: opt.DynamicSize = False,
     criterion: Annotated[
-        Literal["l1", "l2", "taylor", "random"] | None,
-        typer.Option(
-            help="How channels are scored; taylor needs data. Default: taylor with data, else l2.",
-            rich_help_panel=opt.HOW,
-        ),
+        str | None,
+        opt.named("criterion", f"How channels are scored; {NEED_DATA} need data. Default: taylor with data, else l2."),
     ] = None,
     finetune_epochs: Annotated[
         int | None,

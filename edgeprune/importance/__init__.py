@@ -1,0 +1,50 @@
+"""Importance: how much each unit matters, by one of several criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch.export import ExportedProgram
+
+from edgeprune.catalog import find
+from edgeprune.graph.groups import ChannelGraph
+from edgeprune.importance import criteria
+from edgeprune.importance.activation import Batches
+from edgeprune.importance.units import Scores, Tensors
+
+# Those that need nothing but the weights.
+BY_WEIGHTS: Mapping[str, Callable[[ChannelGraph, Tensors], Scores]] = {
+    "l1": lambda graph, tensors: criteria.magnitude(graph, tensors, 1),
+    "l2": lambda graph, tensors: criteria.magnitude(graph, tensors, 2),
+    "bn-scale": criteria.bn_scale,
+    "lamp": criteria.lamp,
+    "fpgm": criteria.fpgm,
+}
+# Those that need real batches.
+BY_DATA: Mapping[str, Callable[[ExportedProgram, ChannelGraph, Batches], Scores]] = {
+    "taylor": criteria.taylor,
+    "activation": criteria.activation,
+}
+
+
+def score(
+    program: ExportedProgram, graph: ChannelGraph, criterion: str, *, batches: Batches = (), seed: int = 0
+) -> Scores:
+    """Scores `(n_units,)` for each group by one of the catalog's criteria; higher matters more.
+
+    Args:
+        batches: normalised inputs and classes, for "taylor" and "activation".
+        seed: for "random".
+
+    Raises:
+        InputError: an unknown criterion, or one that the network or the data do not serve.
+    """
+    find("criterion", criterion)
+    if criterion in BY_WEIGHTS:
+        return BY_WEIGHTS[criterion](graph, {**program.constants, **program.state_dict})
+    if criterion in BY_DATA:
+        return BY_DATA[criterion](program, graph, batches)
+    return criteria.random_scores(graph, seed)
+
+
+__all__ = ["BY_DATA", "BY_WEIGHTS", "Batches", "Scores", "Tensors", "score"]
