@@ -80,8 +80,12 @@ class BiasedAttention(nn.Module):
 class Attention(nn.Module):
     """Attention of an input to itself, which is also the output."""
 
+    def __init__(self, mask: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.mask = None if mask is None else nn.Parameter(torch.randn(mask))
+
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.scaled_dot_product_attention(x, x, x)
+        return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=self.mask)
 
 
 class Offset(nn.Module):
@@ -149,9 +153,20 @@ def test_attention_with_a_trained_mask(tmp_path: Path) -> None:
     )
 
 
-def test_attention_alone(tmp_path: Path) -> None:
-    program = capture(Attention(), torch.randn(2, 4, 6, 8))
-    assert export_onnx(program, tmp_path / "net.onnx").parity <= 1e-5
+@pytest.mark.parametrize(
+    "shape", [(6, 8), (4, 6, 8), (3, 4, 6, 8), (2, 3, 4, 6, 8)], ids=lambda shape: f"{len(shape)} dims"
+)
+@pytest.mark.parametrize("mask", [None, (6, 6), (1, 6, 6)], ids=["no mask", "mask", "mask with a head"])
+def test_attention_over_any_number_of_dims(
+    shape: tuple[int, ...], mask: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    program = capture(Attention(mask), torch.randn(2, *shape))
+    assert export_onnx(program, tmp_path / "net.onnx", simplify=False).parity <= 1e-5
+
+
+def test_attention_over_free_sizes(tmp_path: Path) -> None:
+    program = capture(Attention(None), torch.randn(2, 3, 4, 6, 8), dynamic={"x": (0, 3)})
+    assert export_onnx(program, tmp_path / "net.onnx", simplify=False).parity <= 1e-5
 
 
 def test_torchvision_resnet18(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, ParityError
+from edgeprune.export.attention import with_plain_attention
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, input_specs, parity_of, quiet, samples_of
 from edgeprune.files import write_atomically
 
@@ -127,36 +127,13 @@ def _without_projections(program: ExportedProgram) -> ExportedProgram:
     return unrolled
 
 
-def _with_plain_attention(program: ExportedProgram) -> ExportedProgram:
-    """The program with a copy of what attention gives.
-
-    PyTorch's kernels leave it in a memory layout of their own, by which the exporter writes down what follows; it then
-    replaces attention by operators that give the plain layout, and fails. Copies are dropped from the ONNX graph.
-    """
-    attention = torch.ops.aten.scaled_dot_product_attention.default
-    if not any(node.target is attention for node in program.graph.nodes):
-        return program
-    changed = copy.copy(program)
-    changed._graph_module = copy.deepcopy(program.graph_module)
-    changed._graph_signature = copy.deepcopy(program.graph_signature)
-    for node in changed.graph.find_nodes(op="call_function", target=attention):
-        layout = {"memory_format": torch.contiguous_format}
-        with changed.graph.inserting_after(node):
-            plain = changed.graph.call_function(torch.ops.aten.clone.default, (node,), layout)
-        plain.meta = {**node.meta, "val": node.meta["val"].contiguous()}
-        node.replace_all_uses_with(plain, delete_user_cb=lambda user, plain=plain: user is not plain)
-        changed.graph_signature.replace_all_uses(node.name, plain.name)
-    changed.graph_module.recompile()
-    return changed
-
-
 def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> onnx.ModelProto:
     """The bare ONNX graph of a program: no paths, no traces, input and output names of the contract."""
     specs = input_specs(program)
     try:
         with quiet():
             exported = torch.onnx.export(
-                _without_projections(_with_plain_attention(program)),
+                _without_projections(with_plain_attention(program)),
                 dynamo=True,
                 verbose=False,
                 optimize=optimize,
