@@ -10,9 +10,9 @@ from torch.export import ExportedProgram, default_decompositions
 from torch.export.graph_signature import InputKind
 
 from edgeprune.graph import binding
+from edgeprune.graph.decompose import decomposed
 from edgeprune.graph.memory import constants
 from edgeprune.graph.ops.registry import lookup, operator_name
-from edgeprune.graph.writes import with_batch_norm
 
 
 def with_known_operators(program: ExportedProgram) -> ExportedProgram:
@@ -26,7 +26,7 @@ def with_known_operators(program: ExportedProgram) -> ExportedProgram:
         known = default_decompositions()
         table = {target: known[target] for target in unknown if target in known}
         if table:
-            taken_apart = with_batch_norm(program.run_decompositions(table))
+            taken_apart = decomposed(program, table)
             if _has_effects(taken_apart):
                 return program  # one of them checks its result as it runs (a matrix inverse): they stay unknown
             program = taken_apart

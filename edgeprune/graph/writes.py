@@ -15,6 +15,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from edgeprune.graph.capture import Program
+from edgeprune.graph.decompose import decomposed
 from edgeprune.graph.memory import Memory, is_in_place
 
 _aten = torch.ops.aten
@@ -42,7 +43,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         if node in to_rewrite and _scatter_instead(changed.graph, node, memory):
             continue
         if node in to_rewrite and _hides(node, memory):
-            changed = with_batch_norm(Program.adopt(program.run_decompositions({})))
+            changed = decomposed(program, {})
             break
         memory.add(node)
     changed.graph.eliminate_dead_code()
@@ -141,24 +142,3 @@ def _functional_form(node: fx.Node) -> Any:
     target: Any = node.target
     name = target._schema.name.removeprefix("aten::").removesuffix("_")
     return getattr(getattr(_aten, name, None), target._overloadname, None)
-
-
-def with_batch_norm(program: Program) -> Program:
-    """Turn the inference form of batch norm, which decomposition leaves, back into the one that can be trained."""
-    graph = program.graph_module.graph
-    for node in list(graph.nodes):
-        if node.target is not torch.ops.aten._native_batch_norm_legit_no_training.default:
-            continue
-        x, weight, bias, mean, variance, momentum, eps = node.args
-        with graph.inserting_before(node):
-            whole = graph.call_function(
-                torch.ops.aten.batch_norm.default, (x, weight, bias, mean, variance, False, momentum, eps, False)
-            )
-        whole.meta = {**node.meta, "val": node.meta["val"][0]}
-        for part in list(node.users):
-            if part.args[1] != 0:
-                raise AssertionError(f"{part.name}: nothing reads the statistics of an inference batch norm")
-            part.replace_all_uses_with(whole)
-            graph.erase_node(part)
-        graph.erase_node(node)
-    return program
