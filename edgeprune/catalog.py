@@ -33,7 +33,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option that belongs to some entries: one of `choices`, or else a number between `low` and `high`."""
+    """An option that belongs to some entries: one of `choices`, a number between `low` and `high`, or a text.
+
+    `whole` is for counts; `form` is what a text looks like.
+    """
 
     help: str
     choices: tuple[str, ...] = ()
@@ -41,14 +44,19 @@ class Option:
     high: float = math.inf
     low_allowed: bool = False
     high_allowed: bool = True
+    whole: bool = False
+    form: str = ""
 
     @property
     def expected(self) -> str:
         """What a value has to be, in words."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
+        if self.form:
+            return self.form
         if self.high == math.inf:
-            return f"a number {'of at least' if self.low_allowed else 'above'} {self.low:g}"
+            kind = "whole number" if self.whole else "number"
+            return f"a {kind} {'of at least' if self.low_allowed else 'above'} {self.low:g}"
         start, end = "[" if self.low_allowed else "(", "]" if self.high_allowed else ")"
         return f"a number in {start}{self.low:g}, {self.high:g}{end}"
 
@@ -56,6 +64,10 @@ class Option:
         """Whether it is such a value."""
         if self.choices:
             return value in self.choices
+        if self.form:
+            return isinstance(value, str)
+        if self.whole and not isinstance(value, int):
+            return False
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
             return False
         above = value >= self.low if self.low_allowed else value > self.low
@@ -64,6 +76,8 @@ class Option:
 
 STRUCTURES = ("element", "kernel", "channel", "input-column", "channel-group")
 PENALTIES = ("group-lasso", "l1", "log")
+_CRITERION_NAMES = ("l1", "l2", "bn-scale", "taylor", "lamp", "fpgm", "activation", "random")
+_SCHEDULE_NAMES = ("one-shot", "linear", "cubic", "one-cycle")
 
 OPTIONS: Mapping[str, Option] = {
     "lam": Option("Strength of the regularisation."),
@@ -75,6 +89,15 @@ OPTIONS: Mapping[str, Option] = {
     "structure": Option(
         "What becomes zero together; channel-group: coupled channels over all their layers.", choices=STRUCTURES
     ),
+    "sparsity": Option("Share of the weights, groups or gates that are zero at the end.", high=1.0, high_allowed=False),
+    "prune_schedule": Option("How the share of zeros grows.", choices=_SCHEDULE_NAMES),
+    "prune_every": Option(
+        "Steps from one choice to the next; default: a hundredth of the training.", low=1, low_allowed=True, whole=True
+    ),
+    "criterion": Option("By what those that go are chosen.", choices=_CRITERION_NAMES),
+    "regrow": Option("By what those that come back are chosen.", choices=("gradient", "momentum", "random")),
+    "n_m": Option("Of every M inputs in a row at most N are read; default: 2:4.", form="N:M, such as 2:4"),
+    "gates": Option("What has gates.", choices=("channels", "inputs", "both")),
 }
 
 _OPTIMIZERS = (
@@ -99,6 +122,41 @@ _OPTIMIZERS = (
         ("lam", "penalty", "momentum", "structure"), sparse=True,
     ),
 )  # fmt: skip
+_METHODS = (
+    Entry(
+        "method", "gradual", "those that score lowest go, ever more of them, and stay out", "Zhu and Gupta, 2017",
+        "element, kernel, input column or channel group zeros",
+        ("sparsity", "criterion", "structure", "prune_schedule", "prune_every"),
+    ),
+    Entry(
+        "method", "weight-mom", "weights go whose size has been smallest over the previous steps",
+        "Johnson, Tang and Samudrala, arXiv 2208.05970", "element zeros", ("sparsity", "prune_schedule", "prune_every"),
+    ),
+    Entry(
+        "method", "regrow", "sparse from the first step: some weights go, as many come back elsewhere",
+        "Evci et al. (RigL), ICML 2020; Mocanu et al. (SET), 2018; Dettmers and Zettlemoyer, 2019", "element zeros",
+        ("sparsity", "regrow", "prune_every"),
+    ),
+    Entry(
+        "method", "n-m", "the forward pass sees the N largest of every M weights (SR-STE)", "Zhou et al., ICLR 2021",
+        "N:M sparsity along the inputs", ("n_m",),
+    ),
+    Entry(
+        "method", "halo", "a learned strength of shrinkage for every group", "Seto, Wells and Zhang, SDM 2021",
+        "element, kernel, channel, input column or channel group zeros", ("lam", "structure"),
+    ),
+    Entry(
+        "method", "gumbel-gates", "gates that learn which channels or input features stay open",
+        "Herrmann, Bowen and Zabih, ECCV 2020; Jang, Gu and Poole, ICLR 2017", "channel and input feature zeros",
+        ("sparsity", "gates", "prune_schedule"),
+    ),
+)  # fmt: skip
+_SCHEDULES = (
+    Entry("schedule", "one-shot", "all at half of the training", "Han et al., NeurIPS 2015", "share of zeros"),
+    Entry("schedule", "linear", "evenly from 10 to 75 % of the training", "", "share of zeros"),
+    Entry("schedule", "cubic", "fast at first, from 10 to 75 %", "Zhu and Gupta, 2017", "share of zeros"),
+    Entry("schedule", "one-cycle", "an S from the first step to the last", "Hubens et al., 2021", "share of zeros"),
+)
 _LR_SCHEDULES = (
     Entry("lr-schedule", "cosine", "half a cosine down to 0", "Loshchilov and Hutter, ICLR 2017", "learning rates"),
     Entry("lr-schedule", "step", "halved ten times, at equal distances", "as for xRDA", "learning rates"),
@@ -136,7 +194,7 @@ _CRITERIA = (
     Entry("criterion", "random", "uniform random numbers, to be beaten", "", "order of channels"),
 )  # fmt: skip
 
-ENTRIES: tuple[Entry, ...] = (*_OPTIMIZERS, *_LR_SCHEDULES, *_CRITERIA)
+ENTRIES: tuple[Entry, ...] = (*_OPTIMIZERS, *_METHODS, *_CRITERIA, *_SCHEDULES, *_LR_SCHEDULES)
 
 
 def names(kind: str) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def _training(value: Any) -> TrainSettings | None:
     # Files of earlier versions lack these.
     later: dict[str, tuple[type, ...]] = {
         "accumulate": (int,), "precision": (str,), "channels_last": (bool,), "workers": (int,), "device": (str,),
-        "schedule": (str, NoneType), "options": (dict,),
+        "schedule": (str, NoneType), "options": (dict,), "method": (str, NoneType),
     }  # fmt: skip
     if not isinstance(value, Mapping) or not set(kinds) <= set(value) <= set(kinds | later):
         raise InputError(f"model info: expected training with {', '.join(kinds | later)}, got {str(value)[:60]}")
@@ -64,6 +64,8 @@ def _training(value: Any) -> TrainSettings | None:
             raise InputError(f"model info: expected training's {name} in its range, got {str(number)[:60]}")
     if value["optimizer"] not in names("optimizer"):
         raise InputError(f"model info: expected training's optimizer to be known, got {value['optimizer'][:60]!r}")
+    if value.get("method") is not None and value["method"] not in names("method"):
+        raise InputError(f"model info: expected training's method to be known, got {value['method'][:60]!r}")
     return TrainSettings(**value)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.catalog import find
+from edgeprune.settings import TrainSettings as TrainSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,53 +23,6 @@ class Normalization:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """How to train. `lr` is the schedule's peak; None takes the optimizer's usual value.
-
-    `batch_size` counts the samples of a whole batch, over all processes; each reads and computes it in `accumulate`
-    parts, one after the other. The best epoch is looked for after the share `best_from` of the epochs.
-
-    `schedule` is the learning rate's: `"cosine"` (None), `"step"` or `"constant"`. `options` are those that belong to
-    the optimizer, by name, see `catalog.py`.
-
-    How it is run: CPU `threads` and reading `workers` of each process, the `device` (`"auto"`, `"cpu"`, `"cuda"`), the
-    `precision` (`"fp32"`, or `"bf16"` or `"fp16"` where an operator can), images with their `channels_last` in memory.
-    """
-
-    epochs: int = 20
-    optimizer: str = "adamw"
-    lr: float | None = None
-    weight_decay: float | None = None
-    batch_size: int = 128
-    seed: int = 0
-    threads: int | None = None
-    best_from: float = 0.0
-    accumulate: int = 1
-    precision: str = "fp32"
-    channels_last: bool = False
-    workers: int = 0
-    device: str = "auto"
-    schedule: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_sparse(self) -> bool:
-        """Whether weights are set to zero while it trains: then the last epoch is kept, since early ones are dense."""
-        return find("optimizer", self.optimizer).sparse
-
-    def recipe(self) -> TrainSettings:
-        """The same without what goes with a machine: how it is run is left at its defaults.
-
-        What was trained to zeros is finetuned as a network that does not say how it was trained: its zeros are cut out
-        then, and what is left is to be dense.
-        """
-        plain = replace(self, accumulate=1, precision="fp32", channels_last=False, workers=0, device="auto")
-        if not self.is_sparse:
-            return plain
-        return replace(plain, optimizer="adamw", lr=1e-3, weight_decay=None, schedule=None, options={})
 
 
 @dataclass(frozen=True, slots=True)

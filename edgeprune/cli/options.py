@@ -72,16 +72,19 @@ def own(name: str) -> Any:
         metavar, parser = "|".join(option.choices), one_of(option.choices)
         return typer.Option(metavar=metavar, help=text, parser=parser, rich_help_panel=SPARSE)
 
+    if option.form:
+        return typer.Option(metavar=option.form.split(",")[0], help=text, rich_help_panel=SPARSE)
+
     def parse(value: str | float) -> float:
         try:
-            number = float(value)
+            number = int(value) if option.whole else float(value)
         except ValueError:
             raise _fail(option.expected, value) from None
         if not option.allows(number):
             raise _fail(option.expected, number)
         return number
 
-    return typer.Option(metavar="X", help=text, parser=parse, rich_help_panel=SPARSE)
+    return typer.Option(metavar="N" if option.whole else "X", help=text, parser=parse, rich_help_panel=SPARSE)
 
 
 def check_input_features(value: str) -> str:

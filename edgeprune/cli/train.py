@@ -59,6 +59,16 @@ def train(
     momentum: Annotated[float | None, opt.own("momentum")] = None,
     penalty: Annotated[str | None, opt.own("penalty")] = None,
     structure: Annotated[str | None, opt.own("structure")] = None,
+    method: Annotated[
+        str | None, opt.named("method", "Make zeros while training with adamw or sgd.", opt.SPARSE)
+    ] = None,
+    sparsity: Annotated[float | None, opt.own("sparsity")] = None,
+    prune_schedule: Annotated[str | None, opt.own("prune_schedule")] = None,
+    prune_every: Annotated[int | None, opt.own("prune_every")] = None,
+    criterion: Annotated[str | None, opt.own("criterion")] = None,
+    regrow: Annotated[str | None, opt.own("regrow")] = None,
+    n_m: Annotated[str | None, opt.own("n_m")] = None,
+    gates: Annotated[str | None, opt.own("gates")] = None,
     batch_size: Annotated[
         int,
         typer.Option(
@@ -127,7 +137,9 @@ def train(
     [bold]torchrun --nproc-per-node 2 -m edgeprune train ...[/bold] shares every batch between two processes.
     """
     own: dict[str, float | str | None] = {"lam": lam, "tau": tau, "tau_b": tau_b, "max_factor": max_factor}
-    own |= {"momentum": momentum, "penalty": penalty, "structure": structure}
+    own |= {"momentum": momentum, "penalty": penalty, "structure": structure, "sparsity": sparsity}
+    own |= {"prune_schedule": prune_schedule, "prune_every": prune_every, "criterion": criterion}
+    own |= {"regrow": regrow, "n_m": n_m, "gates": gates}
     settings = TrainSettings(
         epochs=epochs,
         optimizer=optimizer,
@@ -142,6 +154,7 @@ def train(
         workers=workers,
         device=device,
         schedule=schedule,
+        method=method,
         options={name: value for name, value in own.items() if value is not None},
     )
     request = TrainRequest(arch, data, out, settings, force, resume)

@@ -37,7 +37,7 @@ def tensor_slots(group: ChannelGroup, tensors: Tensors) -> list[Slot]:
 def along(slot: Slot, tensor: Tensor) -> Tensor:
     """A tensor's numbers `(size of the slot's dim, everything else)` in float64."""
     assert slot.dim is not None
-    return tensor.detach().double().movedim(slot.dim, 0).reshape(len(slot.unit), -1)
+    return tensor.detach().cpu().double().movedim(slot.dim, 0).reshape(len(slot.unit), -1)
 
 
 def vectors(slot: Slot, tensor: Tensor, n_units: int) -> Tensor:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.catalog import check_options, find
+from edgeprune.catalog import Entry, check_options, find, names
 from edgeprune.data import normalize, order, read
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.load import capture_single
+from edgeprune.methods import Subject, make_method
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, EpochRecord, Normalization, TrainSettings
 from edgeprune.training.evaluation import evaluate
@@ -66,7 +67,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
         InputError: settings out of range, or the checkpoint is damaged or of another training.
     """
     _check(settings, data)
-    graph = _channel_graph(module, data) if settings.options.get("structure") == "channel-group" else None
+    graph = _channel_graph(module, data, settings)
     team = Team(settings)
     device = team.device_for(module)
     with ExitStack() as stack:
@@ -104,6 +105,8 @@ class _Run:
         self.plain_optimizer = make_optimizer(self.module, self.settings, n_all, self.graph)
         self.schedule = make_schedule(self.plain_optimizer, self.settings, n_all)
         self.optimizer = self.team.optimizer(self.plain_optimizer)
+        subject = Subject(self.module, self.graph, n_all, self.settings.options, self.settings.seed)
+        self.method = make_method(self.settings.method, subject)
         self.params = [param for group in self.plain_optimizer.param_groups for param in group["params"]]
         self.team.make_same(self.module)
 
@@ -113,8 +116,11 @@ class _Run:
         self._resume()
         for epoch in range(len(self.records) + 1, n_epochs + 1):
             loss, train_accuracy = self._epoch(epoch)
+            if epoch == n_epochs:
+                self.method.finish()
             self.module.eval()
-            val = evaluate(self.module, self.data.val, self.normalization, workers=workers, team=self.team)
+            with self.method.shown():
+                val = evaluate(self.module, self.data.val, self.normalization, workers=workers, team=self.team)
             if not math.isfinite(val.loss):
                 raise self._diverged(f"validation loss {val.loss} after epoch {epoch}")
             self.records.append(EpochRecord(epoch, loss, train_accuracy, val.accuracy))
@@ -140,10 +146,13 @@ class _Run:
         samples = self._samples([part for batch in parts for part in batch], seed)
         for step, (batch, batch_parts) in enumerate(zip(plan, parts, strict=True), start=1):
             self.optimizer.zero_grad()
+            self.method.begin(training=True)
             loss, correct = self._gradients(batch_parts, samples)
+            self.method.end(self.team.loss_scale)
             if not math.isfinite(loss):
                 raise self._diverged(f"loss {loss} in epoch {epoch}, step {step}")
             self.optimizer.step()
+            self.method.after_step(self.plain_optimizer.param_groups[0]["lr"])
             self.schedule.step()
             loss_sum += loss * len(batch)
             n_correct += correct
@@ -209,6 +218,7 @@ class _Run:
                     "epoch": len(self.records),
                     "weights": self.module.state_dict(),
                     "optimizer": self.plain_optimizer.state_dict(),
+                    "method": self.method.state_dict(),
                     "schedule": self.schedule.state_dict(),
                     "scaler": self.team.scaler.state_dict() if self.team.scaler else {},
                     "best": self.best,
@@ -244,6 +254,7 @@ class _Run:
         asked = [group["initial_lr"] for group in self.plain_optimizer.param_groups]
         self.module.load_state_dict(state["weights"])
         self.plain_optimizer.load_state_dict(state["optimizer"])
+        self.method.load_state_dict(state["method"])
         self.schedule.load_state_dict(state["schedule"])
         if self.team.scaler:
             self.team.scaler.load_state_dict(state["scaler"])
@@ -280,14 +291,24 @@ def _parts(batch: Tensor, n_parts: int) -> tuple[Tensor, ...]:
     return batch.tensor_split(max(1, min(n_parts, len(batch) // 2)))
 
 
-def _channel_graph(module: nn.Module, data: DataSource) -> ChannelGraph:
-    """The channel groups of the network as it is, which may lie on a GPU."""
+def _channel_graph(module: nn.Module, data: DataSource, settings: TrainSettings) -> ChannelGraph | None:
+    """The channel groups of the network as it is, which may lie on a GPU; None where nothing asks for them."""
+    gates = settings.method == "gumbel-gates"
+    if not gates and settings.options.get("structure") != "channel-group":
+        return None
     there = module if device_of(module).type == "cpu" else copy.deepcopy(module).to("cpu")
-    return analyze(capture_single(there, data.input_shape, float_type(module)))
+    return analyze(capture_single(there, data.input_shape, float_type(module)), inputs=gates)
 
 
 def _check(settings: TrainSettings, data: DataSource) -> None:
-    check_options(settings.options, (find("optimizer", settings.optimizer),))
+    chosen: tuple[Entry, ...] = (find("optimizer", settings.optimizer),)
+    if settings.method is not None:
+        if chosen[0].sparse:
+            dense = " or ".join(name for name in names("optimizer") if not find("optimizer", name).sparse)
+            got = f"{settings.optimizer}, which makes zeros of its own"
+            raise InputError(f"method {settings.method}: expected the optimizer {dense}, got {got}")
+        chosen = (*chosen, find("method", settings.method))
+    check_options(settings.options, chosen)
     if settings.schedule is not None:
         find("lr-schedule", settings.schedule)
     positive = {

@@ -11,8 +11,8 @@ from torch import nn
 from edgeprune.catalog import find
 from edgeprune.errors import InputError
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.optim import ChannelGroups, InputColumn, OutputChannel, make, transposed_weights
-from edgeprune.optim.groupers import Grouper, grouper
+from edgeprune.methods.base import make_grouper
+from edgeprune.optim import make
 from edgeprune.records import TrainSettings
 
 WARMUP = 0.05  # share of all steps
@@ -47,17 +47,6 @@ def make_optimizer(
         steps=n_steps,
         **options,
     )
-
-
-def make_grouper(structure: str, module: nn.Module, graph: ChannelGraph | None) -> Grouper:
-    """The grouper of a structure, which knows the transposed convolutions of this network, or its channel groups."""
-    if structure == "channel-group":
-        assert graph is not None
-        return ChannelGroups(graph)
-    transposed = transposed_weights(module)
-    if structure == "channel":
-        return OutputChannel(transposed)
-    return InputColumn(transposed) if structure == "input-column" else grouper(structure)
 
 
 def make_schedule(

@@ -18,7 +18,7 @@ from edgeprune.records import DataSource, TrainSettings
 
 FORMAT = "edgeprune-training/1"
 SUFFIX = ".training"
-_CONTENTS = ("identity", "epoch", "weights", "optimizer", "schedule", "scaler", "best", "records", "random")
+_CONTENTS = ("identity", "epoch", "weights", "optimizer", "method", "schedule", "scaler", "best", "records", "random")
 # What a training may go on with otherwise: how it is run, and the learning rate, which is lowered where it diverged.
 _FREE = ("threads", "workers", "device", "lr")
 _MAX_NAMED = 3

@@ -115,6 +115,11 @@ class Team:
         """What scales the loss with fp16, else None."""
         return self._accelerator.scaler
 
+    @property
+    def loss_scale(self) -> float:
+        """What gradients are multiplied with before a step; 1 but for fp16."""
+        return float(self.scaler.get_scale()) if self.scaler else 1.0
+
     def forward(self, n_own: int, n_all: int) -> AbstractContextManager[Any]:
         """Around a pass over this process's `n_own` of `n_all` samples: the precision, and batch norm over all."""
         stack = contextlib.ExitStack()

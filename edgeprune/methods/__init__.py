@@ -1,0 +1,31 @@
+"""Methods of sparse training behind one small protocol: gradual pruning, regrowing, N:M, learned shrinkage, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgeprune.catalog import find
+from edgeprune.methods.base import Method, Subject
+from edgeprune.methods.gates import GumbelGates
+from edgeprune.methods.gradual import Gradual, WeightMom
+from edgeprune.methods.halo import Halo
+from edgeprune.methods.n_m import NM
+from edgeprune.methods.regrow import Regrow
+from edgeprune.methods.schedules import SCHEDULES
+
+METHODS: Mapping[str, type[Method]] = {kind.name: kind for kind in (Gradual, WeightMom, Regrow, NM, Halo, GumbelGates)}
+
+
+def make_method(name: str | None, subject: Subject) -> Method:
+    """The method of a name, or none.
+
+    Raises:
+        InputError: an unknown name, or it fits no layer of the network.
+    """
+    if name is None:
+        return Method(subject)
+    find("method", name)
+    return METHODS[name](subject)
+
+
+__all__ = ["METHODS", "SCHEDULES", "Method", "Subject", "make_method"]

@@ -1,0 +1,65 @@
+"""HALO: every group has a strength of shrinkage of its own, which is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from edgeprune.methods.base import Method, Subject, make_grouper
+
+_RATE = 0.01  # how far a step takes the coefficients to where the penalty is least
+_LEAST = 0.05  # of the mean coefficient: the strongest shrinkage is 400 times that of the mean
+
+
+class Halo(Method):
+    """The penalty `lam sum_j sqrt(n_j) |w_j| / c_j^2` with learned coefficients c_j, whose mean in a layer is 1.
+
+    Seto, Wells and Zhang, HALO: Learning to Prune Neural Networks with Shrinkage, SDM 2021, for groups w_j of n_j
+    weights (an element is a group of one). Large groups earn large coefficients and are hardly shrunk. Where the paper
+    takes gradient steps on weights and coefficients and cuts small weights off at the end, here the weights make the
+    penalty's proximal step, which leaves exact zeros, and the coefficients go a part of the way to where the penalty is
+    least, in proportion to (sqrt(n_j) |w_j|)^(1/3). Groups that are zero can come back.
+
+    Options: lam, structure.
+    """
+
+    name = "halo"
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        structure = make_grouper(subject.options.get("structure", "element"), subject.module, subject.graph)
+        self.lam = float(subject.options.get("lam", 1e-2))
+        self.params = subject.covered(structure, self.name)
+        self.groups = structure.bind(list(self.params), list(self.params.values()))
+        norms = self._norms()
+        names = list(self.params)
+        blocks = zip(self.groups.owners, self.groups.blocks, strict=True)
+        self.blocks = [f"{names[owner]} {block}".rstrip() for owner, block in blocks]
+        self.coefficients = {b: torch.ones_like(norm) for b, norm in zip(self.blocks, norms, strict=True)}
+
+    def after_step(self, lr: float) -> None:
+        """Shrink the weights, then learn the coefficients."""
+        super().after_step(lr)
+        with torch.no_grad():
+            factors = []
+            for block, norm, size in zip(self.blocks, self._norms(), self.groups.sizes, strict=True):
+                own = self.coefficients[block]
+                factors.append((1 - lr * self.lam / (own.square() * norm)).clamp_(min=0.0).nan_to_num_(0.0))
+                best = (norm * size).pow(1 / 3).to(norm.dtype)
+                mean = best.mean()
+                own.lerp_(best / mean if mean > 0 else torch.ones_like(own), _RATE).clamp_(min=_LEAST)
+            for param, factor in zip(self.params.values(), self.groups.spread_product(factors), strict=True):
+                if factor is not None:
+                    param.mul_(factor)
+
+    def kept(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """The coefficients."""
+        return {"coefficients": self.coefficients}
+
+    def _norms(self) -> list[Tensor]:
+        """Of each group the root mean square: its l2 norm over sqrt(n), since the step is sqrt(n) long."""
+        norms = self.groups.norms([param.detach() for param in self.params.values()], 2)
+        sizes = self.groups.sizes
+        return [(norm / size**0.5).to(norm.dtype) for norm, size in zip(norms, sizes, strict=True)]
