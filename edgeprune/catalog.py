@@ -74,31 +74,7 @@ class Option:
         return above and (value <= self.high if self.high_allowed else value < self.high)
 
 
-STRUCTURES = ("element", "kernel", "channel", "input-column", "channel-group")
-PENALTIES = ("group-lasso", "l1", "log")
-_CRITERION_NAMES = ("l1", "l2", "bn-scale", "taylor", "lamp", "fpgm", "activation", "random")
-_SCHEDULE_NAMES = ("one-shot", "linear", "cubic", "one-cycle")
-
-OPTIONS: Mapping[str, Option] = {
-    "lam": Option("Strength of the regularisation."),
-    "tau": Option("Time scale of the momentum, in units of the learning rate."),
-    "tau_b": Option("Time scale of the weights' history; default: tau."),
-    "max_factor": Option("How much harder small weights are pushed than the largest."),
-    "momentum": Option("Momentum; of rmda the share that a step moves.", high=1.0, low_allowed=True),
-    "penalty": Option("What groups are penalised with.", choices=PENALTIES),
-    "structure": Option(
-        "What becomes zero together; channel-group: coupled channels over all their layers.", choices=STRUCTURES
-    ),
-    "sparsity": Option("Share of the weights, groups or gates that are zero at the end.", high=1.0, high_allowed=False),
-    "prune_schedule": Option("How the share of zeros grows.", choices=_SCHEDULE_NAMES),
-    "prune_every": Option(
-        "Steps from one choice to the next; default: a hundredth of the training.", low=1, low_allowed=True, whole=True
-    ),
-    "criterion": Option("By what those that go are chosen.", choices=_CRITERION_NAMES),
-    "regrow": Option("By what those that come back are chosen.", choices=("gradient", "momentum", "random")),
-    "n_m": Option("Of every M inputs in a row at most N are read; default: 2:4.", form="N:M, such as 2:4"),
-    "gates": Option("What has gates.", choices=("channels", "inputs", "both")),
-}
+_ANY_ZEROS = "element, kernel, channel, input column or channel group zeros"
 
 _OPTIMIZERS = (
     Entry("optimizer", "adamw", "Adam with decoupled weight decay", "Loshchilov and Hutter, ICLR 2019", "no zeros"),
@@ -108,17 +84,17 @@ _OPTIMIZERS = (
     ),
     Entry(
         "optimizer", "xrda", "adaptively weighted l1, averaged: late noise cannot refill zeros",
-        "Siegel, Chen, Dudeja and Xu, arXiv 2008.09661", "element, kernel or channel zeros",
+        "Siegel, Chen, Dudeja and Xu, arXiv 2008.09661", _ANY_ZEROS,
         ("lam", "tau", "tau_b", "max_factor", "structure"), sparse=True,
     ),
     Entry(
         "optimizer", "rmda", "regularised dual averaging with momentum: structures stay once they are found",
-        "Huang and Lee, ICLR 2022", "channel, kernel or element zeros", ("lam", "penalty", "momentum", "structure"),
+        "Huang and Lee, ICLR 2022", _ANY_ZEROS, ("lam", "penalty", "momentum", "structure"),
         sparse=True,
     ),
     Entry(
         "optimizer", "prox-sgd", "SGD with momentum and the penalty's prox map",
-        "Parikh and Boyd, Proximal Algorithms, 2014", "channel, kernel or element zeros",
+        "Parikh and Boyd, Proximal Algorithms, 2014", _ANY_ZEROS,
         ("lam", "penalty", "momentum", "structure"), sparse=True,
     ),
 )  # fmt: skip
@@ -143,12 +119,18 @@ _METHODS = (
     ),
     Entry(
         "method", "halo", "a learned strength of shrinkage for every group", "Seto, Wells and Zhang, SDM 2021",
-        "element, kernel, channel, input column or channel group zeros", ("lam", "structure"),
+        _ANY_ZEROS, ("lam", "structure"),
     ),
     Entry(
         "method", "gumbel-gates", "gates that learn which channels or input features stay open",
         "Herrmann, Bowen and Zabih, ECCV 2020; Jang, Gu and Poole, ICLR 2017", "channel and input feature zeros",
         ("sparsity", "gates", "prune_schedule"),
+    ),
+)  # fmt: skip
+_TRANSFORMS = (
+    Entry(
+        "transform", "pcn", "linear layers that first project on their inputs' principal components",
+        "Waleffe and Rekatsinas, arXiv 2006.13347", "low rank",
     ),
 )  # fmt: skip
 _SCHEDULES = (
@@ -157,6 +139,15 @@ _SCHEDULES = (
     Entry("schedule", "cubic", "fast at first, from 10 to 75 %", "Zhu and Gupta, 2017", "share of zeros"),
     Entry("schedule", "one-cycle", "an S from the first step to the last", "Hubens et al., 2021", "share of zeros"),
 )
+# Where each kind is asked for.
+ASKED_BY = {
+    "optimizer": "edgeprune train --optimizer",
+    "method": "edgeprune train --method",
+    "transform": "edgeprune.methods.pcn.principal_components",
+    "criterion": "edgeprune compress --criterion, edgeprune train --method gradual --criterion",
+    "schedule": "edgeprune train --method ... --prune-schedule",
+    "lr-schedule": "edgeprune train --schedule",
+}
 _LR_SCHEDULES = (
     Entry("lr-schedule", "cosine", "half a cosine down to 0", "Loshchilov and Hutter, ICLR 2017", "learning rates"),
     Entry("lr-schedule", "step", "halved ten times, at equal distances", "as for xRDA", "learning rates"),
@@ -194,12 +185,37 @@ _CRITERIA = (
     Entry("criterion", "random", "uniform random numbers, to be beaten", "", "order of channels"),
 )  # fmt: skip
 
-ENTRIES: tuple[Entry, ...] = (*_OPTIMIZERS, *_METHODS, *_CRITERIA, *_SCHEDULES, *_LR_SCHEDULES)
+ENTRIES: tuple[Entry, ...] = (*_OPTIMIZERS, *_METHODS, *_TRANSFORMS, *_CRITERIA, *_SCHEDULES, *_LR_SCHEDULES)
 
 
 def names(kind: str) -> tuple[str, ...]:
     """The names of all entries of a kind."""
     return tuple(entry.name for entry in ENTRIES if entry.kind == kind)
+
+
+STRUCTURES = ("element", "kernel", "channel", "input-column", "channel-group")
+PENALTIES = ("group-lasso", "l1", "log")
+
+OPTIONS: Mapping[str, Option] = {
+    "lam": Option("Strength of the regularisation."),
+    "tau": Option("Time scale of the momentum, in units of the learning rate."),
+    "tau_b": Option("Time scale of the weights' history; default: tau."),
+    "max_factor": Option("How much harder small weights are pushed than the largest."),
+    "momentum": Option("Momentum; of rmda the share that a step moves.", high=1.0, low_allowed=True),
+    "penalty": Option("What groups are penalised with.", choices=PENALTIES),
+    "structure": Option(
+        "What becomes zero together; channel-group: coupled channels over all their layers.", choices=STRUCTURES
+    ),
+    "sparsity": Option("Share of the weights, groups or gates that are zero at the end.", high=1.0, high_allowed=False),
+    "prune_schedule": Option("How the share of zeros grows.", choices=names("schedule")),
+    "prune_every": Option(
+        "Steps from one choice to the next; default: a hundredth of the training.", low=1, low_allowed=True, whole=True
+    ),
+    "criterion": Option("By what those that go are chosen.", choices=names("criterion")),
+    "regrow": Option("By what those that come back are chosen.", choices=("gradient", "momentum", "random")),
+    "n_m": Option("Of every M inputs in a row at most N are read; default: 2:4.", form="N:M, such as 2:4"),
+    "gates": Option("What has gates.", choices=("channels", "inputs", "both")),
+}
 
 
 def find(kind: str, name: str) -> Entry:

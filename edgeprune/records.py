@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.catalog import Entry
 from edgeprune.settings import TrainSettings as TrainSettings
 
 if TYPE_CHECKING:
@@ -245,6 +246,13 @@ class TrainRecord:
     seconds: float
     zero_share: float = 0.0
     layers: tuple[LayerZeros, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MethodsRecord:
+    """What `edgeprune methods` lists."""
+
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)

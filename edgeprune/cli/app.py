@@ -13,6 +13,7 @@ from edgeprune.cli import messages
 from edgeprune.cli.compress import compress
 from edgeprune.cli.export import export
 from edgeprune.cli.inspect import inspect
+from edgeprune.cli.methods import methods
 from edgeprune.cli.train import train
 from edgeprune.cli.validate import validate
 from edgeprune.processes import check_alone
@@ -52,7 +53,7 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _command in (compress, export, validate, inspect, train):
+for _command in (compress, export, validate, inspect, train, methods):
     app.command(no_args_is_help=False)(_command)
 
 

@@ -12,12 +12,14 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from edgeprune.catalog import ASKED_BY
 from edgeprune.records import (
     AccuracyComparison,
     ExportRecord,
     GroupRow,
     InspectRecord,
     LatencyComparison,
+    MethodsRecord,
     RunRecord,
     TrainRecord,
     ValidateRecord,
@@ -76,6 +78,23 @@ def train(record: TrainRecord) -> RenderableType:
         table.add_row("weights exactly zero", fmt.percent(record.zero_share))
     table.add_row("time", fmt.seconds(record.seconds))
     return _Sheet(table, _unbroken("  next    ", f"edgeprune compress {_quoted(record.out)}", "bold"))
+
+
+def methods(record: MethodsRecord) -> RenderableType:
+    """What sparse training can be made of, a table a kind."""
+    tables: list[RenderableType] = []
+    for kind in dict.fromkeys(entry.kind for entry in record.entries):
+        table = _table(f"{kind}: {ASKED_BY[kind]}")
+        for name in ("name", "what it does", "paper", "produces"):
+            table.add_column(name, overflow="fold")
+        for entry in record.entries:
+            if entry.kind == kind:
+                paper, does = Text(entry.paper or fmt.NONE, "dim"), Text(entry.summary)
+                if entry.options:
+                    does.append("\n" + " ".join(f"--{name.replace('_', '-')}" for name in entry.options), "dim")
+                table.add_row(Text(entry.name, "cyan"), does, paper, entry.produces)
+        tables.append(table)
+    return _Sheet(*tables)
 
 
 def export(record: ExportRecord) -> RenderableType:
