@@ -16,6 +16,8 @@ _PUBLIC = {
     "ChannelGraph": "edgeprune.graph.groups",
     "ChannelGroup": "edgeprune.graph.groups",
     "plan": "edgeprune.planner",
+    "plan_dead": "edgeprune.planner",
+    "fold": "edgeprune.folding",
     "PruningPlan": "edgeprune.pruning_plan",
     "cut": "edgeprune.surgery",
     "prove": "edgeprune.proof",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch.export import ExportedProgram
@@ -12,7 +13,8 @@ from torch.export import ExportedProgram
 from edgeprune.cost import CostModel
 from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError, PlanError
-from edgeprune.graph.groups import ChannelGraph, ChannelGroup
+from edgeprune.folding import alive, fold, has_zeros
+from edgeprune.graph.groups import ChannelGraph, ChannelGroup, analyze
 from edgeprune.importance import Batches, score
 from edgeprune.pruning_plan import PlannedGroup, PruningPlan
 from edgeprune.records import InputFeatures
@@ -197,6 +199,30 @@ def _protected(graph: ChannelGraph, scores: Sequence[np.ndarray]) -> list[np.nda
     return [
         mine if mine.any() else np.arange(len(mine)) == np.argmax(s) for mine, s in zip(protected, scores, strict=True)
     ]
+
+
+def plan_dead(program: ExportedProgram, inputs: bool = False, attention: str = "heads") -> PruningPlan | None:
+    """The plan that removes exactly the units that have no influence on an output, or None where all have.
+
+    Constants that units give are folded into what reads them first, see `fold`; a cut by this plan gives the same
+    outputs as the dense network does, up to rounding. One unit of every dim stays.
+
+    Args:
+        program: as `capture` returns it.
+        inputs: whether input features that nothing reads go too.
+        attention: "heads" or "head-dim", as in `analyze`.
+    """
+    if not has_zeros(program):
+        return None
+    folded = fold(program)
+    graph = analyze(folded, inputs=inputs, attention=attention)
+    keep = alive(graph)
+    matters = [keep[group.units].astype(float) for group in graph.groups]
+    for group, last in zip(graph.groups, _protected(graph, matters), strict=True):
+        keep[group.units[last]] = True
+    if keep.all():
+        return None
+    return replace(make_plan(folded, graph, keep), source_sha256=digest(program), folded=True)
 
 
 def _step(group: ChannelGroup, align: int) -> int:

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from edgeprune.errors import ProofError
+from edgeprune.folding import fold
 from edgeprune.graph.capture import Program, example_inputs
 from edgeprune.graph.comparison import TOLERANCE, outputs, relative_error
 from edgeprune.graph.edit import Edit
@@ -40,6 +41,8 @@ _SINGULAR = {
 def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Tensor | None = None) -> float:
     """Check that slim = masked dense, and return the largest relative error over all outputs.
 
+    Where the plan folds constants, the folded network is checked against the dense one too.
+
     Args:
         program: the dense program that was cut.
         slim: what `cut` made of it, before any finetuning.
@@ -58,6 +61,8 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
     networks = (masked(program, plan), Program.adopt(slim).module())
     results = [outputs(networks[0], args) for args in samples]
     dtype = results[0][0].dtype
+    if plan.folded:
+        _check_folding(program, samples, TOLERANCE[dtype])
     errors = [relative_error(a, outputs(networks[1], args)) for a, args in zip(results, samples, strict=True)]
     if max(errors) > TOLERANCE[dtype] and dtype != torch.float64:
         errors = _told_from_rounding(networks, samples, errors, TOLERANCE[dtype])
@@ -67,6 +72,16 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
             f"{TOLERANCE[dtype]:g}, got {max(errors):.3g}; this is a defect in the cut, please report it with the model"
         )
     return max(errors)
+
+
+def _check_folding(program: ExportedProgram, samples: list[tuple[object, ...]], tolerance: float) -> None:
+    networks = [Program.adopt(one).module() for one in (program, fold(program))]
+    error = max(relative_error(*(outputs(network, args) for network in networks)) for args in samples)
+    if error > tolerance:
+        raise ProofError(
+            f"the network with its constants folded is not the dense network: expected a relative error of at most "
+            f"{tolerance:g}, got {error:.3g}; this is a defect in the folding, please report it with the model"
+        )
 
 
 def _told_from_rounding(
@@ -86,11 +101,12 @@ def _told_from_rounding(
 
 
 def masked(program: ExportedProgram, plan: PruningPlan) -> nn.Module:
-    """The dense network with every removed slice of every tensor set to zero.
+    """The dense network, its constants folded as in the plan, with every removed slice of every tensor set to zero.
 
     Where the plan removes renormalised units, the normalisations compute their statistics over the kept ones, as the
     slim network's do.
     """
+    program = fold(program) if plan.folded else program
     module = Program.adopt(prepared(program)).module()
     assert isinstance(module, fx.GraphModule)
     tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}

@@ -32,7 +32,8 @@ class PruningPlan:
     `tensors[name][dim]` lists the kept indices, ascending, of every parameter and buffer that is sliced; `name` is its
     name in the dense model's state dict. `inputs[name]` lists the kept input features. `source_sha256` is the digest
     of the program that the plan was made for. `attention` is what an attention loses, whole heads or the same channels
-    of every head, as in `analyze`: the groups that the plan's couplings are checked by depend on it.
+    of every head, as in `analyze`: the groups that the plan's couplings are checked by depend on it. `folded` tells
+    that the model's constants are folded before the cut, see `fold`.
     """
 
     source_sha256: str
@@ -40,6 +41,7 @@ class PruningPlan:
     inputs: Mapping[str, InputFeatures] = field(default_factory=dict)
     groups: tuple[PlannedGroup, ...] = ()
     attention: str = "heads"
+    folded: bool = False
 
     @property
     def exact(self) -> bool:
@@ -52,6 +54,7 @@ class PruningPlan:
             "format": FORMAT,
             "source_sha256": self.source_sha256,
             **({} if self.attention == "heads" else {"attention": self.attention}),
+            **({"folded": True} if self.folded else {}),
             "tensors": {
                 name: {str(dim): list(kept) for dim, kept in sorted(dims.items())}
                 for name, dims in sorted(self.tensors.items())
@@ -86,13 +89,16 @@ class PruningPlan:
         attention = document.get("attention", "heads")
         if attention not in ATTENTION:
             raise PlanError(f"the plan's attention: expected {' or '.join(ATTENTION)}, got {attention!r}")
+        folded = document.get("folded", False)
+        if not isinstance(folded, bool):
+            raise PlanError(f"the plan's folded: expected true or false, got {folded!r}")
         tensors = {
             name: {_dim(name, dim): _indices(f"tensors[{name!r}][{dim!r}]", kept) for dim, kept in _table(name, dims)}
             for name, dims in _table("tensors", document.get("tensors"))
         }
         inputs = {name: _features(name, entry) for name, entry in _table("inputs", document.get("inputs", {}))}
         groups = tuple(_group(entry) for entry in _list("groups", document.get("groups", [])))
-        return cls(sha256, tensors, inputs, groups, attention)
+        return cls(sha256, tensors, inputs, groups, attention, folded)
 
 
 def read_plan(path: Path) -> PruningPlan:
@@ -118,7 +124,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     # Features keep their dense numbers: the input is gathered inside, so that every cut sees all of it.
     inputs = {**first.inputs, **second.inputs}
     groups = tuple(_composed_groups(first.groups, second.groups))
-    return PruningPlan(first.source_sha256, tensors, inputs, groups, second.attention)
+    return PruningPlan(first.source_sha256, tensors, inputs, groups, second.attention, first.folded)
 
 
 def _composed_groups(first: tuple[PlannedGroup, ...], second: tuple[PlannedGroup, ...]) -> Iterator[PlannedGroup]:

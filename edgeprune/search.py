@@ -15,6 +15,7 @@ from edgeprune.errors import BudgetError, InputError
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.planner import plan as make_step_plan
+from edgeprune.planner import plan_dead
 from edgeprune.progress import Progress
 from edgeprune.proof import prove
 from edgeprune.pruning_plan import PruningPlan, compose
@@ -114,7 +115,7 @@ class Search:
         Raises:
             BudgetError: none was found; says what stood in the way and the closest that was reached.
         """
-        best = self._measured_dense()
+        best = self._without_dead(self._measured_dense())
         if self.budgets.n_features is not None:
             best = self._down_to_features(best, self.budgets.n_features)
         elif self.budgets.prune_features and self.budgets.max_drop is not None and self.dense.n_features:
@@ -149,6 +150,19 @@ class Search:
             self.progress.stage("measure the dense network")
             self.dense = replace(self.dense, val_accuracy=self.trainer.val_accuracy(self.dense.program.module()))
         return self.dense
+
+    def _without_dead(self, dense: Candidate) -> Candidate:
+        """The network without units that are dead, as sparse training leaves them; its outputs are the dense one's."""
+        plan = plan_dead(dense.program, inputs=self.budgets.features, attention=self.budgets.attention)
+        if plan is None:
+            return dense
+        slim = cut(dense.program, plan)
+        dead = sum(group.before - group.after for group in plan.groups)
+        self.progress.say(f"{dead} units are dead: they go without a change of the output")
+        error = prove(dense.program, slim, plan)
+        candidate = Candidate(slim, plan, macs(slim), _kept_features(dense, plan), dense.val_accuracy, error)
+        self._record(candidate, accepted=True)
+        return candidate
 
     def _cut_by(self, plan: PruningPlan) -> Program:
         return cut(self.dense.program, plan, self.graph if not plan.inputs or self.dense.n_features else None)
@@ -292,10 +306,7 @@ class Search:
 
     def _finished(self, before: Candidate, slim: Program, plan: PruningPlan, error: float) -> Candidate:
         """Finetune a fresh cut and look at it."""
-        n_features = before.n_features
-        if plan.inputs:
-            n_features = sum(len(features.keep) for features in plan.inputs.values())
-        return self._finetuned(Candidate(slim, plan, macs(slim), n_features, None, error))
+        return self._finetuned(Candidate(slim, plan, macs(slim), _kept_features(before, plan), None, error))
 
     def _finetuned(self, candidate: Candidate, extra: int = 0) -> Candidate:
         """Train a candidate's weights on, and look at it; `extra` counts further rounds, which see another order."""
@@ -370,6 +381,11 @@ class Search:
         assert self.dense.val_accuracy is not None
         assert candidate.val_accuracy is not None
         return (self.dense.val_accuracy - candidate.val_accuracy) * 100
+
+
+def _kept_features(before: Candidate, plan: PruningPlan) -> int | None:
+    """How many input features are left after a plan, counted over the dense inputs."""
+    return sum(len(features.keep) for features in plan.inputs.values()) if plan.inputs else before.n_features
 
 
 def _count_features(graph: ChannelGraph) -> int | None:

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.digests import digest
 from edgeprune.errors import PlanError
+from edgeprune.folding import fold
 from edgeprune.graph.binding import shape_of
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.edit import Edit
@@ -24,7 +25,7 @@ from edgeprune.records import InputFeatures
 
 @no_collection()
 def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None = None) -> Program:
-    """Remove from a program what the plan does not keep.
+    """Remove from a program what the plan does not keep, after folding its constants where the plan says so.
 
     Input features are removed behind a gather: the result takes the unchanged input.
 
@@ -42,6 +43,8 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
             f"the plan was made for another model: expected source_sha256 {digest(program)[:12]}..., "
             f"got {plan.source_sha256[:12]}..."
         )
+    if plan.folded:
+        program, graph = fold(program), None
     if graph is None or graph.analysis.attention != plan.attention:
         graph = analyze(program, inputs=bool(plan.inputs), attention=plan.attention)
     keep = kept_units(graph, plan)

@@ -42,6 +42,7 @@ LAYERS = (
         "surgery",
         "proof",
         "features",
+        "folding",
         "statistics",
     },
     {"export", "validate", "latency", "job", "trainjob"},

@@ -47,6 +47,8 @@ def lifted(module: fx.GraphModule, program: ExportedProgram, args: tuple[Any, ..
         return None
     graph = copy.deepcopy(module.graph)
     graph.eliminate_dead_code()
+    for node in graph.nodes:
+        node.meta.pop("follows_train", None)  # a module's own note
     specs = [*_tensor_specs(module, program), *_user_specs(program)]
     tensors = {str(spec.target): _tensor(module, str(spec.target)) for spec in specs if spec.target}
     _make_inputs(graph, specs)
