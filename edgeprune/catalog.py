@@ -6,8 +6,8 @@ The command line makes its options and its listing of this, and the library chec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgeprune.errors import InputError
@@ -17,7 +17,8 @@ from edgeprune.errors import InputError
 class Entry:
     """One optimizer, criterion or schedule.
 
-    `produces` is what becomes zero, or for the other kinds what it is good for; `options` are those that belong to it.
+    `produces` is what becomes zero, or for the other kinds what it is good for; `options` are those that belong to it,
+    `defaults` what a method takes where they are left out.
     `sparse` marks an optimizer that sets weights to exact zeros, `needs_data` a criterion that looks at real samples.
     """
 
@@ -29,6 +30,7 @@ class Entry:
     options: tuple[str, ...] = ()
     sparse: bool = False
     needs_data: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,28 +105,31 @@ _METHODS = (
         "method", "gradual", "those that score lowest go, ever more of them, and stay out", "Zhu and Gupta, 2017",
         "element, kernel, input column or channel group zeros",
         ("sparsity", "criterion", "structure", "prune_schedule", "prune_every"),
+        defaults={"sparsity": 0.9, "criterion": "l1", "structure": "element", "prune_schedule": "cubic"},
     ),
     Entry(
         "method", "weight-mom", "weights go whose size has been smallest over the previous steps",
         "Johnson, Tang and Samudrala, arXiv 2208.05970", "element zeros", ("sparsity", "prune_schedule", "prune_every"),
+        defaults={"sparsity": 0.9, "prune_schedule": "cubic"},
     ),
     Entry(
         "method", "regrow", "sparse from the first step: some weights go, as many come back elsewhere",
         "Evci et al. (RigL), ICML 2020; Mocanu et al. (SET), 2018; Dettmers and Zettlemoyer, 2019", "element zeros",
-        ("sparsity", "regrow", "prune_every"),
+        ("sparsity", "regrow", "prune_every"), defaults={"sparsity": 0.9, "regrow": "gradient"},
     ),
     Entry(
         "method", "n-m", "the forward pass sees the N largest of every M weights (SR-STE)", "Zhou et al., ICLR 2021",
-        "N:M sparsity along the inputs", ("n_m",),
+        "N:M sparsity along the inputs", ("n_m",), defaults={"n_m": "2:4"},
     ),
     Entry(
         "method", "halo", "a learned strength of shrinkage for every group", "Seto, Wells and Zhang, SDM 2021",
-        _ANY_ZEROS, ("lam", "structure"),
+        _ANY_ZEROS, ("lam", "structure"), defaults={"lam": 0.01, "structure": "element"},
     ),
     Entry(
         "method", "gumbel-gates", "gates that learn which channels or input features stay open",
         "Herrmann, Bowen and Zabih, ECCV 2020; Jang, Gu and Poole, ICLR 2017", "channel and input feature zeros",
         ("sparsity", "gates", "prune_schedule"),
+        defaults={"sparsity": 0.5, "gates": "channels", "prune_schedule": "cubic"},
     ),
 )  # fmt: skip
 _TRANSFORMS = (
@@ -213,7 +218,7 @@ OPTIONS: Mapping[str, Option] = {
     ),
     "criterion": Option("By what those that go are chosen.", choices=names("criterion")),
     "regrow": Option("By what those that come back are chosen.", choices=("gradient", "momentum", "random")),
-    "n_m": Option("Of every M inputs in a row at most N are read; default: 2:4.", form="N:M, such as 2:4"),
+    "n_m": Option("Of every M inputs in a row at most N are read.", form="N:M, such as 2:4"),
     "gates": Option("What has gates.", choices=("channels", "inputs", "both")),
 }
 
@@ -231,7 +236,7 @@ def owners(option: str) -> tuple[str, ...]:
     return tuple(entry.name for entry in ENTRIES if option in entry.options)
 
 
-def check_options(options: Mapping[str, Any], chosen: tuple[Entry, ...]) -> None:
+def check_options(options: Mapping[str, Any], chosen: Sequence[Entry]) -> None:
     """Refuse options that belong to none of those that are chosen, or that are out of range.
 
     Raises:

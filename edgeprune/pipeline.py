@@ -88,6 +88,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         TrainingError: the loss became NaN or infinite.
     """
     told, start = progress or Silent(), time.perf_counter()
+    request.settings.check()
     if is_main():
         check_places(request, told)
     data = open_data(request.data)
@@ -109,6 +110,9 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
     with threads_set(settings.threads):
         if team.any(is_main() and is_done(request)):
             return replace(_done_before(request, info, data, team, told), seconds=time.perf_counter() - start)
+        if team.is_main:
+            for name, value in settings.assumed.items():
+                told.say(f"assumed: --{name.replace('_', '-')} {value}")
         told.stage(f"train {request.arch}")
         with interruptible(state, told):
             epochs = fit(model, data, data.normalization, settings, told, checkpoint=state)

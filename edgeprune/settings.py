@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edgeprune.catalog import find
+from edgeprune.catalog import check_options, find, names
+from edgeprune.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,30 @@ class TrainSettings:
     def is_sparse(self) -> bool:
         """Whether weights are set to zero while it trains: then the last epoch is kept, since early ones are dense."""
         return self.method is not None or find("optimizer", self.optimizer).sparse
+
+    @property
+    def assumed(self) -> dict[str, Any]:
+        """The method's options that are left out, with what is taken for them."""
+        defaults = find("method", self.method).defaults if self.method is not None else {}
+        return {name: value for name, value in defaults.items() if name not in self.options}
+
+    def check(self) -> None:
+        """Refuse what the catalog does not have, or has otherwise.
+
+        Raises:
+            InputError: an unknown optimizer, schedule or method, an option that belongs to another one or is out of
+                range, or a method beside an optimizer that makes zeros of its own.
+        """
+        chosen = [find("optimizer", self.optimizer)]
+        if self.schedule is not None:
+            find("lr-schedule", self.schedule)
+        if self.method is not None:
+            if chosen[0].sparse:
+                dense = " or ".join(name for name in names("optimizer") if not find("optimizer", name).sparse)
+                got = f"{self.optimizer}, which makes zeros of its own"
+                raise InputError(f"method {self.method}: expected the optimizer {dense}, got {got}")
+            chosen.append(find("method", self.method))
+        check_options(self.options, chosen)
 
     def recipe(self) -> TrainSettings:
         """The same without what goes with a machine: how it is run is left at its defaults.

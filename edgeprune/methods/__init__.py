@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from edgeprune.catalog import find
 from edgeprune.methods.base import Method, Subject
@@ -24,8 +25,8 @@ def make_method(name: str | None, subject: Subject) -> Method:
     """
     if name is None:
         return Method(subject)
-    find("method", name)
-    return METHODS[name](subject)
+    options = {**find("method", name).defaults, **subject.options}
+    return METHODS[name](replace(subject, options=options))
 
 
 __all__ = ["METHODS", "SCHEDULES", "Method", "Subject", "make_method"]

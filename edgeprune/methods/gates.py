@@ -62,16 +62,16 @@ class GumbelGates(Method):
         super().__init__(subject)
         options = subject.options
         assert subject.graph is not None
-        which = options.get("gates", "channels")
+        which = options["gates"]
         wanted = {"channels": (False,), "inputs": (True,), "both": (False, True)}[which]
         groups = [group for group in subject.graph.groups if group.exact and group.is_input in wanted]
-        self.params = subject.parameters()
+        self.params = dict(subject.module.named_parameters(remove_duplicate=False))  # tied and frozen ones too
         groups = [group for group in groups if self._slots(group)]
         if not groups:
             what = {"channels": "channels", "inputs": "input features", "both": "channels or input features"}[which]
             raise InputError(f"method {self.name}: expected a network with {what} that can be removed, got none")
-        self.share = float(options.get("sparsity", 0.5))
-        self.schedule = SCHEDULES[options.get("prune_schedule", "cubic")]
+        self.share = float(options["sparsity"])
+        self.schedule = SCHEDULES[options["prune_schedule"]]
         self.sizes = [group.n_units for group in groups]
         self.reading = list(self._places(groups, readers=True))
         self.every = list(self._places(groups, readers=False))

@@ -53,8 +53,8 @@ class Gradual(Masked):
             raise InputError(f"method {self.name}: criterion {self.criterion}: expected {where}, got {structure}")
         super().__init__(subject, make_grouper(structure, subject.module, subject.graph))
         self.by_unit = by_unit
-        self.share = float(options.get("sparsity", 0.9))
-        self.schedule = SCHEDULES[options.get("prune_schedule", "cubic")]
+        self.share = float(options["sparsity"])
+        self.schedule = SCHEDULES[options["prune_schedule"]]
         self.every = int(options.get("prune_every", max(1, subject.n_steps // _UPDATES)))
         self.averages: dict[str, Tensor] = {}
         if self._is_averaged():

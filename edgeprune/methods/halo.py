@@ -29,8 +29,8 @@ class Halo(Method):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        structure = make_grouper(subject.options.get("structure", "element"), subject.module, subject.graph)
-        self.lam = float(subject.options.get("lam", 1e-2))
+        structure = make_grouper(subject.options["structure"], subject.module, subject.graph)
+        self.lam = float(subject.options["lam"])
         self.params = subject.covered(structure, self.name)
         self.groups = structure.bind(list(self.params), list(self.params.values()))
         norms = self._norms()

@@ -30,7 +30,7 @@ class NM(Method):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.n, self.m = parse_n_m(subject.options.get("n_m", "2:4"))
+        self.n, self.m = parse_n_m(subject.options["n_m"])
         transposed = transposed_weights(subject.module)
         self.params: dict[str, tuple[torch.nn.Parameter, int]] = {}
         for name, param in subject.parameters().items():

@@ -33,9 +33,9 @@ class Regrow(Masked):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject, make_grouper("element", subject.module, None))
         options = subject.options
-        self.by = options.get("regrow", "gradient")
+        self.by = options["regrow"]
         self.every = int(options.get("prune_every", max(1, subject.n_steps // _UPDATES)))
-        share, draws = float(options.get("sparsity", 0.9)), generator(subject.seed, -1)
+        share, draws = float(options["sparsity"]), generator(subject.seed, -1)
         for own in self.inside.values():
             n_out = min(round(share * own.numel()), own.numel() - 1)
             own.view(-1)[torch.randperm(own.numel(), generator=draws)[:n_out].to(own.device)] = False

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.catalog import Entry, check_options, find, names
 from edgeprune.data import normalize, order, read
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.groups import ChannelGraph, analyze
@@ -301,16 +300,7 @@ def _channel_graph(module: nn.Module, data: DataSource, settings: TrainSettings)
 
 
 def _check(settings: TrainSettings, data: DataSource) -> None:
-    chosen: tuple[Entry, ...] = (find("optimizer", settings.optimizer),)
-    if settings.method is not None:
-        if chosen[0].sparse:
-            dense = " or ".join(name for name in names("optimizer") if not find("optimizer", name).sparse)
-            got = f"{settings.optimizer}, which makes zeros of its own"
-            raise InputError(f"method {settings.method}: expected the optimizer {dense}, got {got}")
-        chosen = (*chosen, find("method", settings.method))
-    check_options(settings.options, chosen)
-    if settings.schedule is not None:
-        find("lr-schedule", settings.schedule)
+    settings.check()
     positive = {
         "batch size": settings.batch_size,
         "learning rate": settings.lr,

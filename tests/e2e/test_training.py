@@ -119,12 +119,14 @@ def test_exact_arithmetic_shows_three_processes_to_be_one(place: Path) -> None:
     assert result.returncode == 0, result.stderr
     subprocess.run([PYTHON, "fits.py", "one.pt"], cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
     one, three = (torch.load(place / name, weights_only=True) for name in ("one.pt", "three.pt"))
-    assert set(one) == set(three) == {"batch norm", "parts", "graph", "files", "teacher", "float32"}
+    assert set(one) == set(three) == {*PLAIN, *SPARSE}
     for name, (state, figures) in one.items():
         assert largest_difference(state, three[name][0]) < (1e-5 if name == "float32" else 1e-11), name
         assert figures == pytest.approx(three[name][1], rel=1e-5 if name == "float32" else 1e-9), name
 
 
+PLAIN = ("batch norm", "parts", "graph", "files", "teacher", "float32")
+SPARSE = ("xrda", "rmda", "halo", "n-m", "regrow", "gradual", "gumbel-gates")
 FITS = """
 import os
 import sys
@@ -164,7 +166,12 @@ found = {
     "files": trained(residual, lazy, batch_size=100, workers=1),
     "float32": trained(plain, dtype=torch.float32),
     "teacher": trained(plain, teacher=residual().double().eval(), optimizer="sgd"),
+    "xrda": trained(plain, optimizer="xrda", options={"lam": 1e-4, "structure": "channel-group"}),
+    "rmda": trained(plain, optimizer="rmda", options={"lam": 1e-3}),
+    "halo": trained(residual, optimizer="sgd", method="halo", options={"structure": "channel-group"}),
 }
+for method in ("n-m", "regrow", "gradual", "gumbel-gates"):
+    found[method] = trained(plain, optimizer="sgd", method=method)
 if os.environ.get("RANK", "0") == "0":
     torch.save(found, sys.argv[1])
 """
