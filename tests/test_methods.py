@@ -14,10 +14,12 @@ import edgeprune
 from edgeprune import catalog
 from edgeprune.data import open_data
 from edgeprune.errors import InputError
+from edgeprune.graph.comparison import outputs, relative_error
 from edgeprune.methods import METHODS, SCHEDULES, Method, Subject, make_method
 from edgeprune.methods.masks import keep_highest
 from edgeprune.records import DataSource, TrainSettings
 from edgeprune.training import StateFile, evaluate, fit, layer_zeros
+from tests.cases import CASES
 
 
 @pytest.fixture(autouse=True)
@@ -189,6 +191,28 @@ def test_closing_for_good_changes_nothing_of_what_was_measured() -> None:
     method.finish()
     torch.testing.assert_close(module(x), shown, rtol=1e-5, atol=1e-6)
     assert sum(int((norm.weight == 0).sum()) for norm in (module[1], module[4])) == 12
+
+
+@pytest.mark.parametrize(
+    "name", ["mean over channels", "norm over channels", "several outputs", "attention", "mlp inputs"]
+)
+def test_closed_units_are_as_removed_whatever_reads_them(name: str) -> None:
+    """Where not weights alone read a unit, closing the weights that do would not do."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    module = case.build().double().eval()
+    inputs = tuple(torch.randn(2, *shape, dtype=torch.float64) for shape in case.shapes)
+    graph = edgeprune.analyze(edgeprune.capture(module, inputs), inputs=True)
+    method = make_method("gumbel-gates", Subject(module, graph, 10, {"sparsity": 0.5, "gates": "both"}))
+    method.state["logits"].normal_()
+    method.step = 9
+    dense = outputs(module, inputs)
+    with method.shown():
+        shown = outputs(module, inputs)
+    assert relative_error(dense, outputs(module, inputs)) == 0
+    method.finish()
+    assert relative_error(dense, shown) > 1e-3
+    assert relative_error(outputs(module, inputs), shown) < 1e-10
 
 
 def test_gates_find_the_features_that_matter() -> None:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from edgeprune.errors import InputError
+from edgeprune.graph.capture import example_inputs
+from edgeprune.graph.comparison import outputs, relative_error
 from edgeprune.graph.groups import ChannelGroup, Slot
 from edgeprune.methods.base import Method, Subject, generator
 from edgeprune.methods.schedules import SCHEDULES
@@ -16,6 +19,7 @@ from edgeprune.methods.schedules import SCHEDULES
 _HOT, _COLD = 1.0, 0.05  # temperature at the start and at the end
 _RATE = 0.02  # step of Adam on the logits, small beside a temperature of 1
 _BETAS = (0.9, 0.999)
+_SAME = 1e-4  # relative difference of two outputs that rounding explains, also over many layers
 _FLOOR = 1e-3  # of the mean gradient: what is smaller is rounding, and moves no gate
 _OPEN = 3.0  # how far above the threshold, in temperatures, logits are where no gate is to be closed
 
@@ -73,8 +77,8 @@ class GumbelGates(Method):
         self.share = float(options["sparsity"])
         self.schedule = SCHEDULES[options["prune_schedule"]]
         self.sizes = [group.n_units for group in groups]
-        self.reading = list(self._places(groups, readers=True))
-        self.every = list(self._places(groups, readers=False))
+        self.every = [place for places in self._places(groups) for place in places]
+        self.seen = self._seen(groups)
         zeros = torch.zeros(sum(self.sizes), device=next(iter(self.params.values())).device)
         self.state = {"logits": zeros, "first": zeros.clone(), "second": zeros.clone()}
         self._trained: dict[str, Tensor] = {}
@@ -84,21 +88,21 @@ class GumbelGates(Method):
         """Draw the gates, or take the likeliest where it is measured, and close them."""
         with torch.no_grad():
             gates = self._drawn() if training else self._open().to(torch.float32)
-            self._trained = {place.name: self.params[place.name].detach().clone() for place in self.reading}
-            self._multiply(self.reading, gates)
+            self._trained = {place.name: self.params[place.name].detach().clone() for place in self.seen}
+            self._multiply(self.seen, gates)
 
     def end(self, scale: float | None) -> None:
         """The weights take the gradients of what was open, the logits those of all gates."""
         with torch.no_grad():
             gradient = torch.zeros_like(self.state["logits"])
-            for place in self.reading:
+            for place in self.seen:
                 param = self.params[place.name]
                 if scale is not None and param.grad is not None:
                     effect = param.grad * self._trained[place.name]
                     gradient += place.gather(effect, len(gradient)).to(gradient.dtype)
             if scale is not None:
                 gates = self._hard
-                for place in self.reading:
+                for place in self.seen:
                     param = self.params[place.name]
                     if param.grad is not None:
                         param.grad.mul_(place.spread(gates, param).to(param.dtype))
@@ -172,16 +176,56 @@ class GumbelGates(Method):
     def _slots(self, group: ChannelGroup) -> list[Slot]:
         return [slot for slot in group.slots if slot.kind == "tensor" and slot.name in self.params]
 
-    def _places(self, groups: list[ChannelGroup], *, readers: bool) -> Iterator[_Place]:
-        """Every slot of every group; or of each those dims alone that read it, where it has any."""
+    def _places(self, groups: list[ChannelGroup]) -> Iterator[list[_Place]]:
+        """Every slot of each group."""
         total = sum(self.sizes)
         for start, group in zip(_starts(self.sizes), groups, strict=True):
-            slots = self._slots(group)
-            reading = [slot for slot in slots if slot.dim]
-            for slot in (reading or slots) if readers else slots:
+            places = []
+            for slot in self._slots(group):
                 gate = torch.from_numpy(slot.unit) + start
                 gate[torch.from_numpy(slot.unit < 0)] = total
-                yield _Place(slot.name, slot.dim or 0, gate.to(self.params[slot.name].device))
+                places.append(_Place(slot.name, slot.dim or 0, gate.to(self.params[slot.name].device)))
+            yield places
+
+    def _seen(self, groups: list[ChannelGroup]) -> list[_Place]:
+        """The slots that are closed while it trains, such that the network computes what it does without the units.
+
+        Those that read a unit, since a closed gate has a gradient then. Where a unit is read by something else too (a
+        mean over channels), all of its slots: which groups that is, a try on random inputs tells.
+        """
+        every = list(self._places(groups))
+        reading = [[place for place in places if place.dim] or places for places in every]
+        if not self._same(reading, every):
+            for number, places in enumerate(every):
+                if not self._same([reading[number]], [places]):
+                    reading[number] = places
+        return [place for places in reading for place in places]
+
+    def _same(self, some: list[list[_Place]], others: list[list[_Place]]) -> bool:
+        """Whether the network puts out the same with half of the gates closed in some places as in others."""
+        module, draws = self.subject.module, generator(self.subject.seed, -1)
+        assert self.subject.graph is not None
+        device = next(iter(self.params.values())).device
+        examples = example_inputs(self.subject.graph.analysis.program)
+        inputs = tree_map_only(Tensor, lambda x: _random(x, draws).to(device), examples)
+        gates = (torch.rand(sum(self.sizes), generator=draws) > 0.5).to(device, torch.float32)
+        was_training, found = module.training, []
+        module.eval()
+        with torch.no_grad():
+            for places in (some, others):
+                flat = [place for own in places for place in own]
+                trained = {place.name: self.params[place.name].detach().clone() for place in flat}
+                self._multiply(flat, gates)
+                found.append(outputs(module, inputs))
+                for name, before in trained.items():
+                    self.params[name].copy_(before)
+        module.train(was_training)
+        return relative_error(*found) < _SAME
+
+
+def _random(value: Tensor, draws: torch.Generator) -> Tensor:
+    """A floating-point example filled with random numbers."""
+    return torch.randn(value.shape, generator=draws).to(value.dtype) if value.is_floating_point() else value
 
 
 def _starts(sizes: list[int]) -> list[int]:
