@@ -7,7 +7,7 @@ weights that are trained, so that optimizers, checkpoints and other processes ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgeprune.errors import InputError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.optim import ChannelGroups, InputColumn, OutputChannel, transposed_weights
-from edgeprune.optim.groupers import Grouper, grouper
+from edgeprune.optim.groupers import Grouper, Groups, grouper
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,6 +131,11 @@ def make_grouper(structure: str, module: nn.Module, graph: ChannelGraph | None) 
     if structure == "channel":
         return OutputChannel(transposed)
     return InputColumn(transposed) if structure == "input-column" else grouper(structure)
+
+
+def block_names(groups: Groups, names: Sequence[str]) -> list[str]:
+    """A name for each block of groups over the parameters of these names, unique among them."""
+    return [f"{names[owner]} {block}".rstrip() for owner, block in zip(groups.owners, groups.blocks, strict=True)]
 
 
 def generator(seed: int, step: int) -> torch.Generator:

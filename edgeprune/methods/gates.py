@@ -82,7 +82,7 @@ class GumbelGates(Method):
         zeros = torch.zeros(sum(self.sizes), device=next(iter(self.params.values())).device)
         self.state = {"logits": zeros, "first": zeros.clone(), "second": zeros.clone()}
         self._trained: dict[str, Tensor] = {}
-        self._soft: Tensor | None = None
+        self._soft = self._hard = zeros.clone()  # of the last draw
 
     def begin(self, training: bool) -> None:
         """Draw the gates, or take the likeliest where it is measured, and close them."""
@@ -101,11 +101,10 @@ class GumbelGates(Method):
                     effect = param.grad * self._trained[place.name]
                     gradient += place.gather(effect, len(gradient)).to(gradient.dtype)
             if scale is not None:
-                gates = self._hard
                 for place in self.seen:
                     param = self.params[place.name]
                     if param.grad is not None:
-                        param.grad.mul_(place.spread(gates, param).to(param.dtype))
+                        param.grad.mul_(place.spread(self._hard, param).to(param.dtype))
                 self._learn(gradient / scale)
             for name, trained in self._trained.items():
                 self.params[name].copy_(trained)
@@ -155,7 +154,6 @@ class GumbelGates(Method):
 
     def _learn(self, gradient: Tensor) -> None:
         """A step of Adam (Kingma and Ba, ICLR 2015); none where half precision has overflowed."""
-        assert self._soft is not None
         gradient = gradient * self._soft * (1 - self._soft) / self._temperature
         if not bool(gradient.isfinite().all()):
             return

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from edgeprune.methods.base import Method, Subject, make_grouper
+from edgeprune.methods.base import Method, Subject, block_names, make_grouper
 
 _RATE = 0.01  # how far a step takes the coefficients to where the penalty is least
 _LEAST = 0.05  # of the mean coefficient: the strongest shrinkage is 400 times that of the mean
@@ -34,9 +34,7 @@ class Halo(Method):
         self.params = subject.covered(structure, self.name)
         self.groups = structure.bind(list(self.params), list(self.params.values()))
         norms = self._norms()
-        names = list(self.params)
-        blocks = zip(self.groups.owners, self.groups.blocks, strict=True)
-        self.blocks = [f"{names[owner]} {block}".rstrip() for owner, block in blocks]
+        self.blocks = block_names(self.groups, list(self.params))
         self.coefficients = {b: torch.ones_like(norm) for b, norm in zip(self.blocks, norms, strict=True)}
 
     def after_step(self, lr: float) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from edgeprune.methods.base import Method, Subject
+from edgeprune.methods.base import Method, Subject, block_names
 from edgeprune.optim.groupers import Grouper
 
 
@@ -22,9 +22,7 @@ class Masked(Method):
         self.params = subject.covered(structure, self.name)
         self.groups = structure.bind(list(self.params), list(self.params.values()))
         norms = self.groups.norms(self._weights(), 1)
-        names = list(self.params)
-        blocks = zip(self.groups.owners, self.groups.blocks, strict=True)
-        self.blocks = [f"{names[owner]} {block}".rstrip() for owner, block in blocks]
+        self.blocks = block_names(self.groups, list(self.params))
         self.inside: dict[str, Tensor] = {
             block: torch.ones_like(norm, dtype=torch.bool) for block, norm in zip(self.blocks, norms, strict=True)
         }

@@ -15,7 +15,7 @@ _DECAY = 2e-4  # the paper's lambda_W
 class NM(Method):
     """Sparse-refined straight-through estimator: the forward pass sees the N largest of every M weights.
 
-    Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch, ICLR 2021, equation 9: all
+    Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch, ICLR 2021: all
     weights take the gradient of those that were seen, and those that were not shrink by lambda_W = 2e-4 times
     themselves. The M are neighbours along the input channels, at the same place of a kernel. A layer with fewer than M
     inputs has no such row and stays dense.
