@@ -45,23 +45,24 @@ class NM(Method):
             self.params[name] = (param, dim)
         if not self.params:
             raise InputError(f"method n-m: expected layers with at least {self.m} inputs, got none")
-        self._trained: dict[str, Tensor] = {}
+        self._trained: dict[str, tuple[Tensor, Tensor]] = {}  # what is trained, and which of it is seen
 
     def begin(self, training: bool) -> None:
         """Show the largest alone."""
         with torch.no_grad():
             for name, (param, dim) in self.params.items():
-                self._trained[name] = param.detach().clone()
-                param.mul_(self._mask(param, dim))
+                seen = self._mask(param, dim)
+                self._trained[name] = param.detach().clone(), seen
+                param.mul_(seen)
 
     def end(self, scale: float | None) -> None:
         """The gradients of what was seen go to all weights; what was not seen decays."""
         with torch.no_grad():
-            for name, (param, dim) in self.params.items():
-                param.copy_(self._trained.pop(name))
+            for name, (param, _) in self.params.items():
+                trained, seen = self._trained.pop(name)
+                param.copy_(trained)
                 if scale is not None and param.grad is not None:
-                    unseen = ~self._mask(param, dim)
-                    param.grad.add_(param * unseen, alpha=scale * _DECAY)
+                    param.grad.add_(trained * ~seen, alpha=scale * _DECAY)
 
     def finish(self) -> None:
         """What is not among the largest is zero."""
@@ -70,11 +71,11 @@ class NM(Method):
                 param.mul_(self._mask(param, dim))
 
     def _mask(self, weight: Tensor, dim: int) -> Tensor:
-        """Bool, shaped as the weight: the N largest of every M, of equals the first."""
+        """Bool, shaped as the weight: the N largest of every M."""
         rows = weight.detach().abs().movedim(dim, -1)
         groups = rows.reshape(-1, self.m)
-        order = groups.argsort(dim=1, descending=True, stable=True)
-        kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order[:, : self.n], True)
+        largest = groups.topk(self.n, dim=1, sorted=False).indices
+        kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, largest, True)
         return kept.view(rows.shape).movedim(-1, dim)
 
 
