@@ -15,6 +15,7 @@ WHAT = "What to do"
 HOW = "How to do it"
 SPARSE = "Sparse training; see edgeprune methods"
 OUTPUT = "Output"
+_WIDE = 24  # characters
 
 
 def _fail(expected: str, got: object, hint: str | None = None) -> typer.BadParameter:
@@ -60,8 +61,15 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 def named(kind: str, text: str, panel: str = HOW) -> Any:
     """The option that takes the name of something in the catalog."""
-    choices = names(kind)
-    return typer.Option(metavar="|".join(choices), help=text, parser=one_of(choices), rich_help_panel=panel)
+    return _choice(names(kind), text, panel)
+
+
+def _choice(choices: Sequence[str], text: str, panel: str) -> Any:
+    """An option that takes one of these names; many of them stand in its help."""
+    metavar = "|".join(choices)
+    if len(metavar) > _WIDE:
+        metavar, text = "NAME", f"{text} One of {', '.join(choices)}."
+    return typer.Option(metavar=metavar, help=text, parser=one_of(choices), rich_help_panel=panel)
 
 
 def own(name: str) -> Any:
@@ -69,8 +77,7 @@ def own(name: str) -> Any:
     option = OPTIONS[name]
     text = f"{option.help} For {', '.join(owners(name))}."
     if option.choices:
-        metavar, parser = "|".join(option.choices), one_of(option.choices)
-        return typer.Option(metavar=metavar, help=text, parser=parser, rich_help_panel=SPARSE)
+        return _choice(option.choices, text, SPARSE)
 
     if option.form:
         return typer.Option(metavar=option.form.split(",")[0], help=text, rich_help_panel=SPARSE)
