@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,31 @@ def test_file_gives_what_pytorch_gives_at_any_batch(build: Any, shape: tuple[int
     assert {entry.key: entry.value for entry in proto.metadata_props} == {"edgeprune.contract": "full"}
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
     assert os.listdir(tmp_path) == ["net.onnx"]
+
+
+class Padded(nn.Module):
+    """Channels below zero, padded by a number, pooled."""
+
+    def __init__(self, value: float, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.value, self.pool = nn.Conv2d(3, 4, 1), value, pool
+        nn.init.constant_(self.conv.bias, -5.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(nn.functional.pad(self.conv(x), (1, 1, 1, 1), value=self.value)).flatten(1)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -7.0, float("-inf")])
+def test_padding_ahead_of_a_max_pooling(value: float, tmp_path: Path) -> None:
+    program = capture(Padded(value, nn.MaxPool2d(3, 2)), torch.randn(2, 3, 9, 9))
+    assert export_onnx(program, tmp_path / "net.onnx", inputs=torch.randn(4, 3, 9, 9)).parity <= 1e-5
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_padding_ahead_of_a_mean(padding: int, tmp_path: Path) -> None:
+    pool = nn.AvgPool2d(3, 2, padding, count_include_pad=False)
+    program = capture(Padded(0.0, pool), torch.randn(2, 3, 9, 9))
+    assert export_onnx(program, tmp_path / "net.onnx", inputs=torch.randn(4, 3, 9, 9)).parity <= 1e-5
 
 
 def test_attention_with_a_trained_mask(tmp_path: Path) -> None:

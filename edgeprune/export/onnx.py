@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.attention import with_plain_attention
+from edgeprune.export.padding import with_padding_apart
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, input_specs, parity_of, quiet, samples_of
 from edgeprune.files import write_atomically
 
@@ -133,7 +134,7 @@ def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> o
     try:
         with quiet():
             exported = torch.onnx.export(
-                _without_projections(with_plain_attention(program)),
+                _without_projections(with_padding_apart(with_plain_attention(program))),
                 dynamo=True,
                 verbose=False,
                 optimize=optimize,
