@@ -15,6 +15,7 @@ from edgeprune.cost import macs
 from edgeprune.digests import digest
 from edgeprune.graph.capture import Program
 from edgeprune.load import load
+from edgeprune.planner import make_plan
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import InputFeatures, ModelInfo
 from edgeprune.save import save_program
@@ -224,3 +225,21 @@ def test_layers_that_nothing_reads_do_not_stand_in_the_way() -> None:
     assert cut.error <= 1e-10
     assert cut.slim.state_dict["used.weight"].shape[0] < 6
     assert "auxiliary.weight" not in cut.slim.state_dict
+
+
+def test_a_part_that_loses_all_of_its_units_leaves_the_join() -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        kept, pooled = m.first(x).split(4, dim=1)
+        return m.second(torch.cat([kept.relu(), nn.functional.avg_pool2d(pooled, 3, 1, 1)], dim=1))
+
+    net = Net(forward, first=nn.Conv2d(3, 8, 1), second=nn.Conv2d(8, 4, 1))
+    program = captured(net, IMAGE)
+    graph = edgeprune.analyze(program)
+    keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
+    units = graph.labels("tensor", "first.weight", 0)
+    assert units is not None
+    keep[units[4:]] = False
+    plan = make_plan(program, graph, keep)
+    slim = edgeprune.cut(program, plan, graph)
+    assert edgeprune.prove(program, slim, plan) <= 1e-10
+    assert slim.module()(torch.randn(2, *IMAGE, dtype=torch.float64)).shape[1] == 4

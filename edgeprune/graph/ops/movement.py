@@ -281,9 +281,9 @@ operator("roll", rewrite=_rewrite_roll, moves=True)(moved)
 
 
 def _rewrite_without_empty(edit: Edit, call: Call) -> None:
-    """An empty part adds nothing, but its other sizes would have to fit."""
+    """An empty part adds nothing, but its other sizes would have to fit, and pooling before it takes no empty input."""
     nodes, parts = edit.raw(call, "tensors"), call["tensors"]
-    full = [node for node, part in zip(nodes, parts, strict=True) if 0 not in part.shape]
+    full = [node for node, part in zip(nodes, parts, strict=True) if 0 not in edit.kept_shape(part)]
     if full and len(full) < len(parts):
         edit.set(call, "tensors", full)
 
