@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeprune.progress import Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
+_FIRST_GUESS = 0.05  # share of a stage after which its end can be guessed; the first part waits for preparations
 
 
 @contextmanager
@@ -129,7 +130,7 @@ class Lines:
             return
         self._last = now
         parts = [f"{done}/{total}", note]
-        if 0 < done < total:
+        if _FIRST_GUESS * total <= done < total:
             parts.append(f"about {(now - self._started) / done * (total - done):.0f} s left")
         self.say(f"{self._title}: " + ", ".join(part for part in parts if part))
 
