@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -27,12 +27,12 @@ class Layer:
 
     labels: Tensor
     zero: bool
+    dims: tuple[int, ...] = field(init=False)  # along which the labels vary; asked for ten times as often as made
 
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """The dims along which the labels vary."""
+    def __post_init__(self) -> None:
         steps = zip(self.labels.shape, self.labels.stride(), strict=True)
-        return tuple([d for d, (size, stride) in enumerate(steps) if size > 1 and stride != 0])
+        dims = tuple([d for d, (size, stride) in enumerate(steps) if size > 1 and stride != 0])
+        object.__setattr__(self, "dims", dims)
 
     @property
     def pending(self) -> bool:
