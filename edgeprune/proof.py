@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,11 +59,14 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
     shapes = grown_shapes(program)
     if shapes is not None:
         samples.append(_arguments(program, None, shapes))
+    dense = program
+    if plan.folded:
+        program, plan = fold(program), replace(plan, folded=False)
     networks = (masked(program, plan), Program.adopt(slim).module())
     results = [outputs(networks[0], args) for args in samples]
     dtype = results[0][0].dtype
-    if plan.folded:
-        _check_folding(program, samples, TOLERANCE[dtype])
+    if program is not dense:
+        _check_folding(dense, program, samples, TOLERANCE[dtype])
     errors = [relative_error(a, outputs(networks[1], args)) for a, args in zip(results, samples, strict=True)]
     if max(errors) > TOLERANCE[dtype] and dtype != torch.float64:
         errors = _told_from_rounding(networks, samples, errors, TOLERANCE[dtype])
@@ -74,8 +78,10 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
     return max(errors)
 
 
-def _check_folding(program: ExportedProgram, samples: list[tuple[object, ...]], tolerance: float) -> None:
-    networks = [Program.adopt(one).module() for one in (program, fold(program))]
+def _check_folding(
+    dense: ExportedProgram, folded: ExportedProgram, samples: list[tuple[object, ...]], tolerance: float
+) -> None:
+    networks = [Program.adopt(one).module() for one in (dense, folded)]
     error = max(relative_error(*(outputs(network, args) for network in networks)) for args in samples)
     if error > tolerance:
         raise ProofError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
+from edgeprune.data import open_data
 from edgeprune.records import (
     AccuracyComparison,
+    DataSource,
     InputFeatures,
     LatencyComparison,
     LayerWidth,
@@ -74,3 +77,18 @@ def make_run() -> Callable[..., RunRecord]:
         return replace(_run_record(), **changes)
 
     return make
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks of some thousand weights are slower on two threads, and far slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def digits() -> DataSource:
+    """The embedded digits."""
+    return open_data("digits")

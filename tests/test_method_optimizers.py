@@ -10,7 +10,6 @@ from torch import nn
 
 from edgeprune import catalog
 from edgeprune.cli.app import main
-from edgeprune.data import open_data
 from edgeprune.errors import InputError
 from edgeprune.info import info_from_dict, info_to_dict
 from edgeprune.load import load
@@ -22,17 +21,7 @@ from edgeprune.training.optimizer import SHAPES, make_optimizer, make_schedule
 NETS = Path(__file__).parents[1] / "models" / "digits.py"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def digits() -> DataSource:
-    return open_data("digits")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def mlp(seed: int = 0) -> nn.Module:

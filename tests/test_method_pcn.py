@@ -7,16 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune
-from edgeprune.data import normalize, open_data
+from edgeprune.data import normalize
 from edgeprune.errors import InputError
 from edgeprune.methods.pcn import LowRank, principal_components
 from edgeprune.records import DataSource, TrainSettings
 from edgeprune.training import evaluate, fit
-
-
-@pytest.fixture(scope="module")
-def digits() -> DataSource:
-    return open_data("digits")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune import catalog
-from edgeprune.data import open_data
 from edgeprune.errors import InputError
 from edgeprune.graph.comparison import outputs, relative_error
 from edgeprune.methods import METHODS, SCHEDULES, Method, Subject, make_method
@@ -21,18 +20,7 @@ from edgeprune.records import DataSource, TrainSettings
 from edgeprune.training import StateFile, evaluate, fit, layer_zeros
 from tests.cases import CASES
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def digits() -> DataSource:
-    return open_data("digits")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def mlp(seed: int = 0) -> nn.Module:

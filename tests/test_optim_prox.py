@@ -18,13 +18,7 @@ from edgeprune.errors import InputError
 from edgeprune.optim import RMDA, Element, GroupLasso, InputColumn, Kernel, Lasso, LogPenalty, OutputChannel, ProxSGD
 from edgeprune.optim.prox import log_threshold, prox_of
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 norms = st.floats(0.0, 5.0)

@@ -16,13 +16,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.optim import OPTIMIZERS, RMDA, XRDA, ChannelGroups, InputColumn, ProxSGD, make
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Residual(nn.Module):

@@ -30,12 +30,7 @@ STEPS = 100
 OPTIONS = {"lam": 1e-3, "tau": 5.0, "tau_b": 3.0, "max_factor": 500.0, "weight_decay": 1e-2}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Plain:

@@ -6,16 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.data import batches, normalize, open_data
+from edgeprune.data import batches, normalize
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import capture
 from edgeprune.records import DataSource, Normalization, TrainSettings
 from edgeprune.training import evaluate, fit, recalibrate
-
-
-@pytest.fixture(scope="module")
-def digits() -> DataSource:
-    return open_data("digits")
 
 
 def net(dropout: float = 0.0) -> nn.Module:

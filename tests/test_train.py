@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from edgeprune.data import normalize, open_data
+from edgeprune.data import normalize
 from edgeprune.data.arrays import from_arrays
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.capture import capture
@@ -22,18 +22,7 @@ from edgeprune.training.optimizer import cosine, lr_factor
 MODELS = Path(__file__).resolve().parent.parent / "models" / "digits.py"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small are slower on two threads, and far slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def digits() -> DataSource:
-    return open_data("digits")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
