@@ -126,6 +126,12 @@ _METHODS = (
         _ANY_ZEROS, ("lam", "structure"), defaults={"lam": 0.01, "structure": "element"},
     ),
     Entry(
+        "method", "feature-selection", "input features that matter least go while the rest is trained",
+        "Induced Feature Selection by Structured Pruning", "input feature zeros",
+        ("n_features", "prune_schedule", "prune_every"),
+        defaults={"prune_schedule": "cubic"},
+    ),
+    Entry(
         "method", "gumbel-gates", "gates that learn which channels or input features stay open",
         "Herrmann, Bowen and Zabih, ECCV 2020; Jang, Gu and Poole, ICLR 2017", "channel and input feature zeros",
         ("sparsity", "gates", "prune_schedule"),
@@ -212,6 +218,7 @@ OPTIONS: Mapping[str, Option] = {
         "What becomes zero together; channel-group: coupled channels over all their layers.", choices=STRUCTURES
     ),
     "sparsity": Option("Share of the weights, groups or gates that are zero at the end.", high=1.0, high_allowed=False),
+    "n_features": Option("How many input features to keep.", low=1, low_allowed=True, whole=True),
     "prune_schedule": Option("How the share of zeros grows.", choices=names("schedule")),
     "prune_every": Option(
         "Steps from one choice to the next; default: a hundredth of the training.", low=1, low_allowed=True, whole=True

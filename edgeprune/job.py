@@ -10,17 +10,29 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from edgeprune.candidate import Budgets, Trainer
 from edgeprune.cost import macs
 from edgeprune.data import check_fits, open_data
 from edgeprune.data.limits import check_file
 from edgeprune.errors import InputError, PlanError
+from edgeprune.featurerules import feature_rules
 from edgeprune.files import check_new
 from edgeprune.graph.capture import Program
+from edgeprune.graph.groups import analyze
+from edgeprune.graph.inputs import feature_grids
 from edgeprune.load import load
 from edgeprune.progress import Progress
 from edgeprune.pruning_plan import PruningPlan, read_plan
-from edgeprune.records import CompressRequest, DataSource, ExportRequest, Model, ModelInfo, TrainSettings
-from edgeprune.search import Budgets, Search, Trainer
+from edgeprune.records import (
+    CompressRequest,
+    DataSource,
+    ExportRequest,
+    FeatureRules,
+    Model,
+    ModelInfo,
+    TrainSettings,
+)
+from edgeprune.search import Search
 from edgeprune.training import float_type
 
 RUNS = Path("runs")
@@ -65,7 +77,8 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         check_logits(model.program, data)
     if data is not None and request.data is None:
         assume(f"--data {model.info.data} (the data that the model was trained on)")
-    budgets = _budgets(request, data is not None, assume)
+    rules = _rules(request, model, data)
+    budgets = replace(_budgets(request, data is not None, assume), rules=rules)
     trainer = _trainer(request, model, data, assume) if data else None
     search = Search(Program.adopt(model.program), budgets, trainer, told)
     search.check(plan)
@@ -131,6 +144,28 @@ def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
         seed=request.seed,
         attention=request.attention,
     )
+
+
+def _rules(request: CompressRequest, model: Model, data: DataSource | None) -> FeatureRules | None:
+    """Which input features always stay, and which only go together; None where nothing was said of it."""
+    if request.always_keep is None and request.feature_groups is None:
+        return None
+    for option, got in (("--plan", request.plan), ("--module", request.module)):
+        if got is not None:
+            raise InputError(f"--always-keep and --feature-groups: expected a choice of features, got {option} {got}")
+    if request.input_features == "off":
+        raise InputError(
+            "--always-keep and --feature-groups: expected --input-features auto, a count or a ratio, got off"
+        )
+    grids = list(feature_grids(analyze(model.program, inputs=True).analysis).values())
+    if len(grids) != 1:
+        raise InputError(
+            "--always-keep and --feature-groups: expected a network with one input whose features can be removed, "
+            f"got {len(grids) or 'none'}"
+        )
+    names = model.info.feature_names or (data.feature_names if data else ())
+    fitting = names if len(names) == len(grids[0]) else ()
+    return feature_rules(request.always_keep, request.feature_groups, fitting, len(grids[0]))
 
 
 def _trainer(request: CompressRequest, model: Model, data: DataSource, assume: Any) -> Trainer:

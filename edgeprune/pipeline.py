@@ -17,6 +17,7 @@ from torch import nn
 
 from edgeprune import __version__
 from edgeprune.arch import build, is_spec
+from edgeprune.candidate import Candidate
 from edgeprune.cost import count_parameters
 from edgeprune.data import batches, check_fits, normalize, open_data
 from edgeprune.drawing import draw
@@ -64,7 +65,7 @@ from edgeprune.report.diagram import dot, svg
 from edgeprune.report.html import render
 from edgeprune.runrecord import to_json
 from edgeprune.save import save_checkpoint, save_program
-from edgeprune.search import Candidate, Search
+from edgeprune.search import Search
 from edgeprune.statistics import compare_accuracy
 from edgeprune.training import Team, evaluate, fit, float_type, layer_zeros, threads_set
 from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file
@@ -243,6 +244,7 @@ def _measured(job: Job, search: Search, best: Candidate, told: Progress) -> RunR
         features=features,
         feature_weights=feature_weights(best.program, features) if features else (),
         steps=tuple(search.steps),
+        selection=tuple(search.selection),
         locked=tuple(
             {"name": row.name, "reason": explained(row), "layers": list(row.layers)}
             for row in locked_rows(search.graph)

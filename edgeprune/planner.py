@@ -15,9 +15,9 @@ from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.folding import alive, fold, has_zeros
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, analyze
-from edgeprune.importance import Batches, score
+from edgeprune.importance import Batches, protected, score
 from edgeprune.pruning_plan import PlannedGroup, PruningPlan
-from edgeprune.records import InputFeatures
+from edgeprune.records import FeatureRules, InputFeatures
 from edgeprune.surgery import input_features
 
 
@@ -39,11 +39,12 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         program: the program that `graph` was made from.
         graph: its channel groups; with `inputs=True` input features are chosen too.
         keep_macs: largest share of the MACs to keep, in (0, 1]; None prunes no channels.
-        criterion: "l1", "l2", "taylor" (needs `batches`) or "random".
+        criterion: one of the catalog's (`edgeprune methods`); "taylor" and "activation" need `batches`.
         align: kept widths are multiples of this where the layer is at least as wide; 1 for any width.
         exact_only: leave units alone whose removal changes the statistics of a normalisation.
-        n_features: how many input features to keep exactly; None lets them compete with the channels.
-        batches: normalised inputs and class numbers for "taylor".
+        n_features: how many input features to keep at most: exactly so many where they go one by one; None lets them
+            compete with the channels.
+        batches: normalised inputs and class numbers, for the criteria that look at data.
         seed: for "random".
 
     Raises:
@@ -77,9 +78,11 @@ class _Chooser:
     ) -> None:
         self.graph = graph
         self.counts = np.array([group.n_units for group in graph.groups], dtype=float)
-        protected = _protected(graph, scores)
-        self.floors = [int(last.sum()) for last in protected]
-        self.orders = [np.lexsort((s, last)) for s, last in zip(scores, protected, strict=True)]
+        _, self.sizes = graph.features()
+        last = protected(graph, scores)
+        self.floors = [int(own.sum()) for own in last]
+        worth = [s / sizes.clip(min=1) for s, sizes in zip(scores, self.sizes, strict=True)]  # of a feature
+        self.orders = [np.lexsort(keys) for keys in zip(worth, last, strict=True)]
         self.cost = CostModel(program, graph, self.orders)
         self.sums = [np.concatenate([[0.0], np.cumsum(s[o])]) for s, o in zip(scores, self.orders, strict=True)]
         self.per_mac = per_mac
@@ -93,16 +96,26 @@ class _Chooser:
         return keep
 
     def keep_features(self, n_features: int) -> None:
-        """Keep exactly this many input features, the most important ones over all inputs."""
+        """Keep at most this many input features, the most important ones over all inputs."""
         inputs = [g for g, group in enumerate(self.graph.groups) if group.is_input]
-        available, least = int(sum(self.counts[g] for g in inputs)), sum(self.floors[g] for g in inputs)
         if not inputs:
             raise InputError("input features: the network has none that can be removed; see `edgeprune inspect`")
-        if not least <= n_features <= available:
-            raise InputError(f"input features: expected to keep {least} to {available}, got {n_features}")
-        while sum(self.counts[g] for g in inputs) > n_features:
-            weakest = min((g for g in inputs if self.counts[g] > self.floors[g]), key=lambda g: self._lost(g, 1))
+        left, _ = self.graph.features()
+        last = (self.sizes[g][self.orders[g]][len(self.orders[g]) - self.floors[g] :] for g in inputs)
+        least = left + sum(int(sizes.sum()) for sizes in last)
+        left += sum(int(self.sizes[g].sum()) for g in inputs)
+        if not least <= n_features <= left:
+            raise InputError(f"input features: expected to keep {least} to {left}, got {n_features}")
+        while left > n_features:
+            removable = (g for g in inputs if self.counts[g] > self.floors[g])
+            weakest = min(removable, key=lambda g: self._lost(g, 1) / self._next_size(g))
+            left -= self._next_size(weakest)
             self.counts[weakest] -= 1
+
+    def _next_size(self, group: int) -> int:
+        """How many features the next unit of a group has."""
+        removed = self.graph.groups[group].n_units - int(self.counts[group])
+        return int(self.sizes[group][self.orders[group][removed]])
 
     def prune_to(self, keep_macs: float, *, exact_only: bool, features: bool) -> None:
         """Remove the cheapest aligned chunk, again and again, until the MACs are within the budget.
@@ -177,31 +190,9 @@ class _Chooser:
         return sum(self.cost.products[i].macs(self.counts) for i in self.cost.touching[group])
 
 
-def _protected(graph: ChannelGraph, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Bool `(n_units,)` for each group: the most important unit of every tensor's dim, so that no dim is left empty.
-
-    The units of a group may sit in different tensors: of a fused projection, say, some make queries and some values.
-    """
-    canonical = graph.analysis.solver.canonical
-    group_of = graph.group_numbers()
-    group_of[0] = len(graph.groups)  # fixed elements stay, and so does the dim
-    protected = [np.zeros(group.n_units, dtype=bool) for group in graph.groups]
-    sources = [canonical[s.ids] for s in graph.analysis.sources.values() if s.kind == "tensor"]
-    products = [labels for terms in graph.costs.values() for _, vectors in terms for labels in vectors]
-    for labels in (*sources, *products):
-        numbers = np.unique(group_of[labels])
-        if len(numbers) > 1 or not 0 <= numbers[0] < len(graph.groups):
-            continue
-        members = np.isin(graph.groups[numbers[0]].units, labels)
-        mine = protected[numbers[0]]
-        if not mine[members].any():
-            mine[np.argmax(np.where(members, scores[numbers[0]], -np.inf))] = True
-    return [
-        mine if mine.any() else np.arange(len(mine)) == np.argmax(s) for mine, s in zip(protected, scores, strict=True)
-    ]
-
-
-def plan_dead(program: ExportedProgram, inputs: bool = False, attention: str = "heads") -> PruningPlan | None:
+def plan_dead(
+    program: ExportedProgram, inputs: bool = False, attention: str = "heads", rules: FeatureRules | None = None
+) -> PruningPlan | None:
     """The plan that removes exactly the units that have no influence on an output, or None where all have.
 
     Constants that units give are folded into what reads them first, see `fold`; a cut by this plan gives the same
@@ -211,14 +202,15 @@ def plan_dead(program: ExportedProgram, inputs: bool = False, attention: str = "
         program: as `capture` returns it.
         inputs: whether input features that nothing reads go too.
         attention: "heads" or "head-dim", as in `analyze`.
+        rules: input features that stay all the same, as in `analyze`.
     """
     if not has_zeros(program):
         return None
     folded = fold(program)
-    graph = analyze(folded, inputs=inputs, attention=attention)
+    graph = analyze(folded, inputs=inputs, attention=attention, rules=rules)
     keep = alive(graph)
     matters = [keep[group.units].astype(float) for group in graph.groups]
-    for group, last in zip(graph.groups, _protected(graph, matters), strict=True):
+    for group, last in zip(graph.groups, protected(graph, matters), strict=True):
         keep[group.units[last]] = True
     if keep.all():
         return None

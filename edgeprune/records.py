@@ -75,12 +75,16 @@ class DataSource:
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """One epoch of training; accuracies are fractions in [0, 1]."""
+    """One epoch of training; accuracies are fractions in [0, 1].
+
+    `n_features` counts the input features that are left at its end, where they are being chosen.
+    """
 
     epoch: int
     loss: float
     train_accuracy: float
     val_accuracy: float
+    n_features: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +111,17 @@ class InputFeatures:
     size: int
     keep: tuple[int, ...]
     dim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRules:
+    """What a choice of input features must respect, by their numbers in the dense network's input.
+
+    `always_keep` lists features that stay, `together` features that stay or go as one: a sensor's axes, say.
+    """
+
+    always_keep: tuple[int, ...] = ()
+    together: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +193,18 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureCount:
+    """How well a network did on the validation split with so many input features, on the way to fewer."""
+
+    n_features: int
+    val_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
+    `selection` tells, epoch by epoch, how the input features became fewer while the network was trained.
     `feature_weights` goes with `features.keep`: the norm of the weights that read each, the largest 1.
     """
 
@@ -203,6 +227,7 @@ class RunRecord:
     feature_weights: tuple[float, ...] = ()
     locked: tuple[dict[str, Any], ...] = ()
     seconds: float = 0.0
+    selection: tuple[FeatureCount, ...] = ()
     format: str = field(default="edgeprune-run/1")
 
 
@@ -265,6 +290,8 @@ class CompressRequest:
     keep_macs: float | None = None
     max_drop: float | None = None
     input_features: str = "auto"
+    always_keep: str | None = None
+    feature_groups: str | None = None
     criterion: str | None = None
     finetune_epochs: int | None = None
     distill: bool = False

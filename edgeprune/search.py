@@ -2,110 +2,59 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
-import torch
-from torch import Tensor, fx, nn
+import numpy as np
+from torch import fx
 
+from edgeprune.candidate import Budgets, Candidate, Trainer
 from edgeprune.cost import macs
-from edgeprune.data import batches, normalize
+from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.importance import score
+from edgeprune.planner import make_plan, plan_dead
 from edgeprune.planner import plan as make_step_plan
-from edgeprune.planner import plan_dead
 from edgeprune.progress import Progress
 from edgeprune.proof import prove
 from edgeprune.pruning_plan import PruningPlan, compose
-from edgeprune.records import DataSource, Normalization, StepRecord, TrainSettings
+from edgeprune.records import FeatureCount, StepRecord
 from edgeprune.surgery import cut
-from edgeprune.training import evaluate, fit
+from edgeprune.training import fit
 
-_TAYLOR_BATCHES = 64
-_TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
-_FACTOR = 0.7  # share of the MACs (or features) that one step keeps
+_FACTOR = 0.7  # share of the MACs that one step keeps
+_FEATURE_FACTOR = 0.5  # share of the features that one step keeps
+_SELECTION = 2  # how many times as long as a finetuning it is trained while features are chosen
 _FEATURE_SHARE = 0.5  # of the accuracy budget may go into dropping input features; channels need the rest
 _PATIENCE = 2  # how often a step that lost too much is tried again at half its size
 _ROUNDS = 2  # how often what lost too much is finetuned again before it is given up
 
 
-@dataclass(frozen=True, slots=True)
-class Budgets:
-    """What the search must meet, and how it goes about it.
-
-    `keep_macs` is a share of the dense MACs, `max_drop` is in accuracy points on the validation split, `n_features`
-    a count of input features and `feature_ratio` a share of them; each may be None. `prune_features` lets features go
-    without a count of their own.
-    """
-
-    keep_macs: float | None
-    max_drop: float | None
-    n_features: int | None
-    feature_ratio: float | None
-    prune_features: bool
-    criterion: str
-    align: int
-    seed: int
-    attention: str = "heads"
-
-    @property
-    def features(self) -> bool:
-        """Whether input features may go at all."""
-        return self.prune_features or self.n_features is not None or self.feature_ratio is not None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Trainer:
-    """The data and settings that finetuning and scoring use.
-
-    `distill` makes the dense network the teacher; `dtype` is the type of its inputs.
-    """
-
-    data: DataSource
-    normalization: Normalization
-    settings: TrainSettings
-    distill: bool = False
-    dtype: torch.dtype = torch.float32
-
-    def score_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """A few normalised training batches for the Taylor criterion."""
-        stream = batches(self.data.train, _TAYLOR_SIZE, shuffle=True, seed=self.settings.seed)
-        for x, y in itertools.islice(stream, _TAYLOR_BATCHES):
-            yield normalize(x.to(self.dtype), self.normalization), y
-
-    def val_accuracy(self, module: nn.Module) -> float:
-        """Accuracy on the validation split, in [0, 1]."""
-        return evaluate(module, self.data.val, self.normalization).accuracy
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """A network on the way: the program, the plan that leads to it from the dense one, and what it does."""
-
-    program: Program
-    plan: PruningPlan | None
-    macs: int
-    n_features: int | None
-    val_accuracy: float | None
-    proof_error: float = 0.0
-
-
 class Search:
-    """Shrinks a dense program step by step; `steps` tells what was tried."""
+    """Shrinks a dense program step by step; `steps` tells what was tried, `selection` how the features became fewer."""
 
     def __init__(self, dense: Program, budgets: Budgets, trainer: Trainer | None, progress: Progress) -> None:
         self.trainer = trainer
         self.progress = progress
         self.steps: list[StepRecord] = []
+        self.selection: list[FeatureCount] = []
         self._teacher = dense.module() if trainer and trainer.distill else None
-        self.graph = analyze(dense, inputs=budgets.features, attention=budgets.attention)
+        self.budgets = budgets
+        self.graph = self._analyzed(dense)
         available = _count_features(self.graph)
         self.dense = Candidate(dense, None, macs(dense), available, None)
         if budgets.feature_ratio is not None and available:
-            budgets = replace(budgets, n_features=max(1, round(budgets.feature_ratio * available)))
-        self.budgets = budgets
+            self.budgets = replace(budgets, n_features=max(1, round(budgets.feature_ratio * available)))
+
+    def _analyzed(self, program: Program) -> ChannelGraph:
+        asked = self.budgets
+        return analyze(program, inputs=asked.features, attention=asked.attention, rules=asked.rules)
+
+    @property
+    def _trains(self) -> bool:
+        return self.trainer is not None and self.trainer.settings.epochs > 0
 
     # -- the whole search ------------------------------------------------------------------------------------------
 
@@ -153,7 +102,8 @@ class Search:
 
     def _without_dead(self, dense: Candidate) -> Candidate:
         """The network without units that are dead, as sparse training leaves them; its outputs are the dense one's."""
-        plan = plan_dead(dense.program, inputs=self.budgets.features, attention=self.budgets.attention)
+        asked = self.budgets
+        plan = plan_dead(dense.program, inputs=asked.features, attention=asked.attention, rules=asked.rules)
         if plan is None:
             return dense
         slim = cut(dense.program, plan)
@@ -195,18 +145,20 @@ class Search:
                 "--input-features: the network has no input feature that can be removed (a convolution shares its "
                 "weights over all positions, so that single pixels cannot go); use --input-features off"
             )
-        if wanted is None or not 1 <= wanted <= available:
+        if wanted is None or not self._least_features() <= wanted <= available:
             of = ", ".join(group.name for group in self.graph.groups if group.is_input)
-            raise InputError(f"--input-features: expected 1 to {available} (the units of {of}), got {wanted}")
+            raise InputError(
+                f"--input-features: expected {self._least_features()} to {available} (of {of}), got {wanted}"
+            )
 
     # -- features --------------------------------------------------------------------------------------------------
 
     def _down_to_features(self, start: Candidate, wanted: int) -> Candidate:
-        """Remove features in steps until `wanted` are left; the drop is judged at the end."""
+        """Remove features until `wanted` are left; the drop is judged at the end."""
         best = start
         while best.n_features is not None and best.n_features > wanted:
-            target = max(wanted, int(best.n_features * _FACTOR))
-            best = self._try(best, n_features=target, keep_macs=None)
+            least = wanted if self._trains else max(wanted, int(best.n_features * _FEATURE_FACTOR))
+            best = self._rescued(self._with_features(best, least), _FEATURE_SHARE)
             self._record(best, accepted=True)
         return best
 
@@ -214,18 +166,59 @@ class Search:
         """Remove features for as long as half of the accuracy budget lasts."""
 
         def fewer(best: Candidate, factor: float) -> Candidate | None:
-            if best.n_features is None or best.n_features <= 1:
+            least = self._least_features()
+            if best.n_features is None or best.n_features <= least:
                 return None
-            target = min(best.n_features - 1, max(1, int(best.n_features * factor)))
-            return self._try(best, n_features=target, keep_macs=None)
+            return self._with_features(best, max(least, min(best.n_features - 1, int(best.n_features * factor))))
 
-        return self._shrunk(start, fewer, _FEATURE_SHARE)
+        return self._shrunk(start, fewer, _FEATURE_SHARE, _FEATURE_FACTOR)
+
+    def _least_features(self) -> int:
+        """How few features can be left at best."""
+        return max(1, self.graph.features()[0])
+
+    def _with_features(self, best: Candidate, n_features: int) -> Candidate:
+        """The network with fewer features: chosen while it is trained, or by their scores where it is not."""
+        if not self._trains:
+            return self._try(best, n_features=n_features, keep_macs=None)
+        trained = self._selected(best, n_features)
+        graph = self._analyzed(trained)
+        keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
+        for group, scores in zip(graph.groups, score(trained, graph, "l1"), strict=True):
+            if group.is_input:
+                keep[group.units[scores == 0]] = False
+        step = make_plan(trained, graph, keep)
+        slim = cut(trained, step, graph)
+        error = max(prove(trained, slim, step), best.proof_error)
+        same = replace(step, source_sha256=digest(best.program))  # the untrained network, which it is to be replayed on
+        plan = same if best.plan is None else compose(best.plan, same)
+        assert self.trainer is not None
+        accuracy = self.trainer.val_accuracy(slim.module())
+        return Candidate(slim, plan, macs(slim), _kept_features(best, plan), accuracy, error)
+
+    def _selected(self, best: Candidate, n_features: int) -> Program:
+        """Train while the features become ever fewer; the weights that read the others are zero."""
+        trainer = self.trainer
+        assert trainer is not None
+        self.progress.stage(f"step {len(self.steps) + 1}: train down to {n_features} input features")
+        settings = replace(
+            trainer.settings,
+            epochs=_SELECTION * trainer.settings.epochs,
+            method="feature-selection",
+            options={**trainer.settings.options, "n_features": n_features},
+        )
+        module = best.program.module()
+        graph = self._analyzed(best.program)
+        epochs = fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher, graph=graph)
+        self.selection += [FeatureCount(epoch.n_features or 0, epoch.val_accuracy) for epoch in epochs]
+        assert isinstance(module, fx.GraphModule)
+        return reexport_like(module, best.program)
 
     def _shrunk(
-        self, start: Candidate, propose: Callable[[Candidate, float], Candidate | None], share: float
+        self, start: Candidate, propose: Callable[[Candidate, float], Candidate | None], share: float, factor: float
     ) -> Candidate:
         """Take what `propose` makes while the accuracy holds; a step that lost too much makes the next one smaller."""
-        best, factor, failures = start, _FACTOR, 0
+        best, failures = start, 0
         while failures <= _PATIENCE:
             candidate = propose(best, factor)
             if candidate is None:
@@ -245,7 +238,7 @@ class Search:
         if self.budgets.keep_macs is not None:
             best = self._down_to_macs(start, self.budgets.keep_macs * self.dense.macs)
         else:
-            best = self._shrunk(start, self._next, 1.0)
+            best = self._shrunk(start, self._next, 1.0, _FACTOR)
         if not self._within(best):
             raise BudgetError(self._missed(best))
         return best
@@ -286,7 +279,7 @@ class Search:
         compete = self.budgets.prune_features and self.budgets.max_drop is None and self.budgets.n_features is None
         graph = self.graph
         if best.plan is not None:
-            graph = analyze(best.program, inputs=self.budgets.features, attention=self.budgets.attention)
+            graph = self._analyzed(best.program)
         held = n_features if n_features is not None else None if compete else _count_features(graph)
         self.progress.stage(f"step {len(self.steps) + 1}: score and cut")
         step = make_step_plan(
@@ -389,5 +382,6 @@ def _kept_features(before: Candidate, plan: PruningPlan) -> int | None:
 
 
 def _count_features(graph: ChannelGraph) -> int | None:
-    """How many input features can be removed one by one; None where there are none."""
-    return sum(group.n_units for group in graph.groups if group.is_input) or None
+    """How many input features there are; None where none of them can be removed."""
+    fixed, sizes = graph.features()
+    return fixed + int(sum(size.sum() for size in sizes)) if any(group.is_input for group in graph.groups) else None

@@ -18,7 +18,7 @@ from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
-from edgeprune.graph.labels import Value
+from edgeprune.graph.inputs import feature_grid
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import InputFeatures
 
@@ -143,7 +143,7 @@ def _check_couplings(
                 if (name, dim, index) not in removed:
                     raise PlanError(f"the plan removes index {index} of dim {dim} of {name!r}, which is locked")
     for group in graph.groups:
-        if not keep[group.units].any():
+        if not keep[group.units].any() and not (group.is_input and graph.features()[0]):
             raise PlanError(
                 f"the plan leaves group {group.name!r} empty: expected at least one of {group.n_units} units"
             )
@@ -197,23 +197,9 @@ def _drop_unused(module: fx.GraphModule) -> None:
 
 
 def input_features(graph: ChannelGraph, name: str, keep: np.ndarray) -> InputFeatures | None:
-    """The kept features of input `name` for units `keep` (bool by label), or None where its elements have no labels.
-
-    Features count along one dim where every unit fills slices of it (channels, columns), else over the flattened input.
-    """
-    source = graph.analysis.sources.get(("input", name, None))
-    if source is None:
+    """The kept features of input `name` for units `keep` (bool by label), or None where its elements have no labels."""
+    grid = feature_grid(graph.analysis, name)
+    if grid is None:
         return None
-    labels = graph.analysis.solver.canonical[source.ids]
-    node = next(n for n in graph.analysis.program.graph.nodes if n.name == name)
-    value = graph.analysis.env[node]
-    assert isinstance(value, Value)
-    used = np.isin(labels, np.concatenate([[0], *(g.units for g in graph.groups)]))
-    chosen = used & keep[labels]
-    grid = chosen.reshape(value.shape[1:])
-    units = labels.reshape(value.shape[1:])
-    columns = units.reshape(units.shape[0], -1)
-    if (columns == columns[:, :1]).all():
-        first = grid.reshape(grid.shape[0], -1)[:, 0]
-        return InputFeatures(len(first), tuple(np.flatnonzero(first).tolist()), dim=1)
-    return InputFeatures(chosen.size, tuple(np.flatnonzero(chosen).tolist()), dim=None)
+    kept = np.flatnonzero((grid.units >= 0) & keep[grid.units])
+    return InputFeatures(len(grid), tuple(kept.tolist()), grid.dim)

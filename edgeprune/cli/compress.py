@@ -49,6 +49,22 @@ def compress(
             rich_help_panel=opt.WHAT,
         ),
     ] = "auto",
+    always_keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEATURES",
+            help="Input features that stay, by name, number or range: temperature,3-7.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    feature_groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help='Input features that come together, as JSON: {"accelerometer": ["ax", "ay", "az"], ...}.',
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
     plan: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Replay this plan.json instead of planning.", rich_help_panel=opt.WHAT),
@@ -109,6 +125,8 @@ def compress(
             keep_macs=keep_macs,
             max_drop=max_drop,
             input_features=input_features,
+            always_keep=always_keep,
+            feature_groups=feature_groups,
             criterion=criterion,
             finetune_epochs=finetune_epochs,
             distill=distill,

@@ -63,6 +63,7 @@ def train(
         str | None, opt.named("method", "Make zeros while training with adamw or sgd.", opt.SPARSE)
     ] = None,
     sparsity: Annotated[float | None, opt.own("sparsity")] = None,
+    n_features: Annotated[int | None, opt.own("n_features")] = None,
     prune_schedule: Annotated[str | None, opt.own("prune_schedule")] = None,
     prune_every: Annotated[int | None, opt.own("prune_every")] = None,
     criterion: Annotated[str | None, opt.own("criterion")] = None,
@@ -138,6 +139,7 @@ def train(
     """
     own: dict[str, float | str | None] = {"lam": lam, "tau": tau, "tau_b": tau_b, "max_factor": max_factor}
     own |= {"momentum": momentum, "penalty": penalty, "structure": structure, "sparsity": sparsity}
+    own |= {"n_features": n_features}
     own |= {"prune_schedule": prune_schedule, "prune_every": prune_every, "criterion": criterion}
     own |= {"regrow": regrow, "n_m": n_m, "gates": gates}
     settings = TrainSettings(

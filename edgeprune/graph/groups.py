@@ -15,10 +15,12 @@ from edgeprune.errors import InputError
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.findings import Source
 from edgeprune.graph.garbage import no_collection
+from edgeprune.graph.inputs import apply_rules, feature_grids
 from edgeprune.graph.ops.registry import operator_name
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.refusals import source_line
 from edgeprune.graph.solve import Reason
+from edgeprune.records import FeatureRules
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +110,15 @@ class ChannelGraph:
             numbers[group.units] = number
         return numbers
 
+    def features(self) -> tuple[int, list[np.ndarray]]:
+        """How many input features cannot go, and for each group `(n_units,)` how many each unit has (0: no input).
+
+        Features that nothing reads are left out.
+        """
+        units = np.concatenate([np.zeros(0, np.int64), *(grid.units for grid in feature_grids(self.analysis).values())])
+        counts = np.bincount(units[units >= 0], minlength=len(self.analysis.solver.canonical))
+        return int(counts[0]), [counts[group.units] for group in self.groups]
+
     def labels(self, kind: str, name: str, dim: int | None) -> np.ndarray | None:
         """The units of every index of a tensor's dim, 0 where it is locked; None where the dim has no labels."""
         source = self.analysis.sources.get((kind, name, dim))
@@ -115,16 +126,19 @@ class ChannelGraph:
 
 
 @no_collection()
-def analyze(program: ExportedProgram, inputs: bool = False, attention: str = "heads") -> ChannelGraph:
+def analyze(
+    program: ExportedProgram, inputs: bool = False, attention: str = "heads", rules: FeatureRules | None = None
+) -> ChannelGraph:
     """Find the channel groups of an exported program by label propagation.
 
     Args:
         program: as `capture` returns it.
         inputs: whether input features are units too.
         attention: "heads" removes whole attention heads, "head-dim" the same channels of every head.
+        rules: input features that are always kept, and ones that only go together; with `inputs` only.
 
     Raises:
-        InputError: `attention` is neither.
+        InputError: `attention` is neither, or the rules name features that the network has not.
 
     Example:
         >>> graph = edgeprune.analyze(program)
@@ -134,6 +148,8 @@ def analyze(program: ExportedProgram, inputs: bool = False, attention: str = "he
         raise InputError(f"attention: expected heads or head-dim, got {attention!r}")
     analysis = Analysis(prepared(program), inputs=inputs, attention=attention)
     analysis.solve()
+    if inputs and rules is not None:
+        apply_rules(analysis, rules)
     canonical = analysis.solver.canonical
     groups = tuple(_groups(analysis, canonical, analysis.renormalised))
     return ChannelGraph(groups, tuple(_locked(analysis, canonical)), analysis)

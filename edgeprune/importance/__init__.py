@@ -10,7 +10,7 @@ from edgeprune.catalog import find
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.importance import criteria
 from edgeprune.importance.activation import Batches
-from edgeprune.importance.units import Scores, Tensors
+from edgeprune.importance.units import Scores, Tensors, protected
 
 # Those that need nothing but the weights.
 BY_WEIGHTS: Mapping[str, Callable[[ChannelGraph, Tensors], Scores]] = {
@@ -47,4 +47,4 @@ def score(
     return criteria.random_scores(graph, seed)
 
 
-__all__ = ["BY_DATA", "BY_WEIGHTS", "Batches", "Scores", "Tensors", "score"]
+__all__ = ["BY_DATA", "BY_WEIGHTS", "Batches", "Scores", "Tensors", "protected", "score"]

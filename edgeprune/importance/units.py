@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -57,3 +57,28 @@ def relative(scores: np.ndarray) -> np.ndarray:
     """Divided by the group's mean, so that layers of different scale can be compared."""
     mean = scores.mean()
     return scores / mean if mean > 0 else scores
+
+
+def protected(graph: ChannelGraph, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Bool `(n_units,)` for each group: the most important unit of every tensor's dim, so that no dim is left empty.
+
+    The units of a group may sit in different tensors: of a fused projection, say, some make queries and some values.
+    """
+    canonical = graph.analysis.solver.canonical
+    group_of = graph.group_numbers()
+    group_of[0] = len(graph.groups)  # fixed elements stay, and so does the dim
+    last = [np.zeros(group.n_units, dtype=bool) for group in graph.groups]
+    sources = [canonical[s.ids] for s in graph.analysis.sources.values() if s.kind == "tensor"]
+    products = [labels for terms in graph.costs.values() for _, vectors in terms for labels in vectors]
+    for labels in (*sources, *products):
+        numbers = np.unique(group_of[labels])
+        if len(numbers) > 1 or not 0 <= numbers[0] < len(graph.groups):
+            continue
+        members = np.isin(graph.groups[numbers[0]].units, labels)
+        mine = last[numbers[0]]
+        if not mine[members].any():
+            mine[np.argmax(np.where(members, scores[numbers[0]], -np.inf))] = True
+    for group, mine, own in zip(graph.groups, last, scores, strict=True):
+        if not mine.any() and not group.is_input:  # of an input, features that are always kept can be all there is
+            mine[np.argmax(own)] = True
+    return last

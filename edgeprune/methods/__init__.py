@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from edgeprune.catalog import find
 from edgeprune.methods.base import Method, Subject
+from edgeprune.methods.features import FeatureSelection
 from edgeprune.methods.gates import GumbelGates
 from edgeprune.methods.gradual import Gradual, WeightMom
 from edgeprune.methods.halo import Halo
@@ -14,7 +15,10 @@ from edgeprune.methods.n_m import NM
 from edgeprune.methods.regrow import Regrow
 from edgeprune.methods.schedules import SCHEDULES
 
-METHODS: Mapping[str, type[Method]] = {kind.name: kind for kind in (Gradual, WeightMom, Regrow, NM, Halo, GumbelGates)}
+METHODS: Mapping[str, type[Method]] = {
+    kind.name: kind for kind in (Gradual, WeightMom, Regrow, NM, Halo, GumbelGates, FeatureSelection)
+}
+NEED_GROUPS = frozenset({GumbelGates.name, FeatureSelection.name})  # channel groups, input features among them
 
 
 def make_method(name: str | None, subject: Subject) -> Method:
@@ -29,4 +33,4 @@ def make_method(name: str | None, subject: Subject) -> Method:
     return METHODS[name](replace(subject, options=options))
 
 
-__all__ = ["METHODS", "SCHEDULES", "Method", "Subject", "make_method"]
+__all__ = ["METHODS", "NEED_GROUPS", "SCHEDULES", "Method", "Subject", "make_method"]

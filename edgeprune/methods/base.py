@@ -71,6 +71,11 @@ class Method:
         """The share of the training that is done, in [0, 1]; 1 in and after its last step."""
         return min(1.0, (self.step + 1) / max(1, self.subject.n_steps))
 
+    @property
+    def n_features(self) -> int | None:
+        """How many input features are left; None where the method leaves them alone."""
+        return None
+
     def begin(self, training: bool) -> None:
         """Put into the module what the coming passes are to see."""
 

@@ -135,6 +135,13 @@ class UnitGroups:
         sums = [_sum(parts, [_masses(weights[part.place], part, order) for part in parts]) for parts in self.parts]
         return sums if order == 1 else [total.sqrt() for total in sums]
 
+    def totals(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """What the numbers of each unit add up to, over all its slots."""
+        return [
+            _sum(parts, [w.sum(part.others) if part.others else w for part in parts for w in [weights[part.place]]])
+            for parts in self.parts
+        ]
+
     def spread_sum(self, values: Sequence[Tensor]) -> list[Tensor | None]:
         """An element of a matrix may lie in a unit along each dim."""
         return self._spread(values, torch.add, 0.0)

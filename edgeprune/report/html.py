@@ -58,6 +58,7 @@ def render(run: RunRecord) -> str:
         features=_features(run),
         kept_names=_kept_names(run),
         steps=_steps(run),
+        selection=_selection(run),
         locked=[_locked(group) for group in run.locked],
     )
 
@@ -140,10 +141,22 @@ def _kept_names(run: RunRecord) -> list[str]:
     return [*kept, "…"] if len(run.features.keep) > _MAX_LISTED else kept
 
 
-def _steps(run: RunRecord) -> _Picture | None:
+def _selection(run: RunRecord) -> _Picture | None:
+    if not run.selection:
+        return None
+    svg = plots.selection_svg(run.selection, run.dense.val_accuracy, _limit(run))
+    caption = "Features go while the network is trained, a dot an epoch; then it is trained on with what is left."
+    return _Picture(Markup(svg), caption)
+
+
+def _limit(run: RunRecord) -> float | None:
+    """The drop that was asked for, in points."""
     max_drop = run.asked.get("max_drop")
-    limit = float(max_drop) if isinstance(max_drop, (int, float)) else None
-    svg = plots.steps_svg(run.steps, run.dense.val_accuracy, limit)
+    return float(max_drop) if isinstance(max_drop, (int, float)) else None
+
+
+def _steps(run: RunRecord) -> _Picture | None:
+    svg = plots.steps_svg(run.steps, run.dense.val_accuracy, _limit(run))
     if svg is None:
         return None
     caption = "Each step prunes and finetunes; a cross is a step that was tried and not taken."

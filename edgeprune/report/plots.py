@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from edgeprune.records import InputFeatures, StepRecord
+from edgeprune.records import FeatureCount, InputFeatures, StepRecord
 
 # Stand-ins that are replaced by the page's CSS variables once the SVG is written.
 _INK, _MUTED, _ACCENT, _FAINT, _SURFACE, _WARN = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
@@ -75,19 +75,47 @@ def steps_svg(steps: Sequence[StepRecord], dense_accuracy: float | None, max_dro
         figure = Figure(figsize=(_WIDTH_INCHES, 2.9), layout="constrained")
         axes = figure.subplots()
         _draw_steps(axes, measured)
-        if dense_accuracy is not None and max_drop is not None:
-            limit = 100 * dense_accuracy - max_drop
-            axes.axhline(limit, color=_WARN, linewidth=1.2, linestyle=(0, (4, 3)))
-            axes.annotate(
-                "budget",
-                (0.0, limit),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 3),
-                color=_WARN,
-                textcoords="offset points",
-                fontsize=9.5,
-            )
+        _draw_budget(axes, dense_accuracy, max_drop)
         return _svg(figure, "Validation accuracy over the pruning steps")
+
+
+def _draw_budget(axes: Axes, dense_accuracy: float | None, max_drop: float | None) -> None:
+    """The accuracy below which a network is not taken, where there is such a limit."""
+    if dense_accuracy is None or max_drop is None:
+        return
+    limit = 100 * dense_accuracy - max_drop
+    axes.axhline(limit, color=_WARN, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.annotate(
+        "budget",
+        (0.0, limit),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 3),
+        color=_WARN,
+        textcoords="offset points",
+        fontsize=9.5,
+    )
+
+
+def selection_svg(points: Sequence[FeatureCount], dense_accuracy: float | None, max_drop: float | None) -> str:
+    """Validation accuracy while the input features became fewer, from many on the left to few on the right."""
+    with _style("selection"):
+        figure = Figure(figsize=(_WIDTH_INCHES, 2.9), layout="constrained")
+        axes = figure.subplots()
+        x, y = [point.n_features for point in points], [100 * point.val_accuracy for point in points]
+        axes.plot(x, y, color=_ACCENT, linewidth=2, zorder=2)
+        axes.scatter(x, y, s=22, color=_ACCENT, edgecolors=_SURFACE, linewidths=1.0, zorder=3)
+        _draw_budget(axes, dense_accuracy, max_drop)
+        axes.set_xscale("log", base=2)
+        ticks = [2**k for k in range(int(np.log2(min(x))), int(np.log2(max(x))) + 1)]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.invert_xaxis()
+        axes.set_xlabel("input features left")
+        axes.set_ylabel("validation accuracy, %")
+        axes.margins(x=0.05, y=0.18)
+        axes.grid(axis="y", color=_FAINT, linewidth=0.8)
+        axes.tick_params(length=0)
+        return _svg(figure, "Validation accuracy over the number of input features")
 
 
 def _draw_steps(axes: Axes, steps: Sequence[StepRecord]) -> None:

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from edgeprune.data import normalize, order, read
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.load import capture_single
-from edgeprune.methods import Subject, make_method
+from edgeprune.methods import NEED_GROUPS, Subject, make_method
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, EpochRecord, Normalization, TrainSettings
 from edgeprune.training.evaluation import evaluate
@@ -46,6 +46,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
     teacher: nn.Module | None = None,
     *,
     checkpoint: StateFile | None = None,
+    graph: ChannelGraph | None = None,
 ) -> tuple[EpochRecord, ...]:
     """Train `module` in place; it ends in eval mode with the weights of its best epoch.
 
@@ -60,13 +61,14 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
         teacher: a trained network with the same inputs and outputs; its softened outputs are half of the loss.
         checkpoint: where the state is kept after each epoch; where it is to be resumed, training goes on from there
             and ends with the same weights, bit for bit, as if it had not stopped.
+        graph: the module's channel groups, for a method that works on them; else they are found here.
 
     Raises:
         TrainingError: the loss became NaN or infinite; says the epoch and step. The last checkpoint is left.
         InputError: settings out of range, or the checkpoint is damaged or of another training.
     """
     _check(settings, data)
-    graph = _channel_graph(module, data, settings)
+    graph = graph or _channel_graph(module, data, settings)
     team = Team(settings)
     device = team.device_for(module)
     with ExitStack() as stack:
@@ -122,7 +124,7 @@ class _Run:
                 val = evaluate(self.module, self.data.val, self.normalization, workers=workers, team=self.team)
             if not math.isfinite(val.loss):
                 raise self._diverged(f"validation loss {val.loss} after epoch {epoch}")
-            self.records.append(EpochRecord(epoch, loss, train_accuracy, val.accuracy))
+            self.records.append(EpochRecord(epoch, loss, train_accuracy, val.accuracy, self.method.n_features))
             self._keep_best((val.accuracy, -val.loss))
             self._keep_state()
             note = f"epoch {epoch}/{n_epochs} loss {loss:.2f} val {100 * val.accuracy:.1f} %"
@@ -221,7 +223,7 @@ class _Run:
                     "schedule": self.schedule.state_dict(),
                     "scaler": self.team.scaler.state_dict() if self.team.scaler else {},
                     "best": self.best,
-                    "records": [(r.epoch, r.loss, r.train_accuracy, r.val_accuracy) for r in self.records],
+                    "records": [astuple(record) for record in self.records],
                     "random": random,
                 }
             )
@@ -257,7 +259,7 @@ class _Run:
         self.schedule.load_state_dict(state["schedule"])
         if self.team.scaler:
             self.team.scaler.load_state_dict(state["scaler"])
-        self.records = [EpochRecord(int(epoch), *map(float, figures)) for epoch, *figures in state["records"]]
+        self.records = [_epoch_record(*figures) for figures in state["records"]]
         if len(self.records) != state["epoch"] or not 0 < state["epoch"] <= self.settings.epochs:
             raise ValueError(f"{len(self.records)} records of {state['epoch']} epochs")
         if state["best"] is not None:
@@ -285,6 +287,10 @@ class _Run:
         return TrainingError(f"training diverged: {what}; {advice}")
 
 
+def _epoch_record(epoch: int, loss: float, train: float, val: float, n_features: int | None) -> EpochRecord:
+    return EpochRecord(int(epoch), float(loss), float(train), float(val), n_features and int(n_features))
+
+
 def _parts(batch: Tensor, n_parts: int) -> tuple[Tensor, ...]:
     """A batch cut into parts of nearly one size, as many as leave two samples to each, which batch norm needs."""
     return batch.tensor_split(max(1, min(n_parts, len(batch) // 2)))
@@ -292,11 +298,11 @@ def _parts(batch: Tensor, n_parts: int) -> tuple[Tensor, ...]:
 
 def _channel_graph(module: nn.Module, data: DataSource, settings: TrainSettings) -> ChannelGraph | None:
     """The channel groups of the network as it is, which may lie on a GPU; None where nothing asks for them."""
-    gates = settings.method == "gumbel-gates"
-    if not gates and settings.options.get("structure") != "channel-group":
+    needed = settings.method in NEED_GROUPS
+    if not needed and settings.options.get("structure") != "channel-group":
         return None
     there = module if device_of(module).type == "cpu" else copy.deepcopy(module).to("cpu")
-    return analyze(capture_single(there, data.input_shape, float_type(module)), inputs=gates)
+    return analyze(capture_single(there, data.input_shape, float_type(module)), inputs=needed)
 
 
 def _check(settings: TrainSettings, data: DataSource) -> None:

@@ -1,0 +1,99 @@
+"""Rules for input features as a user writes them: by names, numbers and ranges."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeprune.data.limits import check_file
+from edgeprune.errors import InputError
+from edgeprune.records import FeatureRules
+
+_MAX_BYTES = 10_000_000
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+
+
+def feature_rules(
+    always_keep: str | None, groups_file: str | None, names: Sequence[str], n_features: int
+) -> FeatureRules:
+    """The rules by feature numbers.
+
+    Args:
+        always_keep: features separated by commas, each a name, a number from 0 or a range such as `3-7`.
+        groups_file: a JSON file: a list of groups, or an object of them by name; a group is a list of names or numbers.
+        names: those of all features, or none.
+        n_features: how many features the input has.
+
+    Raises:
+        InputError: a feature that does not exist, a feature in two groups, or a file that is no such list.
+    """
+    kept: tuple[int, ...] = ()
+    if always_keep is not None:
+        parts = [part.strip() for part in always_keep.split(",") if part.strip()]
+        if not parts:
+            raise InputError("--always-keep: expected features separated by commas, got none")
+        kept = tuple(sorted({index for part in parts for index in _features(part, names, n_features, "--always-keep")}))
+    together = _read_groups(Path(groups_file), names, n_features) if groups_file is not None else ()
+    return FeatureRules(kept, together)
+
+
+def _read_groups(path: Path, names: Sequence[str], n_features: int) -> tuple[tuple[int, ...], ...]:
+    check_file(path, "a JSON file of feature groups")
+    if path.stat().st_size > _MAX_BYTES:
+        raise InputError(f"{path}: expected at most {_MAX_BYTES} bytes, got {path.stat().st_size}")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected a JSON file of feature groups, got {error}") from error
+    named = _named_groups(document, path)
+    found: list[tuple[int, ...]] = []
+    owner: dict[int, str] = {}
+    for name, members in named:
+        where = f"{path}: {name}"
+        group = tuple(sorted({_member(member, names, n_features, where) for member in members}))
+        for index in group:
+            if index in owner:
+                raise InputError(f"{where}: expected features of no other group, got {index}, which {owner[index]} has")
+            owner[index] = name
+        found.append(group)
+    return tuple(found)
+
+
+def _named_groups(document: object, path: Path) -> list[tuple[str, list[object]]]:
+    if isinstance(document, dict):
+        named = [(repr(name), members) for name, members in document.items()]
+    elif isinstance(document, list):
+        named = [(f"group {number}", members) for number, members in enumerate(document)]
+    else:
+        raise InputError(f"{path}: expected a list or an object of groups, got {type(document).__name__}")
+    for name, members in named:
+        if not isinstance(members, list) or not members:
+            raise InputError(f"{path}: {name}: expected a list of feature names or numbers, got {members!r:.60}")
+    return named
+
+
+def _member(member: object, names: Sequence[str], n_features: int, where: str) -> int:
+    if isinstance(member, bool) or not isinstance(member, (int, str)):
+        raise InputError(f"{where}: expected feature names or numbers, got {member!r:.60}")
+    if isinstance(member, str) and member in names:
+        return names.index(member)
+    found = _features(str(member), names, n_features, where)
+    if len(found) != 1:
+        raise InputError(f"{where}: expected one feature, got the range {member}")
+    return found[0]
+
+
+def _features(text: str, names: Sequence[str], n_features: int, where: str) -> Sequence[int]:
+    """The features that a name, a number or a range stands for; a name goes before a number."""
+    if text in names:
+        return [names.index(text)]
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        known = f"one of {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "a number or a range"
+        raise InputError(f"{where}: no input feature {text!r}: expected {known}")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not first <= last < n_features:
+        raise InputError(f"{where}: expected features from 0 to {n_features - 1}, got {text}")
+    return range(first, last + 1)

@@ -1,0 +1,92 @@
+"""Input features: how the units of an input are counted, and which of them are tied together or always kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from edgeprune.errors import InputError
+from edgeprune.graph.analysis import Analysis
+from edgeprune.graph.labels import FIXED, Value
+from edgeprune.graph.solve import Reason
+from edgeprune.records import FeatureRules
+
+_UNREAD = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureGrid:
+    """The features of one input: `elements` int64 `(n_features, n)` are the ids of the elements of each.
+
+    `units` int64 `(n_features,)` is the unit that a feature belongs to, 0 where it is locked and -1 where nothing reads
+    it. `dim` is 1 where features are indices of dim 1 (channels, columns), None where they are those of the flattened
+    input.
+    """
+
+    elements: np.ndarray
+    units: np.ndarray
+    dim: int | None
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+
+def feature_grid(analysis: Analysis, name: str) -> FeatureGrid | None:
+    """The features of input `name`, or None where its elements have no labels.
+
+    Features count along dim 1 where every unit fills slices of it, else over the flattened input.
+    """
+    source = analysis.sources.get(("input", name, None))
+    if source is None:
+        return None
+    node = next(node for node in analysis.program.graph.nodes if node.name == name)
+    value = analysis.env[node]
+    assert isinstance(value, Value)
+    canonical = analysis.solver.canonical
+    elsewhere = [canonical[other.ids] for other in analysis.sources.values() if other.kind != "input"]
+    labels = canonical[source.ids]
+    units = np.where(np.isin(labels, np.concatenate([[FIXED], *elsewhere])), labels, _UNREAD)
+    rows = units.reshape(value.shape[1], -1)
+    if (rows == rows[:, :1]).all():
+        return FeatureGrid(source.ids.reshape(rows.shape), rows[:, 0], dim=1)
+    return FeatureGrid(source.ids.reshape(-1, 1), units, dim=None)
+
+
+def feature_grids(analysis: Analysis) -> dict[str, FeatureGrid]:
+    """The features of every input whose elements have labels."""
+    names = [name for kind, name, _ in analysis.sources if kind == "input"]
+    found = {name: feature_grid(analysis, name) for name in names}
+    return {name: grid for name, grid in found.items() if grid is not None}
+
+
+def apply_rules(analysis: Analysis, rules: FeatureRules) -> None:
+    """Unite the features that come together, and lock those that are always kept.
+
+    Raises:
+        InputError: a rule names a feature that the input does not have, or the network has not one such input.
+    """
+    if not rules.always_keep and not rules.together:
+        return
+    grids = list(feature_grids(analysis).values())
+    if len(grids) != 1:
+        raise InputError(
+            f"rules for input features: expected a network with one input whose features can be removed, "
+            f"got {len(grids) or 'none'}"
+        )
+    [grid] = grids
+    highest = max((*rules.always_keep, *(index for group in rules.together for index in group)))
+    if highest >= len(grid):
+        raise InputError(f"rules for input features: expected features below {len(grid)}, got {highest}")
+    node = next(node.name for node in analysis.program.graph.nodes if node.op == "placeholder")
+    elements = torch.from_numpy(analysis.solver.canonical[grid.elements])
+    for group in rules.together:
+        reason = Reason("goes together with a feature that is locked", node)
+        for index in group[1:]:
+            analysis.solver.unite(elements[group[0]], elements[index], reason)
+    if rules.always_keep:
+        reason = Reason("always kept", node, "leave the feature out of those that are always kept")
+        analysis.solver.lock(elements[list(rules.always_keep)], reason)
+    if analysis.solver.merge():
+        analysis.solve()  # the values carry the labels of the last pass

@@ -1,0 +1,313 @@
+"""Induced feature selection: chosen while training, within the rules that the user gives, cut out and proved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import edgeprune
+from edgeprune.cli.app import main
+from edgeprune.data import open_data
+from edgeprune.errors import InputError
+from edgeprune.featurerules import feature_rules
+from edgeprune.features import gathered
+from edgeprune.graph.capture import Program
+from edgeprune.planner import plan_dead
+from edgeprune.records import DataSource, FeatureRules, TrainSettings
+from edgeprune.training import fit
+
+NAMES = ("ax", "ay", "az", "gx", "gy", "gz", "temperature", "load")
+
+
+def table() -> Program:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    return edgeprune.capture(net.double(), torch.randn(2, 8, dtype=torch.float64))
+
+
+def sensors() -> Program:
+    """Nine channels of a series, read by a convolution over time."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv1d(9, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+    return edgeprune.capture(net.double(), torch.randn(2, 9, 20, dtype=torch.float64))
+
+
+def kept(program: Program, rules: FeatureRules, n_features: int) -> tuple[int, ...]:
+    """The features that a plan within the rules keeps; the cut is proved."""
+    graph = edgeprune.analyze(program, inputs=True, rules=rules)
+    plan = edgeprune.plan(program, graph, keep_macs=None, n_features=n_features)
+    slim = edgeprune.cut(program, plan, graph)
+    assert edgeprune.prove(program, slim, plan) <= 1e-10
+    [features] = plan.inputs.values()
+    assert features == gathered(slim)
+    return features.keep
+
+
+# -- rules ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [table, sensors])
+def test_features_that_are_always_kept_stay(build: type) -> None:
+    program = build()
+    free = kept(program, FeatureRules(), 3)
+    stays = tuple(sorted(set(range(8)) - set(free)))[:2]
+    found = kept(program, FeatureRules(always_keep=stays), 3)
+    assert len(found) == 3
+    assert set(stays) < set(found)
+
+
+def test_only_the_features_that_are_always_kept_can_be_left() -> None:
+    assert kept(table(), FeatureRules(always_keep=(1, 6)), 2) == (1, 6)
+
+
+@pytest.mark.parametrize(("n_features", "n_left"), [(6, 6), (5, 3), (3, 3)])
+def test_features_of_one_sensor_go_together(n_features: int, n_left: int) -> None:
+    axes = ((0, 3, 6), (1, 4, 7), (2, 5, 8))
+    found = set(kept(sensors(), FeatureRules(together=axes), n_features))
+    assert len(found) == n_left
+    assert all(set(group) <= found or not set(group) & found for group in axes)
+
+
+def test_a_sensor_with_an_axis_that_always_stays_stays_whole() -> None:
+    found = kept(sensors(), FeatureRules(always_keep=(4,), together=((3, 4, 5),)), 4)
+    assert {3, 4, 5} < set(found)
+    assert len(found) == 4
+
+
+def test_a_slim_network_is_cut_again_within_the_same_rules() -> None:
+    """Channels that nothing reads any more are still counted as channels."""
+    dense, rules = sensors(), FeatureRules(always_keep=(8,), together=((0, 1), (2, 3), (4, 5)))
+    graph = edgeprune.analyze(dense, inputs=True, rules=rules)
+    slim = edgeprune.cut(dense, edgeprune.plan(dense, graph, keep_macs=None, n_features=6), graph)
+    before = gathered(slim)
+    after = kept(slim, rules, 3)
+    assert before is not None
+    assert before.dim == 1
+    assert set(after) < set(before.keep)
+    assert 8 in after
+    assert all((first in after) == (second in after) for first, second in rules.together)
+
+
+def test_a_dead_feature_stays_where_it_is_always_kept() -> None:
+    module = table().module()
+    module.get_parameter("0.weight").data[:, [2, 5]] = 0
+    program = edgeprune.capture(module, torch.randn(2, 8, dtype=torch.float64))
+    plan = plan_dead(program, inputs=True, rules=FeatureRules(always_keep=(5,)))
+    assert plan is not None
+    [features] = plan.inputs.values()
+    assert features.keep == (0, 1, 3, 4, 5, 6, 7)
+
+
+def test_names_numbers_and_ranges(tmp_path: Path) -> None:
+    groups = tmp_path / "groups.json"
+    groups.write_text(json.dumps({"accelerometer": ["ax", "ay", "az"], "gyroscope": [3, "gy", "5"]}))
+    rules = feature_rules("load,0-1", str(groups), NAMES, 8)
+    assert rules == FeatureRules((0, 1, 7), ((0, 1, 2), (3, 4, 5)))
+    groups.write_text("[[0, 1], [2]]")
+    assert feature_rules(None, str(groups), (), 3).together == ((0, 1), (2,))
+
+
+@pytest.mark.parametrize(
+    ("always_keep", "groups", "message"),
+    [
+        ("wind", None, "no input feature 'wind': expected one of ax, ay"),
+        ("8", None, "expected features from 0 to 7, got 8"),
+        ("5-3", None, "expected features from 0 to 7, got 5-3"),
+        (" , ", None, "expected features separated by commas, got none"),
+        (None, "{", "expected a JSON file of feature groups"),
+        (None, "7", "expected a list or an object of groups, got int"),
+        (None, '{"a": []}', "'a': expected a list of feature names or numbers"),
+        (None, '{"a": [true]}', "'a': expected feature names or numbers, got True"),
+        (None, '{"a": ["ax"], "b": [0, 1]}', "'b': expected features of no other group, got 0, which 'a' has"),
+        (None, '[["0-2"]]', "group 0: expected one feature, got the range 0-2"),
+        (None, "[" * 100_000, "expected a JSON file of feature groups"),
+    ],
+)
+def test_rules_that_make_no_sense_are_refused(
+    tmp_path: Path, always_keep: str | None, groups: str | None, message: str
+) -> None:
+    path = tmp_path / "groups.json"
+    if groups is not None:
+        path.write_text(groups)
+    with pytest.raises(InputError, match=message):
+        feature_rules(always_keep, str(path) if groups is not None else None, NAMES, 8)
+
+
+# -- while training ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table whose class is told by `ax` and `gy` alone, `az` is a copy of `ax`, and the rest is noise."""
+    draws = np.random.default_rng(0)
+    x = draws.normal(size=(1500, 8))
+    x[:, 2] = x[:, 0] + 0.02 * draws.normal(size=1500)
+    y = (x[:, 0] > 0).astype(int) + 2 * (x[:, 4] > 0)
+    path = tmp_path_factory.mktemp("table") / "sensors.csv"
+    lines = [",".join((*NAMES, "state")), *(",".join(map(str, [*row, state])) for row, state in zip(x, y, strict=True))]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(sources: Path) -> DataSource:
+    return open_data(f"csv:{sources}?target=state")
+
+
+def selected(data: DataSource, rules: FeatureRules | None = None, **options: object) -> tuple[nn.Module, list[int]]:
+    """A network trained while features are chosen, and the features whose columns are not zero."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 4))
+    program = edgeprune.capture(net, torch.randn(2, 8))
+    graph = edgeprune.analyze(program, inputs=True, rules=rules)
+    settings = TrainSettings(
+        epochs=12,
+        lr=1e-2,
+        batch_size=32,
+        threads=1,
+        method="feature-selection",
+        options=options,  # type: ignore[arg-type]
+    )
+    module = program.module()
+    epochs = fit(module, data, data.normalization, settings, graph=graph)
+    columns = module.get_parameter("0.weight").abs().sum(0)
+    found = torch.nonzero(columns).flatten().tolist()
+    counts = [epoch.n_features or 0 for epoch in epochs]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == len(found)
+    assert epochs[-1].val_accuracy > 0.9
+    return module, found
+
+
+def test_training_keeps_the_features_that_tell_the_class_and_no_copy_of_them(data: DataSource) -> None:
+    _, found = selected(data, n_features=2)
+    assert found in ([0, 4], [2, 4])
+
+
+def test_rules_hold_while_training(data: DataSource) -> None:
+    _, found = selected(data, FeatureRules(always_keep=(6,), together=((0, 1), (2, 3))), n_features=4)
+    assert 6 in found
+    assert 4 in found
+    assert len(found) == 4
+    assert ([0, 1] == found[:2]) != ([2, 3] == found[:2])
+
+
+@pytest.mark.parametrize(
+    ("rules", "n_features", "message"),
+    [
+        (FeatureRules(always_keep=(0, 1, 2)), 2, "expected to keep 3 to 8 features, got 2"),
+        (None, 9, "expected to keep 1 to 8 features, got 9"),
+        (FeatureRules(always_keep=(8,)), 2, "expected features below 8, got 8"),
+    ],
+)
+def test_numbers_of_features_that_cannot_be(
+    data: DataSource, rules: FeatureRules | None, n_features: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        selected(data, rules, n_features=n_features)
+
+
+def test_a_network_without_input_features_is_refused(data: DataSource) -> None:
+    net = nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(24, 4))
+    settings = TrainSettings(epochs=1, threads=1, method="feature-selection", options={"n_features": 4})
+    with pytest.raises(InputError, match="expected a network with input features that can be removed, got none"):
+        fit(net, data, data.normalization, settings)
+
+
+def test_the_number_of_features_must_be_said(data: DataSource) -> None:
+    with pytest.raises(InputError, match="expected n_features, 1 to 8, got none"):
+        selected(data)
+
+
+# -- as a user types it --------------------------------------------------------------------------------------------
+
+NET = """
+from torch import nn
+def net(): return nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 4))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(sources: Path) -> tuple[str, str]:
+    """The checkpoint of a network on the table, and its data."""
+    (sources.parent / "net.py").write_text(NET)
+    spec, out = f"csv:{sources}?target=state", str(sources.parent / "model.pt")
+    arch = f"{sources.parent / 'net.py'}:net"
+    command = ["train", "--arch", arch, "--data", spec, "--epochs", "20", "--lr", "0.01", "--threads", "1"]
+    assert main([*command, "--out", out]) == 0
+    return out, spec
+
+
+def run(capsys: pytest.CaptureFixture[str], model: str, *options: str) -> dict[str, object]:
+    capsys.readouterr()
+    assert (
+        main(["compress", model, "--finetune-epochs", "6", "--align", "1", "--threads", "1", *options, "--json"]) == 0
+    )
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_auto_finds_the_columns_that_are_needed(
+    trained: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = trained
+    out = tmp_path / "run"
+    record = run(capsys, model, "--max-drop", "4", "--out", str(out))
+    assert record["features"]["keep"] in ([0, 4], [2, 4])  # type: ignore[index]
+    counts = [point["n_features"] for point in record["selection"]]  # type: ignore[index,attr-defined]
+    assert min(counts) <= 2
+    assert "Accuracy while they became fewer" in (out / "report.html").read_text()
+    again = run(capsys, model, "--plan", str(out / "plan.json"), "--out", str(tmp_path / "again"))
+    assert again["features"] == record["features"]
+
+
+def test_columns_by_name_are_kept_or_go_together(
+    trained: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = trained
+    groups = tmp_path / "groups.json"
+    groups.write_text('{"accelerometer": ["ax", "ay", "az"], "gyroscope": ["gx", "gy", "gz"]}')
+    out = tmp_path / "run"
+    options = ("--input-features", "7", "--always-keep", "load", "--feature-groups", str(groups), "--max-drop", "5")
+    record = run(capsys, model, *options, "--out", str(out))
+    assert record["features"]["keep"] == [0, 1, 2, 3, 4, 5, 7]  # type: ignore[index]
+    assert main(["export", "--onnx", str(out / "slim.pt2"), "--out", str(out), "--force"]) == 0
+    assert json.loads((out / "features.json").read_text())["names"] == ["ax", "ay", "az", "gx", "gy", "gz", "load"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--always-keep", "wind"), "no input feature 'wind': expected one of ax, ay, az"),
+        (
+            ("--always-keep", "ax", "--input-features", "off"),
+            "expected --input-features auto, a count or a ratio, got off",
+        ),
+        (("--always-keep", "0-4", "--input-features", "3"), "expected 5 to 8"),
+        (
+            ("--feature-groups", "missing.json"),
+            "missing.json: expected a JSON file of feature groups, got nothing there",
+        ),
+        (("--always-keep", "ax", "--plan", "plan.json"), "expected a choice of features, got --plan plan.json"),
+    ],
+)
+def test_bad_rules_are_one_line_and_exit_2(
+    trained: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    model, _ = trained
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"format": "edgeprune-plan/1", "source_sha256": "", "tensors": {}}')
+    options = tuple(str(plan) if option == "plan.json" else option for option in options)
+    capsys.readouterr()
+    assert main(["compress", model, *options, "--out", str(tmp_path / "run")]) == 2
+    captured = capsys.readouterr()
+    assert message.replace("plan.json", str(plan)) in captured.err if "--plan" in options else message in captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "run").exists()
