@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeprune import __version__
 from edgeprune.arch import build, is_spec
 from edgeprune.candidate import Candidate
 from edgeprune.cost import count_parameters
+from edgeprune.crop import find_crop
 from edgeprune.data import batches, check_fits, normalize, open_data
 from edgeprune.drawing import draw
 from edgeprune.errors import InputError
@@ -26,6 +24,8 @@ from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.files import check_new, staged_folder, write_atomically
 from edgeprune.graph.capture import Program
+from edgeprune.graph.groups import analyze
+from edgeprune.graph.inputs import feature_grids
 from edgeprune.inspection import explained, feature_weights, inspect_program, locked_rows, widths
 from edgeprune.job import (
     RUNS,
@@ -70,9 +70,9 @@ from edgeprune.statistics import compare_accuracy
 from edgeprune.training import Team, evaluate, fit, float_type, layer_zeros, threads_set
 from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file
 from edgeprune.validate import validate_files
+from edgeprune.versions import versions
 
 _PARITY_SAMPLES = 256
-_VERSIONS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxsim", "numpy", "scipy")
 
 
 # -- train ---------------------------------------------------------------------------------------------------------
@@ -197,7 +197,8 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
     job = prepare(request, told)
     with staged_folder(job.out, request.force) as folder, threads_set(job.threads):
         best = job.search.run() if job.plan is None else job.search.replay(job.plan)
-        record = replace(_measured(job, job.search, best, told), seconds=time.perf_counter() - start)
+        record = _measured(job, job.search, best, told)
+        record = replace(record, advice=_advice(job, told), seconds=time.perf_counter() - start)
         assert best.plan is not None
         info = completed(job.model.info, job.data, request.data) if job.data else job.model.info
         save_program(folder / "slim.pt2", best.program, info)
@@ -205,6 +206,18 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
         write_atomically(folder / "run.json", to_json(record).encode())
         write_atomically(folder / "report.html", render(record).encode())
     return job.out, record
+
+
+def _advice(job: Job, told: Progress) -> tuple[str, ...]:
+    """What could be done beside: how images can be cropped whose pixels cannot go one by one."""
+    if job.trainer is None or job.request.input_features != "auto" or len(job.model.info.input_shape) != 3:
+        return ()
+    dims = {grid.dim for grid in feature_grids(analyze(job.search.dense.program, inputs=True).analysis).values()}
+    if None in dims:
+        return ()
+    told.stage("look for a border that never matters")
+    crop = find_crop(job.search.dense.program.module(), job.trainer.data, job.trainer.normalization)
+    return () if crop is None else (str(crop),)
 
 
 # -- measuring -----------------------------------------------------------------------------------------------------
@@ -307,17 +320,6 @@ def _data_facts(data: DataSource | None) -> dict[str, Any] | None:
 def _asked(request: CompressRequest) -> dict[str, Any]:
     """The options as they were given; what was left out is left out."""
     return {name: value for name, value in asdict(request).items() if value is not None and name != "command"}
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that a result depends on."""
-    found = {"edgeprune": __version__, "python": platform.python_version()}
-    for name in _VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # an extra that is not installed takes no part
-    return found
 
 
 # -- export, validate, inspect ------------------------------------------------------------------------------------

@@ -204,7 +204,8 @@ class FeatureCount:
 class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
-    `selection` tells, epoch by epoch, how the input features became fewer while the network was trained.
+    `selection` tells, epoch by epoch, how the input features became fewer while the network was trained; `advice` is
+    what could be done beside, e.g. how the images can be cropped.
     `feature_weights` goes with `features.keep`: the norm of the weights that read each, the largest 1.
     """
 
@@ -228,6 +229,7 @@ class RunRecord:
     locked: tuple[dict[str, Any], ...] = ()
     seconds: float = 0.0
     selection: tuple[FeatureCount, ...] = ()
+    advice: tuple[str, ...] = ()
     format: str = field(default="edgeprune-run/1")
 
 

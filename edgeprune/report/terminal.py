@@ -60,6 +60,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
         _check(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
         *_assumptions(record.assumed),
+        *(Text.assemble(("  advice  ", "cyan"), advice) for advice in record.advice),
         _unbroken("  report  ", str(folder / "report.html"), ""),
         _unbroken("  next    ", f"edgeprune export --onnx {_quoted(folder / 'slim.pt2')}", "bold"),
     )

@@ -52,7 +52,7 @@ def in_short(record: Record) -> str:
 
 def write_documents(records: Iterable[Record], folder: Path) -> None:
     """Write results/coverage.json and COVERAGE.md below `folder` from the last record of each network."""
-    from edgeprune.pipeline import versions
+    from edgeprune.versions import versions
     from measure.networks import quantized_networks
 
     done = sorted(latest(records).values(), key=lambda r: (r["source"], r["family"], r["name"]))

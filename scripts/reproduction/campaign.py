@@ -10,8 +10,8 @@ from pathlib import Path
 
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.files import write_atomically
-from edgeprune.pipeline import versions
 from edgeprune.progress import Progress
+from edgeprune.versions import versions
 
 from .charts import draw
 from .experiments import Experiment, Run
