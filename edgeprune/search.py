@@ -143,8 +143,8 @@ class Search:
         if not available:
             raise InputError(
                 "--input-features: the network has no input feature that can be removed (a convolution shares its "
-                "weights over all positions, so that single pixels cannot go); use --input-features off, or auto, which "
-                "tells what border of the images never matters"
+                "weights over all positions, so that single pixels cannot go); use --input-features off, or auto, "
+                "which tells what border of the images never matters"
             )
         if wanted is None or not self._least_features() <= wanted <= available:
             of = ", ".join(group.name for group in self.graph.groups if group.is_input)
