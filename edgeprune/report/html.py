@@ -145,7 +145,9 @@ def _selection(run: RunRecord) -> _Picture | None:
     if not run.selection:
         return None
     svg = plots.selection_svg(run.selection, run.dense.val_accuracy, _limit(run))
-    caption = "Features go while the network is trained, a dot an epoch; then it is trained on with what is left."
+    caption = (
+        "Features go while the network is trained. A dot is an epoch, the line their mean at each number of features."
+    )
     return _Picture(Markup(svg), caption)
 
 

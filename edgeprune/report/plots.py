@@ -101,9 +101,11 @@ def selection_svg(points: Sequence[FeatureCount], dense_accuracy: float | None, 
     with _style("selection"):
         figure = Figure(figsize=(_WIDTH_INCHES, 2.9), layout="constrained")
         axes = figure.subplots()
-        x, y = [point.n_features for point in points], [100 * point.val_accuracy for point in points]
-        axes.plot(x, y, color=_ACCENT, linewidth=2, zorder=2)
-        axes.scatter(x, y, s=22, color=_ACCENT, edgecolors=_SURFACE, linewidths=1.0, zorder=3)
+        x = np.array([point.n_features for point in points])
+        y = np.array([100 * point.val_accuracy for point in points])
+        counts = np.unique(x)
+        axes.plot(counts, [y[x == count].mean() for count in counts], color=_ACCENT, linewidth=2, zorder=3)
+        axes.scatter(x, y, s=10, color=_MUTED, alpha=0.5, linewidths=0, zorder=2)
         _draw_budget(axes, dense_accuracy, max_drop)
         axes.set_xscale("log", base=2)
         ticks = [2**k for k in range(int(np.log2(min(x))), int(np.log2(max(x))) + 1)]
