@@ -22,7 +22,7 @@ from edgeprune.proof import prove
 from edgeprune.pruning_plan import PruningPlan, compose
 from edgeprune.records import FeatureCount, StepRecord
 from edgeprune.surgery import cut
-from edgeprune.training import fit
+from edgeprune.training import fit, recalibrate
 
 _FACTOR = 0.7  # share of the MACs that one step keeps
 _FEATURE_FACTOR = 0.5  # share of the features that one step keeps
@@ -303,19 +303,25 @@ class Search:
         return self._finetuned(Candidate(slim, plan, macs(slim), _kept_features(before, plan), None, error))
 
     def _finetuned(self, candidate: Candidate, extra: int = 0) -> Candidate:
-        """Train a candidate's weights on, and look at it; `extra` counts further rounds, which see another order."""
+        """Train a candidate's weights on, and look at it; `extra` counts further rounds, which see another order.
+
+        Without training, batch norm's statistics are estimated again all the same.
+        """
         trainer = self.trainer
         if trainer is None:
             return candidate
         module = candidate.program.module()
-        if trainer.settings.epochs > 0:
+        assert isinstance(module, fx.GraphModule)
+        if not self._trains:
+            if recalibrate(module, trainer.data, trainer.normalization):
+                candidate = replace(candidate, program=reexport_like(module, candidate.program))
+        else:
             share = candidate.macs / self.dense.macs
             again = f", round {extra + 1}" if extra else ""
             self.progress.stage(f"step {len(self.steps) + 1}: finetune at {share:.0%} of MACs{again}")
             epochs = trainer.settings.epochs * 2**extra
             settings = replace(trainer.settings, epochs=epochs, seed=trainer.settings.seed + extra)
             fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher)
-            assert isinstance(module, fx.GraphModule)
             candidate = replace(candidate, program=reexport_like(module, candidate.program))
         return replace(candidate, val_accuracy=trainer.val_accuracy(module))
 

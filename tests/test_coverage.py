@@ -77,6 +77,20 @@ def test_the_summary_is_made_from_the_records(measured: tuple[Path, Any], tmp_pa
     assert document["versions"]["timm"] and str(ROOT) not in json.dumps(document)
 
 
+def test_slow_ones_are_timed_again_alone(measured: tuple[Path, Any], tmp_path: Path) -> None:
+    path = tmp_path / "again.jsonl"
+    path.write_text(measured[0].read_text())
+    before = records(path)["timm:test_resnet"]
+    run = coverage("--retime", 0, "--out", path, "--docs", tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    after = records(path)["timm:test_resnet"]
+    assert after["timed_alone"] is True
+    assert after["seconds"]["cut"] != before["seconds"]["cut"]
+    unchanged = {"seconds", "timed_alone"}
+    assert {k: v for k, v in after.items() if k not in unchanged} == {k: v for k, v in before.items() if k != "seconds"}
+    assert "test_resnet" in (tmp_path / "COVERAGE.md").read_text()
+
+
 def test_the_time_limit_is_a_failure_that_says_so(tmp_path: Path) -> None:
     """A process that is stopped leaves a record, and the exit code tells."""
     run = coverage("timm:test_vit", "--time-limit", 0.2, "--out", tmp_path / "records.jsonl")

@@ -81,7 +81,7 @@ def compress(
         int | None,
         typer.Option(
             metavar="N",
-            help="Epochs of finetuning after each cut; 0 for none.",
+            help="Epochs of finetuning after each cut; 0 for none: only batch norm's statistics are estimated again.",
             parser=opt.count("a number of at least 0", 0),
             rich_help_panel=opt.HOW,
         ),

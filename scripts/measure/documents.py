@@ -76,12 +76,24 @@ def by_source(records: Iterable[Record]) -> dict[str, list[Record]]:
     return dict(sorted(found.items()))
 
 
+def whole_seconds(record: Record) -> float:
+    """Capture, analysis, plan and cut of one network."""
+    return float(sum(record["seconds"][stage] for stage in ("capture", "analyze", "plan", "cut")))
+
+
+def is_slow(record: Record, limit: float) -> bool:
+    """Whether a network that the limits are for took longer than 1 s to analyse, or than this from capture to cut."""
+    if record["status"] != "slim" or record["parameters"] >= SMALL:
+        return False
+    return record["seconds"]["analyze"] > 1.0 or whole_seconds(record) > limit
+
+
 def totals(records: Sequence[Record]) -> Record:
     """What the figures to reach are about."""
     slim = [r for r in records if r["status"] == "slim"]
     small = [r for r in slim if r["parameters"] < SMALL]
     analysis = [r["seconds"]["analyze"] for r in small]
-    whole = [sum(r["seconds"][stage] for stage in ("capture", "analyze", "plan", "cut")) for r in small]
+    whole = [whole_seconds(r) for r in small]
     families = {r["family"] for r in records}
     return {
         "networks": len(records),
@@ -132,7 +144,8 @@ def _page(records: Sequence[Record], document: Record) -> str:
 _NAMED = ("edgeprune", "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxsim")
 _METHOD = """
 Every network is built with random weights; batch-norm statistics, affine parameters and layer scales are random too,
-so that no branch is trivially zero. Detectors go through their backbone. One thread, one process a network.
+so that no branch is trivially zero. Detectors go through their backbone. One thread, one process a network, two at a
+time; the times of those that took long were taken again alone.
 
 - **free**: share of the output channels of layers, the model's own outputs left out, that can be removed.
 - **MACs**: what is left where half were to go (criterion l2, widths in multiples of 8). `r`: that many cannot go, so a
@@ -207,7 +220,7 @@ def _slim_row(r: Record) -> str:
             _number(r.get("double_error"), ".0e"),
             _number(r.get("onnx_error"), ".0e"),
             f"{seconds['analyze']:.2f}",
-            f"{sum(seconds[stage] for stage in ('capture', 'analyze', 'plan', 'cut')):.1f}",
+            f"{whole_seconds(r):.1f}",
             f"{r['peak_bytes'] / 1e6:.0f}",
         ]
     )

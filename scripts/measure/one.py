@@ -45,12 +45,15 @@ Record = dict[str, Any]
 Emit = Callable[[Record], None]
 
 
-def measure(network: Network, emit: Emit, *, onnx: bool = True) -> Record:
-    """Take one network through all stages and return its record; `emit` gets what is known after each stage."""
+def measure(network: Network, emit: Emit, until: str = "onnx") -> Record:
+    """Take one network through the stages up to "cut", "apply" or "onnx" and return its record.
+
+    `emit` gets what is known after each stage.
+    """
     record: Record = {"name": network.name, "source": network.source, "family": network.family, "status": "failed"}
     record["seconds"] = {}
     try:
-        _stages(network, record, emit, onnx)
+        _stages(network, record, emit, until)
         record["status"] = "slim"
         del record["stage"]
     except EdgepruneError as error:
@@ -70,7 +73,7 @@ class NothingToPrune(EdgepruneError):
     """No channel of the network can go."""
 
 
-def _stages(network: Network, record: Record, emit: Emit, onnx: bool) -> None:
+def _stages(network: Network, record: Record, emit: Emit, until: str) -> None:
     @contextmanager
     def stage(name: str) -> Iterator[None]:
         record["stage"] = name
@@ -97,6 +100,8 @@ def _stages(network: Network, record: Record, emit: Emit, onnx: bool) -> None:
         slim = cut(program, pruning, graph)
     record["macs"] = [macs(program), macs(slim)]
     record["slim_parameters"] = [count_parameters(program), count_parameters(slim)]
+    if until == "cut":
+        return
     with stage("prove"):
         record["proof_error"] = prove(program, slim, pruning, inputs[0] if len(inputs) == 1 else None)
     with stage("distance"):
@@ -108,7 +113,7 @@ def _stages(network: Network, record: Record, emit: Emit, onnx: bool) -> None:
             record["double_error"] = _double_error(program, graph, inputs)
     with stage("apply"):
         record["applied"] = _applied(network, model, slim)
-    if onnx:
+    if until == "onnx":
         with stage("onnx"):
             record.update(_onnx(slim, inputs))
 
