@@ -145,7 +145,7 @@ _NAMED = ("edgeprune", "torch", "torchvision", "timm", "onnx", "onnxruntime", "o
 _METHOD = """
 Every network is built with random weights; batch-norm statistics, affine parameters and layer scales are random too,
 so that no branch is trivially zero. Detectors go through their backbone. One thread, one process a network, two at a
-time; the times of those that took long were taken again alone.
+time; the times of those that took long were taken again alone, and the faster run counts.
 
 - **free**: share of the output channels of layers, the model's own outputs left out, that can be removed.
 - **MACs**: what is left where half were to go (criterion l2, widths in multiples of 8). `r`: that many cannot go, so a
