@@ -112,6 +112,7 @@ def test_two_processes_make_the_weights_of_one(place: Path) -> None:
     assert names(place) - {"__pycache__"} == {"nets.py", "one.pt", "two.pt"}
 
 
+@pytest.mark.sweep
 def test_exact_arithmetic_shows_three_processes_to_be_one(place: Path) -> None:
     """In float64 rounding cannot hide a wrong weight: uneven and empty shares, parts, exported graphs, workers."""
     (place / "fits.py").write_text(FITS)
