@@ -9,7 +9,6 @@ import typer
 from edgeprune.catalog import ENTRIES
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
-from edgeprune.records import CompressRequest
 
 NEED_DATA = " and ".join(entry.name for entry in ENTRIES if entry.needs_data)
 
@@ -118,6 +117,8 @@ def compress(
     [bold]edgeprune compress model.pt --data digits --max-drop 1.0 --out run/[/bold]
     """
     with Output(context, as_json=as_json, debug=debug) as output:
+        from edgeprune.records import CompressRequest
+
         request = CompressRequest(
             model=model,
             data=data,

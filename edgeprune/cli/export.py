@@ -9,7 +9,6 @@ import typer
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
 from edgeprune.errors import InputError
-from edgeprune.records import ExportRequest
 
 
 def export(
@@ -55,6 +54,8 @@ def export(
     with Output(context, as_json=as_json, debug=debug) as output:
         if not onnx:
             raise InputError("export: no target given: expected --onnx (the targets there are: --onnx)")
+        from edgeprune.records import ExportRequest
+
         request = ExportRequest(
             model=model,
             out=out,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
-from edgeprune.records import GroupRow, InspectRequest
+
+if TYPE_CHECKING:
+    from edgeprune.records import GroupRow
 
 
 def inspect(
@@ -44,6 +46,8 @@ def inspect(
     [bold]edgeprune inspect model.pt[/bold]
     """
     with Output(context, as_json=as_json, debug=debug) as output:
+        from edgeprune.records import InspectRequest
+
         shape = opt.parse_shape(input_shape)
         request = InspectRequest(model, arch, shape, dynamic_size, attention, unsafe_pickle, dot, svg, force, module)
         with output.working() as progress:

@@ -7,11 +7,12 @@ import typer
 from edgeprune.catalog import ENTRIES
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
-from edgeprune.records import MethodsRecord
 
 
 def methods(context: typer.Context, *, as_json: opt.Json = False, debug: opt.Debug = False) -> None:
     """List what sparse training can be made of: optimizers, methods, criteria and schedules, each with its paper."""
+    from edgeprune.records import MethodsRecord
+
     record = MethodsRecord(ENTRIES)
     with Output(context, as_json=as_json, debug=debug) as output:
         output.show(record, lambda terminal: terminal.methods(record))

@@ -8,7 +8,6 @@ import typer
 
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
-from edgeprune.records import TrainRequest, TrainSettings
 
 
 def train(
@@ -137,6 +136,8 @@ def train(
 
     [bold]torchrun --nproc-per-node 2 -m edgeprune train ...[/bold] shares every batch between two processes.
     """
+    from edgeprune.records import TrainRequest, TrainSettings
+
     own: dict[str, float | str | None] = {"lam": lam, "tau": tau, "tau_b": tau_b, "max_factor": max_factor}
     own |= {"momentum": momentum, "penalty": penalty, "structure": structure, "sparsity": sparsity}
     own |= {"n_features": n_features}

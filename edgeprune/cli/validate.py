@@ -8,7 +8,6 @@ import typer
 
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
-from edgeprune.records import ValidateRequest
 
 
 def validate(
@@ -60,6 +59,8 @@ def validate(
 
     [bold]edgeprune validate dense.onnx run/slim.onnx --data digits --max-drop 1.0[/bold]
     """
+    from edgeprune.records import ValidateRequest
+
     request = ValidateRequest(dense, slim, data, max_drop, max_latency_ratio, threads, runs, batch_size)
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:

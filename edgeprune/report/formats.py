@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from edgeprune.records import LatencyComparison
+if TYPE_CHECKING:
+    from edgeprune.records import LatencyComparison
 
 NONE = "–"
 
