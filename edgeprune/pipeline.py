@@ -24,7 +24,6 @@ from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.files import check_new, staged_folder, write_atomically
 from edgeprune.graph.capture import Program
-from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.inspection import explained, feature_weights, inspect_program, locked_rows, widths
 from edgeprune.job import (
@@ -210,9 +209,9 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
 
 def _advice(job: Job, told: Progress) -> tuple[str, ...]:
     """What could be done beside: how images can be cropped whose pixels cannot go one by one."""
-    if job.trainer is None or job.request.input_features != "auto" or len(job.model.info.input_shape) != 3:
+    if job.trainer is None or not job.search.budgets.prune_features or len(job.model.info.input_shape) != 3:
         return ()
-    dims = {grid.dim for grid in feature_grids(analyze(job.search.dense.program, inputs=True).analysis).values()}
+    dims = {grid.dim for grid in feature_grids(job.search.graph.analysis).values()}
     if None in dims:
         return ()
     told.stage("look for a border that never matters")

@@ -52,6 +52,10 @@ class Search:
         asked = self.budgets
         return analyze(program, inputs=asked.features, attention=asked.attention, rules=asked.rules)
 
+    def _graph_of(self, candidate: Candidate) -> ChannelGraph:
+        """Its channel groups; those of the dense network are known."""
+        return self.graph if candidate.plan is None else self._analyzed(candidate.program)
+
     @property
     def _trains(self) -> bool:
         return self.trainer is not None and self.trainer.settings.epochs > 0
@@ -208,8 +212,7 @@ class Search:
             method="feature-selection",
             options={**trainer.settings.options, "n_features": n_features},
         )
-        module = best.program.module()
-        graph = self._analyzed(best.program)
+        module, graph = best.program.module(), self._graph_of(best)
         epochs = fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher, graph=graph)
         self.selection += [FeatureCount(epoch.n_features or 0, epoch.val_accuracy) for epoch in epochs]
         assert isinstance(module, fx.GraphModule)
@@ -278,9 +281,7 @@ class Search:
     def _try(self, best: Candidate, *, n_features: int | None, keep_macs: float | None) -> Candidate:
         """Prune what was accepted once more, prove the cut, finetune, look."""
         compete = self.budgets.prune_features and self.budgets.max_drop is None and self.budgets.n_features is None
-        graph = self.graph
-        if best.plan is not None:
-            graph = self._analyzed(best.program)
+        graph = self._graph_of(best)
         held = n_features if n_features is not None else None if compete else _count_features(graph)
         self.progress.stage(f"step {len(self.steps) + 1}: score and cut")
         step = make_step_plan(

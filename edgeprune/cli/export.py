@@ -52,10 +52,10 @@ def export(
     [bold]edgeprune export --onnx run/slim.pt2 --out run/[/bold]
     """
     with Output(context, as_json=as_json, debug=debug) as output:
-        if not onnx:
-            raise InputError("export: no target given: expected --onnx (the targets there are: --onnx)")
         from edgeprune.records import ExportRequest
 
+        if not onnx:
+            raise InputError("export: no target given: expected --onnx (the targets there are: --onnx)")
         request = ExportRequest(
             model=model,
             out=out,
