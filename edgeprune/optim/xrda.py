@@ -6,17 +6,20 @@ Siegel, Chen, Dudeja, Xu: Training Sparse Neural Networks using Compressed Sensi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgeprune.errors import InputError
+from edgeprune.optim import compiled, elementwise
 from edgeprune.optim.base import Family, Job, Params, SparseOptimizer, group_state
 from edgeprune.optim.checks import NOT_NEGATIVE, POSITIVE, SHARE_OR_ZERO, check_range
-from edgeprune.optim.elementwise import Pull, blocked_steps, flush_, foreach_step, gradient_step, limited_steps, store
-from edgeprune.optim.groupers import Element, Grouper, grouper
+from edgeprune.optim.compiled import Rows
+from edgeprune.optim.elementwise import Pull, flush_, store
+from edgeprune.optim.groupers import Element, Grouper, TensorGroups, grouper
 from edgeprune.optim.kernels import Descent
 
 Averaging = float | Callable[[float], float] | None
@@ -60,8 +63,8 @@ class XRDA(SparseOptimizer):
             linear layer a kernel is one weight and a channel one row.
         averaging: None for 1 - lr / lr_0, a fixed number in 0..1, or a function of lr / lr_0 that gives it. A state
             dict does not hold the function.
-        foreach: whether to run the whole list of weights through `torch._foreach_*`, or each in blocks that fit the
-            CPU's cache; None chooses by where the parameters are. For element only.
+        foreach: whether to run the whole list of weights through `torch._foreach_*`, or through functions compiled for
+            the CPU at the first step; None chooses by where the parameters are.
 
     Raises:
         InputError: an option out of range, parameters that are not floating point, sparse gradients (at the step), or a
@@ -109,31 +112,66 @@ class XRDA(SparseOptimizer):
         group["lr_0"] = float(group["lr"])
 
     def _update(self, jobs: list[list[Job]]) -> None:
-        pulls = [_pull(group) for group in self.param_groups]  # says what is wrong with lr before anything moves
-        limits = self._limits(jobs, pulls)
-        for own, pull in zip(jobs, pulls, strict=True):
-            single = [job for job in own if _is_element(job)]
-            limited = [job for job in own if id(job.param) in limits]
-            gradient_step([job for job in own if id(job.param) not in limits and not _is_element(job)], pull)
-            limited_steps(limited, [limits[id(job.param)] for job in limited], pull)
-            foreach_step([job for job in single if _foreach(job)], pull)
-            blocked_steps([job for job in single if not _foreach(job)], pull)
-            for job in own:
-                store(job)
+        pulls = {id(group): _pull(group) for group in self.param_groups}  # says what is wrong before anything moves
+        steps = {id(group): _Steps() for group in self.param_groups}
+        every = [job for own in jobs for job in own]
+        for job in every:
+            if job.work.dim() < 2:
+                steps[id(job.options)].free.append(job)
+        for family in self._families((job for job in every if job.work.dim() > 1), _SHARED):
+            for job, way in _ways(family, pulls[id(family.options)]):
+                steps[id(job.options)].add(job, way)
+        for group in self.param_groups:
+            steps[id(group)].run(pulls[id(group)])
+        for job in every:
+            store(job)
 
-    def _limits(self, jobs: list[list[Job]], pulls: list[Pull]) -> dict[int, Tensor]:
-        """lam b of every weight that shares its threshold with others, by id, as a tensor that broadcasts to it."""
-        pull_of = {id(group): pull for group, pull in zip(self.param_groups, pulls, strict=True)}
-        grouped = [job for own in jobs for job in own if job.work.dim() > 1 and not _is_element(job)]
-        limits = {}
-        for family in self._families(grouped, _SHARED):
-            if family.groups is None:
-                continue
-            values = _thresholds(family, pull_of[id(family.options)])
-            for job, limit in zip(family.jobs, family.groups.spread_sum(values), strict=True):
-                if limit is not None:
-                    limits[id(job.param)] = limit
-        return limits
+
+@dataclass(slots=True)
+class _Steps:
+    """The parameters of a group, by where their thresholds come from: there are none; they are made with the step, on
+    the CPU or elsewhere; or the weight shares them with others, and they are there already.
+    """
+
+    free: list[Job] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
+    elements: list[Job] = field(default_factory=list)
+    limited: list[tuple[Job, Tensor]] = field(default_factory=list)
+
+    def add(self, job: Job, way: Rows | Tensor | Element | None) -> None:
+        """Add a parameter with what `_ways` tells of it."""
+        if way is None:
+            self.free.append(job)
+        elif isinstance(way, Rows):
+            self.rows.append(way)
+        elif isinstance(way, Tensor):
+            self.limited.append((job, way))
+        else:
+            self.elements.append(job)
+
+    def run(self, pull: Pull) -> None:
+        """Move all of them."""
+        elementwise.gradient_step(self.free, pull)
+        compiled.row_steps(self.rows, pull)
+        elementwise.element_steps(self.elements, pull)
+        for module, foreach in ((elementwise, True), (compiled, False)):
+            own = [(job, limit) for job, limit in self.limited if _foreach(job) is foreach]
+            module.limited_steps([job for job, _ in own], [limit for _, limit in own], pull)
+
+
+def _ways(family: Family, pull: Pull) -> Iterator[tuple[Job, Rows | Tensor | Element | None]]:
+    """For each job its rows, `lam b` as a tensor that broadcasts to it, its grouper, or None: never thresholded."""
+    groups, first = family.groups, family.jobs[0]
+    if groups is None:
+        yield first, None
+        return
+    rows = compiled.rows(first, groups.dims[0]) if isinstance(groups, TensorGroups) and not _foreach(first) else None
+    if rows is not None:
+        yield first, rows
+    elif isinstance(first.options["structure"], Element):
+        yield first, first.options["structure"]
+    else:
+        yield from zip(family.jobs, groups.spread_sum(_thresholds(family, pull)), strict=True)
 
 
 # What a unit that runs over several param groups must find the same in all of them.
@@ -155,10 +193,6 @@ def _thresholds(family: Family, pull: Pull) -> list[Tensor]:
     return limits
 
 
-def _is_element(job: Job) -> bool:
-    return isinstance(job.options["structure"], Element) and job.param.dim() > 1
-
-
 def _foreach(job: Job) -> bool:
     wanted = job.options["foreach"]
     return job.work.device.type != "cpu" if wanted is None else bool(wanted)
@@ -178,7 +212,6 @@ def _pull(group: dict[str, Any]) -> Pull:
         history_gain=-math.expm1(-s / tau_b),
         gain=s * group["lam"] * group["max_factor"],
         max_factor=group["max_factor"],
-        aging=s / tau_b,
     )
 
 
