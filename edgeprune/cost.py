@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from edgeprune.graph.binding import shape_of
 from edgeprune.graph.capture import size_hint
@@ -33,12 +33,26 @@ def macs_by_node(program: ExportedProgram) -> dict[str, int]:
     values = input_values(program)
     batch = next((size_hint(val.shape[0]) for val in values if isinstance(val, Tensor) and val.dim()), 1)
     found = {}
+    known: dict[str, int] = {}  # networks repeat their layers
     with FakeTensorMode(), torch.no_grad():
         for node in program.graph.nodes:
-            flops = _flops(node) if _may_multiply(node) else 0
-            if flops:
-                found[node.name] = flops // 2 // batch
+            if not _may_multiply(node):
+                continue
+            call = str((node.target, *fx.node.map_arg((node.args, node.kwargs), _shown)))
+            if call not in known:
+                known[call] = _flops(node)
+            if known[call]:
+                found[node.name] = known[call] // 2 // batch
     return found
+
+
+def _shown(node: fx.Node) -> Any:
+    """A node's value as far as its cost goes: shapes and types."""
+
+    def leaf(val: Any) -> Any:
+        return (shape_of(val), str(val.dtype)) if isinstance(val, Tensor) else size_hint(val)
+
+    return tree_map(leaf, node.meta.get("val"))
 
 
 def macs(program: ExportedProgram) -> int:
@@ -47,8 +61,12 @@ def macs(program: ExportedProgram) -> int:
 
 
 def _may_multiply(node: fx.Node) -> bool:
-    """Whether it is an operator, other than an element-wise one."""
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise not in node.target.tags
+    """Whether it is an operator that has a formula, or is made of others that may have one."""
+    operator = node.target
+    if not isinstance(operator, torch._ops.OpOverload) or torch.Tag.pointwise in operator.tags:
+        return False
+    is_known = operator.overloadpacket in flop_registry or operator.overloadpacket in _FORMULAS
+    return is_known or torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd")
 
 
 def _flops(node: fx.Node) -> int:

@@ -66,7 +66,6 @@ def fold(program: ExportedProgram) -> Program:
     changed = [layers.fold(counterparts[one.node], one) for one in found if one.node in counterparts]
     if not any(changed):
         return dense
-    module.recompile()
     return reexport_like(module, dense)
 
 

@@ -54,19 +54,21 @@ class TrainableModule(fx.GraphModule):
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(root, graph)
-        for node in self.graph.nodes:
+        for node in graph.nodes:
             if node.target in _TRAIN_FLAG and "follows_train" not in node.meta:
                 _spell_out(node, _TRAIN_FLAG[node.target])
                 node.meta["follows_train"] = node.args[_TRAIN_FLAG[node.target]] is False
+        super().__init__(root, graph)
 
     def train(self, mode: bool = True) -> TrainableModule:
         """Set the mode of every batch norm and dropout in the graph that follows it."""
         super().train(mode)
-        for node in self.graph.nodes:
-            if node.meta.get("follows_train"):
-                node.update_arg(_TRAIN_FLAG[node.target], mode)
-        self.recompile()
+        following = [node for node in self.graph.nodes if node.meta.get("follows_train")]
+        changed = [node for node in following if node.args[_TRAIN_FLAG[node.target]] is not mode]
+        for node in changed:
+            node.update_arg(_TRAIN_FLAG[node.target], mode)
+        if changed:
+            self.recompile()
         return self
 
 
@@ -190,10 +192,16 @@ def reexport(module: fx.GraphModule, args: tuple[Any, ...], free: Free | None = 
 
 
 def reexport_like(module: fx.GraphModule, program: ExportedProgram) -> Program:
-    """An edited graph that was made of `program` and takes the same inputs, as a program; errors as `reexport`."""
+    """An edited graph that was made of `program` and takes the same inputs, as a program; errors as `reexport`.
+
+    The module's code may lag behind its graph.
+    """
     args = example_inputs(program)
     made = lifted(module, program, args)
-    return reexport(module, args, free_dims(program)) if made is None else Program.adopt(made)
+    if made is not None:
+        return Program.adopt(made)
+    module.recompile()
+    return reexport(module, args, free_dims(program))
 
 
 def example_inputs(program: ExportedProgram) -> tuple[Any, ...]:

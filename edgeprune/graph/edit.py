@@ -36,7 +36,10 @@ class Edit:
         self._gathers: dict[fx.Node, fx.Node] = {}
 
     def rewrite(self) -> None:
-        """Rewrite every call, gather the inputs where they leave their raw part, and slice constants."""
+        """Rewrite every call, gather the inputs where they leave their raw part, and slice constants.
+
+        The module has to be recompiled before it runs.
+        """
         for node, call in self.analysis.calls.items():
             entry = lookup(node.target, call.name)
             self._gather_raw_arguments(node)
@@ -45,7 +48,6 @@ class Edit:
                 entry.rewrite(self, call)
         self.module.graph.eliminate_dead_code()
         self.module.graph.lint()
-        self.module.recompile()
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 

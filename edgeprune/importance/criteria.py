@@ -161,11 +161,23 @@ def _no_batches(criterion: str) -> InputError:
 
 def _masses(graph: ChannelGraph, tensors: Tensors, power: int) -> Scores:
     """The sum of `|w| ** power` over everything that goes with a unit."""
-    return by_unit(graph, tensors, lambda slot: _mass(slot, tensors, power))
+    known: dict[tuple[str, int | None], np.ndarray] = {}  # what is read behind a concatenation is in many slots
+
+    def mass(slot: Slot) -> np.ndarray:
+        key = slot.name, slot.dim
+        if key not in known:
+            known[key] = _mass(slot, tensors, power)
+        return known[key]
+
+    return by_unit(graph, tensors, mass)
 
 
 def _mass(slot: Slot, tensors: Tensors, power: int) -> np.ndarray:
-    return np.asarray(along(slot, tensors[slot.name]).abs().pow(power).sum(1).numpy())
+    """The sum of `|w| ** power`, 1 or 2, for each index of the slot's dim, added up in float64."""
+    own = tensors[slot.name].detach().cpu().to(torch.float64, copy=True)
+    own = own.abs_() if power == 1 else own.square_()
+    others = [dim for dim in range(own.dim()) if dim != slot.dim]
+    return np.asarray((own.sum(others) if others else own).numpy())
 
 
 def _among_no_smaller(mass: np.ndarray) -> np.ndarray:

@@ -86,8 +86,15 @@ def _stages(network: Network, record: Record, emit: Emit, until: str) -> None:
         model, inputs = build(network)
         record["input"] = [list(tensor.shape[1:]) for tensor in inputs]
         record["parameters"] = sum(p.numel() for p in model.parameters())
-    with stage("capture"):
-        program = _capture(model, inputs, record)
+    try:
+        with stage("capture"):
+            program = capture(model, inputs)
+    except CaptureError as error:
+        if "dynamic_batch=False" not in str(error):
+            raise
+        record["fixed_batch"] = True  # the model itself fixes it, and the error says so: captured as it asks for
+        with stage("capture"):
+            program = capture(model, inputs, dynamic_batch=False)
     record["nodes"] = len(program.graph.nodes)
     with stage("analyze"):
         graph = analyze(program)
@@ -116,17 +123,6 @@ def _stages(network: Network, record: Record, emit: Emit, until: str) -> None:
     if until == "onnx":
         with stage("onnx"):
             record.update(_onnx(slim, inputs))
-
-
-def _capture(model: nn.Module, inputs: tuple[Tensor, ...], record: Record) -> Program:
-    """With a free batch, or, where the model itself fixes the batch, with that of the inputs."""
-    try:
-        return capture(model, inputs)
-    except CaptureError as error:
-        if "dynamic_batch=False" not in str(error):
-            raise
-        record["fixed_batch"] = True
-        return capture(model, inputs, dynamic_batch=False)
 
 
 # -- what can be pruned ----------------------------------------------------------------------------------------------
