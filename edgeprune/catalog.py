@@ -86,7 +86,7 @@ _OPTIMIZERS = (
     ),
     Entry(
         "optimizer", "xrda", "adaptively weighted l1, averaged: late noise cannot refill zeros",
-        "Siegel, Chen, Dudeja and Xu, arXiv 2008.09661", _ANY_ZEROS,
+        "Siegel, Chen, Zhang and Xu, arXiv 2008.09661", _ANY_ZEROS,
         ("lam", "tau", "tau_b", "max_factor", "structure"), sparse=True,
     ),
     Entry(

@@ -14,13 +14,16 @@ from edgeprune.digests import digest
 from edgeprune.errors import PlanError
 from edgeprune.folding import fold
 from edgeprune.graph.binding import shape_of
-from edgeprune.graph.capture import Program, reexport_like
+from edgeprune.graph.capture import Program, own_tensors, reexport_like
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
 from edgeprune.graph.inputs import feature_grid
+from edgeprune.graph.lift import Unlifted, unlifted
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import InputFeatures
+
+_Masks = dict[tuple[str, str, int | None], np.ndarray]  # (kind, name, dim) -> which indices are kept
 
 
 @no_collection()
@@ -48,10 +51,12 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
     if graph is None or graph.analysis.attention != plan.attention:
         graph = analyze(program, inputs=bool(plan.inputs), attention=plan.attention)
     keep = kept_units(graph, plan)
-    module = Program.adopt(graph.analysis.program).module()
+    ready = graph.analysis.program
+    module = unlifted(ready) or Program.adopt(ready).module()
     _slice_tensors(module, graph, plan)
     Edit(module, graph.analysis, keep).rewrite()
     _drop_unused(module)
+    own_tensors(module)
     return reexport_like(module, program)
 
 
@@ -60,13 +65,12 @@ def kept_units(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
     keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
     shapes = _known_shapes(graph, plan)
     _check_inputs(graph, plan)
+    masks: _Masks = {}
     for group, slot in graph.slots():
-        mask = _kept_mask(slot, plan, shapes)
-        if mask is None:
-            continue
-        for unit in np.unique(slot.unit[(slot.unit >= 0) & ~mask]):
-            keep[group.units[unit]] = False
-    _check_couplings(graph, plan, keep, shapes)
+        mask = _kept_mask(slot, plan, masks)
+        if mask is not None:
+            keep[group.units[slot.unit[(slot.unit >= 0) & ~mask]]] = False
+    _check_couplings(graph, plan, keep, shapes, masks)
     return keep
 
 
@@ -84,10 +88,17 @@ def _known_shapes(graph: ChannelGraph, plan: PruningPlan) -> dict[str, tuple[int
     return shapes
 
 
-def _kept_mask(slot: Slot, plan: PruningPlan, shapes: dict[str, tuple[int, ...]]) -> np.ndarray | None:
+def _kept_mask(slot: Slot, plan: PruningPlan, masks: _Masks) -> np.ndarray | None:
     """Which indices of a slot the plan keeps; None for slots that follow from others."""
     if slot.kind in ("constant", "broadcast"):
         return None
+    key = slot.kind, slot.name, slot.dim  # one dim may be in many groups
+    if key not in masks:
+        masks[key] = _new_mask(slot, plan)
+    return masks[key]
+
+
+def _new_mask(slot: Slot, plan: PruningPlan) -> np.ndarray:
     mask = np.ones(len(slot.unit), dtype=bool)
     if slot.kind == "input":
         features = plan.inputs.get(slot.name)
@@ -124,11 +135,11 @@ def _check_inputs(graph: ChannelGraph, plan: PruningPlan) -> None:
 
 
 def _check_couplings(
-    graph: ChannelGraph, plan: PruningPlan, keep: np.ndarray, shapes: dict[str, tuple[int, ...]]
+    graph: ChannelGraph, plan: PruningPlan, keep: np.ndarray, shapes: dict[str, tuple[int, ...]], masks: _Masks
 ) -> None:
     removed: set[tuple[str, int | None, int]] = set()
     for group, slot in graph.slots():
-        mask = _kept_mask(slot, plan, shapes)
+        mask = _kept_mask(slot, plan, masks)
         if mask is None:
             continue
         wrong = np.flatnonzero((slot.unit >= 0) & mask & ~keep[group.units[slot.unit]])
@@ -182,11 +193,10 @@ def _sliced(module: nn.Module, name: str, dims: Mapping[int, tuple[int, ...]]) -
     data = tensor.detach()
     for dim, kept in dims.items():
         data = data.index_select(dim, torch.tensor(kept))
-    data = data.clone()
     return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
-def _drop_unused(module: fx.GraphModule) -> None:
+def _drop_unused(module: fx.GraphModule | Unlifted) -> None:
     """Delete parameters that the graph does not read, e.g. of heads that only training uses; other names stay."""
     names = dict(module.named_parameters(remove_duplicate=False))
     read = {id(names[node.target]) for node in module.graph.nodes if node.op == "get_attr" and node.target in names}

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph.apply import Applied, apply
-from edgeprune.graph.lift import lifted
+from edgeprune.graph.lift import Unlifted, lifted
 from edgeprune.graph.recurrence import not_unrolled
 from edgeprune.graph.refusals import (
     check_model,
@@ -102,7 +102,7 @@ class Program(ExportedProgram):
             if node.op == "call_module" and node.target == "_guards_fn":
                 unlifted.graph.erase_node(node)
         module = TrainableModule(unlifted, unlifted.graph)
-        _own_tensors(module)
+        own_tensors(module)
         return module.eval()
 
     def apply_to(self, model: nn.Module) -> Applied:
@@ -124,7 +124,7 @@ class Program(ExportedProgram):
         return apply(tensors, self.graph_signature.parameters, self.module(), model, example_inputs(self))
 
 
-def _own_tensors(module: nn.Module) -> None:
+def own_tensors(module: nn.Module) -> None:
     """Replace every parameter and buffer by a copy of its own; tied ones stay tied."""
     copies: dict[int, torch.Tensor] = {}
     for owner in module.modules():
@@ -191,15 +191,16 @@ def reexport(module: fx.GraphModule, args: tuple[Any, ...], free: Free | None = 
     return _export(module, args, asked_dims(module, args, True, False, {}) if free is None else free)
 
 
-def reexport_like(module: fx.GraphModule, program: ExportedProgram) -> Program:
+def reexport_like(module: fx.GraphModule | Unlifted, program: ExportedProgram) -> Program:
     """An edited graph that was made of `program` and takes the same inputs, as a program; errors as `reexport`.
 
-    The module's code may lag behind its graph.
+    The module's code may lag behind its graph. An `Unlifted` is used up.
     """
     args = example_inputs(program)
     made = lifted(module, program, args)
     if made is not None:
         return Program.adopt(made)
+    assert isinstance(module, fx.GraphModule)
     module.recompile()
     return reexport(module, args, free_dims(program))
 

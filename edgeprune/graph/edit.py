@@ -13,6 +13,7 @@ from torch import fx
 from edgeprune.graph import binding
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.labels import Value
+from edgeprune.graph.lift import Unlifted
 from edgeprune.graph.names import ADDED, GATHER
 from edgeprune.graph.ops.registry import Call, lookup
 
@@ -28,7 +29,7 @@ class Edit:
     `keep` is bool `(n_labels,)`: which units stay; `keep[0]` is True.
     """
 
-    def __init__(self, module: fx.GraphModule, analysis: Analysis, keep: np.ndarray) -> None:
+    def __init__(self, module: fx.GraphModule | Unlifted, analysis: Analysis, keep: np.ndarray) -> None:
         self.module = module
         self.analysis = analysis
         self.keep = keep

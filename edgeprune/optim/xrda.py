@@ -1,6 +1,6 @@
 """xRDA: adaptively weighted l1 regularisation by averaged proximal steps.
 
-Siegel, Chen, Dudeja, Xu: Training Sparse Neural Networks using Compressed Sensing (arXiv 2008.09661).
+Siegel, Chen, Zhang, Xu: Training Sparse Neural Networks using Compressed Sensing (arXiv 2008.09661).
 """
 
 from __future__ import annotations
