@@ -296,7 +296,7 @@ class CompressRequest:
     feature_groups: str | None = None
     criterion: str | None = None
     finetune_epochs: int | None = None
-    distill: bool = False
+    distill: bool = True
     align: int = 8
     seed: int = 0
     plan: str | None = None

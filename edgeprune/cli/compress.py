@@ -88,9 +88,11 @@ def compress(
     distill: Annotated[
         bool,
         typer.Option(
-            "--distill", help="Finetune towards the dense network's outputs as well.", rich_help_panel=opt.HOW
+            "--distill/--no-distill",
+            help="Finetune towards the dense network's outputs as well as the labels.",
+            rich_help_panel=opt.HOW,
         ),
-    ] = False,
+    ] = True,
     align: Annotated[
         int,
         typer.Option(

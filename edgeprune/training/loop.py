@@ -58,7 +58,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
 
     Args:
         module: takes normalised inputs `(batch, *data.input_shape)`, gives logits `(batch, n_classes)`.
-        teacher: a trained network with the same inputs and outputs; its softened outputs are half of the loss.
+        teacher: a trained network with the same inputs and outputs, see `make_loss`.
         checkpoint: where the state is kept after each epoch; where it is to be resumed, training goes on from there
             and ends with the same weights, bit for bit, as if it had not stopped.
         graph: the module's channel groups, for a method that works on them; else they are found here.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+import torch
 from commands import CNN, MLP, QUICK, Result, assumed, done, names, refused, run, start
 from conftest import Run
 
@@ -159,6 +160,16 @@ def test_a_replayed_plan_must_meet_the_budgets_too(quick_run: Run, tmp_path: Pat
 def test_the_same_seed_gives_the_same_plan(tmp_path: Path, quick_run: Run) -> None:
     done(tmp_path, "compress", MLP, *QUICK, "--input-features", "20", "--out", "same")
     assert (tmp_path / "same" / "plan.json").read_bytes() == (quick_run.folder / "plan.json").read_bytes()
+
+
+def test_the_dense_network_teaches_unless_told_otherwise(tmp_path: Path, quick_run: Run) -> None:
+    outputs = []
+    for number, asked in enumerate(((), ("--no-distill",))):
+        plan = ("--plan", quick_run.folder / "plan.json", "--finetune-epochs", "1", "--threads", "1")
+        done(tmp_path, "compress", MLP, *plan, *asked, "--out", f"run{number}")
+        slim = torch.export.load(tmp_path / f"run{number}" / "slim.pt2").module()
+        outputs.append(slim(torch.ones(2, 1, 8, 8)))
+    assert not torch.equal(*outputs)
 
 
 def test_a_slim_network_is_compressed_again(quick_run: Run, tmp_path: Path) -> None:
