@@ -256,6 +256,7 @@ def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(
     assert {name for name in names(tmp_path) if not name.endswith(".part")} == {"m.pt"}
 
 
+@pytest.mark.sweep
 def test_processes_resume_together(place: Path) -> None:
     options = ("--arch", "nets.py:residual", "--data", "digits", "--epochs", "15", "--out")
     command = ("-m", "edgeprune", "train", *options)
