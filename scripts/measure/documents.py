@@ -156,7 +156,8 @@ time; the times of those that took long were taken again alone, and the faster r
 - **ONNX**: largest difference between onnxruntime and PyTorch, relative to the largest output.
 - **put back**: how many could also be put back into the user's own module (`slim.apply_to(model)`); where the class's
   forward has sizes written into it, coverage.json says so. torchvision's detectors are then run as a whole.
-- **analysis**: labels to groups, in seconds; **whole**: capture, analysis, plan and cut; **MB**: peak memory.
+- **analysis**: labels to groups, in seconds; **whole**: capture, analysis, plan and cut, about half of it torch.export;
+  **MB**: peak memory.
 """.strip().splitlines()
 
 
