@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -249,6 +251,11 @@ def test_memory_format_does_not_matter(structure: object, shape: tuple[int, ...]
         results.append(param.detach())
     for other in results[1:]:
         assert torch.allclose(results[0], other, rtol=1e-5, atol=1e-7)  # the mean over a group rounds by its order
+
+
+def test_the_compiler_is_imported_by_the_first_step_alone() -> None:
+    code = "import sys, edgeprune.optim; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def saved(optimizer: torch.optim.Optimizer) -> dict:

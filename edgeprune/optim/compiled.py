@@ -80,28 +80,35 @@ def _age_rows(p: Any, r: Any, numbers: Any) -> Any:
 
 
 @_compiled
-def _step(moved: Any, limit: Any, r: Any, numbers: Any) -> None:
-    """limit = a limit + s lam w, and each weight moves within its own."""
-    p, g, v, k = moved
+def _moved_weight(p: Any, g: Any, v: Any, k: Any, most: Any, numbers: Any) -> Any:
+    """One weight, its velocity and its residual after the step, within its limit."""
     keep, rest, decay, s, a = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-    gain, slope, one = numbers[5], numbers[6], numbers[7]
+    speed = keep * v + rest * (g + decay * p)
+    z = p - s * speed + a * k
+    taken = most if z > most else (-most if z < -most else z)
+    return z - taken, speed, taken
+
+
+@_compiled
+def _tightened(limit: Any, r: Any, numbers: Any) -> Any:
+    """limit = a limit + s lam w."""
+    return numbers[4] * limit + numbers[5] / (numbers[7] + numbers[6] * r)
+
+
+@_compiled
+def _step(moved: Any, limit: Any, r: Any, numbers: Any) -> None:
+    """Each weight moves within its own limit, which becomes tighter."""
+    p, g, v, k = moved
     for i in range(p.size):
-        most = a * limit[i] + gain / (one + slope * r[i])
-        limit[i] = most
-        speed = keep * v[i] + rest * (g[i] + decay * p[i])
-        v[i] = speed
-        z = p[i] - s * speed + a * k[i]
-        taken = most if z > most else (-most if z < -most else z)
-        k[i] = taken
-        p[i] = z - taken
+        limit[i] = _tightened(limit[i], r[i], numbers)
+        p[i], v[i], k[i] = _moved_weight(p[i], g[i], v[i], k[i], limit[i], numbers)
 
 
 @_compiled
 def _step_rows(moved: Any, limit: Any, r: Any, numbers: Any) -> None:
     """As `_step`, with a limit for each row."""
-    a, gain, slope, one = numbers[4], numbers[5], numbers[6], numbers[7]
     for row in range(limit.size):
-        limit[row] = a * limit[row] + gain / (one + slope * r[row])
+        limit[row] = _tightened(limit[row], r[row], numbers)
     _move_rows(moved, limit, numbers)
 
 
@@ -126,14 +133,8 @@ def _move_rows(moved: Any, limit: Any, numbers: Any) -> None:
 def _move(moved: Any, limit: Any, numbers: Any) -> None:
     """Each weight moves within its own limit."""
     p, g, v, k = moved
-    keep, rest, decay, s, a = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
     for i in range(p.size):
-        speed = keep * v[i] + rest * (g[i] + decay * p[i])
-        v[i] = speed
-        z, most = p[i] - s * speed + a * k[i], limit[i]
-        taken = most if z > most else (-most if z < -most else z)
-        k[i] = taken
-        p[i] = z - taken
+        p[i], v[i], k[i] = _moved_weight(p[i], g[i], v[i], k[i], limit[i], numbers)
 
 
 # -- the steps of many tensors
@@ -141,12 +142,11 @@ def _move(moved: Any, limit: Any, numbers: Any) -> None:
 
 def rows(job: Job, spanned: tuple[int, ...]) -> Rows | None:
     """The weight in rows, where the groups that span these dims are that; None where they lie otherwise."""
-    weight = job.work
-    wide = [dim for dim in range(weight.dim()) if weight.shape[dim] > 1]
-    order = sorted(wide, key=weight.stride, reverse=True)
     if not spanned:
         return Rows(job, 1, job.tensor("history"), job.tensor("threshold"))
-    if order != [dim for dim in wide if dim not in spanned] + [dim for dim in order if dim in spanned]:
+    weight = job.work
+    order = [dim for dim in _memory_order(weight) if weight.shape[dim] > 1]
+    if order != sorted(dim for dim in order if dim not in spanned) + [dim for dim in order if dim in spanned]:
         return None
     shape = [1 if dim in spanned else size for dim, size in enumerate(weight.shape)]
     for key in ("history", "threshold"):
@@ -195,12 +195,16 @@ def _stepped(own: Rows, span: slice, peak: float, pull: Pull) -> _Call:
 
 def _in_rows(limit: Tensor, weight: Tensor) -> _Array:
     """The thresholds in the order that the weights lie in memory, one for each stretch that shares one."""
-    order = sorted(range(weight.dim()), key=weight.stride, reverse=True)
-    full = limit.expand_as(weight).permute(order)
+    full = limit.expand_as(weight).permute(_memory_order(weight))
     outer = full.dim()
     while outer and (full.stride(outer - 1) == 0 or full.shape[outer - 1] == 1):
         outer -= 1
     return full[(...,) + (0,) * (full.dim() - outer)].to(weight.dtype).contiguous().view(-1).numpy()
+
+
+def _memory_order(weight: Tensor) -> list[int]:
+    """The dims, the one that changes slowest in memory first."""
+    return sorted(range(weight.dim()), key=weight.stride, reverse=True)
 
 
 def _moved(job: Job, span: slice, size: int) -> tuple[_Array, ...]:

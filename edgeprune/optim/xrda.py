@@ -6,21 +6,24 @@ Siegel, Chen, Zhang, Xu: Training Sparse Neural Networks using Compressed Sensin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from edgeprune.errors import InputError
-from edgeprune.optim import compiled, elementwise
+from edgeprune.optim import elementwise
 from edgeprune.optim.base import Family, Job, Params, SparseOptimizer, group_state
 from edgeprune.optim.checks import NOT_NEGATIVE, POSITIVE, SHARE_OR_ZERO, check_range
-from edgeprune.optim.compiled import Rows
 from edgeprune.optim.elementwise import Pull, flush_, store
 from edgeprune.optim.groupers import Element, Grouper, TensorGroups, grouper
 from edgeprune.optim.kernels import Descent
+
+if TYPE_CHECKING:
+    from edgeprune.optim.compiled import Rows
 
 Averaging = float | Callable[[float], float] | None
 STRUCTURES = ("element", "kernel", "channel")
@@ -119,8 +122,7 @@ class XRDA(SparseOptimizer):
             if job.work.dim() < 2:
                 steps[id(job.options)].free.append(job)
         for family in self._families((job for job in every if job.work.dim() > 1), _SHARED):
-            for job, way in _ways(family, pulls[id(family.options)]):
-                steps[id(job.options)].add(job, way)
+            _sort(family, pulls[id(family.options)], steps)
         for group in self.param_groups:
             steps[id(group)].run(pulls[id(group)])
         for job in every:
@@ -138,40 +140,51 @@ class _Steps:
     elements: list[Job] = field(default_factory=list)
     limited: list[tuple[Job, Tensor]] = field(default_factory=list)
 
-    def add(self, job: Job, way: Rows | Tensor | Element | None) -> None:
-        """Add a parameter with what `_ways` tells of it."""
-        if way is None:
-            self.free.append(job)
-        elif isinstance(way, Rows):
-            self.rows.append(way)
-        elif isinstance(way, Tensor):
-            self.limited.append((job, way))
-        else:
-            self.elements.append(job)
-
     def run(self, pull: Pull) -> None:
         """Move all of them."""
         elementwise.gradient_step(self.free, pull)
-        compiled.row_steps(self.rows, pull)
         elementwise.element_steps(self.elements, pull)
-        for module, foreach in ((elementwise, True), (compiled, False)):
-            own = [(job, limit) for job, limit in self.limited if _foreach(job) is foreach]
-            module.limited_steps([job for job, _ in own], [limit for _, limit in own], pull)
+        elementwise.limited_steps(*_columns(self.limited, foreach=True), pull)
+        if self.rows:
+            _for_cpu().row_steps(self.rows, pull)
+        jobs, limits = _columns(self.limited, foreach=False)
+        if jobs:
+            _for_cpu().limited_steps(jobs, limits, pull)
 
 
-def _ways(family: Family, pull: Pull) -> Iterator[tuple[Job, Rows | Tensor | Element | None]]:
-    """For each job its rows, `lam b` as a tensor that broadcasts to it, its grouper, or None: never thresholded."""
+def _columns(limited: list[tuple[Job, Tensor]], foreach: bool) -> tuple[list[Job], list[Tensor]]:
+    own = [(job, limit) for job, limit in limited if _foreach(job) is foreach]
+    return [job for job, _ in own], [limit for _, limit in own]
+
+
+def _for_cpu() -> ModuleType:
+    """The steps for a CPU. Only who takes one waits for the compiler to be imported."""
+    from edgeprune.optim import compiled as module
+
+    return module
+
+
+def _sort(family: Family, pull: Pull, steps: Mapping[int, _Steps]) -> None:
+    """Put the jobs of a family where their step is done; `steps` by the id of the param group."""
     groups, first = family.groups, family.jobs[0]
+    own = steps[id(first.options)]
     if groups is None:
-        yield first, None
+        own.free.append(first)
         return
-    rows = compiled.rows(first, groups.dims[0]) if isinstance(groups, TensorGroups) and not _foreach(first) else None
+    rows = None
+    if isinstance(groups, TensorGroups) and not _foreach(first):
+        rows = _for_cpu().rows(first, groups.dims[0])
     if rows is not None:
-        yield first, rows
+        own.rows.append(rows)
     elif isinstance(first.options["structure"], Element):
-        yield first, first.options["structure"]
+        own.elements.append(first)
     else:
-        yield from zip(family.jobs, groups.spread_sum(_thresholds(family, pull)), strict=True)
+        for job, limit in zip(family.jobs, groups.spread_sum(_thresholds(family, pull)), strict=True):
+            mine = steps[id(job.options)]
+            if limit is None:
+                mine.free.append(job)
+            else:
+                mine.limited.append((job, limit))
 
 
 # What a unit that runs over several param groups must find the same in all of them.
