@@ -1,8 +1,8 @@
-"""Which of two ONNX files runs faster, and how sure that is."""
+"""How long ONNX files take, side by side, and how sure it is that one is faster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -59,13 +59,17 @@ def compare_latency(  # noqa: PLR0913 - the public entry point spells its option
     Raises:
         InputError: a file that cannot be run on its inputs, or options out of range.
     """
-    timing = _Timing(runs, warmup, max_seconds)
-    timing.check()
     if len(dense_inputs) != len(slim_inputs):
         raise InputError(f"expected the same batch for both files, got {len(dense_inputs)} and {len(slim_inputs)}")
-    dense = _runner(dense_path, dense_inputs, threads)
-    slim = _runner(slim_path, slim_inputs, threads)
-    times = _measure(dense, slim, timing, progress)
+    times = measure_files(
+        (dense_path, slim_path),
+        (dense_inputs, slim_inputs),
+        threads=threads,
+        runs=runs,
+        warmup=warmup,
+        max_seconds=max_seconds,
+        progress=progress,
+    )
     (dense_p50, slim_p50), (dense_p95, slim_p95) = np.percentile(times, [50, 95], axis=0)
     return LatencyComparison(
         dense_p50_ms=float(dense_p50),
@@ -78,6 +82,34 @@ def compare_latency(  # noqa: PLR0913 - the public entry point spells its option
         batch_size=len(dense_inputs),
         n_runs=len(times),
     )
+
+
+def measure_files(  # noqa: PLR0913 - the public entry point spells its options out
+    paths: Sequence[Path],
+    inputs: Sequence[np.ndarray],
+    *,
+    threads: int = 1,
+    runs: int = 200,
+    warmup: int = 20,
+    max_seconds: float = 20.0,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+) -> np.ndarray:
+    """Milliseconds `(n_runs, n_files)` of ONNX files in onnxruntime, timed run by run in turn.
+
+    Args:
+        inputs: `(batch, ...)` for each file.
+        threads: onnxruntime threads within an operator.
+        runs: timed runs of each file.
+        warmup: untimed runs of each file before; they take at most a quarter of `max_seconds`.
+        max_seconds: measuring ends after this with fewer runs, though never fewer than 5 unless fewer were asked for.
+
+    Raises:
+        InputError: a file that cannot be run on its inputs, or options out of range.
+    """
+    timing = _Timing(runs, warmup, max_seconds)
+    timing.check()
+    runners = [_runner(path, array, threads) for path, array in zip(paths, inputs, strict=True)]
+    return _measure(runners, timing, progress)
 
 
 def ratio_interval(times: np.ndarray) -> tuple[float, float]:
@@ -104,23 +136,24 @@ def _runner(path: Path, inputs: np.ndarray, threads: int) -> Callable[[], None]:
     return run
 
 
-def _measure(dense: Callable[[], None], slim: Callable[[], None], timing: _Timing, progress: Progress) -> np.ndarray:
-    """Milliseconds `(n_runs, 2)` of dense and slim; who goes first alternates, because the second finds warm caches."""
-    pair = (dense, slim)
+def _measure(runners: Sequence[Callable[[], None]], timing: _Timing, progress: Progress) -> np.ndarray:
+    """Milliseconds `(n_runs, n_runners)`; every other round goes backwards, because who follows finds warm caches."""
     start = perf_counter_ns()
     budget_ns = timing.max_seconds * 1e9
     for _ in range(timing.warmup):
         if perf_counter_ns() - start > budget_ns / 4:
             break
-        for one in pair:
+        for one in runners:
             one()
-    times = np.empty((timing.runs, 2))
+    times = np.empty((timing.runs, len(runners)))
+    order = list(enumerate(runners))
     for done in range(timing.runs):
         if done >= MIN_RUNS and perf_counter_ns() - start > budget_ns:
             return times[:done]
-        for which in (0, 1) if done % 2 == 0 else (1, 0):
+        for which, one in order:
             before = perf_counter_ns()
-            pair[which]()
+            one()
             times[done, which] = (perf_counter_ns() - before) / 1e6
+        order.reverse()
         progress.advance(done + 1, timing.runs)
     return times

@@ -72,7 +72,7 @@ def test_runs_alternate_and_are_counted():
             told.append((done, total))
 
     timing = latency._Timing(runs=3, warmup=1, max_seconds=5)
-    times = latency._measure(lambda: order.append("dense"), lambda: order.append("slim"), timing, Told())
+    times = latency._measure((lambda: order.append("dense"), lambda: order.append("slim")), timing, Told())
     assert order == ["dense", "slim", "dense", "slim", "slim", "dense", "dense", "slim"]
     assert times.shape == (3, 2) and (times > 0).all()
     assert told == [(1, 3), (2, 3), (3, 3)]
