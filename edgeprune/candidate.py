@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from edgeprune.data import batches, normalize
 from edgeprune.graph.capture import Program
 from edgeprune.pruning_plan import PruningPlan
-from edgeprune.records import DataSource, FeatureRules, Normalization, TrainSettings
+from edgeprune.records import DataSource, FeatureRules, Normalization
+from edgeprune.settings import TrainSettings
 from edgeprune.training import evaluate
 
 _TAYLOR_BATCHES = 64

@@ -10,7 +10,8 @@ from typing import Any
 
 from edgeprune.catalog import names
 from edgeprune.errors import InputError
-from edgeprune.records import ModelInfo, Normalization, TrainSettings
+from edgeprune.records import ModelInfo, Normalization
+from edgeprune.settings import TrainSettings
 
 INFO_FILE = "edgeprune.json"
 CHECKPOINT_FORMAT = "edgeprune-checkpoint/1"

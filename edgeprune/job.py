@@ -23,16 +23,10 @@ from edgeprune.graph.inputs import feature_grids
 from edgeprune.load import load
 from edgeprune.progress import Progress
 from edgeprune.pruning_plan import PruningPlan, read_plan
-from edgeprune.records import (
-    CompressRequest,
-    DataSource,
-    ExportRequest,
-    FeatureRules,
-    Model,
-    ModelInfo,
-    TrainSettings,
-)
+from edgeprune.records import DataSource, FeatureRules, Model, ModelInfo
+from edgeprune.requests import CompressRequest, ExportRequest
 from edgeprune.search import Search
+from edgeprune.settings import TrainSettings
 from edgeprune.training import float_type
 
 RUNS = Path("runs")

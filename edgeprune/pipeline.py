@@ -42,29 +42,25 @@ from edgeprune.load import capture_single, load, load_architecture
 from edgeprune.processes import is_main
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import (
-    CompressRequest,
     DataSource,
     EpochRecord,
     ExportRecord,
-    ExportRequest,
     InspectRecord,
-    InspectRequest,
     LatencyComparison,
     LayerZeros,
     ModelInfo,
     NetworkFigures,
     RunRecord,
     TrainRecord,
-    TrainRequest,
-    TrainSettings,
     ValidateRecord,
-    ValidateRequest,
 )
 from edgeprune.report.diagram import dot, svg
 from edgeprune.report.html import render
+from edgeprune.requests import CompressRequest, ExportRequest, InspectRequest, TrainRequest, ValidateRequest
 from edgeprune.runrecord import to_json
 from edgeprune.save import save_checkpoint, save_program
 from edgeprune.search import Search
+from edgeprune.settings import TrainSettings
 from edgeprune.statistics import compare_accuracy
 from edgeprune.training import Team, evaluate, fit, float_type, layer_zeros, threads_set
 from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file

@@ -14,7 +14,8 @@ from edgeprune.info import info_to_dict
 from edgeprune.load import load
 from edgeprune.processes import is_main, n_local_processes
 from edgeprune.progress import Progress
-from edgeprune.records import DataSource, Model, ModelInfo, TrainRequest
+from edgeprune.records import DataSource, Model, ModelInfo
+from edgeprune.requests import TrainRequest
 from edgeprune.training import StateFile
 from edgeprune.training.state import different, identity
 

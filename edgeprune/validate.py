@@ -16,7 +16,8 @@ from edgeprune.export import ort
 from edgeprune.export.contracts import normalization_in
 from edgeprune.latency import compare_latency
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import DataSource, LatencyComparison, Normalization, ValidateRecord, ValidateRequest
+from edgeprune.records import DataSource, LatencyComparison, Normalization, ValidateRecord
+from edgeprune.requests import ValidateRequest
 from edgeprune.statistics import compare_accuracy
 
 if TYPE_CHECKING:

@@ -29,20 +29,17 @@ from edgeprune.cli.bars import Bars, Lines
 from edgeprune.cli.messages import describe
 from edgeprune.errors import BudgetError, InputError, ParityError
 from edgeprune.records import (
-    CompressRequest,
     EpochRecord,
     ExportedFile,
     ExportRecord,
-    ExportRequest,
     GroupRow,
     InspectRecord,
     RunRecord,
     TrainRecord,
-    TrainRequest,
-    TrainSettings,
     ValidateRecord,
-    ValidateRequest,
 )
+from edgeprune.requests import CompressRequest, ExportRequest, TrainRequest, ValidateRequest
+from edgeprune.settings import TrainSettings
 
 COMMANDS = ("train", "compress", "export", "validate", "inspect")
 TRAIN = ("train", "--arch", "a.py:net", "--data", "digits", "--out", "m.pt")

@@ -18,7 +18,8 @@ from edgeprune.featurerules import feature_rules
 from edgeprune.features import gathered
 from edgeprune.graph.capture import Program
 from edgeprune.planner import plan_dead
-from edgeprune.records import DataSource, FeatureRules, TrainSettings
+from edgeprune.records import DataSource, FeatureRules
+from edgeprune.settings import TrainSettings
 from edgeprune.training import fit
 
 NAMES = ("ax", "ay", "az", "gx", "gy", "gz", "temperature", "load")

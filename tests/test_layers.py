@@ -15,7 +15,7 @@ import edgeprune
 
 PACKAGE = Path(edgeprune.__file__).parent
 LAYERS = (
-    {"errors", "records", "progress", "processes", "catalog", "settings"},
+    {"errors", "records", "requests", "progress", "processes", "catalog", "settings"},
     {
         "compat",
         "digests",

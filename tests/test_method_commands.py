@@ -16,7 +16,8 @@ from edgeprune.errors import InputError
 from edgeprune.info import info_from_dict, info_to_dict
 from edgeprune.load import load
 from edgeprune.optim.prox import PENALTIES
-from edgeprune.records import ModelInfo, TrainSettings
+from edgeprune.records import ModelInfo
+from edgeprune.settings import TrainSettings
 
 NETS = Path(__file__).parents[1] / "models" / "digits.py"
 TRAIN = ("train", "--arch", f"{NETS}:mlp", "--data", "digits", "--epochs", "3", "--threads", "1", "--optimizer", "sgd")

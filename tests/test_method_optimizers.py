@@ -14,7 +14,8 @@ from edgeprune.errors import InputError
 from edgeprune.info import info_from_dict, info_to_dict
 from edgeprune.load import load
 from edgeprune.optim import OPTIMIZERS
-from edgeprune.records import DataSource, ModelInfo, TrainSettings
+from edgeprune.records import DataSource, ModelInfo
+from edgeprune.settings import TrainSettings
 from edgeprune.training import StateFile, evaluate, fit, layer_zeros
 from edgeprune.training.optimizer import SHAPES, make_optimizer, make_schedule
 

@@ -10,7 +10,8 @@ import edgeprune
 from edgeprune.data import normalize
 from edgeprune.errors import InputError
 from edgeprune.methods.pcn import LowRank, principal_components
-from edgeprune.records import DataSource, TrainSettings
+from edgeprune.records import DataSource
+from edgeprune.settings import TrainSettings
 from edgeprune.training import evaluate, fit
 
 

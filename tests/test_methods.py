@@ -16,7 +16,8 @@ from edgeprune.errors import InputError
 from edgeprune.graph.comparison import outputs, relative_error
 from edgeprune.methods import METHODS, SCHEDULES, Method, Subject, make_method
 from edgeprune.methods.masks import keep_highest
-from edgeprune.records import DataSource, TrainSettings
+from edgeprune.records import DataSource
+from edgeprune.settings import TrainSettings
 from edgeprune.training import StateFile, evaluate, fit, layer_zeros
 from tests.cases import CASES
 

@@ -9,7 +9,8 @@ from torch import nn
 from edgeprune.data import batches, normalize
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import capture
-from edgeprune.records import DataSource, Normalization, TrainSettings
+from edgeprune.records import DataSource, Normalization
+from edgeprune.settings import TrainSettings
 from edgeprune.training import evaluate, fit, recalibrate
 
 

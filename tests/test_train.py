@@ -15,7 +15,8 @@ from edgeprune.data import normalize
 from edgeprune.data.arrays import from_arrays
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.capture import capture
-from edgeprune.records import DataSource, TrainSettings
+from edgeprune.records import DataSource
+from edgeprune.settings import TrainSettings
 from edgeprune.training import StateFile, evaluate, fit, predict
 from edgeprune.training.optimizer import cosine, lr_factor
 

@@ -19,7 +19,8 @@ from edgeprune.export.contracts import write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
-from edgeprune.records import DataSource, ModelInfo, ValidateRequest
+from edgeprune.records import DataSource, ModelInfo
+from edgeprune.requests import ValidateRequest
 from edgeprune.validate import validate_files
 
 

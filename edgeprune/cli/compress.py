@@ -119,7 +119,7 @@ def compress(
     [bold]edgeprune compress model.pt --data digits --max-drop 1.0 --out run/[/bold]
     """
     with Output(context, as_json=as_json, debug=debug) as output:
-        from edgeprune.records import CompressRequest
+        from edgeprune.requests import CompressRequest
 
         request = CompressRequest(
             model=model,

@@ -52,7 +52,7 @@ def export(
     [bold]edgeprune export --onnx run/slim.pt2 --out run/[/bold]
     """
     with Output(context, as_json=as_json, debug=debug) as output:
-        from edgeprune.records import ExportRequest
+        from edgeprune.requests import ExportRequest
 
         if not onnx:
             raise InputError("export: no target given: expected --onnx (the targets there are: --onnx)")

@@ -46,7 +46,7 @@ def inspect(
     [bold]edgeprune inspect model.pt[/bold]
     """
     with Output(context, as_json=as_json, debug=debug) as output:
-        from edgeprune.records import InspectRequest
+        from edgeprune.requests import InspectRequest
 
         shape = opt.parse_shape(input_shape)
         request = InspectRequest(model, arch, shape, dynamic_size, attention, unsafe_pickle, dot, svg, force, module)

@@ -136,7 +136,8 @@ def train(
 
     [bold]torchrun --nproc-per-node 2 -m edgeprune train ...[/bold] shares every batch between two processes.
     """
-    from edgeprune.records import TrainRequest, TrainSettings
+    from edgeprune.requests import TrainRequest
+    from edgeprune.settings import TrainSettings
 
     own: dict[str, float | str | None] = {"lam": lam, "tau": tau, "tau_b": tau_b, "max_factor": max_factor}
     own |= {"momentum": momentum, "penalty": penalty, "structure": structure, "sparsity": sparsity}

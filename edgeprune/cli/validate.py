@@ -59,7 +59,7 @@ def validate(
 
     [bold]edgeprune validate dense.onnx run/slim.onnx --data digits --max-drop 1.0[/bold]
     """
-    from edgeprune.records import ValidateRequest
+    from edgeprune.requests import ValidateRequest
 
     request = ValidateRequest(dense, slim, data, max_drop, max_latency_ratio, threads, runs, batch_size)
     with Output(context, as_json=as_json, debug=debug) as output:

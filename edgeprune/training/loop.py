@@ -19,7 +19,8 @@ from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.load import capture_single
 from edgeprune.methods import NEED_GROUPS, Subject, make_method
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import DataSource, EpochRecord, Normalization, TrainSettings
+from edgeprune.records import DataSource, EpochRecord, Normalization
+from edgeprune.settings import TrainSettings
 from edgeprune.training.evaluation import evaluate
 from edgeprune.training.loss import Loss, make_loss
 from edgeprune.training.optimizer import make_optimizer, make_schedule

@@ -13,7 +13,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.methods.base import make_grouper
 from edgeprune.optim import make
-from edgeprune.records import TrainSettings
+from edgeprune.settings import TrainSettings
 
 WARMUP = 0.05  # share of all steps
 _HALVINGS = 10

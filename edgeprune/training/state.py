@@ -14,7 +14,8 @@ import torch
 from edgeprune.errors import InputError
 from edgeprune.files import write_atomically
 from edgeprune.load import unpack
-from edgeprune.records import DataSource, TrainSettings
+from edgeprune.records import DataSource
+from edgeprune.settings import TrainSettings
 
 FORMAT = "edgeprune-training/1"
 SUFFIX = ".training"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgeprune.data import Share
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.processes import n_processes
-from edgeprune.records import TrainSettings
+from edgeprune.settings import TrainSettings
 from edgeprune.training.batchnorm import GlobalBatchNorm
 from edgeprune.training.placement import device_of, is_movable
 

@@ -17,7 +17,8 @@ from edgeprune.data import open_data
 from edgeprune.data.splits import TensorSplit
 from edgeprune.errors import InputError
 from edgeprune.progress import Progress
-from edgeprune.records import DataSource, TrainSettings
+from edgeprune.records import DataSource
+from edgeprune.settings import TrainSettings
 from edgeprune.training import StateFile, evaluate, fit, threads_set
 from edgeprune.training.placement import is_movable, placed
 from edgeprune.training.state import identity

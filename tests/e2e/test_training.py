@@ -139,7 +139,7 @@ from nets import plain, residual
 from edgeprune.data import open_data
 from edgeprune.data.splits import LazySplit
 from edgeprune.graph.capture import capture
-from edgeprune.records import TrainSettings
+from edgeprune.settings import TrainSettings
 from edgeprune.training import fit
 
 data = open_data("digits")

@@ -1,0 +1,94 @@
+"""What the commands are asked, as plain records; no torch at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgeprune.settings import TrainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What `edgeprune train` was asked."""
+
+    arch: str
+    data: str
+    out: str
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    force: bool = False
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CompressRequest:
+    """What `edgeprune compress` was asked; None means "not given", and what is assumed instead is printed."""
+
+    model: str
+    data: str | None = None
+    out: str | None = None
+    keep_macs: float | None = None
+    max_drop: float | None = None
+    input_features: str = "auto"
+    always_keep: str | None = None
+    feature_groups: str | None = None
+    criterion: str | None = None
+    finetune_epochs: int | None = None
+    distill: bool = True
+    align: int = 8
+    seed: int = 0
+    plan: str | None = None
+    attention: str = "heads"
+    arch: str | None = None
+    module: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    dynamic_size: bool = False
+    threads: int | None = None
+    force: bool = False
+    unsafe_pickle: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What `edgeprune export` was asked; without `model` the newest run under `runs/` is taken."""
+
+    model: str | None = None
+    out: str | None = None
+    data: str | None = None
+    arch: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    dynamic_size: bool = False
+    opset: int | None = None
+    simplify: bool = True
+    force: bool = False
+    unsafe_pickle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ValidateRequest:
+    """What `edgeprune validate` was asked; `max_drop` in accuracy points, `max_latency_ratio` slim / dense."""
+
+    dense: str
+    slim: str
+    data: str
+    max_drop: float | None = None
+    max_latency_ratio: float | None = None
+    threads: int = 1
+    runs: int = 200
+    batch_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class InspectRequest:
+    """What `edgeprune inspect` was asked; `dot` and `svg` are files to draw the groups into."""
+
+    model: str
+    arch: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    dynamic_size: bool = False
+    attention: str = "heads"
+    unsafe_pickle: bool = False
+    dot: str | None = None
+    svg: str | None = None
+    force: bool = False
+    module: str | None = None
