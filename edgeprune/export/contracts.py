@@ -5,9 +5,11 @@
     preprocess.onnx   raw full input                   -> normalised kept features: what slim.onnx takes
     features.json     indices, names and scaling of the kept features, for firmware that does without preprocess.onnx
 
+With the preprocessing folded in, full.onnx takes the raw full input (uint8 where the data are bytes, else floats),
+slim.onnx the raw kept features, and preprocess.onnx only gathers those.
+
 The network file is named after the model. One that keeps all its inputs has no full.onnx and no features.json; its
-slim.onnx takes the normalised full
-input.
+slim.onnx takes the full input, and where that is raw there is no preprocess.onnx either.
 """
 
 from __future__ import annotations
@@ -16,18 +18,29 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import torch
-from onnx import helper, numpy_helper
+from onnx import helper
 from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
 from edgeprune.export import ort
+from edgeprune.export.front import (
+    IDENTITY,
+    Preprocessing,
+    along_dim_1,
+    feature_scaling,
+    fold_preprocessing,
+    kept,
+    normalized,
+    preprocess_model,
+    raw_bytes,
+)
 from edgeprune.export.onnx import OnnxExport, export_onnx
 from edgeprune.export.parity import input_specs, largest_error, outputs_of, quiet, row_chunks, torch_outputs
 from edgeprune.features import gathered, slim_contract
@@ -48,11 +61,18 @@ class _Writing:
     name: str
     opset: int | None
     simplify: bool
+    fold: bool
+    byte_scale: float | None
 
     @property
     def network(self) -> str:
         """The file that holds the network: of the slim contract where features are gathered, else of the full one."""
         return f"{self.name}.onnx"
+
+    def preprocessing(self, features: InputFeatures | None) -> Preprocessing:
+        """What is done to raw inputs ahead of the network."""
+        byte_scale = self.byte_scale if self.fold else None
+        return Preprocessing(tuple(self.info.input_shape), self.info.normalization, features, byte_scale)
 
 
 def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
@@ -64,6 +84,8 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     opset: int | None = None,
     simplify: bool = True,
     force: bool = True,
+    preprocess: Literal["apart", "fold"] = "apart",
+    byte_scale: float | None = None,
 ) -> list[ExportedFile]:
     """Export every contract of `program` into `folder`, after checking that all agree in onnxruntime.
 
@@ -76,17 +98,23 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
         opset: as for `export_onnx`.
         simplify: as for `export_onnx`.
         force: whether files of an earlier export may be replaced; those that the new one lacks are deleted then.
+        preprocess: "fold" puts scaling and normalisation into the networks' graphs, which then take raw inputs.
+        byte_scale: what a byte is multiplied by to be a raw input, e.g. 1/255: what is folded takes uint8 then, else
+            raw floats. "apart" does not read it.
 
     Raises:
         InputError: the program, the inputs or the normalisation do not fit each other, or there are such files.
         ParityError: two files, or a file and PyTorch, disagree; nothing is left in the folder.
     """
+    if preprocess not in ("apart", "fold"):
+        raise InputError(f"--preprocess: expected apart or fold, got {preprocess!r}")
     target = Path(folder)
     earlier = check_contracts(target, name, force)
     # Staged inside the folder: moving the files then cannot fail for want of space.
     with kept_folder(target), tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=target) as staged:
+        writing = _Writing(Path(staged), info, name, opset, simplify, preprocess == "fold", byte_scale)
         with named_as(target, os.path.abspath(staged)):
-            files = _write_all(_Writing(Path(staged), info, name, opset, simplify), program, raw_inputs)
+            files = _write_all(writing, program, raw_inputs)
         for file in files:
             os.replace(file.path, target / Path(file.path).name)
         for stale in {path.name for path in earlier} - {Path(file.path).name for file in files}:
@@ -116,31 +144,83 @@ def check_contracts(folder: Path, name: str, force: bool) -> list[Path]:
 def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: np.ndarray | None) -> list[ExportedFile]:
     specs = input_specs(program)
     if len(specs) > 1:
+        if writing.fold:
+            raise InputError(
+                f"--preprocess fold: expected a network with one input, got {[spec.name for spec in specs]}"
+            )
         return [_exported(writing, program, writing.network, "full", raw_inputs)]
-    raw = _raw_inputs(writing.info, raw_inputs, specs[0].shape, specs[0].dtype)
-    return _write_single_input(writing, program, raw)
-
-
-def _write_single_input(writing: _Writing, program: ExportedProgram, raw: np.ndarray) -> list[ExportedFile]:
-    info = writing.info
     features = gathered(program)
-    normalized = _normalized(raw, info.normalization)
+    writing.preprocessing(features).check()
+    if writing.fold:
+        writing.preprocessing(features).check_foldable()
+    raw = _raw_inputs(writing, raw_inputs, specs[0].shape, specs[0].dtype)
+    if writing.fold:
+        return _write_folded(writing, program, features, raw)
+    return _write_apart(writing, program, features, raw)
+
+
+def _write_apart(
+    writing: _Writing, program: ExportedProgram, features: InputFeatures | None, raw: np.ndarray
+) -> list[ExportedFile]:
+    inputs = normalized(raw, writing.info.normalization)
     if features is None:
-        files = [_exported(writing, program, writing.network, "full", normalized)]
-        if info.normalization is None:
+        files = [_exported(writing, program, writing.network, "full", inputs)]
+        if writing.info.normalization is None:
             return files
     else:
-        kept = _kept(normalized, features)
         files = [
-            _exported(writing, program, "full.onnx", "full", normalized),
-            _exported(writing, slim_contract(program), writing.network, "slim", kept),
+            _exported(writing, program, "full.onnx", "full", inputs),
+            _exported(writing, slim_contract(program), writing.network, "slim", kept(inputs, features)),
         ]
-    files.append(_write_preprocess(writing, features, raw, files[-1].path))
-    parity = _check_chain(writing, program, raw, normalized)
-    files[-1] = ExportedFile(files[-1].path, files[-1].size_bytes, parity)
+    files.append(_write_preprocess(writing, features, _opened(files[-1])))
+    files[-1] = replace(files[-1], parity=_check_chain(writing, program, raw, inputs))
     if features is not None:
-        files.append(_write_features(writing, features))
+        files.append(_write_features(writing, features, str(raw.dtype)))
     return files
+
+
+def _write_folded(
+    writing: _Writing, program: ExportedProgram, features: InputFeatures | None, raw: np.ndarray
+) -> list[ExportedFile]:
+    """Export the network as it is, then put the front before it; what is checked is the file that the device gets."""
+    inputs = normalized(raw, writing.info.normalization)
+    handed = raw if writing.byte_scale is None else raw_bytes(raw, writing.byte_scale)
+    network, taken = (program, inputs) if features is None else (slim_contract(program), kept(inputs, features))
+    plain = _opened(_exported(writing, network, writing.network, "network", taken))
+    if features is None:
+        return [_put_front(writing, program, plain, "full", (handed, inputs))]
+    files = [
+        _put_front(writing, program, plain, "full", (handed, inputs), features),
+        _put_front(writing, program, plain, "slim", (kept(handed, features), inputs), features),
+        _write_preprocess(writing, features, plain),
+    ]
+    files[-1] = replace(files[-1], parity=_check_chain(writing, program, handed, inputs))
+    return [*files, _write_features(writing, features, str(handed.dtype))]
+
+
+def _put_front(  # noqa: PLR0913 - what it writes, and what that is checked on
+    writing: _Writing,
+    program: ExportedProgram,
+    plain: onnx.ModelProto,
+    contract: Literal["full", "slim"],
+    samples: tuple[np.ndarray, np.ndarray],
+    features: InputFeatures | None = None,
+) -> ExportedFile:
+    """One network with its front; `samples` are what the device hands over and the same, full and normalised."""
+    folded = fold_preprocessing(plain, writing.preprocessing(features), gather=contract == "full")
+    helper.set_model_props(folded, metadata_of(writing.info, contract, writing.preprocessing(features)))
+    file = _written(writing, "full.onnx" if contract == "full" and features else writing.network, folded)
+    session = ort.session(Path(file.path))
+    with quiet():
+        module = program.module()
+    handed, inputs = samples
+    errors = (
+        largest_error(
+            torch_outputs(module, [inputs[rows]]), outputs_of(session, [handed[rows]]), f"{Path(file.path).name} folded"
+        )
+        for rows in row_chunks(len(inputs), inputs[0].size)
+    )
+    return replace(file, parity=max(errors))
 
 
 def _exported(writing: _Writing, program: ExportedProgram, name: str, contract: str, inputs: Any) -> ExportedFile:
@@ -155,133 +235,62 @@ def _exported(writing: _Writing, program: ExportedProgram, name: str, contract: 
     return ExportedFile(done.path, done.size_bytes, done.parity)
 
 
+def _opened(file: ExportedFile) -> onnx.ModelProto:
+    return onnx.load(file.path, load_external_data=False)
+
+
+def _written(writing: _Writing, name: str, model: onnx.ModelProto) -> ExportedFile:
+    content = model.SerializeToString(deterministic=True)
+    write_atomically(writing.folder / name, content)
+    return ExportedFile(str(writing.folder / name), len(content), None)
+
+
 # --- inputs
 
 
 def _raw_inputs(
-    info: ModelInfo, given: np.ndarray | None, shape: tuple[int | None, ...], dtype: torch.dtype
+    writing: _Writing, given: np.ndarray | None, shape: tuple[int | None, ...], dtype: torch.dtype
 ) -> np.ndarray:
     """Raw inputs of the program's type, the caller's or seeded ones that are standard normal after normalisation."""
-    want = tuple(info.input_shape)
+    want, normalization = tuple(writing.info.input_shape), writing.info.normalization
     fits = len(want) + 1 == len(shape) and all(size in (None, have) for size, have in zip(shape[1:], want, strict=True))
     if not fits:
         raise InputError(f"the program takes inputs of shape {shape[1:]}, but the model file states {want}")
-    _check_normalization(info.normalization, want)
     array_type = torch.zeros((), dtype=dtype).numpy().dtype
     if given is None:
         given = np.random.default_rng(0).standard_normal((_CHUNK, *want))
-        if info.normalization is not None:
-            mean, std = (_along_dim_1(values, given.ndim) for values in _scaling(info.normalization))
+        if normalization is not None:
+            mean, std = (along_dim_1(np.asarray(v), given.ndim) for v in (normalization.mean, normalization.std))
             given = given * std + mean
+        if writing.fold and writing.byte_scale is not None:
+            given = np.clip(np.rint(given / writing.byte_scale), 0, 255) * writing.byte_scale
     given = np.asarray(given)
     if given.shape[1:] != want or not len(given):
         raise InputError(f"inputs to check the export on: expected (n, {str(want)[1:-1]}), got {given.shape}")
     return np.ascontiguousarray(given, dtype=array_type)
 
 
-def _check_normalization(normalization: Normalization | None, input_shape: tuple[int, ...]) -> None:
-    if normalization is None:
-        return
-    for name, values in (("mean", normalization.mean), ("std", normalization.std)):
-        if len(values) not in (1, input_shape[0]):
-            raise InputError(f"normalisation: expected 1 or {input_shape[0]} values of {name}, got {len(values)}")
-    if not all(value > 0 for value in normalization.std):
-        raise InputError(f"normalisation: expected every std above 0, got {normalization.std}")
+# --- preprocess.onnx and features.json
 
 
-def _scaling(normalization: Normalization) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(normalization.mean), np.asarray(normalization.std)
-
-
-def _along_dim_1(values: np.ndarray, n_dims: int) -> np.ndarray:
-    """`(n,)` to `(1, n, 1, ...)` with `n_dims` dims."""
-    return values.reshape(1, -1, *(1,) * (n_dims - 2))
-
-
-def _normalized(raw: np.ndarray, normalization: Normalization | None) -> np.ndarray:
-    if normalization is None:
-        return raw
-    mean, std = (_along_dim_1(values.astype(raw.dtype), raw.ndim) for values in _scaling(normalization))
-    return (raw - mean) / std
-
-
-def _kept(inputs: np.ndarray, features: InputFeatures) -> np.ndarray:
-    """The slim input: `(n, k, ...)` for channels and columns, `(n, k)` for features of the flattened input."""
-    source = inputs if features.dim == 1 else inputs.reshape(len(inputs), -1)
-    return np.ascontiguousarray(source[:, list(features.keep)])
-
-
-# --- preprocess.onnx
-
-
-def _write_preprocess(
-    writing: _Writing, features: InputFeatures | None, raw: np.ndarray, network_path: str
-) -> ExportedFile:
+def _write_preprocess(writing: _Writing, features: InputFeatures | None, network: onnx.ModelProto) -> ExportedFile:
     """Gather first, then scale what was kept: the device touches no more numbers than it needs."""
-    network = onnx.load(network_path, load_external_data=False)
-    shape = raw.shape[1:]
-    nodes: list[onnx.NodeProto] = []
-    constants: list[onnx.TensorProto] = []
-    value = "input"
-    if features is not None:
-        if features.dim is None and len(shape) > 1:
-            nodes.append(helper.make_node("Flatten", [value], ["flat"], name="flatten", axis=1))
-            value = "flat"
-        constants.append(numpy_helper.from_array(np.asarray(features.keep, dtype=np.int64), "keep"))
-        nodes.append(helper.make_node("Gather", [value, "keep"], ["kept"], name="gather", axis=1))
-        value = "kept"
-    out_shape = _kept(raw[:1], features).shape[1:] if features is not None else shape
-    if writing.info.normalization is not None:
-        mean, std = _feature_scaling(writing.info.normalization, features, shape)
-        for name, op, scale in (("mean", "Sub", mean), ("std", "Div", std)):
-            array = _along_dim_1(scale.astype(raw.dtype), len(out_shape) + 1)
-            constants.append(numpy_helper.from_array(array, name))
-            nodes.append(helper.make_node(op, [value, name], [f"{value}_{op.lower()}"], name=op.lower()))
-            value = f"{value}_{op.lower()}"
-    nodes[-1].output[0] = "features"
-    kind = helper.np_dtype_to_tensor_dtype(raw.dtype)
-    sizes = network.graph.input[0].type.tensor_type.shape.dim
-    taken = [size.dim_param or size.dim_value for size in sizes]  # by the network; height and width may be free
-    graph = helper.make_graph(
-        nodes,
-        "preprocess",
-        [helper.make_tensor_value_info("input", kind, taken if features is None else ["batch", *shape])],
-        [helper.make_tensor_value_info("features", kind, taken)],
-        constants,
-    )
-    model = helper.make_model(
-        graph, opset_imports=list(network.opset_import), ir_version=network.ir_version, producer_name="edgeprune"
-    )
-    helper.set_model_props(model, metadata_of(writing.info, "preprocess"))
+    preprocessing = writing.preprocessing(features)
+    model = preprocess_model(network, preprocessing, scale=not writing.fold)
+    helper.set_model_props(model, metadata_of(writing.info, "preprocess", preprocessing if writing.fold else None))
     onnx.checker.check_model(model, full_check=True)
-    path = writing.folder / "preprocess.onnx"
-    content = model.SerializeToString(deterministic=True)
-    write_atomically(path, content)
-    return ExportedFile(str(path), len(content), None)
+    return _written(writing, "preprocess.onnx", model)
 
 
-def _feature_scaling(
-    normalization: Normalization, features: InputFeatures | None, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std `(k,)`, one per kept feature; per channel where all inputs are kept."""
-    mean, std = (np.broadcast_to(values, (shape[0],)) for values in _scaling(normalization))
-    if features is None:
-        return mean, std
-    per_channel = features.size // shape[0] if features.dim is None else 1
-    channels = np.asarray(features.keep) // per_channel
-    return mean[channels], std[channels]
-
-
-# --- features.json
-
-
-def _write_features(writing: _Writing, features: InputFeatures) -> ExportedFile:
+def _write_features(writing: _Writing, features: InputFeatures, input_type: str) -> ExportedFile:
+    """What firmware does to a raw input before slim.onnx: take `indices` of it as `input_type`, then scale."""
     info = writing.info
-    normalization = info.normalization or Normalization((0.0,), (1.0,))
-    mean, std = _feature_scaling(normalization, features, tuple(info.input_shape))
+    left = IDENTITY if writing.fold else info.normalization
+    mean, std = feature_scaling(Preprocessing(tuple(info.input_shape), left, features))
     document = {
         "format": FEATURES_FORMAT,
         "input_shape": list(info.input_shape),
+        "input_type": input_type,
         "size": features.size,
         "dim": features.dim,
         "indices": list(features.keep),
@@ -306,40 +315,53 @@ def _feature_names(info: ModelInfo, features: InputFeatures) -> list[str]:
 # --- all agree
 
 
-def _check_chain(writing: _Writing, program: ExportedProgram, raw: np.ndarray, normalized: np.ndarray) -> float:
-    """preprocess.onnx then slim.onnx on raw inputs = full.onnx on normalised ones = PyTorch; the largest error."""
+def _check_chain(writing: _Writing, program: ExportedProgram, raw: np.ndarray, inputs: np.ndarray) -> float:
+    """preprocess.onnx then slim.onnx on raw inputs = full.onnx = PyTorch on normalised `inputs`; the largest error."""
     preprocess, slim = (ort.session(writing.folder / name) for name in ("preprocess.onnx", writing.network))
     full_path = writing.folder / "full.onnx"
     full = ort.session(full_path) if full_path.exists() else None
+    chain = f"preprocess.onnx then {writing.network}"
     with quiet():
         module = program.module()
     worst = 0.0
     for rows in row_chunks(len(raw), raw[0].size):
         chained = outputs_of(slim, outputs_of(preprocess, [raw[rows]]))
-        wanted = torch_outputs(module, [normalized[rows]])
-        worst = max(worst, largest_error(wanted, chained, f"preprocess.onnx then {writing.network} against PyTorch"))
+        wanted = torch_outputs(module, [inputs[rows]])
+        worst = max(worst, largest_error(wanted, chained, f"{chain} against PyTorch"))
         if full is not None:
-            wanted = outputs_of(full, [normalized[rows]])
-            worst = max(
-                worst, largest_error(wanted, chained, f"preprocess.onnx then {writing.network} against full.onnx")
-            )
+            wanted = outputs_of(full, [raw[rows] if writing.fold else inputs[rows]])
+            worst = max(worst, largest_error(wanted, chained, f"{chain} against full.onnx"))
     return worst
 
 
 # --- what a file says of itself
 
 
-def metadata_of(info: ModelInfo, contract: str) -> dict[str, str]:
-    """ONNX metadata: the contract (`full`, `slim` or `preprocess`) and what is known of the network's inputs."""
+def metadata_of(info: ModelInfo, contract: str, folded: Preprocessing | None = None) -> dict[str, str]:
+    """ONNX metadata: the contract (`full`, `slim` or `preprocess`) and what is known of the network's inputs.
+
+    With the preprocessing `folded` in, the file takes raw inputs: the normalisation left to do is none (mean 0, std 1),
+    what was folded is told apart, and `edgeprune.byte_scale` says what a byte stands for.
+    """
     entries: dict[str, Any] = {"input_shape": list(info.input_shape)}
     if info.classes:
         entries["classes"] = list(info.classes)
     if info.normalization is not None:
-        entries["normalization"] = {
-            name: [float(value) for value in values]
-            for name, values in (("mean", info.normalization.mean), ("std", info.normalization.std))
-        }
+        entries["normalization"] = _numbers(info.normalization)
+    if folded is not None:
+        entries["folded_normalization"] = _numbers(info.normalization or IDENTITY)
+        entries["normalization"] = _numbers(IDENTITY)
+        entries["preprocess"] = "folded"
+        if folded.byte_scale is not None:
+            entries["byte_scale"] = folded.byte_scale
     return {"edgeprune.contract": contract, **{f"edgeprune.{key}": json.dumps(value) for key, value in entries.items()}}
+
+
+def _numbers(normalization: Normalization) -> dict[str, list[float]]:
+    return {
+        "mean": [float(value) for value in normalization.mean],
+        "std": [float(value) for value in normalization.std],
+    }
 
 
 def normalization_in(metadata: Mapping[str, str], where: str) -> Normalization | None:

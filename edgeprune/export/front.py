@@ -1,0 +1,247 @@
+"""The front of a network: the nodes that make its input of raw data, as a file of their own or folded into it.
+
+The order is always gather, cast, subtract, divide: bytes that nobody needs are neither converted nor scaled.
+
+    raw (batch, 3, 224, 224) uint8 -> Cast -> Sub -> Div -> the network's float input
+
+Scaling is not folded into the weights of a first convolution: its zero padding stands for normalised zeros, which
+are other raw values than 0, so the border pixels would come out wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeprune.errors import InputError
+from edgeprune.records import InputFeatures, Normalization
+
+IDENTITY = Normalization((0.0,), (1.0,))
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+_WHOLE = 1e-2  # of a byte's step: what float32 loses on `byte / 255` is far below, another scale is far above
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What a network expects to be done to raw inputs of `shape` (without the batch).
+
+    `byte_scale` times a byte is a raw value, e.g. 1/255 where images are read as 0 to 1; None where raw values are no
+    bytes, as in a table: they stay floats then.
+    """
+
+    shape: tuple[int, ...]
+    normalization: Normalization | None = None
+    features: InputFeatures | None = None
+    byte_scale: float | None = None
+
+    def check(self) -> None:
+        """Raise InputError where the numbers cannot be used on inputs of this shape."""
+        if self.byte_scale is not None and not (np.isfinite(self.byte_scale) and self.byte_scale > 0):
+            raise InputError(f"byte scale: expected a number above 0, e.g. 1/255, got {self.byte_scale}")
+        if self.normalization is None:
+            return
+        for name, values in (("mean", self.normalization.mean), ("std", self.normalization.std)):
+            if len(values) not in (1, self.shape[0]):
+                raise InputError(f"normalisation: expected 1 or {self.shape[0]} values of {name}, got {len(values)}")
+        if not all(value > 0 for value in self.normalization.std):
+            raise InputError(f"normalisation: expected every std above 0, got {self.normalization.std}")
+
+    def check_foldable(self) -> None:
+        """Raise InputError where nothing would be folded."""
+        if self.byte_scale is None and self.normalization is None:
+            raise InputError(
+                "--preprocess fold: the model states no normalisation and its data are no bytes, so there is nothing "
+                "to fold; leave the option out"
+            )
+
+
+# --- the same in numpy
+
+
+def along_dim_1(values: np.ndarray, n_dims: int) -> np.ndarray:
+    """`(n,)` to `(1, n, 1, ...)` with `n_dims` dims."""
+    return values.reshape(1, -1, *(1,) * (n_dims - 2))
+
+
+def normalized(raw: np.ndarray, normalization: Normalization | None) -> np.ndarray:
+    """`(raw - mean) / std` along dim 1 of `(n, ...)`."""
+    if normalization is None:
+        return raw
+    mean, std = (
+        along_dim_1(np.asarray(values, dtype=raw.dtype), raw.ndim) for values in (normalization.mean, normalization.std)
+    )
+    return (raw - mean) / std
+
+
+def kept(inputs: np.ndarray, features: InputFeatures) -> np.ndarray:
+    """The slim input: `(n, k, ...)` for channels and columns, `(n, k)` for features of the flattened input."""
+    source = inputs if features.dim == 1 else inputs.reshape(len(inputs), -1)
+    return np.ascontiguousarray(source[:, list(features.keep)])
+
+
+def raw_bytes(raw: np.ndarray, byte_scale: float) -> np.ndarray:
+    """The uint8 that raw inputs `(n, ...)` were read from, e.g. 0.2 to 51 for a scale of 1/255.
+
+    Raises:
+        InputError: they are not a byte times the scale.
+    """
+    steps = raw.astype(np.float64) / byte_scale
+    whole = np.rint(steps)
+    wrong = ~((np.abs(steps - whole) <= _WHOLE) & (whole >= 0) & (whole <= 255))
+    if wrong.any():
+        raise InputError(
+            f"raw inputs: expected bytes times {byte_scale:.6g}, which are 0 to {255 * byte_scale:.6g}, got "
+            f"{raw[wrong][0]:.6g}: the scale is another, or the data are no bytes and the front takes floats"
+        )
+    return whole.astype(np.uint8)
+
+
+def feature_scaling(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std `(k,)`, one per kept feature; per channel where all inputs are kept."""
+    normalization, features = preprocessing.normalization or IDENTITY, preprocessing.features
+    channels = preprocessing.shape[0]
+    mean, std = (np.broadcast_to(values, (channels,)) for values in (normalization.mean, normalization.std))
+    if features is None:
+        return mean, std
+    per_channel = features.size // channels if features.dim is None else 1
+    index = np.asarray(features.keep) // per_channel
+    return mean[index], std[index]
+
+
+# --- in ONNX
+
+
+def preprocess_model(network: onnx.ModelProto, preprocessing: Preprocessing, scale: bool = True) -> onnx.ModelProto:
+    """The graph from the raw full input to what `network` takes; without `scale` it only gathers."""
+    front = _Front(network, preprocessing)
+    if preprocessing.features is not None:
+        front.gather()
+    if scale:
+        front.scale()
+    front.nodes[-1].output[0] = "features"
+    gives = onnx.ValueInfoProto()
+    gives.CopyFrom(network.graph.input[0])
+    gives.name = "features"
+    if not scale:
+        gives.type.tensor_type.elem_type = front.kind
+    graph = helper.make_graph(
+        front.nodes, "preprocess", [front.input(preprocessing.features is not None)], [gives], front.constants
+    )
+    return helper.make_model(
+        graph, opset_imports=list(network.opset_import), ir_version=network.ir_version, producer_name="edgeprune"
+    )
+
+
+def fold_preprocessing(network: onnx.ModelProto, preprocessing: Preprocessing, gather: bool = False) -> onnx.ModelProto:
+    """A copy of `network` that takes raw inputs: uint8 where there is a byte scale, else floats.
+
+    Args:
+        network: takes the normalised input, and of that only the kept features where there are some.
+        gather: take the raw full input and gather the features inside; else take the raw kept features.
+
+    Raises:
+        InputError: the network has several inputs or one that is not floating point, the normalisation does not fit
+            the shape, or there is nothing to fold.
+    """
+    preprocessing.check_foldable()
+    front = _Front(network, preprocessing)
+    if gather and preprocessing.features is not None:
+        front.gather()
+    front.scale()
+    folded = onnx.ModelProto()
+    folded.CopyFrom(network)
+    graph = folded.graph
+    name = graph.input[0].name
+    front.nodes[-1].output[0] = f"{front.prefix}normalized"
+    _rename(graph.node, name, f"{front.prefix}normalized")
+    graph.input[0].CopyFrom(front.input(gather and preprocessing.features is not None))
+    network_nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*front.nodes, *network_nodes])
+    graph.initializer.extend(front.constants)
+    onnx.checker.check_model(folded)
+    return folded
+
+
+class _Front:
+    """Nodes that are chained one after another, from the raw input on."""
+
+    def __init__(self, network: onnx.ModelProto, preprocessing: Preprocessing) -> None:
+        preprocessing.check()
+        self.network, self.preprocessing = _only_input(network), preprocessing
+        self.wanted = self.network.type.tensor_type.elem_type
+        self.kind = self.wanted if preprocessing.byte_scale is None else TensorProto.UINT8
+        self.prefix = _free_prefix(network)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.value = self.network.name
+
+    def input(self, gathers: bool) -> onnx.ValueInfoProto:
+        """The raw input: full where features are gathered, else with the sizes that the network takes, free or not."""
+        sizes = [size.dim_param or size.dim_value for size in self.network.type.tensor_type.shape.dim]
+        return helper.make_tensor_value_info(
+            self.network.name, self.kind, [sizes[0], *self.preprocessing.shape] if gathers else sizes
+        )
+
+    def gather(self) -> None:
+        features = self.preprocessing.features
+        assert features is not None
+        if features.dim is None and len(self.preprocessing.shape) > 1:
+            self._add("Flatten", axis=1)
+        self._add("Gather", np.asarray(features.keep, dtype=np.int64), axis=1)
+
+    def scale(self) -> None:
+        """What the scaling of a byte adds is taken into mean and std, in float64."""
+        if self.kind != self.wanted:
+            self._add("Cast", to=self.wanted)
+        if self.preprocessing.normalization is None and self.preprocessing.byte_scale is None:
+            return
+        mean, std = feature_scaling(self.preprocessing)
+        unit = self.preprocessing.byte_scale or 1.0
+        n_dims, array_type = len(self.network.type.tensor_type.shape.dim), helper.tensor_dtype_to_np_dtype(self.wanted)
+        if self.preprocessing.normalization is not None:
+            self._add("Sub", along_dim_1(mean / unit, n_dims).astype(array_type))
+        self._add("Div", along_dim_1(std / unit, n_dims).astype(array_type))
+
+    def _add(self, op: str, constant: np.ndarray | None = None, **attributes: int) -> None:
+        name, inputs = f"{self.prefix}{op.lower()}", [self.value]
+        if constant is not None:
+            self.constants.append(numpy_helper.from_array(constant, f"{name}_by"))
+            inputs.append(f"{name}_by")
+        node = helper.make_node(op, inputs, [name], name=name)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self.nodes.append(node)
+        self.value = name
+
+
+def _only_input(network: onnx.ModelProto) -> onnx.ValueInfoProto:
+    inputs = list(network.graph.input)
+    if len(inputs) != 1:
+        raise InputError(f"preprocessing: expected a network with one input, got {[value.name for value in inputs]}")
+    if inputs[0].type.tensor_type.elem_type not in _FLOATS:
+        got = TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type)
+        raise InputError(f"preprocessing: expected a network that takes floats, got {got.lower()} {inputs[0].name!r}")
+    return inputs[0]
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
+    """Let nodes read the value `new` for `old`, in the bodies of loops and branches too."""
+    for node in nodes:
+        node.input[:] = [new if value == old else value for value in node.input]
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                _rename(graph.node, old, new)
+
+
+def _free_prefix(network: onnx.ModelProto) -> str:
+    """A start of names that none in the network has, `front_` or `front_2_` and so on."""
+    graph = network.graph
+    names = {tensor.name for tensor in (*graph.initializer, *graph.input)}
+    for node in graph.node:
+        names.update((node.name, *node.output))
+    candidates = ("front_" if k == 1 else f"front_{k}_" for k in range(1, len(names) + 2))
+    return next(prefix for prefix in candidates if not any(name.startswith(prefix) for name in names))
