@@ -196,10 +196,13 @@ class _Front:
 
     def scale(self) -> None:
         """What the scaling of a byte adds is taken into mean and std, in float64."""
-        if self.kind != self.wanted:
-            self._add("Cast", to=self.wanted)
         if self.preprocessing.normalization is None and self.preprocessing.byte_scale is None:
             return
+        if self.wanted not in _FLOATS:
+            got = TensorProto.DataType.Name(self.wanted).lower()
+            raise InputError(f"preprocessing: expected a network that takes floats, got {got} {self.network.name!r}")
+        if self.kind != self.wanted:
+            self._add("Cast", to=self.wanted)
         mean, std = feature_scaling(self.preprocessing)
         unit = self.preprocessing.byte_scale or 1.0
         n_dims, array_type = len(self.network.type.tensor_type.shape.dim), helper.tensor_dtype_to_np_dtype(self.wanted)
@@ -222,9 +225,6 @@ def _only_input(network: onnx.ModelProto) -> onnx.ValueInfoProto:
     inputs = list(network.graph.input)
     if len(inputs) != 1:
         raise InputError(f"preprocessing: expected a network with one input, got {[value.name for value in inputs]}")
-    if inputs[0].type.tensor_type.elem_type not in _FLOATS:
-        got = TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type)
-        raise InputError(f"preprocessing: expected a network that takes floats, got {got.lower()} {inputs[0].name!r}")
     return inputs[0]
 
 
