@@ -1,0 +1,147 @@
+"""Smaller files that need no calibration: weights of int8 with activations scaled as they come, and half precision."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+from edgeprune.errors import InputError
+from edgeprune.export.floatfile import WEIGHTED, FloatFile, open_float, weighted_nodes, with_header_of
+from edgeprune.export.quantize import Judge, Judged, Kind, QuantizedFile, check_places, record_of
+from edgeprune.export.quanttools import needs_reduced_range, prepared, tools_for
+from edgeprune.files import write_atomically
+
+_DYNAMIC = ("MatMul", "Gemm", "LSTM")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A variant that is not written, and why."""
+
+    kind: Kind
+    reason: str
+
+
+def write_dynamic(  # noqa: PLR0913 - the public entry point spells its options out
+    source: Path,
+    out: Path,
+    inputs: Any,
+    *,
+    accuracy: Callable[[Path], float] | None = None,
+    max_drop: float = 1.0,
+    threads: int = 1,
+    reduce_range: bool | None = None,
+) -> QuantizedFile | LeftOut:
+    """Quantise linear and LSTM layers with int8 weights; activations are scaled anew on every run.
+
+    Convolutions stay in float: onnxruntime's dynamic ones are slower than those, and a network without other layers
+    is left out.
+
+    Args:
+        source: a float file as `export_onnx` writes it; its batch stays free and its metadata go with it.
+        out: the file to write; it appears whole or not at all.
+        inputs: real inputs `(n, ...)` to check on, or a sequence of them for several inputs.
+        accuracy: as for `write_int8`.
+        max_drop: as for `write_int8`.
+        threads: as for `write_int8`.
+        reduce_range: as for `write_int8`.
+
+    Raises:
+        InputError: a file, inputs or a budget that cannot be used.
+        ParityError: the written file does not run, or gives NaN or infinity.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    check_places(source, out, max_drop)
+    file = open_float(source, inputs, threads)
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        ready, path = prepared(file, Path(folder)), Path(folder) / "dynamic.onnx"
+        layers = weighted_nodes(onnx.load(ready).graph, (*WEIGHTED, "LSTM"))
+        if not any(node.op_type in _DYNAMIC for node in layers):
+            return LeftOut("dynamic", "the network has no linear or LSTM layers, which alone gain by it")
+        with tools_for(file):
+            quantize_dynamic(
+                ready,
+                path,
+                op_types_to_quantize=[op for op in _DYNAMIC if op != "Gemm"],  # made a MatMul and an Add first
+                per_channel=True,
+                reduce_range=needs_reduced_range() if reduce_range is None else reduce_range,
+                weight_type=QuantType.QInt8,
+            )
+        path.write_bytes(with_header_of(file, onnx.load(path), {"edgeprune.quantization": "dynamic"}))
+        return _finished("dynamic", path, out, Judge(file, accuracy, max_drop, threads), len(layers))
+
+
+def write_half(
+    source: Path,
+    out: Path,
+    inputs: Any,
+    *,
+    accuracy: Callable[[Path], float] | None = None,
+    max_drop: float = 1.0,
+    threads: int = 1,
+) -> QuantizedFile | LeftOut:
+    """Convert a float file to float16, with float32 inputs and outputs, where onnxruntime computes in it here.
+
+    Elsewhere (x86 CPUs) it would convert every weight back and only lose accuracy: that file is left out.
+
+    Args:
+        source: a float file as `export_onnx` writes it; its batch stays free and its metadata go with it.
+        out: the file to write; it appears whole or not at all.
+        inputs: real inputs `(n, ...)` to check on, or a sequence of them for several inputs.
+        accuracy: as for `write_int8`.
+        max_drop: as for `write_int8`.
+        threads: as for `write_int8`.
+
+    Raises:
+        InputError: nothing to convert, or a file, inputs or a budget that cannot be used.
+        ParityError: the written file does not run, or gives NaN or infinity.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    check_places(source, out, max_drop)
+    file = open_float(source, inputs, threads)
+    layers = weighted_nodes(file.proto.graph)
+    if not layers:
+        raise InputError(f"{source}: expected float32 convolutions, linear layers or matrix products, got none")
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        path = Path(folder) / "half.onnx"
+        with tools_for(file):
+            half = convert_float_to_float16(copy.deepcopy(file.proto), keep_io_types=True)
+        path.write_bytes(with_header_of(file, half, {"edgeprune.quantization": "fp16"}))
+        n_native = _computed_in_half(path, Path(folder) / "optimized.onnx", file)
+        if n_native == 0:
+            return LeftOut(
+                "fp16", "onnxruntime has no half-precision kernels on this CPU and would convert every weight back"
+            )
+        return _finished("fp16", path, out, Judge(file, accuracy, max_drop, threads), len(layers))
+
+
+def _computed_in_half(path: Path, optimized: Path, file: FloatFile) -> int:
+    """How many layers keep float16 weights once onnxruntime has fitted the graph to its kernels."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(optimized)
+    options.log_severity_level = 4
+    with tools_for(file):
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(optimized).graph
+    half = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    return sum(1 for node in graph.node if node.op_type in WEIGHTED and half & set(node.input))
+
+
+def _finished(kind: Kind, path: Path, out: Path, judge: Judge, n_layers: int) -> QuantizedFile:
+    """Run and measure the file, then put it in its place."""
+    judged: Judged = judge(path)
+    write_atomically(out, path.read_bytes())
+    note = "" if judged.within_budget else f"out of budget: {judge.in_words(judged)}; ship the float file"
+    return replace(record_of(kind, judged, out, (), n_layers), note=note)

@@ -1,0 +1,317 @@
+"""int8 files of a float ONNX file, by onnxruntime's own tools, with the layers left in float that cost too much.
+
+The float file is calibrated once. All its layers are quantised first; only where that costs more than the budget is
+each layer measured alone, and the worst are left in float, as few as bring the drop within the budget.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from edgeprune.errors import InputError
+from edgeprune.export.floatfile import Agreement, FloatFile, agreement, open_float, weighted_nodes, with_header_of
+from edgeprune.export.quanttools import Reader, needs_reduced_range, prepared, tools_for
+from edgeprune.files import write_atomically
+from edgeprune.progress import Progress, Silent
+
+MIN_SNR_DB = 20.0  # without labels or classes: an error of a tenth of the outputs
+# What onnxruntime has int8 kernels for on a CPU, and what only moves numbers. Left out although its tools know them:
+# softmax and the norms, which would run in float between two conversions and lose accuracy for nothing.
+OP_TYPES = (
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Relu", "LeakyRelu", "Clip", "Sigmoid", "MaxPool",
+    "AveragePool", "GlobalAveragePool", "Concat", "Split", "Slice", "Gather", "Pad", "Resize", "Reshape", "Flatten",
+    "Transpose", "Squeeze", "Unsqueeze",
+)  # fmt: skip
+_RANKING_FEEDS = 1  # one batch is enough to tell layers apart; the drop itself is measured on all
+_SHOWN = 8
+Kind = Literal["int8", "dynamic", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedFile:
+    """A written file of smaller numbers, run on real inputs.
+
+    `drop_points` is the accuracy lost against the float file, in points; without labels the percentage of inputs whose
+    best class changed; None where the network has no classes either. `snr_db` and `agreement` (of the best class, a
+    fraction) compare its outputs with the float file's. `excluded` names the layers left in float, of `n_layers`.
+    `within_budget` says whether it may be shipped, `note` in words what there is to know.
+    """
+
+    kind: Kind
+    path: str
+    size_bytes: int
+    drop_points: float | None
+    snr_db: float
+    agreement: float | None
+    excluded: tuple[str, ...]
+    n_layers: int
+    within_budget: bool
+    note: str
+
+
+def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
+    source: Path,
+    out: Path,
+    calibration: Any,
+    *,
+    accuracy: Callable[[Path], float] | None = None,
+    max_drop: float = 1.0,
+    threads: int = 1,
+    reduce_range: bool | None = None,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+) -> QuantizedFile:
+    """Quantise a float file statically: uint8 activations, symmetric int8 weights for each output channel, QDQ format.
+
+    Args:
+        source: a float file as `export_onnx` writes it; its batch stays free and its metadata go with it.
+        out: the file to write; it appears whole or not at all.
+        calibration: real inputs `(n, ...)` as `source` takes them, or a sequence of them for several inputs.
+        accuracy: measures a file, as a fraction in [0, 1]; None compares the best class on the calibration inputs, or
+            the signal-to-noise ratio (at least 20 dB) where there are no classes.
+        max_drop: points of accuracy that may be lost.
+        threads: onnxruntime threads within an operator.
+        reduce_range: weights of 7 bits, for CPUs whose int8 products saturate; None asks this CPU.
+        progress: told of the stages.
+
+    Returns:
+        The file; where no choice of layers keeps the budget, the closest one, and `note` says so.
+
+    Raises:
+        InputError: nothing to quantise, or a file, inputs or a budget that cannot be used.
+        ParityError: the quantised file does not run, or gives NaN or infinity.
+    """
+    check_places(source, out, max_drop)
+    reduced = needs_reduced_range() if reduce_range is None else reduce_range
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        progress.stage("int8: calibrate")
+        work = _work(open_float(source, calibration, threads), Path(folder), reduced)
+        judge = Judge(work.file, accuracy, max_drop, threads)
+        judged, in_float = _search(work, judge, progress)
+        write_atomically(out, judged.path.read_bytes())
+    file = record_of("int8", judged, out, [layer.name for layer in in_float], len(work.layers))
+    return replace(file, note="; ".join(_notes(file, judge, judged, reduced)))
+
+
+def check_places(source: Path, out: Path, max_drop: float) -> None:
+    """Raise InputError where the file would replace the float file, or the budget is no number of points."""
+    if out.resolve() == source.resolve():
+        raise InputError(f"{out}: expected another file than the float one to write to")
+    if not (math.isfinite(max_drop) and max_drop >= 0):
+        raise InputError(f"accuracy drop: expected a number of points of at least 0, got {max_drop}")
+
+
+# --- judge
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A file and what it costs."""
+
+    path: Path
+    drop_points: float | None
+    agreement: Agreement
+    within_budget: bool
+
+    @property
+    def cost(self) -> float:
+        """The lower, the closer to the float file."""
+        return -self.agreement.snr_db if self.drop_points is None else self.drop_points
+
+
+@dataclass(slots=True, eq=False)
+class Judge:
+    """Measures files against the float file, whose own accuracy is measured once."""
+
+    file: FloatFile
+    accuracy: Callable[[Path], float] | None
+    max_drop: float
+    threads: int
+    _baseline: float | None = field(default=None, init=False)
+
+    def __call__(self, path: Path) -> Judged:
+        """Run and measure `path`.
+
+        Raises:
+            ParityError: it does not run, or not to finite outputs.
+        """
+        agrees = agreement(self.file, path, self.threads)
+        drop = self._drop(path, agrees)
+        within = agrees.snr_db >= MIN_SNR_DB if drop is None else drop <= self.max_drop
+        return Judged(path, drop, agrees, within)
+
+    def _drop(self, path: Path, agrees: Agreement) -> float | None:
+        if self.accuracy is None:
+            return None if agrees.argmax is None else 100 * (1 - agrees.argmax)
+        if self._baseline is None:
+            self._baseline = self.accuracy(self.file.path)
+        return 100 * (self._baseline - self.accuracy(path))
+
+    def in_words(self, judged: Judged) -> str:
+        """What a file costs and what was asked, e.g. `a drop of 0.30 points (at most 1 asked)`."""
+        if judged.drop_points is None:
+            return f"a signal-to-noise ratio of {judged.agreement.snr_db:.1f} dB (at least {MIN_SNR_DB:g} asked)"
+        asked = f"(at most {self.max_drop:g} asked)"
+        if self.accuracy is None:
+            return f"another best class on {judged.drop_points:.2f} % of the calibration inputs {asked}"
+        return f"a drop of {judged.drop_points:.2f} points {asked}"
+
+
+def record_of(kind: Kind, judged: Judged, out: Path, excluded: Sequence[str], n_layers: int) -> QuantizedFile:
+    """What there is to say of a file that now lies at `out`."""
+    return QuantizedFile(
+        kind=kind,
+        path=str(out),
+        size_bytes=out.stat().st_size,
+        drop_points=judged.drop_points,
+        snr_db=judged.agreement.snr_db,
+        agreement=judged.agreement.argmax,
+        excluded=tuple(excluded),
+        n_layers=n_layers,
+        within_budget=judged.within_budget,
+        note="",
+    )
+
+
+def _notes(file: QuantizedFile, judge: Judge, judged: Judged, reduced: bool) -> list[str]:
+    notes = []
+    if not file.within_budget:
+        notes.append(f"out of budget: {judge.in_words(judged)}; ship the float file")
+    if file.excluded:
+        names = ", ".join(file.excluded[:_SHOWN]) + (", ..." if len(file.excluded) > _SHOWN else "")
+        notes.append(f"{len(file.excluded)} of {file.n_layers} layers left in float: {names}")
+    if reduced:
+        notes.append("weights of 7 bits, because this CPU is not known to have VNNI and its int8 products may saturate")
+    return notes
+
+
+# --- quantise
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One operator with weights, and those after it up to the next one: they are left in float with it."""
+
+    name: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """A float file made ready for onnxruntime's quantisation, and the folder of its trials."""
+
+    file: FloatFile
+    folder: Path
+    source: Path
+    layers: tuple[_Layer, ...]
+    reduce_range: bool
+
+    def quantized(self, in_float: Collection[_Layer], name: str) -> Path:
+        """Write the file that leaves these layers in float."""
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+        path = self.folder / f"{name}.onnx"
+        with tools_for(self.file):
+            quantize_static(
+                self.source,
+                path,
+                Reader(self.file.feeds),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(OP_TYPES),
+                per_channel=True,
+                reduce_range=self.reduce_range,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=[node for layer in in_float for node in layer.nodes],
+                calibrate_method=CalibrationMethod.MinMax,
+                # Products of two activations, as in attention, stay in float.
+                extra_options={"MatMulConstBOnly": True},
+                calibration_cache_path=self.folder / "ranges.json",  # the first writes it, the others read it
+            )
+        path.write_bytes(with_header_of(self.file, onnx.load(path), {"edgeprune.quantization": "int8"}))
+        return path
+
+
+def _work(file: FloatFile, folder: Path, reduce_range: bool) -> _Work:
+    source = prepared(file, folder)
+    layers = _layers(onnx.load(source).graph)
+    if not layers:
+        raise InputError(
+            f"{file.path}: expected float32 convolutions, linear layers or matrix products to quantise, got none"
+        )
+    return _Work(file, folder, source, layers, reduce_range)
+
+
+def _layers(graph: onnx.GraphProto) -> tuple[_Layer, ...]:
+    """The nodes that can be quantised, cut into layers in the order in which they run."""
+    weighted = {node.name: node for node in weighted_nodes(graph)}
+    nodes: list[list[str]] = []
+    early: list[str] = []
+    for node in graph.node:
+        if node.name in weighted:
+            nodes.append([node.name])
+        elif node.op_type in OP_TYPES:
+            (nodes[-1] if nodes else early).append(node.name)
+    if nodes:
+        nodes[0] += early
+    return tuple(_Layer(_name(weighted[names[0]]), tuple(names)) for names in nodes)
+
+
+def _name(node: onnx.NodeProto) -> str:
+    """The module's name where the weight has it, e.g. `layer1.0.conv1`, else the node's."""
+    weight = next((name for name in node.input if name.endswith(".weight")), "")
+    return weight.removesuffix(".weight") or str(node.name)
+
+
+# --- which layers stay in float
+
+
+def _search(work: _Work, judge: Judge, progress: Progress) -> tuple[Judged, tuple[_Layer, ...]]:
+    """The judged file with the fewest layers in float that keeps the budget, else the closest of those tried."""
+    progress.stage("int8: all layers")
+    tried = {0: judge(work.quantized((), "0"))}
+    if tried[0].within_budget or len(work.layers) == 1:
+        return tried[0], ()
+    order = _ranked(work, judge, progress)
+    progress.stage("int8: layers in float")
+
+    def keeps_budget(count: int) -> bool:
+        tried[count] = judge(work.quantized(order[:count], str(count)))
+        progress.say(f"int8: {count} of {len(order)} layers in float: {judge.in_words(tried[count])}")
+        return tried[count].within_budget
+
+    best = _fewest(keeps_budget, len(order) - 1)
+    if best is None:
+        best = min(tried, key=lambda count: (tried[count].cost, count))
+    return tried[best], order[:best]
+
+
+def _fewest(keeps_budget: Callable[[int], bool], most: int) -> int | None:
+    """The smallest count from 1 to `most` that does, doubled until one does and then halved in; None if none does."""
+    low, high = 0, 1
+    while not keeps_budget(high):
+        if high == most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if keeps_budget(middle) else (middle, high)
+    return high
+
+
+def _ranked(work: _Work, judge: Judge, progress: Progress) -> tuple[_Layer, ...]:
+    """The layers, most harmful first: by the signal-to-noise ratio of the network when one alone is quantised."""
+    progress.stage("int8: each layer alone")
+    file = replace(work.file, feeds=work.file.feeds[:_RANKING_FEEDS], outputs=work.file.outputs[:_RANKING_FEEDS])
+    ratios = []
+    for done, layer in enumerate(work.layers, 1):
+        path = work.quantized([other for other in work.layers if other is not layer], "alone")
+        ratios.append(agreement(file, path, judge.threads).snr_db)
+        progress.advance(done, len(work.layers), layer.name)
+    return tuple(layer for _, layer in sorted(zip(ratios, work.layers, strict=True), key=lambda pair: pair[0]))

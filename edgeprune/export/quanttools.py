@@ -1,0 +1,88 @@
+"""onnxruntime's quantisation tools: made ready for, kept quiet, and fitted to the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+
+from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.export.floatfile import Feed, FloatFile
+from edgeprune.export.parity import quiet
+
+_CPU_FLAGS = Path("/proc/cpuinfo")
+_X86 = ("x86_64", "amd64")
+
+
+class Reader:
+    """Batches one by one, as onnxruntime's calibration takes them."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        """The next batch, None after the last."""
+        return next(self._feeds, None)
+
+
+@contextlib.contextmanager
+def tools_for(file: FloatFile) -> Iterator[None]:
+    """Keep the tools' prints and logs away from the user, and tell of their errors as of the file's."""
+    root = logging.getLogger()
+    handlers, disabled = list(root.handlers), logging.root.manager.disable
+    try:
+        logging.disable(logging.CRITICAL)
+        with quiet():
+            yield
+    except EdgepruneError:
+        raise
+    except Exception as error:  # they raise whatever their parts raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"{file.path}: onnxruntime cannot quantise it: {reason}") from error
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers  # their first log message would have added one that prints all others
+
+
+def prepared(file: FloatFile, folder: Path) -> Path:
+    """The float file with shapes inferred, constants folded and every node named: what the tools ask for."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    path = folder / "prepared.onnx"
+    with tools_for(file):
+        try:
+            quant_pre_process(file.path, path)
+        except Exception:  # the symbolic inference knows fewer operators than the plain one, which is enough
+            quant_pre_process(file.path, path, skip_symbolic_shape=True)
+    proto = onnx.load(path)
+    taken: set[str] = set()
+    for index, node in enumerate(proto.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}_unnamed"
+        taken.add(node.name)
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def has_vnni() -> bool | None:
+    """Whether this CPU multiplies int8 without saturating (x86 VNNI); None where that is not known, and not on x86.
+
+    Example: False for x86 before 2019, where int8 gains little and 8-bit weights may saturate.
+    """
+    if platform.machine().lower() not in _X86:
+        return None
+    try:
+        lines = _CPU_FLAGS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return None
+    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), None)
+    return None if flags is None else bool(flags & {"avx512_vnni", "avx_vnni"})
+
+
+def needs_reduced_range() -> bool:
+    """Whether 8-bit weights could saturate on this CPU; on an x86 one of which nothing is known that is assumed."""
+    return has_vnni() is not True and platform.machine().lower() in _X86
