@@ -1,0 +1,182 @@
+"""Another program's ONNX file: read with care, and what onnxruntime makes of it, to compare what is made of it with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime import InferenceSession
+
+from edgeprune.errors import InputError
+from edgeprune.export import ort
+from edgeprune.export.parity import Sample, largest_error, outputs_of, row_chunks
+
+MAX_BYTES = 2**31 - 1  # protobuf's own limit, and that of the flatbuffers of the ORT format
+_BATCHES = (1, 3, 7)
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """An ONNX file that holds all of its weights.
+
+    Raises:
+        InputError: no such file, over 2 GiB, truncated, of another format, without nodes, or with weights elsewhere.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: expected an ONNX file, got {'a folder' if path.is_dir() else 'nothing there'}")
+    size = path.stat().st_size
+    if not 0 < size <= MAX_BYTES:
+        raise InputError(f"{path}: expected an ONNX file of 1 byte to 2 GiB, got {size} bytes")
+    try:
+        proto = onnx.load_model_from_string(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: expected a readable file, got {error.strerror}") from error
+    except Exception as error:  # protobuf's own error, whose module has no types
+        raise InputError(f"{path}: expected an ONNX file, got one that is truncated or of another format") from error
+    if not proto.graph.node or not proto.graph.output:
+        raise InputError(f"{path}: expected an ONNX file, got one without a graph")
+    elsewhere = next(_external_locations(proto), None)
+    if elsewhere is not None:
+        raise InputError(
+            f"{path}: expected all weights in the file, got some in {elsewhere[:80]!r}; "
+            "save it with onnx.save(model, path, save_as_external_data=False)"
+        )
+    return proto
+
+
+def _external_locations(proto: onnx.ModelProto) -> Iterator[str]:
+    """Where the tensors of a model lie that it does not hold itself, subgraphs and attributes included."""
+    pending: list[Any] = [proto]
+    while pending:
+        message = pending.pop()
+        if isinstance(message, onnx.TensorProto):
+            if message.external_data or message.data_location == onnx.TensorProto.EXTERNAL:
+                yield next((entry.value for entry in message.external_data if entry.key == "location"), "another file")
+            continue
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                pending.extend([value] if hasattr(value, "ListFields") else value)
+
+
+def samples_of_file(path: Path, inputs: Any = None, batch: int | None = None) -> list[Sample]:
+    """What onnxruntime gives for an ONNX file on all rows of `inputs`, and at batch 1, 3 and 7 where the batch is free.
+
+    Args:
+        path: the file.
+        inputs: array `(n, ...)`, or a sequence of them for several inputs; None draws seeded random ones.
+        batch: all rows in batches of this size alone, the last one filled with rows from the start.
+
+    Raises:
+        InputError: the file does not load, or the inputs do not fit it.
+        ParityError: the file does not run on them.
+    """
+    session = ort.session(path)
+    values = session.get_inputs()
+    given = _random(path, session) if inputs is None else _fitted(path, session, inputs)
+    batched = [bool(value.shape) and not isinstance(value.shape[0], int) for value in values]
+    samples = []
+    for rows in _rows(given, batched, batch):
+        args = given if rows is None else _taken(given, batched, rows)
+        samples.append(Sample(tuple(args), outputs_of(session, args)))
+    return samples
+
+
+def parity_with(session: InferenceSession, samples: Sequence[Sample], what: str, tolerance: float) -> float:
+    """The largest absolute error of a session over all samples; errors as `parity.check_parity`."""
+    errors = (
+        largest_error(
+            sample.outputs, outputs_of(session, sample.inputs), f"{what} at batch {len(sample.inputs[0])}", tolerance
+        )
+        for sample in samples
+    )
+    return max(errors, default=0.0)
+
+
+def _rows(given: Sequence[np.ndarray], batched: Sequence[bool], batch: int | None) -> Iterator[np.ndarray | None]:
+    """The rows of each run; None stands for the inputs as they are, where no batch is free."""
+    free = [array for array, is_free in zip(given, batched, strict=True) if is_free]
+    if not free:
+        yield None
+        return
+    n_rows = len(free[0])
+    if batch is not None:
+        for start in range(0, n_rows, batch):
+            yield np.arange(start, start + batch) % n_rows
+        return
+    chunks = [np.arange(n_rows)[chunk] for chunk in row_chunks(n_rows, max(array[0].size for array in free))]
+    present = {len(chunk) for chunk in chunks}
+    yield from chunks
+    yield from (np.arange(size) % n_rows for size in _BATCHES if size not in present)
+
+
+def _taken(given: Sequence[np.ndarray], batched: Sequence[bool], rows: np.ndarray) -> list[np.ndarray]:
+    return [array[rows] if is_free else array for array, is_free in zip(given, batched, strict=True)]
+
+
+def _fitted(path: Path, session: InferenceSession, inputs: Any) -> list[np.ndarray]:
+    """The caller's inputs in the file's types, their shapes checked."""
+    values = session.get_inputs()
+    arrays = [inputs] if isinstance(inputs, np.ndarray) or hasattr(inputs, "numpy") else list(inputs)
+    if len(arrays) != len(values):
+        raise InputError(f"{path}: inputs to check on: expected {len(values)} arrays, got {len(arrays)}")
+    fitted = [np.ascontiguousarray(array, dtype=_type(path, v)) for array, v in zip(arrays, values, strict=True)]
+    for array, value in zip(fitted, values, strict=True):
+        fits = array.ndim == len(value.shape) and all(
+            not isinstance(want, int) or want == got for want, got in zip(value.shape, array.shape, strict=True)
+        )
+        if not fits or 0 in array.shape:
+            want = "(" + ", ".join(str(size) if isinstance(size, int) else "*" for size in value.shape) + ")"
+            raise InputError(f"{path}: inputs to check on: {value.name}: expected {want}, got {array.shape}")
+    return fitted
+
+
+def _random(path: Path, session: InferenceSession) -> list[np.ndarray]:
+    """Seeded random inputs with the largest batch that is checked."""
+    generator = np.random.default_rng(0)
+    drawn = []
+    for value in session.get_inputs():
+        shape, kind = _shape(path, session, value), _type(path, value)
+        if np.issubdtype(kind, np.floating):
+            drawn.append(generator.standard_normal(shape).astype(kind))
+        else:
+            drawn.append(generator.integers(0, 2, shape).astype(kind))
+    return drawn
+
+
+def _shape(path: Path, session: InferenceSession, value: Any) -> tuple[int, ...]:
+    """The file's shape with the largest batch; other free sizes are those that edgeprune wrote into the file."""
+    wanted = [max(_BATCHES), *value.shape[1:]] if value.shape and not isinstance(value.shape[0], int) else value.shape
+    if all(isinstance(size, int) for size in wanted):
+        return tuple(wanted)
+    stated = _stated_shape(session.get_modelmeta().custom_metadata_map.get("edgeprune.input_shape", ""))
+    if len(stated) + 1 != len(wanted):
+        raise InputError(f"{path}: input {value.name!r} has free sizes {value.shape}: inputs to check on are needed")
+    return tuple(w if isinstance(w, int) else s for w, s in zip(wanted, (max(_BATCHES), *stated), strict=True))
+
+
+def _stated_shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = json.loads(text)
+    except (ValueError, RecursionError):
+        return ()
+    sane = isinstance(sizes, list) and all(type(size) is int and 0 < size <= 2**16 for size in sizes)
+    return tuple(sizes) if sane and np.prod(sizes, dtype=float) <= 2**27 else ()
+
+
+def _type(path: Path, value: Any) -> Any:
+    if value.type not in _TYPES:
+        raise InputError(f"{path}: input {value.name!r}: expected a tensor of numbers, got {value.type}")
+    return _TYPES[value.type]
