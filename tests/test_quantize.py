@@ -216,6 +216,25 @@ def test_size_that_is_free_stays_free(tmp_path: Path) -> None:
         assert np.linalg.norm(want - got) < 0.2 * np.linalg.norm(want)
 
 
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_mean_over_height_and_width_runs_in_int8(keepdims: int, tmp_path: Path) -> None:
+    """Only a global average pool has an int8 kernel; a mean over other dims stays one."""
+    shape = ["batch", 4, 1, 1] if keepdims else ["batch", 4]
+    weights = {"conv.weight": normals(4, 2, 3, 3), "axes": np.array([-1, 2])}
+    nodes = [
+        helper.make_node("Conv", ["input", "conv.weight"], ["h"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("ReduceMean", ["h", "axes"], ["logits"], "mean", keepdims=keepdims),
+    ]
+    source = saved(tmp_path / "float.onnx", nodes, {"input": ["batch", 2, 8, 8]}, shape, weights)
+    file = write_int8(source, tmp_path / "int8.onnx", normals(8, 2, 8, 8), max_drop=20, reduce_range=False)
+    assert "GlobalAveragePool" in operators_in(tmp_path / "int8.onnx") and file.snr_db > 20
+    weights["axes"] = np.array([1, 2])
+    nodes[1] = helper.make_node("ReduceMean", ["h", "axes"], ["logits"], "mean", keepdims=1)
+    other = saved(tmp_path / "other.onnx", nodes, {"input": ["batch", 2, 8, 8]}, ["batch", 1, 1, 8], weights)
+    write_int8(other, tmp_path / "kept.onnx", normals(8, 2, 8, 8), reduce_range=False)
+    assert "ReduceMean" in operators_in(tmp_path / "kept.onnx")
+
+
 def test_fixed_batch_is_kept(tmp_path: Path) -> None:
     source = linear_chain(tmp_path / "float.onnx", normals(8, 6), normals(3, 8), batch=4)
     write_int8(source, tmp_path / "int8.onnx", normals(10, 6))  # two batches; two rows are left over

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
-from edgeprune.export.onnx import MAX_BYTES
+from edgeprune.export.onnxfile import read_onnx
 from edgeprune.export.parity import outputs_of, row_chunks
 
 MIN_OPSET = 13  # the first with a scale for each channel
@@ -82,8 +82,6 @@ def agreement(file: FloatFile, path: Path, threads: int = 1) -> Agreement:
     Raises:
         ParityError: it does not run on one of them, or gives NaN, infinity or other shapes.
     """
-    from onnxruntime.quantization.qdq_loss_debug import compute_signal_to_quantization_noice_ratio as snr
-
     session = ort.session(path, threads)
     given = [outputs_of(session, list(feed.values())) for feed in file.feeds]
     alone = _first_rows(file)
@@ -93,7 +91,7 @@ def agreement(file: FloatFile, path: Path, threads: int = 1) -> Agreement:
         raise ParityError(f"{path.name}: expected finite outputs of the float network's shapes, got others")
     columns = list(zip(zip(*file.outputs, strict=True), zip(*given, strict=True), strict=True))
     floats = [(want, got) for want, got in columns if want[0].dtype.kind == "f" and want[0].ndim]
-    worst = min((float(snr(list(want), list(got))) for want, got in floats), default=math.inf)
+    worst = min((_snr_db(want, got) for want, got in floats), default=math.inf)
     return Agreement(worst, _same_argmax(*columns[0]) if columns else None)
 
 
@@ -122,20 +120,20 @@ def with_header_of(file: FloatFile, made: onnx.ModelProto, metadata: Mapping[str
 
 def _drop_unused_domains(model: onnx.ModelProto) -> None:
     """onnxruntime declares all operator sets that it knows; other runtimes refuse a file for one that they do not."""
-    used = {"", "ai.onnx"} | {node.domain for node in _all_nodes(model.graph.node)}
-    used |= {node.domain for function in model.functions for node in _all_nodes(function.node)}
+    used = {"", "ai.onnx"} | {node.domain for node in all_nodes(model.graph.node)}
+    used |= {node.domain for function in model.functions for node in all_nodes(function.node)}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
 
 
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Nodes and those in the bodies of loops and branches."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs):
-                yield from _all_nodes(graph.node)
+                yield from all_nodes(graph.node)
 
 
 def is_batched(value: onnx.ValueInfoProto) -> bool:
@@ -148,19 +146,7 @@ def is_batched(value: onnx.ValueInfoProto) -> bool:
 
 
 def _read(source: Path) -> onnx.ModelProto:
-    if not source.is_file():
-        raise InputError(f"{source}: expected an ONNX file, got {'a folder' if source.is_dir() else 'nothing there'}")
-    size = source.stat().st_size
-    if not 0 < size <= MAX_BYTES:
-        raise InputError(f"{source}: expected an ONNX file of 1 byte to 2 GB, got {size} bytes")
-    try:
-        proto = onnx.load_model_from_string(source.read_bytes())
-    except OSError as error:
-        raise InputError(f"{source}: expected a readable file, got {error.strerror}") from error
-    except Exception as error:  # protobuf's own error, whose module has no types
-        raise InputError(f"{source}: expected an ONNX file, got one that is truncated or of another format") from error
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in proto.graph.initializer):
-        raise InputError(f"{source}: expected weights within the file, got some in another one")
+    proto = read_onnx(source)
     found = next((node.op_type for node in proto.graph.node if _is_quantized(node)), None)
     if found is not None:
         raise InputError(f"{source}: expected a float network, got one that is quantised already ({found})")
@@ -243,6 +229,15 @@ def _first_rows(file: FloatFile) -> Feed:
 
 def _finite(outputs: Sequence[np.ndarray]) -> bool:
     return all(np.isfinite(array).all() for array in outputs if array.dtype.kind == "f")
+
+
+def _snr_db(want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:
+    """E.g. 20 for an error of a tenth; infinity where there is none."""
+    from onnxruntime.quantization.qdq_loss_debug import compute_signal_to_quantization_noice_ratio
+
+    if all(np.array_equal(a, b) for a, b in zip(want, got, strict=True)):
+        return math.inf
+    return float(compute_signal_to_quantization_noice_ratio(list(want), list(got)))
 
 
 def _same_argmax(want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float | None:

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
+from onnx import helper, numpy_helper
 
 from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.export.floatfile import Feed, FloatFile
+from edgeprune.export.floatfile import Feed, FloatFile, all_nodes
 from edgeprune.export.parity import quiet
 
 _CPU_FLAGS = Path("/proc/cpuinfo")
+_IMAGE_RANK = 4  # (batch, channels, height, width)
 _X86 = ("x86_64", "amd64")
 
 
@@ -64,8 +66,40 @@ def prepared(file: FloatFile, folder: Path) -> Path:
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{index}_unnamed"
         taken.add(node.name)
+    _means_to_pools(proto.graph)
     path.write_bytes(proto.SerializeToString())
     return path
+
+
+def _means_to_pools(graph: onnx.GraphProto) -> None:
+    """Write means over height and width as global average pools: of the two only those have an int8 kernel.
+
+    On EfficientNet-B0 the means alone took a seventh of the int8 network's time.
+    """
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes, given = [], set()
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != _IMAGE_RANK:
+            continue
+        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        axes = attributes.get("axes", [])
+        if len(node.input) > 1 and node.input[1] in constants:
+            axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
+            given.add(node.input[1])
+        if sorted(axis % _IMAGE_RANK for axis in axes) != [2, 3]:
+            continue
+        node.op_type = "GlobalAveragePool"
+        del node.attribute[:], node.input[1:]
+        if not attributes.get("keepdims", 1):
+            result, node.output[0] = node.output[0], f"{node.output[0]}_pooled"
+            nodes.append(helper.make_node("Flatten", [node.output[0]], [result], f"{node.name}_flat", axis=1))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {name for node in all_nodes(nodes) for name in node.input}
+    for axes in [constants[name] for name in sorted(given) if name not in used]:
+        graph.initializer.remove(axes)
 
 
 def has_vnni() -> bool | None:
