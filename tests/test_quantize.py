@@ -374,6 +374,22 @@ def test_dynamic_file_keeps_weights_of_8_bits(mlp: Digits, tmp_path: Path) -> No
     assert ort.run(ort.session(out), mlp.x[:3]).shape == (3, 10)
 
 
+def test_dynamic_layers_that_share_their_weights(tmp_path: Path) -> None:
+    """onnxruntime's own rewriting would transpose square weights back for the second layer."""
+    weights = {"fc.weight": normals(6, 6), "head.weight": normals(4, 6)}
+    nodes = [
+        helper.make_node("Gemm", ["input", "fc.weight"], ["a"], "first", transB=1),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("Gemm", ["b", "fc.weight"], ["c"], "second", transB=1),
+        helper.make_node("Gemm", ["c", "head.weight"], ["logits"], "head", transB=1),
+    ]
+    source = saved(tmp_path / "float.onnx", nodes, {"input": ["batch", 6]}, ["batch", 4], weights)
+    file = write_dynamic(source, tmp_path / "dynamic.onnx", normals(100, 6), max_drop=5, reduce_range=False)
+    assert isinstance(file, QuantizedFile) and file.snr_db > 30 and file.within_budget
+    file = write_int8(source, tmp_path / "int8.onnx", normals(100, 6), max_drop=5, reduce_range=False)
+    assert file.snr_db > 30 and file.excluded == ()
+
+
 def test_dynamic_lstm(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weights = {

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from edgeprune.errors import InputError
-from edgeprune.export.floatfile import WEIGHTED, FloatFile, open_float, weighted_nodes, with_header_of
+from edgeprune.export.floatfile import WEIGHTED, FloatFile, all_nodes, open_float, weighted_nodes, with_header_of
 from edgeprune.export.quantize import Judge, Judged, Kind, QuantizedFile, check_places, record_of
 from edgeprune.export.quanttools import needs_reduced_range, prepared, tools_for
 from edgeprune.files import write_atomically
@@ -63,7 +64,8 @@ def write_dynamic(  # noqa: PLR0913 - the public entry point spells its options 
     file = open_float(source, inputs, threads)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         ready, path = prepared(file, Path(folder)), Path(folder) / "dynamic.onnx"
-        layers = weighted_nodes(onnx.load(ready).graph, (*WEIGHTED, "LSTM"))
+        graph = _weights_as_matmul_takes_them(ready)
+        layers = weighted_nodes(graph, (*WEIGHTED, "LSTM"))
         if not any(node.op_type in _DYNAMIC for node in layers):
             return LeftOut("dynamic", "the network has no linear or LSTM layers, which alone gain by it")
         with tools_for(file):
@@ -77,6 +79,32 @@ def write_dynamic(  # noqa: PLR0913 - the public entry point spells its options 
             )
         path.write_bytes(with_header_of(file, onnx.load(path), {"edgeprune.quantization": "dynamic"}))
         return _finished("dynamic", path, out, Judge(file, accuracy, max_drop, threads), len(layers))
+
+
+def _weights_as_matmul_takes_them(path: Path) -> onnx.GraphProto:
+    """Rewrite a file with `x @ w` for `x @ w.T`, once for weights that several layers share.
+
+    onnxruntime (1.31) does so too, but once for each layer: the second one transposes shared weights back.
+    """
+    proto = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    turned: dict[str, str] = {}
+    for node in proto.graph.node:
+        flag = next((entry for entry in node.attribute if entry.name == "transB" and entry.i), None)
+        if node.op_type != "Gemm" or flag is None or node.input[1] not in weights:
+            continue
+        name = node.input[1]
+        if name not in turned:
+            turned[name] = f"{name}_transposed"
+            array = np.ascontiguousarray(numpy_helper.to_array(weights[name]).T)
+            proto.graph.initializer.append(numpy_helper.from_array(array, turned[name]))
+        node.input[1] = turned[name]
+        node.attribute.remove(flag)
+    used = {name for node in all_nodes(proto.graph.node) for name in node.input}
+    for name in turned.keys() - used:
+        proto.graph.initializer.remove(weights[name])
+    path.write_bytes(proto.SerializeToString())
+    return proto.graph
 
 
 def write_half(
