@@ -1,0 +1,287 @@
+"""The folder of `export --web`: a page that runs the dense and the slim network where they will be used.
+
+    index.html page.css *.js      the page; it fetches nothing from elsewhere
+    dense.onnx slim.onnx          the networks
+    *.input.bin *.output0.bin     real inputs, and what onnxruntime makes of them here: raw little-endian arrays
+    probes.bin                    layers at several widths, each an ONNX file: their times are the device's staircase
+    runtime/                      onnxruntime-web
+    manifest.json                 what there is, for the page
+
+It works from any server of plain files; one that isolates the page from other origins gives it threads as well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from edgeprune.errors import InputError
+from edgeprune.export import ort
+from edgeprune.export.parity import PARITY_TOLERANCE
+from edgeprune.export.web.runtime import PACKAGE, RUNTIME_VERSION, WebRuntime, web_runtime
+from edgeprune.files import check_new, named_as, staged_folder
+from edgeprune.records import ExportedFile
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+MANIFEST_FORMAT = "edgeprune-web/1"
+_PAGE = ("page.css", "page.js", "charts.js", "statistics.js", "worker.js", "measure.js", "networks.js")
+_MAX_RUNS = 16
+_FLOAT_BYTES = 4
+_MAX_INPUT_BYTES = 8 * 2**20  # what a phone fetches for the check, for each network
+_MAX_MODEL_BYTES = 2**31 - 1  # the largest file that browsers take in one piece
+# By onnxruntime's name: the array's type, in the byte order of every browser, and onnxruntime-web's name.
+_TYPES = {
+    "tensor(float)": ("<f4", "float32"),
+    "tensor(float16)": ("<f2", "float16"),
+    "tensor(double)": ("<f8", "float64"),
+    "tensor(int64)": ("<i8", "int64"),
+    "tensor(int32)": ("<i4", "int32"),
+    "tensor(int16)": ("<i2", "int16"),
+    "tensor(int8)": ("i1", "int8"),
+    "tensor(uint8)": ("u1", "uint8"),
+    "tensor(uint16)": ("<u2", "uint16"),
+    "tensor(bool)": ("?", "bool"),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WebNetwork:
+    """One network of the page: its ONNX file, and real inputs `(n, ...)` as it takes them."""
+
+    path: Path
+    inputs: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WebProbe:
+    """One layer at some widths: a step of the staircase.
+
+    `layer` is the same for layers that differ in their widths alone; `model` is an ONNX file that takes float32
+    `inputs` of these shapes, with `batch` samples.
+    """
+
+    layer: str
+    width_in: int
+    width_out: int
+    model: bytes
+    inputs: Mapping[str, tuple[int, ...]]
+    batch: int = 1
+
+
+def check_web(folder: str | Path, force: bool = False) -> None:
+    """Refuse early what `write_web` would refuse of its place.
+
+    Raises:
+        InputError: there is one and `force` is not given, or it cannot be written to.
+    """
+    check_new(folder, force, "folder")
+
+
+def write_web(  # noqa: PLR0913 - one argument a decision of the caller
+    folder: str | Path,
+    dense: WebNetwork,
+    slim: WebNetwork,
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str, str]] = (),
+    probes: Sequence[WebProbe] = (),
+    runtime: str | Path | WebRuntime = RUNTIME_VERSION,
+    tolerance: float = PARITY_TOLERANCE,
+    force: bool = False,
+) -> tuple[ExportedFile, ...]:
+    """Write the page that runs `dense` and `slim` in a browser; the folder appears whole or not at all.
+
+    Args:
+        folder: new, or replaced with `force`.
+        dense: its inputs are the same samples as those of `slim`, in its own contract; the first few are used.
+        slim: see `dense`.
+        title: of the page, e.g. the model's name.
+        facts: (what, dense, slim) of both networks, e.g. ("MACs", "300.8 M", "150.1 M").
+        probes: what the staircase is measured with; none leaves it out.
+        runtime: as for `web_runtime`, or what that gave.
+        tolerance: largest allowed error of an output, times max(1, largest expected output).
+
+    Raises:
+        InputError: the place, the runtime, a network or its inputs are wrong.
+    """
+    check_web(folder, force)
+    taken = runtime if isinstance(runtime, WebRuntime) else web_runtime(runtime)
+    with staged_folder(folder, force) as staged:
+        networks = {name: _network(staged, name, one) for name, one in (("dense", dense), ("slim", slim))}
+        _check_pair(networks)
+        manifest = {
+            "format": MANIFEST_FORMAT,
+            "title": title,
+            "runtime": {"name": PACKAGE, "version": taken.version},
+            "tolerance": tolerance,
+            "networks": networks,
+            "probes": _probes(staged, probes),
+            "probe_batch": probes[0].batch if probes else 1,
+        }
+        _write_runtime(staged, taken)
+        _write_page(staged, manifest, facts)
+        names = sorted(path.relative_to(staged) for path in staged.rglob("*") if path.is_file())
+        sizes = {name: (staged / name).stat().st_size for name in names}
+    return tuple(ExportedFile(str(Path(folder) / name), size, None) for name, size in sizes.items())
+
+
+# --- networks
+
+
+def _network(staged: Path, name: str, network: WebNetwork) -> dict[str, Any]:
+    """Copy one network, run it on its first inputs, and write both down; returns its part of the manifest."""
+    file = _copied(staged, name, network.path)
+    with named_as(network.path, file):
+        session = ort.session(file)  # of the copy: one that needs files beside it fails here, not on the phone
+    input_name = ort.input_name(session)
+    spec = session.get_inputs()[0]
+    array_type, web_type = _type_of(network.path, spec)
+    batch = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else 1
+    runs = _runs(network, batch, np.dtype(array_type))
+    outputs = [_outputs(session, network.path, input_name, run) for run in runs]
+    specs = session.get_outputs()
+    return {
+        "file": file.name,
+        "bytes": file.stat().st_size,
+        "batch": batch,
+        "runs": len(runs),
+        "input": _tensor(staged, f"{name}.input.bin", (input_name, web_type), runs),
+        "outputs": [
+            _output(staged, f"{name}.output{index}.bin", spec, network.path, [run[index] for run in outputs])
+            for index, spec in enumerate(specs)
+        ],
+    }
+
+
+def _copied(staged: Path, name: str, path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"{path}: expected an ONNX file, got {'a folder' if path.is_dir() else 'nothing there'}")
+    if path.stat().st_size > _MAX_MODEL_BYTES:
+        raise InputError(f"{path}: expected at most 2 GiB, which is all that a browser takes, got more")
+    return Path(shutil.copyfile(path, staged / f"{name}.onnx"))
+
+
+def _type_of(path: Path, spec: Any) -> tuple[str, str]:
+    if spec.type not in _TYPES:
+        raise InputError(f"{path}: {spec.name}: expected a type that browsers have, got {spec.type}")
+    return _TYPES[spec.type]
+
+
+def _runs(network: WebNetwork, batch: int, array_type: np.dtype[Any]) -> list[np.ndarray]:
+    """The first inputs, batch by batch: as many as a phone should fetch."""
+    inputs = network.inputs
+    if inputs.ndim == 0 or len(inputs) < batch:
+        raise InputError(f"{network.path}: inputs: expected at least {batch} for one batch, got shape {inputs.shape}")
+    run_bytes = max(1, inputs[:batch].size * array_type.itemsize)
+    n_runs = max(1, min(_MAX_RUNS, len(inputs) // batch, _MAX_INPUT_BYTES // run_bytes))
+    return [np.ascontiguousarray(inputs[i * batch : (i + 1) * batch], dtype=array_type) for i in range(n_runs)]
+
+
+def _outputs(session: InferenceSession, path: Path, name: str, array: np.ndarray) -> list[np.ndarray]:
+    try:
+        return [np.asarray(output) for output in session.run(None, {name: array})]
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: onnxruntime cannot run it on inputs of shape {array.shape}: {reason}") from error
+
+
+def _output(staged: Path, file: str, spec: Any, path: Path, runs: Sequence[np.ndarray]) -> dict[str, Any]:
+    array_type, web_type = _type_of(path, spec)
+    if any(run.shape != runs[0].shape for run in runs):
+        raise InputError(
+            f"{path}: {spec.name}: expected one shape for every input, got {sorted({r.shape for r in runs})}"
+        )
+    if any(np.isnan(run).any() for run in runs):
+        raise InputError(f"{path}: {spec.name}: expected numbers, got NaN; the page could check nothing against it")
+    return _tensor(staged, file, (spec.name, web_type), [run.astype(array_type) for run in runs])
+
+
+def _tensor(staged: Path, file: str, named: tuple[str, str], runs: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Write the arrays of all runs one after the other; `named` is the tensor's name and its type in the browser."""
+    content = b"".join(run.tobytes() for run in runs)
+    (staged / file).write_bytes(content)
+    name, kind = named
+    return {"name": name, "type": kind, "shape": list(runs[0].shape), "file": file, "bytes": len(content)}
+
+
+def _check_pair(networks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Both are timed side by side, so they take the same batch; the check may use as many inputs as each allows."""
+    batches = [networks[name]["batch"] for name in ("dense", "slim")]
+    if batches[0] != batches[1]:
+        raise InputError(f"expected the same batch for both networks, got {batches[0]} and {batches[1]}")
+
+
+# --- the staircase
+
+
+def _probes(staged: Path, probes: Sequence[WebProbe]) -> list[dict[str, Any]]:
+    """Write the layers one after the other; returns their part of the manifest."""
+    listed: list[dict[str, Any]] = []
+    offset = 0
+    for probe in probes:
+        if probe.batch != probes[0].batch:
+            raise InputError(f"{_named(probe)}: expected batch {probes[0].batch} as of the others, got {probe.batch}")
+        place = {"layer": probe.layer, "width_in": probe.width_in, "width_out": probe.width_out}
+        inputs = [{"name": name, "shape": list(shape)} for name, shape in probe.inputs.items()]
+        size = {"offset": offset, "bytes": len(probe.model), "weight_bytes": _weight_bytes(probe)}
+        listed.append({**place, **size, "inputs": inputs})
+        offset += len(probe.model)
+    if probes:
+        (staged / "probes.bin").write_bytes(b"".join(probe.model for probe in probes))
+    return listed
+
+
+def _weight_bytes(probe: WebProbe) -> int:
+    """What a layer's weights take in memory, those included that the runtime makes itself from their shape."""
+    try:
+        graph = onnx.load_model_from_string(probe.model).graph
+    except Exception as error:  # protobuf's class of it is not public
+        raise InputError(f"{_named(probe)}: expected an ONNX model, got something else") from error
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    inputs = {value.name: value.type.tensor_type.elem_type for value in graph.input if value.name not in constants}
+    if set(inputs) != set(probe.inputs) or set(inputs.values()) - {onnx.TensorProto.FLOAT}:
+        raise InputError(f"{_named(probe)}: expected float32 inputs {sorted(probe.inputs)}, got {sorted(inputs)}")
+    sizes = [math.prod(tensor.dims) for tensor in constants.values()]
+    shapes = [constants.get(node.input[0]) for node in graph.node if node.op_type == "ConstantOfShape"]
+    sizes += [math.prod(onnx.numpy_helper.to_array(shape).tolist()) for shape in shapes if shape is not None]
+    return sum(sizes) * _FLOAT_BYTES
+
+
+def _named(probe: WebProbe) -> str:
+    return f"probe {probe.layer} of {probe.width_in} and {probe.width_out} channels"
+
+
+# --- the page
+
+
+def _write_runtime(staged: Path, runtime: WebRuntime) -> None:
+    (staged / "runtime").mkdir()
+    for name, content in runtime.files.items():
+        (staged / "runtime" / name).write_bytes(content)
+
+
+def _write_page(staged: Path, manifest: Mapping[str, Any], facts: Sequence[tuple[str, str, str]]) -> None:
+    environment = Environment(
+        loader=PackageLoader("edgeprune.export.web", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("index.html.j2").render(manifest=manifest, facts=facts)
+    (staged / "index.html").write_text(page, encoding="utf-8")
+    (staged / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    for name in _PAGE:
+        (staged / name).write_bytes(resources.files("edgeprune.export.web").joinpath("page", name).read_bytes())
