@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import edgeprune.export.contracts as contracts
 from edgeprune.data import normalize, open_data
 from edgeprune.errors import InputError, ParityError
-from edgeprune.export.contracts import normalization_in, write_contracts
+from edgeprune.export.contracts import byte_scale_in, normalization_in, write_contracts
 from edgeprune.export.front import Preprocessing, fold_preprocessing, raw_bytes
 from edgeprune.graph.capture import Program, capture
 from edgeprune.load import load
@@ -130,7 +130,7 @@ def test_files_say_that_they_take_raw_inputs(tmp_path: Path) -> None:
     metadata = metadata_in(tmp_path / "slim.onnx")
     assert metadata["edgeprune.contract"] == "full"
     assert json.loads(metadata["edgeprune.preprocess"]) == "folded"
-    assert json.loads(metadata["edgeprune.byte_scale"]) == BYTE
+    assert byte_scale_in(metadata, "slim.onnx") == BYTE
     assert normalization_in(metadata, "slim.onnx") == Normalization((0.0,), (1.0,))
     folded = json.loads(metadata["edgeprune.folded_normalization"])
     assert folded == {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
@@ -210,6 +210,13 @@ def test_branches_of_the_network_read_the_normalised_input() -> None:
 def test_what_no_byte_stands_for_is_refused(raw: list[float], scale: float, got: str) -> None:
     with pytest.raises(InputError, match=f"expected bytes times .* got {got}"):
         raw_bytes(np.array([raw], np.float32), scale)
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "-1", "NaN", "Infinity", "[1]"])
+def test_malformed_byte_scale_is_refused(text: str) -> None:
+    assert byte_scale_in({}, "net.onnx") is None
+    with pytest.raises(InputError, match=r"net\.onnx: edgeprune\.byte_scale: expected a number above 0"):
+        byte_scale_in({"edgeprune.byte_scale": text}, "net.onnx")
 
 
 def test_every_byte_is_found_again() -> None:

@@ -209,15 +209,14 @@ def _put_front(  # noqa: PLR0913 - what it writes, and what that is checked on
     """One network with its front; `samples` are what the device hands over and the same, full and normalised."""
     folded = fold_preprocessing(plain, writing.preprocessing(features), gather=contract == "full")
     helper.set_model_props(folded, metadata_of(writing.info, contract, writing.preprocessing(features)))
-    file = _written(writing, "full.onnx" if contract == "full" and features else writing.network, folded)
+    name = "full.onnx" if contract == "full" and features else writing.network
+    file = _written(writing, name, folded.SerializeToString(deterministic=True))
     session = ort.session(Path(file.path))
     with quiet():
         module = program.module()
     handed, inputs = samples
     errors = (
-        largest_error(
-            torch_outputs(module, [inputs[rows]]), outputs_of(session, [handed[rows]]), f"{Path(file.path).name} folded"
-        )
+        largest_error(torch_outputs(module, [inputs[rows]]), outputs_of(session, [handed[rows]]), f"{name} folded")
         for rows in row_chunks(len(inputs), inputs[0].size)
     )
     return replace(file, parity=max(errors))
@@ -239,8 +238,7 @@ def _opened(file: ExportedFile) -> onnx.ModelProto:
     return onnx.load(file.path, load_external_data=False)
 
 
-def _written(writing: _Writing, name: str, model: onnx.ModelProto) -> ExportedFile:
-    content = model.SerializeToString(deterministic=True)
+def _written(writing: _Writing, name: str, content: bytes) -> ExportedFile:
     write_atomically(writing.folder / name, content)
     return ExportedFile(str(writing.folder / name), len(content), None)
 
@@ -279,7 +277,7 @@ def _write_preprocess(writing: _Writing, features: InputFeatures | None, network
     model = preprocess_model(network, preprocessing, scale=not writing.fold)
     helper.set_model_props(model, metadata_of(writing.info, "preprocess", preprocessing if writing.fold else None))
     onnx.checker.check_model(model, full_check=True)
-    return _written(writing, "preprocess.onnx", model)
+    return _written(writing, "preprocess.onnx", model.SerializeToString(deterministic=True))
 
 
 def _write_features(writing: _Writing, features: InputFeatures, input_type: str) -> ExportedFile:
@@ -297,10 +295,7 @@ def _write_features(writing: _Writing, features: InputFeatures, input_type: str)
         "names": _feature_names(info, features),
         "scaling": {"mean": mean.tolist(), "std": std.tolist()},
     }
-    path = writing.folder / "features.json"
-    content = (json.dumps(document, indent=1) + "\n").encode()
-    write_atomically(path, content)
-    return ExportedFile(str(path), len(content), None)
+    return _written(writing, "features.json", (json.dumps(document, indent=1) + "\n").encode())
 
 
 def _feature_names(info: ModelInfo, features: InputFeatures) -> list[str]:
@@ -381,3 +376,21 @@ def normalization_in(metadata: Mapping[str, str], where: str) -> Normalization |
     if not mean or not std or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
         raise InputError(f"{where}: edgeprune.normalization: expected finite values and std above 0, got {text[:80]!r}")
     return Normalization(mean, std)
+
+
+def byte_scale_in(metadata: Mapping[str, str], where: str) -> float | None:
+    """What a byte that a file takes is multiplied by to be a raw input, or None where it takes floats.
+
+    Raises:
+        InputError: the entry is malformed; `where` names the file.
+    """
+    text = metadata.get("edgeprune.byte_scale")
+    if text is None:
+        return None
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = 0.0
+    if not (np.isfinite(scale) and scale > 0):
+        raise InputError(f"{where}: edgeprune.byte_scale: expected a number above 0, got {text[:80]!r}")
+    return scale
