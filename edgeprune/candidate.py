@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from edgeprune.data import batches, normalize
+from edgeprune.device import Device
 from edgeprune.graph.capture import Program
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import DataSource, FeatureRules, Normalization
 from edgeprune.settings import TrainSettings
 from edgeprune.training import evaluate
+from edgeprune.units import LatencyLimit
 
 _TAYLOR_BATCHES = 64
 _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
@@ -24,9 +26,11 @@ _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
 class Budgets:
     """What the search must meet, and how it goes about it.
 
-    `keep_macs` is a share of the dense MACs, `max_drop` is in accuracy points on the validation split, `n_features`
-    a count of input features and `feature_ratio` a share of them; each may be None. `prune_features` lets features go
-    without a count of their own; `rules` say which of them stay, or stay together.
+    `keep_macs` is a share of the dense MACs, `max_latency` the most that one inference may take, `max_bytes` the most
+    that the ONNX file may weigh, `max_drop` is in accuracy points on the validation split, `n_features` a count of
+    input features and `feature_ratio` a share of them; each may be None. `prune_features` lets features go without a
+    count of their own; `rules` say which of them stay, or stay together. With a `device`, units go by the milliseconds
+    that they save on it.
     """
 
     keep_macs: float | None
@@ -39,6 +43,19 @@ class Budgets:
     seed: int
     attention: str = "heads"
     rules: FeatureRules | None = None
+    max_latency: LatencyLimit | None = None
+    max_bytes: int | None = None
+    device: Device | None = None
+
+    @property
+    def has_costs(self) -> bool:
+        """Whether what the network may cost is said, rather than to be found."""
+        return self.keep_macs is not None or self.is_measured
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a budget is held by measuring a file."""
+        return self.max_latency is not None or self.max_bytes is not None
 
     @property
     def features(self) -> bool:
@@ -68,6 +85,19 @@ class Trainer:
     def val_accuracy(self, module: nn.Module) -> float:
         """Accuracy on the validation split, in [0, 1]."""
         return evaluate(module, self.data.val, self.normalization).accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A network as a file in its runtime: p50 of one inference beside the dense one's, and the bytes of both."""
+
+    ms: float
+    dense_ms: float
+    size_bytes: int
+    dense_bytes: int
+
+
+Gauge = Callable[[Program, bool], Measured]  # whether it has to be sure, or once is enough
 
 
 @dataclass(frozen=True, slots=True, eq=False)

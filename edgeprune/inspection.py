@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from edgeprune.cost import CostModel, count_parameters
+from edgeprune.cost import count_parameters
+from edgeprune.costmodel import CostModel, macs_model
 from edgeprune.graph.binding import static_nodes
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, LockedUnits, analyze
 from edgeprune.graph.labels import core
@@ -32,12 +33,12 @@ class Inspection:
 def inspect_program(program: ExportedProgram, name: str, attention: str = "heads") -> Inspection:
     """The channel groups of a program, input features first, locked units last."""
     graph = analyze(program, inputs=True, attention=attention)
-    cost = CostModel(program, graph)
+    cost = macs_model(graph)
     n_params = count_parameters(program)
     heads = _head_units(graph)
     order = sorted(range(len(graph.groups)), key=lambda number: not graph.groups[number].is_input)
     rows = [_group_row(graph, cost, number, heads, n_params) for number in order]
-    record = InspectRecord(name, cost.total, n_params, (*rows, *locked_rows(graph)))
+    record = InspectRecord(name, round(cost.total), n_params, (*rows, *locked_rows(graph)))
     return Inspection(record, graph, {number: row for row, number in enumerate(order)})
 
 

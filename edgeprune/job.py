@@ -12,22 +12,28 @@ from torch.export import ExportedProgram
 
 from edgeprune.candidate import Budgets, Trainer
 from edgeprune.cost import macs
+from edgeprune.costmodel import known_share
 from edgeprune.data import check_fits, open_data
 from edgeprune.data.limits import check_file
+from edgeprune.device import Device, read_device
 from edgeprune.errors import InputError, PlanError
 from edgeprune.featurerules import feature_rules
 from edgeprune.files import check_new
+from edgeprune.gauge import OnnxGauge
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.load import load
+from edgeprune.profiling import Timing, is_here, profile
 from edgeprune.progress import Progress
 from edgeprune.pruning_plan import PruningPlan, read_plan
 from edgeprune.records import DataSource, FeatureRules, Model, ModelInfo
 from edgeprune.requests import CompressRequest, ExportRequest
 from edgeprune.search import Search
 from edgeprune.settings import TrainSettings
+from edgeprune.shapes import layer_shapes
 from edgeprune.training import float_type
+from edgeprune.units import parse_latency, parse_size
 
 RUNS = Path("runs")
 _ASSUMED_DROP = 1.0
@@ -35,6 +41,7 @@ _ASSUMED_KEEP = 0.5
 _FINETUNE_STEPS = 1500  # optimizer steps of one finetuning where no epochs are given
 _FINETUNE = TrainSettings(lr=1e-3)  # for a model that does not say how it was trained
 _SETTLED = 2 / 3  # of the epochs: at a high learning rate a good epoch is luck on the validation split
+_KNOWN = 0.5  # of the MACs: what a device's profile must at least cover
 _SMALL = 20_000_000  # MACs below which more than one thread costs more than it gains
 
 
@@ -74,11 +81,14 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     rules = _rules(request, model, data)
     budgets = replace(_budgets(request, data is not None, assume), rules=rules)
     trainer = _trainer(request, model, data, assume) if data else None
-    search = Search(Program.adopt(model.program), budgets, trainer, told)
+    threads = request.threads or threads_for(model.program)
+    dense = Program.adopt(model.program)
+    budgets = replace(budgets, device=_device(request, budgets, dense, assume, told))
+    gauge = _gauge(request, budgets, dense, model, told) if budgets.is_measured else None
+    search = Search(dense, budgets, trainer, told, gauge)
     search.check(plan)
     for text in assumed:
         told.say(f"assumed: {text}")
-    threads = request.threads or threads_for(model.program)
     return Job(request, model, data, trainer, search, plan, out, threads, tuple(assumed))
 
 
@@ -113,9 +123,12 @@ def _check_keeps_model(model: Path, out: Path) -> None:
 
 def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
     keep_macs, max_drop = request.keep_macs, request.max_drop
+    max_latency = parse_latency(request.max_latency) if request.max_latency is not None else None
+    max_bytes = parse_size(request.max_size) if request.max_size is not None else None
     if max_drop is not None and not has_data:
         raise InputError("--max-drop: expected data to measure the accuracy on, got none; give --data")
-    if keep_macs is None and max_drop is None and request.plan is None:
+    costs = (keep_macs, max_latency, max_bytes)
+    if max_drop is None and request.plan is None and all(budget is None for budget in costs):
         if has_data:
             max_drop = _ASSUMED_DROP
             assume(f"--max-drop {max_drop:g}")
@@ -137,7 +150,42 @@ def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
         align=request.align,
         seed=request.seed,
         attention=request.attention,
+        max_latency=max_latency,
+        max_bytes=max_bytes,
     )
+
+
+def _device(request: CompressRequest, budgets: Budgets, dense: Program, assume: Any, told: Progress) -> Device | None:
+    """The profile that is planned with: the one given, or this machine's where a latency is asked for."""
+    if request.device is not None:
+        device = read_device(request.device)
+        known = known_share(analyze(dense, attention=request.attention), device)
+        if known < _KNOWN:
+            raise InputError(
+                f"{request.device}: expected measurements of this network's layers, got those of {known:.0%} of its "
+                f"MACs; make it with: edgeprune profile {request.model}"
+            )
+        return device
+    if budgets.max_latency is None:
+        return None
+    assume("--device this machine")
+    return own_device(dense, Timing(threads=request.threads or 1), told)
+
+
+def own_device(program: ExportedProgram, timing: Timing, told: Progress, fresh: bool = False) -> Device:
+    """This machine's profile for the layers of a program, measured as far as it is not known from before."""
+    told.stage("profile the layers on this machine")
+    return profile(list(layer_shapes(analyze(program)).values()), timing, told, fresh)
+
+
+def _gauge(request: CompressRequest, budgets: Budgets, dense: Program, model: Model, told: Progress) -> OnnxGauge:
+    device, threads = budgets.device, request.threads or 1
+    foreign = device if device is not None and not is_here(device) else None
+    if foreign is not None and budgets.max_latency is not None:
+        told.say(f"--max-latency is judged by what {request.device} foretells: it is of another device than this one")
+    example = torch.zeros(1, *model.info.input_shape, dtype=float_type(dense.module())).numpy()
+    told.stage("export the dense network to measure it")
+    return OnnxGauge(dense, example, threads, told, foreign)
 
 
 def _rules(request: CompressRequest, model: Model, data: DataSource | None) -> FeatureRules | None:

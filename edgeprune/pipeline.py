@@ -19,11 +19,13 @@ from edgeprune.cost import count_parameters
 from edgeprune.crop import find_crop
 from edgeprune.data import batches, check_fits, normalize, open_data
 from edgeprune.drawing import draw
-from edgeprune.errors import InputError
+from edgeprune.errors import BudgetError, InputError
 from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.files import check_new, staged_folder, write_atomically
+from edgeprune.gauge import is_held
 from edgeprune.graph.capture import Program
+from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.inspection import explained, feature_weights, inspect_program, locked_rows, widths
 from edgeprune.job import (
@@ -34,12 +36,14 @@ from edgeprune.job import (
     model_and_data,
     n_outputs,
     newest_run,
+    own_device,
     prepare,
     threads_for,
 )
 from edgeprune.latency import compare_latency
 from edgeprune.load import capture_single, load, load_architecture
 from edgeprune.processes import is_main
+from edgeprune.profiling import Timing, is_here
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import (
     DataSource,
@@ -48,19 +52,30 @@ from edgeprune.records import (
     InspectRecord,
     LatencyComparison,
     LayerZeros,
+    Model,
     ModelInfo,
     NetworkFigures,
+    ProfiledKind,
+    ProfileRecord,
     RunRecord,
     TrainRecord,
     ValidateRecord,
 )
 from edgeprune.report.diagram import dot, svg
 from edgeprune.report.html import render
-from edgeprune.requests import CompressRequest, ExportRequest, InspectRequest, TrainRequest, ValidateRequest
+from edgeprune.requests import (
+    CompressRequest,
+    ExportRequest,
+    InspectRequest,
+    ProfileRequest,
+    TrainRequest,
+    ValidateRequest,
+)
 from edgeprune.runrecord import to_json
 from edgeprune.save import save_checkpoint, save_program
 from edgeprune.search import Search
 from edgeprune.settings import TrainSettings
+from edgeprune.shapes import layer_shapes
 from edgeprune.statistics import compare_accuracy
 from edgeprune.training import Team, evaluate, fit, float_type, layer_zeros, threads_set
 from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file
@@ -223,6 +238,7 @@ def _measured(job: Job, search: Search, best: Candidate, told: Progress) -> RunR
     dense = search.dense
     told.stage("measure in onnxruntime")
     sizes, parity, latency = _onnx_figures(job, best, told)
+    _check_measured(job, sizes[1], latency)
     plan = best.plan
     assert plan is not None
     accuracy, test = None, (None, None)
@@ -284,7 +300,31 @@ def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int,
         latency = compare_latency(
             paths[0], paths[1], one, one, threads=job.request.threads or 1, max_seconds=8.0, progress=told
         )
+        if not _holds(job, latency):  # noise that the search did not meet: once more, and longer
+            latency = compare_latency(
+                paths[0], paths[1], one, one, threads=job.request.threads or 1, max_seconds=20.0, progress=told
+            )
     return (exports[0].size_bytes, exports[1].size_bytes), exports[1].parity, latency
+
+
+def _holds(job: Job, latency: LatencyComparison) -> bool:
+    """Whether the latency asked for was measured; one of another device is foretold by the search."""
+    limit, device = job.search.budgets.max_latency, job.search.budgets.device
+    if limit is None or device is None or not is_here(device):
+        return True
+    return is_held(latency, limit.ratio, limit.ms)
+
+
+def _check_measured(job: Job, slim_bytes: int, latency: LatencyComparison) -> None:
+    """Raise BudgetError where the final file misses a budget, by what was measured."""
+    budgets = job.search.budgets
+    if not _holds(job, latency):
+        raise BudgetError(
+            f"--max-latency {budgets.max_latency}: got {latency.slim_p50_ms:.3g} ms, {latency.ratio:.3f} of the dense "
+            f"network's {latency.dense_p50_ms:.3g} ms; on a quiet machine, or with a little more allowed, try again"
+        )
+    if budgets.max_bytes is not None and slim_bytes > budgets.max_bytes:
+        raise BudgetError(f"--max-size: expected at most {budgets.max_bytes:,} bytes of ONNX, got {slim_bytes:,}")
 
 
 def _real_inputs(job: Job, count: int) -> np.ndarray | None:
@@ -358,6 +398,41 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
     return validate_files(request, open_data(request.data), progress=progress or Silent())
 
 
+def profile(request: ProfileRequest, progress: Progress | None = None) -> ProfileRecord:
+    """Measure how long the layers of a network take on this machine at several widths, and write a device.json.
+
+    Raises:
+        InputError: the model, an option or the output place is wrong.
+    """
+    told, start = progress or Silent(), time.perf_counter()
+    timing = Timing(request.threads, request.batch_size, request.runs, request.warmup)
+    timing.check()
+    check_new(request.out, request.force, "file")
+    told.stage("load")
+    program = _opened(request).program
+    device = own_device(program, timing, told, request.fresh)
+    write_atomically(request.out, device.to_json().encode())
+    shapes = [shape for shape in layer_shapes(analyze(program)).values() if device.knows(shape)]
+    total = sum(map(device.milliseconds, shapes))
+    kinds = []
+    for kind in dict.fromkeys(shape.kind for shape in shapes):
+        own = [shape for shape in shapes if shape.kind == kind]
+        ms = sum(map(device.milliseconds, own))
+        kinds.append(ProfiledKind(kind, len(own), device.step(kind) or 1, ms, ms / total))
+    return ProfileRecord(
+        model=request.model,
+        out=request.out,
+        runtime=device.runtime,
+        cpu=device.cpu,
+        threads=device.threads,
+        batch_size=device.batch,
+        n_points=len(device.points),
+        ms=total,
+        kinds=tuple(kinds),
+        seconds=time.perf_counter() - start,
+    )
+
+
 def inspect(request: InspectRequest, progress: Progress | None = None) -> InspectRecord:
     """The channel groups of a model, and why the rest is locked.
 
@@ -369,17 +444,7 @@ def inspect(request: InspectRequest, progress: Progress | None = None) -> Inspec
     for path in drawings:
         check_new(path, request.force, "file")
     told.stage("load")
-    if request.arch is None and is_spec(request.model) and not Path(request.model).exists():
-        model = load_architecture(request.model, request.input_shape, request.dynamic_size, request.module)
-    else:
-        model = load(
-            request.model,
-            arch=request.arch,
-            input_shape=request.input_shape,
-            unsafe_pickle=request.unsafe_pickle,
-            dynamic_size=request.dynamic_size,
-            module=request.module,
-        )
+    model = _opened(request)
     told.stage("analyse")
     found = inspect_program(model.program, request.model, request.attention)
     if drawings:
@@ -387,3 +452,20 @@ def inspect(request: InspectRequest, progress: Progress | None = None) -> Inspec
         for path, render_as in drawings.items():
             write_atomically(path, render_as(picture).encode())
     return replace(found.record, files=tuple(drawings))
+
+
+def _opened(request: InspectRequest | ProfileRequest) -> Model:
+    """The model in a file, or of an architecture by its name, with random weights."""
+    dynamic, module = False, None
+    if isinstance(request, InspectRequest):
+        dynamic, module = request.dynamic_size, request.module
+    if request.arch is None and is_spec(request.model) and not Path(request.model).exists():
+        return load_architecture(request.model, request.input_shape, dynamic, module)
+    return load(
+        request.model,
+        arch=request.arch,
+        input_shape=request.input_shape,
+        unsafe_pickle=request.unsafe_pickle,
+        dynamic_size=dynamic,
+        module=module,
+    )

@@ -1,16 +1,17 @@
-"""The planner: which units go so that the MACs meet the budget and least importance is lost. It touches no weight."""
+"""The planner: which units go so that costs meet their budgets and least importance is lost. It touches no weight."""
 
 from __future__ import annotations
 
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.export import ExportedProgram
 
-from edgeprune.cost import CostModel
+from edgeprune.costmodel import CostModel, bytes_model, latency_model, macs_model, main_step
+from edgeprune.device import Device
 from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.folding import alive, fold, has_zeros
@@ -19,6 +20,8 @@ from edgeprune.importance import Batches, protected, score
 from edgeprune.pruning_plan import PlannedGroup, PruningPlan
 from edgeprune.records import FeatureRules, InputFeatures
 from edgeprune.surgery import input_features
+
+_NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
 
 
 def plan(  # noqa: PLR0913 - the public call: every choice has a name and a default
@@ -32,50 +35,88 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     n_features: int | None = None,
     batches: Batches = (),
     seed: int = 0,
+    device: Device | None = None,
+    keep_latency: float | None = None,
+    keep_bytes: float | None = None,
 ) -> PruningPlan:
-    """Choose the units to keep: globally over all groups, least important first, until the MACs are within budget.
+    """Choose the units to keep: globally over all groups, least important first, until the costs are within budget.
 
     Args:
         program: the program that `graph` was made from.
         graph: its channel groups; with `inputs=True` input features are chosen too.
-        keep_macs: largest share of the MACs to keep, in (0, 1]; None prunes no channels.
+        keep_macs: largest share of the MACs to keep, in (0, 1]; where it and the other two shares are None, no channels
+            are pruned.
         criterion: one of the catalog's (`edgeprune methods`); "taylor" and "activation" need `batches`.
-        align: kept widths are multiples of this where the layer is at least as wide; 1 for any width.
+        align: kept widths are multiples of this where the layer is at least as wide; 1 for any width. With a device,
+            of the stairs of the kind of layer that takes most of the time too.
         exact_only: leave units alone whose removal changes the statistics of a normalisation.
         n_features: how many input features to keep at most: exactly so many where they go one by one; None lets them
             compete with the channels.
         batches: normalised inputs and class numbers, for the criteria that look at data.
         seed: for "random".
+        device: what a unit saves is then milliseconds on this device, whatever the budget is in.
+        keep_latency: largest share of the milliseconds that `device` foretells to keep, in (0, 1].
+        keep_bytes: largest share of the bytes of parameters and buffers to keep, in (0, 1].
 
     Raises:
-        InputError: a number is out of range.
-        BudgetError: the budget cannot be met; says which groups stood in the way.
+        InputError: a number is out of range, or a latency is asked for without a device.
+        BudgetError: a budget cannot be met; says which groups stood in the way.
     """
-    if keep_macs is not None and not 0 < keep_macs <= 1:
-        raise InputError(f"keep_macs: expected a share in (0, 1], got {keep_macs}")
+    for name, share in (("keep_macs", keep_macs), ("keep_latency", keep_latency), ("keep_bytes", keep_bytes)):
+        if share is not None and not 0 < share <= 1:
+            raise InputError(f"{name}: expected a share in (0, 1], got {share}")
     if align < 1:
         raise InputError(f"align: expected a whole number from 1, got {align}")
+    if keep_latency is not None and device is None:
+        raise InputError("keep_latency: expected a device to foretell the latency of, got none")
+    if device is not None:
+        align = math.lcm(align, main_step(graph, device))
     scores = score(program, graph, criterion, batches=batches, seed=seed)
-    chooser = _Chooser(program, graph, scores, per_mac=criterion == "taylor", align=align)
+    chooser = _Chooser(graph, scores, align)
     if n_features is not None:
         chooser.keep_features(n_features)
-    if keep_macs is not None:
-        chooser.prune_to(keep_macs, exact_only=exact_only, features=n_features is None)
+    limits = [
+        _Limit(what, model(), share)
+        for what, model, share in (
+            ("the MACs", lambda: macs_model(graph, chooser.orders), keep_macs),
+            ("the latency", lambda: latency_model(graph, _given(device), chooser.orders), keep_latency),
+            ("the bytes", lambda: bytes_model(program, graph, chooser.orders), keep_bytes),
+        )
+        if share is not None
+    ]
+    if limits:
+        saved = latency_model(graph, device, chooser.orders) if device is not None else None
+        by_saving = criterion == "taylor" or saved is not None
+        pruning = _Pruning(chooser, limits, saved, by_saving, exact_only, n_features is None)
+        pruning.run()
     return make_plan(program, graph, chooser.kept())
+
+
+def _given(device: Device | None) -> Device:
+    assert device is not None
+    return device
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Limit:
+    """A cost and the largest share of it that may be left; `what` it is, e.g. "the MACs"."""
+
+    what: str
+    model: CostModel
+    share: float
+
+    @property
+    def most(self) -> float:
+        return self.share * self.model.total
+
+    def excess(self, left: float) -> float:
+        return left - self.most
 
 
 class _Chooser:
     """How many units of each group stay; the lowest scores go first within a group."""
 
-    def __init__(
-        self,
-        program: ExportedProgram,
-        graph: ChannelGraph,
-        scores: Sequence[np.ndarray],
-        *,
-        per_mac: bool,
-        align: int,
-    ) -> None:
+    def __init__(self, graph: ChannelGraph, scores: Sequence[np.ndarray], align: int) -> None:
         self.graph = graph
         self.counts = np.array([group.n_units for group in graph.groups], dtype=float)
         _, self.sizes = graph.features()
@@ -83,9 +124,7 @@ class _Chooser:
         self.floors = [int(own.sum()) for own in last]
         worth = [s / sizes.clip(min=1) for s, sizes in zip(scores, self.sizes, strict=True)]  # of a feature
         self.orders = [np.lexsort(keys) for keys in zip(worth, last, strict=True)]
-        self.cost = CostModel(program, graph, self.orders)
         self.sums = [np.concatenate([[0.0], np.cumsum(s[o])]) for s, o in zip(scores, self.orders, strict=True)]
-        self.per_mac = per_mac
         self.steps = [_step(group, align) for group in graph.groups]
 
     def kept(self) -> np.ndarray:
@@ -108,7 +147,7 @@ class _Chooser:
             raise InputError(f"input features: expected to keep {least} to {left}, got {n_features}")
         while left > n_features:
             removable = (g for g in inputs if self.counts[g] > self.floors[g])
-            weakest = min(removable, key=lambda g: self._lost(g, 1) / self._next_size(g))
+            weakest = min(removable, key=lambda g: self.lost(g, 1) / self._next_size(g))
             left -= self._next_size(weakest)
             self.counts[weakest] -= 1
 
@@ -117,77 +156,118 @@ class _Chooser:
         removed = self.graph.groups[group].n_units - int(self.counts[group])
         return int(self.sizes[group][self.orders[group][removed]])
 
-    def prune_to(self, keep_macs: float, *, exact_only: bool, features: bool) -> None:
-        """Remove the cheapest aligned chunk, again and again, until the MACs are within the budget.
-
-        A chunk's price only rises while others go (it saves less, and less is left to save), so a stale entry of the
-        heap is re-examined when it comes up.
-        """
-        budget = keep_macs * self.cost.total
-        left = self.cost.macs(self.counts)
-        eligible = [
-            g for g, group in enumerate(self.graph.groups)
-            if (group.exact or not exact_only) and (features or not group.is_input)
-        ]  # fmt: skip
-        heap = [entry for g in eligible if (entry := self._entry(g, left - budget)) is not None]
-        heapq.heapify(heap)
-        while left > budget:
-            if not heap:
-                raise BudgetError(self._in_the_way(keep_macs, left))
-            _, group = heapq.heappop(heap)
-            fresh = self._entry(group, left - budget)
-            if fresh is None:
-                continue
-            if heap and fresh > heap[0]:
-                heapq.heappush(heap, fresh)
-                continue
-            chunk = self._chunk(group)
-            left -= self.cost.saving(self.counts, group, chunk)
-            self.counts[group] -= chunk
-            following = self._entry(group, left - budget)
-            if following is not None and left > budget:
-                heapq.heappush(heap, following)
-
-    def _entry(self, group: int, excess: float) -> tuple[float, int] | None:
-        """Price of the next chunk of a group, and the group; None where nothing more can go or nothing is saved.
-
-        Saving more than the `excess` MACs over the budget counts for nothing.
-        """
-        chunk = self._chunk(group)
-        if chunk == 0:
-            return None
-        if not self.cost.touching[group]:
-            return None
-        saving = max(self.cost.saving(self.counts, group, chunk), 1.0)
-        useful = max(min(saving, excess), 1.0)
-        return self._lost(group, chunk) / (useful if self.per_mac else chunk * useful / saving), group
-
-    def _lost(self, group: int, chunk: int) -> float:
+    def lost(self, group: int, chunk: int) -> float:
         """Importance of the next `chunk` units of a group."""
         removed = self.graph.groups[group].n_units - int(self.counts[group])
         return float(self.sums[group][removed + chunk] - self.sums[group][removed])
 
-    def _chunk(self, group: int) -> int:
+    def chunk(self, group: int) -> int:
         """How many units to remove to come to the next lower aligned width; 0 at the last one."""
         count, step = int(self.counts[group]), self.steps[group]
         lower = (count - 1) // step * step
         return count - lower if lower >= self.floors[group] else 0
 
-    def _in_the_way(self, keep_macs: float, left: float) -> str:
-        costs = ((self._share(g), group.name) for g, group in enumerate(self.graph.groups))
+
+class _Pruning:
+    """Removes the cheapest aligned chunk, again and again, until every cost is within its limit.
+
+    A chunk's price only rises while others go (it saves less, and less is left to save), so a stale entry of the heap
+    is re-examined when it comes up.
+    """
+
+    def __init__(  # noqa: PLR0913 - one argument a decision of the caller
+        self,
+        chooser: _Chooser,
+        limits: Sequence[_Limit],
+        saved: CostModel | None,
+        by_saving: bool,
+        exact_only: bool,
+        features: bool,
+    ) -> None:
+        self.chooser = chooser
+        self.limits = limits
+        self.saved = saved
+        self.by_saving = by_saving
+        self.left = [limit.model.cost(chooser.counts) for limit in limits]
+        self.eligible = [
+            g for g, group in enumerate(chooser.graph.groups)
+            if (group.exact or not exact_only) and (features or not group.is_input)
+        ]  # fmt: skip
+
+    def run(self) -> None:
+        heap = [entry for g in self.eligible if (entry := self._entry(g)) is not None]
+        heapq.heapify(heap)
+        while self._is_over():
+            if not heap:
+                raise BudgetError(self._in_the_way())
+            _, group = heapq.heappop(heap)
+            fresh = self._entry(group)
+            if fresh is None:
+                continue
+            if heap and fresh > heap[0]:
+                heapq.heappush(heap, fresh)
+                continue
+            self._remove(group)
+            following = self._entry(group) if self._is_over() else None
+            if following is not None:
+                heapq.heappush(heap, following)
+
+    def _is_over(self) -> bool:
+        return any(limit.excess(left) > 0 for limit, left in zip(self.limits, self.left, strict=True))
+
+    def _remove(self, group: int) -> None:
+        counts, chunk = self.chooser.counts, self.chooser.chunk(group)
+        savings = [limit.model.saving(counts, group, chunk) for limit in self.limits]
+        self.left = [left - saving for left, saving in zip(self.left, savings, strict=True)]
+        counts[group] -= chunk
+
+    def _entry(self, group: int) -> tuple[float, int] | None:
+        """Price of the next chunk of a group, and the group; None where nothing more can go or nothing is saved."""
+        chunk = self.chooser.chunk(group)
+        if chunk == 0:
+            return None
+        saving, useful = self._savings(group, chunk)
+        if useful <= 0:
+            return None
+        lost = self.chooser.lost(group, chunk)
+        if self.saved is not None:  # importance per millisecond, as far as the budget is served by it
+            saved = max(self.saved.saving(self.chooser.counts, group, chunk) / self.saved.total, _NOTHING)
+            return lost / (saved * useful / saving), group
+        return lost / (useful if self.by_saving else chunk * useful / saving), group
+
+    def _savings(self, group: int, chunk: int) -> tuple[float, float]:
+        """Shares of the costs that the next chunk saves, and of those what is over the budgets: more counts nothing."""
+        saving = useful = 0.0
+        for limit, left in zip(self.limits, self.left, strict=True):
+            excess = limit.excess(left)
+            if excess > 0 and limit.model.touching[group]:
+                # On a stair of a device a chunk saves nothing, and the next one does: it stays in the race.
+                own = max(limit.model.saving(self.chooser.counts, group, chunk), _NOTHING * limit.model.total)
+                saving += own / limit.model.total
+                useful += min(own, excess) / limit.model.total
+        return saving, useful
+
+    def _in_the_way(self) -> str:
+        limit, left = max(
+            ((limit, left) for limit, left in zip(self.limits, self.left, strict=True) if limit.excess(left) > 0),
+            key=lambda pair: pair[0].excess(pair[1]) / pair[0].model.total,
+        )
+        graph, counts = self.chooser.graph, self.chooser.counts
+        costs = ((limit.model.share(g, counts), group.name) for g, group in enumerate(graph.groups))
         held = ", ".join(name for _, name in sorted(costs, reverse=True)[:4]) or "none"
-        locked = sorted({f"{lock.name} ({lock.reason})" for lock in self.graph.locked if lock.dim == 0})
+        locked = sorted({f"{lock.name} ({lock.reason})" for lock in graph.locked if lock.dim == 0})
         message = (
-            f"{keep_macs:.3g} of the MACs cannot be met: expected at most {keep_macs * self.cost.total:.0f}, "
-            f"got no lower than {left:.0f}; in the way: groups at their least width ({held})"
+            f"{limit.share:.3g} of {limit.what} cannot be met: expected at most {_amount(limit.most)}, "
+            f"got no lower than {_amount(left)}; in the way: groups at their least width ({held})"
         )
         if locked:
             more = f" and {len(locked) - 4} more" if len(locked) > 4 else ""
             message += f"; locked: {', '.join(locked[:4])}{more}"
         return message + "; a lower --align may help"
 
-    def _share(self, group: int) -> float:
-        return sum(self.cost.products[i].macs(self.counts) for i in self.cost.touching[group])
+
+def _amount(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def plan_dead(

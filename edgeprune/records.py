@@ -334,3 +334,33 @@ class InspectRecord:
     params: int
     groups: tuple[GroupRow, ...]
     files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledKind:
+    """What `edgeprune profile` found for one kind of layer.
+
+    `step` is how many channels make a stair; `share` is that of the network's foretold time.
+    """
+
+    kind: str
+    n_layers: int
+    step: int
+    ms: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRecord:
+    """What `edgeprune profile` measured and wrote; `ms` is what the layers take together, one batch."""
+
+    model: str
+    out: str
+    runtime: str
+    cpu: str
+    threads: int
+    batch_size: int
+    n_points: int
+    ms: float
+    kinds: tuple[ProfiledKind, ...]
+    seconds: float

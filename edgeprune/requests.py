@@ -31,6 +31,9 @@ class CompressRequest:
     input_features: str = "auto"
     always_keep: str | None = None
     feature_groups: str | None = None
+    max_latency: str | None = None
+    max_size: str | None = None
+    device: str | None = None
     criterion: str | None = None
     finetune_epochs: int | None = None
     distill: bool = True
@@ -92,3 +95,20 @@ class InspectRequest:
     svg: str | None = None
     force: bool = False
     module: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRequest:
+    """What `edgeprune profile` was asked: whose layers are measured, and how; `fresh` takes nothing from the cache."""
+
+    model: str
+    out: str = "device.json"
+    arch: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    threads: int = 1
+    batch_size: int = 1
+    runs: int = 20
+    warmup: int = 3
+    fresh: bool = False
+    force: bool = False
+    unsafe_pickle: bool = False

@@ -8,57 +8,31 @@ from dataclasses import replace
 import numpy as np
 from torch import fx
 
-from edgeprune.candidate import Budgets, Candidate, Trainer
+from edgeprune.candidate import Candidate, Measured
 from edgeprune.cost import macs
 from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.graph.capture import Program, reexport_like
-from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.importance import score
 from edgeprune.planner import make_plan, plan_dead
 from edgeprune.planner import plan as make_step_plan
-from edgeprune.progress import Progress
 from edgeprune.proof import prove
 from edgeprune.pruning_plan import PruningPlan, compose
-from edgeprune.records import FeatureCount, StepRecord
+from edgeprune.records import FeatureCount
+from edgeprune.steps import FACTOR, Steps, kept_features
 from edgeprune.surgery import cut
-from edgeprune.training import fit, recalibrate
+from edgeprune.targets import Shares, Targets
+from edgeprune.training import fit
 
-_FACTOR = 0.7  # share of the MACs that one step keeps
 _FEATURE_FACTOR = 0.5  # share of the features that one step keeps
 _SELECTION = 2  # how many times as long as a finetuning it is trained while features are chosen
 _FEATURE_SHARE = 0.5  # of the accuracy budget may go into dropping input features; channels need the rest
 _PATIENCE = 2  # how often a step that lost too much is tried again at half its size
-_ROUNDS = 2  # how often what lost too much is finetuned again before it is given up
+_TRIALS = 6  # cuts that are measured to land on a budget
 
 
-class Search:
-    """Shrinks a dense program step by step; `steps` tells what was tried, `selection` how the features became fewer."""
-
-    def __init__(self, dense: Program, budgets: Budgets, trainer: Trainer | None, progress: Progress) -> None:
-        self.trainer = trainer
-        self.progress = progress
-        self.steps: list[StepRecord] = []
-        self.selection: list[FeatureCount] = []
-        self._teacher = dense.module() if trainer and trainer.distill else None
-        self.budgets = budgets
-        self.graph = self._analyzed(dense)
-        available = _count_features(self.graph)
-        self.dense = Candidate(dense, None, macs(dense), available, None)
-        if budgets.feature_ratio is not None and available:
-            self.budgets = replace(budgets, n_features=max(1, round(budgets.feature_ratio * available)))
-
-    def _analyzed(self, program: Program) -> ChannelGraph:
-        asked = self.budgets
-        return analyze(program, inputs=asked.features, attention=asked.attention, rules=asked.rules)
-
-    def _graph_of(self, candidate: Candidate) -> ChannelGraph:
-        """Its channel groups; those of the dense network are known."""
-        return self.graph if candidate.plan is None else self._analyzed(candidate.program)
-
-    @property
-    def _trains(self) -> bool:
-        return self.trainer is not None and self.trainer.settings.epochs > 0
+class Search(Steps):
+    """Shrinks a dense program step by step."""
 
     # -- the whole search ------------------------------------------------------------------------------------------
 
@@ -114,7 +88,7 @@ class Search:
         dead = sum(group.before - group.after for group in plan.groups)
         self.progress.say(f"{dead} units are dead: they go without a change of the output")
         error = prove(dense.program, slim, plan)
-        candidate = Candidate(slim, plan, macs(slim), _kept_features(dense, plan), dense.val_accuracy, error)
+        candidate = Candidate(slim, plan, macs(slim), kept_features(dense, plan), dense.val_accuracy, error)
         self._record(candidate, accepted=True)
         return candidate
 
@@ -185,7 +159,7 @@ class Search:
     def _with_features(self, best: Candidate, n_features: int) -> Candidate:
         """The network with fewer features: chosen while it is trained, or by their scores where it is not."""
         if not self._trains:
-            return self._try(best, n_features=n_features, keep_macs=None)
+            return self._try(best, n_features=n_features, shares=Shares())
         trained = self._selected(best, n_features)
         graph = self._analyzed(trained)
         keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
@@ -199,7 +173,7 @@ class Search:
         plan = same if best.plan is None else compose(best.plan, same)
         assert self.trainer is not None
         accuracy = self.trainer.val_accuracy(slim.module())
-        return Candidate(slim, plan, macs(slim), _kept_features(best, plan), accuracy, error)
+        return Candidate(slim, plan, macs(slim), kept_features(best, plan), accuracy, error)
 
     def _selected(self, best: Candidate, n_features: int) -> Program:
         """Train while the features become ever fewer; the weights that read the others are zero."""
@@ -239,117 +213,79 @@ class Search:
 
     def _smallest(self, start: Candidate) -> Candidate:
         """Shrink the MACs to the budget, or for as long as the accuracy holds where there is none."""
-        if self.budgets.keep_macs is not None:
-            best = self._down_to_macs(start, self.budgets.keep_macs * self.dense.macs)
+        if self.budgets.has_costs:
+            best = self._down_to_costs(start)
         else:
-            best = self._shrunk(start, self._next, 1.0, _FACTOR)
+            best = self._shrunk(start, self._next, 1.0, FACTOR)
         if not self._within(best):
             raise BudgetError(self._missed(best))
         return best
 
-    def _down_to_macs(self, start: Candidate, floor: float) -> Candidate:
-        """Shrink in steps to the budget; the accuracy is judged there, not on the way."""
+    def _down_to_costs(self, start: Candidate) -> Candidate:
+        """Shrink to what the network may cost; what is measured is measured, and the plan mended until it holds."""
+        targets = Targets(self.budgets, self._measure(self.dense))
+        self._aim(start, targets)
+        best = self._down_to_shares(start, targets.shares)
+        for _ in range(_TRIALS):
+            if not targets.goals:
+                break
+            targets.see(self._measured(best))
+            if not targets.over():
+                break
+            targets.move()
+            best = self._down_to_shares(best, targets.shares)
+        else:
+            raise BudgetError(self._not_met(targets, best))
+        return best
+
+    def _aim(self, start: Candidate, targets: Targets) -> None:
+        """Find the shares to plan for by cuts that are measured and thrown away; weights do not matter here."""
+        for trial in range(_TRIALS if targets.goals else 0):
+            self.progress.stage(f"measure a trial cut ({trial + 1})")
+            try:
+                plan = self._plan(start, self._graph_of(start), shares=self._toward(start, targets.shares))
+            except BudgetError as error:
+                raise BudgetError(f"{', '.join(goal.what for goal in targets.goals.values())}: {error}") from error
+            slim = cut(start.program, plan, self._graph_of(start))
+            candidate = Candidate(slim, plan, macs(slim), None, None)
+            targets.see(self._measured(candidate, surely=False))
+            if targets.is_settled(candidate.macs / self.dense.macs):
+                return
+            if targets.is_hopeless:
+                raise BudgetError(self._not_met(targets, candidate))
+            targets.move()
+
+    def _measure(self, candidate: Candidate, surely: bool = True) -> Measured | None:
+        """What it takes as a file; `surely`: again on a busy machine. None where no budget asks for it."""
+        if self.gauge is None or not self.budgets.is_measured:
+            return None
+        return self.gauge(candidate.program, surely)
+
+    def _measured(self, candidate: Candidate, surely: bool = True) -> Measured:
+        measured = self._measure(candidate, surely)
+        assert measured is not None
+        return measured
+
+    def _down_to_shares(self, start: Candidate, shares: Shares) -> Candidate:
+        """Shrink in steps to shares of the dense network's costs; the accuracy is judged there, not on the way."""
         best = start
-        while best.macs > floor or best.plan is None:
-            ratio = max(floor / best.macs, _FACTOR) if self.trainer else floor / best.macs
-            best = self._try(best, n_features=None, keep_macs=ratio)
-            if best.macs <= floor:
+        while best.plan is None or self._is_over(best, shares):
+            best = self._try(best, n_features=None, shares=self._toward(best, shares, FACTOR if self.trainer else 0.0))
+            reached = not self._is_over(best, shares)
+            if reached:
                 best = self._rescued(best)
-            self._record(best, accepted=best.macs > floor or self._within(best))
+            self._record(best, accepted=not reached or self._within(best))
         return best
 
     def _next(self, best: Candidate, ratio: float) -> Candidate | None:
         """The next smaller network, or None where nothing smaller can be built."""
         try:
-            candidate = self._try(best, n_features=None, keep_macs=ratio)
+            candidate = self._try(best, n_features=None, shares=Shares(macs=ratio))
         except BudgetError:
             return None
         return candidate if candidate.macs < best.macs else None
 
-    def _rescued(self, candidate: Candidate, share: float = 1.0) -> Candidate:
-        """Finetune again what lost too much, twice as long each time; the best of all rounds."""
-        best = candidate
-        for extra in range(1, _ROUNDS + 1):
-            if self._within(best, share) or self.trainer is None or self.trainer.settings.epochs == 0:
-                break
-            again = self._finetuned(candidate, extra)
-            best = again if (again.val_accuracy or 0) > (best.val_accuracy or 0) else best
-        return best
-
     # -- one step --------------------------------------------------------------------------------------------------
-
-    def _try(self, best: Candidate, *, n_features: int | None, keep_macs: float | None) -> Candidate:
-        """Prune what was accepted once more, prove the cut, finetune, look."""
-        compete = self.budgets.prune_features and self.budgets.max_drop is None and self.budgets.n_features is None
-        graph = self._graph_of(best)
-        held = n_features if n_features is not None else None if compete else _count_features(graph)
-        self.progress.stage(f"step {len(self.steps) + 1}: score and cut")
-        step = make_step_plan(
-            best.program,
-            graph,
-            keep_macs,
-            self.budgets.criterion,
-            self.budgets.align,
-            n_features=held,
-            batches=self.trainer.score_batches() if self.trainer else (),
-            seed=self.budgets.seed,
-        )
-        slim = cut(best.program, step, graph)
-        error = prove(best.program, slim, step)
-        plan = step if best.plan is None else compose(best.plan, step)
-        return self._finished(best, slim, plan, max(error, best.proof_error))
-
-    def _finished(self, before: Candidate, slim: Program, plan: PruningPlan, error: float) -> Candidate:
-        """Finetune a fresh cut and look at it."""
-        return self._finetuned(Candidate(slim, plan, macs(slim), _kept_features(before, plan), None, error))
-
-    def _finetuned(self, candidate: Candidate, extra: int = 0) -> Candidate:
-        """Train a candidate's weights on, and look at it; `extra` counts further rounds, which see another order.
-
-        Without training, batch norm's statistics are estimated again all the same.
-        """
-        trainer = self.trainer
-        if trainer is None:
-            return candidate
-        module = candidate.program.module()
-        assert isinstance(module, fx.GraphModule)
-        if not self._trains:
-            if recalibrate(module, trainer.data, trainer.normalization):
-                candidate = replace(candidate, program=reexport_like(module, candidate.program))
-        else:
-            share = candidate.macs / self.dense.macs
-            again = f", round {extra + 1}" if extra else ""
-            self.progress.stage(f"step {len(self.steps) + 1}: finetune at {share:.0%} of MACs{again}")
-            epochs = trainer.settings.epochs * 2**extra
-            settings = replace(trainer.settings, epochs=epochs, seed=trainer.settings.seed + extra)
-            fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher)
-            candidate = replace(candidate, program=reexport_like(module, candidate.program))
-        return replace(candidate, val_accuracy=trainer.val_accuracy(module))
-
-    def _within(self, candidate: Candidate, share: float = 1.0) -> bool:
-        """Whether the accuracy budget, or a share of it, holds."""
-        limit, dense, slim = self.budgets.max_drop, self.dense.val_accuracy, candidate.val_accuracy
-        if limit is None or dense is None or slim is None:
-            return True
-        return (dense - slim) * 100 <= share * limit + 1e-9
-
-    def _judged(self, candidate: Candidate, share: float) -> Candidate | None:
-        """The candidate, finetuned once more if need be, or None where it loses too much all the same."""
-        candidate = self._rescued(candidate, share)
-        accepted = self._within(candidate, share)
-        self._record(candidate, accepted)
-        return candidate if accepted else None
-
-    def _record(self, candidate: Candidate, accepted: bool) -> None:
-        self.steps.append(
-            StepRecord(
-                step=len(self.steps) + 1,
-                macs_ratio=candidate.macs / self.dense.macs,
-                n_features=candidate.n_features,
-                val_accuracy=candidate.val_accuracy,
-                accepted=accepted,
-            )
-        )
 
     # -- refusals --------------------------------------------------------------------------------------------------
 
@@ -362,6 +298,13 @@ class Search:
             f"the budgets cannot be met together: expected a drop of at most {self.budgets.max_drop:g} points on the "
             f"validation split, got {self._drop(best):.2f} at {best.macs / self.dense.macs:.1%} of the MACs{told}; "
             f"allow a larger --max-drop or --keep-macs, or more --finetune-epochs"
+        )
+
+    def _not_met(self, targets: Targets, best: Candidate) -> str:
+        missed = "; ".join(f"{goal.what}: {goal.measured / goal.most:.2f} times that" for goal in targets.over())
+        return (
+            f"the budgets cannot be met: the closest network, at {best.macs / self.dense.macs:.1%} of the MACs, has "
+            f"{missed}; allow more, or a lower --align"
         )
 
     def _nothing_found(self) -> str:
@@ -377,19 +320,3 @@ class Search:
             f"{tried.macs_ratio:.1%} of the MACs, loses {drop:.2f} on the validation split; "
             f"allow a larger --max-drop or more --finetune-epochs"
         )
-
-    def _drop(self, candidate: Candidate) -> float:
-        assert self.dense.val_accuracy is not None
-        assert candidate.val_accuracy is not None
-        return (self.dense.val_accuracy - candidate.val_accuracy) * 100
-
-
-def _kept_features(before: Candidate, plan: PruningPlan) -> int | None:
-    """How many input features are left after a plan, counted over the dense inputs."""
-    return sum(len(features.keep) for features in plan.inputs.values()) if plan.inputs else before.n_features
-
-
-def _count_features(graph: ChannelGraph) -> int | None:
-    """How many input features there are; None where none of them can be removed."""
-    fixed, sizes = graph.features()
-    return fixed + int(sum(size.sum() for size in sizes)) if any(group.is_input for group in graph.groups) else None

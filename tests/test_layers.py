@@ -15,7 +15,7 @@ import edgeprune
 
 PACKAGE = Path(edgeprune.__file__).parent
 LAYERS = (
-    {"errors", "records", "requests", "progress", "processes", "catalog", "settings"},
+    {"errors", "records", "requests", "progress", "processes", "catalog", "settings", "units"},
     {
         "compat",
         "digests",
@@ -33,14 +33,16 @@ LAYERS = (
         "featurerules",
         "graph",
     },
-    {"importance", "cost", "optim", "methods"},
+    {"importance", "cost", "costmodel", "device", "shapes", "optim", "methods"},
     {
         "training",
         "planner",
         "pruning_plan",
         "candidate",
+        "targets",
         "crop",
         "search",
+        "steps",
         "inspection",
         "drawing",
         "surgery",
@@ -49,7 +51,7 @@ LAYERS = (
         "folding",
         "statistics",
     },
-    {"export", "validate", "latency", "job", "trainjob"},
+    {"export", "validate", "latency", "profiling", "gauge", "serving", "job", "trainjob"},
     {"report"},
     {"pipeline"},
     {"cli", "__main__"},

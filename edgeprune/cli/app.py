@@ -14,6 +14,8 @@ from edgeprune.cli.compress import compress
 from edgeprune.cli.export import export
 from edgeprune.cli.inspect import inspect
 from edgeprune.cli.methods import methods
+from edgeprune.cli.profile import profile
+from edgeprune.cli.serve import serve
 from edgeprune.cli.train import train
 from edgeprune.cli.validate import validate
 from edgeprune.processes import check_alone
@@ -53,7 +55,7 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _command in (compress, export, validate, inspect, train, methods):
+for _command in (compress, export, validate, inspect, profile, serve, train, methods):
     app.command(no_args_is_help=False)(_command)
 
 

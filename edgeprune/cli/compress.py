@@ -38,6 +38,34 @@ def compress(
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
+    max_latency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="One inference in onnxruntime takes at most this long, measured: 5ms, 800us, or 0.5x of the dense "
+            "network's time.",
+            callback=opt.check_latency,
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="The ONNX file is at most this large: 500kB, 1.5MB.",
+            callback=opt.check_size,
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Plan by the milliseconds of this device.json; see edgeprune profile. With --max-latency, this "
+            "machine is measured where no file is given.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
     input_features: Annotated[
         str,
         typer.Option(
@@ -130,6 +158,9 @@ def compress(
             input_features=input_features,
             always_keep=always_keep,
             feature_groups=feature_groups,
+            max_latency=max_latency,
+            max_size=max_size,
+            device=device,
             criterion=criterion,
             finetune_epochs=finetune_epochs,
             distill=distill,

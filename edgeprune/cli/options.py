@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from edgeprune.catalog import OPTIONS, names, owners
+from edgeprune.units import parse_latency, parse_size
 
 N = TypeVar("N", int, float)
 WHAT = "What to do"
@@ -106,6 +107,22 @@ def check_input_features(value: str) -> str:
     is_count = value.isdecimal() and amount >= 1
     if not (is_count or (not value.isdecimal() and 0 < amount <= 1)):
         raise _fail(expected, value)
+    return value
+
+
+def check_latency(value: str | None) -> str | None:
+    """Accept `5ms`, `800us`, `0.02s` or `0.5x`."""
+    return _checked_by(parse_latency, value)
+
+
+def check_size(value: str | None) -> str | None:
+    """Accept `500kB`, `1.5MB`, `300KiB`."""
+    return _checked_by(parse_size, value)
+
+
+def _checked_by(parse: Callable[[str], object], value: str | None) -> str | None:
+    if value is not None:
+        parse(value)
     return value
 
 

@@ -86,6 +86,16 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
     return OnnxExport(str(path), len(content), parity, simplified, note)
 
 
+def draft_onnx(program: ExportedProgram, path: str | Path) -> None:
+    """Write `program` as ONNX without a check, to be timed and thrown away.
+
+    Raises:
+        InputError: the program cannot be expressed in ONNX (names the operator), or is over 2 GiB.
+    """
+    _check_weights(program)
+    write_atomically(path, _translate(program, None, True).SerializeToString())
+
+
 def _check_weights(program: ExportedProgram) -> None:
     tensors = [*program.state_dict.values(), *(v for v in program.constants.values() if isinstance(v, torch.Tensor))]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -20,6 +20,7 @@ from edgeprune.records import (
     InspectRecord,
     LatencyComparison,
     MethodsRecord,
+    ProfileRecord,
     RunRecord,
     TrainRecord,
     ValidateRecord,
@@ -109,6 +110,22 @@ def export(record: ExportRecord) -> RenderableType:
         table.add_row(Text(file.path), fmt.size(file.size_bytes), parity)
     checked = _check(f"the files agree with PyTorch on {record.n_samples:,} inputs")
     return _Sheet(table, checked, *_assumptions(record.assumed))
+
+
+def profile(record: ProfileRecord) -> RenderableType:
+    """What `profile` measured: each kind of layer, its stairs, and its part of the time."""
+    table = _table(f"{record.model} on {record.cpu}")
+    for name in ("layers", "count", "stairs", "time", "share"):
+        table.add_column(name, justify="left" if name == "layers" else "right", no_wrap=True)
+    for kind in record.kinds:
+        stairs = f"{kind.step} channels" if kind.step > 1 else "smooth"
+        table.add_row(kind.kind, str(kind.n_layers), stairs, f"{kind.ms:.3g} ms", f"{kind.share:.0%}")
+    how = f"{record.runtime}, {record.threads} thread{'s' * (record.threads > 1)}, batch {record.batch_size}"
+    return _Sheet(
+        table,
+        _check(f"{record.n_points:,} measurements in {record.seconds:.0f} s ({how})"),
+        _unbroken("  next    ", f"edgeprune compress {_quoted(record.model)} --device {_quoted(record.out)}", "bold"),
+    )
 
 
 def validate(record: ValidateRecord) -> RenderableType:

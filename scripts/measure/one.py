@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune import analyze, capture, cut, export_onnx, plan, prove
-from edgeprune.cost import CostModel, count_parameters, macs
+from edgeprune.cost import count_parameters, macs
+from edgeprune.costmodel import macs_model
 from edgeprune.errors import ApplyError, BudgetError, CaptureError, EdgepruneError, InputError, PlanError, ProofError
 from edgeprune.export import ort
 from edgeprune.export.parity import outputs_of
@@ -188,7 +189,7 @@ def _plan(program: Program, graph: ChannelGraph, record: Record) -> PruningPlan:
         record["plan"] = "random"
         found = _LEAST.search(str(error))
         if found:
-            record["least_macs"] = round(int(found[2]) / CostModel(program, graph).total, 4)
+            record["least_macs"] = round(int(found[2]) / macs_model(graph).total, 4)
         return _random_plan(program, graph)
 
 

@@ -1,0 +1,191 @@
+"""How what a network costs changes with its widths: MACs, bytes, and milliseconds on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from edgeprune.cost import macs_by_node
+from edgeprune.device import Device
+from edgeprune.graph.groups import ChannelGraph
+from edgeprune.shapes import LayerShape, layer_shapes
+
+Orders = Sequence[np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dim:
+    """One dim that a cost depends on.
+
+    `kept` holds for each group number `(n_units + 1,)`, how many of the dim's channels stay when so many units of the
+    group do; `fixed` are those that always stay. `relative` `(size + 1,)` is the share of the cost at each width; None
+    where the cost is proportional to it.
+    """
+
+    size: int
+    fixed: int
+    kept: dict[int, np.ndarray]
+    relative: np.ndarray | None = None
+
+    def share(self, counts: np.ndarray) -> float:
+        """The share of the cost when `counts[g]` units of group g stay."""
+        width = self.fixed + sum(float(kept[int(counts[g])]) for g, kept in self.kept.items())
+        if self.relative is None:
+            return width / self.size
+        return float(np.interp(width, np.arange(self.size + 1), self.relative))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """A cost that is `base` times a share for each dim."""
+
+    base: float
+    dims: tuple[Dim, ...]
+
+    def cost(self, counts: np.ndarray) -> float:
+        """What is left of it when `counts[g]` units of group g stay."""
+        result = float(self.base)
+        for dim in self.dims:
+            result *= dim.share(counts)
+        return result
+
+    @property
+    def groups(self) -> set[int]:
+        """The groups that it depends on."""
+        return {g for dim in self.dims for g in dim.kept}
+
+
+class CostModel:
+    """A cost as a function of how many units of each group stay: a sum of products."""
+
+    def __init__(self, products: Iterable[Product], n_groups: int) -> None:
+        self.products = list(products)
+        self.total = sum(product.base for product in self.products)
+        self.touching: list[list[int]] = [[] for _ in range(n_groups)]
+        for index, product in enumerate(self.products):
+            for number in product.groups:
+                self.touching[number].append(index)
+
+    def cost(self, counts: np.ndarray) -> float:
+        """What the whole network costs when `counts[g]` units of group g stay."""
+        return sum(product.cost(counts) for product in self.products)
+
+    def saving(self, counts: np.ndarray, group: int, n_removed: int) -> float:
+        """What is saved by removing `n_removed` more units of one group."""
+        fewer = counts.copy()
+        fewer[group] -= n_removed
+        return sum(self.products[i].cost(counts) - self.products[i].cost(fewer) for i in self.touching[group])
+
+    def share(self, group: int, counts: np.ndarray) -> float:
+        """The part of the cost that depends on a group."""
+        return sum(self.products[i].cost(counts) for i in self.touching[group])
+
+
+class _Maker:
+    """Turns labels into dims. Without `orders`, units count as spread evenly over their dims."""
+
+    def __init__(self, graph: ChannelGraph, orders: Orders | None) -> None:
+        self.graph = graph
+        self.group_of = graph.group_numbers()
+        self.places = [(group.units, None if orders is None else orders[g]) for g, group in enumerate(graph.groups)]
+
+    def dim(self, labels: np.ndarray, relative: np.ndarray | None = None) -> Dim:
+        numbers = np.where(labels > 0, self.group_of[labels], -1)
+        present = np.unique(numbers[numbers >= 0])
+        kept = {int(g): _kept_channels(labels[numbers == g], *self.places[g]) for g in present}
+        return Dim(len(labels), int((numbers < 0).sum()), kept, relative)
+
+    def dims(self, vectors: Iterable[np.ndarray]) -> tuple[Dim, ...]:
+        return tuple(self.dim(labels) for labels in vectors)
+
+    def by_node(self, costs: dict[str, float]) -> Iterator[Product]:
+        """Costs of nodes that change as their operations do."""
+        whole: list[tuple[float, list[np.ndarray]]] = [(1.0, [])]
+        terms = self.graph.costs
+        for name, base in costs.items():
+            for share, vectors in terms.get(name, whole):
+                yield Product(base * share, self.dims(vectors))
+
+
+def macs_model(graph: ChannelGraph, orders: Orders | None = None) -> CostModel:
+    """MACs for one sample. `orders` tells in which order the units of each group go."""
+    by_node = macs_by_node(graph.analysis.program)  # its nodes are the ones that the graph knows
+    make = _Maker(graph, orders)
+    return CostModel(make.by_node({name: float(base) for name, base in by_node.items()}), len(graph.groups))
+
+
+def bytes_model(program: ExportedProgram, graph: ChannelGraph, orders: Orders | None = None) -> CostModel:
+    """Bytes of the parameters and buffers, tied ones once."""
+    make = _Maker(graph, orders)
+    tensors = graph.analysis.tensors
+    products = []
+    for name, tensor in program.state_dict.items():
+        if tensors.first_name(name) == name:
+            found = (graph.labels("tensor", name, dim) for dim in range(tensor.dim()))
+            dims = make.dims(labels for labels in found if labels is not None)
+            products.append(Product(tensor.numel() * tensor.element_size(), dims))
+    return CostModel(products, len(graph.groups))
+
+
+def latency_model(graph: ChannelGraph, device: Device, orders: Orders | None = None) -> CostModel:
+    """Milliseconds of one batch on a device, by the stairs measured on it.
+
+    Layers that were not measured (matrix products, transposed convolutions) cost as much per MAC as the measured ones
+    do together; what has no MACs counts for nothing.
+    """
+    by_node = macs_by_node(graph.analysis.program)
+    shapes = {name: shape for name, shape in layer_shapes(graph).items() if device.knows(shape) and name in by_node}
+    measured = sum(by_node[name] for name in shapes)
+    per_mac = sum(device.milliseconds(shape) for shape in shapes.values()) / measured if measured else 0.0
+    make = _Maker(graph, orders)
+    products = [product for name, shape in shapes.items() for product in _timed(make, name, shape, device)]
+    others = {name: base * per_mac for name, base in by_node.items() if name not in shapes}
+    return CostModel([*products, *make.by_node(others)], len(graph.groups))
+
+
+def known_share(graph: ChannelGraph, device: Device) -> float:
+    """The share of the MACs whose layers were measured on a device."""
+    by_node = macs_by_node(graph.analysis.program)
+    known = sum(by_node.get(name, 0) for name, shape in layer_shapes(graph).items() if device.knows(shape))
+    return known / max(1, sum(by_node.values()))
+
+
+def main_step(graph: ChannelGraph, device: Device) -> int:
+    """How many channels make a stair on a device, for the kind of layer that takes most of the network's time.
+
+    Kinds whose stairs were not measured are left out; 1 where there is none.
+    """
+    times: dict[str, float] = {}
+    for shape in layer_shapes(graph).values():
+        if device.knows(shape) and device.step(shape.kind) is not None:
+            times[shape.kind] = times.get(shape.kind, 0.0) + device.milliseconds(shape)
+    return (device.step(max(times, key=lambda kind: times[kind])) if times else None) or 1
+
+
+def _timed(make: _Maker, name: str, shape: LayerShape, device: Device) -> Iterator[Product]:
+    """A measured layer: the stairs of its widths, or one stair over the share of its MACs where it has one width."""
+    base = device.milliseconds(shape)
+    if shape.in_labels is not None and shape.out_labels is not None:
+        sides = ((shape.in_labels, device.stairs(shape, "in")), (shape.out_labels, device.stairs(shape, "out")))
+        yield Product(base, tuple(make.dim(labels, curve) for labels, curve in sides))
+        return
+    curve = device.stairs(shape, "out")
+    for share, vectors in make.graph.costs.get(name, [(1.0, [])]):
+        curves = [_stretched(curve, len(labels)) if n == 0 else None for n, labels in enumerate(vectors)]
+        yield Product(base * share, tuple(make.dim(v, own) for v, own in zip(vectors, curves, strict=True)))
+
+
+def _stretched(curve: np.ndarray, size: int) -> np.ndarray:
+    """A curve over the widths of a layer, as one over a dim that has another number of channels."""
+    return np.interp(np.linspace(0, 1, size + 1), np.linspace(0, 1, len(curve)), curve)
+
+
+def _kept_channels(labels: np.ndarray, units: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    """How many of these labels are left when 0, 1, ... units stay, `(n_units + 1,)`."""
+    if order is None:
+        return np.arange(len(units) + 1) * (len(labels) / len(units))
+    channels = np.bincount(np.searchsorted(units, labels), minlength=len(units))
+    return np.concatenate([[0], np.cumsum(channels[order[::-1]])])

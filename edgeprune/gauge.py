@@ -1,0 +1,76 @@
+"""What a network takes in its runtime: the file that a budget is measured on."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from edgeprune.candidate import Measured
+from edgeprune.costmodel import latency_model
+from edgeprune.device import Device
+from edgeprune.export.onnx import draft_onnx
+from edgeprune.graph.capture import Program
+from edgeprune.graph.groups import analyze
+from edgeprune.latency import measure_files, ratio_interval
+from edgeprune.progress import Progress
+from edgeprune.records import LatencyComparison
+
+WIDE = 0.06  # of the ratio: an interval that wide says that something else ran on the machine
+_AGAIN = 2
+_SECONDS = 6.0
+_TRIAL_SECONDS = 3.0
+
+
+class OnnxGauge:
+    """Measures candidates beside the dense network in onnxruntime, each pair in turn.
+
+    `foreign` is a device that is not this machine: the milliseconds are then those that its profile foretells.
+    """
+
+    def __init__(
+        self, dense: Program, example: np.ndarray, threads: int, progress: Progress, foreign: Device | None = None
+    ) -> None:
+        self._example, self._threads, self._progress, self._foreign = example, threads, progress, foreign
+        self._folder = tempfile.TemporaryDirectory(prefix="edgeprune-")
+        self._dense = Path(self._folder.name) / "dense.onnx"
+        draft_onnx(dense, self._dense)
+        self._dense_ms = self._foretold(dense)
+
+    def __call__(self, program: Program, surely: bool) -> Measured:
+        """One inference and the file's size, beside the dense network's; `surely`: again on a busy machine."""
+        slim = Path(self._folder.name) / "slim.onnx"
+        draft_onnx(program, slim)
+        sizes = (slim.stat().st_size, self._dense.stat().st_size)
+        if self._foreign is not None:
+            return Measured(self._foretold(program), self._dense_ms, *sizes)
+        pair, examples = (self._dense, slim), (self._example, self._example)
+        if surely:
+            times = steady_times(pair, examples, self._threads, self._progress)
+        else:
+            times = measure_files(pair, examples, threads=self._threads, max_seconds=_TRIAL_SECONDS)
+        dense_ms, slim_ms = np.median(times, axis=0)
+        return Measured(float(slim_ms), float(dense_ms), *sizes)
+
+    def _foretold(self, program: Program) -> float:
+        return 0.0 if self._foreign is None else latency_model(analyze(program), self._foreign).total
+
+
+def steady_times(
+    paths: tuple[Path, Path], inputs: tuple[np.ndarray, np.ndarray], threads: int, progress: Progress
+) -> np.ndarray:
+    """Milliseconds `(n_runs, 2)` of two files; on a busy machine they are taken again, and it is said."""
+    for again in range(_AGAIN + 1):
+        times = measure_files(paths, inputs, threads=threads, max_seconds=_SECONDS * (again + 1), progress=progress)
+        low, high = ratio_interval(times)
+        if high - low <= WIDE:
+            break
+        then = "measured again" if again < _AGAIN else "the budget is judged by what was measured last"
+        progress.say(f"the machine is busy: the latency's ratio lies between {low:.2f} and {high:.2f}; {then}")
+    return times
+
+
+def is_held(latency: LatencyComparison, ratio: float | None, ms: float | None) -> bool:
+    """Whether a measured comparison keeps a budget, in the dense network's times or in milliseconds."""
+    return (ratio is None or latency.ratio <= ratio) and (ms is None or latency.slim_p50_ms <= ms)

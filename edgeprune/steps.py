@@ -1,0 +1,197 @@
+"""One step of the search: what a candidate costs, how it is cut, finetuned and judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import fx
+
+from edgeprune.candidate import Budgets, Candidate, Gauge, Trainer
+from edgeprune.cost import macs
+from edgeprune.costmodel import bytes_model, latency_model
+from edgeprune.graph.capture import Program, reexport_like
+from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.planner import plan as make_step_plan
+from edgeprune.progress import Progress
+from edgeprune.proof import prove
+from edgeprune.pruning_plan import PruningPlan, compose
+from edgeprune.records import FeatureCount, StepRecord
+from edgeprune.surgery import cut
+from edgeprune.targets import Shares
+from edgeprune.training import fit, recalibrate
+
+FACTOR = 0.7  # share of the MACs that one step keeps
+NO_SHARES = Shares()
+_ROUNDS = 2  # how often what lost too much is finetuned again before it is given up
+
+
+class Steps:
+    """What a search is made of; `steps` tells what was tried, `selection` how the input features became fewer."""
+
+    def __init__(
+        self,
+        dense: Program,
+        budgets: Budgets,
+        trainer: Trainer | None,
+        progress: Progress,
+        gauge: Gauge | None = None,
+    ) -> None:
+        self.trainer = trainer
+        self.gauge = gauge
+        self.progress = progress
+        self.steps: list[StepRecord] = []
+        self.selection: list[FeatureCount] = []
+        self._known_costs: dict[Program, dict[str, float]] = {}
+        self._teacher = dense.module() if trainer and trainer.distill else None
+        self.budgets = budgets
+        self.graph = self._analyzed(dense)
+        available = count_features(self.graph)
+        self.dense = Candidate(dense, None, macs(dense), available, None)
+        if budgets.feature_ratio is not None and available:
+            self.budgets = replace(budgets, n_features=max(1, round(budgets.feature_ratio * available)))
+
+    def _analyzed(self, program: Program) -> ChannelGraph:
+        asked = self.budgets
+        return analyze(program, inputs=asked.features, attention=asked.attention, rules=asked.rules)
+
+    def _graph_of(self, candidate: Candidate) -> ChannelGraph:
+        """Its channel groups; those of the dense network are known."""
+        return self.graph if candidate.plan is None else self._analyzed(candidate.program)
+
+    @property
+    def _trains(self) -> bool:
+        return self.trainer is not None and self.trainer.settings.epochs > 0
+
+    def _toward(self, best: Candidate, shares: Shares, least: float = 0.0) -> Shares:
+        """The shares of a candidate's own costs that come to these of the dense network's, none below `least`."""
+        dense, own = self._costs(self.dense), self._costs(best)
+
+        def step(name: str) -> float | None:
+            wanted = getattr(shares, name)
+            return None if wanted is None else min(max(wanted * dense[name] / own[name], least), 1.0)
+
+        return Shares(step("macs"), step("latency"), step("size"))
+
+    def _is_over(self, candidate: Candidate, shares: Shares) -> bool:
+        dense, own = self._costs(self.dense), self._costs(candidate)
+        wanted = {name: getattr(shares, name) for name in own}
+        return any(share is not None and own[name] > share * dense[name] for name, share in wanted.items())
+
+    def _costs(self, candidate: Candidate) -> dict[str, float]:
+        """What a candidate costs by the models of the planner."""
+        if candidate.program not in self._known_costs:
+            graph, device = self._graph_of(candidate), self.budgets.device
+            self._known_costs[candidate.program] = {
+                "macs": float(candidate.macs),
+                "latency": latency_model(graph, device).total if device is not None else 0.0,
+                "size": bytes_model(candidate.program, graph).total if self.budgets.max_bytes is not None else 0.0,
+            }
+        return self._known_costs[candidate.program]
+
+    def _rescued(self, candidate: Candidate, share: float = 1.0) -> Candidate:
+        """Finetune again what lost too much, twice as long each time; the best of all rounds."""
+        best = candidate
+        for extra in range(1, _ROUNDS + 1):
+            if self._within(best, share) or self.trainer is None or self.trainer.settings.epochs == 0:
+                break
+            again = self._finetuned(candidate, extra)
+            best = again if (again.val_accuracy or 0) > (best.val_accuracy or 0) else best
+        return best
+
+    def _try(self, best: Candidate, *, n_features: int | None, shares: Shares) -> Candidate:
+        """Prune what was accepted once more, prove the cut, finetune, look."""
+        graph = self._graph_of(best)
+        self.progress.stage(f"step {len(self.steps) + 1}: score and cut")
+        step = self._plan(best, graph, n_features, shares)
+        slim = cut(best.program, step, graph)
+        error = prove(best.program, slim, step)
+        plan = step if best.plan is None else compose(best.plan, step)
+        return self._finished(best, slim, plan, max(error, best.proof_error))
+
+    def _plan(
+        self, best: Candidate, graph: ChannelGraph, n_features: int | None = None, shares: Shares = NO_SHARES
+    ) -> PruningPlan:
+        """Which units of a candidate go, for these shares of its own costs."""
+        budgets = self.budgets
+        compete = budgets.prune_features and budgets.max_drop is None and budgets.n_features is None
+        return make_step_plan(
+            best.program,
+            graph,
+            shares.macs,
+            budgets.criterion,
+            budgets.align,
+            n_features=n_features if n_features is not None else None if compete else count_features(graph),
+            batches=self.trainer.score_batches() if self.trainer else (),
+            seed=budgets.seed,
+            device=budgets.device,
+            keep_latency=shares.latency,
+            keep_bytes=shares.size,
+        )
+
+    def _finished(self, before: Candidate, slim: Program, plan: PruningPlan, error: float) -> Candidate:
+        """Finetune a fresh cut and look at it."""
+        return self._finetuned(Candidate(slim, plan, macs(slim), kept_features(before, plan), None, error))
+
+    def _finetuned(self, candidate: Candidate, extra: int = 0) -> Candidate:
+        """Train a candidate's weights on, and look at it; `extra` counts further rounds, which see another order.
+
+        Without training, batch norm's statistics are estimated again all the same.
+        """
+        trainer = self.trainer
+        if trainer is None:
+            return candidate
+        module = candidate.program.module()
+        assert isinstance(module, fx.GraphModule)
+        if not self._trains:
+            if recalibrate(module, trainer.data, trainer.normalization):
+                candidate = replace(candidate, program=reexport_like(module, candidate.program))
+        else:
+            share = candidate.macs / self.dense.macs
+            again = f", round {extra + 1}" if extra else ""
+            self.progress.stage(f"step {len(self.steps) + 1}: finetune at {share:.0%} of MACs{again}")
+            epochs = trainer.settings.epochs * 2**extra
+            settings = replace(trainer.settings, epochs=epochs, seed=trainer.settings.seed + extra)
+            fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher)
+            candidate = replace(candidate, program=reexport_like(module, candidate.program))
+        return replace(candidate, val_accuracy=trainer.val_accuracy(module))
+
+    def _within(self, candidate: Candidate, share: float = 1.0) -> bool:
+        """Whether the accuracy budget, or a share of it, holds."""
+        limit, dense, slim = self.budgets.max_drop, self.dense.val_accuracy, candidate.val_accuracy
+        if limit is None or dense is None or slim is None:
+            return True
+        return (dense - slim) * 100 <= share * limit + 1e-9
+
+    def _judged(self, candidate: Candidate, share: float) -> Candidate | None:
+        """The candidate, finetuned once more if need be, or None where it loses too much all the same."""
+        candidate = self._rescued(candidate, share)
+        accepted = self._within(candidate, share)
+        self._record(candidate, accepted)
+        return candidate if accepted else None
+
+    def _record(self, candidate: Candidate, accepted: bool) -> None:
+        self.steps.append(
+            StepRecord(
+                step=len(self.steps) + 1,
+                macs_ratio=candidate.macs / self.dense.macs,
+                n_features=candidate.n_features,
+                val_accuracy=candidate.val_accuracy,
+                accepted=accepted,
+            )
+        )
+
+    def _drop(self, candidate: Candidate) -> float:
+        assert self.dense.val_accuracy is not None
+        assert candidate.val_accuracy is not None
+        return (self.dense.val_accuracy - candidate.val_accuracy) * 100
+
+
+def kept_features(before: Candidate, plan: PruningPlan) -> int | None:
+    """How many input features are left after a plan, counted over the dense inputs."""
+    return sum(len(features.keep) for features in plan.inputs.values()) if plan.inputs else before.n_features
+
+
+def count_features(graph: ChannelGraph) -> int | None:
+    """How many input features there are; None where none of them can be removed."""
+    fixed, sizes = graph.features()
+    return fixed + int(sum(size.sum() for size in sizes)) if any(group.is_input for group in graph.groups) else None

@@ -1,0 +1,110 @@
+"""From budgets that are measured to shares that are planned: what a cost model must be asked for to land on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from edgeprune.candidate import Budgets, Measured
+
+AIM = 0.96  # of a budget: below it, so that the next measurement holds it too
+ENOUGH = 0.91  # of a budget: a network that takes less is smaller than it need be
+_LEAST = 0.01  # of a cost
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Shares of what the dense network costs, by the models of the planner; None where nothing is asked."""
+
+    macs: float | None = None
+    latency: float | None = None
+    size: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One measured budget and what is known of it: `planned` is asked of the model, `points` are `(planned, measured)`.
+
+    All are shares of what the dense network has.
+    """
+
+    what: str
+    most: float
+    planned: float
+    points: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
+
+    @property
+    def measured(self) -> float:
+        """What was measured last."""
+        return self.points[-1][1]
+
+    @property
+    def is_over(self) -> bool:
+        return self.measured > self.most
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it is within its budget, and not far."""
+        return ENOUGH * self.most <= self.measured <= self.most
+
+    def seen(self, measured: float) -> Goal:
+        """With another measurement of what is planned."""
+        return replace(self, points=(*self.points, (self.planned, measured)))
+
+    def moved(self) -> Goal:
+        """Another plan: on the line through the nearest measurements above and below the aim."""
+        aim = AIM * self.most
+        below = max((p for p in self.points if p[1] <= aim), key=lambda p: p[1], default=(0.0, 0.0))
+        above = min((p for p in self.points if p[1] > aim), key=lambda p: p[1], default=(1.0, 1.0))
+        rise = above[1] - below[1]
+        along = (aim - below[1]) / rise if rise > 0 else 0.5
+        planned = below[0] + along * (above[0] - below[0])
+        if any(abs(planned - p) < 1e-3 for p, _ in self.points):  # the model is coarse here: halve the way
+            planned = (below[0] + above[0]) / 2
+        return replace(self, planned=min(max(planned, _LEAST), 1.0))
+
+
+class Targets:
+    """The goals of one search, brought nearer by measuring."""
+
+    def __init__(self, budgets: Budgets, dense: Measured | None) -> None:
+        self.keep_macs = budgets.keep_macs
+        self.goals: dict[str, Goal] = {}
+        limit = budgets.max_latency
+        if limit is not None and dense is not None:
+            most = limit.ratio if limit.ratio is not None else (limit.ms or 0.0) / dense.dense_ms
+            self.goals["latency"] = Goal(f"--max-latency {limit}", most, min(AIM * most, 1.0))
+        if budgets.max_bytes is not None and dense is not None:
+            most = budgets.max_bytes / dense.dense_bytes
+            self.goals["size"] = Goal(f"--max-size {budgets.max_bytes}B", most, min(AIM * most, 1.0))
+
+    @property
+    def shares(self) -> Shares:
+        """What to plan for."""
+        planned = {name: goal.planned for name, goal in self.goals.items()}
+        return Shares(self.keep_macs, planned.get("latency"), planned.get("size"))
+
+    def see(self, measured: Measured) -> None:
+        """Take a measurement of the network that the present shares led to."""
+        found = {"latency": measured.ms / measured.dense_ms, "size": measured.size_bytes / measured.dense_bytes}
+        self.goals = {name: goal.seen(found[name]) for name, goal in self.goals.items()}
+
+    def over(self) -> list[Goal]:
+        """The budgets that the last measurement misses."""
+        return [goal for goal in self.goals.values() if goal.is_over]
+
+    def is_settled(self, macs_share: float) -> bool:
+        """Whether every budget holds and one of them binds."""
+        if self.over():
+            return False
+        macs_bind = self.keep_macs is not None and macs_share >= ENOUGH * self.keep_macs
+        return macs_bind or not self.goals or any(goal.is_near for goal in self.goals.values())
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether a budget is missed by the smallest network that can be planned."""
+        return any(goal.planned <= _LEAST for goal in self.over())
+
+    def move(self) -> None:
+        """Plan for less of what is over its budget; for more where all are well below."""
+        over = bool(self.over())
+        self.goals = {name: goal.moved() if goal.is_over or not over else goal for name, goal in self.goals.items()}

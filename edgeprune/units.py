@@ -1,0 +1,70 @@
+"""Budgets as people write them: `5ms`, `0.5x`, `500kB`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from edgeprune.errors import InputError
+
+_NUMBER = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>[A-Za-z]*)")
+_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyLimit:
+    """The most that one inference may take: milliseconds, or a share of the dense network's time; the other is None."""
+
+    ms: float | None = None
+    ratio: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.ratio:g}x" if self.ms is None else f"{self.ms:g}ms"
+
+
+def parse_latency(text: str) -> LatencyLimit:
+    """`5ms`, `800us` or `0.02s`; `0.5x` for a share of the dense network's time.
+
+    Raises:
+        InputError: another text, or a number that is not above 0 (or a share above 1).
+    """
+    number, unit = _parts(text, "--max-latency", "a time such as 5ms, 800us or 0.5x (of the dense network's time)")
+    if unit == "x" and number <= 1:
+        return LatencyLimit(ratio=number)
+    if unit in _MILLISECONDS:
+        return LatencyLimit(ms=number * _MILLISECONDS[unit])
+    expected = "a share of at most 1x" if unit == "x" else "one of the units us, ms, s and x"
+    raise InputError(f"--max-latency: expected {expected}, got {text!r}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from `500kB`, `1.5MB`, `300KiB` or `120000B`.
+
+    Raises:
+        InputError: another text, or a number that is not above 0.
+    """
+    number, unit = _parts(text, "--max-size", "a size such as 500kB or 1.5MB")
+    if unit not in _BYTES:
+        raise InputError(f"--max-size: expected one of the units {', '.join(_BYTES)}, got {text!r}")
+    size = int(number * _BYTES[unit])
+    if size < 1:
+        raise InputError(f"--max-size: expected at least one byte, got {text!r}")
+    return size
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes for people, e.g. `1.5 MB`."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.3g} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def _parts(text: str, option: str, expected: str) -> tuple[float, str]:
+    found = _NUMBER.fullmatch(text.strip())
+    number = float(found["number"]) if found else math.nan
+    if found is None or not (math.isfinite(number) and number > 0):
+        raise InputError(f"{option}: expected {expected}, got {text!r}")
+    return number, found["unit"]

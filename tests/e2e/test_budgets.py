@@ -1,0 +1,95 @@
+"""Budgets in milliseconds and bytes, and the profile of a device, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from commands import CNN, MLP, done, refused, run
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The profile of the digits MLP's layers on this machine."""
+    folder = tmp_path_factory.mktemp("device")
+    done(folder, "profile", MLP, "--out", "device.json", "--runs", "5")
+    return folder / "device.json"
+
+
+def of_a_phone(device: Path, folder: Path) -> Path:
+    """The same measurements, as if another device had made them."""
+    document = json.loads(device.read_text()) | {"cpu": "a phone", "runtime": "onnxruntime-web 1.30.0"}
+    (folder / "phone.json").write_text(json.dumps(document))
+    return folder / "phone.json"
+
+
+def compressed(out: Path, *options: Any) -> dict[str, Any]:
+    done(out.parent, "compress", MLP, "--out", out, "--input-features", "off", "--finetune-epochs", "0", *options)
+    record: dict[str, Any] = json.loads((out / "run.json").read_text())
+    return record
+
+
+def test_a_profile_is_written_and_not_overwritten(device: Path) -> None:
+    document = json.loads(device.read_text())
+    assert document["format"] == "edgeprune-device/1"
+    assert {point["layer"].split()[0] for point in document["points"]} == {"linear"}
+    assert all(point["ms"] > 0 for point in document["points"])
+    assert "--force" in refused(device.parent, "profile", MLP, "--out", device)
+    table = done(device.parent, "profile", MLP, "--out", device, "--force", "--json").json
+    assert table["kinds"][0]["kind"] == "linear"
+    assert table["kinds"][0]["share"] == pytest.approx(1.0)
+
+
+def test_a_size_is_held_by_the_file(tmp_path: Path) -> None:
+    record = compressed(tmp_path / "run", "--max-size", "60kB")
+    assert 0.8 * 60_000 < record["slim"]["onnx_bytes"] <= 60_000
+    done(tmp_path, "export", "--onnx", tmp_path / "run" / "slim.pt2")
+    assert (tmp_path / "run" / "slim.onnx").stat().st_size <= 60_000
+    onnx.checker.check_model(str(tmp_path / "run" / "slim.onnx"))
+
+
+def test_a_latency_on_another_device_is_foretold_by_its_profile(device: Path, tmp_path: Path) -> None:
+    phone = of_a_phone(device, tmp_path)
+    out = tmp_path / "run"
+    result = done(
+        tmp_path, "compress", MLP, "--out", out, "--input-features", "off", "--finetune-epochs", "0",
+        "--max-latency", "0.7x", "--device", phone,
+    )  # fmt: skip
+    assert "it is of another device than this one" in result.err
+    record = json.loads((out / "run.json").read_text())
+    assert record["slim"]["macs"] < record["dense"]["macs"]
+    assert record["asked"]["max_latency"] == "0.7x"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--max-latency", "5mss"), "--max-latency: expected one of the units us, ms, s and x, got '5mss'"),
+        (("--max-latency", "2x"), "--max-latency: expected a share of at most 1x, got '2x'"),
+        (("--max-size", "500"), "--max-size: expected one of the units"),
+        (("--device", "missing.json"), "missing.json: expected a device.json, got nothing there"),
+    ],
+)
+def test_typos_are_told_before_anything_is_read(tmp_path: Path, options: tuple[str, str], expected: str) -> None:
+    assert expected in refused(tmp_path, "compress", MLP, "--out", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_profile_of_another_network_is_refused(device: Path, tmp_path: Path) -> None:
+    told = refused(tmp_path, "compress", CNN, "--out", tmp_path / "run", "--device", device, "--keep-macs", "0.5")
+    assert "expected measurements of this network's layers" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "binding"),
+    [(("--max-size", "2kB"), "--max-size"), (("--max-size", "10kB", "--max-drop", "0"), "the budgets cannot be met")],
+)
+def test_what_cannot_be_met_ends_with_one(tmp_path: Path, options: tuple[str, ...], binding: str) -> None:
+    result = run(tmp_path, "compress", MLP, "--out", tmp_path / "run", "--finetune-epochs", "0", *options)
+    assert result.code == 1
+    assert binding in result.err
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,62 @@
+"""Budgets as text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeprune.errors import InputError
+from edgeprune.units import LatencyLimit, parse_latency, parse_size, size_text
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("5ms", LatencyLimit(ms=5.0)),
+        ("0.5x", LatencyLimit(ratio=0.5)),
+        ("800us", LatencyLimit(ms=0.8)),
+        ("0.02 s", LatencyLimit(ms=20.0)),
+        (".25x", LatencyLimit(ratio=0.25)),
+        ("1x", LatencyLimit(ratio=1.0)),
+    ],
+)
+def test_latencies(text: str, limit: LatencyLimit) -> None:
+    found = parse_latency(text)
+    assert (found.ratio, found.ms) == (limit.ratio, pytest.approx(limit.ms))
+    assert parse_latency(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["5mss", "5", "0ms", "-1ms", "2x", "x", "nanms", "1e9ms", "infx", "", "0.5 times", "5MS"]
+)
+def test_typos_in_latencies_are_told(text: str) -> None:
+    with pytest.raises(InputError, match="--max-latency: expected .*got"):
+        parse_latency(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("500kB", 500_000), ("500KB", 500_000), ("1.5MB", 1_500_000), ("300KiB", 307_200), ("12B", 12), ("2 GiB", 2**31)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["500", "500kb", "0kB", "0.1B", "kB", "5kBs", "-5kB", "5 k B"])
+def test_typos_in_sizes_are_told(text: str) -> None:
+    with pytest.raises(InputError, match="--max-size: expected .*got"):
+        parse_size(text)
+
+
+@given(st.text(max_size=12))
+def test_no_text_does_anything_else(text: str) -> None:
+    for parse in (parse_latency, parse_size):
+        try:
+            assert parse(text)
+        except InputError:
+            pass
+
+
+def test_sizes_for_people() -> None:
+    assert [size_text(n) for n in (12, 1500, 2_340_000, 5e9)] == ["12 B", "1.5 kB", "2.34 MB", "5 GB"]
