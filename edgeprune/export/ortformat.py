@@ -61,8 +61,9 @@ def write_ort(
         inputs: real inputs `(n, ...)` to check on (a sequence of them for several inputs); all are used. None draws
             seeded ones.
         tolerance: as for `export_onnx`.
-        platform: where the file is to run: `"arm"` keeps int8 as it is, `"amd64"` lays convolutions out for AVX. None
-            does neither, and runs on both.
+        platform: where the file is to run. A file is optimised here and not again where it is loaded. `"amd64"` lays
+            convolutions out for x86, without which ResNet18 takes 1.4 times as long there and MobileNetV2 2.5 times;
+            `"arm"` fuses what is quantised to signed int8. None does neither, and runs on both.
 
     Raises:
         InputError: `source` cannot be read or run, or `out` has another name or cannot be written to.
