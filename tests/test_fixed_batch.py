@@ -202,3 +202,23 @@ def test_nonsense_that_a_file_says_of_its_input(text: str, tmp_path: Path) -> No
 def test_inputs_that_do_not_fit(free: Path, inputs: object, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="inputs to check on"):
         write_fixed_batch(free, tmp_path / "out.onnx", 1, inputs)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ([None, 2**20, 2**20], "too large to draw"),
+        ([2**40, 2**40], "got a batch fixed at 1099511627776"),
+        ([], "got no input with a batch"),
+    ],
+    ids=["beyond the memory", "fixed beyond the memory", "a number"],
+)
+def test_inputs_of_strange_sizes(sizes: list[int | str], said: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "x.onnx", [helper.make_node("Relu", ["input"], ["y"])], {"input": sizes}, sizes)
+    with pytest.raises(InputError, match=said):
+        write_fixed_batch(source, tmp_path / "out.onnx", 1)
+
+
+def test_a_batch_of_minus_one_is_a_free_one(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.onnx", [helper.make_node("Relu", ["input"], ["y"])], {"input": [-1, 4]}, [-1, 4])
+    assert shapes(with_fixed_batch(onnx.load(source), 3)) == [[3, 4], [3, 4]]

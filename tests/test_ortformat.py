@@ -157,3 +157,24 @@ def test_weights_outside_of_the_file_are_refused(tmp_path: Path) -> None:
     onnx.save(proto, source, save_as_external_data=True, location="w.bin", size_threshold=0)
     with pytest.raises(InputError, match=r"expected all weights in the file, got some in 'w\.bin'"):
         write_ort(source, tmp_path / "x.ort")
+
+
+def test_no_input_a_number_and_a_list(tmp_path: Path) -> None:
+    constant = helper.make_node("Constant", [], ["y"], value_floats=[1.0, 2.0])
+    relu, listed = helper.make_node("Relu", ["x"], ["y"]), helper.make_node("SequenceConstruct", ["x"], ["y"])
+    number = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("x", "y")]
+    pair = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+    sequence = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    for name, node, inputs, result in (
+        ("none", constant, [], pair),
+        ("number", relu, number[:1], number[1]),
+        ("list", listed, number[:1], sequence),
+    ):
+        model = helper.make_model(
+            helper.make_graph([node], "g", inputs, [result]), opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+        )
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    assert write_ort(tmp_path / "number.onnx", tmp_path / "number.ort").parity == 0
+    assert write_ort(tmp_path / "none.onnx", tmp_path / "none.ort").parity == 0
+    with pytest.raises(InputError, match=r"list\.onnx: 'y': expected a tensor of numbers, got seq\(tensor\(float\)\)"):
+        write_ort(tmp_path / "list.onnx", tmp_path / "list.ort")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_dim_param_fixed
+from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_dim_param_fixed, remove_invalid_dim_values
 
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
@@ -36,6 +36,7 @@ def with_fixed_batch(proto: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
     _check_batch(fixed, batch)
+    remove_invalid_dim_values(fixed.graph)
     for value in fixed.graph.input:
         first = value.type.tensor_type.shape.dim[:1]
         if first and first[0].dim_param:
@@ -82,7 +83,7 @@ def write_fixed_batch(
 
 def is_batch_free(proto: onnx.ModelProto) -> bool:
     """Whether the first size of an input is free."""
-    return any(dims and not dims[0].HasField("dim_value") for dims in _input_dims(proto))
+    return any(dims and dims[0].dim_value < 1 for dims in _input_dims(proto))  # some exporters write -1
 
 
 def _check_batch(proto: onnx.ModelProto, batch: int) -> None:

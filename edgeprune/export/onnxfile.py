@@ -17,6 +17,7 @@ from edgeprune.export.parity import Sample, largest_error, outputs_of, row_chunk
 
 MAX_BYTES = 2**31 - 1  # protobuf's own limit, and that of the flatbuffers of the ORT format
 _BATCHES = (1, 3, 7)
+_MAX_DRAWN = 2**27  # elements: 1 GiB while they are drawn
 _TYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -85,6 +86,8 @@ def samples_of_file(path: Path, inputs: Any = None, batch: int | None = None) ->
     """
     session = ort.session(path)
     values = session.get_inputs()
+    for value in (*values, *session.get_outputs()):
+        _type(path, value)
     given = _random(path, session) if inputs is None else _fitted(path, session, inputs)
     batched = [bool(value.shape) and not isinstance(value.shape[0], int) for value in values]
     samples = []
@@ -97,12 +100,15 @@ def samples_of_file(path: Path, inputs: Any = None, batch: int | None = None) ->
 def parity_with(session: InferenceSession, samples: Sequence[Sample], what: str, tolerance: float) -> float:
     """The largest absolute error of a session over all samples; errors as `parity.check_parity`."""
     errors = (
-        largest_error(
-            sample.outputs, outputs_of(session, sample.inputs), f"{what} at batch {len(sample.inputs[0])}", tolerance
-        )
+        largest_error(sample.outputs, outputs_of(session, sample.inputs), f"{what}{_at(sample)}", tolerance)
         for sample in samples
     )
     return max(errors, default=0.0)
+
+
+def _at(sample: Sample) -> str:
+    first = next((array for array in sample.inputs if array.ndim), None)
+    return "" if first is None else f" at batch {len(first)}"
 
 
 def _rows(given: Sequence[np.ndarray], batched: Sequence[bool], batch: int | None) -> Iterator[np.ndarray | None]:
@@ -160,6 +166,10 @@ def _shape(path: Path, session: InferenceSession, value: Any) -> tuple[int, ...]
     """The file's shape with the largest batch; other free sizes are those that edgeprune wrote into the file."""
     wanted = [max(_BATCHES), *value.shape[1:]] if value.shape and not isinstance(value.shape[0], int) else value.shape
     if all(isinstance(size, int) for size in wanted):
+        if np.prod(wanted, dtype=float) > _MAX_DRAWN:
+            raise InputError(
+                f"{path}: input {value.name!r} is too large to draw {wanted}: inputs to check on are needed"
+            )
         return tuple(wanted)
     stated = _stated_shape(session.get_modelmeta().custom_metadata_map.get("edgeprune.input_shape", ""))
     if len(stated) + 1 != len(wanted):
@@ -173,10 +183,10 @@ def _stated_shape(text: str) -> tuple[int, ...]:
     except (ValueError, RecursionError):
         return ()
     sane = isinstance(sizes, list) and all(type(size) is int and 0 < size <= 2**16 for size in sizes)
-    return tuple(sizes) if sane and np.prod(sizes, dtype=float) <= 2**27 else ()
+    return tuple(sizes) if sane and max(_BATCHES) * np.prod(sizes, dtype=float) <= _MAX_DRAWN else ()
 
 
 def _type(path: Path, value: Any) -> Any:
     if value.type not in _TYPES:
-        raise InputError(f"{path}: input {value.name!r}: expected a tensor of numbers, got {value.type}")
+        raise InputError(f"{path}: {value.name!r}: expected a tensor of numbers, got {value.type}")
     return _TYPES[value.type]
