@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import edgeprune.export.executorch as exporter
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.attention_steps import write_out_attention
 from edgeprune.export.executorch import ExecutorchFile, write_executorch
@@ -107,6 +108,7 @@ def test_a_slim_network_gives_what_pytorch_gives(slim_mlp: tuple[Program, Path, 
     n_operators = sum(count for _, count in done.delegated)
     assert done.words == f"XNNPACK runs all {n_operators} operators in 1 partition; batch fixed at 2"
     assert os.listdir(path.parent) == ["slim.pte"]
+    assert str(MODELS.parent).encode() not in path.read_bytes() and b"site-packages" not in path.read_bytes()
 
 
 @pytest.mark.slow
@@ -223,7 +225,7 @@ def test_a_file_that_is_off_is_not_written(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("executorch")
-def test_requests_that_make_no_sense_are_refused_early(tmp_path: Path) -> None:
+def test_requests_that_make_no_sense_are_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = capture(nn.Linear(4, 3), torch.randn(2, 4))
     for out, inputs, batch, said in (
         ("x.bin", None, 1, r"expected a name that ends in \.pte"),
@@ -235,6 +237,9 @@ def test_requests_that_make_no_sense_are_refused_early(tmp_path: Path) -> None:
             write_executorch(program, tmp_path / out, inputs, batch=batch)
     with pytest.raises(InputError, match="the weights are bfloat16"):
         write_executorch(capture(nn.Linear(4, 3).bfloat16(), torch.randn(2, 4).bfloat16()), tmp_path / "x.pte")
+    monkeypatch.setattr(exporter, "MAX_BYTES", 10)
+    with pytest.raises(InputError, match=r"the weights take 0\.00 GB: one \.pte file holds at most"):
+        write_executorch(program, tmp_path / "x.pte")
     assert os.listdir(tmp_path) == []
 
 

@@ -98,9 +98,14 @@ def write_executorch(
     lowered = _lowered(_with_fixed_sizes(program, batches[0]))
     parity = _parity(program, lowered.content, batches, out.name, tolerance)
     write_atomically(out, lowered.content)
-    n_rows = batches[0][0].shape[0] if batches[0] and batches[0][0].ndim else 1
     return ExecutorchFile(
-        str(out), len(lowered.content), parity, n_rows, lowered.n_partitions, lowered.delegated, lowered.portable
+        str(out),
+        len(lowered.content),
+        parity,
+        _batch_size(program, batches[0]),
+        lowered.n_partitions,
+        lowered.delegated,
+        lowered.portable,
     )
 
 
@@ -130,6 +135,12 @@ def _batches(program: ExportedProgram, inputs: Any, batch: int) -> list[tuple[np
         tuple(array[chunk] if spec.batched else array for array, spec in zip(given, specs, strict=True))
         for chunk in rows
     ]
+
+
+def _batch_size(program: ExportedProgram, batch: Sequence[np.ndarray]) -> int:
+    """The first size of the first input with a free batch, or of the first that has any."""
+    by_need = sorted(zip(input_specs(program), batch, strict=True), key=lambda pair: not pair[0].batched)
+    return next((len(array) for _, array in by_need if array.ndim), 1)
 
 
 def _given(specs: Sequence[InputSpec], inputs: Any) -> list[np.ndarray]:
