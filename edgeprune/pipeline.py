@@ -20,8 +20,8 @@ from edgeprune.crop import find_crop
 from edgeprune.data import batches, check_fits, normalize, open_data
 from edgeprune.drawing import draw
 from edgeprune.errors import BudgetError, InputError
-from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.onnx import export_onnx
+from edgeprune.exporting import export_model
 from edgeprune.files import check_new, staged_folder, write_atomically
 from edgeprune.gauge import is_held
 from edgeprune.graph.capture import Program
@@ -29,13 +29,10 @@ from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.inspection import explained, feature_weights, inspect_program, locked_rows, widths
 from edgeprune.job import (
-    RUNS,
     Job,
     check_logits,
     completed,
-    model_and_data,
     n_outputs,
-    newest_run,
     own_device,
     prepare,
     threads_for,
@@ -361,32 +358,13 @@ def _asked(request: CompressRequest) -> dict[str, Any]:
 
 
 def export(request: ExportRequest, progress: Progress | None = None) -> ExportRecord:
-    """Write the ONNX contracts of a model, each checked in onnxruntime on real inputs.
+    """Write the files of every target that is asked for, each run in its runtime on real inputs.
 
     Raises:
-        InputError: the model, the data or the output place is wrong; nothing is written.
+        InputError: the model, the data or the output place is wrong, or a target cannot express it; nothing is written.
         ParityError: a file disagrees with PyTorch; nothing is left.
     """
-    told = progress or Silent()
-    assumed: list[str] = []
-    path = Path(request.model) if request.model else newest_run() / "slim.pt2"
-    if request.model is None:
-        assumed.append(f"MODEL {path} (the newest run)")
-    out = Path(request.out) if request.out else path.parent if path.name == "slim.pt2" else RUNS / f"{path.stem}-onnx"
-    if request.out is None:
-        assumed.append(f"--out {out}")
-    check_contracts(out, path.stem, request.force)
-    told.stage("load")
-    model, data = model_and_data(replace(request, model=str(path)))
-    raw, info = (_first(data, None), completed(model.info, data, request.data)) if data else (None, model.info)
-    for text in assumed:
-        told.say(f"assumed: {text}")
-    told.stage("export and check")
-    files = write_contracts(
-        model.program, info, out, name=path.stem, raw_inputs=raw, opset=request.opset,
-        simplify=request.simplify, force=request.force,
-    )  # fmt: skip
-    return ExportRecord(str(path), tuple(files), tuple(assumed), 0 if raw is None else len(raw))
+    return export_model(request, progress or Silent())
 
 
 def validate(request: ValidateRequest, progress: Progress | None = None) -> ValidateRecord:

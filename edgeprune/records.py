@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.utils.data import Dataset
 
+    from edgeprune.export.variants import VariantTable
+
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
@@ -61,7 +63,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSource:
-    """A data set cut into three splits; each split yields `(x, y)`: x float32 `info.input_shape`, raw; y an int."""
+    """A data set cut into three splits; each split yields `(x, y)`: x float32 `info.input_shape`, raw; y an int.
+
+    `byte_scale` is what a byte is multiplied by to be a raw value, e.g. 1/255; None where the data are no bytes.
+    """
 
     name: str
     train: Dataset[Any]
@@ -71,6 +76,7 @@ class DataSource:
     classes: tuple[str, ...]
     normalization: Normalization
     feature_names: tuple[str, ...] = ()
+    byte_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,12 +287,19 @@ class ExportedFile:
 
 @dataclass(frozen=True, slots=True)
 class ExportRecord:
-    """What `edgeprune export` wrote."""
+    """What `edgeprune export` wrote.
+
+    `variants` compares fp32 with int8 and others, `mobile` says what accelerators of phones would take, `web` is the
+    folder of the page.
+    """
 
     model: str
     files: tuple[ExportedFile, ...]
     assumed: tuple[str, ...]
     n_samples: int
+    variants: VariantTable | None = None
+    mobile: tuple[str, ...] = ()
+    web: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from edgeprune.settings import TrainSettings
 
@@ -53,7 +54,11 @@ class CompressRequest:
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What `edgeprune export` was asked; without `model` the newest run under `runs/` is taken."""
+    """What `edgeprune export` was asked; without `model` the newest run under `runs/` is taken.
+
+    `batch` None leaves it free; `max_drop` is what int8 may lose, in accuracy points; `dense` is the network beside
+    which the web page runs this one, by default that of the run.
+    """
 
     model: str | None = None
     out: str | None = None
@@ -63,6 +68,17 @@ class ExportRequest:
     dynamic_size: bool = False
     opset: int | None = None
     simplify: bool = True
+    onnx: bool = True
+    ort: bool = False
+    int8: bool = False
+    executorch: bool = False
+    mobile: bool = False
+    web: bool = False
+    batch: int | None = None
+    preprocess: Literal["apart", "fold"] = "apart"
+    max_drop: float = 1.0
+    dense: str | None = None
+    web_runtime: str = "1.30.0"
     force: bool = False
     unsafe_pickle: bool = False
 

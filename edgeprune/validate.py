@@ -13,7 +13,8 @@ import onnx
 from edgeprune.data import batches, normalize
 from edgeprune.errors import InputError
 from edgeprune.export import ort
-from edgeprune.export.contracts import normalization_in
+from edgeprune.export.contracts import byte_scale_in, normalization_in
+from edgeprune.export.front import raw_bytes
 from edgeprune.latency import compare_latency
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, LatencyComparison, Normalization, ValidateRecord
@@ -37,11 +38,15 @@ class _Network:
     size_bytes: int
     normalization: Normalization
     preprocess: InferenceSession | None = None
+    byte_scale: float | None = None
 
     def inputs(self, raw: torch.Tensor) -> np.ndarray:
         """The file's input for raw `(batch, ...)`."""
+        handed = raw.numpy() if self.byte_scale is None else raw_bytes(raw.numpy(), self.byte_scale)
         if self.preprocess is not None:
-            return ort.run(self.preprocess, raw.numpy())
+            return ort.run(self.preprocess, handed)
+        if self.byte_scale is not None:
+            return handed
         return np.ascontiguousarray(normalize(raw, self.normalization).numpy())
 
     def logits(self, raw: torch.Tensor) -> np.ndarray:
@@ -101,7 +106,8 @@ def _open(path: Path, data: DataSource, fallback: Normalization, progress: Progr
     _check_outputs(path, session, len(data.classes))
     shape = _input_shape(path, session)
     if not _accepts(shape, data.input_shape):
-        return _Network(path, session, size_bytes, fallback, _preprocess(path, shape, data))
+        preprocess = _preprocess(path, shape, data)
+        return _Network(path, session, size_bytes, fallback, preprocess, _byte_scale(path, preprocess))
     stated = normalization_in(session.get_modelmeta().custom_metadata_map, str(path))
     if stated is None:
         progress.say(
@@ -112,7 +118,7 @@ def _open(path: Path, data: DataSource, fallback: Normalization, progress: Progr
             f"{path}: edgeprune.normalization: expected 1 or {data.input_shape[0]} values, "
             f"got {len(stated.mean)} and {len(stated.std)}"
         )
-    return _Network(path, session, size_bytes, stated or fallback)
+    return _Network(path, session, size_bytes, stated or fallback, None, _byte_scale(path, session))
 
 
 def _preprocess(path: Path, shape: tuple[int | None, ...], data: DataSource) -> InferenceSession:
@@ -175,12 +181,18 @@ def _external_locations(proto: onnx.ModelProto) -> set[str]:
 def _input_shape(path: Path, session: InferenceSession) -> tuple[int | None, ...]:
     """Shape without the batch of the only input, None where a size is free."""
     inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+    takes = "tensor(float)" if _byte_scale(path, session) is None else "tensor(uint8)"
+    if len(inputs) != 1 or inputs[0].type != takes:
         got = ", ".join(f"{value.name} {value.type}" for value in inputs) or "none"
-        raise InputError(f"{path}: expected one float32 input, got {got}")
+        expected = "float32" if takes == "tensor(float)" else "uint8"
+        raise InputError(f"{path}: expected one {expected} input, got {got}")
     if not inputs[0].shape or isinstance(inputs[0].shape[0], int):
         raise InputError(f"{path}: expected a free batch as the first size of its input, got {inputs[0].shape}")
     return tuple(size if isinstance(size, int) else None for size in inputs[0].shape[1:])
+
+
+def _byte_scale(path: Path, session: InferenceSession) -> float | None:
+    return byte_scale_in(session.get_modelmeta().custom_metadata_map, str(path))
 
 
 def _check_outputs(path: Path, session: InferenceSession, n_classes: int) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
-from edgeprune.errors import InputError
 
 
 def export(
@@ -19,6 +18,38 @@ def export(
     ] = None,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write ONNX with a dynamic batch, simplified.", rich_help_panel=opt.WHAT)
+    ] = False,
+    ort: Annotated[
+        bool,
+        typer.Option(
+            "--ort",
+            help="Write the ORT format too, and the list of operators for a reduced build.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="Write int8 and other small numbers too; all are measured, and the table says which to ship.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = False,
+    executorch: Annotated[
+        bool,
+        typer.Option("--executorch", help="Write a .pte for ExecuTorch (XNNPACK) too.", rich_help_panel=opt.WHAT),
+    ] = False,
+    mobile: Annotated[
+        bool,
+        typer.Option("--mobile", help="Say what NNAPI and CoreML would take of the network.", rich_help_panel=opt.WHAT),
+    ] = False,
+    web: Annotated[
+        bool,
+        typer.Option(
+            "--web",
+            help="Write a page that runs the dense and this network in a phone's browser; see edgeprune serve.",
+            rich_help_panel=opt.WHAT,
+        ),
     ] = False,
     data: opt.Data = None,
     arch: opt.Arch = None,
@@ -33,6 +64,45 @@ def export(
             rich_help_panel=opt.HOW,
         ),
     ] = None,
+    batch: Annotated[
+        str,
+        typer.Option(
+            metavar="N|dynamic",
+            help="A fixed batch, as accelerators of phones ask for, or a free one.",
+            callback=opt.check_batch,
+            rich_help_panel=opt.HOW,
+        ),
+    ] = "dynamic",
+    preprocess: Annotated[
+        Literal["apart", "fold"],
+        typer.Option(
+            help="Scaling and mean/std in a file of their own, or folded into the graph, which then takes raw bytes.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = "apart",
+    max_drop: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            help="Accuracy points that int8 may lose on the validation split.",
+            parser=opt.number("accuracy points in [0, 100]", 0, 100),
+            rich_help_panel=opt.HOW,
+        ),
+    ] = 1.0,
+    dense: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The dense network for the web page; default: the run's.", rich_help_panel=opt.HOW
+        ),
+    ] = None,
+    web_runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="VERSION|PATH",
+            help="onnxruntime-web's version, which npm fetches, or the path of a package, its .tgz or node_modules.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = "1.30.0",
     simplify: Annotated[
         bool, typer.Option("--simplify/--no-simplify", help="Run the graph simplifier.", rich_help_panel=opt.HOW)
     ] = True,
@@ -54,8 +124,6 @@ def export(
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import ExportRequest
 
-        if not onnx:
-            raise InputError("export: no target given: expected --onnx (the targets there are: --onnx)")
         request = ExportRequest(
             model=model,
             out=out,
@@ -64,6 +132,17 @@ def export(
             input_shape=opt.parse_shape(input_shape),
             dynamic_size=dynamic_size,
             opset=opset,
+            onnx=onnx,
+            ort=ort,
+            int8=int8,
+            executorch=executorch,
+            mobile=mobile,
+            web=web,
+            batch=None if batch == "dynamic" else int(batch),
+            preprocess=preprocess,
+            max_drop=max_drop,
+            dense=dense,
+            web_runtime=web_runtime,
             simplify=simplify,
             force=force,
             unsafe_pickle=unsafe_pickle,

@@ -120,6 +120,13 @@ def check_size(value: str | None) -> str | None:
     return _checked_by(parse_size, value)
 
 
+def check_batch(value: str) -> str:
+    """Accept `dynamic`, or a whole number from 1."""
+    if value != "dynamic" and not (value.isdecimal() and 0 < int(value) < 2**31):
+        raise _fail("dynamic or a whole number from 1", value)
+    return value
+
+
 def _checked_by(parse: Callable[[str], object], value: str | None) -> str | None:
     if value is not None:
         parse(value)

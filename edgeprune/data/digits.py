@@ -17,6 +17,6 @@ def open_digits() -> DataSource:
     """Train, val and test of 60, 20 and 20 %, stratified; x float32 `(1, 8, 8)`, raw 0..16."""
     with (resources.files("edgeprune") / "datasets" / "digits.npz").open("rb") as file:
         arrays = np.load(file, allow_pickle=False)
-        x = torch.from_numpy(arrays["x"].astype(np.float32)).unsqueeze(1)
+        x = torch.from_numpy(arrays["x"].astype(np.uint8)).unsqueeze(1)
         y = torch.from_numpy(arrays["y"].astype(np.int64))
     return build("digits", cut(x, y, FRACTIONS), [str(digit) for digit in range(10)])

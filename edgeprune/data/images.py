@@ -47,6 +47,8 @@ class PathList(Sequence[Path]):
 class ImageFiles(Dataset[Any]):
     """Image files and their labels; a sample is x float32 `(3, size, size)` in 0..1 and y."""
 
+    byte_scale = 1.0 / 255.0
+
     def __init__(self, paths: PathList, labels: np.ndarray, size: int) -> None:
         self.paths, self.labels, self.size = paths, labels, size
 

@@ -24,6 +24,11 @@ class TensorSplit(Dataset[Any]):
     def __init__(self, x: Tensor, y: Tensor, scale: float = 1.0) -> None:
         self.x, self.y, self.scale = x, y, scale
 
+    @property
+    def byte_scale(self) -> float | None:
+        """What a byte is multiplied by; None where the samples are no bytes."""
+        return self.scale if self.x.dtype == torch.uint8 else None
+
     def __len__(self) -> int:
         return self.x.shape[0]
 
@@ -178,4 +183,5 @@ def build(
         classes=tuple(classes),
         normalization=normalization or measure(train),
         feature_names=tuple(feature_names),
+        byte_scale=getattr(train, "byte_scale", None),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -26,6 +27,9 @@ from edgeprune.records import (
     ValidateRecord,
 )
 from edgeprune.report import formats as fmt
+
+if TYPE_CHECKING:
+    from edgeprune.export.variants import VariantTable
 
 _MAX_LAYERS = 4  # of a group in a table
 
@@ -108,8 +112,31 @@ def export(record: ExportRecord) -> RenderableType:
     for file in record.files:
         parity = fmt.NONE if file.parity is None else fmt.error(file.parity)
         table.add_row(Text(file.path), fmt.size(file.size_bytes), parity)
-    checked = _check(f"the files agree with PyTorch on {record.n_samples:,} inputs")
-    return _Sheet(table, checked, *_assumptions(record.assumed))
+    parts: list[RenderableType] = [_check(f"the files agree with PyTorch on {record.n_samples:,} inputs")]
+    if record.variants is not None:
+        parts += _variants(record.variants)
+    parts += [Text.assemble(("  phones  ", "cyan"), words) for words in record.mobile]
+    if record.web is not None:
+        parts += [_unbroken("  next    ", f"edgeprune serve {_quoted(record.web)}", "bold")]
+    return _Sheet(table, *parts, *_assumptions(record.assumed))
+
+
+def _variants(found: VariantTable) -> list[RenderableType]:
+    """fp32 beside int8 and the others, and which one to ship."""
+    table = _table("variants")
+    for name in ("variant", "size", "accuracy", "p50", "vs fp32", "verdict"):
+        table.add_column(name, justify="left" if name in ("variant", "verdict") else "right", overflow="fold")
+    for v in found.variants:
+        accuracy = fmt.NONE if v.accuracy is None else f"{100 * v.accuracy:.2f} %"
+        if v.accuracy is None and v.drop_points is not None:
+            accuracy = f"{0 - v.drop_points:+.2f} points"
+        style = "bold green" if v.name == found.ship else ""
+        table.add_row(
+            v.name, fmt.size(v.size_bytes), accuracy, f"{v.p50_ms:.3g} ms", f"{v.ratio:.2f}×", v.verdict, style=style
+        )
+    lines: list[RenderableType] = [table]
+    lines += [Text.assemble(("  left out  ", "cyan"), f"{one.kind}: {one.reason}") for one in found.left_out]
+    return [*lines, Text.assemble(("✓ ", "bold green"), f"ship {found.ship}: {found.why}")]
 
 
 def profile(record: ProfileRecord) -> RenderableType:

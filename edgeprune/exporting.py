@@ -1,0 +1,354 @@
+"""`edgeprune export`: the files of every target, written together or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from edgeprune.cost import count_parameters, macs
+from edgeprune.data import batches
+from edgeprune.errors import InputError
+from edgeprune.export import ort
+from edgeprune.export.contracts import check_contracts, write_contracts
+from edgeprune.export.conversions import LeftOut, write_dynamic, write_half
+from edgeprune.export.executorch import write_executorch
+from edgeprune.export.fixed import write_fixed_batch
+from edgeprune.export.front import kept, normalized, raw_bytes
+from edgeprune.export.mobile import check_mobile
+from edgeprune.export.onnx import export_onnx
+from edgeprune.export.ortformat import write_ort
+from edgeprune.export.parity import row_chunks
+from edgeprune.export.probes import probes_of, reference_probes
+from edgeprune.export.quantize import QuantizedFile, write_int8
+from edgeprune.export.variants import VariantTable, compare_variants
+from edgeprune.export.web import WebNetwork, WebProbe, WebRuntime, check_web, web_runtime, write_web
+from edgeprune.features import gathered, slim_contract
+from edgeprune.files import check_new, kept_folder, named_as
+from edgeprune.graph.groups import analyze
+from edgeprune.job import RUNS, completed, model_and_data, newest_run
+from edgeprune.latency import measure_files, ratio_interval
+from edgeprune.load import load
+from edgeprune.progress import Progress
+from edgeprune.records import DataSource, ExportedFile, ExportRecord, Model, ModelInfo
+from edgeprune.requests import ExportRequest
+from edgeprune.shapes import layer_shapes
+
+_CALIBRATION = 256  # samples
+WEB = "web"  # the page's folder
+_DRAWN = 64  # samples, where there are no data
+_SECONDS = 12.0  # of timing the variants
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Export:
+    """One export under way: `folder` is the staged one, `name` that of the model."""
+
+    request: ExportRequest
+    model: Model
+    info: ModelInfo
+    data: DataSource | None
+    folder: Path
+    name: str
+    told: Progress
+
+    @property
+    def network(self) -> Path:
+        """The ONNX file of the network."""
+        return self.folder / f"{self.name}.onnx"
+
+    @property
+    def program(self) -> ExportedProgram:
+        """The program of the network's contract: without the Gather, where it has one."""
+        program = self.model.program
+        return program if gathered(program) is None else slim_contract(program)
+
+    def raw(self, split: str, count: int | None) -> np.ndarray | None:
+        """Raw inputs of the first samples of a split, `(count, *input_shape)`; None without data."""
+        if self.data is None:
+            return None
+        found, have = [], 0
+        for x, _ in batches(getattr(self.data, split), 256):
+            found.append(x.numpy())
+            have += len(x)
+            if count is not None and have >= count:
+                break
+        return np.concatenate(found)[:count]
+
+    def taken(self, raw: np.ndarray) -> np.ndarray:
+        """Raw inputs as the network's file takes them."""
+        handed = raw if self.byte_scale is None else raw_bytes(raw, self.byte_scale)
+        if not self._preprocess.exists():
+            return handed
+        model = ort.session(self._preprocess)
+        return np.concatenate([ort.run(model, handed[rows]) for rows in row_chunks(len(handed), handed[0].size)])
+
+    @property
+    def _preprocess(self) -> Path:
+        return self.folder / "preprocess.onnx"
+
+    @property
+    def byte_scale(self) -> float | None:
+        """What a byte stands for, where the preprocessing is folded and the data are bytes."""
+        if self.request.preprocess != "fold" or self.data is None:
+            return None
+        return self.data.byte_scale
+
+
+def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
+    """Write the files of every target that is asked for, each run in its runtime on real inputs.
+
+    Raises:
+        InputError: the model, the data or the output place is wrong, or a target cannot express it; nothing is written.
+        ParityError: a file disagrees with PyTorch; nothing is left.
+    """
+    assumed: list[str] = []
+    path = Path(request.model) if request.model else newest_run() / "slim.pt2"
+    if request.model is None:
+        assumed.append(f"MODEL {path} (the newest run)")
+    out = Path(request.out) if request.out else path.parent if path.name == "slim.pt2" else RUNS / f"{path.stem}-onnx"
+    if request.out is None:
+        assumed.append(f"--out {out}")
+    earlier = _check_places(request, out, path.stem)
+    runtime = web_runtime(request.web_runtime) if request.web else None  # before anything takes long
+    told.stage("load")
+    model, data = model_and_data(replace(request, model=str(path)))
+    info = completed(model.info, data, request.data) if data else model.info
+    for text in assumed:
+        told.say(f"assumed: {text}")
+    with _staged(out, earlier) as folder:
+        export = _Export(request, model, info, data, folder, path.stem, told)
+        files, n_samples = _contracts(export)
+        files += _targets(export)
+        variants = _variants(export) if request.int8 else None
+        mobile = tuple(check.words for check in check_mobile(export.network)) if request.mobile else ()
+        if request.web:
+            told.stage("write the web page")
+            files.append(_web(export, _dense_model(request, path, info), runtime))
+    return ExportRecord(
+        model=str(path),
+        files=tuple(replace(file, path=_moved(file.path, folder, out)) for file in files),
+        assumed=tuple(assumed),
+        n_samples=n_samples,
+        variants=variants and _renamed(variants, folder, out),
+        mobile=mobile,
+        web=str(out / WEB) if request.web else None,
+    )
+
+
+# -- places --------------------------------------------------------------------------------------------------------
+
+
+def _check_places(request: ExportRequest, out: Path, name: str) -> list[Path]:
+    """The files of an earlier export that this one replaces; refuses early what could not be written."""
+    if not any((request.onnx, request.ort, request.int8, request.executorch, request.web, request.mobile)):
+        raise InputError(
+            "export: no target given: expected --onnx, or one of --ort, --int8, --executorch, --mobile and --web"
+        )
+    if request.batch is not None and request.batch < 1:
+        raise InputError(f"--batch: expected dynamic or a whole number from 1, got {request.batch}")
+    earlier = check_contracts(out, name, request.force)
+    for target, asked in _names(name, request).items():
+        if asked:
+            check_new(out / target, request.force, "file")
+    if request.web:
+        check_web(out / WEB, request.force)
+    return earlier
+
+
+def _names(name: str, request: ExportRequest) -> dict[str, bool]:
+    """The files beside those of the contracts, and whether they are asked for."""
+    return {
+        f"{name}.ort": request.ort,
+        f"{name}.required_operators_and_types.config": request.ort,
+        f"{name}.pte": request.executorch,
+        **{f"{name}.{kind}.onnx": request.int8 for kind in ("int8", "dynamic", "fp16")},
+    }
+
+
+@contextmanager
+def _staged(out: Path, earlier: list[Path]) -> Iterator[Path]:
+    """A folder inside `out` whose files move there when all is done; what the new export lacks is deleted then."""
+    with kept_folder(out), tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=out) as place:
+        folder = Path(place)
+        with named_as(out, os.path.abspath(place)):
+            yield folder
+        new = {path.name for path in folder.iterdir()}
+        for name in sorted(new):
+            _replace(folder / name, out / name)
+        for stale in {path.name for path in earlier} - new:
+            (out / stale).unlink()
+
+
+def _replace(source: Path, target: Path) -> None:
+    if target.is_dir() and source.is_dir():  # a web page of before: the old one goes first
+        with tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=target.parent) as aside:
+            os.rename(target, Path(aside) / target.name)
+            os.rename(source, target)
+        return
+    os.replace(source, target)
+
+
+def _moved(path: str, folder: Path, out: Path) -> str:
+    return str(out / Path(path).relative_to(folder))
+
+
+def _renamed(table: VariantTable, folder: Path, out: Path) -> VariantTable:
+    return replace(table, variants=tuple(replace(v, path=_moved(v.path, folder, out)) for v in table.variants))
+
+
+# -- targets -------------------------------------------------------------------------------------------------------
+
+
+def _contracts(export: _Export) -> tuple[list[ExportedFile], int]:
+    """The ONNX files of the contracts, with a fixed batch where it is asked for, and how many samples they passed."""
+    request = export.request
+    export.told.stage("export and check")
+    raw = export.raw("test", None)
+    files = write_contracts(
+        export.model.program, export.info, export.folder, name=export.name, raw_inputs=raw, opset=request.opset,
+        simplify=request.simplify, preprocess=request.preprocess, byte_scale=export.byte_scale,
+    )  # fmt: skip
+    if request.batch is not None:
+        files = [_fixed(file, request.batch) for file in files]
+    return files, 0 if raw is None else len(raw)
+
+
+def _fixed(file: ExportedFile, batch: int) -> ExportedFile:
+    path = Path(file.path)
+    if path.suffix != ".onnx":
+        return file
+    return replace(write_fixed_batch(path, path, batch), parity=file.parity)
+
+
+def _targets(export: _Export) -> list[ExportedFile]:
+    """The ORT format and ExecuTorch."""
+    request, files = export.request, []
+    inputs = _inputs(export, "test")
+    if request.ort:
+        export.told.stage("write the ORT format and run it")
+        made = write_ort(export.network, export.folder / f"{export.name}.ort", inputs)
+        files.append(ExportedFile(made.path, made.size_bytes, made.parity))
+        files.append(ExportedFile(made.config_path, Path(made.config_path).stat().st_size, None))
+    if request.executorch:
+        export.told.stage("write for ExecuTorch and run it")
+        raw = export.raw("test", _CALIBRATION)
+        taken = None if raw is None else _normalized(export, raw)
+        pte = write_executorch(export.program, export.folder / f"{export.name}.pte", taken, batch=request.batch or 1)
+        export.told.say(pte.words)
+        files.append(ExportedFile(pte.path, pte.size_bytes, pte.parity))
+    return files
+
+
+def _normalized(export: _Export, raw: np.ndarray) -> np.ndarray:
+    """Raw inputs as the program takes them."""
+    features = gathered(export.model.program)
+    inputs = normalized(raw, export.info.normalization)
+    return inputs if features is None else kept(inputs, features)
+
+
+def _inputs(export: _Export, split: str) -> np.ndarray | None:
+    """Real inputs as the network's file takes them; None where there are no data."""
+    raw = export.raw(split, _CALIBRATION)
+    return None if raw is None else export.taken(raw)
+
+
+def _variants(export: _Export) -> VariantTable:
+    """int8, dynamic and half-precision files, timed beside fp32, and which one to ship."""
+    request, told = export.request, export.told
+    calibration = _inputs(export, "train")
+    if calibration is None:
+        raise InputError("--int8: expected data to calibrate on, got none; give --data")
+    accuracy = _accuracy(export)
+    paths = {kind: export.folder / f"{export.name}.{kind}.onnx" for kind in ("int8", "dynamic", "fp16")}
+    told.stage("quantise to int8")
+    made: list[QuantizedFile | LeftOut] = [
+        write_int8(
+            export.network, paths["int8"], calibration, accuracy=accuracy, max_drop=request.max_drop, progress=told
+        ),
+    ]
+    told.stage("quantise dynamically, and to half precision")
+    for write, kind in ((write_dynamic, "dynamic"), (write_half, "fp16")):
+        made.append(write(export.network, paths[kind], calibration, accuracy=accuracy, max_drop=request.max_drop))
+    told.stage("time the variants")
+
+    def measure(files: object, inputs: object) -> np.ndarray:
+        return measure_files(files, inputs, max_seconds=_SECONDS, progress=told)  # type: ignore[arg-type]
+
+    accuracies: dict[str, float] | None = None
+    if accuracy is not None:
+        accuracies = {one.kind: accuracy(Path(one.path)) for one in made if isinstance(one, QuantizedFile)}
+        accuracies["fp32"] = accuracy(export.network)
+    return compare_variants(
+        export.network, made, calibration[: request.batch or 1], max_drop=request.max_drop, measure=measure,
+        interval=ratio_interval, accuracies=accuracies,
+    )  # fmt: skip
+
+
+def _accuracy(export: _Export) -> Callable[[Path], float] | None:
+    """Measures a file on the validation split, in onnxruntime."""
+    data = export.data
+    if data is None or export.request.batch not in (None, 1):
+        return None
+    parts = [(export.taken(x.numpy()), y.numpy()) for x, y in batches(data.val, 256)]
+
+    def accuracy(path: Path) -> float:
+        model = ort.session(path)
+        step = export.request.batch or 256
+        right = total = 0
+        for inputs, labels in parts:
+            for start in range(0, len(inputs), step):
+                scores = ort.run(model, inputs[start : start + step])
+                right += int((scores.argmax(axis=1) == labels[start : start + step]).sum())
+            total += len(labels)
+        return right / max(1, total)
+
+    return accuracy
+
+
+# -- the web page --------------------------------------------------------------------------------------------------
+
+
+def _dense_model(request: ExportRequest, path: Path, info: ModelInfo) -> Model:
+    """The dense network beside which the page runs this one: the one given, or that of the run."""
+    given = request.dense
+    if given is None:
+        record = path.parent / "run.json"
+        try:
+            given = str(json.loads(record.read_text(encoding="utf-8"))["model"]["path"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"--web: expected a {record} that names the dense network; give --dense") from error
+    dense = load(given, arch=request.arch, input_shape=info.input_shape)
+    if tuple(dense.info.input_shape) != tuple(info.input_shape):
+        raise InputError(f"--dense {given}: expected inputs {info.input_shape}, got {dense.info.input_shape}")
+    return dense
+
+
+def _web(export: _Export, dense: Model, runtime: WebRuntime | None) -> ExportedFile:
+    """The folder of the page: both networks on the same samples, and the dense one's layers to profile."""
+    raw = export.raw("test", _DRAWN)
+    if raw is None:
+        raw = np.random.default_rng(0).standard_normal((_DRAWN, *export.info.input_shape)).astype(np.float32)
+    taken = export.taken(raw)
+    inputs = normalized(raw, export.info.normalization)
+    figures = [(macs(model.program), count_parameters(model.program)) for model in (dense, export.model)]
+    facts = [(what, f"{a:,}", f"{b:,}") for what, a, b in zip(("MACs", "parameters"), *figures, strict=True)]
+    shapes = list(layer_shapes(analyze(dense.program)).values())
+    probes = [
+        WebProbe(p.shape.key, p.width_in, p.width_out, p.model(), p.inputs(), p.batch)
+        for p in (*reference_probes(shapes), *probes_of(shapes))
+    ]
+    assert runtime is not None
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as place:
+        file = Path(place) / "dense.onnx"
+        export_onnx(dense.program, file, inputs=inputs)
+        networks = (WebNetwork(file, inputs), WebNetwork(export.network, taken))
+        page = write_web(export.folder / WEB, *networks, title=export.name, facts=facts, probes=probes, runtime=runtime)
+    return ExportedFile(str(export.folder / WEB), sum(part.size_bytes for part in page), None)
