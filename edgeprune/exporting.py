@@ -148,10 +148,6 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
 
 def _check_places(request: ExportRequest, out: Path, name: str) -> list[Path]:
     """The files of an earlier export that this one replaces; refuses early what could not be written."""
-    if not any((request.onnx, request.ort, request.int8, request.executorch, request.web, request.mobile)):
-        raise InputError(
-            "export: no target given: expected --onnx, or one of --ort, --int8, --executorch, --mobile and --web"
-        )
     if request.batch is not None and request.batch < 1:
         raise InputError(f"--batch: expected dynamic or a whole number from 1, got {request.batch}")
     earlier = check_contracts(out, name, request.force)

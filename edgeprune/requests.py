@@ -68,7 +68,6 @@ class ExportRequest:
     dynamic_size: bool = False
     opset: int | None = None
     simplify: bool = True
-    onnx: bool = True
     ort: bool = False
     int8: bool = False
     executorch: bool = False

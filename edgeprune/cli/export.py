@@ -8,6 +8,7 @@ import typer
 
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
+from edgeprune.errors import InputError
 
 
 def export(
@@ -124,6 +125,10 @@ def export(
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import ExportRequest
 
+        if not any((onnx, ort, int8, executorch, mobile, web)):
+            raise InputError(
+                "export: no target given: expected --onnx, or one of --ort, --int8, --executorch, --mobile and --web"
+            )
         request = ExportRequest(
             model=model,
             out=out,
@@ -132,7 +137,6 @@ def export(
             input_shape=opt.parse_shape(input_shape),
             dynamic_size=dynamic_size,
             opset=opset,
-            onnx=onnx,
             ort=ort,
             int8=int8,
             executorch=executorch,
