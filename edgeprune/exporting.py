@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch.export import ExportedProgram
 
+from edgeprune.besides import Dense, beside_dense
 from edgeprune.cost import count_parameters, macs
 from edgeprune.data import batches
 from edgeprune.errors import InputError
@@ -20,6 +22,7 @@ from edgeprune.export import ort
 from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.conversions import LeftOut, write_dynamic, write_half
 from edgeprune.export.executorch import write_executorch
+from edgeprune.export.executorch_runtime import check_installed
 from edgeprune.export.fixed import write_fixed_batch
 from edgeprune.export.front import kept, normalized, raw_bytes
 from edgeprune.export.mobile import check_mobile
@@ -82,6 +85,13 @@ class _Export:
                 break
         return np.concatenate(found)[:count]
 
+    def some_raw(self, count: int) -> np.ndarray:
+        """Raw inputs of the test split, or drawn ones where there are no data."""
+        raw = self.raw("test", count)
+        if raw is not None:
+            return np.resize(raw, (count, *raw.shape[1:]))
+        return np.random.default_rng(0).standard_normal((count, *self.info.input_shape)).astype(np.float32)
+
     def taken(self, raw: np.ndarray) -> np.ndarray:
         """Raw inputs as the network's file takes them."""
         handed = raw if self.byte_scale is None else raw_bytes(raw, self.byte_scale)
@@ -118,20 +128,37 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
         assumed.append(f"--out {out}")
     earlier = _check_places(request, out, path.stem)
     runtime = web_runtime(request.web_runtime) if request.web else None  # before anything takes long
+    if request.executorch:
+        check_installed()
     told.stage("load")
     model, data = model_and_data(replace(request, model=str(path)))
     info = completed(model.info, data, request.data) if data else model.info
     for text in assumed:
         told.say(f"assumed: {text}")
+    dense = _dense_model(request, path, info)
+    if dense is None and request.web:
+        raise InputError(f"--web: expected a {path.parent / 'run.json'} that names the dense network; give --dense")
     with _staged(out, earlier) as folder:
         export = _Export(request, model, info, data, folder, path.stem, told)
         files, n_samples = _contracts(export)
-        files += _targets(export)
         variants = _variants(export) if request.int8 else None
-        mobile = tuple(check.words for check in check_mobile(export.network)) if request.mobile else ()
-        if request.web:
+        page = []
+        if dense is not None and runtime is not None:
             told.stage("write the web page")
-            files.append(_web(export, _dense_model(request, path, info), runtime))
+            page = [_web(export, dense, runtime)]
+        inputs, raw = _inputs(export, "test"), export.some_raw(request.batch or 1)
+        example = export.taken(raw)
+        if request.batch is not None:  # last, because a file with a free batch is checked faster, on more
+            files = [_fixed(file, request.batch) for file in files]
+            for one in variants.variants[1:] if variants else ():
+                write_fixed_batch(Path(one.path), Path(one.path), request.batch)
+        files += _targets(export, inputs if inputs is None else inputs[: request.batch])
+        mobile = tuple(check.words for check in check_mobile(export.network)) if request.mobile else ()
+        if dense is not None:
+            told.stage("time the files beside the dense network")
+            beside = Dense(dense, normalized(raw[:1], info.normalization))
+            files = beside_dense(files, beside, example, _normalized(export, raw), told)
+        files += page
     return ExportRecord(
         model=str(path),
         files=tuple(replace(file, path=_moved(file.path, folder, out)) for file in files),
@@ -151,11 +178,14 @@ def _check_places(request: ExportRequest, out: Path, name: str) -> list[Path]:
     if request.batch is not None and request.batch < 1:
         raise InputError(f"--batch: expected dynamic or a whole number from 1, got {request.batch}")
     earlier = check_contracts(out, name, request.force)
+    earlier += [out / target for target in _names(name, request) if os.path.lexists(out / target) and request.force]
     for target, asked in _names(name, request).items():
         if asked:
             check_new(out / target, request.force, "file")
     if request.web:
         check_web(out / WEB, request.force)
+    if request.force and (out / WEB / "manifest.json").is_file():  # a page of ours, of another network
+        earlier.append(out / WEB)
     return earlier
 
 
@@ -174,13 +204,13 @@ def _staged(out: Path, earlier: list[Path]) -> Iterator[Path]:
     """A folder inside `out` whose files move there when all is done; what the new export lacks is deleted then."""
     with kept_folder(out), tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=out) as place:
         folder = Path(place)
-        with named_as(out, os.path.abspath(place)):
+        with named_as(out, place):
             yield folder
         new = {path.name for path in folder.iterdir()}
         for name in sorted(new):
             _replace(folder / name, out / name)
         for stale in {path.name for path in earlier} - new:
-            (out / stale).unlink()
+            _remove(out / stale)
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -190,6 +220,13 @@ def _replace(source: Path, target: Path) -> None:
             os.rename(source, target)
         return
     os.replace(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _moved(path: str, folder: Path, out: Path) -> str:
@@ -204,7 +241,7 @@ def _renamed(table: VariantTable, folder: Path, out: Path) -> VariantTable:
 
 
 def _contracts(export: _Export) -> tuple[list[ExportedFile], int]:
-    """The ONNX files of the contracts, with a fixed batch where it is asked for, and how many samples they passed."""
+    """The ONNX files of the contracts, and how many samples they passed."""
     request = export.request
     export.told.stage("export and check")
     raw = export.raw("test", None)
@@ -212,8 +249,6 @@ def _contracts(export: _Export) -> tuple[list[ExportedFile], int]:
         export.model.program, export.info, export.folder, name=export.name, raw_inputs=raw, opset=request.opset,
         simplify=request.simplify, preprocess=request.preprocess, byte_scale=export.byte_scale,
     )  # fmt: skip
-    if request.batch is not None:
-        files = [_fixed(file, request.batch) for file in files]
     return files, 0 if raw is None else len(raw)
 
 
@@ -224,13 +259,12 @@ def _fixed(file: ExportedFile, batch: int) -> ExportedFile:
     return replace(write_fixed_batch(path, path, batch), parity=file.parity)
 
 
-def _targets(export: _Export) -> list[ExportedFile]:
-    """The ORT format and ExecuTorch."""
+def _targets(export: _Export, inputs: np.ndarray | None) -> list[ExportedFile]:
+    """The ORT format and ExecuTorch; `inputs` are real ones, as the network's file takes them."""
     request, files = export.request, []
-    inputs = _inputs(export, "test")
     if request.ort:
         export.told.stage("write the ORT format and run it")
-        made = write_ort(export.network, export.folder / f"{export.name}.ort", inputs)
+        made = write_ort(export.network, export.folder / f"{export.name}.ort", inputs, platform=request.ort_platform)
         files.append(ExportedFile(made.path, made.size_bytes, made.parity))
         files.append(ExportedFile(made.config_path, Path(made.config_path).stat().st_size, None))
     if request.executorch:
@@ -283,7 +317,7 @@ def _variants(export: _Export) -> VariantTable:
         accuracies = {one.kind: accuracy(Path(one.path)) for one in made if isinstance(one, QuantizedFile)}
         accuracies["fp32"] = accuracy(export.network)
     return compare_variants(
-        export.network, made, calibration[: request.batch or 1], max_drop=request.max_drop, measure=measure,
+        export.network, made, calibration[:1], max_drop=request.max_drop, measure=measure,
         interval=ratio_interval, accuracies=accuracies,
     )  # fmt: skip
 
@@ -291,20 +325,14 @@ def _variants(export: _Export) -> VariantTable:
 def _accuracy(export: _Export) -> Callable[[Path], float] | None:
     """Measures a file on the validation split, in onnxruntime."""
     data = export.data
-    if data is None or export.request.batch not in (None, 1):
+    if data is None:
         return None
     parts = [(export.taken(x.numpy()), y.numpy()) for x, y in batches(data.val, 256)]
 
     def accuracy(path: Path) -> float:
         model = ort.session(path)
-        step = export.request.batch or 256
-        right = total = 0
-        for inputs, labels in parts:
-            for start in range(0, len(inputs), step):
-                scores = ort.run(model, inputs[start : start + step])
-                right += int((scores.argmax(axis=1) == labels[start : start + step]).sum())
-            total += len(labels)
-        return right / max(1, total)
+        right = [(ort.run(model, inputs).argmax(axis=1) == labels) for inputs, labels in parts]
+        return float(np.concatenate(right).mean())
 
     return accuracy
 
@@ -312,26 +340,28 @@ def _accuracy(export: _Export) -> Callable[[Path], float] | None:
 # -- the web page --------------------------------------------------------------------------------------------------
 
 
-def _dense_model(request: ExportRequest, path: Path, info: ModelInfo) -> Model:
-    """The dense network beside which the page runs this one: the one given, or that of the run."""
-    given = request.dense
+def _dense_model(request: ExportRequest, path: Path, info: ModelInfo) -> Model | None:
+    """The dense network that this one is timed beside: the one given, else that of the run, if it is still there."""
+    given, record = request.dense, path.parent / "run.json"
     if given is None:
-        record = path.parent / "run.json"
         try:
-            given = str(json.loads(record.read_text(encoding="utf-8"))["model"]["path"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"--web: expected a {record} that names the dense network; give --dense") from error
+            found = json.loads(record.read_text(encoding="utf-8"))["model"]
+            given, digest = str(found["path"]), str(found["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not Path(given).is_file():
+            return None
+        dense = load(given, arch=request.arch, input_shape=info.input_shape)
+        return dense if dense.sha256 == digest else None
     dense = load(given, arch=request.arch, input_shape=info.input_shape)
     if tuple(dense.info.input_shape) != tuple(info.input_shape):
         raise InputError(f"--dense {given}: expected inputs {info.input_shape}, got {dense.info.input_shape}")
     return dense
 
 
-def _web(export: _Export, dense: Model, runtime: WebRuntime | None) -> ExportedFile:
+def _web(export: _Export, dense: Model, runtime: WebRuntime) -> ExportedFile:
     """The folder of the page: both networks on the same samples, and the dense one's layers to profile."""
-    raw = export.raw("test", _DRAWN)
-    if raw is None:
-        raw = np.random.default_rng(0).standard_normal((_DRAWN, *export.info.input_shape)).astype(np.float32)
+    raw = export.some_raw(_DRAWN)
     taken = export.taken(raw)
     inputs = normalized(raw, export.info.normalization)
     figures = [(macs(model.program), count_parameters(model.program)) for model in (dense, export.model)]
@@ -341,7 +371,6 @@ def _web(export: _Export, dense: Model, runtime: WebRuntime | None) -> ExportedF
         WebProbe(p.shape.key, p.width_in, p.width_out, p.model(), p.inputs(), p.batch)
         for p in (*reference_probes(shapes), *probes_of(shapes))
     ]
-    assert runtime is not None
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as place:
         file = Path(place) / "dense.onnx"
         export_onnx(dense.program, file, inputs=inputs)

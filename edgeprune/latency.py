@@ -106,9 +106,26 @@ def measure_files(  # noqa: PLR0913 - the public entry point spells its options 
     Raises:
         InputError: a file that cannot be run on its inputs, or options out of range.
     """
+    _Timing(runs, warmup, max_seconds).check()
+    runners = [_runner(path, array, threads) for path, array in zip(paths, inputs, strict=True)]
+    return measure_runners(runners, runs=runs, warmup=warmup, max_seconds=max_seconds, progress=progress)
+
+
+def measure_runners(
+    runners: Sequence[Callable[[], object]],
+    *,
+    runs: int = 200,
+    warmup: int = 20,
+    max_seconds: float = 20.0,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+) -> np.ndarray:
+    """Milliseconds `(n_runs, n_runners)` of calls, each one inference of a runtime; options as for `measure_files`.
+
+    Raises:
+        InputError: options out of range.
+    """
     timing = _Timing(runs, warmup, max_seconds)
     timing.check()
-    runners = [_runner(path, array, threads) for path, array in zip(paths, inputs, strict=True)]
     return _measure(runners, timing, progress)
 
 
@@ -136,7 +153,7 @@ def _runner(path: Path, inputs: np.ndarray, threads: int) -> Callable[[], None]:
     return run
 
 
-def _measure(runners: Sequence[Callable[[], None]], timing: _Timing, progress: Progress) -> np.ndarray:
+def _measure(runners: Sequence[Callable[[], object]], timing: _Timing, progress: Progress) -> np.ndarray:
     """Milliseconds `(n_runs, n_runners)`; every other round goes backwards, because who follows finds warm caches."""
     start = perf_counter_ns()
     budget_ns = timing.max_seconds * 1e9

@@ -278,11 +278,16 @@ class MethodsRecord:
 
 @dataclass(frozen=True, slots=True)
 class ExportedFile:
-    """One file that `export` wrote and checked; `parity` is the largest absolute error on the logits, or None."""
+    """One file that `export` wrote and checked; `parity` is the largest absolute error on the logits, or None.
+
+    `p50_ms` is one inference in its runtime, `ratio` that over the dense network's there; None where it was not timed.
+    """
 
     path: str
     size_bytes: int
     parity: float | None
+    p50_ms: float | None = None
+    ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

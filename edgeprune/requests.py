@@ -69,6 +69,7 @@ class ExportRequest:
     opset: int | None = None
     simplify: bool = True
     ort: bool = False
+    ort_platform: Literal["arm", "amd64"] | None = None
     int8: bool = False
     executorch: bool = False
     mobile: bool = False

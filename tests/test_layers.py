@@ -51,7 +51,7 @@ LAYERS = (
         "folding",
         "statistics",
     },
-    {"export", "validate", "latency", "profiling", "gauge", "serving", "job", "trainjob", "exporting"},
+    {"export", "validate", "latency", "profiling", "gauge", "serving", "job", "trainjob", "besides", "exporting"},
     {"report"},
     {"pipeline"},
     {"cli", "__main__"},

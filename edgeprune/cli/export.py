@@ -65,6 +65,16 @@ def export(
             rich_help_panel=opt.HOW,
         ),
     ] = None,
+    ort_platform: Annotated[
+        str | None,
+        typer.Option(
+            metavar="arm|amd64",
+            help="Where the .ort file is to run: amd64 lays convolutions out for x86, arm keeps int8 as it is; "
+            "default: it runs on both.",
+            parser=opt.one_of(("arm", "amd64")),
+            rich_help_panel=opt.HOW,
+        ),
+    ] = None,
     batch: Annotated[
         str,
         typer.Option(
@@ -138,6 +148,7 @@ def export(
             dynamic_size=dynamic_size,
             opset=opset,
             ort=ort,
+            ort_platform=ort_platform,  # type: ignore[arg-type]
             int8=int8,
             executorch=executorch,
             mobile=mobile,

@@ -109,9 +109,15 @@ def export(record: ExportRecord) -> RenderableType:
     table.add_column("file", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("largest error", justify="right", no_wrap=True)
+    timed = any(file.p50_ms is not None for file in record.files)
+    for name in ("p50", "vs dense") if timed else ():
+        table.add_column(name, justify="right", no_wrap=True)
     for file in record.files:
         parity = fmt.NONE if file.parity is None else fmt.error(file.parity)
-        table.add_row(Text(file.path), fmt.size(file.size_bytes), parity)
+        times = [fmt.NONE, fmt.NONE]
+        if file.p50_ms is not None and file.ratio is not None:
+            times = [f"{file.p50_ms:.3g} ms", f"{file.ratio:.2f}×"]
+        table.add_row(Text(file.path), fmt.size(file.size_bytes), parity, *(times if timed else ()))
     parts: list[RenderableType] = [_check(f"the files agree with PyTorch on {record.n_samples:,} inputs")]
     if record.variants is not None:
         parts += _variants(record.variants)
