@@ -134,12 +134,13 @@ def latency_model(graph: ChannelGraph, device: Device, orders: Orders | None = N
     """Milliseconds of one batch on a device, by the stairs measured on it.
 
     Layers that were not measured (matrix products, transposed convolutions) cost as much per MAC as the measured ones
-    do together; what has no MACs counts for nothing.
+    do together; others that were not count for nothing.
     """
     by_node = macs_by_node(graph.analysis.program)
-    shapes = {name: shape for name, shape in layer_shapes(graph).items() if device.knows(shape) and name in by_node}
-    measured = sum(by_node[name] for name in shapes)
-    per_mac = sum(device.milliseconds(shape) for shape in shapes.values()) / measured if measured else 0.0
+    shapes = {name: shape for name, shape in layer_shapes(graph).items() if device.knows(shape)}
+    measured = [name for name in shapes if name in by_node]
+    n_macs = sum(by_node[name] for name in measured)
+    per_mac = sum(device.milliseconds(shapes[name]) for name in measured) / n_macs if n_macs else 0.0
     make = _Maker(graph, orders)
     products = [product for name, shape in shapes.items() for product in _timed(make, name, shape, device)]
     others = {name: base * per_mac for name, base in by_node.items() if name not in shapes}
@@ -173,6 +174,9 @@ def _timed(make: _Maker, name: str, shape: LayerShape, device: Device) -> Iterat
         yield Product(base, tuple(make.dim(labels, curve) for labels, curve in sides))
         return
     curve = device.stairs(shape, "out")
+    if shape.out_labels is not None:
+        yield Product(base, (make.dim(shape.out_labels, curve),))
+        return
     for share, vectors in make.graph.costs.get(name, [(1.0, [])]):
         curves = [_stretched(curve, len(labels)) if n == 0 else None for n, labels in enumerate(vectors)]
         yield Product(base * share, tuple(make.dim(v, own) for v, own in zip(vectors, curves, strict=True)))

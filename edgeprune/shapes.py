@@ -16,20 +16,23 @@ from edgeprune.graph.labels import Value, core
 from edgeprune.graph.ops.registry import Call
 from edgeprune.graph.sizes import input_values
 
-Setting = int | tuple[int, ...]
-ONE_WIDTH = ("depthwise", "grouped", "attention")  # kinds whose inputs and outputs become fewer together
+Setting = int | str | tuple[int, ...]
+ONE_WIDTH = ("depthwise", "grouped", "attention", "pointwise")  # kinds whose inputs and outputs become fewer together
+POINTWISE = ("add", "elu", "gelu", "hardsigmoid", "hardswish", "layer_norm", "mul", "sigmoid", "silu", "tanh")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerShape:
     """What a layer computes for one sample, but for its weights.
 
-    `kind` is "convolution", "depthwise", "grouped", "linear" or "attention"; `settings` holds what else its time
-    depends on: `kernel`, `stride`, `pads` (before and after), `dilation` and `size` (of the input) of a convolution,
-    `group_in` and `group_out` (channels of one group) of a grouped one, `rows` of a linear layer, `windows`, `tokens`,
-    `keys`, `dim` and `value_dim` of an attention, whose width is its number of heads. Inputs and outputs of a
-    convolution with groups, and of an attention, become fewer together: they have no labels. The labels of the others
-    are those of their channels, `(width_in,)` and `(width_out,)`.
+    `kind` is "convolution", "depthwise", "grouped", "linear", "attention" or "pointwise"; `settings` holds what else
+    its time depends on: `kernel`, `stride`, `pads` (before and after), `dilation` and `size` (of the input) of a
+    convolution, `group_in` and `group_out` (channels of one group) of a grouped one, `rows` of a linear layer,
+    `windows`, `tokens`, `keys`, `dim` and `value_dim` of an attention, whose width is its number of heads, `op` and
+    `size` (positions) of one that works on each number by itself, or on all channels of a position ("pointwise").
+    Inputs and outputs of a convolution with groups, an attention and a pointwise layer become fewer together:
+    `in_labels` is None. Labels are those of the channels, `(width_in,)` and `(width_out,)`; where both are None, the
+    time goes with the MACs.
     """
 
     kind: str
@@ -52,10 +55,11 @@ class LayerShape:
     @property
     def n_weights(self) -> int:
         """How many weights it has."""
-        if self.kind == "attention":
+        if self.kind in ("attention", "pointwise"):
             return 0
-        kernel = math.prod(_tuple(self.settings.get("kernel", ())))
-        return kernel * self.width_out * (self.width_in // self.groups(self.width_in))
+        kernel = self.settings.get("kernel", ())
+        n_taps = math.prod(kernel) if isinstance(kernel, tuple) else 1
+        return n_taps * self.width_out * (self.width_in // self.groups(self.width_in))
 
     def groups(self, width_in: int) -> int:
         """The groups of a convolution when it has so many input channels."""
@@ -106,6 +110,17 @@ def _linear(call: Call, batch: int) -> LayerShape | None:
     return LayerShape("linear", {"rows": rows}, weight.shape[1], weight.shape[0], _along(weight, 1), _along(weight, 0))
 
 
+def _pointwise(call: Call, batch: int) -> LayerShape | None:
+    """Activations, sums and norms; what runtimes fuse into the layer before (ReLU, batch norm) is not among them."""
+    x = max(call.values, key=lambda value: math.prod(value.shape))
+    for layer in x.layers:
+        if len(layer.dims) == 1 and layer.dims[0] > 0 and not layer.pending:
+            width = x.shape[layer.dims[0]]
+            settings: dict[str, Setting] = {"op": call.name, "size": max(1, math.prod(x.shape) // (batch * width))}
+            return LayerShape("pointwise", settings, width, width, None, core(layer).numpy())
+    return None
+
+
 def _attention(call: Call, batch: int) -> LayerShape | None:
     q, k, v = call["query"], call["key"], call["value"]
     if len(q.shape) < 4 or q.shape[-3] != k.shape[-3]:
@@ -128,6 +143,7 @@ _KINDS: dict[str, Callable[[Call, int], LayerShape | None]] = {
     "convolution": _convolution,
     "linear": _linear,
     "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(POINTWISE, _pointwise),
 }
 
 
@@ -155,9 +171,5 @@ def _each(value: Any, n: int) -> tuple[int, ...]:
     return tuple(int(v) for v in (values * n if len(values) == 1 else values))
 
 
-def _tuple(value: Setting) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
 def _text(value: Setting) -> str:
-    return "x".join(str(v) for v in _tuple(value))
+    return "x".join(str(v) for v in (value if isinstance(value, tuple) else (value,)))

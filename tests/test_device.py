@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from torch import nn
 
 import edgeprune
@@ -20,7 +21,7 @@ from edgeprune.export.probes import probes_of, reference_probes
 from edgeprune.planner import plan
 from edgeprune.profiling import Timing, profile
 from edgeprune.progress import Silent
-from edgeprune.shapes import LayerShape, layer_shapes
+from edgeprune.shapes import POINTWISE, LayerShape, layer_shapes
 from tests.cases import IMAGE
 from tests.nets import captured
 
@@ -80,18 +81,25 @@ def test_probes_are_files_that_run() -> None:
             super().__init__()
             self.inner = nn.MultiheadAttention(32, 4, batch_first=True)
             self.conv = nn.Conv1d(32, 16, 3, padding="same")
+            self.norm = nn.LayerNorm(32)
+            self.first = nn.Linear(32, 32)
 
         def forward(self, x: Any) -> Any:
+            x = self.first(x)
             heads = x.unflatten(2, (4, 8)).transpose(1, 2)
             mixed = nn.functional.scaled_dot_product_attention(heads, heads, heads)
             x = x + mixed.transpose(1, 2).flatten(2)
-            return self.conv(x.transpose(1, 2))
+            x = nn.functional.gelu(self.norm(x)) * nn.functional.silu(x)
+            x = nn.functional.hardswish(x) + nn.functional.elu(x) - torch.tanh(x)
+            return nn.functional.hardsigmoid(self.conv(x.transpose(1, 2))).sigmoid()
 
     shapes = [
         *layer_shapes(edgeprune.analyze(captured(net(), IMAGE))).values(),
         *layer_shapes(edgeprune.analyze(captured(Attending(), (6, 32)))).values(),
     ]
-    assert {shape.kind for shape in shapes} == {"convolution", "depthwise", "grouped", "linear", "attention"}
+    kinds = {"convolution", "depthwise", "grouped", "linear", "attention", "pointwise"}
+    assert {shape.kind for shape in shapes} == kinds
+    assert {shape.settings["op"] for shape in shapes if shape.kind == "pointwise"} == set(POINTWISE)
     for probe in probes_of(shapes, batch=2):
         content = probe.model()
         assert len(content) < 2000

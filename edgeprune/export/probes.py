@@ -10,9 +10,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.device import STEPS
-from edgeprune.shapes import LayerShape
+from edgeprune.shapes import LayerShape, Setting
 
-_OPSET, _IR = 18, 9
+_OPSET, _IR = 20, 9
 _WEIGHT = 0.01
 _SHARES = (0.25, 0.5, 0.75)  # of a width: where it is measured beside its whole
 _REFERENCE_WIDTHS = tuple(range(4, 100, 4))
@@ -37,6 +37,8 @@ class Probe:
         s = self.shape.settings
         if self.shape.kind == "linear":
             return {"x": (self.batch * _one(s["rows"]), self.width_in)}
+        if self.shape.kind == "pointwise":
+            return dict.fromkeys(("x", "z")[: 1 + (s["op"] in _SUMS)], (self.batch, _one(s["size"]), self.width_in))
         if self.shape.kind == "attention":
             lead = (self.batch * _one(s["windows"]), self.width_in)
             sizes = {"q": ("tokens", "dim"), "k": ("keys", "dim"), "v": ("keys", "value_dim")}
@@ -66,7 +68,7 @@ def reference_probes(shapes: Sequence[LayerShape], batch: int = 1) -> list[Probe
     return found
 
 
-def _conv_settings(kernel: int, size: int) -> dict[str, int | tuple[int, ...]]:
+def _conv_settings(kernel: int, size: int) -> dict[str, Setting]:
     half = kernel // 2
     return {
         "kernel": (kernel, kernel), "stride": (1, 1), "pads": (half,) * 4, "dilation": (1, 1), "size": (size, size),
@@ -133,7 +135,27 @@ def _attention(probe: Probe) -> onnx.ModelProto:
     return _model(probe, None, nodes)
 
 
-_MAKERS = {"linear": _linear, "attention": _attention}
+_SUMS = {"add": "Add", "mul": "Mul"}
+_UNARY = {
+    "elu": "Elu", "gelu": "Gelu", "hardsigmoid": "HardSigmoid", "hardswish": "HardSwish", "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+}  # fmt: skip
+
+
+def _pointwise(probe: Probe) -> onnx.ModelProto:
+    op = str(probe.shape.settings["op"])
+    if op in _SUMS:
+        nodes = [helper.make_node(_SUMS[op], ["x", "z"], ["y"])]
+    elif op == "silu":
+        nodes = [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])]
+    elif op == "layer_norm":
+        return _model(probe, (probe.width_in,), [helper.make_node("LayerNormalization", ["x", "w", "w"], ["y"])])
+    else:
+        nodes = [helper.make_node(_UNARY[op], ["x"], ["y"])]
+    return _model(probe, None, nodes)
+
+
+_MAKERS = {"linear": _linear, "attention": _attention, "pointwise": _pointwise}
 
 
 def _model(probe: Probe, weight: tuple[int, ...] | None, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
@@ -151,11 +173,11 @@ def _model(probe: Probe, weight: tuple[int, ...] | None, nodes: list[onnx.NodePr
     )
 
 
-def _one(value: int | tuple[int, ...]) -> int:
+def _one(value: Setting) -> int:
     assert isinstance(value, int)
     return value
 
 
-def _many(value: int | tuple[int, ...]) -> tuple[int, ...]:
+def _many(value: Setting) -> tuple[int, ...]:
     assert isinstance(value, tuple)
     return value
