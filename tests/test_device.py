@@ -91,7 +91,7 @@ def test_probes_are_files_that_run() -> None:
             x = x + mixed.transpose(1, 2).flatten(2)
             x = nn.functional.gelu(self.norm(x)) * nn.functional.silu(x)
             x = nn.functional.hardswish(x) + nn.functional.elu(x) - torch.tanh(x)
-            return nn.functional.hardsigmoid(self.conv(x.transpose(1, 2))).sigmoid()
+            return self.conv(nn.functional.hardsigmoid(x).sigmoid().transpose(1, 2))
 
     shapes = [
         *layer_shapes(edgeprune.analyze(captured(net(), IMAGE))).values(),
