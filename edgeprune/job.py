@@ -36,11 +36,12 @@ from edgeprune.training import float_type
 from edgeprune.units import parse_latency, parse_size
 
 RUNS = Path("runs")
-_ASSUMED_DROP = 1.0
+ASSUMED_DROP = 1.0
 _ASSUMED_KEEP = 0.5
 _FINETUNE_STEPS = 1500  # optimizer steps of one finetuning where no epochs are given
 _FINETUNE = TrainSettings(lr=1e-3)  # for a model that does not say how it was trained
 _SETTLED = 2 / 3  # of the epochs: at a high learning rate a good epoch is luck on the validation split
+MOST_POINTS = 20  # of a front
 _KNOWN = 0.5  # of the MACs: what a device's profile must at least cover
 _SMALL = 20_000_000  # MACs below which more than one thread costs more than it gains
 
@@ -84,7 +85,8 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     threads = request.threads or threads_for(model.program)
     dense = Program.adopt(model.program)
     budgets = replace(budgets, device=_device(request, budgets, dense, assume, told))
-    gauge = _gauge(request, budgets, dense, model, told) if budgets.is_measured else None
+    measured = budgets.is_measured or request.pareto is not None
+    gauge = _gauge(request, budgets, dense, model, told) if measured else None
     search = Search(dense, budgets, trainer, told, gauge)
     search.check(plan)
     for text in assumed:
@@ -127,14 +129,19 @@ def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
     max_bytes = parse_size(request.max_size) if request.max_size is not None else None
     if max_drop is not None and not has_data:
         raise InputError("--max-drop: expected data to measure the accuracy on, got none; give --data")
-    costs = (keep_macs, max_latency, max_bytes)
+    costs = (keep_macs, max_latency, max_bytes, request.pareto)
     if max_drop is None and request.plan is None and all(budget is None for budget in costs):
         if has_data:
-            max_drop = _ASSUMED_DROP
+            max_drop = ASSUMED_DROP
             assume(f"--max-drop {max_drop:g}")
         else:
             keep_macs = _ASSUMED_KEEP
             assume(f"--keep-macs {keep_macs:g} (there are no data to measure a drop on)")
+    if request.pareto is not None:
+        _check_front(request)
+        if max_drop is None and has_data:
+            assume(f"--max-drop {ASSUMED_DROP:g} (of the networks, the smallest within it is taken)")
+        max_drop = None  # it chooses among the networks, and holds up none of them
     criterion = request.criterion or ("taylor" if has_data else "l2")
     if request.criterion is None:
         assume(f"--criterion {criterion}")
@@ -153,6 +160,20 @@ def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
         max_latency=max_latency,
         max_bytes=max_bytes,
     )
+
+
+def _check_front(request: CompressRequest) -> None:
+    """Raise InputError for options that do not go with several networks."""
+    assert request.pareto is not None
+    if not 2 <= request.pareto <= MOST_POINTS:
+        raise InputError(f"--pareto: expected 2 to {MOST_POINTS} networks, got {request.pareto}")
+    for option, got in (
+        ("--plan", request.plan),
+        ("--max-latency", request.max_latency),
+        ("--max-size", request.max_size),
+    ):
+        if got is not None:
+            raise InputError(f"--pareto: expected no {option}, got {got}; the networks go down to --keep-macs")
 
 
 def _device(request: CompressRequest, budgets: Budgets, dense: Program, assume: Any, told: Progress) -> Device | None:

@@ -23,6 +23,7 @@ from edgeprune.errors import BudgetError, InputError
 from edgeprune.export.onnx import export_onnx
 from edgeprune.exporting import export_model
 from edgeprune.files import check_new, staged_folder, write_atomically
+from edgeprune.front import chosen, front_points
 from edgeprune.gauge import is_held
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
@@ -80,6 +81,7 @@ from edgeprune.validate import validate_files
 from edgeprune.versions import versions
 
 _PARITY_SAMPLES = 256
+_LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said
 
 
 # -- train ---------------------------------------------------------------------------------------------------------
@@ -203,16 +205,33 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
     told, start = progress or Silent(), time.perf_counter()
     job = prepare(request, told)
     with staged_folder(job.out, request.force) as folder, threads_set(job.threads):
-        best = job.search.run() if job.plan is None else job.search.replay(job.plan)
+        found = _found(job)
+        best = chosen(found, job.search.dense, request.max_drop)
         record = _measured(job, job.search, best, told)
+        if request.pareto is not None:
+            record = replace(record, front=front_points(job, found, best, told))
         record = replace(record, advice=_advice(job, told), seconds=time.perf_counter() - start)
-        assert best.plan is not None
         info = completed(job.model.info, job.data, request.data) if job.data else job.model.info
-        save_program(folder / "slim.pt2", best.program, info)
-        write_atomically(folder / "plan.json", best.plan.to_json().encode())
+        _save(folder, best, info)
+        for point, candidate in zip(record.front, found, strict=False):
+            (folder / point.folder).mkdir(parents=True)
+            _save(folder / point.folder, candidate, info)
         write_atomically(folder / "run.json", to_json(record).encode())
         write_atomically(folder / "report.html", render(record).encode())
     return job.out, record
+
+
+def _found(job: Job) -> list[Candidate]:
+    """The network within the budgets, or several where they were asked for, from large to small."""
+    if job.request.pareto is not None:
+        return job.search.front(job.request.pareto, job.request.keep_macs or _LEAST)
+    return [job.search.run() if job.plan is None else job.search.replay(job.plan)]
+
+
+def _save(folder: Path, candidate: Candidate, info: ModelInfo) -> None:
+    assert candidate.plan is not None
+    save_program(folder / "slim.pt2", candidate.program, info)
+    write_atomically(folder / "plan.json", candidate.plan.to_json().encode())
 
 
 def _advice(job: Job, told: Progress) -> tuple[str, ...]:

@@ -199,6 +199,22 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class FrontPoint:
+    """One network of several, from large to small: what it takes in onnxruntime, and how well it does.
+
+    `folder` is where it lies, beside the run's own files; `chosen` marks the one that became the run's slim network.
+    """
+
+    folder: str
+    macs_ratio: float
+    val_accuracy: float | None
+    p50_ms: float
+    latency_ratio: float
+    size_bytes: int
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureCount:
     """How well a network did on the validation split with so many input features, on the way to fewer."""
 
@@ -211,7 +227,8 @@ class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
     `selection` tells, epoch by epoch, how the input features became fewer while the network was trained; `advice` is
-    what could be done beside, e.g. how the images can be cropped.
+    what could be done beside, e.g. how the images can be cropped; `front` lists several networks where they were asked
+    for.
     `feature_weights` goes with `features.keep`: the norm of the weights that read each, the largest 1.
     """
 
@@ -236,6 +253,7 @@ class RunRecord:
     seconds: float = 0.0
     selection: tuple[FeatureCount, ...] = ()
     advice: tuple[str, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
     format: str = field(default="edgeprune-run/1")
 
 

@@ -35,6 +35,7 @@ class CompressRequest:
     max_latency: str | None = None
     max_size: str | None = None
     device: str | None = None
+    pareto: int | None = None
     criterion: str | None = None
     finetune_epochs: int | None = None
     distill: bool = True

@@ -52,6 +52,34 @@ class Search(Steps):
             raise BudgetError(self._nothing_found())
         return best
 
+    def front(self, count: int, least: float) -> list[Candidate]:
+        """Networks of ever less cost, each pruned on from the one before; the last keeps the share `least`.
+
+        The cost is that of the device, where there is one, else MACs; the shares fall evenly, in proportion. Fewer are
+        given where nothing smaller can be built.
+
+        Raises:
+            BudgetError: not even the first can be built.
+        """
+        best = self._without_dead(self._measured_dense())
+        if self.budgets.n_features is not None:
+            best = self._down_to_features(best, self.budgets.n_features)
+        found: list[Candidate] = []
+        for number in range(1, count + 1):
+            share = least ** (number / count)
+            shares = Shares(latency=share) if self.budgets.device is not None else Shares(macs=share)
+            try:
+                smaller = self._down_to_shares(best, shares)
+            except BudgetError as error:
+                if not found:
+                    raise
+                self.progress.say(f"{len(found)} networks, not {count}: {error}")
+                break
+            if smaller is not best:
+                found.append(smaller)
+            best = smaller
+        return found
+
     def replay(self, plan: PruningPlan) -> Candidate:
         """Cut by a given plan, prove it and finetune; the budgets are judged as those of a search are.
 

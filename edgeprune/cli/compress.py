@@ -66,6 +66,16 @@ def compress(
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
+    pareto: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="N networks along the front of accuracy and latency, down to --keep-macs (default 0.2); the smallest "
+            "within --max-drop becomes the run's.",
+            parser=opt.count("2 to 20 networks", 2, 20),
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
     input_features: Annotated[
         str,
         typer.Option(
@@ -161,6 +171,7 @@ def compress(
             max_latency=max_latency,
             max_size=max_size,
             device=device,
+            pareto=pareto,
             criterion=criterion,
             finetune_epochs=finetune_epochs,
             distill=distill,

@@ -58,6 +58,7 @@ def render(run: RunRecord) -> str:
         features=_features(run),
         kept_names=_kept_names(run),
         steps=_steps(run),
+        front=_front(run),
         selection=_selection(run),
         locked=[_locked(group) for group in run.locked],
     )
@@ -162,6 +163,16 @@ def _steps(run: RunRecord) -> _Picture | None:
     if svg is None:
         return None
     caption = "Each step prunes and finetunes; a cross is a step that was tried and not taken."
+    return _Picture(Markup(svg), caption)
+
+
+def _front(run: RunRecord) -> _Picture | None:
+    if not run.front:
+        return None
+    svg = plots.front_svg(run.front, run.dense.val_accuracy, _limit(run))
+    if svg is None:
+        return None
+    caption = "Each point is a network that lies in the run folder; the one with a ring is the run's slim.pt2."
     return _Picture(Markup(svg), caption)
 
 

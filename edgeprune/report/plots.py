@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from edgeprune.records import FeatureCount, InputFeatures, StepRecord
+from edgeprune.records import FeatureCount, FrontPoint, InputFeatures, StepRecord
 
 # Stand-ins that are replaced by the page's CSS variables once the SVG is written.
 _INK, _MUTED, _ACCENT, _FAINT, _SURFACE, _WARN = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
@@ -118,6 +118,32 @@ def selection_svg(points: Sequence[FeatureCount], dense_accuracy: float | None, 
         axes.grid(axis="y", color=_FAINT, linewidth=0.8)
         axes.tick_params(length=0)
         return _svg(figure, "Validation accuracy over the number of input features")
+
+
+def front_svg(points: Sequence[FrontPoint], dense_accuracy: float | None, max_drop: float | None) -> str | None:
+    """Validation accuracy over the latency of several networks and the dense one; None without accuracies."""
+    if dense_accuracy is None or any(point.val_accuracy is None for point in points):
+        return None
+    with _style("front"):
+        figure = Figure(figsize=(_WIDTH_INCHES, 2.9), layout="constrained")
+        axes = figure.subplots()
+        x = np.array([1.0, *(point.latency_ratio for point in points)])
+        y = 100 * np.array([dense_accuracy, *(point.val_accuracy or 0.0 for point in points)])
+        axes.plot(x, y, color=_ACCENT, linewidth=2, zorder=2)
+        axes.scatter(x[1:], y[1:], s=36, color=_ACCENT, zorder=3)
+        axes.scatter(x[:1], y[:1], s=36, color=_MUTED, zorder=3)
+        axes.annotate("dense", (x[0], y[0]), xytext=(-8, -4), textcoords="offset points", color=_MUTED, ha="right")
+        for point in points:
+            if point.chosen:
+                place = (point.latency_ratio, 100 * (point.val_accuracy or 0.0))
+                axes.scatter(*place, s=130, facecolors="none", edgecolors=_INK, linewidths=1.5, zorder=4)
+        _draw_budget(axes, dense_accuracy, max_drop)
+        axes.set_xlabel("latency, share of the dense network's")
+        axes.set_ylabel("validation accuracy, %")
+        axes.margins(x=0.08, y=0.2)
+        axes.grid(axis="y", color=_FAINT, linewidth=0.8)
+        axes.tick_params(length=0)
+        return _svg(figure, "Validation accuracy over latency")
 
 
 def _draw_steps(axes: Axes, steps: Sequence[StepRecord]) -> None:

@@ -17,6 +17,7 @@ from edgeprune.catalog import ASKED_BY
 from edgeprune.records import (
     AccuracyComparison,
     ExportRecord,
+    FrontPoint,
     GroupRow,
     InspectRecord,
     LatencyComparison,
@@ -61,6 +62,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     exactness = "exact" if record.proof_exact else "exact up to renormalisation"
     return _Sheet(
         table,
+        *([_front(record.front)] if record.front else []),
         _check(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
         _check(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
@@ -69,6 +71,19 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
         _unbroken("  report  ", str(folder / "report.html"), ""),
         _unbroken("  next    ", f"edgeprune export --onnx {_quoted(folder / 'slim.pt2')}", "bold"),
     )
+
+
+def _front(points: Sequence[FrontPoint]) -> Table:
+    """Several networks, from large to small."""
+    table = _table("along the front")
+    for name in ("network", "MACs", "p50", "vs dense", "ONNX file", "val. accuracy"):
+        table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
+    for point in points:
+        figures = (f"{point.p50_ms:.3g} ms", f"{point.latency_ratio:.2f}×", fmt.size(point.size_bytes))
+        style = "bold green" if point.chosen else ""
+        macs, accuracy = fmt.percent(point.macs_ratio), fmt.percent(point.val_accuracy)
+        table.add_row(point.folder, macs, *figures, accuracy, style=style)
+    return table
 
 
 def train(record: TrainRecord) -> RenderableType:

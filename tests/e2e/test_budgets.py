@@ -93,3 +93,37 @@ def test_what_cannot_be_met_ends_with_one(tmp_path: Path, options: tuple[str, ..
     assert binding in result.err
     assert "Traceback" not in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_several_networks_come_from_one_run(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done(
+        tmp_path, "compress", MLP, "--out", out, "--pareto", "3", "--keep-macs", "0.3", "--input-features", "off",
+        "--finetune-epochs", "1", "--max-drop", "100",
+    )  # fmt: skip
+    record = json.loads((out / "run.json").read_text())
+    shares = [point["macs_ratio"] for point in record["front"]]
+    assert len(shares) == 3
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] < 0.75
+    assert 0.2 < shares[-1] <= 0.3
+    assert [point["chosen"] for point in record["front"]] == [False, False, True]
+    for point in record["front"]:
+        onnx_bytes = point["size_bytes"]
+        assert (out / point["folder"] / "slim.pt2").stat().st_size > onnx_bytes
+        assert json.loads((out / point["folder"] / "plan.json").read_text())["format"] == "edgeprune-plan/1"
+    assert (out / "plan.json").read_bytes() == (out / "pareto" / "3" / "plan.json").read_bytes()
+    assert "Accuracy over latency" in (out / "report.html").read_text()
+    done(tmp_path, "export", "--onnx", out / "pareto" / "1" / "slim.pt2", "--out", tmp_path / "onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--pareto", "1"), "expected 2 to 20 networks, got 1"),
+        (("--pareto", "3", "--max-size", "50kB"), "--pareto: expected no --max-size, got 50kB"),
+        (("--pareto", "3", "--max-latency", "0.5x"), "--pareto: expected no --max-latency, got 0.5x"),
+    ],
+)
+def test_several_networks_go_down_to_macs_alone(tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
+    assert expected in refused(tmp_path, "compress", MLP, "--out", tmp_path / "run", *options)
