@@ -73,6 +73,26 @@ def draw_depth(records: Sequence[Record], path: Path) -> None:
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
+def draw_peers(records: Sequence[Record], path: Path) -> None:
+    """Each tool's latency beside the dense network's, a row a network; a tool that failed has no mark."""
+    tools = list(dict.fromkeys(tool for record in records for tool in record["tools"]))
+    figure = Figure(figsize=(7.2, 1.4 + 0.3 * len(records)), layout="constrained")
+    axes = figure.subplots()
+    colours = dict(zip(tools, ("#7cc4be", _ACCENT, _OTHER, "#a8446a", "#6b7f9e"), strict=False))
+    rows = range(len(records))
+    for tool in tools:
+        found = [(row, r["tools"][tool].get("ratio")) for row, r in zip(rows, reversed(records), strict=True)]
+        marks = [(row, ratio) for row, ratio in found if ratio is not None]
+        axes.scatter([x for _, x in marks], [y for y, _ in marks], s=34, color=colours[tool], label=tool, zorder=3)
+    axes.axvline(1.0, color=_GRID, linewidth=1.2, zorder=1)
+    axes.set_yticks(list(rows), [r["name"] for r in reversed(records)], fontsize=8)
+    axes.set_xlabel("p50 at half the MACs, share of the dense network's (onnxruntime, one thread)")
+    axes.set_ylim(-0.7, len(records) - 0.3)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=3)
+    _plain(axes)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
 def _short(value: float, _: int) -> str:
     return f"{value:g}"
 

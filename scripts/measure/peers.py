@@ -1,0 +1,215 @@
+"""The same networks pruned to the same MACs by edgeprune and by its peers, exported, checked and timed side by side."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from edgeprune import analyze, capture, cut, plan
+from edgeprune.export import ort
+from edgeprune.export.onnx import draft_onnx
+from edgeprune.latency import measure_files, ratio_interval
+from edgeprune.profiling import Timing, profile
+from edgeprune.progress import Silent
+from edgeprune.shapes import layer_shapes
+from measure.networks import build, find
+from measure.versus import N_CLASSES, at_most
+
+Record = dict[str, Any]
+
+NETWORKS = """
+resnet18 resnet50 mobilenet_v2 mobilenet_v3_small efficientnet_b0 shufflenet_v2_x1_0 regnet_y_400mf convnext_tiny
+vit_b_32 squeezenet1_1
+""".split()
+KEEP_MACS = 0.5
+_NEAR = 0.01  # of the MACs: how far from the goal a peer's ratio may land
+_TRIALS = 9
+_SECONDS = 25.0
+_ROUNDED = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense:
+    """One network with random weights, and what every tool starts from."""
+
+    model: nn.Module
+    inputs: tuple[Tensor, ...]
+    path: Path
+    macs: float
+
+
+def compare(name: str, limit: float) -> Record:
+    """MACs, p50 and its ratio to the dense network's, of every tool on one torchvision network."""
+    torch.set_num_threads(1)
+    model, inputs = build(find(f"torchvision:{name}"))
+    one = inputs[0][:1].numpy()
+    record: Record = {"name": name, "tools": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        program = capture(model, inputs)
+        dense_path = Path(folder) / "dense.onnx"
+        draft_onnx(program, dense_path)
+        dense = Dense(model, inputs, dense_path, onnx_macs(dense_path))
+        paths = {"dense": dense_path}
+        for tool, prune in _TOOLS.items():
+            try:
+                with at_most(limit):
+                    path = Path(folder) / f"{tool.replace(' ', '_')}.onnx"
+                    prune(dense, path)
+                    _check(path, one)
+                    paths[tool] = path
+            except Exception as error:  # a peer fails as it likes: its message is the result
+                record["tools"][tool] = {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
+        times = measure_files(list(paths.values()), [one] * len(paths), runs=200, max_seconds=_SECONDS)
+        medians = np.median(times, axis=0)
+        record["dense_ms"] = round(float(medians[0]), 4)
+        for column, (tool, path) in enumerate(paths.items()):
+            if tool != "dense":
+                record["tools"][tool] = {
+                    "macs": round(onnx_macs(path) / dense.macs, 4),
+                    "ratio": round(float(medians[column] / medians[0]), 4),
+                    "interval": [round(value, 4) for value in ratio_interval(times[:, [0, column]])],
+                }
+    return record
+
+
+def _check(path: Path, one: np.ndarray) -> None:
+    """The one check for all: the file runs in onnxruntime and gives finite scores of the same classes."""
+    scores = ort.run(ort.session(path), one)
+    if scores.shape != (1, N_CLASSES) or not np.isfinite(scores).all():
+        raise ValueError(f"expected finite scores (1, {N_CLASSES}), got {scores.shape}")
+
+
+# -- the tools -----------------------------------------------------------------------------------------------------
+
+
+def _edgeprune(dense: Dense, path: Path) -> None:
+    program = capture(dense.model, dense.inputs)
+    graph = analyze(program)
+    draft_onnx(cut(program, plan(program, graph, keep_macs=KEEP_MACS), graph), path)
+
+
+def _edgeprune_device(dense: Dense, path: Path) -> None:
+    program = capture(dense.model, dense.inputs)
+    graph = analyze(program)
+    device = profile(list(layer_shapes(graph).values()), Timing(), Silent())
+    draft_onnx(cut(program, plan(program, graph, keep_macs=KEEP_MACS, device=device), graph), path)
+
+
+def _torch_pruning(round_to: int | None) -> Callable[[Dense, Path], None]:
+    def prune(dense: Dense, path: Path) -> None:
+        def pruned(ratio: float) -> None:
+            model = copy.deepcopy(dense.model)
+            _torch_pruned(model, dense.inputs[0], ratio, round_to)
+            draft_onnx(capture(model, dense.inputs), path)
+
+        _to_macs(pruned, dense, path)
+
+    return prune
+
+
+def _torch_pruned(model: nn.Module, example: Tensor, ratio: float, round_to: int | None) -> None:
+    """Its documented way: a share of the channels of every layer but the classifier, by magnitude."""
+    import torch_pruning as tp
+
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == N_CLASSES]
+    heads += [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels == N_CLASSES]
+    tp.pruner.MagnitudePruner(
+        model,
+        example,
+        importance=tp.importance.MagnitudeImportance(p=2),
+        pruning_ratio=ratio,
+        ignored_layers=heads,
+        round_to=round_to,
+    ).step()
+
+
+def _onnxsim(dense: Dense, path: Path) -> None:
+    import onnxsim
+
+    model = onnx.load(dense.path)
+
+    def pruned(ratio: float) -> None:
+        onnx.save(onnxsim.apply_structured_pruning(model, sparsity=ratio), path)
+
+    _to_macs(pruned, dense, path)
+
+
+def _to_macs(pruned: Callable[[float], None], dense: Dense, path: Path) -> None:
+    """Find the ratio at which a tool keeps the MACs asked for; raises ValueError where it cannot."""
+    low, high, share = 0.0, 1.0, 1.0
+    for _ in range(_TRIALS):
+        ratio = (low + high) / 2
+        pruned(ratio)
+        share = onnx_macs(path) / dense.macs
+        if abs(share - KEEP_MACS) <= _NEAR:
+            return
+        low, high = (ratio, high) if share > KEEP_MACS else (low, ratio)
+    if share > KEEP_MACS + 5 * _NEAR:
+        raise ValueError(f"expected {KEEP_MACS:g} of the MACs, got no closer than {share:.3f}")
+
+
+_TOOLS: dict[str, Callable[[Dense, Path], None]] = {
+    "edgeprune": _edgeprune,
+    "edgeprune device": _edgeprune_device,
+    "torch-pruning": _torch_pruning(None),
+    f"torch-pruning round {_ROUNDED}": _torch_pruning(_ROUNDED),
+    "onnxsim": _onnxsim,
+}
+TOOLS = tuple(_TOOLS)
+
+
+# -- MACs, counted alike for all -----------------------------------------------------------------------------------
+
+
+def onnx_macs(path: Path) -> float:
+    """Multiply-accumulates of the convolutions and matrix products in an ONNX file, for one sample."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
+    graph = model.graph
+    shapes = {v.name: _shape(v) for v in (*graph.input, *graph.value_info, *graph.output)}
+    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    total = 0.0
+    for node in graph.node:
+        if node.op_type == "Conv":
+            weight = shapes[node.input[1]]
+            total += math.prod(shapes[node.output[0]]) * math.prod(weight[1:])
+        elif node.op_type in ("Gemm", "MatMul"):
+            left, out = shapes[node.input[0]], shapes[node.output[0]]
+            transposed = any(a.name == "transA" and a.i for a in node.attribute)
+            total += math.prod(out) * (left[0] if transposed else left[-1])
+    return total
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int]:
+    """A value's shape for a batch of one."""
+    return [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
+
+
+def summary(records: list[Record]) -> Record:
+    """Geometric means of the ratios of each tool, and of edgeprune's over each peer's where both came to their end."""
+    found: Record = {"networks": len(records)}
+    for tool in TOOLS:
+        ratios = [r["tools"][tool]["ratio"] for r in records if "ratio" in r["tools"].get(tool, {})]
+        found[tool] = {"networks": len(ratios), "ratio_geometric_mean": _mean(ratios)}
+    for tool in TOOLS[2:]:
+        pairs = [
+            r["tools"]["edgeprune device"]["ratio"] / r["tools"][tool]["ratio"]
+            for r in records
+            if "ratio" in r["tools"].get(tool, {}) and "ratio" in r["tools"].get("edgeprune device", {})
+        ]
+        found[tool]["edgeprune_device_over_it"] = _mean(pairs)
+    return found
+
+
+def _mean(ratios: list[float]) -> float | None:
+    return round(math.exp(statistics.fmean(map(math.log, ratios))), 4) if ratios else None
