@@ -375,5 +375,5 @@ def _web(export: _Export, dense: Model, runtime: WebRuntime) -> ExportedFile:
         file = Path(place) / "dense.onnx"
         export_onnx(dense.program, file, inputs=inputs)
         networks = (WebNetwork(file, inputs), WebNetwork(export.network, taken))
-        page = write_web(export.folder / WEB, *networks, title=export.name, facts=facts, probes=probes, runtime=runtime)
+        page = write_web(export.folder / WEB, *networks, title=dense.name, facts=facts, probes=probes, runtime=runtime)
     return ExportedFile(str(export.folder / WEB), sum(part.size_bytes for part in page), None)

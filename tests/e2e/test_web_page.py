@@ -21,6 +21,7 @@ from chromium import EXECUTABLE, Chromium
 from filelock import FileLock
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeprune.device import read_device
 from edgeprune.export.web import WebNetwork, WebProbe, web_runtime, write_web
 from edgeprune.export.web.runtime import MODULES, RUNTIME_VERSION, WebRuntime
 from edgeprune.serving import open_server
@@ -243,6 +244,7 @@ def test_the_staircase_is_a_file_to_download(page: Chromium, folder: Path, tmp_p
         while not (tmp_path / "device.json").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert page.complaints() == []
+    assert [point.width_out for point in read_device(tmp_path / "device.json").points] == list(WIDTHS)
     device = json.loads((tmp_path / "device.json").read_text(encoding="utf-8"))
     assert set(device) == {"format", "runtime", "cpu", "threads", "batch", "points"}
     assert device["format"] == "edgeprune-device/1"
