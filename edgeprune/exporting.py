@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch.export import ExportedProgram
 
 from edgeprune.besides import Dense, beside_dense
@@ -28,7 +30,7 @@ from edgeprune.export.front import kept, normalized, raw_bytes
 from edgeprune.export.mobile import check_mobile
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.ortformat import write_ort
-from edgeprune.export.parity import row_chunks
+from edgeprune.export.parity import input_specs, row_chunks
 from edgeprune.export.probes import probes_of, reference_probes
 from edgeprune.export.quantize import QuantizedFile, write_int8
 from edgeprune.export.variants import VariantTable, compare_variants
@@ -83,14 +85,19 @@ class _Export:
             have += len(x)
             if count is not None and have >= count:
                 break
-        return np.concatenate(found)[:count]
+        return np.concatenate(found)[:count].astype(self.dtype, copy=False)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of what the program takes."""
+        return np.asarray(torch.zeros((), dtype=input_specs(self.model.program)[0].dtype)).dtype
 
     def some_raw(self, count: int) -> np.ndarray:
         """Raw inputs of the test split, or drawn ones where there are no data."""
         raw = self.raw("test", count)
         if raw is not None:
             return np.resize(raw, (count, *raw.shape[1:]))
-        return np.random.default_rng(0).standard_normal((count, *self.info.input_shape)).astype(np.float32)
+        return np.random.default_rng(0).standard_normal((count, *self.info.input_shape)).astype(self.dtype)
 
     def taken(self, raw: np.ndarray) -> np.ndarray:
         """Raw inputs as the network's file takes them."""
@@ -135,7 +142,7 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
     info = completed(model.info, data, request.data) if data else model.info
     for text in assumed:
         told.say(f"assumed: {text}")
-    dense = _dense_model(request, path, info)
+    dense = _dense_model(request, path, info, told)
     if dense is None and request.web:
         raise InputError(f"--web: expected a {path.parent / 'run.json'} that names the dense network; give --dense")
     with _staged(out, earlier) as folder:
@@ -154,7 +161,7 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
                 write_fixed_batch(Path(one.path), Path(one.path), request.batch)
         files += _targets(export, inputs if inputs is None else inputs[: request.batch])
         mobile = tuple(check.words for check in check_mobile(export.network)) if request.mobile else ()
-        if dense is not None:
+        if dense is not None and len(input_specs(model.program)) == 1:
             told.stage("time the files beside the dense network")
             beside = Dense(dense, normalized(raw[:1], info.normalization))
             files = beside_dense(files, beside, example, _normalized(export, raw), told)
@@ -340,23 +347,28 @@ def _accuracy(export: _Export) -> Callable[[Path], float] | None:
 # -- the web page --------------------------------------------------------------------------------------------------
 
 
-def _dense_model(request: ExportRequest, path: Path, info: ModelInfo) -> Model | None:
+def _dense_model(request: ExportRequest, path: Path, info: ModelInfo, told: Progress) -> Model | None:
     """The dense network that this one is timed beside: the one given, else that of the run, if it is still there."""
-    given, record = request.dense, path.parent / "run.json"
-    if given is None:
-        try:
-            found = json.loads(record.read_text(encoding="utf-8"))["model"]
-            given, digest = str(found["path"]), str(found["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        if not Path(given).is_file():
-            return None
-        dense = load(given, arch=request.arch, input_shape=info.input_shape)
-        return dense if dense.sha256 == digest else None
-    dense = load(given, arch=request.arch, input_shape=info.input_shape)
-    if tuple(dense.info.input_shape) != tuple(info.input_shape):
-        raise InputError(f"--dense {given}: expected inputs {info.input_shape}, got {dense.info.input_shape}")
-    return dense
+    if request.dense is not None:
+        dense = load(request.dense, arch=request.arch, input_shape=info.input_shape)
+        if tuple(dense.info.input_shape) != tuple(info.input_shape):
+            raise InputError(
+                f"--dense {request.dense}: expected inputs {info.input_shape}, got {dense.info.input_shape}"
+            )
+        return dense
+    try:
+        run = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))["model"]
+        given, arch, module, digest = (run[name] for name in ("path", "arch", "module", "sha256"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(given, str) or not Path(given).is_file():
+        return None
+    try:
+        dense = load(given, arch=request.arch or arch, input_shape=info.input_shape, module=module)
+    except InputError as error:
+        told.say(f"the files are not timed beside the dense network of the run: {error}")
+        return None
+    return dense if dense.sha256 == digest else None
 
 
 def _web(export: _Export, dense: Model, runtime: WebRuntime) -> ExportedFile:

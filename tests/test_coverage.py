@@ -77,6 +77,7 @@ def test_the_summary_is_made_from_the_records(measured: tuple[Path, Any], tmp_pa
     assert document["versions"]["timm"] and str(ROOT) not in json.dumps(document)
 
 
+@pytest.mark.sweep
 def test_slow_ones_are_timed_again_alone(measured: tuple[Path, Any], tmp_path: Path) -> None:
     path = tmp_path / "again.jsonl"
     path.write_text(measured[0].read_text())

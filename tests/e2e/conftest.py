@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import CNN, MLP, QUICK, done
+from filelock import FileLock
 
 
 @dataclass(frozen=True)
@@ -19,34 +23,44 @@ class Run:
     document: Any
 
 
-def _compressed(place: Path, *arguments: str) -> Run:
-    result = done(place, "compress", *arguments, "--out", "run", "--json")
-    return Run(place, place / "run", result.json)
+def _compressed(factory: pytest.TempPathFactory, name: str, *arguments: str) -> Run:
+    """The run of the first process of this session that asks for it; nobody writes into it afterwards."""
+    base = factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    document = place.with_suffix(".json")
+    with FileLock(place.with_suffix(".lock")):
+        if not document.exists():
+            place.mkdir()
+            printed = done(place, "compress", *arguments, "--out", "run", "--json").out
+            document.write_text(printed)
+    return Run(place, place / "run", json.loads(document.read_text()))
 
 
 @pytest.fixture(scope="session")
 def mlp_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The digits MLP at the figures that the README states."""
     budgets = "--data digits --input-features 32 --keep-macs 0.15 --max-drop 1.0 --threads 1".split()
-    return _compressed(tmp_path_factory.mktemp("mlp"), MLP, *budgets)
+    return _compressed(tmp_path_factory, "mlp", MLP, *budgets)
 
 
 @pytest.fixture(scope="session")
 def cnn_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The digits CNN at the figures that the README states."""
     budgets = "--data digits --keep-macs 0.3 --max-drop 1.0 --finetune-epochs 10 --threads 1".split()
-    return _compressed(tmp_path_factory.mktemp("cnn"), CNN, *budgets)
+    return _compressed(tmp_path_factory, "cnn", CNN, *budgets)
 
 
 @pytest.fixture(scope="session")
 def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The digits MLP with 20 features at about half the MACs, hardly finetuned."""
-    return _compressed(tmp_path_factory.mktemp("quick"), MLP, *QUICK, "--input-features", "20")
+    return _compressed(tmp_path_factory, "quick", MLP, *QUICK, "--input-features", "20")
 
 
 @pytest.fixture(scope="session")
-def exported(mlp_run: Run) -> Path:
-    """The folder with dense.onnx's export beside the slim contracts of `mlp_run`."""
-    done(mlp_run.place, "export", "--onnx", "run/slim.pt2")
-    done(mlp_run.place, "export", "--onnx", MLP, "--out", "dense")
-    return mlp_run.place
+def exported(mlp_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with dense.onnx's export beside a copy of `mlp_run` and its slim contracts."""
+    place = tmp_path_factory.mktemp("exported")
+    shutil.copytree(mlp_run.folder, place / "run")
+    done(place, "export", "--onnx", "run/slim.pt2")
+    done(place, "export", "--onnx", MLP, "--out", "dense")
+    return place

@@ -16,11 +16,11 @@ from edgeprune.records import DataSource
 
 
 @pytest.fixture(scope="module")
-def exported(mlp_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(quick_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that needs nothing but onnxruntime, with raw bytes as inputs and a fixed batch."""
     place = tmp_path_factory.mktemp("targets")
     result = done(
-        place, "export", mlp_run.folder / "slim.pt2", "--ort", "--int8", "--mobile", "--batch", "1",
+        place, "export", quick_run.folder / "slim.pt2", "--ort", "--int8", "--mobile", "--batch", "1",
         "--preprocess", "fold", "--dense", MLP, "--out", "out", "--json",
     )  # fmt: skip
     (place / "document.json").write_text(result.out)
@@ -64,10 +64,10 @@ def test_the_files_take_one_sample_of_bytes(exported: Path, digits: DataSource) 
     onnx.checker.check_model(str(exported / "out" / "slim.int8.onnx"))
 
 
-def test_a_second_export_replaces_all_of_the_first(exported: Path, mlp_run: Run, tmp_path: Path) -> None:
-    done(tmp_path, "export", mlp_run.folder / "slim.pt2", "--ort", "--out", "out")
-    assert "--force" in refused(tmp_path, "export", mlp_run.folder / "slim.pt2", "--onnx", "--out", "out")
-    done(tmp_path, "export", mlp_run.folder / "slim.pt2", "--onnx", "--out", "out", "--force")
+def test_a_second_export_replaces_all_of_the_first(exported: Path, quick_run: Run, tmp_path: Path) -> None:
+    done(tmp_path, "export", quick_run.folder / "slim.pt2", "--ort", "--out", "out")
+    assert "--force" in refused(tmp_path, "export", quick_run.folder / "slim.pt2", "--onnx", "--out", "out")
+    done(tmp_path, "export", quick_run.folder / "slim.pt2", "--onnx", "--out", "out", "--force")
     assert names(tmp_path / "out") == {"slim.onnx", "full.onnx", "preprocess.onnx", "features.json"}
 
 
@@ -82,12 +82,12 @@ def test_a_second_export_replaces_all_of_the_first(exported: Path, mlp_run: Run,
         (("--int8", "--max-drop", "-1"), "expected accuracy points in [0, 100], got -1"),
     ],
 )
-def test_bad_options_leave_nothing(tmp_path: Path, mlp_run: Run, options: tuple[str, ...], expected: str) -> None:
-    assert expected in refused(tmp_path, "export", mlp_run.folder / "slim.pt2", "--out", tmp_path / "out", *options)
+def test_bad_options_leave_nothing(tmp_path: Path, quick_run: Run, options: tuple[str, ...], expected: str) -> None:
+    assert expected in refused(tmp_path, "export", quick_run.folder / "slim.pt2", "--out", tmp_path / "out", *options)
 
 
-def test_a_page_needs_a_dense_network(tmp_path: Path, mlp_run: Run) -> None:
-    (tmp_path / "slim.pt2").write_bytes((mlp_run.folder / "slim.pt2").read_bytes())
+def test_a_page_needs_a_dense_network(tmp_path: Path, quick_run: Run) -> None:
+    (tmp_path / "slim.pt2").write_bytes((quick_run.folder / "slim.pt2").read_bytes())
     package = tmp_path / "node_modules"
     result = run(tmp_path, "export", "slim.pt2", "--web", "--out", "out", "--web-runtime", package)
     assert result.code == 2
