@@ -108,20 +108,26 @@ def _edgeprune_device(dense: Dense, path: Path) -> None:
 
 def _torch_pruning(round_to: int | None) -> Callable[[Dense, Path], None]:
     def prune(dense: Dense, path: Path) -> None:
-        def pruned(ratio: float) -> None:
-            model = copy.deepcopy(dense.model)
-            _torch_pruned(model, dense.inputs[0], ratio, round_to)
-            draft_onnx(capture(model, dense.inputs), path)
+        import torch_pruning as tp
 
-        _to_macs(pruned, dense, path)
+        example = dense.inputs[0]
+        whole, _ = tp.utils.count_ops_and_params(dense.model, example)
+
+        def share(ratio: float) -> float:
+            counted, _ = tp.utils.count_ops_and_params(_torch_pruned(dense.model, example, ratio, round_to), example)
+            return float(counted / whole)
+
+        model = _torch_pruned(dense.model, example, _ratio_for(share), round_to)
+        draft_onnx(capture(model, dense.inputs), path)
 
     return prune
 
 
-def _torch_pruned(model: nn.Module, example: Tensor, ratio: float, round_to: int | None) -> None:
+def _torch_pruned(model: nn.Module, example: Tensor, ratio: float, round_to: int | None) -> nn.Module:
     """Its documented way: a share of the channels of every layer but the classifier, by magnitude."""
     import torch_pruning as tp
 
+    model = copy.deepcopy(model)
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == N_CLASSES]
     heads += [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels == N_CLASSES]
     tp.pruner.MagnitudePruner(
@@ -132,6 +138,7 @@ def _torch_pruned(model: nn.Module, example: Tensor, ratio: float, round_to: int
         ignored_layers=heads,
         round_to=round_to,
     ).step()
+    return model
 
 
 def _onnxsim(dense: Dense, path: Path) -> None:
@@ -139,24 +146,26 @@ def _onnxsim(dense: Dense, path: Path) -> None:
 
     model = onnx.load(dense.path)
 
-    def pruned(ratio: float) -> None:
+    def share(ratio: float) -> float:
         onnx.save(onnxsim.apply_structured_pruning(model, sparsity=ratio), path)
+        return onnx_macs(path) / dense.macs
 
-    _to_macs(pruned, dense, path)
+    share(_ratio_for(share))
 
 
-def _to_macs(pruned: Callable[[float], None], dense: Dense, path: Path) -> None:
-    """Find the ratio at which a tool keeps the MACs asked for; raises ValueError where it cannot."""
-    low, high, share = 0.0, 1.0, 1.0
+def _ratio_for(share: Callable[[float], float]) -> float:
+    """The pruning ratio at which a tool keeps the MACs asked for; raises ValueError where it cannot."""
+    low, high = 0.0, 1.0
+    ratio = kept = 0.5
     for _ in range(_TRIALS):
         ratio = (low + high) / 2
-        pruned(ratio)
-        share = onnx_macs(path) / dense.macs
-        if abs(share - KEEP_MACS) <= _NEAR:
-            return
-        low, high = (ratio, high) if share > KEEP_MACS else (low, ratio)
-    if share > KEEP_MACS + 5 * _NEAR:
-        raise ValueError(f"expected {KEEP_MACS:g} of the MACs, got no closer than {share:.3f}")
+        kept = share(ratio)
+        if abs(kept - KEEP_MACS) <= _NEAR:
+            break
+        low, high = (ratio, high) if kept > KEEP_MACS else (low, ratio)
+    if kept > KEEP_MACS + 5 * _NEAR:
+        raise ValueError(f"expected {KEEP_MACS:g} of the MACs, got no closer than {kept:.3f}")
+    return ratio
 
 
 _TOOLS: dict[str, Callable[[Dense, Path], None]] = {
