@@ -86,8 +86,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     ]
     if limits:
         saved = latency_model(graph, device, chooser.orders) if device is not None else None
-        by_saving = criterion == "taylor" or saved is not None
-        pruning = _Pruning(chooser, limits, saved, by_saving, exact_only, n_features is None)
+        pruning = _Pruning(chooser, limits, saved, criterion == "taylor", exact_only, n_features is None)
         pruning.run()
     return make_plan(program, graph, chooser.kept())
 
@@ -229,11 +228,13 @@ class _Pruning:
         saving, useful = self._savings(group, chunk)
         if useful <= 0:
             return None
-        lost = self.chooser.lost(group, chunk)
-        if self.saved is not None:  # importance per millisecond, as far as the budget is served by it
-            saved = max(self.saved.saving(self.chooser.counts, group, chunk) / self.saved.total, _NOTHING)
-            return lost / (saved * useful / saving), group
-        return lost / (useful if self.by_saving else chunk * useful / saving), group
+        lost = self.chooser.lost(group, chunk) * saving / useful  # saving more than the budgets ask counts for nothing
+        if self.saved is None:
+            return lost / (saving if self.by_saving else chunk), group
+        saved = max(self.saved.saving(self.chooser.counts, group, chunk) / self.saved.total, _NOTHING)
+        # Scores that are relative to their group's mean are compared unit by unit, at the milliseconds that they save
+        # for what they save of the budgets; others by what is lost in all for each millisecond.
+        return lost / (saved if self.by_saving else chunk * saved / saving), group
 
     def _savings(self, group: int, chunk: int) -> tuple[float, float]:
         """Shares of the costs that the next chunk saves, and of those what is over the budgets: more counts nothing."""
