@@ -20,8 +20,10 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_a_phone(device: Path, folder: Path) -> Path:
-    """The same measurements, as if another device had made them."""
+    """The same layers on another device, whose time is as their weights: the few microseconds here are noise."""
     document = json.loads(device.read_text()) | {"cpu": "a phone", "runtime": "onnxruntime-web 1.30.0"}
+    for point in document["points"]:
+        point["ms"] = 1e-4 * point["width_in"] * point["width_out"]
     (folder / "phone.json").write_text(json.dumps(document))
     return folder / "phone.json"
 
@@ -60,7 +62,7 @@ def test_a_latency_on_another_device_is_foretold_by_its_profile(device: Path, tm
     )  # fmt: skip
     assert "it is of another device than this one" in result.err
     record = json.loads((out / "run.json").read_text())
-    assert record["slim"]["macs"] < record["dense"]["macs"]
+    assert 0.5 < record["slim"]["macs"] / record["dense"]["macs"] <= 0.72
     assert record["asked"]["max_latency"] == "0.7x"
 
 
