@@ -54,12 +54,13 @@ def prepared(file: FloatFile, folder: Path) -> Path:
     """The float file with shapes inferred, constants folded and every node named: what the tools ask for."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    path = folder / "prepared.onnx"
-    with tools_for(file):
+    source, path = Path(file.path).absolute(), folder.absolute() / "prepared.onnx"
+    # Where the symbolic inference fails it leaves the model in the folder that it is called in.
+    with tools_for(file), contextlib.chdir(folder):
         try:
-            quant_pre_process(file.path, path)
-        except Exception:  # the symbolic inference knows fewer operators than the plain one, which is enough
-            quant_pre_process(file.path, path, skip_symbolic_shape=True)
+            quant_pre_process(source, path)
+        except Exception:  # it knows fewer operators than the plain one, which is enough
+            quant_pre_process(source, path, skip_symbolic_shape=True)
     proto = onnx.load(path)
     taken: set[str] = set()
     for index, node in enumerate(proto.graph.node):
