@@ -40,10 +40,10 @@ def beside_dense(
         told: told of the progress.
     """
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as place:
-        timed = {**_in_onnxruntime(files, dense, example, Path(place), told)}
+        timed = _in_onnxruntime(files, dense, example, Path(place), told)
         timed |= _in_executorch(files, dense, plain, Path(place), told)
-    return [replace(file, p50_ms=timed[file.path][0], ratio=timed[file.path][1]) if file.path in timed else file
-            for file in files]  # fmt: skip
+    figures = [timed.get(file.path, (None, None)) for file in files]
+    return [replace(file, p50_ms=ms, ratio=ratio) for file, (ms, ratio) in zip(files, figures, strict=True)]
 
 
 def _in_onnxruntime(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.besides import Dense, beside_dense
 from edgeprune.cost import count_parameters, macs
-from edgeprune.data import batches
+from edgeprune.data import batches, first_inputs
 from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.contracts import check_contracts, write_contracts
@@ -36,7 +35,7 @@ from edgeprune.export.quantize import QuantizedFile, write_int8
 from edgeprune.export.variants import VariantTable, compare_variants
 from edgeprune.export.web import WebNetwork, WebProbe, WebRuntime, check_web, web_runtime, write_web
 from edgeprune.features import gathered, slim_contract
-from edgeprune.files import check_new, kept_folder, named_as
+from edgeprune.files import check_new, staged_files
 from edgeprune.graph.groups import analyze
 from edgeprune.job import RUNS, completed, model_and_data, newest_run
 from edgeprune.latency import measure_files, ratio_interval
@@ -79,13 +78,7 @@ class _Export:
         """Raw inputs of the first samples of a split, `(count, *input_shape)`; None without data."""
         if self.data is None:
             return None
-        found, have = [], 0
-        for x, _ in batches(getattr(self.data, split), 256):
-            found.append(x.numpy())
-            have += len(x)
-            if count is not None and have >= count:
-                break
-        return np.concatenate(found)[:count].astype(self.dtype, copy=False)
+        return first_inputs(getattr(self.data, split), count).astype(self.dtype, copy=False)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -145,7 +138,7 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
     dense = _dense_model(request, path, info, told)
     if dense is None and request.web:
         raise InputError(f"--web: expected a {path.parent / 'run.json'} that names the dense network; give --dense")
-    with _staged(out, earlier) as folder:
+    with staged_files(out, earlier) as folder:
         export = _Export(request, model, info, data, folder, path.stem, told)
         files, n_samples = _contracts(export)
         variants = _variants(export) if request.int8 else None
@@ -204,36 +197,6 @@ def _names(name: str, request: ExportRequest) -> dict[str, bool]:
         f"{name}.pte": request.executorch,
         **{f"{name}.{kind}.onnx": request.int8 for kind in ("int8", "dynamic", "fp16")},
     }
-
-
-@contextmanager
-def _staged(out: Path, earlier: list[Path]) -> Iterator[Path]:
-    """A folder inside `out` whose files move there when all is done; what the new export lacks is deleted then."""
-    with kept_folder(out), tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=out) as place:
-        folder = Path(place)
-        with named_as(out, place):
-            yield folder
-        new = {path.name for path in folder.iterdir()}
-        for name in sorted(new):
-            _replace(folder / name, out / name)
-        for stale in {path.name for path in earlier} - new:
-            _remove(out / stale)
-
-
-def _replace(source: Path, target: Path) -> None:
-    if target.is_dir() and source.is_dir():  # a web page of before: the old one goes first
-        with tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=target.parent) as aside:
-            os.rename(target, Path(aside) / target.name)
-            os.rename(source, target)
-        return
-    os.replace(source, target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _moved(path: str, folder: Path, out: Path) -> str:
@@ -315,18 +278,19 @@ def _variants(export: _Export) -> VariantTable:
     for write, kind in ((write_dynamic, "dynamic"), (write_half, "fp16")):
         made.append(write(export.network, paths[kind], calibration, accuracy=accuracy, max_drop=request.max_drop))
     told.stage("time the variants")
-
-    def measure(files: object, inputs: object) -> np.ndarray:
-        return measure_files(files, inputs, max_seconds=_SECONDS, progress=told)  # type: ignore[arg-type]
-
     accuracies: dict[str, float] | None = None
     if accuracy is not None:
         accuracies = {one.kind: accuracy(Path(one.path)) for one in made if isinstance(one, QuantizedFile)}
         accuracies["fp32"] = accuracy(export.network)
     return compare_variants(
-        export.network, made, calibration[:1], max_drop=request.max_drop, measure=measure,
-        interval=ratio_interval, accuracies=accuracies,
-    )  # fmt: skip
+        export.network,
+        made,
+        calibration[:1],
+        max_drop=request.max_drop,
+        measure=partial(measure_files, max_seconds=_SECONDS, progress=told),
+        interval=ratio_interval,
+        accuracies=accuracies,
+    )
 
 
 def _accuracy(export: _Export) -> Callable[[Path], float] | None:

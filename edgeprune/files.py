@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -117,6 +117,39 @@ def kept_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             if made:
                 shutil.rmtree(target, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def staged_files(folder: Path, earlier: Iterable[Path] = ()) -> Iterator[Path]:
+    """Yield a folder inside `folder` whose files move there when the body ends; those `earlier` ones it lacks go then.
+
+    Staged inside it, because moving the files then cannot fail for want of space.
+    """
+    with kept_folder(folder), tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=folder) as place:
+        with named_as(folder, place), named_as(folder, os.path.abspath(place)):
+            yield Path(place)
+        new = sorted(path.name for path in Path(place).iterdir())
+        for name in new:
+            _move(Path(place) / name, folder / name)
+        for stale in {path.name for path in earlier} - set(new):
+            _remove(folder / stale)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Put a file, or a folder of an export, in the place of another."""
+    if target.is_dir() and source.is_dir():  # the old one steps aside first
+        with tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=target.parent) as aside:
+            os.rename(target, Path(aside) / target.name)
+            os.rename(source, target)
+        return
+    os.replace(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _swap(staged: Path, target: Path, force: bool) -> None:

@@ -17,7 +17,7 @@ from edgeprune.arch import build, is_spec
 from edgeprune.candidate import Candidate
 from edgeprune.cost import count_parameters
 from edgeprune.crop import find_crop
-from edgeprune.data import batches, check_fits, normalize, open_data
+from edgeprune.data import check_fits, first_inputs, normalize, open_data
 from edgeprune.drawing import draw
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.export.onnx import export_onnx
@@ -347,18 +347,8 @@ def _real_inputs(job: Job, count: int) -> np.ndarray | None:
     """Normalised test inputs `(count, *input_shape)`, or None where there are no data."""
     if job.trainer is None:
         return None
-    x = _first(job.trainer.data, count)
+    x = first_inputs(job.trainer.data.test, count)
     return normalize(torch.from_numpy(x).to(job.trainer.dtype), job.trainer.normalization).numpy()
-
-
-def _first(data: DataSource, count: int | None) -> np.ndarray:
-    """Raw inputs of the first `count` test samples, or of all."""
-    found: list[np.ndarray] = []
-    for x, _ in batches(data.test, 256):
-        found.append(x.numpy())
-        if count is not None and sum(len(part) for part in found) >= count:
-            break
-    return np.concatenate(found)[:count]
 
 
 def _data_facts(data: DataSource | None) -> dict[str, Any] | None:

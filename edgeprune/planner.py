@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,9 +62,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         InputError: a number is out of range, or a latency is asked for without a device.
         BudgetError: a budget cannot be met; says which groups stood in the way.
     """
-    for name, share in (("keep_macs", keep_macs), ("keep_latency", keep_latency), ("keep_bytes", keep_bytes)):
-        if share is not None and not 0 < share <= 1:
-            raise InputError(f"{name}: expected a share in (0, 1], got {share}")
+    _check_shares({"keep_macs": keep_macs, "keep_latency": keep_latency, "keep_bytes": keep_bytes})
     if align < 1:
         raise InputError(f"align: expected a whole number from 1, got {align}")
     if keep_latency is not None and device is None:
@@ -75,25 +73,24 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     chooser = _Chooser(graph, scores, align)
     if n_features is not None:
         chooser.keep_features(n_features)
-    limits = [
-        _Limit(what, model(), share)
-        for what, model, share in (
-            ("the MACs", lambda: macs_model(graph, chooser.orders), keep_macs),
-            ("the latency", lambda: latency_model(graph, _given(device), chooser.orders), keep_latency),
-            ("the bytes", lambda: bytes_model(program, graph, chooser.orders), keep_bytes),
-        )
-        if share is not None
-    ]
+    latency = latency_model(graph, device, chooser.orders) if device is not None else None
+    limits = []
+    if keep_macs is not None:
+        limits.append(_Limit("the MACs", macs_model(graph, chooser.orders), keep_macs))
+    if keep_latency is not None and latency is not None:
+        limits.append(_Limit("the latency", latency, keep_latency))
+    if keep_bytes is not None:
+        limits.append(_Limit("the bytes", bytes_model(program, graph, chooser.orders), keep_bytes))
     if limits:
-        saved = latency_model(graph, device, chooser.orders) if device is not None else None
-        pruning = _Pruning(chooser, limits, saved, criterion == "taylor", exact_only, n_features is None)
+        pruning = _Pruning(chooser, limits, latency, criterion == "taylor", exact_only, n_features is None)
         pruning.run()
     return make_plan(program, graph, chooser.kept())
 
 
-def _given(device: Device | None) -> Device:
-    assert device is not None
-    return device
+def _check_shares(shares: Mapping[str, float | None]) -> None:
+    for name, share in shares.items():
+        if share is not None and not 0 < share <= 1:
+            raise InputError(f"{name}: expected a share in (0, 1], got {share}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

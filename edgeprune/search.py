@@ -268,13 +268,16 @@ class Search(Steps):
 
     def _aim(self, start: Candidate, targets: Targets) -> None:
         """Find the shares to plan for by cuts that are measured and thrown away; weights do not matter here."""
-        for trial in range(_TRIALS if targets.goals else 0):
+        if not targets.goals:
+            return
+        graph = self._graph_of(start)
+        for trial in range(_TRIALS):
             self.progress.stage(f"measure a trial cut ({trial + 1})")
             try:
-                plan = self._plan(start, self._graph_of(start), shares=self._toward(start, targets.shares))
+                plan = self._plan(start, graph, shares=self._toward(start, targets.shares))
             except BudgetError as error:
                 raise BudgetError(f"{', '.join(goal.what for goal in targets.goals.values())}: {error}") from error
-            slim = cut(start.program, plan, self._graph_of(start))
+            slim = cut(start.program, plan, graph)
             candidate = Candidate(slim, plan, macs(slim), None, None)
             targets.see(self._measured(candidate, surely=False))
             if targets.is_settled(candidate.macs / self.dense.macs):

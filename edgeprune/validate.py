@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.contracts import byte_scale_in, normalization_in
 from edgeprune.export.front import raw_bytes
+from edgeprune.export.onnxfile import parse_onnx, tensors_in
 from edgeprune.latency import compare_latency
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, LatencyComparison, Normalization, ValidateRecord
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import torch
     from onnxruntime import InferenceSession
 
-MAX_BYTES = 2**31 - 1  # protobuf's own limit
 _BATCH = 256
 
 
@@ -139,19 +139,8 @@ def _preprocess(path: Path, shape: tuple[int | None, ...], data: DataSource) -> 
 
 def _check_file(path: Path) -> int:
     """Size in bytes of an ONNX file that refers to nothing outside its folder; raises InputError otherwise."""
-    if not path.is_file():
-        raise InputError(f"{path}: expected an ONNX file, got {'a folder' if path.is_dir() else 'nothing there'}")
+    proto = parse_onnx(path)
     size = path.stat().st_size
-    if not 0 < size <= MAX_BYTES:
-        raise InputError(f"{path}: expected an ONNX file of 1 byte to 2 GiB, got {size} bytes")
-    try:
-        proto = onnx.load_model_from_string(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: expected a readable file, got {error.strerror}") from error
-    except Exception as error:  # protobuf's own error, whose module has no types
-        raise InputError(f"{path}: expected an ONNX file, got one that is truncated or of another format") from error
-    if not proto.graph.node or not proto.graph.output:
-        raise InputError(f"{path}: expected an ONNX file, got one without a graph")
     folder = path.parent.resolve()
     for location in _external_locations(proto):
         target = (folder / location).resolve()
@@ -164,18 +153,9 @@ def _check_file(path: Path) -> int:
 
 
 def _external_locations(proto: onnx.ModelProto) -> set[str]:
-    """Where the tensors of a model lie that it does not hold itself, subgraphs and attributes included."""
-    found: set[str] = set()
-    pending: list[Any] = [proto]
-    while pending:
-        message = pending.pop()
-        if isinstance(message, onnx.TensorProto):
-            found.update(entry.value for entry in message.external_data if entry.key == "location")
-            continue
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                pending.extend([value] if hasattr(value, "ListFields") else value)
-    return found
+    """Where the tensors of a model lie that it does not hold itself."""
+    entries = (entry for tensor in tensors_in(proto) for entry in tensor.external_data)
+    return {entry.value for entry in entries if entry.key == "location"}
 
 
 def _input_shape(path: Path, session: InferenceSession) -> tuple[int | None, ...]:

@@ -145,3 +145,15 @@ def check_fits(data: DataSource, info: ModelInfo, n_outputs: int | None) -> None
             f"data {data.name}: column {at} differs from the model's: expected {info.feature_names[at]!r}, "
             f"got {data.feature_names[at]!r}"
         )
+
+
+def first_inputs(split: Dataset[Any], count: int | None) -> np.ndarray:
+    """Raw inputs of the first `count` samples of a split, or of all, `(n, *input_shape)`."""
+    found: list[np.ndarray] = []
+    have = 0
+    for x, _ in batches(split, 256):
+        found.append(x.numpy())
+        have += len(x)
+        if count is not None and have >= count:
+            break
+    return np.concatenate(found)[:count]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +43,7 @@ from edgeprune.export.front import (
 from edgeprune.export.onnx import OnnxExport, export_onnx
 from edgeprune.export.parity import input_specs, largest_error, outputs_of, quiet, row_chunks, torch_outputs
 from edgeprune.features import gathered, slim_contract
-from edgeprune.files import check_folder, kept_folder, named_as, write_atomically
+from edgeprune.files import check_folder, staged_files, write_atomically
 from edgeprune.records import ExportedFile, InputFeatures, ModelInfo, Normalization
 
 FEATURES_FORMAT = "edgeprune-features/1"
@@ -110,15 +109,9 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
         raise InputError(f"--preprocess: expected apart or fold, got {preprocess!r}")
     target = Path(folder)
     earlier = check_contracts(target, name, force)
-    # Staged inside the folder: moving the files then cannot fail for want of space.
-    with kept_folder(target), tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=target) as staged:
-        writing = _Writing(Path(staged), info, name, opset, simplify, preprocess == "fold", byte_scale)
-        with named_as(target, os.path.abspath(staged)):
-            files = _write_all(writing, program, raw_inputs)
-        for file in files:
-            os.replace(file.path, target / Path(file.path).name)
-        for stale in {path.name for path in earlier} - {Path(file.path).name for file in files}:
-            (target / stale).unlink()
+    with staged_files(target, earlier) as staged:
+        writing = _Writing(staged, info, name, opset, simplify, preprocess == "fold", byte_scale)
+        files = _write_all(writing, program, raw_inputs)
     return [ExportedFile(str(target / Path(file.path).name), file.size_bytes, file.parity) for file in files]
 
 

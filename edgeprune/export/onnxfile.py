@@ -34,7 +34,24 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     """An ONNX file that holds all of its weights.
 
     Raises:
-        InputError: no such file, over 2 GiB, truncated, of another format, without nodes, or with weights elsewhere.
+        InputError: as for `parse_onnx`, or with weights elsewhere.
+    """
+    proto = parse_onnx(path)
+    elsewhere = next((t for t in tensors_in(proto) if t.external_data or t.data_location == t.EXTERNAL), None)
+    if elsewhere is not None:
+        where = next((entry.value for entry in elsewhere.external_data if entry.key == "location"), "another file")
+        raise InputError(
+            f"{path}: expected all weights in the file, got some in {where[:80]!r}; "
+            "save it with onnx.save(model, path, save_as_external_data=False)"
+        )
+    return proto
+
+
+def parse_onnx(path: Path) -> onnx.ModelProto:
+    """An ONNX file as it lies there, without weights that lie elsewhere.
+
+    Raises:
+        InputError: no such file, over 2 GiB, truncated, of another format, or without nodes.
     """
     if not path.is_file():
         raise InputError(f"{path}: expected an ONNX file, got {'a folder' if path.is_dir() else 'nothing there'}")
@@ -49,23 +66,16 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path}: expected an ONNX file, got one that is truncated or of another format") from error
     if not proto.graph.node or not proto.graph.output:
         raise InputError(f"{path}: expected an ONNX file, got one without a graph")
-    elsewhere = next(_external_locations(proto), None)
-    if elsewhere is not None:
-        raise InputError(
-            f"{path}: expected all weights in the file, got some in {elsewhere[:80]!r}; "
-            "save it with onnx.save(model, path, save_as_external_data=False)"
-        )
     return proto
 
 
-def _external_locations(proto: onnx.ModelProto) -> Iterator[str]:
-    """Where the tensors of a model lie that it does not hold itself, subgraphs and attributes included."""
+def tensors_in(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, in subgraphs and attributes too."""
     pending: list[Any] = [proto]
     while pending:
         message = pending.pop()
         if isinstance(message, onnx.TensorProto):
-            if message.external_data or message.data_location == onnx.TensorProto.EXTERNAL:
-                yield next((entry.value for entry in message.external_data if entry.key == "location"), "another file")
+            yield message
             continue
         for field, value in message.ListFields():
             if field.message_type is not None:
