@@ -114,8 +114,13 @@ def _read(value: Value, flag: object) -> Iterator[np.ndarray]:
 
 
 def has_zeros(program: ExportedProgram) -> bool:
-    """Whether any index of any dim of any parameter is all zero, without which nothing can be dead."""
-    parameters = (program.state_dict[name] for name in program.graph_signature.parameters)
+    """Whether any index of any dim of any parameter is all zero, without which nothing can be dead.
+
+    What is only added, a bias, can be zero without anything being dead: so many a network starts.
+    """
+    names = program.graph_signature.inputs_to_parameters
+    placeholders = (node for node in program.graph.nodes if node.name in names)
+    parameters = (program.state_dict[names[node.name]] for node in placeholders if not _is_bias(node))
     return any(
         bool((tensor.detach() == 0).all(dim=[d for d in range(tensor.dim()) if d != dim]).any())
         if tensor.dim() > 1
@@ -123,6 +128,13 @@ def has_zeros(program: ExportedProgram) -> bool:
         for tensor in parameters
         for dim in range(min(tensor.dim(), 2))
     )
+
+
+def _is_bias(parameter: fx.Node) -> bool:
+    """Whether operators read a parameter as their bias alone."""
+    calls = [binding.bind(user, lambda node: node).args for user in parameter.users]
+    readings = [name for args in calls for name, value in args.items() if parameter in tree_leaves(value)]
+    return set(readings) == {"bias"}
 
 
 def _constants(step: Step, static: set[fx.Node]) -> _Constants | None:

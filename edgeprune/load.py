@@ -72,10 +72,9 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         InputError: missing, damaged, does not fit its architecture, or holds NaN or infinity.
     """
     file = Path(path)
-    data = _read_bytes(file)
     try:
         request = _Request(arch, input_shape, unsafe_pickle, data_shape, dynamic_size, module)
-        program, info = _load_bytes(data, request)
+        program, info = _from_content(_content(_read_bytes(file), unsafe_pickle), request)
         _check_finite(program)
         _check_free(program, dynamic_size)
         program, info = _checked_input(program, info, input_shape)
@@ -101,23 +100,34 @@ def load_architecture(
 
 def _read_bytes(file: Path) -> bytes:
     if not os.path.lexists(file):
-        raise InputError(f"{file}: expected a model file, got none")
+        raise InputError("expected a model file, got none")
     if not file.is_file():
-        raise InputError(f"{file}: expected a model file, got {'a folder' if file.is_dir() else 'something else'}")
+        raise InputError(f"expected a model file, got {'a folder' if file.is_dir() else 'something else'}")
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise InputError(f"{file}: expected a file that can be read, got {error.strerror}") from error
+        raise InputError(f"expected a file that can be read, got {error.strerror}") from error
     if not data:
-        raise InputError(f"{file}: expected a model file, got an empty file")
+        raise InputError("expected a model file, got an empty file")
     return data
 
 
-def _load_bytes(data: bytes, request: _Request) -> tuple[Program, ModelInfo]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pt2:
+    program: ExportedProgram
+    extra: Mapping[str, bytes]
+
+
+def _content(data: bytes, unsafe: bool) -> Any:
+    """What a file holds: an exported program, or what torch.save or safetensors wrote."""
     if data[:4] == b"PK\x03\x04":
         names = [record.filename.partition("/")[2] or record.filename for record in list_records(data)]
         if "archive_format" in names:
-            return _from_pt2(data, request)
+            if unsafe:
+                raise InputError(
+                    "expected --unsafe-pickle only for a pickled module, got it for a .pt2, which never needs it"
+                )
+            return _Pt2(*read_program(data))
         if "serialized_exported_program.json" in names:
             raise UnsafeFileError(
                 "expected a .pt2 of PyTorch 2.8 or later, got an older one that needs unpickling; export again"
@@ -125,12 +135,12 @@ def _load_bytes(data: bytes, request: _Request) -> tuple[Program, ModelInfo]:
         if "constants.pkl" in names and "data.pkl" in names:
             raise InputError(f"expected a state_dict or an exported program, got a TorchScript file; {_WAY_OUT}")
         if "data.pkl" in names:
-            return _from_saved(_unpickle(data, request.unsafe_pickle), request)
+            return _unpickle(data, unsafe)
         raise InputError("expected a model file, got another kind of zip archive")
     if data[:1] == b"\x80":
-        return _from_saved(_unpickle(data, request.unsafe_pickle), request)
+        return _unpickle(data, unsafe)
     if _is_safetensors(data):
-        return _from_state_dict(_safetensors(data), request)
+        return _safetensors(data)
     raise InputError("expected a state_dict, a checkpoint, a .safetensors or a .pt2, got a file of another kind")
 
 
@@ -179,7 +189,9 @@ def _safetensors(data: bytes) -> dict[str, torch.Tensor]:
         raise InputError(f"expected a whole .safetensors file, got a damaged one ({_first_line(error)})") from error
 
 
-def _from_saved(value: Any, request: _Request) -> tuple[Program, ModelInfo]:
+def _from_content(value: Any, request: _Request) -> tuple[Program, ModelInfo]:
+    if isinstance(value, _Pt2):
+        return _from_pt2(value, request)
     if isinstance(value, nn.Module):
         return _from_module(value, request)
     if not isinstance(value, Mapping):
@@ -203,18 +215,15 @@ def _from_checkpoint(value: Mapping[str, Any], request: _Request) -> tuple[Progr
     return Program.adopt(program), info
 
 
-def _from_pt2(data: bytes, request: _Request) -> tuple[Program, ModelInfo]:
-    if request.unsafe_pickle:
-        raise InputError("expected --unsafe-pickle only for a pickled module, got it for a .pt2, which never needs it")
-    program, extra = read_program(data)
+def _from_pt2(value: _Pt2, request: _Request) -> tuple[Program, ModelInfo]:
     info = ModelInfo(input_shape=())
-    if INFO_FILE in extra:
+    if INFO_FILE in value.extra:
         try:
-            info = info_from_dict(json.loads(extra[INFO_FILE]))
+            info = info_from_dict(json.loads(value.extra[INFO_FILE]))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{INFO_FILE}: expected JSON, got {_first_line(error)}") from error
     _check_arch(info, request)
-    return Program.adopt(program), info
+    return Program.adopt(value.program), info
 
 
 def _check_arch(info: ModelInfo, request: _Request) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from edgeprune.graph.sizes import free_dims, grown_shapes
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.surgery import kept_units
 
-_BATCH = 4
+_BATCH = 3  # another than the example has
 _SINGULAR = {
     "div",
     "divide",
@@ -62,7 +62,7 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
     dense = program
     if plan.folded:
         program, plan = fold(program), replace(plan, folded=False)
-    networks = (masked(program, plan), Program.adopt(slim).module())
+    networks = (masked(program, plan), Program.adopt(slim).frozen_module())
     results = [outputs(networks[0], args) for args in samples]
     dtype = results[0][0].dtype
     if program is not dense:
@@ -81,7 +81,7 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
 def _check_folding(
     dense: ExportedProgram, folded: ExportedProgram, samples: list[tuple[object, ...]], tolerance: float
 ) -> None:
-    networks = [Program.adopt(one).module() for one in (dense, folded)]
+    networks = [Program.adopt(one).frozen_module() for one in (dense, folded)]
     error = max(relative_error(*(outputs(network, args) for network in networks)) for args in samples)
     if error > tolerance:
         raise ProofError(
@@ -110,22 +110,42 @@ def masked(program: ExportedProgram, plan: PruningPlan) -> nn.Module:
     """The dense network, its constants folded as in the plan, with every removed slice of every tensor set to zero.
 
     Where the plan removes renormalised units, the normalisations compute their statistics over the kept ones, as the
-    slim network's do.
+    slim network's do. The parameters are the dense network's own, and each is zeroed as it is read: a copy of all of
+    them would be as large as the network.
     """
     program = fold(program) if plan.folded else program
-    module = Program.adopt(prepared(program)).module()
-    assert isinstance(module, fx.GraphModule)
-    tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-    with torch.no_grad():
-        for name, dims in plan.tensors.items():
-            for dim, kept in dims.items():
-                removed = torch.ones(tensors[name].shape[dim], dtype=torch.bool)
-                removed[list(kept)] = False
-                tensors[name].index_fill_(dim, removed.nonzero().flatten(), 0)
+    module = Program.adopt(prepared(program)).frozen_module()
     if not plan.exact:
         _normalise_over_kept(module, program, plan)
     _divide_by_removed(module)
+    _zero_as_read(module, plan)
     return module
+
+
+def zeroed(tensor: Tensor, kept: Mapping[int, Sequence[int]]) -> Tensor:
+    """A copy of a tensor with zeros where an index of a dim is not among those that a plan keeps."""
+    for dim, indices in kept.items():
+        removed = torch.ones(tensor.shape[dim], dtype=torch.bool)
+        removed[list(indices)] = False
+        tensor = tensor.index_fill(dim, removed.nonzero().flatten(), 0)
+    return tensor
+
+
+def _zero_as_read(module: fx.GraphModule, plan: PruningPlan) -> None:
+    for node in module.graph.find_nodes(op="get_attr"):
+        kept = plan.tensors.get(str(node.target), {})
+        for user in list(node.users) if kept else ():
+            with module.graph.inserting_before(user):
+                read = module.graph.call_function(_zeroing(kept), (node,))
+            user.replace_input_with(node, read)
+    module.recompile()
+
+
+def _zeroing(kept: Mapping[int, Sequence[int]]) -> Callable[[Tensor], Tensor]:
+    def zeroing(tensor: Tensor) -> Tensor:
+        return zeroed(tensor, kept)
+
+    return zeroing
 
 
 def _divide_by_removed(module: fx.GraphModule) -> None:

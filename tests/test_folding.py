@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.errors import PlanError
+from edgeprune.folding import has_zeros
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.comparison import outputs, relative_error
 from edgeprune.pruning_plan import PruningPlan, compose
@@ -173,6 +174,16 @@ def test_a_network_without_zeros_is_returned_as_it_is() -> None:
     program = captured(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (6,))
     assert edgeprune.fold(program) is program
     assert edgeprune.plan_dead(program) is None
+
+
+def test_biases_of_zero_make_nothing_dead() -> None:
+    fresh = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    nn.init.zeros_(fresh[4].bias)
+    program = edgeprune.capture(fresh, torch.randn(2, 3, 8, 8))
+    assert not has_zeros(program)
+    with torch.no_grad():
+        fresh[1].weight[3] = 0
+    assert has_zeros(edgeprune.capture(fresh, torch.randn(2, 3, 8, 8)))
 
 
 def test_a_plan_can_be_replayed_from_its_file() -> None:

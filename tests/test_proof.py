@@ -7,9 +7,10 @@ import torch
 
 import edgeprune
 from edgeprune.errors import ProofError
+from edgeprune.graph.precision import in_float64
 from edgeprune.proof import masked
 from tests.cases import CASES, IMAGE, TOKENS
-from tests.nets import Cut, captured, cut_randomly, residual, run, sample
+from tests.nets import Cut, captured, cut_randomly, relative_error, residual, run, sample
 
 
 def cut_of(name: str, dtype: torch.dtype = torch.float64) -> Cut:
@@ -64,13 +65,22 @@ def test_real_inputs_can_be_given() -> None:
 
 def test_masked_is_dense_with_zeros() -> None:
     cut = cut_of("cnn")
-    state = dict(masked(cut.program, cut.plan).state_dict())
-    for name, tensor in cut.program.state_dict.items():
-        expected = tensor.clone()
+    zeros = cut.program.module()
+    for name, tensor in [*zeros.named_parameters(), *zeros.named_buffers()]:
         for dim, kept in cut.plan.tensors.get(name, {}).items():
             gone = [i for i in range(tensor.shape[dim]) if i not in kept]
-            expected.index_fill_(dim, torch.tensor(gone), 0)
-        assert torch.equal(state[name], expected)
+            tensor.data.index_fill_(dim, torch.tensor(gone), 0)
+    inputs = sample((IMAGE,), 4)
+    assert relative_error(run(zeros, inputs), run(masked(cut.program, cut.plan), inputs)) <= 1e-12
+
+
+def test_the_proof_leaves_the_programs_as_they_were() -> None:
+    cut = cut_of("batch norm of the batch", torch.float32)
+    before = {name: tensor.clone() for name, tensor in cut.program.state_dict.items()}
+    edgeprune.prove(cut.program, cut.slim, cut.plan)
+    in_float64(masked(cut.program, cut.plan)).train()
+    for name, tensor in cut.program.state_dict.items():
+        assert torch.equal(tensor, before[name]) and tensor.dtype == before[name].dtype
 
 
 RENORMALISED = ("layer norm", "layer norm bare", "rms norm", "group norm of one", "transformer layer")

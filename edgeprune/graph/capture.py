@@ -97,12 +97,19 @@ class Program(ExportedProgram):
 
     def module(self, check_guards: bool = False) -> fx.GraphModule:
         """A fresh module with a copy of this program's weights; starts in eval mode and follows `.train()`."""
+        return self._module(check_guards, shared=False)
+
+    def frozen_module(self) -> fx.GraphModule:
+        """A module that reads this program's own weights, for what runs and does not train; starts in eval mode."""
+        return self._module(check_guards=False, shared=True)
+
+    def _module(self, check_guards: bool, shared: bool) -> fx.GraphModule:
         unlifted = super().module(check_guards=check_guards)
         for node in list(unlifted.graph.nodes):
             if node.op == "call_module" and node.target == "_guards_fn":
                 unlifted.graph.erase_node(node)
         module = TrainableModule(unlifted, unlifted.graph)
-        own_tensors(module)
+        own_tensors(module, shared)
         return module.eval()
 
     def apply_to(self, model: nn.Module) -> Applied:
@@ -124,14 +131,17 @@ class Program(ExportedProgram):
         return apply(tensors, self.graph_signature.parameters, self.module(), model, example_inputs(self))
 
 
-def own_tensors(module: nn.Module) -> None:
-    """Replace every parameter and buffer by a copy of its own; tied ones stay tied."""
+def own_tensors(module: nn.Module, shared: bool = False) -> None:
+    """Replace every parameter and buffer by a copy of its own; tied ones stay tied.
+
+    With `shared`, a parameter's copy shows the same numbers in memory; buffers, which a graph may write to, do not.
+    """
     copies: dict[int, torch.Tensor] = {}
     for owner in module.modules():
         for name, tensor in (*owner.named_parameters("", False, False), *owner.named_buffers("", False, False)):
             if id(tensor) not in copies:
-                data = tensor.detach().clone()
                 is_parameter = isinstance(tensor, nn.Parameter)
+                data = tensor.detach() if shared and is_parameter else tensor.detach().clone()
                 copies[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if is_parameter else data
             setattr(owner, name, copies[id(tensor)])
 

@@ -19,7 +19,7 @@ from edgeprune import compat  # noqa: F401  (torchvision can be imported after i
 from edgeprune.arch import build
 from edgeprune.errors import CaptureError
 from edgeprune.graph.capture import Program
-from edgeprune.proof import masked
+from edgeprune.proof import zeroed
 
 DETECTOR = """
 from collections import OrderedDict
@@ -221,8 +221,9 @@ class MaskedLike(nn.Module):
     def __init__(self, backbone: nn.Module, program: Program, plan: edgeprune.PruningPlan) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone)
-        zeroed = dict(masked(program, plan).state_dict())
-        self.backbone.load_state_dict({name: zeroed[name] for name in self.backbone.state_dict()})
+        state = {name: program.state_dict[name] for name in self.backbone.state_dict()}
+        kept = plan.tensors
+        self.backbone.load_state_dict({name: zeroed(tensor, kept.get(name, {})) for name, tensor in state.items()})
 
     def forward(self, x: Tensor) -> Any:
         return self.backbone(x)
