@@ -120,6 +120,8 @@ class _Pt2:
 
 def _content(data: bytes, unsafe: bool) -> Any:
     """What a file holds: an exported program, or what torch.save or safetensors wrote."""
+    if _is_safetensors(data):  # first: its length may begin with a pickle's byte
+        return _safetensors(data)
     if data[:4] == b"PK\x03\x04":
         names = [record.filename.partition("/")[2] or record.filename for record in list_records(data)]
         if "archive_format" in names:
@@ -139,8 +141,6 @@ def _content(data: bytes, unsafe: bool) -> Any:
         raise InputError("expected a model file, got another kind of zip archive")
     if data[:1] == b"\x80":
         return _unpickle(data, unsafe)
-    if _is_safetensors(data):
-        return _safetensors(data)
     raise InputError("expected a state_dict, a checkpoint, a .safetensors or a .pt2, got a file of another kind")
 
 

@@ -276,6 +276,17 @@ def test_safetensors_and_the_format_before_zip(tmp_path: Path, factory: str) -> 
         _check(load(tmp_path / name, arch=factory, input_shape=(3, 2, 2)), factory)
 
 
+@pytest.mark.parametrize("first", [b"\x80", b"P"])
+def test_safetensors_whose_length_begins_like_another_format(tmp_path: Path, factory: str, first: bytes) -> None:
+    path = tmp_path / "w"
+    for padding in range(256):
+        save_file(_built().state_dict(), path, metadata={"note": "x" * padding})
+        if path.read_bytes()[:1] == first:
+            break
+    assert path.read_bytes()[:1] == first
+    _check(load(path, arch=factory, input_shape=(3, 2, 2)), factory)
+
+
 def _refusal(path: Path, kind: type[InputError] = InputError, **named: Any) -> str:
     with pytest.raises(kind) as caught:
         load(path, **named)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
@@ -65,7 +65,7 @@ def bn_scale(graph: ChannelGraph, tensors: Tensors) -> Scores:
         InputError: no group has batch norm.
     """
     scales = batch_norm_scales(graph)
-    found = by_unit(graph, {name: tensors[name] for name in scales}, lambda slot: _mass(slot, tensors, 1))
+    found = by_unit(graph, {name: tensors[name] for name in scales}, lambda slot: along(slot, tensors[slot.name]).abs().sum(1).numpy())
     has_scales = [bool(tensor_slots(group, dict.fromkeys(scales, torch.empty(0)))) for group in graph.groups]
     if not any(has_scales):
         raise InputError("criterion bn-scale: expected a network with batch norm on its channels, got none")
@@ -162,22 +162,25 @@ def _no_batches(criterion: str) -> InputError:
 def _masses(graph: ChannelGraph, tensors: Tensors, power: int) -> Scores:
     """The sum of `|w| ** power` over everything that goes with a unit."""
     known: dict[tuple[str, int | None], np.ndarray] = {}  # what is read behind a concatenation is in many slots
+    names = {slot.name for group in graph.groups for slot in tensor_slots(group, tensors)}
+    # One piece of memory for all: taken anew for each, it leaves holes, as large as the network in the end.
+    scratch = torch.empty(max((tensors[name].numel() for name in names), default=0), dtype=torch.float64)
 
     def mass(slot: Slot) -> np.ndarray:
         key = slot.name, slot.dim
         if key not in known:
-            known[key] = _mass(slot, tensors, power)
+            tensor = tensors[slot.name].detach()
+            known[key] = _mass(slot, scratch[: tensor.numel()].view(tensor.shape).copy_(tensor), power)
         return known[key]
 
     return by_unit(graph, tensors, mass)
 
 
-def _mass(slot: Slot, tensors: Tensors, power: int) -> np.ndarray:
-    """The sum of `|w| ** power`, 1 or 2, for each index of the slot's dim, added up in float64."""
-    own = tensors[slot.name].detach().cpu().to(torch.float64, copy=True)
+def _mass(slot: Slot, own: Tensor, power: int) -> np.ndarray:
+    """The sum of `|w| ** power`, 1 or 2, for each index of the slot's dim, over numbers in float64 that are used up."""
     own = own.abs_() if power == 1 else own.square_()
     others = [dim for dim in range(own.dim()) if dim != slot.dim]
-    return np.asarray((own.sum(others) if others else own).numpy())
+    return np.array((own.sum(others) if others else own).numpy())
 
 
 def _among_no_smaller(mass: np.ndarray) -> np.ndarray:
