@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,18 +14,16 @@ from edgeprune.arch import build, is_spec
 from edgeprune.candidate import Candidate
 from edgeprune.cost import count_parameters
 from edgeprune.crop import find_crop
-from edgeprune.data import check_fits, first_inputs, normalize, open_data
+from edgeprune.data import check_fits, open_data
 from edgeprune.drawing import draw
-from edgeprune.errors import BudgetError, InputError
-from edgeprune.export.onnx import export_onnx
+from edgeprune.errors import InputError
 from edgeprune.exporting import export_model
 from edgeprune.files import check_new, staged_folder, write_atomically
 from edgeprune.front import chosen, front_points
-from edgeprune.gauge import is_held
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
-from edgeprune.inspection import explained, feature_weights, inspect_program, locked_rows, widths
+from edgeprune.inspection import inspect_program
 from edgeprune.job import (
     Job,
     check_logits,
@@ -38,21 +33,19 @@ from edgeprune.job import (
     prepare,
     threads_for,
 )
-from edgeprune.latency import compare_latency
 from edgeprune.load import capture_single, load, load_architecture
+from edgeprune.outcome import measured
 from edgeprune.processes import is_main
-from edgeprune.profiling import Timing, is_here
+from edgeprune.profiling import Timing
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import (
     DataSource,
     EpochRecord,
     ExportRecord,
     InspectRecord,
-    LatencyComparison,
     LayerZeros,
     Model,
     ModelInfo,
-    NetworkFigures,
     ProfiledKind,
     ProfileRecord,
     RunRecord,
@@ -60,7 +53,6 @@ from edgeprune.records import (
     ValidateRecord,
 )
 from edgeprune.report.diagram import dot, svg
-from edgeprune.report.html import render
 from edgeprune.requests import (
     CompressRequest,
     ExportRequest,
@@ -71,16 +63,12 @@ from edgeprune.requests import (
 )
 from edgeprune.runrecord import to_json
 from edgeprune.save import save_checkpoint, save_program
-from edgeprune.search import Search
 from edgeprune.settings import TrainSettings
 from edgeprune.shapes import layer_shapes
-from edgeprune.statistics import compare_accuracy
-from edgeprune.training import Team, evaluate, fit, float_type, layer_zeros, threads_set
+from edgeprune.training import Team, evaluate, fit, layer_zeros, threads_set
 from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file
 from edgeprune.validate import validate_files
-from edgeprune.versions import versions
 
-_PARITY_SAMPLES = 256
 _LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said
 
 
@@ -202,12 +190,14 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
         BudgetError: a budget cannot be met; says what stood in the way; nothing is written.
         ProofError, ParityError, TrainingError: a check failed; nothing is written.
     """
+    from edgeprune.report.html import render  # matplotlib: a second that the other commands need not wait
+
     told, start = progress or Silent(), time.perf_counter()
     job = prepare(request, told)
     with staged_folder(job.out, request.force) as folder, threads_set(job.threads):
         found = _found(job)
         best = chosen(found, job.search.dense, request.max_drop)
-        record = _measured(job, job.search, best, told)
+        record = measured(job, best, told)
         if request.pareto is not None:
             record = replace(record, front=front_points(job, found, best, told))
         record = replace(record, advice=_advice(job, told), seconds=time.perf_counter() - start)
@@ -244,123 +234,6 @@ def _advice(job: Job, told: Progress) -> tuple[str, ...]:
     told.stage("look for a border that never matters")
     crop = find_crop(job.search.dense.program.module(), job.trainer.data, job.trainer.normalization)
     return () if crop is None else (str(crop),)
-
-
-# -- measuring -----------------------------------------------------------------------------------------------------
-
-
-def _measured(job: Job, search: Search, best: Candidate, told: Progress) -> RunRecord:
-    """Everything that is reported, measured on the final network."""
-    dense = search.dense
-    told.stage("measure in onnxruntime")
-    sizes, parity, latency = _onnx_figures(job, best, told)
-    _check_measured(job, sizes[1], latency)
-    plan = best.plan
-    assert plan is not None
-    accuracy, test = None, (None, None)
-    if job.trainer is not None:
-        outcomes = [
-            evaluate(program.module(), job.trainer.data.test, job.trainer.normalization)
-            for program in (dense.program, best.program)
-        ]
-        accuracy = compare_accuracy(outcomes[0].correct, outcomes[1].correct)
-        test = (accuracy.dense, accuracy.slim)  # type: ignore[assignment]
-    features = next(iter(plan.inputs.values()), None)
-    return RunRecord(
-        command=job.request.command,
-        versions=versions(),
-        asked=_asked(job.request),
-        assumed=job.assumed,
-        model={**asdict(job.model.info), "name": job.model.name, "path": job.request.model, "sha256": job.model.sha256},
-        data=_data_facts(job.data),
-        dense=_figures(dense, sizes[0], test[0]),
-        slim=_figures(best, sizes[1], test[1]),
-        accuracy=accuracy,
-        latency=latency,
-        proof_error=best.proof_error,
-        proof_exact=plan.exact,
-        onnx_parity=parity,
-        widths=widths(dense.program, best.program),
-        features=features,
-        feature_weights=feature_weights(best.program, features) if features else (),
-        steps=tuple(search.steps),
-        selection=tuple(search.selection),
-        locked=tuple(
-            {"name": row.name, "reason": explained(row), "layers": list(row.layers)}
-            for row in locked_rows(search.graph)
-        ),
-    )
-
-
-def _figures(candidate: Candidate, onnx_bytes: int, test_accuracy: float | None) -> NetworkFigures:
-    return NetworkFigures(
-        macs=candidate.macs,
-        params=count_parameters(candidate.program),
-        onnx_bytes=onnx_bytes,
-        val_accuracy=candidate.val_accuracy,
-        test_accuracy=test_accuracy,
-    )
-
-
-def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int, int], float, LatencyComparison]:
-    """Sizes of both networks as ONNX, the parity of the slim one, and the latency of both."""
-    shape = job.model.info.input_shape
-    inputs = _real_inputs(job, _PARITY_SAMPLES)
-    one = inputs[:1] if inputs is not None else torch.zeros(1, *shape, dtype=float_type(best.program.module())).numpy()
-    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-        paths = [Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"]
-        exports = [
-            export_onnx(program, path, inputs=inputs)
-            for program, path in zip((job.model.program, best.program), paths, strict=True)
-        ]
-        latency = compare_latency(
-            paths[0], paths[1], one, one, threads=job.request.threads or 1, max_seconds=8.0, progress=told
-        )
-        if not _holds(job, latency):  # noise that the search did not meet: once more, and longer
-            latency = compare_latency(
-                paths[0], paths[1], one, one, threads=job.request.threads or 1, max_seconds=20.0, progress=told
-            )
-    return (exports[0].size_bytes, exports[1].size_bytes), exports[1].parity, latency
-
-
-def _holds(job: Job, latency: LatencyComparison) -> bool:
-    """Whether the latency asked for was measured; one of another device is foretold by the search."""
-    limit, device = job.search.budgets.max_latency, job.search.budgets.device
-    if limit is None or device is None or not is_here(device):
-        return True
-    return is_held(latency, limit.ratio, limit.ms)
-
-
-def _check_measured(job: Job, slim_bytes: int, latency: LatencyComparison) -> None:
-    """Raise BudgetError where the final file misses a budget, by what was measured."""
-    budgets = job.search.budgets
-    if not _holds(job, latency):
-        raise BudgetError(
-            f"--max-latency {budgets.max_latency}: got {latency.slim_p50_ms:.3g} ms, {latency.ratio:.3f} of the dense "
-            f"network's {latency.dense_p50_ms:.3g} ms; on a quiet machine, or with a little more allowed, try again"
-        )
-    if budgets.max_bytes is not None and slim_bytes > budgets.max_bytes:
-        raise BudgetError(f"--max-size: expected at most {budgets.max_bytes:,} bytes of ONNX, got {slim_bytes:,}")
-
-
-def _real_inputs(job: Job, count: int) -> np.ndarray | None:
-    """Normalised test inputs `(count, *input_shape)`, or None where there are no data."""
-    if job.trainer is None:
-        return None
-    x = first_inputs(job.trainer.data.test, count)
-    return normalize(torch.from_numpy(x).to(job.trainer.dtype), job.trainer.normalization).numpy()
-
-
-def _data_facts(data: DataSource | None) -> dict[str, Any] | None:
-    if data is None:
-        return None
-    sizes = {name: len(getattr(data, name)) for name in ("train", "val", "test")}
-    return {"name": data.name, **sizes, "classes": len(data.classes)}
-
-
-def _asked(request: CompressRequest) -> dict[str, Any]:
-    """The options as they were given; what was left out is left out."""
-    return {name: value for name, value in asdict(request).items() if value is not None and name != "command"}
 
 
 # -- export, validate, inspect ------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ LAYERS = (
         "gauge",
         "serving",
         "job",
+        "outcome",
         "trainjob",
         "besides",
         "exporting",

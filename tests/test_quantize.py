@@ -235,6 +235,22 @@ def test_mean_over_height_and_width_runs_in_int8(keepdims: int, tmp_path: Path) 
     assert "ReduceMean" in operators_in(tmp_path / "kept.onnx")
 
 
+def test_hard_swish_is_computed_in_float_and_its_convolutions_in_int8(tmp_path: Path) -> None:
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.Hardswish(), torch.nn.Conv2d(8, 8, 3), torch.nn.Hardswish()]
+    net = torch.nn.Sequential(*layers, torch.nn.Conv2d(8, 4, 1), torch.nn.Flatten(), torch.nn.Linear(4 * 16, 4))
+    x = torch.randn(16, 3, 8, 8)
+    source = tmp_path / "f.onnx"
+    export_onnx(capture(net, x[:2]), source, inputs=x.numpy())
+    file = write_int8(source, tmp_path / "q.onnx", x.numpy(), max_drop=100.0)
+    graph = onnx.load(file.path).graph
+    readers = {name: node.op_type for node in graph.node for name in node.input}
+    gates = [node for node in graph.node if node.op_type == "HardSigmoid"]
+    assert len(gates) == 2 and file.excluded == ()
+    assert all(readers[gate.output[0]] == "Mul" for gate in gates)  # no conversion between the two
+    assert sum(node.op_type == "Conv" for node in graph.node) == 3
+    assert file.snr_db >= MIN_SNR_DB
+
+
 def test_fixed_batch_is_kept(tmp_path: Path) -> None:
     source = linear_chain(tmp_path / "float.onnx", normals(8, 6), normals(3, 8), batch=4)
     write_int8(source, tmp_path / "int8.onnx", normals(10, 6))  # two batches; two rows are left over

@@ -65,7 +65,8 @@ def bn_scale(graph: ChannelGraph, tensors: Tensors) -> Scores:
         InputError: no group has batch norm.
     """
     scales = batch_norm_scales(graph)
-    found = by_unit(graph, {name: tensors[name] for name in scales}, lambda slot: along(slot, tensors[slot.name]).abs().sum(1).numpy())
+    own = {name: tensors[name] for name in scales}
+    found = by_unit(graph, own, lambda slot: along(slot, own[slot.name]).abs().sum(1).numpy())
     has_scales = [bool(tensor_slots(group, dict.fromkeys(scales, torch.empty(0)))) for group in graph.groups]
     if not any(has_scales):
         raise InputError("criterion bn-scale: expected a network with batch norm on its channels, got none")

@@ -1,0 +1,149 @@
+"""What came of a compress run: the network that was found, exported, run in onnxruntime and held to its budgets."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeprune.candidate import Candidate
+from edgeprune.cost import count_parameters
+from edgeprune.data import first_inputs, normalize
+from edgeprune.errors import BudgetError
+from edgeprune.export.onnx import export_onnx
+from edgeprune.gauge import is_held
+from edgeprune.inspection import explained, feature_weights, locked_rows, widths
+from edgeprune.job import Job
+from edgeprune.latency import compare_latency
+from edgeprune.profiling import is_here
+from edgeprune.progress import Progress
+from edgeprune.records import DataSource, LatencyComparison, NetworkFigures, RunRecord
+from edgeprune.requests import CompressRequest
+from edgeprune.statistics import compare_accuracy
+from edgeprune.training import evaluate, float_type
+from edgeprune.versions import versions
+
+_PARITY_SAMPLES = 256
+_SECONDS = (8.0, 20.0)  # to measure the latency; longer where noise, which the search did not meet, misses the budget
+
+
+def measured(job: Job, best: Candidate, told: Progress) -> RunRecord:
+    """Everything that is reported, measured on the network that was found.
+
+    Raises:
+        BudgetError: its file misses a budget, by what was measured.
+        ParityError: a file disagrees with PyTorch.
+    """
+    search = job.search
+    dense = search.dense
+    told.stage("measure in onnxruntime")
+    sizes, parity, latency = _onnx_figures(job, best, told)
+    _check_measured(job, sizes[1], latency)
+    plan = best.plan
+    assert plan is not None
+    accuracy, test = None, (None, None)
+    if job.trainer is not None:
+        outcomes = [
+            evaluate(program.module(), job.trainer.data.test, job.trainer.normalization)
+            for program in (dense.program, best.program)
+        ]
+        accuracy = compare_accuracy(outcomes[0].correct, outcomes[1].correct)
+        test = (accuracy.dense, accuracy.slim)  # type: ignore[assignment]
+    features = next(iter(plan.inputs.values()), None)
+    return RunRecord(
+        command=job.request.command,
+        versions=versions(),
+        asked=_asked(job.request),
+        assumed=job.assumed,
+        model={**asdict(job.model.info), "name": job.model.name, "path": job.request.model, "sha256": job.model.sha256},
+        data=_data_facts(job.data),
+        dense=_figures(dense, sizes[0], test[0]),
+        slim=_figures(best, sizes[1], test[1]),
+        accuracy=accuracy,
+        latency=latency,
+        proof_error=best.proof_error,
+        proof_exact=plan.exact,
+        onnx_parity=parity,
+        widths=widths(dense.program, best.program),
+        features=features,
+        feature_weights=feature_weights(best.program, features) if features else (),
+        steps=tuple(search.steps),
+        selection=tuple(search.selection),
+        locked=tuple(
+            {"name": row.name, "reason": explained(row), "layers": list(row.layers)}
+            for row in locked_rows(search.graph)
+        ),
+    )
+
+
+def _figures(candidate: Candidate, onnx_bytes: int, test_accuracy: float | None) -> NetworkFigures:
+    return NetworkFigures(
+        macs=candidate.macs,
+        params=count_parameters(candidate.program),
+        onnx_bytes=onnx_bytes,
+        val_accuracy=candidate.val_accuracy,
+        test_accuracy=test_accuracy,
+    )
+
+
+def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int, int], float, LatencyComparison]:
+    """Sizes of both networks as ONNX, the parity of the slim one, and the latency of both."""
+    shape = job.model.info.input_shape
+    inputs = _real_inputs(job, _PARITY_SAMPLES)
+    one = inputs[:1] if inputs is not None else torch.zeros(1, *shape, dtype=float_type(best.program.module())).numpy()
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        dense, slim = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
+        exports = [
+            export_onnx(program, path, inputs=inputs)
+            for program, path in zip((job.model.program, best.program), (dense, slim), strict=True)
+        ]
+        threads = job.request.threads or 1
+        for seconds in _SECONDS:
+            latency = compare_latency(dense, slim, one, one, threads=threads, max_seconds=seconds, progress=told)
+            if _holds(job, latency):
+                break
+    return (exports[0].size_bytes, exports[1].size_bytes), exports[1].parity, latency
+
+
+def _holds(job: Job, latency: LatencyComparison) -> bool:
+    """Whether the latency asked for was measured; one of another device is foretold by the search."""
+    limit, device = job.search.budgets.max_latency, job.search.budgets.device
+    if limit is None or device is None or not is_here(device):
+        return True
+    return is_held(latency, limit.ratio, limit.ms)
+
+
+def _check_measured(job: Job, slim_bytes: int, latency: LatencyComparison) -> None:
+    """Raise BudgetError where the final file misses a budget, by what was measured."""
+    budgets = job.search.budgets
+    if not _holds(job, latency):
+        raise BudgetError(
+            f"--max-latency {budgets.max_latency}: got {latency.slim_p50_ms:.3g} ms, {latency.ratio:.3f} of the dense "
+            f"network's {latency.dense_p50_ms:.3g} ms; on a quiet machine, or with a little more allowed, try again"
+        )
+    if budgets.max_bytes is not None and slim_bytes > budgets.max_bytes:
+        raise BudgetError(f"--max-size: expected at most {budgets.max_bytes:,} bytes of ONNX, got {slim_bytes:,}")
+
+
+def _real_inputs(job: Job, count: int) -> np.ndarray | None:
+    """Normalised test inputs `(count, *input_shape)`, or None where there are no data."""
+    if job.trainer is None:
+        return None
+    x = first_inputs(job.trainer.data.test, count)
+    return normalize(torch.from_numpy(x).to(job.trainer.dtype), job.trainer.normalization).numpy()
+
+
+def _data_facts(data: DataSource | None) -> dict[str, Any] | None:
+    if data is None:
+        return None
+    sizes = {name: len(getattr(data, name)) for name in ("train", "val", "test")}
+    return {"name": data.name, **sizes, "classes": len(data.classes)}
+
+
+def _asked(request: CompressRequest) -> dict[str, Any]:
+    """The options as they were given; what was left out is left out."""
+    return {name: value for name, value in asdict(request).items() if value is not None and name != "command"}
