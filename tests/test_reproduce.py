@@ -32,6 +32,18 @@ def reproduce(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
+@pytest.fixture
+def asked(part: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command in this process, which has torch already: its exit code, and what it printed."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, arguments)])
+        capsys.readouterr()
+        return (part("command").main(), *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A folder with a quick look at some contenders on the digits, and the run that made it."""
@@ -73,10 +85,10 @@ def test_runs_give_a_document_and_a_chart(quick: tuple[Path, subprocess.Complete
     assert (folder / "results" / "induced-digits.png").read_bytes().startswith(PNG)
 
 
-def test_the_page_has_what_was_measured_and_what_was_not(quick: tuple[Path, Any]) -> None:
+def test_the_page_has_what_was_measured_and_what_was_not(quick: tuple[Path, Any], asked: Any) -> None:
     """A quick look is told from a result, and an experiment without results says so."""
     folder = quick[0]
-    assert reproduce("--tables", "--docs", folder).returncode == 0
+    assert asked("--tables", "--docs", folder)[0] == 0
     page = (folder / "REPRODUCTION.md").read_text()
     assert "| random pixels | 32 features |" in page and "| induced | 32 features | not run |" in page
     assert "a quick look only: no result" in page and "![Induced features on small images" in page
@@ -86,15 +98,15 @@ def test_the_page_has_what_was_measured_and_what_was_not(quick: tuple[Path, Any]
         assert page.count(words) == len(list((ROOT / "scripts" / "reproduction" / "configs").iterdir()))
 
 
-def test_resume_leaves_out_what_is_done(quick: tuple[Path, Any], tmp_path: Path) -> None:
+def test_resume_leaves_out_what_is_done(quick: tuple[Path, Any], tmp_path: Path, asked: Any) -> None:
     """The same again runs nothing, another contender runs alone; a line that a kill tore is no run."""
     path = tmp_path / "runs.jsonl"
     path.write_text((quick[0] / "runs.jsonl").read_text() + '{"experiment": "induced-')
     places = ("--out", path, "--docs", tmp_path, "--resume")
-    again = reproduce("induced-digits", *QUICK, "--only", "dense|random|information", *places)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.splitlines()[0].startswith("[1/1] induced-digits: information at 32, seed 0: ")
-    assert len(again.stdout.splitlines()) == 1
+    code, out, err = asked("induced-digits", *QUICK, "--only", "dense|random|information", *places)
+    assert code == 0, err
+    assert out.splitlines()[0].startswith("[1/1] induced-digits: information at 32, seed 0: ")
+    assert len(out.splitlines()) == 1
     assert json.loads(path.read_text().splitlines()[-1])["contender"] == "information"
     document = json.loads((tmp_path / "results" / "induced-digits.json").read_text())
     assert [len(row["runs"]) for row in document["contenders"]] == [1, 0, 1, 1]
@@ -110,13 +122,13 @@ def test_resume_leaves_out_what_is_done(quick: tuple[Path, Any], tmp_path: Path)
         (["xrda-resnet18"], "xrda-resnet18: expected a GPU for an experiment of this size, got none"),
     ],
 )
-def test_bad_requests_are_one_line(arguments: list[object], message: str, tmp_path: Path) -> None:
+def test_bad_requests_are_one_line(arguments: list[object], message: str, tmp_path: Path, asked: Any) -> None:
     """Exit 2, nothing written."""
     if "xrda-resnet18" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    run = reproduce(*arguments, "--out", tmp_path / "runs.jsonl", "--docs", tmp_path)
-    assert run.returncode == 2 and run.stdout == ""
-    assert run.stderr.startswith(f"reproduce: {message}") and len(run.stderr.splitlines()) == 1
+    code, out, err = asked(*arguments, "--out", tmp_path / "runs.jsonl", "--docs", tmp_path)
+    assert code == 2 and out == ""
+    assert err.startswith(f"reproduce: {message}") and len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 

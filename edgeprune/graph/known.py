@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram, default_decompositions
+from torch.export.decomp_utils import CustomDecompTable
 from torch.export.graph_signature import InputKind
 
 from edgeprune.graph import binding
@@ -23,14 +25,19 @@ def with_known_operators(program: ExportedProgram) -> ExportedProgram:
     seen: set[Any] = set()
     while unknown := _unknown(program) - seen:
         seen |= unknown
-        known = default_decompositions()
-        table = {target: known[target] for target in unknown if target in known}
+        table = {target: _definitions()[target] for target in unknown if target in _definitions()}
         if table:
             taken_apart = decomposed(program, table)
             if _has_effects(taken_apart):
                 return program  # one of them checks its result as it runs (a matrix inverse): they stay unknown
             program = taken_apart
     return program
+
+
+@cache
+def _definitions() -> CustomDecompTable:
+    """What PyTorch knows to take apart; it looks through all of its operators for it, for a third of a second."""
+    return default_decompositions()
 
 
 def _has_effects(program: ExportedProgram) -> bool:
