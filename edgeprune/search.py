@@ -285,6 +285,7 @@ class Search(Steps):
             if targets.is_hopeless:
                 raise BudgetError(self._not_met(targets, candidate))
             targets.move()
+        targets.settle()
 
     def _measure(self, candidate: Candidate, surely: bool = True) -> Measured | None:
         """What it takes as a file; `surely`: again on a busy machine. None where no budget asks for it."""

@@ -62,6 +62,11 @@ class Goal:
             planned = (below[0] + above[0]) / 2
         return replace(self, planned=min(max(planned, _LEAST), 1.0))
 
+    def settled(self) -> Goal:
+        """The plan whose measurement came nearest to the budget from within; the present one where none was within."""
+        within = [point for point in self.points[2:] if point[1] <= self.most]  # the first two were not measured
+        return replace(self, planned=max(within, key=lambda p: p[1])[0]) if within else self
+
 
 class Targets:
     """The goals of one search, brought nearer by measuring."""
@@ -82,6 +87,10 @@ class Targets:
         """What to plan for."""
         planned = {name: goal.planned for name, goal in self.goals.items()}
         return Shares(self.keep_macs, planned.get("latency"), planned.get("size"))
+
+    def settle(self) -> None:
+        """Plan for the best that was measured, where no trial came near enough."""
+        self.goals = {name: goal.settled() for name, goal in self.goals.items()}
 
     def see(self, measured: Measured) -> None:
         """Take a measurement of the network that the present shares led to."""

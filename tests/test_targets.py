@@ -43,6 +43,18 @@ def test_a_few_trials_land_just_within_the_budget(runtime: str, limit: LatencyLi
     assert 0.9 <= found / (limit.ratio or 0.5) <= 1.0
 
 
+def test_where_no_trial_is_near_the_best_within_the_budget_is_taken() -> None:
+    targets = Targets(budgets(max_latency=LatencyLimit(ratio=0.5)), DENSE)
+    tried = []
+    for found in (0.7, 0.3, 0.6, 0.4, 0.55, 0.35):
+        tried.append((targets.shares.latency, found))
+        targets.see(Measured(10 * found, 10.0, 500, 1000))
+        assert not targets.is_settled(found)
+        targets.move()
+    targets.settle()
+    assert (targets.shares.latency, 0.4) in tried
+
+
 def test_a_second_budget_that_binds_less_is_left_alone() -> None:
     targets = Targets(budgets(max_latency=LatencyLimit(ratio=0.5), max_bytes=900), DENSE)
     targets.see(Measured(4.8, 10.0, 400, 1000))
