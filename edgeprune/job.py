@@ -204,7 +204,7 @@ def _gauge(request: CompressRequest, budgets: Budgets, dense: Program, model: Mo
     foreign = device if device is not None and not is_here(device) else None
     if foreign is not None and budgets.max_latency is not None:
         told.say(f"--max-latency is judged by what {request.device} foretells: it is of another device than this one")
-    example = torch.zeros(1, *model.info.input_shape, dtype=float_type(dense.module())).numpy()
+    example = torch.zeros(1, *model.info.input_shape, dtype=float_type(dense)).numpy()
     told.stage("export the dense network to measure it")
     return OnnxGauge(dense, example, threads, told, foreign)
 
@@ -244,7 +244,7 @@ def _trainer(request: CompressRequest, model: Model, data: DataSource, assume: A
         means, stds = (", ".join(f"{x:.4g}" for x in part[:4]) for part in (normalization.mean, normalization.std))
         assume(f"inputs normalised as (x - mean) / std of the data: mean {means}, std {stds}")
     settings = replace(settings, epochs=epochs, threads=threads, best_from=_SETTLED)
-    return Trainer(data, normalization, settings, request.distill, float_type(model.program.module()))
+    return Trainer(data, normalization, settings, request.distill, float_type(model.program))
 
 
 def _feature_budget(text: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def measured(job: Job, best: Candidate, told: Progress) -> RunRecord:
     accuracy, test = None, (None, None)
     if job.trainer is not None:
         outcomes = [
-            evaluate(program.module(), job.trainer.data.test, job.trainer.normalization)
+            evaluate(program.frozen_module(), job.trainer.data.test, job.trainer.normalization)
             for program in (dense.program, best.program)
         ]
         accuracy = compare_accuracy(outcomes[0].correct, outcomes[1].correct)
@@ -94,7 +94,7 @@ def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int,
     """Sizes of both networks as ONNX, the parity of the slim one, and the latency of both."""
     shape = job.model.info.input_shape
     inputs = _real_inputs(job, _PARITY_SAMPLES)
-    one = inputs[:1] if inputs is not None else torch.zeros(1, *shape, dtype=float_type(best.program.module())).numpy()
+    one = inputs[:1] if inputs is not None else torch.zeros(1, *shape, dtype=float_type(best.program)).numpy()
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         dense, slim = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
         exports = [

@@ -232,7 +232,7 @@ def _advice(job: Job, told: Progress) -> tuple[str, ...]:
     if None in dims:
         return ()
     told.stage("look for a border that never matters")
-    crop = find_crop(job.search.dense.program.module(), job.trainer.data, job.trainer.normalization)
+    crop = find_crop(job.search.dense.program.frozen_module(), job.trainer.data, job.trainer.normalization)
     return () if crop is None else (str(crop),)
 
 

@@ -119,6 +119,7 @@ def masked(program: ExportedProgram, plan: PruningPlan) -> nn.Module:
         _normalise_over_kept(module, program, plan)
     _divide_by_removed(module)
     _zero_as_read(module, plan)
+    module.recompile()
     return module
 
 
@@ -138,7 +139,6 @@ def _zero_as_read(module: fx.GraphModule, plan: PruningPlan) -> None:
             with module.graph.inserting_before(user):
                 read = module.graph.call_function(_zeroing(kept), (node,))
             user.replace_input_with(node, read)
-    module.recompile()
 
 
 def _zeroing(kept: Mapping[int, Sequence[int]]) -> Callable[[Tensor], Tensor]:
@@ -153,7 +153,6 @@ def _divide_by_removed(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if node.op == "call_function" and operator_name(node.target) in _SINGULAR:
             node.target = _finite(node.target)
-    module.recompile()
 
 
 def _finite(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -175,7 +174,6 @@ def _normalise_over_kept(module: fx.GraphModule, program: ExportedProgram, plan:
         if pruned:
             node = edit.node(call)
             node.target = _over_kept(call.operator, min(kept), pruned)
-    module.recompile()
 
 
 def _normalised_dims(call: Call) -> list[int]:

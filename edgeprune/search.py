@@ -103,7 +103,7 @@ class Search(Steps):
         """The dense network with its accuracy; what follows is compared with it."""
         if self.trainer is not None:
             self.progress.stage("measure the dense network")
-            self.dense = replace(self.dense, val_accuracy=self.trainer.val_accuracy(self.dense.program.module()))
+            self.dense = replace(self.dense, val_accuracy=self.trainer.val_accuracy(self.dense.program.frozen_module()))
         return self.dense
 
     def _without_dead(self, dense: Candidate) -> Candidate:
@@ -200,7 +200,7 @@ class Search(Steps):
         same = replace(step, source_sha256=digest(best.program))  # the untrained network, which it is to be replayed on
         plan = same if best.plan is None else compose(best.plan, same)
         assert self.trainer is not None
-        accuracy = self.trainer.val_accuracy(slim.module())
+        accuracy = self.trainer.val_accuracy(slim.frozen_module())
         return Candidate(slim, plan, macs(slim), kept_features(best, plan), accuracy, error)
 
     def _selected(self, best: Candidate, n_features: int) -> Program:

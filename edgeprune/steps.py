@@ -42,7 +42,7 @@ class Steps:
         self.steps: list[StepRecord] = []
         self.selection: list[FeatureCount] = []
         self._known_costs: dict[Program, dict[str, float]] = {}
-        self._teacher = dense.module() if trainer and trainer.distill else None
+        self._teacher = dense.frozen_module() if trainer and trainer.distill else None
         self.budgets = budgets
         self.graph = self._analyzed(dense)
         available = count_features(self.graph)

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 _RANKS_APART = 2**32  # a seed is smaller, so that no two processes of any two trainings share one
 
 
-def float_type(module: nn.Module) -> torch.dtype:
+def float_type(module: nn.Module | ExportedProgram) -> torch.dtype:
     """The type that a network computes in, which its inputs must have: that of its first floating-point parameter."""
     types = (param.dtype for param in module.parameters() if param.dtype.is_floating_point)
     return next(types, torch.float32)
