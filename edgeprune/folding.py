@@ -92,6 +92,13 @@ def alive(graph: ChannelGraph) -> np.ndarray:
     return keep
 
 
+def is_constant(program: ExportedProgram) -> bool:
+    """Whether no output depends on an input."""
+    ready = prepared(program)
+    dependence = explore(ready, tree_leaves(example_inputs(ready)))
+    return not any(bool(end.any()) for end in dependence.outputs)
+
+
 def _values(graph: ChannelGraph, node: fx.Node) -> list[Value]:
     return [value for value in tree_leaves(graph.analysis.env.get(node)) if isinstance(value, Value)]
 

@@ -12,6 +12,7 @@ from edgeprune.candidate import Candidate, Measured
 from edgeprune.cost import macs
 from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError
+from edgeprune.folding import has_zeros, is_constant
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.importance import score
 from edgeprune.planner import make_plan, plan_dead
@@ -128,19 +129,30 @@ class Search(Steps):
 
         Raises:
             PlanError: the plan does not fit.
-            InputError: features are asked for that the network has not.
+            InputError: features are asked for that the network has not, or nothing in it has an influence on its
+                outputs, as before a last layer that starts at zero is trained.
             BudgetError: nothing can be pruned, or not down to the MACs asked for; says which groups stand in the way.
         """
         self._check_features()
         if plan is not None:
             self._cut_by(plan)
             return
+        self._check_influence()
         if not self.graph.groups:
             reasons = sorted({f"{lock.name}: {lock.reason}" for lock in self.graph.locked})
             raise BudgetError(f"nothing can be pruned; {'; '.join(reasons[:4]) or 'the network has no channels'}")
         if self.budgets.keep_macs is not None:
             keep_macs, align, n_features = self.budgets.keep_macs, self.budgets.align, self.budgets.n_features
             make_step_plan(self.dense.program, self.graph, keep_macs, "l2", align, n_features=n_features)
+
+    def _check_influence(self) -> None:
+        program = self.dense.program
+        if has_zeros(program) and is_constant(program):
+            zero = [name for name, p in program.named_parameters() if p.dim() > 1 and not p.any()]
+            raise InputError(
+                "the network gives the same outputs whatever comes in, so that nothing would be left of it: expected "
+                f"trained weights, got zeros (all of {', '.join(zero) or 'none'}); train it first"
+            )
 
     def _check_features(self) -> None:
         wanted, available = self.budgets.n_features, self.dense.n_features

@@ -208,6 +208,15 @@ def test_weights_that_are_no_numbers(tmp_path: Path, checkpoint: Any, value: flo
 # -- data that do not fit ----------------------------------------------------------------------------------------------
 
 
+def test_a_network_whose_last_layer_is_still_zero(tmp_path: Path, checkpoint: Any) -> None:
+    state = dict(checkpoint["state_dict"])
+    *_, last = (name for name, tensor in state.items() if tensor.dim() > 1)
+    torch.save({**checkpoint, "state_dict": state | {last: torch.zeros_like(state[last])}}, tmp_path / "zero.pt")
+    line = refused(tmp_path, "compress", "zero.pt", "--keep-macs", "0.5", "--out", "run")
+    assert "the network gives the same outputs whatever comes in" in line
+    assert f"got zeros (all of {last}); train it first" in line
+
+
 def _arrays(shape: tuple[int, ...], n_classes: int, n: int = 100) -> dict[str, np.ndarray]:
     x = np.random.default_rng(0).random((n, *shape), dtype=np.float32)
     return {"x": x, "y": np.arange(n) % n_classes}
