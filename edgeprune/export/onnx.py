@@ -17,6 +17,7 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.attention import with_plain_attention
 from edgeprune.export.padding import with_padding_apart
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, input_specs, parity_of, quiet, samples_of
+from edgeprune.export.signatures import signatures_read_once
 from edgeprune.files import write_atomically
 
 # The sizes after the batch, by the number of dims of an input.
@@ -142,7 +143,7 @@ def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> o
     """The bare ONNX graph of a program: no paths, no traces, input and output names of the contract."""
     specs = input_specs(program)
     try:
-        with quiet():
+        with quiet(), signatures_read_once():
             exported = torch.onnx.export(
                 _without_projections(with_padding_apart(with_plain_attention(program))),
                 dynamo=True,
