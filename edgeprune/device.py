@@ -66,10 +66,10 @@ class Device:
         lines = ",\n  ".join(json.dumps(asdict(point)) for point in self.points)
         return json.dumps(head, indent=1)[:-2] + f',\n "points": [\n  {lines}\n ]\n}}\n'
 
-    def only(self, layers: Iterable[str]) -> Device:
-        """The measurements of these layers alone."""
-        wanted = set(layers)
-        return replace(self, points=tuple(point for point in self.points if point.layer in wanted))
+    def only(self, wanted: Iterable[tuple[str, int, int]]) -> Device:
+        """The measurements of these layers at these widths `(layer, width_in, width_out)` alone."""
+        found = set(wanted)
+        return replace(self, points=tuple(p for p in self.points if (p.layer, p.width_in, p.width_out) in found))
 
     def knows(self, shape: LayerShape) -> bool:
         """Whether the layer was measured, or a wider one that differs from it in nothing else."""
@@ -132,15 +132,21 @@ class Device:
             if point.layer.split()[0] == kind:
                 given = 0 if kind in ONE_WIDTH else point.width_in
                 curves.setdefault((point.layer, given), {}).setdefault(point.width_out, []).append(point.ms)
-        found = [
-            stair({width: float(np.median(ms)) for width, ms in times.items()})
-            for times in curves.values()
-            if len(times) >= _MIN_WIDTHS
-        ]
-        return max(found, default=None)
+        fine = (_fine({width: float(np.median(ms)) for width, ms in times.items()}) for times in curves.values())
+        return max((stair(curve) for curve in fine if len(curve) >= _MIN_WIDTHS), default=None)
 
     def _of(self, shape: LayerShape) -> list[Point]:
         return self._by_layer.get(shape.key, [])
+
+
+def _fine(times: Mapping[int, float]) -> dict[int, float]:
+    """The beginning of a curve (width -> ms), up to the first gap in which the narrowest stair would not be seen.
+
+    A network may have the layer that a kind's stairs are measured on, at widths far from those.
+    """
+    widths = sorted(times)
+    gaps = (n for n, (low, high) in enumerate(pairwise(widths), 1) if high - low > STEPS[-1])
+    return {width: times[width] for width in widths[: next(gaps, len(widths))]}
 
 
 def stair(times: Mapping[int, float]) -> int:

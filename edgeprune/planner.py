@@ -48,7 +48,8 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
             are pruned.
         criterion: one of the catalog's (`edgeprune methods`); "taylor" and "activation" need `batches`.
         align: kept widths are multiples of this where the layer is at least as wide; 1 for any width. With a device,
-            of the stairs of the kind of layer that takes most of the time too.
+            of the stairs of the kind of layer that takes most of the time too, or of half a stair, a quarter and so on
+            where the layer is less than two stairs wide.
         exact_only: leave units alone whose removal changes the statistics of a normalisation.
         n_features: how many input features to keep at most: exactly so many where they go one by one; None lets them
             compete with the channels.
@@ -67,10 +68,9 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         raise InputError(f"align: expected a whole number from 1, got {align}")
     if keep_latency is not None and device is None:
         raise InputError("keep_latency: expected a device to foretell the latency of, got none")
-    if device is not None:
-        align = math.lcm(align, main_step(graph, device))
+    stair = 1 if device is None else main_step(graph, device)
     scores = score(program, graph, criterion, batches=batches, seed=seed)
-    chooser = _Chooser(graph, scores, align)
+    chooser = _Chooser(graph, scores, align, stair)
     if n_features is not None:
         chooser.keep_features(n_features)
     latency = latency_model(graph, device, chooser.orders) if device is not None else None
@@ -112,7 +112,7 @@ class _Limit:
 class _Chooser:
     """How many units of each group stay; the lowest scores go first within a group."""
 
-    def __init__(self, graph: ChannelGraph, scores: Sequence[np.ndarray], align: int) -> None:
+    def __init__(self, graph: ChannelGraph, scores: Sequence[np.ndarray], align: int, stair: int) -> None:
         self.graph = graph
         self.counts = np.array([group.n_units for group in graph.groups], dtype=float)
         _, self.sizes = graph.features()
@@ -121,7 +121,7 @@ class _Chooser:
         worth = [s / sizes.clip(min=1) for s, sizes in zip(scores, self.sizes, strict=True)]  # of a feature
         self.orders = [np.lexsort(keys) for keys in zip(worth, last, strict=True)]
         self.sums = [np.concatenate([[0.0], np.cumsum(s[o])]) for s, o in zip(scores, self.orders, strict=True)]
-        self.steps = [_step(group, align) for group in graph.groups]
+        self.steps = [_step(group, align, stair) for group in graph.groups]
 
     def kept(self) -> np.ndarray:
         """Bool `(n_labels,)`: which units stay."""
@@ -295,13 +295,20 @@ def plan_dead(
     return replace(make_plan(folded, graph, keep), source_sha256=digest(program), folded=True)
 
 
-def _step(group: ChannelGroup, align: int) -> int:
-    """Units to remove at a time so that the width stays a multiple of `align`; narrow layers are not held to it."""
+def _step(group: ChannelGroup, align: int, stair: int) -> int:
+    """Units to remove at a time so that the width stays a multiple of `align`; narrow layers are not held to it.
+
+    It stays one of a device's `stair` too, or of the part of it of which the layer holds two at least.
+    """
     if group.is_input:
         return 1
-    per_unit = group.indices_per_unit
-    step = align // math.gcd(align, per_unit)
-    return step if group.n_units >= step else 1
+    least = align // math.gcd(align, group.indices_per_unit)
+    if group.n_units < least:
+        return 1
+    both = math.lcm(align, stair)
+    steps = (both >> halved for halved in range(both.bit_length()) if (both >> halved) % align == 0)
+    steps = (width // math.gcd(width, group.indices_per_unit) for width in steps)
+    return next((step for step in steps if 2 * step <= group.n_units), least)
 
 
 def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -> PruningPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,15 @@ def test_probes_are_files_that_run() -> None:
         assert probe.width_out in result.shape
 
 
+def test_wide_layers_do_not_hide_the_stairs() -> None:
+    """A network that has the very layer on which stairs are measured brings far wider widths of it."""
+    shapes = list(layer_shapes(edgeprune.analyze(captured(net(), IMAGE))).values())
+    device = staircase_device(shapes)
+    reference = next(probe for probe in reference_probes(shapes) if probe.shape.kind == "convolution")
+    wide = [Point(reference.shape.key, reference.width_in, width, 4 * width / 800) for width in (116, 512, 1000)]
+    assert replace(device, points=(*device.points, *wide)).step("convolution") == 16
+
+
 def test_a_model_of_latency_follows_the_stairs() -> None:
     graph = edgeprune.analyze(captured(net(), IMAGE))
     shapes = list(layer_shapes(graph).values())
@@ -136,6 +146,22 @@ def test_a_slim_network_is_foretold_by_the_dense_ones_profile() -> None:
     assert foretold <= 0.55 * latency_model(graph, device).total
     widths = [group.after for group in chosen.groups if group.before >= 32]
     assert all(width % 16 == 0 for width in widths)
+
+
+@pytest.mark.parametrize(("width", "multiple"), [(96, 32), (40, 16), (24, 8), (12, 8)])
+def test_layers_narrower_than_two_stairs_are_cut_on_parts_of_one(width: int, multiple: int) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3), nn.Flatten(), nn.LazyLinear(5)
+    model = nn.Sequential(*layers)
+    model(torch.randn(1, *IMAGE))
+    program = captured(model, IMAGE)
+    graph = edgeprune.analyze(program)
+    device = staircase_device(list(layer_shapes(graph).values()), size=32)
+    assert main_step(graph, device) == 32
+    for keep_macs in (0.8, 0.55):
+        kept = [group.after for group in plan(program, graph, keep_macs, device=device).groups]
+        assert all(count == width or count % multiple == 0 for count in kept)
+        assert min(kept) < width
 
 
 def test_a_budget_in_bytes() -> None:
@@ -170,7 +196,12 @@ def test_profiling_measures_what_is_not_known_yet() -> None:
     assert all(device.knows(shape) and device.milliseconds(shape) > 0 for shape in shapes)
     again = profile(shapes, Timing(runs=3, warmup=1), Silent())
     assert set(again.points) == set(device.points)
-    assert profile(shapes, Timing(runs=3, warmup=1), Silent(), fresh=True).points != device.points
+    fresh = profile(shapes, Timing(runs=3, warmup=1), Silent(), fresh=True)
+    assert fresh.points != device.points
+    wider = [replace(shapes[0], width_in=4 * shapes[0].width_in)]  # another network's, measured at another time
+    apart = set(profile(wider, Timing(runs=3, warmup=1), Silent()).points) - set(fresh.points)
+    assert apart
+    assert set(profile(shapes, Timing(runs=3, warmup=1), Silent()).points) == set(fresh.points)
     curve = device.stairs(shapes[0], "out")
     assert curve[0] == 0
     assert curve[-1] == 1

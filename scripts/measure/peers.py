@@ -70,17 +70,32 @@ def compare(name: str, limit: float) -> Record:
                     paths[tool] = path
             except Exception as error:  # a peer fails as it likes: its message is the result
                 record["tools"][tool] = {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
-        times = measure_files(list(paths.values()), [one] * len(paths), runs=200, max_seconds=_SECONDS)
-        medians = np.median(times, axis=0)
-        record["dense_ms"] = round(float(medians[0]), 4)
-        for column, (tool, path) in enumerate(paths.items()):
-            if tool != "dense":
-                record["tools"][tool] = {
-                    "macs": round(onnx_macs(path) / dense.macs, 4),
-                    "ratio": round(float(medians[column] / medians[0]), 4),
-                    "interval": [round(value, 4) for value in ratio_interval(times[:, [0, column]])],
-                }
+        beside = {tool: _beside(dense, paths[tool]) for tool in PEERS if tool in paths}
+        files = [*paths.values(), *beside.values()]
+        times = measure_files(files, [one] * len(files), runs=200, max_seconds=_SECONDS)
+        record["dense_ms"] = round(float(np.median(times[:, 0])), 4)
+        found = [_figures(path, dense, times[:, [0, column]]) for column, path in enumerate(files)]
+        record["tools"] |= dict(zip(list(paths)[1:], found[1 : len(paths)], strict=True))
+        for tool, figures in zip(beside, found[len(paths) :], strict=True):
+            record["tools"][tool]["edgeprune device"] = figures
     return record
+
+
+def _beside(dense: Dense, peer: Path) -> Path:
+    """The network at the MACs that a peer came to, which are not quite half where it rounds its widths."""
+    path = peer.with_name(f"{peer.stem}_edgeprune.onnx")
+    _edgeprune_device(dense, path, min(1.0, onnx_macs(peer) / dense.macs))
+    return path
+
+
+def _figures(path: Path, dense: Dense, times: np.ndarray) -> Record:
+    """`times` is `(n_runs, 2)`: the dense network's and the file's."""
+    medians = np.median(times, axis=0)
+    return {
+        "macs": round(onnx_macs(path) / dense.macs, 4),
+        "ratio": round(float(medians[1] / medians[0]), 4),
+        "interval": [round(value, 4) for value in ratio_interval(times)],
+    }
 
 
 def _check(path: Path, one: np.ndarray) -> None:
@@ -99,11 +114,11 @@ def _edgeprune(dense: Dense, path: Path) -> None:
     draft_onnx(cut(program, plan(program, graph, keep_macs=KEEP_MACS), graph), path)
 
 
-def _edgeprune_device(dense: Dense, path: Path) -> None:
+def _edgeprune_device(dense: Dense, path: Path, keep_macs: float = KEEP_MACS) -> None:
     program = capture(dense.model, dense.inputs)
     graph = analyze(program)
     device = profile(list(layer_shapes(graph).values()), Timing(), Silent())
-    draft_onnx(cut(program, plan(program, graph, keep_macs=KEEP_MACS, device=device), graph), path)
+    draft_onnx(cut(program, plan(program, graph, keep_macs=keep_macs, device=device), graph), path)
 
 
 def _torch_pruning(round_to: int | None) -> Callable[[Dense, Path], None]:
@@ -176,6 +191,7 @@ _TOOLS: dict[str, Callable[[Dense, Path], None]] = {
     "onnxsim": _onnxsim,
 }
 TOOLS = tuple(_TOOLS)
+PEERS = TOOLS[2:]
 
 
 # -- MACs, counted alike for all -----------------------------------------------------------------------------------
@@ -205,18 +221,14 @@ def _shape(value: onnx.ValueInfoProto) -> list[int]:
 
 
 def summary(records: list[Record]) -> Record:
-    """Geometric means of the ratios of each tool, and of edgeprune's over each peer's where both came to their end."""
+    """Geometric means of the ratios of each tool, and of edgeprune's over each peer's at the peer's own MACs."""
     found: Record = {"networks": len(records)}
     for tool in TOOLS:
         ratios = [r["tools"][tool]["ratio"] for r in records if "ratio" in r["tools"].get(tool, {})]
         found[tool] = {"networks": len(ratios), "ratio_geometric_mean": _mean(ratios)}
-    for tool in TOOLS[2:]:
-        pairs = [
-            r["tools"]["edgeprune device"]["ratio"] / r["tools"][tool]["ratio"]
-            for r in records
-            if "ratio" in r["tools"].get(tool, {}) and "ratio" in r["tools"].get("edgeprune device", {})
-        ]
-        found[tool]["edgeprune_device_over_it"] = _mean(pairs)
+    for tool in PEERS:
+        both = [r["tools"][tool] for r in records if "ratio" in r["tools"].get(tool, {})]
+        found[tool]["edgeprune_device_over_it"] = _mean([p["edgeprune device"]["ratio"] / p["ratio"] for p in both])
     return found
 
 
