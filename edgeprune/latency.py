@@ -154,7 +154,10 @@ def _runner(path: Path, inputs: np.ndarray, threads: int) -> Callable[[], None]:
 
 
 def _measure(runners: Sequence[Callable[[], object]], timing: _Timing, progress: Progress) -> np.ndarray:
-    """Milliseconds `(n_runs, n_runners)`; every other round goes backwards, because who follows finds warm caches."""
+    """Milliseconds `(n_runs, n_runners)`, each round in another order: whom one follows decides what the caches hold.
+
+    Who follows itself, as the last would if every other round went backwards, finds its own weights in them.
+    """
     start = perf_counter_ns()
     budget_ns = timing.max_seconds * 1e9
     for _ in range(timing.warmup):
@@ -163,14 +166,13 @@ def _measure(runners: Sequence[Callable[[], object]], timing: _Timing, progress:
         for one in runners:
             one()
     times = np.empty((timing.runs, len(runners)))
-    order = list(enumerate(runners))
+    rng = np.random.default_rng(_SEED)
     for done in range(timing.runs):
         if done >= MIN_RUNS and perf_counter_ns() - start > budget_ns:
             return times[:done]
-        for which, one in order:
+        for which in rng.permutation(len(runners)):
             before = perf_counter_ns()
-            one()
+            runners[which]()
             times[done, which] = (perf_counter_ns() - before) / 1e6
-        order.reverse()
         progress.advance(done + 1, timing.runs)
     return times
