@@ -33,6 +33,11 @@ class Point:
     width_out: int
     ms: float
 
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What was measured: the layer, and its widths in and out."""
+        return self.layer, self.width_in, self.width_out
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -67,9 +72,9 @@ class Device:
         return json.dumps(head, indent=1)[:-2] + f',\n "points": [\n  {lines}\n ]\n}}\n'
 
     def only(self, wanted: Iterable[tuple[str, int, int]]) -> Device:
-        """The measurements of these layers at these widths `(layer, width_in, width_out)` alone."""
-        found = set(wanted)
-        return replace(self, points=tuple(p for p in self.points if (p.layer, p.width_in, p.width_out) in found))
+        """The measurements of these layers at these widths alone: the `key` of each point."""
+        keys = set(wanted)
+        return replace(self, points=tuple(point for point in self.points if point.key in keys))
 
     def knows(self, shape: LayerShape) -> bool:
         """Whether the layer was measured, or a wider one that differs from it in nothing else."""

@@ -57,7 +57,7 @@ def profile(shapes: Sequence[LayerShape], timing: Timing, progress: Progress, fr
     timing.check()
     here = this_device(timing)
     points = [] if fresh else list(cached(here))
-    known = {(point.layer, point.width_in, point.width_out) for point in points}
+    known = {point.key for point in points}
     every = [*reference_probes(shapes, timing.batch), *probes_of(shapes, timing.batch)]
     wanted = [probe for probe in every if _key(probe) not in known]
     done = 0
@@ -73,6 +73,7 @@ def profile(shapes: Sequence[LayerShape], timing: Timing, progress: Progress, fr
 
 
 def _key(probe: Probe) -> tuple[str, int, int]:
+    """The `key` of the point that a probe gives."""
     return probe.shape.key, probe.width_in, probe.width_out
 
 

@@ -15,17 +15,20 @@ import onnxscript
 
 _Operator: Any = onnxscript.TracedOnnxFunction
 _read: Any = vars(_Operator).get("function_ir")
-_is_read_each_time = isinstance(_read, property)
-_read_once = property(functools.cache(_read.fget)) if _is_read_each_time else _read
+
+
+@functools.cache
+def _signature(operator: Any) -> Any:
+    return _read.fget(operator)
 
 
 @contextlib.contextmanager
 def signatures_read_once() -> Iterator[None]:
     """Within it an operator's source is parsed the first time only; a signature does not change."""
-    if not _is_read_each_time:
+    if not isinstance(_read, property):  # another version of the exporter keeps them itself
         yield
         return
-    _Operator.function_ir = _read_once
+    _Operator.function_ir = property(_signature)
     try:
         yield
     finally:

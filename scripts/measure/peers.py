@@ -74,10 +74,12 @@ def compare(name: str, limit: float) -> Record:
         files = [*paths.values(), *beside.values()]
         times = measure_files(files, [one] * len(files), runs=200, max_seconds=_SECONDS)
         record["dense_ms"] = round(float(np.median(times[:, 0])), 4)
-        found = [_figures(path, dense, times[:, [0, column]]) for column, path in enumerate(files)]
-        record["tools"] |= dict(zip(list(paths)[1:], found[1 : len(paths)], strict=True))
-        for tool, figures in zip(beside, found[len(paths) :], strict=True):
-            record["tools"][tool]["edgeprune device"] = figures
+        columns = {path: times[:, [0, column]] for column, path in enumerate(files)}
+        for tool in TOOLS:
+            if tool in paths:
+                record["tools"][tool] = _figures(paths[tool], dense, columns[paths[tool]])
+            if tool in beside:
+                record["tools"][tool]["edgeprune device"] = _figures(beside[tool], dense, columns[beside[tool]])
     return record
 
 

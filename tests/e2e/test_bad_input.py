@@ -205,9 +205,6 @@ def test_weights_that_are_no_numbers(tmp_path: Path, checkpoint: Any, value: flo
         assert f"m.pt: tensor '2.weight': expected finite values, got {called}" in refused(tmp_path, *command, "m.pt")
 
 
-# -- data that do not fit ----------------------------------------------------------------------------------------------
-
-
 def test_a_network_whose_last_layer_is_still_zero(tmp_path: Path, checkpoint: Any) -> None:
     state = dict(checkpoint["state_dict"])
     *_, last = (name for name, tensor in state.items() if tensor.dim() > 1)
@@ -215,6 +212,9 @@ def test_a_network_whose_last_layer_is_still_zero(tmp_path: Path, checkpoint: An
     line = refused(tmp_path, "compress", "zero.pt", "--keep-macs", "0.5", "--out", "run")
     assert "the network gives the same outputs whatever comes in" in line
     assert f"got zeros (all of {last}); train it first" in line
+
+
+# -- data that do not fit ----------------------------------------------------------------------------------------------
 
 
 def _arrays(shape: tuple[int, ...], n_classes: int, n: int = 100) -> dict[str, np.ndarray]:
