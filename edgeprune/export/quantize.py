@@ -18,6 +18,7 @@ import onnx
 from edgeprune.errors import InputError
 from edgeprune.export.floatfile import Agreement, FloatFile, agreement, open_float, weighted_nodes, with_header_of
 from edgeprune.export.quanttools import Reader, needs_reduced_range, prepared, tools_for
+from edgeprune.export.widegroups import widen_groups
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress, Silent
 
@@ -235,7 +236,9 @@ class _Work:
                 extra_options={"MatMulConstBOnly": True},
                 calibration_cache_path=self.folder / "ranges.json",  # the first writes it, the others read it
             )
-        path.write_bytes(with_header_of(self.file, onnx.load(path), {"edgeprune.quantization": "int8"}))
+        made = onnx.load(path)
+        widen_groups(made.graph)
+        path.write_bytes(with_header_of(self.file, made, {"edgeprune.quantization": "int8"}))
         return path
 
 
