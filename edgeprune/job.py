@@ -149,6 +149,9 @@ def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
     if request.module is not None and features == "auto":
         features = "off"
         assume("--input-features off (what a part takes comes from the rest of the network)")
+    elif features == "auto" and not has_data and request.plan is None:
+        features = "off"
+        assume("--input-features off (without data nothing tells what the inputs hold)")
     return Budgets(
         keep_macs=keep_macs,
         max_drop=max_drop,

@@ -17,8 +17,8 @@ import onnx
 
 from edgeprune.errors import InputError
 from edgeprune.export.floatfile import Agreement, FloatFile, agreement, open_float, weighted_nodes, with_header_of
+from edgeprune.export.int8shapes import fit_to_kernels
 from edgeprune.export.quanttools import Reader, needs_reduced_range, prepared, tools_for
-from edgeprune.export.widegroups import widen_groups
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress, Silent
 
@@ -237,7 +237,7 @@ class _Work:
                 calibration_cache_path=self.folder / "ranges.json",  # the first writes it, the others read it
             )
         made = onnx.load(path)
-        widen_groups(made.graph)
+        fit_to_kernels(made)
         path.write_bytes(with_header_of(self.file, made, {"edgeprune.quantization": "int8"}))
         return path
 

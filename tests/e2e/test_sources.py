@@ -14,6 +14,7 @@ from commands import CNN, MLP, NETS, QUICK, assumed, done, names, refused, run, 
 from conftest import Run
 from safetensors.torch import save_file
 
+import edgeprune.compat  # noqa: F401 - makes torchvision importable
 from edgeprune.data import open_data
 
 FACTORY = """
@@ -120,12 +121,16 @@ def test_a_large_network_without_data(tmp_path: Path) -> None:
     torch.save(models.resnet18(num_classes=10).state_dict(), tmp_path / "resnet.pt")
     arch = ("--arch", "torchvision:resnet18?num_classes=10", "--input-shape", "3,64,64")
     result = done(tmp_path, "compress", "resnet.pt", "--keep-macs", "0.5", *arch, "--threads", "1", "--json")
-    assert assumed(result.err) == ["--out runs/resnet-1", "--criterion l2"]
+    kept = "--input-features off (without data nothing tells what the inputs hold)"
+    assert assumed(result.err) == ["--out runs/resnet-1", "--criterion l2", kept]
     record = result.json
+    assert record["features"] is None
     assert record["slim"]["macs"] <= 0.5 * record["dense"]["macs"]
     assert record["accuracy"] is None and record["data"] is None and record["slim"]["val_accuracy"] is None
     assert record["proof_error"] <= 1e-5
     assert all(width["after"] % 8 == 0 for width in record["widths"][:-1])
+    fewer = done(tmp_path, "compress", "resnet.pt", "--keep-macs", "0.5", "--input-features", "2", *arch, "--json").json
+    assert len(fewer["features"]["keep"]) == 2
     missing = refused(tmp_path, "compress", "resnet.pt", *arch, "--max-drop", "1")
     assert "--max-drop: expected data to measure the accuracy on, got none; give --data" in missing
 
