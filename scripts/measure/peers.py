@@ -20,10 +20,8 @@ from edgeprune import analyze, capture, cut, plan
 from edgeprune.export import ort
 from edgeprune.export.onnx import draft_onnx
 from edgeprune.latency import measure_files, ratio_interval
-from edgeprune.profiling import Timing, profile
-from edgeprune.progress import Silent
-from edgeprune.shapes import layer_shapes
 from measure.networks import build, find
+from measure.slimming import slim_for_this_machine
 from measure.versus import N_CLASSES, at_most
 
 Record = dict[str, Any]
@@ -117,10 +115,7 @@ def _edgeprune(dense: Dense, path: Path) -> None:
 
 
 def _edgeprune_device(dense: Dense, path: Path, keep_macs: float = KEEP_MACS) -> None:
-    program = capture(dense.model, dense.inputs)
-    graph = analyze(program)
-    device = profile(list(layer_shapes(graph).values()), Timing(), Silent())
-    draft_onnx(cut(program, plan(program, graph, keep_macs=keep_macs, device=device), graph), path)
+    draft_onnx(slim_for_this_machine(capture(dense.model, dense.inputs), keep_macs), path)
 
 
 def _torch_pruning(round_to: int | None) -> Callable[[Dense, Path], None]:
