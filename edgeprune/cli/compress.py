@@ -1,7 +1,5 @@
 """`edgeprune compress`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

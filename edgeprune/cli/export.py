@@ -1,7 +1,5 @@
 """`edgeprune export`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import typer

@@ -1,7 +1,5 @@
 """`edgeprune methods`."""
 
-from __future__ import annotations
-
 import typer
 
 from edgeprune.catalog import ENTRIES

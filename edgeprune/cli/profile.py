@@ -1,7 +1,5 @@
 """`edgeprune profile`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """`edgeprune train`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import typer
