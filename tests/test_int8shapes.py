@@ -128,7 +128,7 @@ def inputs_read(model: onnx.ModelProto) -> list[int]:
     ],
 )
 def test_channels_of_an_image_come_in_fours(shape: tuple[int, ...], expected: int) -> None:
-    content = quantized_convolution(shape, 1, readers=1)
+    content = quantized_convolution(shape, 1)
     model = fitted(content)
     assert inputs_read(model) == [expected]
     assert sum(node.op_type == "DequantizeLinear" for node in model.graph.node) == 2  # none is left that nothing reads
@@ -159,7 +159,8 @@ def test_quantized_network_keeps_its_outputs(tmp_path: Path, monkeypatch: pytest
     export_onnx(capture(Branches().eval(), x[:2]), source, inputs=x.numpy())
     quick = write_int8(source, tmp_path / "quick.onnx", x.numpy(), max_drop=100)
     model = onnx.load(quick.path)
-    assert dict(zip(inputs_read(model), groups_of(model), strict=True)) == {4: 1, 32: 1, 1: 32, 6: 1}
+    shapes = sorted(zip(inputs_read(model), groups_of(model), strict=True))
+    assert shapes == [(1, 32), (4, 1), (4, 1), (6, 1), (32, 1), (32, 1)]
     monkeypatch.setattr(quantize, "fit_to_kernels", lambda model: None)
     plain = write_int8(source, tmp_path / "plain.onnx", x.numpy(), max_drop=100)
     assert sorted(groups_of(onnx.load(plain.path))) == [1, 1, 1, 1, 8, 32]

@@ -74,9 +74,8 @@ LAYERS = (
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "scipy", "matplotlib", "jinja2"}
 BARE_HELP = "import typer; app = typer.Typer(); app.command()(lambda: None); app(['--help'])"
-HELP_RATIO = (
-    1.3  # edgeprune's help beside that of an empty Typer command; 1.06 to 1.17 was measured, torch would make it 10
-)
+# edgeprune's help beside that of an empty Typer command; 1.06 to 1.17 was measured, torch would make it 10.
+HELP_RATIO = 1.3
 
 
 def module_name(path: Path) -> str:

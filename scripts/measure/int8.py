@@ -12,16 +12,13 @@ import torch
 from edgeprune import capture
 from edgeprune.export.onnx import draft_onnx
 from edgeprune.export.quantize import write_int8
-from edgeprune.latency import measure_files, ratio_interval
+from edgeprune.latency import measure_files
+from measure import peers
 from measure.networks import build, find
-from measure.slimming import slim_for_this_machine
+from measure.peers import KEEP_MACS, slim_for_this_machine, time_share
 
 Record = dict[str, Any]
-NETWORKS = """
-resnet18 resnet50 mobilenet_v2 mobilenet_v3_small efficientnet_b0 shufflenet_v2_x1_0 regnet_y_400mf convnext_tiny
-squeezenet1_1
-""".split()
-KEEP_MACS = 0.5
+NETWORKS = [name for name in peers.NETWORKS if not name.startswith("vit")]  # those of convolutions
 _CALIBRATION = 4
 _ANY_DROP = 100.0  # points: with random weights there is no accuracy to keep, and all layers are quantised
 _SECONDS = 20.0
@@ -43,14 +40,9 @@ def compare(name: str) -> Record:
     return {
         "name": name,
         "dense_ms": round(float(np.median(times[:, 0])), 4),
-        "slim over dense": _ratio(times[:, [0, 1]]),
-        "int8 over slim": _ratio(times[:, [1, 2]]),
-        "int8 over dense": _ratio(times[:, [0, 2]]),
+        "slim over dense": time_share(times[:, [0, 1]]),
+        "int8 over slim": time_share(times[:, [1, 2]]),
+        "int8 over dense": time_share(times[:, [0, 2]]),
         "bytes": dict(zip(("dense", "slim", "int8"), sizes, strict=True)),
         "snr_db": round(quantised.snr_db, 1),
     }
-
-
-def _ratio(times: np.ndarray) -> Record:
-    first, second = np.median(times, axis=0)
-    return {"ratio": round(float(second / first), 4), "interval": [round(bound, 4) for bound in ratio_interval(times)]}

@@ -15,13 +15,16 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from edgeprune import analyze, capture, cut, plan
 from edgeprune.export import ort
 from edgeprune.export.onnx import draft_onnx
 from edgeprune.latency import measure_files, ratio_interval
+from edgeprune.profiling import Timing, profile
+from edgeprune.progress import Silent
+from edgeprune.shapes import layer_shapes
 from measure.networks import build, find
-from measure.slimming import slim_for_this_machine
 from measure.versus import N_CLASSES, at_most
 
 Record = dict[str, Any]
@@ -90,12 +93,13 @@ def _beside(dense: Dense, peer: Path) -> Path:
 
 def _figures(path: Path, dense: Dense, times: np.ndarray) -> Record:
     """`times` is `(n_runs, 2)`: the dense network's and the file's."""
-    medians = np.median(times, axis=0)
-    return {
-        "macs": round(onnx_macs(path) / dense.macs, 4),
-        "ratio": round(float(medians[1] / medians[0]), 4),
-        "interval": [round(value, 4) for value in ratio_interval(times)],
-    }
+    return {"macs": round(onnx_macs(path) / dense.macs, 4), **time_share(times)}
+
+
+def time_share(times: np.ndarray) -> Record:
+    """The second's median over the first's, with its 95 % interval; `times` is `(n_runs, 2)`."""
+    first, second = np.median(times, axis=0)
+    return {"ratio": round(float(second / first), 4), "interval": [round(bound, 4) for bound in ratio_interval(times)]}
 
 
 def _check(path: Path, one: np.ndarray) -> None:
@@ -116,6 +120,13 @@ def _edgeprune(dense: Dense, path: Path) -> None:
 
 def _edgeprune_device(dense: Dense, path: Path, keep_macs: float = KEEP_MACS) -> None:
     draft_onnx(slim_for_this_machine(capture(dense.model, dense.inputs), keep_macs), path)
+
+
+def slim_for_this_machine(program: ExportedProgram, keep_macs: float) -> ExportedProgram:
+    """The program at a share of its MACs, planned by what its layers take here in onnxruntime."""
+    graph = analyze(program)
+    device = profile(list(layer_shapes(graph).values()), Timing(), Silent())
+    return cut(program, plan(program, graph, keep_macs=keep_macs, device=device), graph)
 
 
 def _torch_pruning(round_to: int | None) -> Callable[[Dense, Path], None]:
