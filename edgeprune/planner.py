@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from edgeprune.costmodel import CostModel, bytes_model, latency_model, macs_model, main_step
 from edgeprune.device import Device
@@ -16,6 +17,7 @@ from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.folding import alive, fold, has_zeros
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, analyze
+from edgeprune.graph.labels import core
 from edgeprune.importance import Batches, protected, score
 from edgeprune.pruning_plan import PlannedGroup, PruningPlan
 from edgeprune.records import FeatureRules, InputFeatures
@@ -51,7 +53,8 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
             of the stairs of the kind of layer that takes most of the time too, or of half a stair, a quarter and so on
             where the layer is less than two stairs wide.
         exact_only: leave units alone whose removal changes the statistics of a normalisation.
-        n_features: how many input features to keep at most: exactly so many where they go one by one; None lets them
+        n_features: how many input features to keep at most: exactly so many where they go one by one, fewer where they
+            are a layer's channels too (a depthwise first layer) and the costs are not met otherwise; None lets them
             compete with the channels.
         batches: normalised inputs and class numbers, for the criteria that look at data.
         seed: for "random".
@@ -82,8 +85,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     if keep_bytes is not None:
         limits.append(_Limit("the bytes", bytes_model(program, graph, chooser.orders), keep_bytes))
     if limits:
-        pruning = _Pruning(chooser, limits, latency, criterion == "taylor", exact_only, n_features is None)
-        pruning.run()
+        _Pruning(chooser, limits, latency, criterion == "taylor", exact_only).run(n_features is None)
     return make_plan(program, graph, chooser.kept())
 
 
@@ -171,31 +173,36 @@ class _Pruning:
     is re-examined when it comes up.
     """
 
-    def __init__(  # noqa: PLR0913 - one argument a decision of the caller
-        self,
-        chooser: _Chooser,
-        limits: Sequence[_Limit],
-        saved: CostModel | None,
-        by_saving: bool,
-        exact_only: bool,
-        features: bool,
+    def __init__(
+        self, chooser: _Chooser, limits: Sequence[_Limit], saved: CostModel | None, by_saving: bool, exact_only: bool
     ) -> None:
         self.chooser = chooser
         self.limits = limits
         self.saved = saved
         self.by_saving = by_saving
         self.left = [limit.model.cost(chooser.counts) for limit in limits]
-        self.eligible = [
-            g for g, group in enumerate(chooser.graph.groups)
-            if (group.exact or not exact_only) and (features or not group.is_input)
-        ]  # fmt: skip
+        groups = chooser.graph.groups
+        self.eligible = [g for g, group in enumerate(groups) if group.exact or not exact_only]
 
-    def run(self) -> None:
-        heap = [entry for g in self.eligible if (entry := self._entry(g)) is not None]
+    def run(self, features: bool) -> None:
+        """Remove channels, and input features where they compete; else those alone that are channels, at the last.
+
+        Raises:
+            BudgetError: a cost is over its limit when nothing is left that can go.
+        """
+        groups = self.chooser.graph.groups
+        inputs = [g for g in self.eligible if groups[g].is_input and not features]
+        self._remove_cheapest([g for g in self.eligible if g not in inputs])
+        if inputs and self._is_over():
+            given = _given(self.chooser.graph)
+            self._remove_cheapest([g for g in inputs if given[groups[g].units].any()])
+        if self._is_over():
+            raise BudgetError(self._in_the_way())
+
+    def _remove_cheapest(self, eligible: Sequence[int]) -> None:
+        heap = [entry for g in eligible if (entry := self._entry(g)) is not None]
         heapq.heapify(heap)
-        while self._is_over():
-            if not heap:
-                raise BudgetError(self._in_the_way())
+        while heap and self._is_over():
             _, group = heapq.heappop(heap)
             fresh = self._entry(group)
             if fresh is None:
@@ -262,6 +269,16 @@ class _Pruning:
             more = f" and {len(locked) - 4} more" if len(locked) > 4 else ""
             message += f"; locked: {', '.join(locked[:4])}{more}"
         return message + "; a lower --align may help"
+
+
+def _given(graph: ChannelGraph) -> np.ndarray:
+    """Bool `(n_labels,)`: the units that a layer gives, input features among them where it keeps them apart."""
+    given = np.zeros(len(graph.analysis.solver.canonical), dtype=bool)
+    for node in graph.analysis.costs:
+        for value in tree_leaves(graph.analysis.env[node]):
+            for layer in value.layers:
+                given[core(layer).numpy().clip(min=0)] = True
+    return given
 
 
 def _amount(value: float) -> str:

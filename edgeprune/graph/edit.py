@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from edgeprune.graph import binding
 from edgeprune.graph.analysis import Analysis
@@ -53,12 +54,11 @@ class Edit:
     # -- what is kept ----------------------------------------------------------------------------------------------
 
     def kept(self, value: Value, dim: int) -> np.ndarray:
-        """Indices along `dim` that stay, ascending; an input's raw part is not sliced."""
+        """Indices along `dim` that stay, ascending; of an input's raw part, those that its readers get."""
         mask = np.ones(value.shape[dim], dtype=bool)
-        if not value.raw:
-            for layer in value.on(dim):
-                labels = layer.labels.movedim(dim, 0).reshape(value.shape[dim], -1)[:, 0]
-                mask &= self.keep[labels.numpy()]
+        for layer in value.on(dim):
+            labels = layer.labels.movedim(dim, 0).reshape(value.shape[dim], -1)[:, 0]
+            mask &= self.keep[labels.numpy()]
         return np.flatnonzero(mask)
 
     def kept_size(self, value: Value, dim: int) -> int:
@@ -139,8 +139,8 @@ class Edit:
     # -- inputs and constants --------------------------------------------------------------------------------------
 
     def _is_raw(self, node: fx.Node) -> bool:
-        value = self.analysis.env[node]
-        return isinstance(value, Value) and value.raw
+        """Whether a node holds an input's elements, or several parts of them (a split)."""
+        return any(isinstance(value, Value) and value.raw for value in tree_leaves(self.analysis.env[node]))
 
     def _gather_raw_arguments(self, node: fx.Node) -> None:
         if self._is_raw(node):

@@ -146,6 +146,16 @@ def pending_labels(sizes: tuple[int, ...]) -> Tensor:
     return -torch.arange(1, math.prod(sizes) + 1).reshape(sizes)
 
 
+def pending_over(dims: tuple[int, ...], shape: tuple[int, ...]) -> Layer:
+    """A layer that varies along `dims` of `shape` by units that are not known yet."""
+    return Layer(spread(pending_labels(tuple(shape[d] for d in dims)), dims, shape), zero=False)
+
+
+def with_labels(layer: Layer, labels: Tensor) -> Layer:
+    """The layer after its elements were moved: `labels` in place of its own, of any shape."""
+    return Layer(labels, layer.zero) if layer.pending else pack(labels, layer.zero)
+
+
 def remainder(layer: Layer, dims: dict[int, int], shape: tuple[int, ...]) -> Layer | None:
     """What a rule hands on of a layer that also varies along dims which the result lacks or that must stay whole.
 
@@ -158,7 +168,7 @@ def remainder(layer: Layer, dims: dict[int, int], shape: tuple[int, ...]) -> Lay
     targets = tuple(dims[d] for d in mapped)
     if mapped == layer.dims:
         return pack(spread(core(layer), targets, shape), layer.zero)
-    return Layer(spread(pending_labels(tuple(shape[d] for d in targets)), targets, shape), zero=False)
+    return pending_over(targets, shape)
 
 
 def remainders(value: Value, dims: dict[int, int], shape: tuple[int, ...]) -> list[Layer]:
@@ -187,9 +197,7 @@ def without_overlaps(layers: Iterable[Layer]) -> list[Layer]:
         if clash is None:
             result.append(layer)
             continue
-        dims = tuple(sorted(set(clash.dims) | set(layer.dims)))
-        shape = tuple(layer.labels.shape)
-        pending = Layer(spread(pending_labels(tuple(shape[d] for d in dims)), dims, shape), zero=False)
+        pending = pending_over(tuple(sorted(set(clash.dims) | set(layer.dims))), tuple(layer.labels.shape))
         result = without_overlaps([y for y in result if y is not clash] + [pending])
     return result
 

@@ -60,13 +60,24 @@ def with_shuffles(program: ExportedProgram) -> ExportedProgram:
         found = _shuffle_at(node)
         if found is None:
             continue
-        start, groups = found
         with graph.inserting_before(node):
-            shuffle = graph.call_function(_aten.channel_shuffle.default, (start, groups))
-        shuffle.meta = dict(node.meta)
-        node.replace_all_uses_with(shuffle)
+            node.replace_all_uses_with(_shuffle(graph, *found, node.meta))
     graph.eliminate_dead_code()
     return changed
+
+
+def _shuffle(graph: fx.Graph, start: fx.Node, groups: int, meta: dict[str, Any]) -> fx.Node:
+    """The call that shuffles; the operator wants a position behind the channels, which `(batch, channels)` lacks."""
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        node = graph.call_function(target, args)
+        node.meta = {**meta, "val": target(args[0].meta["val"], *args[1:])}
+        return node
+
+    if len(_shape(start)) > 2:
+        return call(_aten.channel_shuffle.default, start, groups)
+    shuffled = call(_aten.channel_shuffle.default, call(_aten.unsqueeze.default, start, -1), groups)
+    return call(_aten.squeeze.dim, shuffled, -1)
 
 
 def _shuffle_at(node: fx.Node) -> tuple[fx.Node, int] | None:

@@ -22,7 +22,10 @@ def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
 
 
 def add_bias(analysis: Analysis, result: Value, bias: Value | None, dim: int) -> Value:
-    """Unite a bias vector with the result's `dim`; removed units still read zero only where the bias does too."""
+    """Unite a bias vector with the result's `dim`; removed units still read zero only where the bias does too.
+
+    Units along another dim alone read the whole bias where they are removed.
+    """
     if bias is None:
         return result
     letters = tuple(f"d{d}" for d in range(len(result.shape)))
@@ -32,7 +35,7 @@ def add_bias(analysis: Analysis, result: Value, bias: Value | None, dim: int) ->
     layers = []
     for layer in result.layers:
         over = operands[0].over(layer)
-        bias_zero = over != (bias_letter,) or any(twin.zero for twin in bias.layers)
+        bias_zero = any(twin.zero for twin in bias.layers) if over == (bias_letter,) else bias_letter in over
         layers.append(Layer(layer.labels, layer.zero and bias_zero))
     return Value(result.shape, tuple(layers))
 

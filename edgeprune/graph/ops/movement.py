@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeprune.graph import binding, reasons
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.labels import FIXED, Layer, Value, core, pack, pending_labels, reshape_labels, spread
+from edgeprune.graph.labels import FIXED, Layer, Value, pack, pending_over, reshape_labels, with_labels
 from edgeprune.graph.ops.registry import Call, operator
 from edgeprune.graph.reasons import Cause
 
@@ -59,15 +59,11 @@ def moved(analysis: Analysis, call: Call) -> Any:
     source = call.input
     moved_layers = [(_run(call, source, layer.labels), layer) for layer in source.layers]
     if binding.is_shape(call.shape):
-        return analysis.value(call.shape, [_as_layer(labels, layer) for labels, layer in moved_layers])
+        return analysis.value(call.shape, [with_labels(layer, labels) for labels, layer in moved_layers])
     return [
-        analysis.value(shape, [_as_layer(labels[index], layer) for labels, layer in moved_layers])
+        analysis.value(shape, [with_labels(layer, labels[index]) for labels, layer in moved_layers])
         for index, shape in enumerate(call.shape)
     ]
-
-
-def _as_layer(labels: Tensor, layer: Layer) -> Layer:
-    return Layer(labels, layer.zero) if layer.pending else pack(labels, layer.zero)
 
 
 # -- without arguments that depend on sizes ---------------------------------------------------------------------------
@@ -132,38 +128,6 @@ def lock_all(analysis: Analysis, call: Call, told: Cause | str) -> Any:
     return torch.utils._pytree.tree_map_only(tuple, lambda s: Value(s), call.shape, is_leaf=binding.is_shape)
 
 
-@operator("constant_pad_nd", "pad", moves=True)
-def pad(analysis: Analysis, call: Call) -> Value:
-    """Along labelled dims what is added is fixed; elsewhere the labels cover it."""
-    x, shape = call.input, call.shape
-    plain = call.get("mode", "constant") == "constant"
-    value = call.get("value") or 0
-    layers = []
-    for layer in x.layers:
-        if plain and any(shape[d] != x.shape[d] for d in layer.dims):
-            whole = tuple(shape[d] if d not in layer.dims else n for d, n in enumerate(x.shape))
-            sizes = [n if d // 2 in _from_last(layer, len(shape)) else 0 for d, n in enumerate(call["pad"])]
-            labels = torch.nn.functional.pad(spread(core(layer), layer.dims, whole), sizes, value=FIXED)
-            if len(layer.dims) > 1:  # whether the units vary along this dim is not settled yet
-                added = torch.nn.functional.pad(torch.zeros(1).expand(whole), sizes, value=1.0) > 0
-                labels = torch.where(added, _pending_over(layer.dims, shape).labels, labels)
-                varying = tuple(slice(None) if d in layer.dims else 0 for d in range(len(shape)))
-                labels = spread(labels[varying], layer.dims, shape)
-            layers.append(_as_layer(labels, Layer(labels, layer.zero and value == 0)))
-            continue
-        if not plain:
-            for dim in layer.dims:
-                if shape[dim] != x.shape[dim]:
-                    analysis.fix(layer, dim, reasons.REPEATED)
-        layers.append(Layer(spread(core(layer), layer.dims, shape), layer.zero and (value == 0 or not plain)))
-    return analysis.value(shape, [layer for layer in layers if layer.dims])
-
-
-def _from_last(layer: Layer, rank: int) -> set[int]:
-    """The layer's dims, counted from the last one."""
-    return {rank - 1 - d for d in layer.dims}
-
-
 # -- shapes -----------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +148,7 @@ operator("view", "reshape", "_unsafe_view", "unflatten", rewrite=rewrite_sizes, 
 @operator("view_as", "reshape_as")
 def view_as(analysis: Analysis, call: Call) -> Value:
     """Takes its shape from a second tensor, so both are pruned alike."""
-    layers = [_as_layer(reshape_labels(layer.labels, call.shape), layer) for layer in call["self"].layers]
+    layers = [with_labels(layer, reshape_labels(layer.labels, call.shape)) for layer in call["self"].layers]
     result = analysis.value(call.shape, layers)
     letters = tuple(f"d{d}" for d in range(len(call.shape)))
     unify(analysis, [Operand(result, letters), Operand(call["other"], letters)])
@@ -198,7 +162,7 @@ def expand_as(analysis: Analysis, call: Call) -> Value:
     letters = tuple(f"d{d}" for d in range(len(shape)))
     own = Operand(x, letters[len(shape) - len(x.shape) :])
     unify(analysis, [own, Operand(other, letters)])
-    layers = [_as_layer(layer.labels.expand(shape), layer) for layer in x.layers]
+    layers = [with_labels(layer, layer.labels.expand(shape)) for layer in x.layers]
     for layer in other.layers:
         if not any(own.full(letters[dim]) for dim in layer.dims):
             layers.append(Layer(layer.labels, False))
@@ -344,11 +308,7 @@ def _columns(layers: list[Layer]) -> list[Layer]:
     if max(len(layer.dims) for layer in layers) < 2:
         return layers
     dims = tuple(sorted({d for layer in layers for d in layer.dims}))
-    return [layer if layer.dims else _pending_over(dims, tuple(layer.labels.shape)) for layer in layers]
-
-
-def _pending_over(dims: tuple[int, ...], shape: tuple[int, ...]) -> Layer:
-    return Layer(spread(pending_labels(tuple(shape[d] for d in dims)), dims, shape), zero=False)
+    return [layer if layer.dims else pending_over(dims, tuple(layer.labels.shape)) for layer in layers]
 
 
 def _zero_over(part: Value, dims: tuple[int, ...]) -> bool:

@@ -31,8 +31,11 @@ def batch_norm(analysis: Analysis, call: Call) -> Value:
         _renormalise(analysis, x, {d for d in range(len(x.shape)) if d != 1})
     shift_is_zero = "bias" not in vectors or any(layer.zero for layer in vectors["bias"].layers)
     scaled = any(layer.zero for name in ("weight",) if name in vectors for layer in vectors[name].layers)
-    layers = tuple(Layer(y.labels, shift_is_zero and (scaled or y.zero)) if y.dims == (1,) else y for y in x.layers)
-    result = Value(x.shape, layers)
+    layers = []
+    for layer in x.layers:  # units along another dim alone read the channels' shifts where they are removed
+        zero = shift_is_zero and (scaled or layer.zero) if layer.dims == (1,) else layer.zero and 1 in layer.dims
+        layers.append(Layer(layer.labels, zero))
+    result = Value(x.shape, tuple(layers))
     return result if call.name in ("batch_norm", "instance_norm") else [result, *map(Value, call.shape[1:])]  # type: ignore[return-value]
 
 
