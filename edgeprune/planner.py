@@ -348,7 +348,7 @@ def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -
     inputs: dict[str, InputFeatures] = {}
     for kind, name, _ in graph.analysis.sources:
         features = input_features(graph, name, keep) if kind == "input" else None
-        if features is not None and len(features.keep) < features.size:
+        if features is not None and 0 < len(features.keep) < features.size:  # nothing gathers what nothing reads
             inputs[name] = features
     groups = tuple(
         PlannedGroup(group.name, group.n_units, int(keep[group.units].sum()), group.exact) for group in graph.groups

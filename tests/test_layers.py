@@ -50,6 +50,7 @@ LAYERS = (
         "surgery",
         "proof",
         "features",
+        "gathers",
         "folding",
         "statistics",
     },
