@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import (
     ExportGraphSignature,
     InputKind,
@@ -26,6 +26,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 _PREFIX = {InputKind.PARAMETER: "p_", InputKind.BUFFER: "b_", InputKind.CONSTANT_TENSOR: "c_"}
 _PLAIN_INPUTS = {InputKind.USER_INPUT, *_PREFIX}
@@ -98,21 +99,31 @@ def lifted(
     tensors = {str(spec.target): _tensor(module, str(spec.target)) for spec in specs if spec.target}
     _make_inputs(graph, specs)
     _know_sizes(graph, mode, _fake_inputs(program, specs, tensors, mode))
-    outputs = _output_specs(graph, program)
-    root = program.module_call_graph[0]
-    calls = replace(root.signature, outputs=[spec.arg for spec in outputs]) if root.signature else None
     state = {spec.target for spec in specs if spec.kind is InputKind.PARAMETER or spec.persistent}
-    return ExportedProgram(
+    made = ExportedProgram(
         root={},
         graph=graph,
-        graph_signature=ExportGraphSignature(specs, outputs),
+        graph_signature=ExportGraphSignature(specs, _output_specs(graph, program)),
         state_dict={name: tensor for name, tensor in tensors.items() if name in state},
         range_constraints=dict(program.range_constraints),
-        module_call_graph=[replace(root, signature=calls)],
+        module_call_graph=_calls(program),
         example_inputs=(args, {}),
         constants={name: tensor.detach() for name, tensor in tensors.items() if name not in state},
         verifiers=program.verifiers,
     )
+    made.graph_module.meta.update(program.graph_module.meta)
+    return made
+
+
+def _calls(program: ExportedProgram) -> list[ModuleCallEntry]:
+    """The modules that the program was made of, and how the whole is called, as an export has them.
+
+    The whole names no values of the graph: those of its outputs are in the graph's signature, and PyTorch renames
+    them there alone. What a part took and gave may be gone.
+    """
+    root, *parts = program.module_call_graph
+    signature = replace(root.signature, inputs=[], outputs=[]) if root.signature else None
+    return [replace(root, signature=signature), *(replace(part, signature=None) for part in parts)]
 
 
 def _fake_mode(program: ExportedProgram) -> FakeTensorMode | None:
@@ -231,6 +242,10 @@ def _know_sizes(graph: fx.Graph, mode: FakeTensorMode, values: Sequence[Any]) ->
         _Sizes(owner, mode).propagate_dont_convert_inputs(*values)
     for node, value in zip(graph.find_nodes(op="placeholder"), values, strict=True):
         node.meta["val"] = value  # an argument that is None among them
+    graph.output_node().meta.pop("val", None)
+    for node in graph.nodes:
+        if isinstance(node.meta.get("val"), Tensor):
+            node.meta["tensor_meta"] = _extract_tensor_metadata(node.meta["val"])
 
 
 class _Sizes(FakeTensorProp):

@@ -38,8 +38,10 @@ def check_graph(document: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -
     calls = document["graph_module"]["module_call_graph"]
     if not calls or calls[0]["fqn"] != "" or calls[0].get("signature") is None:
         raise InputError("graph: expected the signature of the whole network, got none")
+    # Values by name are only needed to take the network apart into modules again, and an edit may have renamed them.
+    calls[0]["signature"] |= {"inputs": [], "outputs": []}
     for call in calls[1:]:
-        call["signature"] = None  # only needed to take the network apart into modules again
+        call["signature"] = None
 
 
 def _check_size(name: str, meta: dict[str, Any]) -> None:

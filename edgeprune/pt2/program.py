@@ -11,13 +11,14 @@ import copy
 import io
 import json
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.pt2_archive._package import load_pt2
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from torch.utils import _pytree as pytree
@@ -110,6 +111,7 @@ def write_program(program: ExportedProgram, extra: Mapping[str, bytes], with_wei
         constants[name] = value
     bare = copy.copy(program)
     bare._example_inputs = None
+    bare._module_call_graph = [_of_plain_containers(program.module_call_graph[0]), *program.module_call_graph[1:]]
     bare._state_dict = {name: _hollow(tensor) for name, tensor in program.state_dict.items()}
     bare._constants = {name: _hollow(tensor) for name, tensor in constants.items()}
     buffer = io.BytesIO()
@@ -122,6 +124,30 @@ def write_program(program: ExportedProgram, extra: Mapping[str, bytes], with_wei
     contents = Contents(document, dict(program.state_dict), constants, dict(extra))
     check_graph(document, {**contents.constants, **contents.weights})
     return _compose(contents, with_weights=with_weights)
+
+
+def _of_plain_containers(call: ModuleCallEntry) -> ModuleCallEntry:
+    """A call whose named tuples are tuples and whose mappings are dicts: a file that needs no class can name none."""
+    if call.signature is None:
+        return call
+    specs = {name: _plain_spec(getattr(call.signature, name)) for name in ("in_spec", "out_spec")}
+    return replace(call, signature=replace(call.signature, **specs))
+
+
+def _plain_spec(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    return pytree.tree_structure(_plain(pytree.tree_unflatten(range(spec.num_leaves), spec)))
+
+
+def _plain(value: Any) -> Any:
+    """E.g. a `torch.return_types.max` becomes a tuple."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, list):
+        return list(map(_plain, value))
+    if isinstance(value, Mapping):
+        kind = OrderedDict if type(value) is OrderedDict else dict
+        return kind((key, _plain(item)) for key, item in value.items())
+    return value
 
 
 def inspect(data: bytes, weights: Mapping[str, torch.Tensor] | None = None) -> Contents:
