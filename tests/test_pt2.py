@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import InputError, UnsafeFileError
-from edgeprune.graph.capture import capture
+from edgeprune.graph.capture import capture, example_inputs
 from edgeprune.load import load
 from edgeprune.pt2 import read_program, write_program
 from edgeprune.pt2.archive import write_records
@@ -692,6 +692,40 @@ def test_what_we_write_passes_plain_torch_and_ourselves() -> None:
     again, files = read_program(data)
     assert files == {"note.txt": b"hello"}
     assert write_program(again, files) == data
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.head = nn.Embedding(5, 4), nn.Linear(4, 3)
+
+    def forward(self, image: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rows(ids)) * image.mean((1, 2, 3))[:, None] * mask[:, None]
+
+
+def test_a_file_holds_no_example_inputs_but_their_shapes() -> None:
+    """Plain torch gets inputs that fit; a program that edgeprune read has none that could be taken for real ones."""
+    given = (torch.rand(2, 3, 224, 224), torch.tensor([4, 2]), torch.tensor([True, False]))
+    program = capture(Mixed(), given)
+    data = write_program(program, {})
+    assert len(data) < 20_000 < 2 * 3 * 224 * 224
+    (args, kwargs) = torch.export.load(io.BytesIO(data)).example_inputs
+    assert [(x.shape, x.dtype) for x in args] == [(x.shape, x.dtype) for x in given]
+    assert kwargs == {}
+    read, _ = read_program(data)
+    assert read.example_inputs is None
+    made = example_inputs(read)
+    assert [(x.shape, x.dtype) for x in made] == [(x.shape, x.dtype) for x in given]
+    with torch.no_grad():
+        torch.testing.assert_close(read.module()(*given), program.module()(*given))
+        assert read.module()(*made).shape == (2, 3)
+
+
+def test_older_files_with_example_inputs_of_their_own_load(tmp_path: Path, plain: dict[str, bytes]) -> None:
+    older = {**plain, SAMPLES: _saved(((torch.linspace(-1, 1, 32).reshape(2, 1, 4, 4),), {}))}
+    read, _ = read_program(_zip(older))
+    assert read.example_inputs is None
+    assert [tuple(x.shape) for x in example_inputs(read)] == [(2, 1, 4, 4)]
 
 
 def test_dict_outputs_and_several_inputs_keep_their_structure() -> None:

@@ -51,7 +51,7 @@ class Contents:
 def read_program(
     data: bytes, weights: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[ExportedProgram, dict[str, bytes]]:
-    """The program in a .pt2 and its extra files by name.
+    """The program in a .pt2 and its extra files by name; whatever sample inputs the file has, the program has none.
 
     Args:
         data: the file's bytes.
@@ -72,6 +72,7 @@ def read_program(
         raise InputError(
             f"expected an exported program that PyTorch {torch.__version__} can load, got {_last_line(error)}"
         ) from error
+    program.example_inputs = None  # made-up zeros: nothing may take them for real ones
     _tie(contents.weights)
     program.state_dict.update(contents.weights)
     program.constants.update(contents.constants)
