@@ -20,8 +20,10 @@ from edgeprune.cost import count_parameters, macs
 from edgeprune.data import batches, first_inputs
 from edgeprune.errors import InputError
 from edgeprune.export import ort
+from edgeprune.export.cheader import HEADER_FILE, write_header
 from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.conversions import LeftOut, write_dynamic, write_half
+from edgeprune.export.description import FEATURES_FILE, note_in, restate
 from edgeprune.export.executorch import write_executorch
 from edgeprune.export.executorch_runtime import check_installed
 from edgeprune.export.fixed import write_fixed_batch
@@ -159,6 +161,7 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
             beside = Dense(dense, normalized(raw[:1], info.normalization))
             files = beside_dense(files, beside, example, _normalized(export, raw), told)
         files += page
+        note = note_in(folder)
     return ExportRecord(
         model=str(path),
         files=tuple(replace(file, path=_moved(file.path, folder, out)) for file in files),
@@ -167,6 +170,7 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
         variants=variants and _renamed(variants, folder, out),
         mobile=mobile,
         web=str(out / WEB) if request.web else None,
+        note=note,
     )
 
 
@@ -192,6 +196,7 @@ def _check_places(request: ExportRequest, out: Path, name: str) -> list[Path]:
 def _names(name: str, request: ExportRequest) -> dict[str, bool]:
     """The files beside those of the contracts, and whether they are asked for."""
     return {
+        HEADER_FILE: request.c_header,
         f"{name}.ort": request.ort,
         f"{name}.required_operators_and_types.config": request.ort,
         f"{name}.pte": request.executorch,
@@ -217,21 +222,27 @@ def _contracts(export: _Export) -> tuple[list[ExportedFile], int]:
     raw = export.raw("test", None)
     files = write_contracts(
         export.model.program, export.info, export.folder, name=export.name, raw_inputs=raw, opset=request.opset,
-        simplify=request.simplify, preprocess=request.preprocess, byte_scale=export.byte_scale,
+        simplify=request.simplify, preprocess=request.preprocess,
+        byte_scale=None if export.data is None else export.data.byte_scale,
     )  # fmt: skip
     return files, 0 if raw is None else len(raw)
 
 
 def _fixed(file: ExportedFile, batch: int) -> ExportedFile:
+    """A file with its batch fixed; features.json comes last, and says so of those before it."""
     path = Path(file.path)
+    if path.name == FEATURES_FILE:
+        return restate(path.parent)
     if path.suffix != ".onnx":
         return file
     return replace(write_fixed_batch(path, path, batch), parity=file.parity)
 
 
 def _targets(export: _Export, inputs: np.ndarray | None) -> list[ExportedFile]:
-    """The ORT format and ExecuTorch; `inputs` are real ones, as the network's file takes them."""
+    """C, the ORT format and ExecuTorch; `inputs` are real ones, as the network's file takes them."""
     request, files = export.request, []
+    if request.c_header:
+        files.append(write_header(export.folder))
     if request.ort:
         export.told.stage("write the ORT format and run it")
         made = write_ort(export.network, export.folder / f"{export.name}.ort", inputs, platform=request.ort_platform)

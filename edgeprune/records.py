@@ -313,7 +313,7 @@ class ExportRecord:
     """What `edgeprune export` wrote.
 
     `variants` compares fp32 with int8 and others, `mobile` says what accelerators of phones would take, `web` is the
-    folder of the page.
+    folder of the page, `note` what the files want of their inputs.
     """
 
     model: str
@@ -323,6 +323,7 @@ class ExportRecord:
     variants: VariantTable | None = None
     mobile: tuple[str, ...] = ()
     web: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ class ExportRequest:
     dynamic_size: bool = False
     opset: int | None = None
     simplify: bool = True
+    c_header: bool = False
     ort: bool = False
     ort_platform: Literal["arm", "amd64"] | None = None
     int8: bool = False

@@ -13,8 +13,8 @@ import onnx
 from edgeprune.data import batches, normalize
 from edgeprune.errors import InputError
 from edgeprune.export import ort
-from edgeprune.export.contracts import byte_scale_in, normalization_in
 from edgeprune.export.front import raw_bytes
+from edgeprune.export.metadata import byte_scale_in, normalization_in
 from edgeprune.export.onnxfile import parse_onnx, tensors_in
 from edgeprune.latency import compare_latency
 from edgeprune.progress import Progress, Silent

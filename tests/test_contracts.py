@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 import edgeprune.export.contracts as contracts
 from edgeprune.errors import InputError, ParityError
-from edgeprune.export.contracts import metadata_of, normalization_in, write_contracts
+from edgeprune.export.contracts import write_contracts
+from edgeprune.export.front import Preprocessing
+from edgeprune.export.metadata import metadata_of, normalization_in
 from edgeprune.graph.capture import Program, capture
 from edgeprune.records import ExportedFile, ModelInfo, Normalization
 
@@ -115,7 +117,7 @@ def test_all_contracts_agree_on_raw_inputs(exported: Exported) -> None:
 def test_firmware_gets_the_same_from_features_json(exported: Exported) -> None:
     """What the firmware does with the file gives what preprocess.onnx gives."""
     document = json.loads((exported.folder / "features.json").read_text())
-    assert document["format"] == "edgeprune-features/1"
+    assert document["format"] == "edgeprune-features/2"
     assert document["input_shape"] == list(exported.info.input_shape)
     raw = exported.raw[:5]
     source = raw if document["dim"] == 1 else raw.reshape(len(raw), -1)
@@ -123,6 +125,62 @@ def test_firmware_gets_the_same_from_features_json(exported: Exported) -> None:
     shape = (1, -1, *(1,) * (kept.ndim - 2))
     mean, std = (np.float32(document["scaling"][name]).reshape(shape) for name in ("mean", "std"))
     np.testing.assert_allclose((kept - mean) / std, run(exported.folder / "preprocess.onnx", raw), atol=1e-6)
+
+
+def fed(entry: dict[str, Any], values: np.ndarray) -> np.ndarray:
+    """What firmware does by the document: the scaling beside the only input, by its own formula."""
+    [taken] = entry["inputs"]
+    along = (1, -1, *(1,) * (values.ndim - 2))
+    mean, std = (np.float32(taken["scaling"][name]).reshape(along) for name in ("mean", "std"))
+    formula = {"x": values, "byte_scale": np.float32(taken["scaling"]["byte_scale"]), "mean": mean, "std": std}
+    return np.float32(eval(taken["scaling"]["formula"], {"__builtins__": {}}, formula))
+
+
+def test_every_contract_says_how_it_is_fed(exported: Exported) -> None:
+    """Each file, fed by its own entry alone, gives what PyTorch gives; raw values give something else."""
+    document = json.loads((exported.folder / "features.json").read_text())
+    assert document["classes"] == list(exported.info.classes)
+    raw = exported.raw[:5]
+    source = raw if document["dim"] == 1 else raw.reshape(len(raw), -1)
+    with torch.no_grad():
+        want = exported.program.module()(torch.from_numpy(normalized(raw, exported.info))).numpy()
+    given = {"full": raw, "slim": source[:, document["indices"]]}
+    assert list(document["contracts"]) == ["full", "slim", "preprocess"]
+    for contract, values in given.items():
+        entry = document["contracts"][contract]
+        [taken], [output] = entry["inputs"], entry["outputs"]
+        assert (taken["name"], taken["type"], taken["values"]) == ("input", "float32", "normalised")
+        assert taken["shape"] == ["batch", *values.shape[1:]]
+        assert (output["name"], output["shape"]) == ("logits", ["batch", want.shape[1]])
+        np.testing.assert_allclose(run(exported.folder / entry["file"], fed(entry, values)), want, atol=1e-5)
+        assert np.abs(run(exported.folder / entry["file"], values) - want).max() > 0.1
+    assert document["contracts"]["preprocess"]["inputs"][0]["values"] == "raw"
+    assert document["note"].startswith("full.onnx and slim.onnx take scaled values: unscaled ones give wrong answers")
+
+
+def test_network_without_normalisation_takes_what_the_device_has(tmp_path: Path) -> None:
+    write_contracts(columns(), replace(TABLE, normalization=None), tmp_path)
+    document = json.loads((tmp_path / "features.json").read_text())
+    [taken] = document["contracts"]["slim"]["inputs"]
+    assert (taken["values"], taken["unit"]) == ("raw", "a value as in the training data")
+    assert document["note"] == ""
+    np.testing.assert_array_equal(fed(document["contracts"]["slim"], np.ones((2, 2))), np.ones((2, 2)))
+
+
+def test_images_of_bytes_say_what_a_byte_stands_for(tmp_path: Path) -> None:
+    """Without normalisation too, and where all inputs stay."""
+    program = capture(nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), torch.randn(2, 3, 6, 6))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 6, 6))
+    raw = pixels.astype(np.float32) / 255
+    for info in (COLOURS, replace(COLOURS, normalization=None)):
+        write_contracts(program, info, tmp_path, raw, byte_scale=1 / 255)
+        document = json.loads((tmp_path / "features.json").read_text())
+        entry = document["contracts"]["full"]
+        assert entry["inputs"][0]["scaling"]["x"] == "a byte, 0 to 255"
+        with torch.no_grad():
+            want = program.module()(torch.from_numpy(raw if info.normalization is None else normalized(raw, info)))
+        np.testing.assert_allclose(run(tmp_path / entry["file"], fed(entry, pixels)), want.numpy(), atol=1e-5)
+        assert document["indices"] == [0, 1, 2] and document["names"] == ["x[0]", "x[1]", "x[2]"]
 
 
 def test_features_are_named(exported: Exported) -> None:
@@ -139,9 +197,12 @@ def test_files_say_what_they_are(exported: Exported) -> None:
         proto = onnx.load(exported.folder / f"{contract}.onnx")
         metadata = {entry.key: entry.value for entry in proto.metadata_props}
         assert metadata["edgeprune.contract"] == contract
-        assert json.loads(metadata["edgeprune.input_shape"]) == list(exported.info.input_shape)
+        taken = exported.raw if contract != "slim" else run(exported.folder / "preprocess.onnx", exported.raw)
+        assert json.loads(metadata["edgeprune.input_shape"]) == list(taken.shape[1:])
         assert json.loads(metadata.get("edgeprune.classes", "[]")) == list(exported.info.classes)
-        assert normalization_in(metadata, contract) == exported.info.normalization
+        stated = normalization_in(metadata, contract)
+        assert contract == "slim" or stated == exported.info.normalization
+        assert stated is not None and {len(stated.mean), len(stated.std)} <= {1, taken.shape[1]}
     slim = {node.op_type for node in onnx.load(exported.folder / "slim.onnx").graph.node}
     full = {node.op_type for node in onnx.load(exported.folder / "full.onnx").graph.node}
     assert "Gather" in full and not slim & {"Gather", "Sub", "Div"}
@@ -159,11 +220,11 @@ def test_network_that_keeps_all_inputs(tmp_path: Path) -> None:
     program = capture(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), torch.randn(2, 1, 8, 8))
     raw = raw_of(IMAGE)
     files = write_contracts(program, IMAGE, tmp_path / "scaled", raw)
-    assert [Path(file.path).name for file in files] == ["slim.onnx", "preprocess.onnx"]
+    assert [Path(file.path).name for file in files] == ["slim.onnx", "preprocess.onnx", "features.json"]
     scaled = run(tmp_path / "scaled" / "preprocess.onnx", raw)
     np.testing.assert_array_equal(scaled, normalized(raw, IMAGE))
     files = write_contracts(program, replace(IMAGE, normalization=None), tmp_path / "plain", raw)
-    assert [Path(file.path).name for file in files] == ["slim.onnx"]
+    assert [Path(file.path).name for file in files] == ["slim.onnx", "features.json"]
     np.testing.assert_allclose(
         run(tmp_path / "plain" / "slim.onnx", scaled), run(tmp_path / "scaled" / "slim.onnx", scaled), atol=1e-6
     )
@@ -178,8 +239,12 @@ def test_without_normalisation_the_features_are_only_gathered(tmp_path: Path) ->
 
 def test_program_with_several_inputs_gets_one_file(tmp_path: Path) -> None:
     program = capture(nn.Bilinear(3, 4, 2), (torch.randn(2, 3), torch.randn(2, 4)))
-    files = write_contracts(program, ModelInfo((3,)), tmp_path)
-    assert [Path(file.path).name for file in files] == ["slim.onnx"]
+    files = write_contracts(program, ModelInfo((3,), classes=("a", "b")), tmp_path)
+    assert [Path(file.path).name for file in files] == ["slim.onnx", "features.json"]
+    document = json.loads((tmp_path / "features.json").read_text())
+    assert document["classes"] == ["a", "b"] and "indices" not in document
+    names = [(value["name"], value["shape"]) for value in document["contracts"]["full"]["inputs"]]
+    assert names == [("input1", ["batch", 3]), ("input2", ["batch", 4])]
 
 
 @pytest.mark.parametrize("existing", [True, False])
@@ -246,4 +311,4 @@ def test_malformed_normalisation_is_refused(text: str) -> None:
 
 
 def test_metadata_without_normalisation_says_nothing_of_it() -> None:
-    assert normalization_in(metadata_of(ModelInfo((3,)), "full"), "net.onnx") is None
+    assert normalization_in(metadata_of(ModelInfo((3,)), "full", Preprocessing((3,))), "net.onnx") is None

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 import edgeprune.export.contracts as contracts
 from edgeprune.data import normalize, open_data
 from edgeprune.errors import InputError, ParityError
-from edgeprune.export.contracts import byte_scale_in, normalization_in, write_contracts
+from edgeprune.export.contracts import write_contracts
 from edgeprune.export.front import Preprocessing, fold_preprocessing, raw_bytes
+from edgeprune.export.metadata import byte_scale_in, normalization_in
 from edgeprune.graph.capture import Program, capture
 from edgeprune.load import load
 from edgeprune.records import InputFeatures, ModelInfo, Normalization
@@ -124,9 +125,11 @@ def test_files_say_that_they_take_raw_inputs(tmp_path: Path) -> None:
     """One that replaces an export with the preprocessing apart leaves no preprocess.onnx behind."""
     program = capture(padded_cnn(), torch.randn(2, 3, 6, 6))
     write_contracts(program, COLOURS, tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["preprocess.onnx", "slim.onnx"]
+    assert sorted(os.listdir(tmp_path)) == ["features.json", "preprocess.onnx", "slim.onnx"]
     files = write_contracts(program, COLOURS, tmp_path, preprocess="fold", byte_scale=BYTE)
-    assert [Path(file.path).name for file in files] == os.listdir(tmp_path) == ["slim.onnx"]
+    assert (
+        sorted(os.listdir(tmp_path)) == sorted(Path(file.path).name for file in files) == ["features.json", "slim.onnx"]
+    )
     metadata = metadata_in(tmp_path / "slim.onnx")
     assert metadata["edgeprune.contract"] == "full"
     assert json.loads(metadata["edgeprune.preprocess"]) == "folded"
@@ -162,7 +165,7 @@ def test_table_stays_float_and_is_not_normalised_twice(tmp_path: Path) -> None:
     raw = torch.stack([data.val[i][0] for i in range(32)]).numpy()
     write_contracts(model.program, model.info, tmp_path / "apart", raw, name="net")
     write_contracts(model.program, model.info, tmp_path / "fold", raw, name="net", preprocess="fold")
-    assert sorted(os.listdir(tmp_path / "fold")) == ["net.onnx"]
+    assert sorted(os.listdir(tmp_path / "fold")) == ["features.json", "net.onnx"]
     assert input_of(tmp_path / "fold" / "net.onnx") == (TensorProto.FLOAT, ["batch", 1, 8, 8])
     request = ValidateRequest(
         str(tmp_path / "apart" / "net.onnx"), str(tmp_path / "fold" / "net.onnx"), "digits", runs=5

@@ -18,6 +18,14 @@ def export(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write ONNX with a dynamic batch, simplified.", rich_help_panel=opt.WHAT)
     ] = False,
+    c_header: Annotated[
+        bool,
+        typer.Option(
+            "--c-header",
+            help="Write features.json as C too: features.h, kept inputs, scaling and classes for firmware.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = False,
     ort: Annotated[
         bool,
         typer.Option(
@@ -133,9 +141,10 @@ def export(
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import ExportRequest
 
-        if not any((onnx, ort, int8, executorch, mobile, web)):
+        if not any((onnx, c_header, ort, int8, executorch, mobile, web)):
             raise InputError(
-                "export: no target given: expected --onnx, or one of --ort, --int8, --executorch, --mobile and --web"
+                "export: no target given: expected --onnx, or one of --c-header, --ort, --int8, --executorch, --mobile "
+                "and --web"
             )
         request = ExportRequest(
             model=model,
@@ -145,6 +154,7 @@ def export(
             input_shape=opt.parse_shape(input_shape),
             dynamic_size=dynamic_size,
             opset=opset,
+            c_header=c_header,
             ort=ort,
             ort_platform=ort_platform,  # type: ignore[arg-type]
             int8=int8,

@@ -3,20 +3,18 @@
     full.onnx         normalised full input            -> logits   (the Gather is inside)
     slim.onnx         normalised kept features         -> logits
     preprocess.onnx   raw full input                   -> normalised kept features: what slim.onnx takes
-    features.json     indices, names and scaling of the kept features, for firmware that does without preprocess.onnx
+    features.json     for firmware: what each file takes and gives, the kept features, scaling and classes
 
 With the preprocessing folded in, full.onnx takes the raw full input (uint8 where the data are bytes, else floats),
 slim.onnx the raw kept features, and preprocess.onnx only gathers those.
 
-The network file is named after the model. One that keeps all its inputs has no full.onnx and no features.json; its
-slim.onnx takes the full input, and where that is raw there is no preprocess.onnx either.
+The network file is named after the model. One that keeps all its inputs has no full.onnx; its slim.onnx takes the full
+input, and where that is raw there is no preprocess.onnx either.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,25 +27,24 @@ from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
 from edgeprune.export import ort
+from edgeprune.export.description import FEATURES_FILE, Described, write_description
 from edgeprune.export.front import (
-    IDENTITY,
     Preprocessing,
     along_dim_1,
-    feature_scaling,
     fold_preprocessing,
     kept,
     normalized,
     preprocess_model,
     raw_bytes,
 )
+from edgeprune.export.metadata import metadata_of
 from edgeprune.export.onnx import OnnxExport, export_onnx
 from edgeprune.export.parity import input_specs, largest_error, outputs_of, quiet, row_chunks, torch_outputs
 from edgeprune.features import gathered, slim_contract
 from edgeprune.files import check_folder, staged_files, write_atomically
-from edgeprune.records import ExportedFile, InputFeatures, ModelInfo, Normalization
+from edgeprune.records import ExportedFile, InputFeatures, ModelInfo
 
-FEATURES_FORMAT = "edgeprune-features/1"
-_FIXED_NAMES = ("full.onnx", "preprocess.onnx", "features.json")
+_FIXED_NAMES = ("full.onnx", "preprocess.onnx", FEATURES_FILE)
 _CHUNK = 256
 
 
@@ -99,7 +96,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
         force: whether files of an earlier export may be replaced; those that the new one lacks are deleted then.
         preprocess: "fold" puts scaling and normalisation into the networks' graphs, which then take raw inputs.
         byte_scale: what a byte is multiplied by to be a raw input, e.g. 1/255: what is folded takes uint8 then, else
-            raw floats. "apart" does not read it.
+            raw floats. "apart" says it in features.json.
 
     Raises:
         InputError: the program, the inputs or the normalisation do not fit each other, or there are such files.
@@ -141,7 +138,7 @@ def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: np.ndarr
             raise InputError(
                 f"--preprocess fold: expected a network with one input, got {[spec.name for spec in specs]}"
             )
-        return [_exported(writing, program, writing.network, "full", raw_inputs)]
+        return _described(writing, [_exported(writing, program, writing.network, "full", raw_inputs)], None, "")
     features = gathered(program)
     writing.preprocessing(features).check()
     if writing.fold:
@@ -159,17 +156,15 @@ def _write_apart(
     if features is None:
         files = [_exported(writing, program, writing.network, "full", inputs)]
         if writing.info.normalization is None:
-            return files
+            return _described(writing, files, None, str(raw.dtype))
     else:
         files = [
             _exported(writing, program, "full.onnx", "full", inputs),
-            _exported(writing, slim_contract(program), writing.network, "slim", kept(inputs, features)),
+            _exported(writing, slim_contract(program), writing.network, "slim", kept(inputs, features), features),
         ]
     files.append(_write_preprocess(writing, features, _opened(files[-1])))
     files[-1] = replace(files[-1], parity=_check_chain(writing, program, raw, inputs))
-    if features is not None:
-        files.append(_write_features(writing, features, str(raw.dtype)))
-    return files
+    return _described(writing, files, features, str(raw.dtype))
 
 
 def _write_folded(
@@ -181,14 +176,15 @@ def _write_folded(
     network, taken = (program, inputs) if features is None else (slim_contract(program), kept(inputs, features))
     plain = _opened(_exported(writing, network, writing.network, "network", taken))
     if features is None:
-        return [_put_front(writing, program, plain, "full", (handed, inputs))]
+        file = _put_front(writing, program, plain, "full", (handed, inputs))
+        return _described(writing, [file], None, str(handed.dtype))
     files = [
         _put_front(writing, program, plain, "full", (handed, inputs), features),
         _put_front(writing, program, plain, "slim", (kept(handed, features), inputs), features),
         _write_preprocess(writing, features, plain),
     ]
     files[-1] = replace(files[-1], parity=_check_chain(writing, program, handed, inputs))
-    return [*files, _write_features(writing, features, str(handed.dtype))]
+    return _described(writing, files, features, str(handed.dtype))
 
 
 def _put_front(  # noqa: PLR0913 - what it writes, and what that is checked on
@@ -201,7 +197,7 @@ def _put_front(  # noqa: PLR0913 - what it writes, and what that is checked on
 ) -> ExportedFile:
     """One network with its front; `samples` are what the device hands over and the same, full and normalised."""
     folded = fold_preprocessing(plain, writing.preprocessing(features), gather=contract == "full")
-    helper.set_model_props(folded, metadata_of(writing.info, contract, writing.preprocessing(features)))
+    helper.set_model_props(folded, metadata_of(writing.info, contract, writing.preprocessing(features), folded=True))
     name = "full.onnx" if contract == "full" and features else writing.network
     file = _written(writing, name, folded.SerializeToString(deterministic=True))
     session = ort.session(Path(file.path))
@@ -215,14 +211,21 @@ def _put_front(  # noqa: PLR0913 - what it writes, and what that is checked on
     return replace(file, parity=max(errors))
 
 
-def _exported(writing: _Writing, program: ExportedProgram, name: str, contract: str, inputs: Any) -> ExportedFile:
+def _exported(  # noqa: PLR0913 - what it writes, and what that is checked on
+    writing: _Writing,
+    program: ExportedProgram,
+    name: str,
+    contract: str,
+    inputs: Any,
+    features: InputFeatures | None = None,
+) -> ExportedFile:
     done: OnnxExport = export_onnx(
         program,
         writing.folder / name,
         inputs=inputs,
         opset=writing.opset,
         simplify=writing.simplify,
-        metadata=metadata_of(writing.info, contract),
+        metadata=metadata_of(writing.info, contract, writing.preprocessing(features)),
     )
     return ExportedFile(done.path, done.size_bytes, done.parity)
 
@@ -268,36 +271,20 @@ def _write_preprocess(writing: _Writing, features: InputFeatures | None, network
     """Gather first, then scale what was kept: the device touches no more numbers than it needs."""
     preprocessing = writing.preprocessing(features)
     model = preprocess_model(network, preprocessing, scale=not writing.fold)
-    helper.set_model_props(model, metadata_of(writing.info, "preprocess", preprocessing if writing.fold else None))
+    helper.set_model_props(model, metadata_of(writing.info, "preprocess", preprocessing, folded=writing.fold))
     onnx.checker.check_model(model, full_check=True)
     return _written(writing, "preprocess.onnx", model.SerializeToString(deterministic=True))
 
 
-def _write_features(writing: _Writing, features: InputFeatures, input_type: str) -> ExportedFile:
-    """What firmware does to a raw input before slim.onnx: take `indices` of it as `input_type`, then scale."""
-    info = writing.info
-    left = IDENTITY if writing.fold else info.normalization
-    mean, std = feature_scaling(Preprocessing(tuple(info.input_shape), left, features))
-    document = {
-        "format": FEATURES_FORMAT,
-        "input_shape": list(info.input_shape),
-        "input_type": input_type,
-        "size": features.size,
-        "dim": features.dim,
-        "indices": list(features.keep),
-        "names": _feature_names(info, features),
-        "scaling": {"mean": mean.tolist(), "std": std.tolist()},
-    }
-    return _written(writing, "features.json", (json.dumps(document, indent=1) + "\n").encode())
-
-
-def _feature_names(info: ModelInfo, features: InputFeatures) -> list[str]:
-    """The data's names where it has them, else the position, e.g. `x[0,3,5]`: channel 0, row 3, column 5."""
-    if len(info.feature_names) == features.size:
-        return [info.feature_names[index] for index in features.keep]
-    shape = (features.size,) if features.dim == 1 else tuple(info.input_shape)
-    places = (np.unravel_index(index, shape) for index in features.keep)
-    return ["x[" + ",".join(str(int(place)) for place in position) + "]" for position in places]
+def _described(
+    writing: _Writing, files: list[ExportedFile], features: InputFeatures | None, input_type: str
+) -> list[ExportedFile]:
+    """The files, and features.json, which says of each what goes in and what comes out."""
+    names = [Path(file.path).name for file in files]
+    network = "slim" if "full.onnx" in names else "full"
+    contracts = {name.removesuffix(".onnx") if name in _FIXED_NAMES else network: name for name in names}
+    described = Described(writing.info, features, contracts, input_type, writing.fold, writing.byte_scale)
+    return [*files, write_description(writing.folder, described)]
 
 
 # --- all agree
@@ -320,70 +307,3 @@ def _check_chain(writing: _Writing, program: ExportedProgram, raw: np.ndarray, i
             wanted = outputs_of(full, [raw[rows] if writing.fold else inputs[rows]])
             worst = max(worst, largest_error(wanted, chained, f"{chain} against full.onnx"))
     return worst
-
-
-# --- what a file says of itself
-
-
-def metadata_of(info: ModelInfo, contract: str, folded: Preprocessing | None = None) -> dict[str, str]:
-    """ONNX metadata: the contract (`full`, `slim` or `preprocess`) and what is known of the network's inputs.
-
-    With the preprocessing `folded` in, the file takes raw inputs: the normalisation left to do is none (mean 0, std 1),
-    what was folded is told apart, and `edgeprune.byte_scale` says what a byte stands for.
-    """
-    entries: dict[str, Any] = {"input_shape": list(info.input_shape)}
-    if info.classes:
-        entries["classes"] = list(info.classes)
-    if info.normalization is not None:
-        entries["normalization"] = _numbers(info.normalization)
-    if folded is not None:
-        entries["folded_normalization"] = _numbers(info.normalization or IDENTITY)
-        entries["normalization"] = _numbers(IDENTITY)
-        entries["preprocess"] = "folded"
-        if folded.byte_scale is not None:
-            entries["byte_scale"] = folded.byte_scale
-    return {"edgeprune.contract": contract, **{f"edgeprune.{key}": json.dumps(value) for key, value in entries.items()}}
-
-
-def _numbers(normalization: Normalization) -> dict[str, list[float]]:
-    return {
-        "mean": [float(value) for value in normalization.mean],
-        "std": [float(value) for value in normalization.std],
-    }
-
-
-def normalization_in(metadata: Mapping[str, str], where: str) -> Normalization | None:
-    """The normalisation that a file states, or None.
-
-    Raises:
-        InputError: the entry is malformed; `where` names the file.
-    """
-    text = metadata.get("edgeprune.normalization")
-    if text is None:
-        return None
-    try:
-        entry = json.loads(text)
-        mean, std = (tuple(float(value) for value in entry[key]) for key in ("mean", "std"))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{where}: edgeprune.normalization: expected lists mean and std, got {text[:80]!r}") from error
-    if not mean or not std or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
-        raise InputError(f"{where}: edgeprune.normalization: expected finite values and std above 0, got {text[:80]!r}")
-    return Normalization(mean, std)
-
-
-def byte_scale_in(metadata: Mapping[str, str], where: str) -> float | None:
-    """What a byte that a file takes is multiplied by to be a raw input, or None where it takes floats.
-
-    Raises:
-        InputError: the entry is malformed; `where` names the file.
-    """
-    text = metadata.get("edgeprune.byte_scale")
-    if text is None:
-        return None
-    try:
-        scale = float(text)
-    except ValueError:
-        scale = 0.0
-    if not (np.isfinite(scale) and scale > 0):
-        raise InputError(f"{where}: edgeprune.byte_scale: expected a number above 0, got {text[:80]!r}")
-    return scale

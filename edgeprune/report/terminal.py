@@ -136,6 +136,8 @@ def export(record: ExportRecord) -> RenderableType:
     parts: list[RenderableType] = [_check(f"the files agree with PyTorch on {record.n_samples:,} inputs")]
     if record.variants is not None:
         parts += _variants(record.variants)
+    if record.note:
+        parts.append(Text.assemble(("  inputs  ", "cyan"), record.note))
     parts += [Text.assemble(("  phones  ", "cyan"), words) for words in record.mobile]
     if record.web is not None:
         parts += [_unbroken("  next    ", f"edgeprune serve {_quoted(record.web)}", "bold")]

@@ -21,7 +21,7 @@ def exported(quick_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("targets")
     result = done(
         place, "export", quick_run.folder / "slim.pt2", "--ort", "--int8", "--mobile", "--batch", "1",
-        "--preprocess", "fold", "--dense", MLP, "--out", "out", "--json",
+        "--preprocess", "fold", "--c-header", "--dense", MLP, "--out", "out", "--json",
     )  # fmt: skip
     (place / "document.json").write_text(result.out)
     return place
@@ -30,7 +30,7 @@ def exported(quick_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_files_are_there_and_are_what_the_document_says(exported: Path) -> None:
     document = json.loads((exported / "document.json").read_text())
     written = {Path(file["path"]).name for file in document["files"]}
-    assert {"slim.onnx", "full.onnx", "preprocess.onnx", "features.json", "slim.ort"} < written
+    assert {"slim.onnx", "full.onnx", "preprocess.onnx", "features.json", "features.h", "slim.ort"} < written
     assert written | {"slim.int8.onnx", "slim.dynamic.onnx"} == names(exported / "out")
     timed = {Path(file["path"]).name: file["ratio"] for file in document["files"] if file["ratio"] is not None}
     assert set(timed) == {"slim.onnx", "slim.ort"}
@@ -62,6 +62,15 @@ def test_the_files_take_one_sample_of_bytes(exported: Path, digits: DataSource) 
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
     np.testing.assert_allclose(scores[1], scores[2], atol=1e-5)
     onnx.checker.check_model(str(exported / "out" / "slim.int8.onnx"))
+
+
+def test_firmware_is_told_of_the_fixed_batch(exported: Path) -> None:
+    document = json.loads((exported / "out" / "features.json").read_text())
+    entry, n_kept = document["contracts"]["slim"], len(document["indices"])
+    assert [(value["type"], value["shape"]) for value in entry["inputs"]] == [("uint8", [1, n_kept])]
+    assert [value["shape"] for value in entry["outputs"]] == [[1, 10]]
+    header = (exported / "out" / "features.h").read_text()
+    assert f"#define EDGEPRUNE_N_FEATURES {n_kept}\n" in header and "typedef uint8_t edgeprune_feature;" in header
 
 
 def test_a_second_export_replaces_all_of_the_first(exported: Path, quick_run: Run, tmp_path: Path) -> None:

@@ -1,0 +1,195 @@
+"""features.json: what firmware has to know of an export to feed its files and to read their outputs.
+
+    input_shape, input_type      one raw input, without the batch
+    size, dim, indices, names    which of its features the network takes: along `dim`, or of the flattened input
+    scaling                      mean and std of those, as `contracts` says for each file
+    classes                      in the order of the outputs
+    contracts                    by name (full, slim, preprocess): the file, its inputs and its outputs
+
+An input's `values` are raw, in its `unit`, or normalised; its `scaling` says how they are made of what a device hands
+over, by the numbers along its dim 1. Where no features went, `indices` counts all along dim 1. Files of version 1 had
+neither `classes` nor `contracts`, and were written only where features went.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from edgeprune.export.front import IDENTITY, Preprocessing, feature_scaling
+from edgeprune.files import write_atomically
+from edgeprune.records import ExportedFile, InputFeatures, ModelInfo, Normalization
+
+FEATURES_FILE = "features.json"
+FEATURES_FORMAT = "edgeprune-features/2"
+FORMULA = "(x * byte_scale - mean) / std"
+_BYTE, _OWN = "a byte, 0 to 255", "a value as in the training data"
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """An export to describe: its files by contract, and what was done to raw inputs on the way.
+
+    `input_type` is numpy's name for what a device hands over. `folded` says that the files scale by themselves;
+    `byte_scale` is what a byte is multiplied by to be a raw value, None where the data are no bytes.
+    """
+
+    info: ModelInfo
+    features: InputFeatures | None
+    files: Mapping[str, str]
+    input_type: str
+    folded: bool = False
+    byte_scale: float | None = None
+
+    @property
+    def normalization(self) -> Normalization:
+        """What is left to do for whoever feeds the files."""
+        return IDENTITY if self.folded else self.info.normalization or IDENTITY
+
+
+def description(folder: Path, described: Described) -> dict[str, Any]:
+    """The document for the ONNX files in `folder`, whose inputs and outputs are read from them."""
+    protos = {contract: _opened(folder / name) for contract, name in described.files.items()}
+    document: dict[str, Any] = {"format": FEATURES_FORMAT}
+    if all(len(proto.graph.input) == 1 for proto in protos.values()):
+        document |= _single_input(described)
+    document["classes"] = list(described.info.classes)
+    document["contracts"] = {
+        contract: {
+            "file": described.files[contract],
+            "inputs": _inputs(described, contract, proto.graph),
+            "outputs": [_value(value) for value in proto.graph.output],
+        }
+        for contract, proto in protos.items()
+    }
+    document["note"] = _note(document["contracts"])
+    return document
+
+
+def write_description(folder: Path, described: Described) -> ExportedFile:
+    """Write features.json beside the files that it describes."""
+    return _write(folder / FEATURES_FILE, description(folder, described))
+
+
+def restate(folder: Path) -> ExportedFile:
+    """Write features.json again with the sizes that its files have now: a batch may have been fixed."""
+    document = json.loads((folder / FEATURES_FILE).read_bytes())
+    for entry in document["contracts"].values():
+        proto = _opened(folder / entry["file"])
+        for values, now in ((entry["inputs"], proto.graph.input), (entry["outputs"], proto.graph.output)):
+            for value, tensor in zip(values, now, strict=True):
+                value.update(_value(tensor))
+    return _write(folder / FEATURES_FILE, document)
+
+
+def note_in(folder: Path) -> str:
+    """What goes wrong without an error where the files in `folder` are fed wrongly; empty where nothing does."""
+    return str(json.loads((folder / FEATURES_FILE).read_bytes())["note"])
+
+
+def _write(path: Path, document: dict[str, Any]) -> ExportedFile:
+    content = (json.dumps(document, indent=1) + "\n").encode()
+    write_atomically(path, content)
+    return ExportedFile(str(path), len(content), None)
+
+
+def _opened(path: Path) -> onnx.ModelProto:
+    return onnx.load(path, load_external_data=False)
+
+
+def _single_input(described: Described) -> dict[str, Any]:
+    """What there is to say of the one raw input: the kept features, by their positions along `dim`."""
+    info, features = described.info, described.features
+    kept = features or InputFeatures(info.input_shape[0], tuple(range(info.input_shape[0])), 1)
+    mean, std = feature_scaling(Preprocessing(tuple(info.input_shape), described.normalization, features))
+    return {
+        "input_shape": list(info.input_shape),
+        "input_type": described.input_type,
+        "size": kept.size,
+        "dim": kept.dim,
+        "indices": list(kept.keep),
+        "names": _names(info, kept),
+        "scaling": {"mean": mean.tolist(), "std": std.tolist()},
+    }
+
+
+def _names(info: ModelInfo, features: InputFeatures) -> list[str]:
+    """The data's names where it has them, else the position, e.g. `x[0,3,5]`: channel 0, row 3, column 5."""
+    if len(info.feature_names) == features.size:
+        return [info.feature_names[index] for index in features.keep]
+    shape = (features.size,) if features.dim == 1 else tuple(info.input_shape)
+    places = (np.unravel_index(index, shape) for index in features.keep)
+    return ["x[" + ",".join(str(int(place)) for place in position) + "]" for position in places]
+
+
+def _inputs(described: Described, contract: str, graph: onnx.GraphProto) -> list[dict[str, Any]]:
+    """Every input of a file: name, type and shape; of the only one also what its values are and how they are made."""
+    inputs = [_value(value) for value in graph.input]
+    if len(inputs) > 1:
+        return inputs
+    unscaled = described.info.normalization is None or described.folded or contract == "preprocess"
+    said: dict[str, Any] = {"values": "raw" if unscaled else "normalised", "unit": None, "scaling": None}
+    if unscaled:
+        said["unit"] = _unit(described)
+    is_float = graph.input[0].type.tensor_type.elem_type in _FLOATS
+    if contract != "preprocess" and not described.folded and is_float:
+        said["scaling"] = _scaling(described, described.features if contract == "slim" else None)
+    return [{**inputs[0], **said}]
+
+
+def _unit(described: Described) -> str:
+    """What a raw value of a file's input is."""
+    if described.byte_scale is None:
+        return _OWN
+    return _BYTE if described.folded or described.byte_scale == 1 else f"a byte times {described.byte_scale:.9g}"
+
+
+def _scaling(described: Described, features: InputFeatures | None) -> dict[str, Any]:
+    """How an input is made of what a device hands over, `x`: one mean and std for each index along dim 1."""
+    mean, std = feature_scaling(Preprocessing(tuple(described.info.input_shape), described.normalization, features))
+    return {
+        "formula": FORMULA,
+        "x": _OWN if described.byte_scale is None else _BYTE,
+        "x_type": described.input_type if described.byte_scale is None else "uint8",
+        "byte_scale": 1.0 if described.byte_scale is None else described.byte_scale,
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
+
+
+def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    """A free size is told by its name, e.g. `["batch", 6]`."""
+    tensor = value.type.tensor_type
+    return {
+        "name": value.name,
+        "type": np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name,
+        "shape": [size.dim_param or size.dim_value for size in tensor.shape.dim],
+    }
+
+
+def _note(contracts: Mapping[str, Any]) -> str:
+    """What goes wrong without an error; nothing where the files take what a device has."""
+    named = [entry["file"] for entry in contracts.values() if any(map(_is_scaled, entry["inputs"]))]
+    if not named:
+        return ""
+    preprocess = contracts.get("preprocess")
+    instead = f", or let {preprocess['file']} make what {named[-1]} takes" if preprocess else ""
+    return (
+        f"{' and '.join(named)} {'takes' if len(named) == 1 else 'take'} scaled values: unscaled ones give wrong "
+        f"answers without an error. Apply the scaling that stands beside the input{instead}."
+    )
+
+
+def _is_scaled(value: Mapping[str, Any]) -> bool:
+    scaling = value.get("scaling")
+    if scaling is None:
+        return False
+    return bool(scaling["byte_scale"] != 1 or set(scaling["mean"]) != {0.0} or set(scaling["std"]) != {1.0})
