@@ -16,6 +16,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeprune.besides import Dense, beside_dense
+from edgeprune.chance import check_above_chance
 from edgeprune.cost import count_parameters, macs
 from edgeprune.data import batches, first_inputs
 from edgeprune.errors import InputError
@@ -42,6 +43,7 @@ from edgeprune.graph.groups import analyze
 from edgeprune.job import RUNS, completed, model_and_data, newest_run
 from edgeprune.latency import measure_files, ratio_interval
 from edgeprune.load import load
+from edgeprune.normalizing import with_normalization
 from edgeprune.progress import Progress
 from edgeprune.records import DataSource, ExportedFile, ExportRecord, Model, ModelInfo
 from edgeprune.requests import ExportRequest
@@ -134,6 +136,7 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
         check_installed()
     told.stage("load")
     model, data = model_and_data(replace(request, model=str(path)))
+    model = with_normalization(model, data, request.normalize, assumed.append)
     info = completed(model.info, data, request.data) if data else model.info
     for text in assumed:
         told.say(f"assumed: {text}")
@@ -277,6 +280,8 @@ def _variants(export: _Export) -> VariantTable:
     calibration = _inputs(export, "train")
     if calibration is None:
         raise InputError("--int8: expected data to calibrate on, got none; give --data")
+    if export.data is not None and not request.allow_chance:
+        check_above_chance(export.model, export.data)
     accuracy = _accuracy(export)
     paths = {kind: export.folder / f"{export.name}.{kind}.onnx" for kind in ("int8", "dynamic", "fp16")}
     told.stage("quantise to int8")

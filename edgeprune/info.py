@@ -104,6 +104,7 @@ def _normalization(value: Any) -> Normalization:
         mean, std = (tuple(float(number) for number in value[name]) for name in ("mean", "std"))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"model info: expected normalization with mean and std, got {str(value)[:60]}") from error
-    if len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or not all(number > 0 for number in std):
+    fits = bool(mean and std) and (len(mean) == len(std) or 1 in (len(mean), len(std)))
+    if not fits or not all(map(math.isfinite, mean + std)) or not all(number > 0 for number in std):
         raise InputError(f"model info: expected finite means and stds above 0, got {str(value)[:80]}")
     return Normalization(mean, std)

@@ -11,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeprune.candidate import Budgets, Trainer
+from edgeprune.chance import check_above_chance
 from edgeprune.cost import macs
 from edgeprune.costmodel import known_share
 from edgeprune.data import check_fits, open_data
@@ -24,6 +25,7 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.load import load
+from edgeprune.normalizing import with_normalization
 from edgeprune.profiling import Timing, is_here, profile
 from edgeprune.progress import Progress
 from edgeprune.pruning_plan import PruningPlan, read_plan
@@ -79,6 +81,9 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         check_logits(model.program, data)
     if data is not None and request.data is None:
         assume(f"--data {model.info.data} (the data that the model was trained on)")
+    model = with_normalization(model, data, request.normalize, assume)
+    if data is not None and not request.allow_chance:
+        check_above_chance(model, data)
     rules = _rules(request, model, data)
     budgets = replace(_budgets(request, data is not None, assume), rules=rules)
     trainer = _trainer(request, model, data, assume) if data else None
@@ -242,12 +247,9 @@ def _trainer(request: CompressRequest, model: Model, data: DataSource, assume: A
         epochs = min(60, max(2, round(_FINETUNE_STEPS / per_epoch)))
         assume(f"--finetune-epochs {epochs}")
     threads = request.threads or threads_for(model.program)
-    normalization = model.info.normalization or data.normalization
-    if model.info.normalization is None:
-        means, stds = (", ".join(f"{x:.4g}" for x in part[:4]) for part in (normalization.mean, normalization.std))
-        assume(f"inputs normalised as (x - mean) / std of the data: mean {means}, std {stds}")
     settings = replace(settings, epochs=epochs, threads=threads, best_from=_SETTLED)
-    return Trainer(data, normalization, settings, request.distill, float_type(model.program))
+    assert model.info.normalization is not None
+    return Trainer(data, model.info.normalization, settings, request.distill, float_type(model.program))
 
 
 def _feature_budget(text: str) -> dict[str, Any]:
@@ -315,7 +317,6 @@ def completed(info: ModelInfo, data: DataSource, spec: str | None) -> ModelInfo:
     return replace(
         info,
         data=spec or info.data,
-        normalization=info.normalization or data.normalization,
         classes=info.classes or data.classes,
         feature_names=info.feature_names or data.feature_names,
     )

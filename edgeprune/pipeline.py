@@ -34,6 +34,7 @@ from edgeprune.job import (
     threads_for,
 )
 from edgeprune.load import capture_single, load, load_architecture
+from edgeprune.normalizing import asked_normalization, check_width
 from edgeprune.outcome import measured
 from edgeprune.processes import is_main
 from edgeprune.profiling import Timing
@@ -89,7 +90,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
     request.settings.check()
     if is_main():
         check_places(request, told)
-    data = open_data(request.data)
+    data = _normalised(open_data(request.data), request)
     torch.manual_seed(request.settings.seed)
     model = build(request.arch)
     program = _captured(model, request, data)
@@ -138,6 +139,13 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         zero_share=_zero_share(layers),
         layers=layers,
     )
+
+
+def _normalised(data: DataSource, request: TrainRequest) -> DataSource:
+    """The data with the normalisation that the network is trained on, which its checkpoint records."""
+    normalization = asked_normalization(request.normalize, data, request.arch)
+    check_width(normalization, data.input_shape)
+    return replace(data, normalization=normalization)
 
 
 def _zero_share(layers: Sequence[LayerZeros]) -> float:

@@ -28,6 +28,9 @@ class Normalization:
     std: tuple[float, ...]
 
 
+IDENTITY = Normalization((0.0,), (1.0,))  # inputs go in as they are
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a model file says of itself, beside its weights.
@@ -66,6 +69,7 @@ class DataSource:
     """A data set cut into three splits; each split yields `(x, y)`: x float32 `info.input_shape`, raw; y an int.
 
     `byte_scale` is what a byte is multiplied by to be a raw value, e.g. 1/255; None where the data are no bytes.
+    `states_normalization` tells a mean and std that the user's own code gives from what was measured on `train`.
     """
 
     name: str
@@ -77,6 +81,7 @@ class DataSource:
     normalization: Normalization
     feature_names: tuple[str, ...] = ()
     byte_scale: float | None = None
+    states_normalization: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ class TrainRequest:
     settings: TrainSettings = field(default_factory=TrainSettings)
     force: bool = False
     resume: bool = False
+    normalize: str = "data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class CompressRequest:
     force: bool = False
     unsafe_pickle: bool = False
     command: str = ""
+    normalize: str | None = None
+    allow_chance: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class ExportRequest:
     web_runtime: str = "1.30.0"
     force: bool = False
     unsafe_pickle: bool = False
+    normalize: str | None = None
+    allow_chance: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,8 @@ class ValidateRequest:
     threads: int = 1
     runs: int = 200
     batch_size: int = 1
+    normalize: str | None = None
+    allow_chance: bool = False
 
 
 @dataclass(frozen=True, slots=True)

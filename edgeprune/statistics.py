@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,6 +11,10 @@ from edgeprune.errors import InputError
 from edgeprune.records import AccuracyComparison
 
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+_Z_ONE_SIDED = 1.6448536269514722  # 95 %
+_FEWEST = 20  # samples that tell a network from luck
+_ROUNDING = 1e-9
+_SLIGHT = 0.2  # kappa below which agreement is slight (Landis and Koch 1977)
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -28,6 +33,55 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     half = Z95 / scale * math.sqrt(share * (1 - share) / n + (Z95 / (2 * n)) ** 2)
     # At 0 and n the bound is exactly the end; rounding must not put it past the share itself.
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+@dataclass(frozen=True, slots=True)
+class Luck:
+    """Predicted classes beside what their frequencies give by luck: the same predictions, the labels shuffled.
+
+    `accuracy` is the share that is right, `expected` its mean under shuffling and `spread` its standard deviation.
+    """
+
+    accuracy: float
+    expected: float
+    spread: float
+    n_samples: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """What 95 % of the shuffles give."""
+        return max(0.0, self.expected - Z95 * self.spread), min(1.0, self.expected + Z95 * self.spread)
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether nothing tells the predictions from luck, on samples enough to tell.
+
+        What is better than luck by a fifth of what could be (Cohen's kappa of 0.2) is not called luck because the
+        samples are few. Nor are fewer than 20 samples, or labels of one class, judged.
+        """
+        if self.n_samples < _FEWEST or self.expected >= 1:
+            return False
+        kappa = (self.accuracy - self.expected) / (1 - self.expected)
+        return kappa < _SLIGHT and self.accuracy <= self.expected + _Z_ONE_SIDED * self.spread + _ROUNDING
+
+
+def luck(predicted: np.ndarray, labels: np.ndarray) -> Luck:
+    """How well predictions `(n_samples,)` agree with labels `(n_samples,)`, and how well they would by luck.
+
+    A constant prediction is right as often as its class occurs, which is luck, however often that is. Mean and variance
+    are those of a permutation statistic (Hoeffding 1951): with a_k predictions and b_k labels of class k,
+    mean = sum a_k b_k / n.
+
+    Raises:
+        InputError: no samples, or different lengths.
+    """
+    if predicted.ndim != 1 or predicted.shape != labels.shape or predicted.size == 0:
+        raise InputError(f"expected predictions and labels (n_samples,), got {predicted.shape} and {labels.shape}")
+    n, n_classes = predicted.size, 1 + int(max(predicted.max(), labels.max()))
+    a, b = (np.bincount(values, minlength=n_classes) / n for values in (predicted, labels))
+    together = float((a * b).sum())
+    variance = (together - float((a * b * (a + b)).sum()) + together**2) / max(1, n - 1)
+    return Luck(float((predicted == labels).mean()), together, math.sqrt(max(0.0, variance)), n)
 
 
 def compare_accuracy(dense_correct: np.ndarray, slim_correct: np.ndarray) -> AccuracyComparison:

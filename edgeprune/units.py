@@ -1,4 +1,4 @@
-"""Budgets as people write them: `5ms`, `0.5x`, `500kB`."""
+"""Budgets and scalings as people write them: `5ms`, `0.5x`, `500kB`, `mean=0.5;std=0.25`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,33 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise InputError(f"--max-size: expected at least one byte, got {text!r}")
     return size
+
+
+NORMALIZE = ("none", "data", "weights")
+_SCALING = re.compile(r"mean=(?P<mean>[^;]+);\s*std=(?P<std>[^;]+)")
+
+
+def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Means and stds, of all inputs or of each channel or column: `mean=0.485,0.456,0.406;std=0.229,0.224,0.225`.
+
+    Returns None for the words in NORMALIZE, which say where to take them from.
+
+    Raises:
+        InputError: another text, numbers that are not finite, or a std that is not above 0.
+    """
+    if text in NORMALIZE:
+        return None
+    found = _SCALING.fullmatch(text.strip())
+    try:
+        mean, std = (tuple(map(float, found[name].split(","))) for name in ("mean", "std")) if found else ((), ())
+    except ValueError:
+        mean, std = (), ()
+    if not mean or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise InputError(
+            f"--normalize: expected {', '.join(NORMALIZE)} or numbers such as 'mean=0.5;std=0.25' with std above 0, "
+            f"got {text[:80]!r}"
+        )
+    return mean, std
 
 
 def size_text(n_bytes: float) -> str:

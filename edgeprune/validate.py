@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from edgeprune.chance import chance_text
 from edgeprune.data import batches, normalize
 from edgeprune.errors import InputError
 from edgeprune.export import ort
@@ -17,10 +18,11 @@ from edgeprune.export.front import raw_bytes
 from edgeprune.export.metadata import byte_scale_in, normalization_in
 from edgeprune.export.onnxfile import parse_onnx, tensors_in
 from edgeprune.latency import compare_latency
+from edgeprune.normalizing import asked_normalization, check_width
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import DataSource, LatencyComparison, Normalization, ValidateRecord
+from edgeprune.records import IDENTITY, DataSource, LatencyComparison, Normalization, ValidateRecord
 from edgeprune.requests import ValidateRequest
-from edgeprune.statistics import compare_accuracy
+from edgeprune.statistics import compare_accuracy, luck
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +38,7 @@ class _Network:
     path: Path
     session: InferenceSession
     size_bytes: int
-    normalization: Normalization
+    normalization: Normalization | None  # None: the file does not say
     preprocess: InferenceSession | None = None
     byte_scale: float | None = None
 
@@ -47,7 +49,7 @@ class _Network:
             return ort.run(self.preprocess, handed)
         if self.byte_scale is not None:
             return handed
-        return np.ascontiguousarray(normalize(raw, self.normalization).numpy())
+        return np.ascontiguousarray(normalize(raw, self.normalization or IDENTITY).numpy())
 
     def logits(self, raw: torch.Tensor) -> np.ndarray:
         """`(batch, n_classes)`; raises InputError where they are not finite."""
@@ -61,7 +63,6 @@ def validate_files(
     request: ValidateRequest,
     data: DataSource,
     *,
-    normalization: Normalization | None = None,
     progress: Progress | None = None,
 ) -> ValidateRecord:
     """Compare `request.dense` and `request.slim` on the whole test split of `data`.
@@ -71,22 +72,26 @@ def validate_files(
     Args:
         request: the two files, the budgets, and how to time; `request.data` is not read.
         data: raw samples; their shape and classes must be the networks'.
-        normalization: for files that state none; None takes the data's own, and says so.
         progress: told of the stages.
 
     Raises:
-        InputError: a file is missing, malformed, points outside its folder or does not fit the data.
+        InputError: a file is missing, malformed, points outside its folder or does not fit the data; the dense network
+            is no better than guessing.
     """
     told = progress or Silent()
-    fallback = normalization or data.normalization
-    dense = _open(Path(request.dense), data, fallback, told)
-    slim = _open(Path(request.slim), data, fallback, told)
+    dense, slim = _normalised(_open(Path(request.dense), data), _open(Path(request.slim), data), request, data, told)
     told.stage("accuracy on the test split")
-    correct, parity = _run_both(dense, slim, data, told)
+    answers, labels, parity = _run_both(dense, slim, data, told)
+    found = luck(answers[0], labels)
+    if found.is_chance and not request.allow_chance:
+        raise InputError(
+            f"{dense.path}: {chance_text(found, 'the network')} of data {data.name}; give --normalize as it was "
+            "trained, and the classes in the order of that training; --allow-chance goes on nevertheless"
+        )
     told.stage("latency")
     latency = _latency(dense, slim, data, request, told)
     record = ValidateRecord(
-        accuracy=compare_accuracy(*correct),
+        accuracy=compare_accuracy(answers[0] == labels, answers[1] == labels),
         parity=parity,
         dense_bytes=dense.size_bytes,
         slim_bytes=slim.size_bytes,
@@ -99,26 +104,56 @@ def validate_files(
 # --- open
 
 
-def _open(path: Path, data: DataSource, fallback: Normalization, progress: Progress) -> _Network:
+def _open(path: Path, data: DataSource) -> _Network:
     """A checked file, with the preprocessing that stands beside it where it takes only some of the features."""
     size_bytes = _check_file(path)
     session = ort.session(path)
     _check_outputs(path, session, len(data.classes))
     shape = _input_shape(path, session)
+    stated = normalization_in(session.get_modelmeta().custom_metadata_map, str(path))
     if not _accepts(shape, data.input_shape):
         preprocess = _preprocess(path, shape, data)
-        return _Network(path, session, size_bytes, fallback, preprocess, _byte_scale(path, preprocess))
-    stated = normalization_in(session.get_modelmeta().custom_metadata_map, str(path))
-    if stated is None:
-        progress.say(
-            f"{path}: states no normalisation; taken: mean {_short(fallback.mean)}, std {_short(fallback.std)}"
-        )
-    elif not {len(stated.mean), len(stated.std)} <= {1, data.input_shape[0]}:
+        return _Network(path, session, size_bytes, stated, preprocess, _byte_scale(path, preprocess))
+    if stated is not None and not {len(stated.mean), len(stated.std)} <= {1, data.input_shape[0]}:
         raise InputError(
             f"{path}: edgeprune.normalization: expected 1 or {data.input_shape[0]} values, "
             f"got {len(stated.mean)} and {len(stated.std)}"
         )
-    return _Network(path, session, size_bytes, stated or fallback, None, _byte_scale(path, session))
+    return _Network(path, session, size_bytes, stated, None, _byte_scale(path, session))
+
+
+def _normalised(
+    dense: _Network, slim: _Network, request: ValidateRequest, data: DataSource, progress: Progress
+) -> tuple[_Network, _Network]:
+    """Both with a normalisation, and told where the file does not say: as asked, as the other file has it, or none."""
+    asked, why = IDENTITY, "none; inputs as the data hold them"
+    if request.normalize is not None:
+        asked, why = asked_normalization(request.normalize, data, None), f"--normalize {request.normalize}"
+        check_width(asked, data.input_shape)
+    elif data.states_normalization:
+        asked, why = data.normalization, f"as data {data.name} says"
+    else:
+        for network in (dense, slim):
+            stated = _of_network(network)
+            if stated is not None:
+                asked, why = stated, f"as {network.path} says"
+    both = []
+    for network in (dense, slim):
+        if network.normalization is None and network.preprocess is None:
+            taken = f"mean {_short(asked.mean)}, std {_short(asked.std)} ({why})"
+            progress.say(f"{network.path}: states no normalisation; taken: {taken}")
+            network = replace(network, normalization=asked)
+        both.append(network)
+    return both[0], both[1]
+
+
+def _of_network(network: _Network) -> Normalization | None:
+    """What the network itself was trained with: where its file takes raw inputs, what is folded into it."""
+    metadata = network.session.get_modelmeta().custom_metadata_map
+    folded = metadata.get("edgeprune.folded_normalization")
+    if folded is None:
+        return network.normalization
+    return normalization_in({"edgeprune.normalization": folded}, str(network.path))
 
 
 def _preprocess(path: Path, shape: tuple[int | None, ...], data: DataSource) -> InferenceSession:
@@ -198,9 +233,10 @@ def _short(values: tuple[float, ...]) -> str:
 
 def _run_both(
     dense: _Network, slim: _Network, data: DataSource, progress: Progress
-) -> tuple[tuple[np.ndarray, np.ndarray], float]:
-    """Which samples each gets right, bool `(n_samples,)`, and the largest difference of their logits."""
-    correct: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, float]:
+    """What each answers and what is right, int64 `(n_samples,)`, and the largest difference of their logits."""
+    answers: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    labels: list[np.ndarray] = []
     parity, done, total = 0.0, 0, len(data.test)  # type: ignore[arg-type]
     for x, y in _test_batches(data):
         logits = [network.logits(x) for network in (dense, slim)]
@@ -209,14 +245,15 @@ def _run_both(
                 raise InputError(
                     f"{network.path}: expected logits {(len(y), len(data.classes))} for the data, got {values.shape}"
                 )
-        for outcome, values in zip(correct, logits, strict=True):
-            outcome.append(values.argmax(axis=1) == y.numpy())
+        for outcome, values in zip(answers, logits, strict=True):
+            outcome.append(values.argmax(axis=1))
+        labels.append(y.numpy())
         parity = max(parity, float(np.abs(logits[0] - logits[1]).max()))
         done += len(y)
         progress.advance(done, total)
     if not done:
         raise InputError(f"data {data.name}: expected samples in the test split, got none")
-    return (np.concatenate(correct[0]), np.concatenate(correct[1])), parity
+    return (np.concatenate(answers[0]), np.concatenate(answers[1])), np.concatenate(labels), parity
 
 
 def _test_batches(data: DataSource) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

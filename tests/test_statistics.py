@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from edgeprune.errors import InputError
-from edgeprune.statistics import compare_accuracy, wilson
+from edgeprune.statistics import compare_accuracy, luck, wilson
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 1), (0, 20), (9, 10), (20, 20), (355, 359), (9_876, 10_000)])
@@ -73,3 +73,37 @@ def test_the_interval_of_the_drop_holds_its_level():
 def test_outcomes_that_cannot_be_paired_are_refused(dense, slim):
     with pytest.raises(InputError, match="of the same samples"):
         compare_accuracy(np.array(dense, bool), np.array(slim, bool))
+
+
+def test_luck_is_what_shuffled_labels_give() -> None:
+    rng = np.random.default_rng(0)
+    predicted, labels = rng.integers(0, 3, 50), rng.choice(3, 50, p=[0.6, 0.3, 0.1])
+    found = luck(predicted, labels)
+    shuffled = [(predicted == rng.permutation(labels)).mean() for _ in range(20_000)]
+    assert found.accuracy == (predicted == labels).mean()
+    assert found.expected == pytest.approx(np.mean(shuffled), abs=0.002)
+    assert found.spread == pytest.approx(np.std(shuffled), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "chance"),
+    [(10, 100, True), (14, 100, True), (25, 100, False), (99, 100, False), (2, 10, False), (120, 1000, False)],
+)
+def test_chance_of_ten_classes(right: int, n: int, chance: bool) -> None:
+    labels = np.arange(n) % 10
+    predicted = np.where(np.arange(n) < n - right, (labels + 1 + np.arange(n) // 10 % 9) % 10, labels)
+    assert luck(predicted, labels).is_chance is chance
+
+
+def test_always_the_same_answer_is_chance_however_often_it_is_right() -> None:
+    labels = (np.arange(200) % 10 == 0).astype(int)
+    assert luck(np.zeros(200, int), labels).is_chance and luck(np.zeros(200, int), labels).accuracy == 0.9
+    better = np.where(np.arange(200) % 20 == 0, 1, 0)  # half of the rare class is found
+    assert not luck(better, labels).is_chance
+    assert not luck(np.zeros(200, int), np.zeros(200, int)).is_chance  # of one class nothing can be told
+    assert luck(1 - labels, labels).is_chance  # worse than luck
+
+
+def test_luck_refuses_what_does_not_go_together() -> None:
+    with pytest.raises(InputError, match=r"got \(3,\) and \(4,\)"):
+        luck(np.zeros(3, int), np.zeros(4, int))

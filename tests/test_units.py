@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.errors import InputError
-from edgeprune.units import LatencyLimit, parse_latency, parse_size, size_text
+from edgeprune.units import LatencyLimit, parse_latency, parse_normalization, parse_size, size_text
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,17 @@ def test_no_text_does_anything_else(text: str) -> None:
 
 def test_sizes_for_people() -> None:
     assert [size_text(n) for n in (12, 1500, 2_340_000, 5e9)] == ["12 B", "1.5 kB", "2.34 MB", "5 GB"]
+
+
+def test_scalings() -> None:
+    assert [parse_normalization(word) for word in ("none", "data", "weights")] == [None, None, None]
+    assert parse_normalization("mean=0;std=0.5") == ((0.0,), (0.5,))
+    assert parse_normalization("mean=1,-2,3e1; std=1,2,3") == ((1.0, -2.0, 30.0), (1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "mean=1", "std=1;mean=1", "mean=1;std=0", "mean=nan;std=1", "mean=1;std=inf", "mean=1,;std=1", "Data"]
+)
+def test_typos_in_scalings_are_told(text: str) -> None:
+    with pytest.raises(InputError, match="--normalize: expected none, data, weights or numbers"):
+        parse_normalization(text)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgeprune.data import batches, normalize, open_data
 from edgeprune.errors import InputError
+from edgeprune.export import ort
 from edgeprune.export.contracts import write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.capture import capture
@@ -119,14 +120,47 @@ def test_missed_budgets_are_named(files: Files) -> None:
     assert validate_files(request(files, max_drop=50.0, max_latency_ratio=1e6), files.data).failures == ()
 
 
-def test_file_without_normalisation_takes_the_data_s_and_says_so(files: Files, tmp_path: Path) -> None:
-    proto = onnx.load(files.dense)
+def bare(path: Path, folder: Path) -> str:
+    """The file without what it says of itself, as another tool would have written it."""
+    proto = onnx.load(path)
     del proto.metadata_props[:]
-    onnx.save(proto, tmp_path / "bare.onnx")
+    onnx.save(proto, folder / "bare.onnx")
+    return str(folder / "bare.onnx")
+
+
+@pytest.mark.parametrize("which", ["dense", "slim"])
+def test_file_without_normalisation_takes_that_of_the_other_and_says_so(
+    which: str, files: Files, tmp_path: Path
+) -> None:
     notes = Notes()
-    record = validate_files(request(files, slim=str(tmp_path / "bare.onnx")), files.data, progress=notes)
+    pair = {"slim": str(files.dense), which: bare(files.dense, tmp_path)}
+    record = validate_files(request(files, **pair), files.data, progress=notes)
     assert record.parity == 0 and record.accuracy.drop_points == 0
     assert len(notes.said) == 1 and "bare.onnx: states no normalisation; taken: mean" in notes.said[0]
+    assert f"(as {files.dense} says)" in notes.said[0]
+
+
+def test_foreign_files_take_the_data_as_they_are_or_as_asked(files: Files, tmp_path: Path) -> None:
+    path, notes = bare(files.dense, tmp_path), Notes()
+    x, y = next(iter(batches(files.data.test, 1000)))
+    right = (ort.run(ort.session(Path(path)), x.numpy()).argmax(1) == y.numpy()).mean()
+    raw = validate_files(request(files, dense=path, slim=path, allow_chance=True), files.data, progress=notes)
+    assert len(notes.said) == 2 and all("none; inputs as the data hold them" in text for text in notes.said)
+    scaled = validate_files(request(files, dense=path, slim=path, normalize="data"), files.data)
+    assert raw.accuracy.dense == pytest.approx(right) and scaled.accuracy.dense != raw.accuracy.dense
+
+
+def test_networks_at_chance_are_not_compared(files: Files, tmp_path: Path) -> None:
+    proto = onnx.load(files.dense)
+    weights = max(proto.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights.raw_data = bytes(len(weights.raw_data))  # always the same class
+    onnx.save(proto, tmp_path / "constant.onnx")
+    pair = {"dense": str(tmp_path / "constant.onnx"), "slim": str(tmp_path / "constant.onnx")}
+    with pytest.raises(
+        InputError, match=r"constant.onnx: expected the network to do better than guessing, got 1\d\.\d%"
+    ):
+        validate_files(request(files, **pair), files.data)
+    assert validate_files(request(files, **pair, allow_chance=True), files.data).accuracy.dense < 0.15
 
 
 def test_each_file_is_fed_by_its_own_normalisation(files: Files, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def compress(
         str, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .safetensors) or exported program (.pt2).")
     ],
     data: opt.Data = None,
+    normalize: opt.Normalize = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -141,6 +142,7 @@ def compress(
     attention: opt.Attention = "heads",
     seed: opt.Seed = 0,
     threads: opt.Threads = None,
+    allow_chance: opt.AllowChance = False,
     unsafe_pickle: opt.UnsafePickle = False,
     out: Annotated[
         str | None,
@@ -184,6 +186,8 @@ def compress(
             threads=threads,
             force=force,
             unsafe_pickle=unsafe_pickle,
+            normalize=normalize,
+            allow_chance=allow_chance,
             command=output.command,
         )
         with output.working() as progress:

@@ -59,6 +59,7 @@ def export(
         ),
     ] = False,
     data: opt.Data = None,
+    normalize: opt.Normalize = None,
     arch: opt.Arch = None,
     input_shape: opt.InputShape = None,
     dynamic_size: opt.DynamicSize = False,
@@ -123,6 +124,7 @@ def export(
     simplify: Annotated[
         bool, typer.Option("--simplify/--no-simplify", help="Run the graph simplifier.", rich_help_panel=opt.HOW)
     ] = True,
+    allow_chance: opt.AllowChance = False,
     unsafe_pickle: opt.UnsafePickle = False,
     out: Annotated[
         str | None,
@@ -169,6 +171,8 @@ def export(
             simplify=simplify,
             force=force,
             unsafe_pickle=unsafe_pickle,
+            normalize=normalize,
+            allow_chance=allow_chance,
         )
         with output.working() as progress:
             from edgeprune import pipeline

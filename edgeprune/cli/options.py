@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from edgeprune.catalog import OPTIONS, names, owners
-from edgeprune.units import parse_latency, parse_size
+from edgeprune.units import parse_latency, parse_normalization, parse_size
 
 N = TypeVar("N", int, float)
 WHAT = "What to do"
@@ -120,6 +120,11 @@ def check_size(value: str | None) -> str | None:
     return _checked_by(parse_size, value)
 
 
+def check_normalization(value: str | None) -> str | None:
+    """Accept `none`, `data`, `weights` or `mean=0.5;std=0.25`."""
+    return _checked_by(parse_normalization, value)
+
+
 def check_batch(value: str) -> str:
     """Accept `dynamic`, or a whole number from 1."""
     if value != "dynamic" and not (value.isdecimal() and 0 < int(value) < 2**31):
@@ -195,6 +200,27 @@ DATA_HELP = (
     "or path/file.py:factory"
 )
 Data = Annotated[str | None, typer.Option(metavar="DATA", help=DATA_HELP + ".", rich_help_panel=WHAT)]
+NORMALIZE_HELP = (
+    "How the network's inputs are made of the data: none (as the data hold them), data (mean and std of the training "
+    "split), weights (as torchvision or timm say of theirs), or 'mean=0.485,0.456,0.406;std=0.229,0.224,0.225'. "
+)
+Normalize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help=NORMALIZE_HELP + "Default: as the model's file records; none for weights that edgeprune did not train.",
+        callback=check_normalization,
+        rich_help_panel=WHAT,
+    ),
+]
+AllowChance = Annotated[
+    bool,
+    typer.Option(
+        "--allow-chance",
+        help="Go on where the network is no better than guessing on the data.",
+        rich_help_panel=HOW,
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option(

@@ -21,6 +21,15 @@ def train(
         ),
     ],
     data: Annotated[str, typer.Option(metavar="DATA", help=opt.DATA_HELP + ".", rich_help_panel=opt.WHAT)],
+    normalize: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help=opt.NORMALIZE_HELP + "It is recorded in the checkpoint.",
+            callback=opt.check_normalization,
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = "data",
     epochs: Annotated[
         int,
         typer.Option(
@@ -159,7 +168,7 @@ def train(
         method=method,
         options={name: value for name, value in own.items() if value is not None},
     )
-    request = TrainRequest(arch, data, out, settings, force, resume)
+    request = TrainRequest(arch, data, out, settings, force, resume, normalize)
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:
             from edgeprune import pipeline

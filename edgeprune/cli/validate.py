@@ -13,6 +13,15 @@ def validate(
     dense: Annotated[str, typer.Argument(metavar="DENSE.onnx", help="The network before.")],
     slim: Annotated[str, typer.Argument(metavar="SLIM.onnx", help="The network after.")],
     data: Annotated[str, typer.Option(metavar="DATA", help=opt.DATA_HELP + ".", rich_help_panel=opt.WHAT)],
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help=opt.NORMALIZE_HELP + "For a file that does not say; default: as the other file says, else none.",
+            callback=opt.check_normalization,
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -50,6 +59,7 @@ def validate(
             metavar="N", help="Samples in each timed run.", parser=opt.positive_count, rich_help_panel=opt.HOW
         ),
     ] = 1,
+    allow_chance: opt.AllowChance = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -59,7 +69,18 @@ def validate(
     """
     from edgeprune.requests import ValidateRequest
 
-    request = ValidateRequest(dense, slim, data, max_drop, max_latency_ratio, threads, runs, batch_size)
+    request = ValidateRequest(
+        dense,
+        slim,
+        data,
+        max_drop,
+        max_latency_ratio,
+        threads,
+        runs,
+        batch_size,
+        normalize=normalize,
+        allow_chance=allow_chance,
+    )
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:
             from edgeprune import pipeline

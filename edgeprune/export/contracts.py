@@ -32,6 +32,7 @@ from edgeprune.export.front import (
     Preprocessing,
     along_dim_1,
     fold_preprocessing,
+    is_identity,
     kept,
     normalized,
     preprocess_model,
@@ -155,7 +156,7 @@ def _write_apart(
     inputs = normalized(raw, writing.info.normalization)
     if features is None:
         files = [_exported(writing, program, writing.network, "full", inputs)]
-        if writing.info.normalization is None:
+        if is_identity(writing.info.normalization):
             return _described(writing, files, None, str(raw.dtype))
     else:
         files = [

@@ -23,9 +23,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from edgeprune.export.front import IDENTITY, Preprocessing, feature_scaling
+from edgeprune.export.front import Preprocessing, feature_scaling, is_identity
 from edgeprune.files import write_atomically
-from edgeprune.records import ExportedFile, InputFeatures, ModelInfo, Normalization
+from edgeprune.records import IDENTITY, ExportedFile, InputFeatures, ModelInfo, Normalization
 
 FEATURES_FILE = "features.json"
 FEATURES_FORMAT = "edgeprune-features/2"
@@ -135,7 +135,7 @@ def _inputs(described: Described, contract: str, graph: onnx.GraphProto) -> list
     inputs = [_value(value) for value in graph.input]
     if len(inputs) > 1:
         return inputs
-    unscaled = described.info.normalization is None or described.folded or contract == "preprocess"
+    unscaled = is_identity(described.info.normalization) or described.folded or contract == "preprocess"
     said: dict[str, Any] = {"values": "raw" if unscaled else "normalised", "unit": None, "scaling": None}
     if unscaled:
         said["unit"] = _unit(described)

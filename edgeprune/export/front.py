@@ -18,9 +18,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.errors import InputError
-from edgeprune.records import InputFeatures, Normalization
+from edgeprune.records import IDENTITY, InputFeatures, Normalization
 
-IDENTITY = Normalization((0.0,), (1.0,))
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 _WHOLE = 1e-2  # of a byte's step: what float32 loses on `byte / 255` is far below, another scale is far above
 
@@ -38,6 +37,11 @@ class Preprocessing:
     features: InputFeatures | None = None
     byte_scale: float | None = None
 
+    @property
+    def scales(self) -> bool:
+        """Whether anything is done to the numbers."""
+        return self.byte_scale is not None or not is_identity(self.normalization)
+
     def check(self) -> None:
         """Raise InputError where the numbers cannot be used on inputs of this shape."""
         if self.byte_scale is not None and not (np.isfinite(self.byte_scale) and self.byte_scale > 0):
@@ -52,11 +56,16 @@ class Preprocessing:
 
     def check_foldable(self) -> None:
         """Raise InputError where nothing would be folded."""
-        if self.byte_scale is None and self.normalization is None:
+        if not self.scales:
             raise InputError(
-                "--preprocess fold: the model states no normalisation and its data are no bytes, so there is nothing "
-                "to fold; leave the option out"
+                "--preprocess fold: the model takes its inputs as they are and its data are no bytes, so there is "
+                "nothing to fold; leave the option out"
             )
+
+
+def is_identity(normalization: Normalization | None) -> bool:
+    """Whether it leaves every number as it is; None stands for that too."""
+    return normalization is None or not (any(normalization.mean) or any(value != 1.0 for value in normalization.std))
 
 
 # --- the same in numpy
@@ -196,7 +205,7 @@ class _Front:
 
     def scale(self) -> None:
         """What the scaling of a byte adds is taken into mean and std, in float64."""
-        if self.preprocessing.normalization is None and self.preprocessing.byte_scale is None:
+        if not self.preprocessing.scales:
             return
         if self.wanted not in _FLOATS:
             got = TensorProto.DataType.Name(self.wanted).lower()
@@ -206,7 +215,7 @@ class _Front:
         mean, std = feature_scaling(self.preprocessing)
         unit = self.preprocessing.byte_scale or 1.0
         n_dims, array_type = len(self.network.type.tensor_type.shape.dim), helper.tensor_dtype_to_np_dtype(self.wanted)
-        if self.preprocessing.normalization is not None:
+        if mean.any():
             self._add("Sub", along_dim_1(mean / unit, n_dims).astype(array_type))
         self._add("Div", along_dim_1(std / unit, n_dims).astype(array_type))
 

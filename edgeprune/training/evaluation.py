@@ -30,6 +30,16 @@ def predict(
     return np.concatenate([logits.cpu().numpy() for logits, _ in _outputs(module, split, normalization, indices)])
 
 
+def answers(
+    module: nn.Module, split: Dataset[Any], normalization: Normalization, batch_size: int = _BATCH
+) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted and the true classes of a split, int64 `(n_samples,)` each, in its order."""
+    indices = order(len(split), batch_size)  # type: ignore[arg-type]
+    pairs = [(logits.argmax(dim=1), y) for logits, y in _outputs(module, split, normalization, indices)]
+    predicted, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*pairs, strict=True))
+    return predicted, labels
+
+
 def evaluate(
     module: nn.Module,
     split: Dataset[Any],

@@ -1,0 +1,101 @@
+"""How raw inputs become what a network takes: as the user says, else as its file says, else they go in as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from edgeprune.errors import InputError
+from edgeprune.pretrained import option_text, published_normalization, weights_normalization
+from edgeprune.records import IDENTITY, DataSource, Model, Normalization
+from edgeprune.units import parse_normalization
+
+_MOST_SHOWN = 4
+
+
+def with_normalization(
+    model: Model, data: DataSource | None, asked: str | None, assume: Callable[[str], None]
+) -> Model:
+    """The model with the normalisation of its inputs in its info.
+
+    What a file of edgeprune's records is kept unless the user asks for another. Weights that edgeprune did not train
+    take the data as they are, which is told, for nobody knows what they saw; where the user's own DataSource says mean
+    and std, those.
+
+    Args:
+        model: what was loaded.
+        data: those that it is judged on; None leaves the normalisation open where nothing was asked.
+        asked: `none`, `data`, `weights` or `mean=...;std=...`.
+        assume: told what was assumed.
+
+    Raises:
+        InputError: a normalisation that cannot be had, or of another number of channels or columns.
+    """
+    recorded = model.info.normalization
+    if asked is None and (recorded is not None or data is None):
+        return model
+    stated = data is not None and data.states_normalization
+    chosen = asked_normalization(asked or ("data" if stated else "none"), data, model.info.arch)
+    check_width(chosen, model.info.input_shape)
+    if asked is None and data is not None:
+        assume(f"--normalize data ({_about(chosen)}, as {data.name} says)" if stated else _none(model, data))
+    elif recorded is not None and chosen != recorded:
+        assume(f"--normalize {asked} for {option_text(_short(recorded))}, which the model's file records")
+    return replace(model, info=replace(model.info, normalization=chosen))
+
+
+def asked_normalization(asked: str, data: DataSource | None, arch: str | None) -> Normalization:
+    """What `--normalize` stands for.
+
+    Raises:
+        InputError: `data` without data, `weights` of an architecture that says nothing of them, or another text.
+    """
+    given = parse_normalization(asked)
+    if given is not None:
+        return Normalization(*given)
+    if asked == "none":
+        return IDENTITY
+    if asked == "weights":
+        return weights_normalization(arch)
+    if data is None:
+        raise InputError("--normalize data: expected data to measure mean and std on, got none; give --data")
+    return data.normalization
+
+
+def other_normalizations(model: Model, data: DataSource) -> dict[str, Normalization]:
+    """What could be tried where a network makes nothing of its inputs, by what the user would ask for."""
+    others = {"none": IDENTITY, "data": data.normalization}
+    published = published_normalization(model.info.arch)
+    if published is not None:
+        others["weights"] = published
+    if data.byte_scale is not None:
+        as_bytes = Normalization((0.0,), (data.byte_scale,))  # e.g. 0..255, as an image file holds them
+        others[f"'{option_text(as_bytes)}'"] = as_bytes
+    width = model.info.input_shape[0]
+    fitting = {name: value for name, value in others.items() if {len(value.mean), len(value.std)} <= {1, width}}
+    return {name: value for name, value in fitting.items() if value != model.info.normalization}
+
+
+def check_width(normalization: Normalization, shape: tuple[int, ...]) -> None:
+    """Raise InputError unless it has one mean and std, or one for each channel or column of `shape`."""
+    counts = {len(normalization.mean), len(normalization.std)}
+    if not counts <= {1, shape[0]}:
+        raise InputError(f"--normalize: expected 1 or {shape[0]} means and stds for inputs {shape}, got {max(counts)}")
+
+
+def _none(model: Model, data: DataSource) -> str:
+    """E.g. "--normalize none (... as the data hold them, with mean=50 and std=4)"."""
+    published = published_normalization(model.info.arch)
+    other = "" if published is None else f"; weights would be {option_text(published)}"
+    return (
+        "--normalize none (edgeprune did not train these weights: inputs go in as the data hold them, "
+        f"with {_about(data.normalization)}{other})"
+    )
+
+
+def _about(normalization: Normalization) -> str:
+    return option_text(_short(normalization)).replace(";", " and ")
+
+
+def _short(normalization: Normalization) -> Normalization:
+    return Normalization(normalization.mean[:_MOST_SHOWN], normalization.std[:_MOST_SHOWN])
