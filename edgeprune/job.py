@@ -15,6 +15,7 @@ from edgeprune.chance import check_above_chance
 from edgeprune.cost import macs
 from edgeprune.costmodel import known_share
 from edgeprune.data import check_fits, open_data
+from edgeprune.data.labels import with_classes_of
 from edgeprune.data.limits import check_file
 from edgeprune.device import Device, read_device
 from edgeprune.errors import InputError, PlanError
@@ -81,6 +82,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         check_logits(model.program, data)
     if data is not None and request.data is None:
         assume(f"--data {model.info.data} (the data that the model was trained on)")
+    assumed += data.notes if data is not None else ()
     model = with_normalization(model, data, request.normalize, assume)
     if data is not None and not request.allow_chance:
         check_above_chance(model, data)
@@ -284,6 +286,7 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
         if data is None and model.info.data is not None:
             data = open_data(model.info.data, seed=seed)
         if data is not None:
+            data = with_classes_of(data, model.info.classes, n_outputs(model.program))
             check_fits(data, model.info, n_outputs(model.program))
     except InputError as error:
         if request.data:

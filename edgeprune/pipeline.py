@@ -110,6 +110,8 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         if team.any(is_main() and is_done(request)):
             return replace(_done_before(request, info, data, team, told), seconds=time.perf_counter() - start)
         if team.is_main:
+            for note in data.notes:
+                told.say(f"assumed: {note}")
             for name, value in settings.assumed.items():
                 told.say(f"assumed: --{name.replace('_', '-')} {value}")
         told.stage(f"train {request.arch}")

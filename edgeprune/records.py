@@ -69,7 +69,8 @@ class DataSource:
     """A data set cut into three splits; each split yields `(x, y)`: x float32 `info.input_shape`, raw; y an int.
 
     `byte_scale` is what a byte is multiplied by to be a raw value, e.g. 1/255; None where the data are no bytes.
-    `states_normalization` tells a mean and std that the user's own code gives from what was measured on `train`.
+    `states_normalization` tells a mean and std that the user's own code gives from what was measured on `train`;
+    `notes` say what was decided about the files, for the user to be told.
     """
 
     name: str
@@ -82,6 +83,7 @@ class DataSource:
     feature_names: tuple[str, ...] = ()
     byte_scale: float | None = None
     states_normalization: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx
 
 from edgeprune.chance import chance_text
 from edgeprune.data import batches, normalize
+from edgeprune.data.labels import with_classes_of
 from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.front import raw_bytes
@@ -79,6 +81,9 @@ def validate_files(
             is no better than guessing.
     """
     told = progress or Silent()
+    data = _with_classes(data, Path(request.dense))
+    for note in data.notes:
+        told.say(f"assumed: {note}")
     dense, slim = _normalised(_open(Path(request.dense), data), _open(Path(request.slim), data), request, data, told)
     told.stage("accuracy on the test split")
     answers, labels, parity = _run_both(dense, slim, data, told)
@@ -102,6 +107,20 @@ def validate_files(
 
 
 # --- open
+
+
+def _with_classes(data: DataSource, path: Path) -> DataSource:
+    """The data with the class numbers of a network's file, by the names that it states or the number of its outputs."""
+    proto = parse_onnx(path)
+    stated = {entry.key: entry.value for entry in proto.metadata_props}.get("edgeprune.classes", "[]")
+    try:
+        names = json.loads(stated)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: edgeprune.classes: expected a list of names, got {stated[:80]!r}")
+    sizes = [dim.dim_value for value in proto.graph.output for dim in value.type.tensor_type.shape.dim]
+    return with_classes_of(data, names, sizes[1] if len(sizes) == 2 and sizes[1] else None)
 
 
 def _open(path: Path, data: DataSource) -> _Network:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from edgeprune.data.labels import class_labels
 from edgeprune.data.limits import check_file, check_size, check_unpacked
 from edgeprune.data.splits import TensorSplit, build, cut, to_tensor
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource
 
-MAX_CLASSES = 100_000
 Pair = tuple[np.ndarray, np.ndarray]
 _SPLITS = ("train", "val", "test")
 
@@ -26,8 +26,9 @@ _SPLITS = ("train", "val", "test")
 def open_npz(file: str) -> DataSource:
     """A .npz file with `x` and `y`, or `x_train`, `y_train` and the same for `test` and, if wanted, `val`.
 
-    `x` is `(n, ...)`, floats as they are or bytes that are read as 0..1; `y` holds ints from 0, `(n,)`. `X` is taken
-    for `x`. `x` and `y` alone are cut 60/20/20. Sizes are checked in the headers before any array is read.
+    `x` is `(n, ...)`, floats as they are or bytes that are read as 0..1; `y` holds the classes, as `class_labels` takes
+    them. `X` is taken for `x`. `x` and `y` alone are cut 60/20/20. Sizes are checked in the headers before any array is
+    read.
     """
     path = Path(file)
     check_file(path, "an .npz file")
@@ -63,19 +64,14 @@ def from_arrays(name: str, parts: Mapping[str, Pair], classes: tuple[str, ...] =
 
     Raises:
         InputError: parts that do not make three splits, x and y of different lengths, shapes that differ between
-            splits, labels that are not ints from 0, NaN or infinite values.
+            splits, labels that are no classes (see `class_labels`), NaN or infinite values.
     """
-    tensors = {split: _samples(pair, f"{name}, {split}") for split, pair in parts.items()}
+    labels = class_labels({split: y for split, (_, y) in parts.items()}, name, classes)
+    tensors = {split: _samples(x, labels.indices[split], f"{name}, {split}") for split, (x, _) in parts.items()}
     shapes = {split: tuple(x.shape[1:]) for split, (x, _, _) in tensors.items()}
     if len(set(shapes.values())) > 1:
         raise InputError(f"{name}: expected samples of one shape in every split, got {shapes}")
-    n_classes = 1 + max(int(y.max()) for _, y, _ in tensors.values())
-    if classes and n_classes > len(classes):
-        raise InputError(f"{name}: expected labels below {len(classes)}, got {n_classes - 1}")
-    if n_classes > MAX_CLASSES:
-        raise InputError(f"{name}: expected labels below {MAX_CLASSES}, got {n_classes - 1}")
-    names = classes or tuple(str(label) for label in range(n_classes))
-    return build(name, _three(tensors, name), names)
+    return build(name, _three(tensors, name), labels.classes, notes=labels.notes)
 
 
 def _three(tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor, float]], name: str) -> list[Dataset[object]]:
@@ -90,20 +86,14 @@ def _three(tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor, float]], name
     return [*cut(x, y, (0.9, 0.1), scale), splits["test" if "test" in splits else "val"]]
 
 
-def _samples(pair: Pair, where: str) -> tuple[torch.Tensor, torch.Tensor, float]:
-    x, y = (np.asarray(array) for array in pair)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.dtype.kind not in "iu" or y.ndim != 1:
-        raise InputError(f"{where}: expected labels y as ints (n,), got {y.dtype} {y.shape}")
+def _samples(x: np.ndarray, y: np.ndarray, where: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+    x = np.asarray(x)
     if x.ndim < 2 or len(x) != len(y):
         raise InputError(f"{where}: expected x of shape ({len(y)}, ...), one sample per label, got {x.shape}")
     if len(y) == 0:
         raise InputError(f"{where}: expected at least one sample, got none")
-    if y.min() < 0:
-        raise InputError(f"{where}: expected labels from 0, got {y.min()} at index {int(y.argmin())}")
     tensor, scale = to_tensor(x, where)
-    return tensor, torch.from_numpy(y.astype(np.int64)), scale
+    return tensor, torch.from_numpy(y), scale
 
 
 def _check_headers(stream: IO[bytes], path: Path) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from edgeprune.data.splits import TensorSplit, check_finite
+from edgeprune.data.splits import TensorSplit, check_finite, class_index
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.records import DataSource, ModelInfo, Normalization
 
@@ -98,11 +98,14 @@ def _take(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(split, TensorSplit):
         return split.take(index)
     if isinstance(split, TensorDataset) and len(split.tensors) == 2:
-        x, y = split.tensors[0][index].to(torch.float32), split.tensors[1][index].to(torch.int64)
+        labels = split.tensors[1][index]
+        if labels.dim() != 1 or labels.is_floating_point():
+            class_index(labels[0])  # for what it says of it
+        x, y = split.tensors[0][index].to(torch.float32), labels.reshape(len(index)).to(torch.int64)
     else:
         samples = [split[int(i)] for i in index]
         x = torch.stack([torch.as_tensor(sample[0], dtype=torch.float32) for sample in samples])
-        y = torch.tensor([int(sample[1]) for sample in samples], dtype=torch.int64)
+        y = torch.tensor([class_index(sample[1]) for sample in samples], dtype=torch.int64)
     # TensorSplits were checked when they were made; these come from the user's own code.
     check_finite(x.numpy(), f"batch of samples {index[0]} and on")
     return x, y

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from edgeprune.data.limits import need
+from edgeprune.data.pixels import is_deep, peculiarities, to_square
 from edgeprune.data.splits import LazySplit, build, stratified
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource
 
 DEFAULT_SIZE = 64
 MAX_PIXELS = 50_000_000  # of one file, checked in its header
+_MOST_LOOKED = 200  # headers of a folder's images, evenly spaced
+_NO_IMAGES = {"thumbs.db", "desktop.ini"}  # which a system leaves in folders
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
@@ -47,10 +51,27 @@ class PathList(Sequence[Path]):
 class ImageFiles(Dataset[Any]):
     """Image files and their labels; a sample is x float32 `(3, size, size)` in 0..1 and y."""
 
-    byte_scale = 1.0 / 255.0
-
-    def __init__(self, paths: PathList, labels: np.ndarray, size: int) -> None:
+    def __init__(
+        self, paths: PathList, labels: np.ndarray, size: int, skipped: Mapping[str, int] | None = None
+    ) -> None:
         self.paths, self.labels, self.size = paths, labels, size
+        self.skipped = skipped or {}
+        self.notes, self.byte_scale = self._looked()
+
+    def _looked(self) -> tuple[tuple[str, ...], float | None]:
+        """What is said of these files, by the headers of some; and what a byte stands for, where all hold bytes."""
+        notes: dict[str, str] = {}
+        deep = False
+        for index in np.unique(np.linspace(0, len(self) - 1, min(len(self), _MOST_LOOKED)).astype(int)):
+            path = self.paths[int(index)]
+            with opened(path, self.paths.root) as image:
+                deep = deep or is_deep(image)
+                for text in peculiarities(image):
+                    notes.setdefault(text, f"{text} (e.g. {path.relative_to(self.paths.root)})")
+        if self.skipped:
+            counts = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in self.skipped.items())
+            notes["skipped"] = f"files are left out that are no images by name ({counts:.80})"
+        return tuple(notes.values()), None if deep else 1.0 / 255.0
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -60,22 +81,27 @@ class ImageFiles(Dataset[Any]):
 
 
 def read_image(path: Path, root: Path, size: int) -> Tensor:
-    """An image as float32 `(3, size, size)` in 0..1: scaled to cover the square, then cropped to its centre.
+    """An image as float32 `(3, size, size)` in 0..1, see `edgeprune.data.pixels`.
 
     Raises:
-        InputError: outside of `root`, not an image, damaged, or of more than MAX_PIXELS.
+        InputError: outside of `root`, not an image, damaged, of more than MAX_PIXELS, or of an unknown range.
     """
+    with opened(path, root) as image:
+        return to_square(image, size, path)
+
+
+@contextmanager
+def opened(path: Path, root: Path) -> Iterator[Any]:
+    """An image file whose header was read and found good; raises InputError as `read_image` does."""
     check_inside(path, root)
     pil = need("PIL.Image", "'edgeprune[vision]'")
-    fit = need("PIL.ImageOps", "'edgeprune[vision]'").fit
     try:
         with pil.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{path}: expected at most {MAX_PIXELS:,} pixels, got {image.width}x{image.height}")
-            square = fit(image.convert("RGB"), (size, size), method=pil.Resampling.BILINEAR)
+            yield image
     except (OSError, ValueError, SyntaxError, pil.DecompressionBombError) as error:
         raise InputError(f"{path}: expected an image, got {error}") from error
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).to(torch.float32) / 255.0
 
 
 def check_inside(path: Path, root: Path) -> None:
@@ -97,16 +123,30 @@ def open_image_folder(root: str, size: int = DEFAULT_SIZE) -> DataSource:
     if "train" not in present:
         classes = class_folders(base, base)
         files = _scan(base, base, classes, size)
-        return build(name, [LazySplit(files, part) for part in stratified(files.labels, (0.6, 0.2, 0.2))], classes)
+        _check_all_present(files, base, classes)
+        parts = [LazySplit(files, part) for part in stratified(files.labels, (0.6, 0.2, 0.2))]
+        return build(name, parts, classes, notes=files.notes)
     if len(present) == 1:
         raise InputError(f"{base}: expected val or test beside train, got train alone")
     classes = class_folders(base / "train", base)
-    splits: list[Dataset[Any]] = [_scan(base, base / part, classes, size) for part in present]
+    scanned = [_scan(base, base / part, classes, size) for part in present]
+    _check_all_present(scanned[0], base / "train", classes)
+    splits: list[Dataset[Any]] = [*scanned]
     if len(splits) == 2:
-        train = splits[0]
-        assert isinstance(train, ImageFiles)
-        splits = [*(LazySplit(train, part) for part in stratified(train.labels, (0.9, 0.1))), splits[1]]
-    return build(name, splits, classes)
+        splits = [*(LazySplit(scanned[0], part) for part in stratified(scanned[0].labels, (0.9, 0.1))), scanned[1]]
+    notes = {text.partition(" (")[0]: text for files in reversed(scanned) for text in files.notes}
+    return build(name, splits, classes, notes=tuple(notes.values()))
+
+
+def _check_all_present(files: ImageFiles, folder: Path, classes: Sequence[str]) -> None:
+    """Raise InputError for a class without images: a network would get an output that nothing trains."""
+    counts = np.bincount(files.labels, minlength=len(classes))
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty:
+        raise InputError(
+            f"{folder}: expected images in every class folder, got none in {', '.join(empty[:5])}; delete what is no "
+            f"class ({', '.join(sorted(EXTENSIONS))} are read)"
+        )
 
 
 def class_folders(folder: Path, root: Path) -> list[str]:
@@ -125,17 +165,19 @@ def _scan(root: Path, folder: Path, classes: Sequence[str], size: int) -> ImageF
     if unknown:
         raise InputError(f"{folder}: expected the classes of train, got also {', '.join(unknown[:5])}")
     paths, counts = PathList(root), []
+    skipped: Counter[str] = Counter()
     for name in classes:
         n_before = len(paths)
-        _add_images(paths, folder / name)
+        if (folder / name).is_dir():  # of val and test a class may be missing
+            _add_images(paths, folder / name, skipped)
         counts.append(len(paths) - n_before)
     if not paths:
         raise InputError(f"{folder}: expected images ({', '.join(sorted(EXTENSIONS))}), got none")
-    return ImageFiles(paths, np.repeat(np.arange(len(classes)), counts), size)
+    return ImageFiles(paths, np.repeat(np.arange(len(classes)), counts), size, skipped)
 
 
-def _add_images(paths: PathList, folder: Path) -> None:
-    """Add every image below `folder`, in the order of the parts of its path."""
+def _add_images(paths: PathList, folder: Path, skipped: Counter[str]) -> None:
+    """Add every image below `folder`, in the order of the parts of its path; hidden files are none."""
     names, folders = [], set()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -143,7 +185,11 @@ def _add_images(paths: PathList, folder: Path) -> None:
                 if entry.is_symlink():
                     raise InputError(f"{folder / entry.name}: linked folders are not followed; copy its images instead")
                 folders.add(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
+            elif entry.name.startswith("."):
+                continue
+            elif (suffix := os.path.splitext(entry.name)[1].lower()) not in EXTENSIONS:
+                if entry.name.lower() not in _NO_IMAGES:
+                    skipped[suffix] += 1
                 continue
             elif entry.is_symlink():
                 check_inside(folder / entry.name, paths.root)  # a file that is no link lies where its folder does
@@ -151,6 +197,6 @@ def _add_images(paths: PathList, folder: Path) -> None:
     inner = os.path.relpath(folder, paths.root)
     for name in sorted(names):
         if name in folders:
-            _add_images(paths, folder / name)
+            _add_images(paths, folder / name, skipped)
         else:
             paths.append(f"{inner}/{name}")

@@ -49,12 +49,30 @@ class LazySplit(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], index: np.ndarray) -> None:
         self.dataset, self.index = dataset, index
 
+    @property
+    def byte_scale(self) -> float | None:
+        """What a byte is multiplied by; None where the samples are no bytes."""
+        return getattr(self.dataset, "byte_scale", None)
+
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         x, y = self.dataset[int(self.index[index])]
-        return x, int(y)
+        return x, class_index(y)
+
+
+def class_index(value: Any) -> int:
+    """A sample's label as an int; InputError for a float, which would be cut, or for what is no single number."""
+    if type(value) is int:
+        return value
+    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+    if array.size != 1 or array.dtype.kind not in "iub":
+        got = f"{array.dtype} {array.shape}" if array.size != 1 or array.dtype.kind != "f" else f"{array.item():g}"
+        raise InputError(
+            f"labels: expected one int a sample, its class, got {got}; targets of a regression are not supported"
+        )
+    return int(array.item())
 
 
 def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int = SPLIT_SEED) -> list[np.ndarray]:
@@ -97,8 +115,12 @@ def to_tensor(array: np.ndarray, where: str) -> tuple[Tensor, float]:
         return torch.from_numpy(np.ascontiguousarray(array)), 1.0 / 255.0
     if array.dtype.kind not in "fiub":
         raise InputError(f"{where}: expected real numbers, got {array.dtype}")
-    x = np.ascontiguousarray(array, dtype=np.float32)
-    check_finite(x, where)
+    if array.dtype.kind == "f":
+        check_finite(array, where)
+    with np.errstate(over="ignore"):
+        x = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(x).all():
+        raise InputError(f"{where}: expected values that float32 holds, up to 3.4e38, got {np.abs(array).max():g}")
     return torch.from_numpy(x), 1.0
 
 
@@ -155,6 +177,7 @@ def build(
     classes: Sequence[str],
     feature_names: Sequence[str] = (),
     normalization: Normalization | None = None,
+    notes: Sequence[str] = (),
 ) -> DataSource:
     """A DataSource from train, val and test; the normalisation is measured on train unless it is given.
 
@@ -184,4 +207,5 @@ def build(
         normalization=normalization or measure(train),
         feature_names=tuple(feature_names),
         byte_scale=getattr(train, "byte_scale", None),
+        notes=tuple(notes),
     )

@@ -112,6 +112,8 @@ def open_caltech(root: str | None, size: int = DEFAULT_SIZE) -> DataSource:
 class _Caltech(torch.utils.data.Dataset[Any]):
     """torchvision's index of Caltech-101, its images read with edgeprune's own bounds."""
 
+    byte_scale = 1.0 / 255.0
+
     def __init__(self, files: Any, root: Path, size: int) -> None:
         self.files, self.root, self.size = files, root, size
 

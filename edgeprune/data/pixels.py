@@ -1,0 +1,83 @@
+"""From an image file of any kind to the pixels that a network gets: what is done to each kind is decided here.
+
+    8 bits, 1 bit, palettes   their colours, as 0..1
+    16-bit grey               divided by 65535 (16 bits a colour: Pillow reads the upper 8)
+    grey                      the same value in all three channels
+    transparency              left out: the colours below it are taken, as torchvision's and timm's loaders do
+    CMYK, YCbCr, HSV          converted without a colour profile
+    EXIF orientation          applied: the image is turned upright
+    several frames            the first
+    32-bit ints and floats    refused, for nothing says what their range is; so is LAB
+
+A file's content says what it is, not its suffix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeprune.data.limits import need
+from edgeprune.errors import InputError
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_DEEP = 65535.0
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
+_SCALED_FORMATS = ("PNG", "PPM")  # their mode I is of 16 bits
+_ALPHA = {"LA": "LA", "La": "LA", "PA": "PA", "RGBA": "RGBA", "RGBa": "RGBA"}
+_INKS = ("CMYK", "YCbCr", "HSV")
+_PLAIN = ("1", "L", "P", "RGB", "RGBX", *_INKS)
+_UNKNOWN = {"I": "32-bit integers", "F": "32-bit floats", "LAB": "LAB colours"}
+
+
+def is_deep(image: Any) -> bool:
+    """Whether an opened image has 16 bits a pixel."""
+    return image.mode in _DEEP_MODES or (image.mode == "I" and image.format in _SCALED_FORMATS)
+
+
+def to_square(image: Any, size: int, path: Path) -> Tensor:
+    """An opened image as float32 `(3, size, size)` in 0..1: scaled to cover the square, then cropped to its centre.
+
+    Raises:
+        InputError: pixels whose range is not known.
+    """
+    operations, bilinear = need("PIL.ImageOps", "'edgeprune[vision]'"), need("PIL.Image", "").Resampling.BILINEAR
+    if _is_turned(image):
+        image = operations.exif_transpose(image)
+    if is_deep(image):
+        grey = np.asarray(operations.fit(image.convert("F"), (size, size), method=bilinear), dtype=np.float32)
+        return torch.from_numpy((grey / _DEEP).clip(0.0, 1.0)).expand(3, size, size).clone()
+    if image.mode in _ALPHA:
+        image = image.convert(_ALPHA[image.mode])
+    elif image.mode not in _PLAIN:
+        got = _UNKNOWN.get(image.mode, f"mode {image.mode}")
+        raise InputError(
+            f"{path}: expected pixels of 8 or 16 bits, got {got}, whose range nothing says; save such images with 16 "
+            "bits, or as arrays (npz:FILE)"
+        )
+    image.info.pop("transparency", None)  # Pillow warns that it leaves it out
+    square = operations.fit(image.convert("RGB"), (size, size), method=bilinear)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).to(torch.float32) / 255.0
+
+
+def peculiarities(image: Any) -> Iterator[str]:
+    """What is done to an opened image that its owner may not expect, one sentence each."""
+    if is_deep(image):
+        yield "16-bit images are divided by 65535"
+    if image.mode in _ALPHA or "transparency" in image.info:
+        yield "transparency is left out: the colours below it are taken"
+    if image.mode in _INKS:
+        yield "CMYK, YCbCr and HSV are converted without a colour profile"
+    if _is_turned(image):
+        yield "images are turned upright as their EXIF orientation says"
+    if getattr(image, "is_animated", False):
+        yield "of several frames the first is taken"
+
+
+def _is_turned(image: Any) -> bool:
+    return image.getexif().get(_ORIENTATION, 1) in range(2, 9)

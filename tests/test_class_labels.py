@@ -1,0 +1,87 @@
+"""Labels as people write them, the classes that they stand for, and those of a model that knows others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from edgeprune.data import batches, open_data
+from edgeprune.data.labels import with_classes_of
+from edgeprune.data.splits import LazySplit
+from edgeprune.errors import InputError
+
+X = np.random.default_rng(0).normal(size=(50, 3))
+Y = np.arange(50) % 5
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "told"),
+    [
+        (Y + 1, "12345", "the classes are the labels that occur: 1, 2, 3, 4, 5"),
+        (Y * 2 % 6, "024", "the classes are the labels that occur: 0, 2, 4"),
+        (Y + 2**40, [str(2**40 + k) for k in range(5)], "the classes are"),
+        (Y % 2 * 2 - 1, ("-1", "1"), "the classes are the labels that occur: -1, 1"),
+        (Y > 2, ("False", "True"), ""),
+        (np.array(list("ebcda"))[Y], "abcde", ""),
+        (np.array(list("ebcda")).astype("S1")[Y], "abcde", ""),
+        (np.eye(5, dtype=np.float32)[Y], "01234", "labels are one-hot rows of 5"),
+        (Y.astype(np.uint64), "01234", ""),
+    ],
+)
+def test_npz_labels_are_the_values_that_occur(tmp_path, labels, classes, told):
+    np.savez(tmp_path / "a.npz", x=X, y=labels)
+    data = open_data(f"npz:{tmp_path / 'a.npz'}")
+    assert data.classes == tuple(classes)
+    assert told in " ".join(data.notes) and bool(data.notes) is bool(told)
+    names = labels.argmax(1) if labels.ndim == 2 else labels
+    wanted = {row.tobytes(): name for row, name in zip(X.astype(np.float32), names, strict=True)}
+    for x, y in data.test:
+        name = wanted[x.numpy().tobytes()]
+        assert data.classes[y] == (name.decode() if isinstance(name, bytes) else str(name))
+
+
+def test_splits_share_their_classes(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=X, y_train=Y + 1, x_test=X[:4], y_test=np.array([5, 5, 3, 3]))
+    data = open_data(f"npz:{tmp_path / 'a.npz'}")
+    assert data.classes == tuple("12345") and [y for _, y in data.test] == [4, 4, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("classes", "n_outputs", "numbers", "told"),
+    [
+        ((), 3, [0, 1, 2], ""),
+        ((), 8, [1, 3, 7], "numbers of the network's 8 outputs"),
+        ((), 7, [0, 1, 2], ""),
+        (("7", "5", "1", "3"), 4, [2, 3, 0], "by their names"),
+        (("1", "3", "7"), 3, [0, 1, 2], ""),
+        (("a", "b", "c"), 3, [0, 1, 2], ""),
+    ],
+)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_labels_follow_the_classes_of_the_model(tmp_path, classes, n_outputs, numbers, told, lazy):
+    labels = np.array([1, 3, 7])[np.arange(48) % 3]
+    np.savez(tmp_path / "a.npz", x=X[:48], y=labels)
+    data = open_data(f"npz:{tmp_path / 'a.npz'}")
+    if lazy:
+        data = replace(data, test=LazySplit(data.test, np.arange(len(data.test))))
+    fitted = with_classes_of(data, classes, n_outputs)
+    assert {int(y) for _, y in fitted.test} == set(numbers)
+    for (x, before), (same, after) in zip(data.test, fitted.test, strict=True):
+        assert torch.equal(x, same) and after == numbers[before]
+    assert told in " ".join(fitted.notes[len(data.notes) :]) and (fitted is data) is not bool(told)
+    assert len(fitted.classes) == (len(classes) or (8 if told else 3))
+
+
+@pytest.mark.parametrize("y", [torch.arange(4) / 2, torch.zeros(4, 2, dtype=torch.int64)])
+def test_targets_that_are_no_classes_are_refused(y):
+    x = torch.zeros(4, 3)
+    samples = [(x[i], y[i]) for i in range(4)]
+    for split in (TensorDataset(x, y), samples, LazySplit(samples, np.arange(4))):
+        with pytest.raises(InputError, match="labels: expected one int a sample, its class, got"):
+            list(batches(split, 4))
+    [(_, labels)] = batches(TensorDataset(x, torch.arange(4)[:, None]), 4)
+    assert labels.tolist() == [0, 1, 2, 3]
