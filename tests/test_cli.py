@@ -176,7 +176,7 @@ def test_bad_usage_in_a_real_process() -> None:
         (MemoryError(), 1, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ZeroDivisionError("division by zero"), 1, "unexpected ZeroDivisionError: division by zero (--debug"),
-        (InputError("layer \x1b[31mred"), 2, "layer ?[31mred"),
+        (InputError("layer \x1b[31mred"), 2, "layer \\x1b[31mred"),
     ],
 )
 def test_errors_become_one_line_and_an_exit_code(

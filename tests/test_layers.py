@@ -17,7 +17,7 @@ import edgeprune
 
 PACKAGE = Path(edgeprune.__file__).parent
 LAYERS = (
-    {"errors", "records", "requests", "progress", "processes", "catalog", "settings", "units"},
+    {"errors", "records", "requests", "progress", "processes", "catalog", "settings", "units", "lines", "reading"},
     {
         "compat",
         "digests",

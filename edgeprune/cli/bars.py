@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from edgeprune.lines import printable
 from edgeprune.processes import is_main
 from edgeprune.progress import Silent
-from edgeprune.report.formats import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress

@@ -13,12 +13,14 @@ from types import TracebackType
 from typing import Self
 
 from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.lines import MAX_LINE, error_text, one_line, printable
 from edgeprune.processes import is_main, rank
-from edgeprune.report.formats import printable
 
 ARGUMENTS = "edgeprune.arguments"  # where the context's object keeps the command line as it was typed
 INTERRUPTED = 130
 _TELLS_FIRST_SECONDS = 3.0
+_PREFIX = "edgeprune: "
+_MAX_MESSAGE = MAX_LINE - len(_PREFIX)
 
 
 def _usage(error: BaseException) -> str:
@@ -32,18 +34,18 @@ def _usage(error: BaseException) -> str:
 
 def _os(error: BaseException) -> str:
     assert isinstance(error, OSError)
-    what = error.strerror or str(error)
+    what = error.strerror or error_text(error)
     return f"{error.filename}: {what}" if error.filename else what
 
 
 def _unexpected(error: BaseException) -> str:
-    text = str(error)
+    text = error_text(error)
     return f"unexpected {type(error).__name__}{': ' + text if text else ''} (--debug shows the traceback)"
 
 
 # First match wins: (exceptions, exit code, message). An exit code of None is the exception's own.
 _TABLE: tuple[tuple[tuple[type[BaseException], ...], int | None, Callable[[BaseException], str]], ...] = (
-    ((EdgepruneError,), None, str),
+    ((EdgepruneError,), None, error_text),
     ((KeyboardInterrupt,), INTERRUPTED, lambda error: "interrupted; nothing half-written is left"),
     ((MemoryError,), 1, lambda error: "out of memory"),
     ((OSError,), 2, _os),
@@ -54,10 +56,10 @@ _TABLE: tuple[tuple[tuple[type[BaseException], ...], int | None, Callable[[BaseE
 def describe(error: BaseException) -> tuple[int, str]:
     """The exit code of `error` and what it says, in one line."""
     if hasattr(error, "format_message"):
-        return 2, _one_line(_usage(error))
+        return 2, one_line(_usage(error), _MAX_MESSAGE)
     for kinds, code, message in _TABLE:
         if isinstance(error, kinds):
-            return getattr(error, "exit_code", 1) if code is None else code, _one_line(message(error))
+            return getattr(error, "exit_code", 1) if code is None else code, one_line(message(error), _MAX_MESSAGE)
     raise error
 
 
@@ -71,7 +73,7 @@ def check_arguments(given: Sequence[str]) -> None:
 
 def warn(message: str) -> None:
     """Say one line on stderr."""
-    print(f"edgeprune: {_one_line(message)}", file=sys.stderr)
+    print(f"{_PREFIX}{one_line(message, _MAX_MESSAGE)}", file=sys.stderr)
 
 
 class Guard:
@@ -101,7 +103,7 @@ class Guard:
             time.sleep(_TELLS_FIRST_SECONDS)
             line = f"process {rank()}: {line}"
         if self.debug:
-            traceback.print_exception(error)
+            print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         warn(line)
         return True
 
@@ -112,7 +114,3 @@ def _is_closed_pipe(error: BaseException) -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
     return True
-
-
-def _one_line(text: str) -> str:
-    return printable(" ".join(text.split()))

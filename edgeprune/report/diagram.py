@@ -6,7 +6,7 @@ import colorsys
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from edgeprune.report.formats import printable
+from edgeprune.lines import printable
 
 if TYPE_CHECKING:
     from edgeprune.drawing import Drawing, DrawnLayer

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgeprune.records import LatencyComparison
 
 NONE = "–"
-
-# Escape sequences and reversals of direction: a name in a model file must not steer the reader's terminal.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    """`text` with every control character but tabs and line ends replaced by "?"."""
-    return _CONTROL.sub("?", text)
 
 
 def percent(fraction: float | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from edgeprune.lines import printable
 from edgeprune.records import RunRecord
 from edgeprune.report import formats as fmt
 from edgeprune.report import plots
@@ -37,7 +38,7 @@ class _Picture:
 
 
 def render(run: RunRecord) -> str:
-    """The report of `run` as one HTML document; every text in the record is escaped."""
+    """The report of `run` as one HTML document; every text in the record is escaped, control characters too."""
     environment = Environment(
         loader=PackageLoader("edgeprune.report"),
         autoescape=True,
@@ -46,7 +47,7 @@ def render(run: RunRecord) -> str:
         lstrip_blocks=True,
     )
     environment.globals["fmt"] = fmt
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         run=run,
         name=str(run.model.get("name", "model")),
         headline=_headline(run),
@@ -62,6 +63,7 @@ def render(run: RunRecord) -> str:
         selection=_selection(run),
         locked=[_locked(group) for group in run.locked],
     )
+    return printable(page)  # the drawings in it too
 
 
 def _headline(run: RunRecord) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeprune.catalog import ASKED_BY
+from edgeprune.lines import printable
 from edgeprune.records import (
     AccuracyComparison,
     ExportRecord,
@@ -41,7 +42,7 @@ class _Sheet(Group):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for part in self.renderables:
             for segment in console.render(part, options):
-                yield segment if segment.control else Segment(fmt.printable(segment.text), segment.style)
+                yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def run(record: RunRecord, folder: Path) -> RenderableType:

@@ -30,6 +30,7 @@ from edgeprune.export import ort
 from edgeprune.export.parity import PARITY_TOLERANCE
 from edgeprune.export.web.runtime import PACKAGE, RUNTIME_VERSION, WebRuntime, web_runtime
 from edgeprune.files import check_new, named_as, staged_folder
+from edgeprune.lines import printable
 from edgeprune.records import ExportedFile
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ def _write_page(staged: Path, manifest: Mapping[str, Any], facts: Sequence[tuple
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("index.html.j2").render(manifest=manifest, facts=facts)
+    page = printable(environment.get_template("index.html.j2").render(manifest=manifest, facts=facts))
     (staged / "index.html").write_text(page, encoding="utf-8")
     (staged / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     for name in _PAGE:
