@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from edgeprune.data.limits import check_file
 from edgeprune.errors import InputError
+from edgeprune.lines import shown
+from edgeprune.reading import read_json
 from edgeprune.shapes import ONE_WIDTH, LayerShape
 
 FORMAT = "edgeprune-device/1"
 STEPS = (32, 16, 8, 4)  # channels that kernels work on at a time
 _FLAT = 0.2  # of the whole rise of a curve: what it may rise within stairs
 _MIN_WIDTHS = 16  # that tell a stair from a slope
-_MAX_BYTES = 2**24
 _MAX_POINTS = 100_000
 
 
@@ -172,13 +172,7 @@ def read_device(path: str | Path) -> Device:
         InputError: no such file, or not what `edgeprune profile` and the web page write.
     """
     file = Path(path)
-    check_file(file, "a device.json")
-    if file.stat().st_size > _MAX_BYTES:
-        raise InputError(f"{file}: expected a device.json of at most {_MAX_BYTES >> 20} MiB")
-    try:
-        document = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: expected a device.json, got no JSON: {error}") from error
+    document = read_json(file, "device")
     try:
         return _device(document)
     except InputError as error:
@@ -188,7 +182,7 @@ def read_device(path: str | Path) -> Device:
 def _device(document: Any) -> Device:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         got = document.get("format") if isinstance(document, dict) else type(document).__name__
-        raise InputError(f"expected the format {FORMAT}, got {str(got)[:60]!r}; make one with `edgeprune profile`")
+        raise InputError(f"expected the format {FORMAT}, got {shown(got)}; make one with `edgeprune profile`")
     points = document.get("points")
     if not isinstance(points, list) or not 0 < len(points) <= _MAX_POINTS:
         raise InputError(f"points: expected a list of 1 to {_MAX_POINTS} measurements")
@@ -208,7 +202,7 @@ def _points(entries: Iterable[Any]) -> Iterable[Point]:
         try:
             ms = entry.get("ms")
             if isinstance(ms, bool) or not isinstance(ms, int | float) or not (math.isfinite(ms) and ms > 0):
-                raise InputError(f"ms: expected milliseconds above 0, got {str(ms)[:40]}")
+                raise InputError(f"ms: expected milliseconds above 0, got {shown(ms, 40)}")
             yield Point(_string(entry, "layer"), _count(entry, "width_in"), _count(entry, "width_out"), float(ms))
         except InputError as error:
             raise InputError(f"points[{number}].{error}") from error
@@ -217,12 +211,12 @@ def _points(entries: Iterable[Any]) -> Iterable[Point]:
 def _string(document: Mapping[str, Any], name: str) -> str:
     value = document.get(name)
     if not isinstance(value, str) or not value or len(value) > 400:
-        raise InputError(f"{name}: expected a short text, got {str(value)[:40]!r}")
+        raise InputError(f"{name}: expected a short text, got {shown(value, 40)}")
     return value
 
 
 def _count(document: Mapping[str, Any], name: str) -> int:
     value = document.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise InputError(f"{name}: expected a whole number from 1, got {str(value)[:40]!r}")
+        raise InputError(f"{name}: expected a whole number from 1, got {shown(value, 40)}")
     return value

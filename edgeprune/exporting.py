@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -45,6 +44,7 @@ from edgeprune.latency import measure_files, ratio_interval
 from edgeprune.load import load
 from edgeprune.normalizing import with_normalization
 from edgeprune.progress import Progress
+from edgeprune.reading import read_json
 from edgeprune.records import DataSource, ExportedFile, ExportRecord, Model, ModelInfo
 from edgeprune.requests import ExportRequest
 from edgeprune.shapes import layer_shapes
@@ -338,9 +338,9 @@ def _dense_model(request: ExportRequest, path: Path, info: ModelInfo, told: Prog
             )
         return dense
     try:
-        run = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))["model"]
+        run = read_json(path.parent / "run.json", "run")["model"]
         given, arch, module, digest = (run[name] for name in ("path", "arch", "module", "sha256"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, KeyError, TypeError):
         return None
     if not isinstance(given, str) or not Path(given).is_file():
         return None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeprune.data.limits import check_file
 from edgeprune.errors import InputError
+from edgeprune.lines import one_line, shown
+from edgeprune.reading import read_json
 from edgeprune.records import FeatureRules
 
-_MAX_BYTES = 10_000_000
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
 
@@ -40,14 +39,7 @@ def feature_rules(
 
 
 def _read_groups(path: Path, names: Sequence[str], n_features: int) -> tuple[tuple[int, ...], ...]:
-    check_file(path, "a JSON file of feature groups")
-    if path.stat().st_size > _MAX_BYTES:
-        raise InputError(f"{path}: expected at most {_MAX_BYTES} bytes, got {path.stat().st_size}")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected a JSON file of feature groups, got {error}") from error
-    named = _named_groups(document, path)
+    named = _named_groups(read_json(path, "groups"), path)
     found: list[tuple[int, ...]] = []
     owner: dict[int, str] = {}
     for name, members in named:
@@ -63,25 +55,25 @@ def _read_groups(path: Path, names: Sequence[str], n_features: int) -> tuple[tup
 
 def _named_groups(document: object, path: Path) -> list[tuple[str, list[object]]]:
     if isinstance(document, dict):
-        named = [(repr(name), members) for name, members in document.items()]
+        named = [(shown(name), members) for name, members in document.items()]
     elif isinstance(document, list):
         named = [(f"group {number}", members) for number, members in enumerate(document)]
     else:
         raise InputError(f"{path}: expected a list or an object of groups, got {type(document).__name__}")
     for name, members in named:
         if not isinstance(members, list) or not members:
-            raise InputError(f"{path}: {name}: expected a list of feature names or numbers, got {members!r:.60}")
+            raise InputError(f"{path}: {name}: expected a list of feature names or numbers, got {shown(members)}")
     return named
 
 
 def _member(member: object, names: Sequence[str], n_features: int, where: str) -> int:
     if isinstance(member, bool) or not isinstance(member, (int, str)):
-        raise InputError(f"{where}: expected feature names or numbers, got {member!r:.60}")
+        raise InputError(f"{where}: expected feature names or numbers, got {shown(member)}")
     if isinstance(member, str) and member in names:
         return names.index(member)
     found = _features(str(member), names, n_features, where)
     if len(found) != 1:
-        raise InputError(f"{where}: expected one feature, got the range {member}")
+        raise InputError(f"{where}: expected one feature, got the range {one_line(str(member), 60)}")
     return found[0]
 
 
@@ -92,8 +84,8 @@ def _features(text: str, names: Sequence[str], n_features: int, where: str) -> S
     match = _RANGE.fullmatch(text)
     if match is None:
         known = f"one of {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "a number or a range"
-        raise InputError(f"{where}: no input feature {text!r}: expected {known}")
+        raise InputError(f"{where}: no input feature {shown(text)}: expected {known}")
     first, last = int(match[1]), int(match[2] or match[1])
     if not first <= last < n_features:
-        raise InputError(f"{where}: expected features from 0 to {n_features - 1}, got {text}")
+        raise InputError(f"{where}: expected features from 0 to {n_features - 1}, got {one_line(text, 60)}")
     return range(first, last + 1)

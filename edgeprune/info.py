@@ -10,11 +10,16 @@ from typing import Any
 
 from edgeprune.catalog import names
 from edgeprune.errors import InputError
+from edgeprune.lines import shown
 from edgeprune.records import ModelInfo, Normalization
 from edgeprune.settings import TrainSettings
 
 INFO_FILE = "edgeprune.json"
 CHECKPOINT_FORMAT = "edgeprune-checkpoint/1"
+_MAX_INTEGER = 2**63
+_MAX_DIMS = 16
+_MAX_INPUT = 2**28  # elements of one input
+_MAX_TEXT = 4096  # characters
 
 
 def info_to_dict(info: ModelInfo) -> dict[str, Any]:
@@ -58,20 +63,20 @@ def _training(value: Any) -> TrainSettings | None:
         "schedule": (str, NoneType), "options": (dict,), "method": (str, NoneType),
     }  # fmt: skip
     if not isinstance(value, Mapping) or not set(kinds) <= set(value) <= set(kinds | later):
-        raise InputError(f"model info: expected training with {', '.join(kinds | later)}, got {str(value)[:60]}")
+        raise InputError(f"model info: expected training with {', '.join(kinds | later)}, got {shown(value)}")
     for name, number in value.items():
         fits = type(number) in (kinds | later)[name] and _in_range(number)
         if not fits or (name == "options" and not all(map(_is_option, number.items()))):
-            raise InputError(f"model info: expected training's {name} in its range, got {str(number)[:60]}")
+            raise InputError(f"model info: expected training's {name} in its range, got {shown(number)}")
     if value["optimizer"] not in names("optimizer"):
-        raise InputError(f"model info: expected training's optimizer to be known, got {value['optimizer'][:60]!r}")
+        raise InputError(f"model info: expected training's optimizer to be known, got {shown(value['optimizer'])}")
     if value.get("method") is not None and value["method"] not in names("method"):
-        raise InputError(f"model info: expected training's method to be known, got {value['method'][:60]!r}")
+        raise InputError(f"model info: expected training's method to be known, got {shown(value['method'])}")
     return TrainSettings(**value)
 
 
 def _in_range(value: Any) -> bool:
-    return not isinstance(value, (int, float)) or 0 <= value < math.inf
+    return not isinstance(value, (int, float)) or 0 <= value < (math.inf if isinstance(value, float) else _MAX_INTEGER)
 
 
 def _is_option(item: tuple[Any, Any]) -> bool:
@@ -80,31 +85,36 @@ def _is_option(item: tuple[Any, Any]) -> bool:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or not all(type(size) is int and size > 0 for size in value):
-        raise InputError(f"model info: expected input_shape as sizes above 0, got {str(value)[:60]}")
+    fits = isinstance(value, (list, tuple)) and all(type(size) is int and size > 0 for size in value)
+    if not fits or len(value) > _MAX_DIMS or math.prod(value) > _MAX_INPUT:
+        raise InputError(f"model info: expected input_shape as sizes above 0, 2**28 in all, got {shown(value)}")
     return tuple(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _MAX_TEXT
 
 
 def _text(value: Mapping[str, Any], name: str) -> str | None:
     text = value.get(name)
-    if text is not None and not isinstance(text, str):
-        raise InputError(f"model info: expected {name} as text, got {str(text)[:60]}")
+    if text is not None and not _is_text(text):
+        raise InputError(f"model info: expected {name} as a short text, got {shown(text)}")
     return text
 
 
 def _texts(value: Mapping[str, Any], name: str) -> tuple[str, ...]:
     texts = value.get(name) or ()
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"model info: expected {name} as a list of texts, got {str(texts)[:60]}")
+    if not isinstance(texts, (list, tuple)) or not all(map(_is_text, texts)):
+        raise InputError(f"model info: expected {name} as a list of short texts, got {shown(texts)}")
     return tuple(texts)
 
 
 def _normalization(value: Any) -> Normalization:
     try:
         mean, std = (tuple(float(number) for number in value[name]) for name in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"model info: expected normalization with mean and std, got {str(value)[:60]}") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"model info: expected normalization with mean and std, got {shown(value)}") from error
     fits = bool(mean and std) and (len(mean) == len(std) or 1 in (len(mean), len(std)))
     if not fits or not all(map(math.isfinite, mean + std)) or not all(number > 0 for number in std):
-        raise InputError(f"model info: expected finite means and stds above 0, got {str(value)[:80]}")
+        raise InputError(f"model info: expected finite means and stds above 0, got {shown(value, 80)}")
     return Normalization(mean, std)

@@ -16,9 +16,8 @@ from edgeprune.cost import macs
 from edgeprune.costmodel import known_share
 from edgeprune.data import check_fits, open_data
 from edgeprune.data.labels import with_classes_of
-from edgeprune.data.limits import check_file
 from edgeprune.device import Device, read_device
-from edgeprune.errors import InputError, PlanError
+from edgeprune.errors import InputError
 from edgeprune.featurerules import feature_rules
 from edgeprune.files import check_new
 from edgeprune.gauge import OnnxGauge
@@ -75,7 +74,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         assume(f"--out {out}")
     check_new(out, request.force, "folder")
     _check_keeps_model(Path(request.model), out)
-    plan = _plan_in(Path(request.plan)) if request.plan else None
+    plan = read_plan(Path(request.plan)) if request.plan else None
     told.stage("load")
     model, data = model_and_data(request, request.seed)
     if data is not None:
@@ -99,15 +98,6 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     for text in assumed:
         told.say(f"assumed: {text}")
     return Job(request, model, data, trainer, search, plan, out, threads, tuple(assumed))
-
-
-def _plan_in(path: Path) -> PruningPlan:
-    """The plan in a file; every refusal names the file."""
-    check_file(path, "a plan.json")
-    try:
-        return read_plan(path)
-    except PlanError as error:
-        raise PlanError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def check_logits(program: ExportedProgram, data: DataSource) -> None:

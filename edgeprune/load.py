@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import json
 import os
 import pickle
 import warnings
@@ -24,7 +23,9 @@ from edgeprune.errors import EdgepruneError, InputError, UnsafeFileError
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.sizes import free_dims
 from edgeprune.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
+from edgeprune.lines import error_line, shown
 from edgeprune.pt2 import list_records, read_program
+from edgeprune.reading import parse_json, read_file
 from edgeprune.records import Model, ModelInfo
 
 __all__ = ["digest", "load", "load_model"]
@@ -33,6 +34,7 @@ _WAY_OUT = "save model.state_dict() and give --arch, or trust the file and give 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 _MAX_NAMED = 3
+_MAX_EXPANDED_BYTES = 2**26
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -72,9 +74,10 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         InputError: missing, damaged, does not fit its architecture, or holds NaN or infinity.
     """
     file = Path(path)
+    data = read_file(file, "model")
     try:
         request = _Request(arch, input_shape, unsafe_pickle, data_shape, dynamic_size, module)
-        program, info = _from_content(_content(_read_bytes(file), unsafe_pickle), request)
+        program, info = _from_content(_content(data, unsafe_pickle), request)
         _check_finite(program)
         _check_free(program, dynamic_size)
         program, info = _checked_input(program, info, input_shape)
@@ -96,20 +99,6 @@ def load_architecture(
     except EdgepruneError as error:
         raise type(error)(f"{spec}: {str(error).removeprefix(f'arch {spec}: ')}") from error
     return Model(program, info, digest(program), spec)
-
-
-def _read_bytes(file: Path) -> bytes:
-    if not os.path.lexists(file):
-        raise InputError("expected a model file, got none")
-    if not file.is_file():
-        raise InputError(f"expected a model file, got {'a folder' if file.is_dir() else 'something else'}")
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"expected a file that can be read, got {error.strerror}") from error
-    if not data:
-        raise InputError("expected a model file, got an empty file")
-    return data
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,11 +142,11 @@ def _unpickle(data: bytes, unsafe: bool) -> Any:
         if not unsafe:
             raise UnsafeFileError(f"expected weights only, got objects that need unpickling; {_WAY_OUT}") from error
     except Exception as error:
-        raise InputError(f"expected a whole file of torch.save, got a damaged one ({_first_line(error)})") from error
+        raise InputError(f"expected a whole file of torch.save, got a damaged one ({error_line(error)})") from error
     try:
         return torch.load(io.BytesIO(data), weights_only=False, map_location="cpu")  # noqa: S614  (--unsafe-pickle)
     except Exception as error:
-        raise InputError(f"expected a file that can be unpickled here, got {_first_line(error)}") from error
+        raise InputError(f"expected a file that can be unpickled here, got {error_line(error)}") from error
 
 
 def unpack(data: bytes, where: str) -> Any:
@@ -168,11 +157,6 @@ def unpack(data: bytes, where: str) -> Any:
         raise UnsafeFileError(f"{where}: expected tensors and plain values, got what has to be unpickled") from error
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__
 
 
 def _is_safetensors(data: bytes) -> bool:
@@ -186,7 +170,7 @@ def _safetensors(data: bytes) -> dict[str, torch.Tensor]:
     try:
         return dict(load_safetensors(data))
     except Exception as error:
-        raise InputError(f"expected a whole .safetensors file, got a damaged one ({_first_line(error)})") from error
+        raise InputError(f"expected a whole .safetensors file, got a damaged one ({error_line(error)})") from error
 
 
 def _from_content(value: Any, request: _Request) -> tuple[Program, ModelInfo]:
@@ -204,7 +188,7 @@ def _from_content(value: Any, request: _Request) -> tuple[Program, ModelInfo]:
 
 def _from_checkpoint(value: Mapping[str, Any], request: _Request) -> tuple[Program, ModelInfo]:
     if value["format"] != CHECKPOINT_FORMAT:
-        raise InputError(f"expected a checkpoint {CHECKPOINT_FORMAT}, got {str(value['format'])[:60]}")
+        raise InputError(f"expected a checkpoint {CHECKPOINT_FORMAT}, got {shown(value['format'])}")
     carried, state = value.get("program"), value.get("state_dict")
     if not (isinstance(carried, torch.Tensor) and carried.dtype == torch.uint8 and carried.dim() == 1):
         raise InputError("checkpoint: expected its program as bytes, got none")
@@ -218,10 +202,7 @@ def _from_checkpoint(value: Mapping[str, Any], request: _Request) -> tuple[Progr
 def _from_pt2(value: _Pt2, request: _Request) -> tuple[Program, ModelInfo]:
     info = ModelInfo(input_shape=())
     if INFO_FILE in value.extra:
-        try:
-            info = info_from_dict(json.loads(value.extra[INFO_FILE]))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{INFO_FILE}: expected JSON, got {_first_line(error)}") from error
+        info = info_from_dict(parse_json(value.extra[INFO_FILE], f"{INFO_FILE}: expected what a model says of itself"))
     _check_arch(info, request)
     return Program.adopt(value.program), info
 
@@ -248,7 +229,7 @@ def _from_state_dict(value: Mapping[str, Any], request: _Request) -> tuple[Progr
     try:
         model.load_state_dict(state)
     except Exception as error:
-        raise InputError(f"state_dict: expected weights that fit {request.arch}, got {_first_line(error)}") from error
+        raise InputError(f"state_dict: expected weights that fit {request.arch}, got {error_line(error)}") from error
     return _from_module(model, request)
 
 
@@ -266,13 +247,15 @@ def _tensors_of(value: Any) -> dict[str, torch.Tensor]:
         raise InputError(f"state_dict: expected tensors by name, got {'none' if not value else type(value).__name__}")
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise InputError(
-                f"state_dict: expected tensors by name, got a {type(tensor).__name__} for {str(name)[:80]!r}"
-            )
+            raise InputError(f"state_dict: expected tensors by name, got a {type(tensor).__name__} for {shown(name)}")
+        where = f"state_dict {shown(name)}"
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise InputError(f"state_dict {name!r}: expected a dense tensor, got {tensor.layout} on {tensor.device}")
+            raise InputError(f"{where}: expected a dense tensor, got {tensor.layout} on {tensor.device}")
         if tensor.is_complex():
-            raise InputError(f"state_dict {name!r}: expected real numbers, got {tensor.dtype}")
+            raise InputError(f"{where}: expected real numbers, got {tensor.dtype}")
+        n_bytes = tensor.numel() * tensor.element_size()
+        if n_bytes > max(tensor.untyped_storage().nbytes(), _MAX_EXPANDED_BYTES):  # a stride of 0 makes much of little
+            raise InputError(f"{where}: expected {n_bytes:,} bytes, got fewer that stand for them")
     return dict(value)
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeprune.errors import PlanError
+from edgeprune.errors import InputError, PlanError
+from edgeprune.lines import shown
+from edgeprune.reading import parse_json, read_file
 from edgeprune.records import InputFeatures
 
 FORMAT = "edgeprune-plan/1"
 ATTENTION = ("heads", "head-dim")
+_DIM = re.compile(r"\d{1,2}", re.ASCII)
+_MAX_SIZE = 2**31  # of a dim
+_MAX_DIMS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +76,29 @@ class PruningPlan:
         return json.dumps(document, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> PruningPlan:
+    def from_json(cls, text: str | bytes) -> PruningPlan:
         """Read a plan; every number is checked, whether it fits a model is for `cut` to say.
 
         Raises:
             PlanError: not JSON, another format, or indices that are unsorted, doubled, negative or missing.
         """
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PlanError(f"the plan is not JSON: {error}") from error
+            document = parse_json(text, "the plan: expected a JSON document")
+        except InputError as error:
+            raise PlanError(str(error)) from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             got = document.get("format") if isinstance(document, dict) else type(document).__name__
-            raise PlanError(f"the plan's format: expected {FORMAT!r}, got {got!r}")
+            raise PlanError(f"the plan's format: expected {FORMAT!r}, got {shown(got)}")
         sha256 = document.get("source_sha256")
         if not isinstance(sha256, str):
-            raise PlanError(f"the plan's source_sha256: expected a string, got {sha256!r}")
+            raise PlanError(f"the plan's source_sha256: expected a string, got {shown(sha256)}")
         attention = document.get("attention", "heads")
         if attention not in ATTENTION:
-            raise PlanError(f"the plan's attention: expected {' or '.join(ATTENTION)}, got {attention!r}")
+            raise PlanError(f"the plan's attention: expected {' or '.join(ATTENTION)}, got {shown(attention)}")
         folded = document.get("folded", False)
         if not isinstance(folded, bool):
-            raise PlanError(f"the plan's folded: expected true or false, got {folded!r}")
-        tensors = {
-            name: {_dim(name, dim): _indices(f"tensors[{name!r}][{dim!r}]", kept) for dim, kept in _table(name, dims)}
-            for name, dims in _table("tensors", document.get("tensors"))
-        }
+            raise PlanError(f"the plan's folded: expected true or false, got {shown(folded)}")
+        tensors = {name: _kept(name, dims) for name, dims in _table("tensors", document.get("tensors"))}
         inputs = {name: _features(name, entry) for name, entry in _table("inputs", document.get("inputs", {}))}
         groups = tuple(_group(entry) for entry in _list("groups", document.get("groups", [])))
         return cls(sha256, tensors, inputs, groups, attention, folded)
@@ -108,9 +111,9 @@ def read_plan(path: Path) -> PruningPlan:
         PlanError: the file is missing or not a plan.
     """
     try:
-        return PruningPlan.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: expected a readable plan.json, got {error}") from error
+        return PruningPlan.from_json(read_file(path, "plan"))
+    except InputError as error:
+        raise PlanError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
@@ -149,9 +152,15 @@ def _list(where: str, value: Any) -> list[Any]:
     return value
 
 
+def _kept(name: str, dims: Any) -> dict[int, tuple[int, ...]]:
+    """By dim, the indices that are kept of one tensor."""
+    where = f"tensors[{shown(name)}]"
+    return {_dim(name, dim): _indices(f"{where}[{shown(dim)}]", kept) for dim, kept in _table(where, dims)}
+
+
 def _dim(name: str, dim: str) -> int:
-    if not dim.isdecimal():
-        raise PlanError(f"the plan's tensors[{name!r}]: expected a dim as a number, got {dim!r}")
+    if not _DIM.fullmatch(dim):
+        raise PlanError(f"the plan's tensors[{shown(name)}]: expected a dim as a number, got {shown(dim)}")
     return int(dim)
 
 
@@ -160,7 +169,7 @@ def _indices(where: str, value: Any) -> tuple[int, ...]:
     indices = _list(where, value)
     if not indices:
         raise PlanError(f"the plan's {where} keeps nothing: expected at least one index")
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices):
+    if not all(type(i) is int and 0 <= i < _MAX_SIZE for i in indices):
         raise PlanError(f"the plan's {where}: expected whole numbers from 0")
     for before, after in zip(indices, indices[1:], strict=False):
         if before >= after:
@@ -169,21 +178,21 @@ def _indices(where: str, value: Any) -> tuple[int, ...]:
 
 
 def _features(name: str, entry: Any) -> InputFeatures:
-    fields = dict(_table(f"inputs[{name!r}]", entry))
+    fields = dict(_table(f"inputs[{shown(name)}]", entry))
     size, dim = fields.get("size"), fields.get("dim")
-    if not isinstance(size, int) or size < 1:
-        raise PlanError(f"the plan's inputs[{name!r}]['size']: expected a whole number from 1, got {size!r}")
-    if dim is not None and (not isinstance(dim, int) or dim < 1):
-        raise PlanError(f"the plan's inputs[{name!r}]['dim']: expected a dim from 1 or null, got {dim!r}")
-    keep = _indices(f"inputs[{name!r}]['keep']", fields.get("keep"))
+    if type(size) is not int or not 1 <= size < _MAX_SIZE:
+        raise PlanError(f"the plan's inputs[{shown(name)}]['size']: expected a whole number from 1, got {shown(size)}")
+    if dim is not None and (type(dim) is not int or not 1 <= dim <= _MAX_DIMS):
+        raise PlanError(f"the plan's inputs[{shown(name)}]['dim']: expected a dim from 1 or null, got {shown(dim)}")
+    keep = _indices(f"inputs[{shown(name)}]['keep']", fields.get("keep"))
     if keep[-1] >= size:
-        raise PlanError(f"the plan's inputs[{name!r}]['keep']: expected indices below {size}, got {keep[-1]}")
+        raise PlanError(f"the plan's inputs[{shown(name)}]['keep']: expected indices below {size}, got {keep[-1]}")
     return InputFeatures(size, keep, dim)
 
 
 def _group(entry: Any) -> PlannedGroup:
     fields = dict(_table("groups", entry))
-    try:
-        return PlannedGroup(str(fields["name"]), int(fields["before"]), int(fields["after"]), bool(fields["exact"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise PlanError(f"the plan's groups: expected name, before, after and exact, got {fields!r}") from error
+    kinds = {"name": str, "before": int, "after": int, "exact": bool}
+    if not all(type(fields.get(name)) is kind for name, kind in kinds.items()):
+        raise PlanError(f"the plan's groups: expected name, before, after and exact, got {shown(fields)}")
+    return PlannedGroup(**{name: fields[name] for name in kinds})

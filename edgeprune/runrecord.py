@@ -10,6 +10,8 @@ from pathlib import PurePath
 from typing import Any, Union
 
 from edgeprune.errors import InputError
+from edgeprune.lines import one_line, shown
+from edgeprune.reading import parse_json
 from edgeprune.records import RunRecord
 
 FORMAT = "edgeprune-run/1"
@@ -36,14 +38,11 @@ def run_from_json(text: str, where: str = "run.json") -> RunRecord:
 
     Raises: InputError that names the place, what was expected and what came.
     """
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where}: expected a JSON document, got {error}") from None
+    value = parse_json(text, f"{where}: expected a JSON document")
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a JSON object, got {_kind(value)}")
     if value.get("format") != FORMAT:
-        raise InputError(f"{where}: format: expected {FORMAT!r}, got {value.get('format')!r}")
+        raise InputError(f"{where}: format: expected {FORMAT!r}, got {shown(value.get('format'))}")
     record: RunRecord = _read(value, RunRecord, where)
     return record
 
@@ -138,4 +137,4 @@ def _expect(holds: bool, expected: str, got: Any, where: str) -> None:
 def _kind(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return {dict: "an object", list: f"a list of {len(value)}"}[type(value)]
-    return json.dumps(value)
+    return one_line(json.dumps(value), 60)

@@ -244,4 +244,4 @@ def test_an_architecture_needs_no_file(tmp_path: Path) -> None:
     assert missing.code == 2 and "own.py:net: expected --input-shape" in missing.err
     typo = run(tmp_path, "inspect", "own.py:nets", "--input-shape", "6")
     assert typo.code == 2 and "did you mean net?" in typo.err
-    assert "gone.pt: expected a model file, got none" in run(tmp_path, "inspect", "gone.pt").err
+    assert "gone.pt: expected a model file, got nothing there" in run(tmp_path, "inspect", "gone.pt").err

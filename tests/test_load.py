@@ -336,10 +336,10 @@ def test_files_that_are_no_models(tmp_path: Path, content: bytes, expected: str)
 
 
 def test_places_that_are_no_files(tmp_path: Path) -> None:
-    assert "expected a model file, got none" in _refusal(tmp_path / "missing.pt")
+    assert "expected a model file, got nothing there" in _refusal(tmp_path / "missing.pt")
     assert "got a folder" in _refusal(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    assert "got something else" in _refusal(tmp_path / "pipe")
+    assert "got a pipe" in _refusal(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("kind", ["pt", "pt2", "safetensors", "old"])

@@ -73,7 +73,13 @@ BAD_DOCUMENTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "dim": (lambda d: d["tensors"]["a.weight"].update({"x": [1]}), "expected a dim as a number, got 'x'"),
     "tensors": (lambda d: d.update(tensors=[]), "tensors: expected an object, got list"),
     "indices": (lambda d: d["tensors"]["a.weight"].update({"0": 3}), "expected a list, got int"),
+    "long dim": (lambda d: d["tensors"]["a.weight"].update({"0" * 5000: [1]}), "expected a dim as a number"),
+    "huge index": (lambda d: d["tensors"]["a.weight"].update({"0": [1, 2**63]}), "whole numbers from 0"),
     "groups": (lambda d: d.update(groups=[{"name": "a"}]), "expected name, before, after and exact"),
+    "group's width": (
+        lambda d: d.update(groups=[{"name": "a", "before": 1.5, "after": 1, "exact": True}]),
+        "expected name, before, after and exact",
+    ),
     "input size": (lambda d: d.update(inputs={"x": {"size": 0, "keep": [0]}}), "whole number from 1, got 0"),
     "input index": (lambda d: d.update(inputs={"x": {"size": 3, "keep": [3]}}), "indices below 3, got 3"),
     "input dim": (lambda d: d.update(inputs={"x": {"size": 3, "keep": [0], "dim": 0}}), "a dim from 1 or null, got 0"),
@@ -87,17 +93,17 @@ def test_a_bad_document_is_refused(made: tuple[Program, ChannelGraph, PruningPla
         changed(made[2], change)
 
 
-@pytest.mark.parametrize("text", ["", "[1", "[" * 100_000, "null"])
+@pytest.mark.parametrize("text", ["", "[1", "[" * 100_000, "null", "Infinity", "[1e400]", "[" + "9" * 5000 + "]"])
 def test_what_is_not_a_plan_is_refused(text: str) -> None:
     with pytest.raises(PlanError, match="plan"):
         PruningPlan.from_json(text)
 
 
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"plan\.json: expected a readable"):
+    with pytest.raises(PlanError, match=r"plan\.json: expected a plan\.json, got nothing there"):
         read_plan(tmp_path / "plan.json")
     (tmp_path / "plan.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PlanError, match=r"plan\.json: expected a readable"):
+    with pytest.raises(PlanError, match=r"plan\.json: the plan: expected a JSON document, got no UTF-8 text"):
         read_plan(tmp_path / "plan.json")
 
 

@@ -25,7 +25,7 @@ from edgeprune.graph.capture import capture, example_inputs
 from edgeprune.load import load
 from edgeprune.pt2 import read_program, write_program
 from edgeprune.pt2.archive import write_records
-from edgeprune.pt2.document import checked, parse_json
+from edgeprune.pt2.document import checked, parsed
 from edgeprune.pt2.expressions import checked_expression
 from edgeprune.pt2.operators import checked_operator
 
@@ -589,7 +589,7 @@ def test_numbers_that_json_cannot_say_are_texts() -> None:
     with pytest.raises(UnsafeFileError, match="expected a number"):
         checked({"as_float": "1.0"}, "Argument")
     with pytest.raises(InputError, match="the number NaN"):
-        parse_json(b"[NaN]")
+        parsed(b"[NaN]", "graph")
 
 
 def test_another_schema_version_is_one_line(tmp_path: Path, plain: dict[str, bytes]) -> None:

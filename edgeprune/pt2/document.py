@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from edgeprune.errors import InputError, UnsafeFileError
+from edgeprune.lines import one_line, shown
 from edgeprune.pt2.expressions import SYMBOL, checked_expression
+from edgeprune.reading import parse_json
 
 MAX_INTEGER = 2**63
 MAX_JSON_BYTES = 2**28
@@ -151,18 +153,11 @@ _UNIONS: dict[str, dict[str, str]] = {
 }
 
 
-def parse_json(data: bytes) -> Any:
-    """What the JSON says, or InputError where it is none: too deep or too long, NaN, numbers of thousands of digits."""
+def parsed(data: bytes, where: str) -> Any:
+    """What the JSON of a record says; errors as `reading.parse_json`."""
     if len(data) > MAX_JSON_BYTES:
-        raise InputError(f"expected JSON of at most {MAX_JSON_BYTES} bytes, got {len(data)}")
-    try:
-        return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"expected JSON, got {error or 'other bytes'}".splitlines()[0]) from error
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"the number {name}")
+        raise InputError(f"{where}: expected JSON of at most {MAX_JSON_BYTES} bytes, got {len(data)}")
+    return parse_json(data, f"{where}: expected JSON")
 
 
 def checked(value: Any, kind: str, where: str = "graph") -> Any:
@@ -196,7 +191,8 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 def _checked_union(value: dict[str, Any], kind: str) -> dict[str, Any]:
     members = _UNIONS[kind]
     if len(value) != 1 or next(iter(value)) not in members:
-        raise UnsafeFileError(f"{kind}: expected one of {', '.join(members)}, got {', '.join(value)[:80] or 'nothing'}")
+        got = one_line(", ".join(value), 80) or "nothing"
+        raise UnsafeFileError(f"{kind}: expected one of {', '.join(members)}, got {got}")
     [(name, item)] = value.items()
     return {name: checked(item, members[name], f"{kind}.{name}")}
 
@@ -205,7 +201,7 @@ def _checked_structure(value: dict[str, Any], kind: str) -> dict[str, Any]:
     fields = _STRUCTURES[kind]
     for name, item in value.items():
         if name not in fields and item not in (None, [], {}, False, ""):
-            raise UnsafeFileError(f"{kind}: expected the fields {', '.join(fields)}, got {name[:80]!r}")
+            raise UnsafeFileError(f"{kind}: expected the fields {', '.join(fields)}, got {shown(name)}")
     result = {}
     for name, field_kind in fields.items():
         if field_kind == "drop":
@@ -219,7 +215,7 @@ def _checked_structure(value: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _int(value: Any, where: str) -> int:
     if type(value) is not int or abs(value) > MAX_INTEGER:
-        raise UnsafeFileError(f"{where}: expected an integer of at most 64 bits, got {str(value)[:40]}")
+        raise UnsafeFileError(f"{where}: expected an integer of at most 64 bits, got {shown(value, 40)}")
     return value
 
 
@@ -232,19 +228,19 @@ def _float(value: Any, where: str) -> float | str:
         return value
     if type(value) is float or (type(value) is str and value in ("Infinity", "-Infinity", "NaN")):
         return value
-    raise UnsafeFileError(f"{where}: expected a number, got {str(value)[:40]!r}")
+    raise UnsafeFileError(f"{where}: expected a number, got {shown(value, 40)}")
 
 
 def _text(value: Any, where: str) -> str:
     if type(value) is not str or len(value) > 1000 or not value.isprintable():
-        raise UnsafeFileError(f"{where}: expected a short line of text, got {str(value)[:40]!r}")
+        raise UnsafeFileError(f"{where}: expected a short line of text, got {shown(value, 40)}")
     return value
 
 
 def _matching(pattern: re.Pattern[str], what: str) -> Callable[[Any, str], str]:
     def check(value: Any, where: str) -> str:
         if type(value) is not str or not pattern.fullmatch(value):
-            raise UnsafeFileError(f"{where}: expected {what}, got {str(value)[:60]!r}")
+            raise UnsafeFileError(f"{where}: expected {what}, got {shown(value)}")
         return value
 
     return check
@@ -257,13 +253,13 @@ def _expression(value: Any, where: str) -> str:
 def _device(value: Any, where: str) -> dict[str, Any]:
     """Wherever the network was exported, it is loaded on the CPU."""
     if _typed(value, dict, where).get("type") not in _DEVICES:
-        raise UnsafeFileError(f"{where}: expected one of {', '.join(_DEVICES)}, got {str(value.get('type'))[:40]!r}")
+        raise UnsafeFileError(f"{where}: expected one of {', '.join(_DEVICES)}, got {shown(value.get('type'), 40)}")
     return {"type": "cpu", "index": None}
 
 
 def _layout(value: Any, where: str) -> int:
     if type(value) is not int or value != _STRIDED:
-        raise UnsafeFileError(f"{where}: expected a strided tensor, got layout {str(value)[:20]}")
+        raise UnsafeFileError(f"{where}: expected a strided tensor, got layout {shown(value, 20)}")
     return value
 
 
@@ -298,10 +294,10 @@ def _tree(key: re.Pattern[str]) -> Callable[[Any, str], str]:
     """A nesting of tuples, lists and dicts, as a JSON text in the JSON text; `key` is what a dict's keys look like."""
 
     def check(value: Any, where: str) -> str:
-        parsed = parse_json(_typed(value, str, where).encode())
-        if type(parsed) is not list or len(parsed) != 2 or parsed[0] != 1:
-            raise UnsafeFileError(f"{where}: expected a tree of version 1, got {value[:40]!r}")
-        return json.dumps([1, _checked_tree(parsed[1], key, where, _MAX_TREE_DEPTH)])
+        tree = parse_json(_typed(value, str, where), f"{where}: expected a tree")
+        if type(tree) is not list or len(tree) != 2 or tree[0] != 1:
+            raise UnsafeFileError(f"{where}: expected a tree of version 1, got {shown(value, 40)}")
+        return json.dumps([1, _checked_tree(tree[1], key, where, _MAX_TREE_DEPTH)])
 
     return check
 
@@ -314,10 +310,10 @@ def _checked_tree(tree: Any, key: re.Pattern[str], where: str, levels: int) -> d
     if kind is None and context is None and not children:
         return {"type": None, "context": None, "children_spec": []}
     if type(kind) is not str or kind not in _TREES:
-        raise UnsafeFileError(f"{where}: expected tuples, lists and dicts, got {str(kind)[:60]!r}")
-    keys = parse_json(_typed(context, str, where).encode())
+        raise UnsafeFileError(f"{where}: expected tuples, lists and dicts, got {shown(kind)}")
+    keys = parse_json(_typed(context, str, where), f"{where}: expected keys")
     if not _TREES[kind] and keys is not None:
-        raise UnsafeFileError(f"{where}: expected no context for {kind}, got {str(keys)[:60]}")
+        raise UnsafeFileError(f"{where}: expected no context for {kind}, got {shown(keys)}")
     if _TREES[kind]:
         _check_keys(_typed(keys, list, where), len(children), key, where)
     specs = [_checked_tree(child, key, where, levels - 1) for child in children]
@@ -326,7 +322,7 @@ def _checked_tree(tree: Any, key: re.Pattern[str], where: str, levels: int) -> d
 
 def _check_keys(keys: list[Any], n_children: int, pattern: re.Pattern[str], where: str) -> None:
     if len(keys) != n_children or not all(type(key) is str and pattern.fullmatch(key) for key in keys):
-        raise UnsafeFileError(f"{where}: expected one plain name a child, got {str(keys)[:60]}")
+        raise UnsafeFileError(f"{where}: expected one plain name a child, got {shown(keys)}")
 
 
 _SCALARS: dict[str, Callable[[Any, str], Any]] = {

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, UnsafeFileError
 from edgeprune.pt2.archive import list_records, read_records, write_records
-from edgeprune.pt2.document import checked, parse_json
+from edgeprune.pt2.document import checked, parsed
 from edgeprune.pt2.graph import check_graph, example_inputs
 from edgeprune.pt2.tensors import empty_records, records_from_tensors, tensors_from_records
 
@@ -204,14 +204,14 @@ def _last_line(error: BaseException) -> str:
 
 
 def _document(records: Mapping[str, bytes]) -> dict[str, Any]:
-    document: dict[str, Any] = checked(parse_json(records[_MODEL]), "Program")
+    document: dict[str, Any] = checked(parsed(records[_MODEL], _MODEL), "Program")
     return document
 
 
 def _config(records: Mapping[str, bytes], name: str) -> dict[str, dict[str, Any]]:
     if name not in records:
         raise InputError(f"expected the record {name!r}, got none")
-    config: dict[str, dict[str, Any]] = checked(parse_json(records[name]), "PayloadConfig")["config"]
+    config: dict[str, dict[str, Any]] = checked(parsed(records[name], name), "PayloadConfig")["config"]
     return config
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgeprune.data import normalize, order, read
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.lines import error_line
 from edgeprune.load import capture_single
 from edgeprune.methods import NEED_GROUPS, Subject, make_method
 from edgeprune.progress import Progress, Silent
@@ -240,8 +241,12 @@ class _Run:
         try:
             self._check_random(state["random"], path)
             self._restore(state)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: expected this training's whole state, got a damaged one: {error}") from error
+        except InputError:
+            raise
+        except Exception as error:  # whatever PyTorch says of values that are none of its own
+            raise InputError(
+                f"{path}: expected this training's whole state, got a damaged one: {error_line(error)}"
+            ) from error
         self._say(f"resumed after epoch {len(self.records)}/{self.settings.epochs} of {path}")
 
     def _check_random(self, random: Tensor, path: Path) -> None:

@@ -13,7 +13,9 @@ import torch
 
 from edgeprune.errors import InputError
 from edgeprune.files import write_atomically
+from edgeprune.lines import shown
 from edgeprune.load import unpack
+from edgeprune.reading import read_file
 from edgeprune.records import DataSource
 from edgeprune.settings import TrainSettings
 
@@ -58,7 +60,7 @@ class StateFile:
 
     def content(self) -> bytes | None:
         """The file's bytes, or None where there is nothing to go on from."""
-        return self.path.read_bytes() if self.resume and os.path.lexists(self.path) else None
+        return read_file(self.path, "training") if self.resume and os.path.lexists(self.path) else None
 
     def read(self, content: bytes) -> dict[str, Any]:
         """The state in the bytes of the file.
@@ -90,11 +92,6 @@ class StateFile:
 def different(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
     """In which values two trainings differ, in words; empty where in none."""
     names = [name for name in expected if name not in got or got[name] != expected[name]]
-    told = [f"{name}: expected {_short(expected[name])}, got {_short(got.get(name))}" for name in names[:_MAX_NAMED]]
+    told = [f"{name}: expected {shown(expected[name])}, got {shown(got.get(name))}" for name in names[:_MAX_NAMED]]
     more = [f"and {len(names) - _MAX_NAMED} more"] if len(names) > _MAX_NAMED else []
     return ", ".join([*told, *more])
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -92,7 +92,7 @@ def _end_missing(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (_missing, "expected a model file, got none"),
+        (_missing, "expected a model file, got nothing there"),
         (_folder, "expected a model file, got a folder"),
         (Path.touch, "expected a model file, got an empty file"),
         (_text, "expected a state_dict, a checkpoint, a .safetensors or a .pt2, got a file of another kind"),
@@ -320,7 +320,7 @@ def test_pixels_of_a_convolution_cannot_go(tmp_path: Path) -> None:
 
 def test_plans_that_are_none(tmp_path: Path) -> None:
     assert "no.json: expected a plan.json, got nothing there" in refused(tmp_path, "compress", MLP, "--plan", "no.json")
-    for content, said in (("{", "is not JSON"), ("{}", "expected 'edgeprune-plan/1', got None")):
+    for content, said in (("{", "got no JSON"), ("{}", "expected 'edgeprune-plan/1', got None")):
         (tmp_path / "plan.json").write_text(content)
         line = refused(tmp_path, "compress", MLP, "--plan", "plan.json")
         assert line.startswith("edgeprune: plan.json: ") and said in line
