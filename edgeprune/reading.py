@@ -7,10 +7,12 @@ its depth and its numbers; NaN and infinity are none.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
 import stat
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -41,6 +43,7 @@ LIMITS: Mapping[str, Limit] = {
     "idx": Limit("an IDX file", 4096 * _MIB),
     "csv": Limit("a CSV file", 1024 * _MIB),
     "image": Limit("an image", 256 * _MIB),
+    "code": Limit("a Python file", 64 * _MIB),
     "plan": Limit("a plan.json", 256 * _MIB),
     "run": Limit("a run.json", 64 * _MIB),
     "device": Limit("a device.json", 16 * _MIB),
@@ -67,6 +70,36 @@ def open_file(path: str | os.PathLike[str], kind: str) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+class Timed(io.RawIOBase):
+    """A file that can be read for so many seconds, for libraries whose work on it nothing else bounds."""
+
+    def __init__(self, file: BinaryIO, max_seconds: float) -> None:
+        self._file, self._end = file, time.monotonic() + max_seconds
+        self._max_seconds = max_seconds
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; TimeoutError once the time is up."""
+        if time.monotonic() > self._end:
+            raise TimeoutError(f"one that takes more than {self._max_seconds:g} s to read")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place."""
+        return self._file.tell()
 
 
 def read_file(path: str | os.PathLike[str], kind: str) -> bytes:

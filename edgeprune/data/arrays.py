@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from edgeprune.data.labels import class_labels
-from edgeprune.data.limits import check_file, check_size, check_unpacked
+from edgeprune.data.limits import check_unpacked
+from edgeprune.data.npy import members, read_array
 from edgeprune.data.splits import TensorSplit, build, cut, to_tensor
 from edgeprune.errors import InputError
+from edgeprune.lines import one_line
+from edgeprune.reading import open_file
 from edgeprune.records import DataSource
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -31,15 +30,12 @@ def open_npz(file: str) -> DataSource:
     read.
     """
     path = Path(file)
-    check_file(path, "an .npz file")
-    try:
-        with path.open("rb") as stream:
-            keys = _check_headers(stream, path)
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as archive:
-                arrays = {key.lower(): archive[key] for key in keys}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be read as an .npz file: {error}") from error
+    with open_file(path, "npz") as stream:
+        archive, found = members(stream, path)
+        keys = _wanted(found, path)
+        infos = [found[key] for key in keys]
+        check_unpacked(sum(i.file_size for i in infos), sum(i.compress_size for i in infos), str(path))
+        arrays = {key.lower(): read_array(archive, found[key], f"{path}, {key}") for key in keys}
     return from_arrays(f"npz:{file}", pairs(arrays, str(path)))
 
 
@@ -96,36 +92,11 @@ def _samples(x: np.ndarray, y: np.ndarray, where: str) -> tuple[torch.Tensor, to
     return tensor, torch.from_numpy(y), scale
 
 
-def _check_headers(stream: IO[bytes], path: Path) -> list[str]:
-    """Names of the arrays to read, their sizes checked against what the archive holds."""
+def _wanted(found: Mapping[str, object], path: Path) -> list[str]:
+    """Names of the arrays to read."""
     wanted = {"x", "y"} | {f"{kind}_{split}" for kind in "xy" for split in _SPLITS}
-    with zipfile.ZipFile(stream) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        keys = [key for key in members if key.lower() in wanted]
-        if len({key.lower() for key in keys}) < len(keys) or len(members) < len(archive.infolist()):
-            raise InputError(f"{path}: expected each array once, got {', '.join(sorted(keys))}")
-        check_size(sum(members[key].file_size for key in keys), str(path))
-        for key in keys:
-            _check_header(archive, members[key], f"{path}, {key}")
+    keys = [key for key in found if key.lower() in wanted]
     if not keys:
-        got = ", ".join(list(members)[:8]) or "none"
+        got = one_line(", ".join(list(found)[:8]), 80) or "none"
         raise InputError(f"{path}: expected arrays x and y, or x_train, y_train, x_test, y_test; got {got}")
     return keys
-
-
-def _check_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> None:
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise InputError(f"{where}: expected a stored or deflated array, got compression type {info.compress_type}")
-    with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in readers:
-            raise InputError(f"{where}: expected the npy format 1.0 or 2.0, got {version}")
-        shape, _, dtype = readers[version](member)
-        header_bytes = member.tell()
-    if dtype.hasobject:
-        raise InputError(f"{where}: expected an array of numbers, got Python objects, which need unpickling")
-    n_bytes = math.prod(shape) * dtype.itemsize
-    check_unpacked(n_bytes, info.compress_size, where)
-    if header_bytes + n_bytes != info.file_size:
-        raise InputError(f"{where}: the header promises {n_bytes:,} bytes, got {info.file_size - header_bytes:,}")

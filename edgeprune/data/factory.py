@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from edgeprune.data.arrays import Pair, from_arrays, pairs
-from edgeprune.data.limits import check_file, one_line
 from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.lines import error_line
+from edgeprune.reading import open_file
 from edgeprune.records import DataSource
 from edgeprune.userfile import import_file
 
@@ -35,18 +36,18 @@ def open_factory(file: str, function: str, options: Mapping[str, str], seed: int
     except EdgepruneError:
         raise
     except Exception as error:
-        raise InputError(f"{where}: the factory raised {one_line(error)}") from error
+        raise InputError(f"{where}: the factory raised {error_line(error)}") from error
     if isinstance(made, DataSource):
         return _checked(made, where)
     return from_arrays(where, _parts(made, where))
 
 
 def _load(path: Path, function: str) -> Callable[..., Any]:
-    check_file(path, "a Python file")
+    open_file(path, "code").close()  # a pipe would be waited for
     try:
         module = import_file(path, f"edgeprune_data_{path.stem}")
     except (Exception, SystemExit) as error:
-        raise InputError(f"{path}: importing it raised {one_line(error)}") from error
+        raise InputError(f"{path}: importing it raised {error_line(error)}") from error
     factory = getattr(module, function, None)
     if not callable(factory):
         raise InputError(f"{path}: expected a function {function!r}, got nothing of that name that can be called")

@@ -9,14 +9,17 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from edgeprune.data.limits import check_file, check_size, check_unpacked
+from edgeprune.data.limits import check_size, check_unpacked
 from edgeprune.errors import InputError
+from edgeprune.lines import error_line
+from edgeprune.reading import open_file
 
 _UNSIGNED_BYTE = 8
 
@@ -27,11 +30,10 @@ def read_idx(path: Path, n_dims: int) -> np.ndarray:
     Raises:
         InputError: not IDX, truncated, longer than its header says, or too large.
     """
-    check_file(path, "an IDX file")
-    packed_bytes = path.stat().st_size
     is_gzip = path.suffix == ".gz"
     try:
-        with gzip.open(path) if is_gzip else path.open("rb") as file:
+        with open_file(path, "idx") as raw, gzip.GzipFile(fileobj=raw) if is_gzip else raw as file:
+            packed_bytes = os.fstat(raw.fileno()).st_size
             shape = _header(file, path, n_dims)
             n_bytes = math.prod(shape)
             if is_gzip:
@@ -41,7 +43,7 @@ def read_idx(path: Path, n_dims: int) -> np.ndarray:
                 raise InputError(f"{path}: expected {n_bytes + 4 + 4 * n_dims:,} bytes, got {packed_bytes:,}")
             return _data(file, path, n_bytes).reshape(shape)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read as an IDX file: {error}") from error
+        raise InputError(f"{path}: cannot be read as an IDX file: {error_line(error)}") from error
 
 
 def _header(file: io.BufferedIOBase, path: Path, n_dims: int) -> tuple[int, ...]:

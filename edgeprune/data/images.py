@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +19,18 @@ from edgeprune.data.limits import need
 from edgeprune.data.pixels import is_deep, peculiarities, to_square
 from edgeprune.data.splits import LazySplit, build, stratified
 from edgeprune.errors import InputError
+from edgeprune.lines import error_line
+from edgeprune.reading import Timed, open_file
 from edgeprune.records import DataSource
 
 DEFAULT_SIZE = 64
 MAX_PIXELS = 50_000_000  # of one file, checked in its header
+MAX_SECONDS = 10.0  # of reading one file: a few bytes can stand for thousands of passes over an image
+# Not whatever the library knows: some of its formats start other programs.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF")
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 _MOST_LOOKED = 200  # headers of a folder's images, evenly spaced
 _NO_IMAGES = {"thumbs.db", "desktop.ini"}  # which a system leaves in folders
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
 class PathList(Sequence[Path]):
@@ -96,12 +102,19 @@ def opened(path: Path, root: Path) -> Iterator[Any]:
     check_inside(path, root)
     pil = need("PIL.Image", "'edgeprune[vision]'")
     try:
-        with pil.open(path) as image:
+        with open_file(path, "image") as file, pil.open(Timed(file, MAX_SECONDS), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{path}: expected at most {MAX_PIXELS:,} pixels, got {image.width}x{image.height}")
             yield image
-    except (OSError, ValueError, SyntaxError, pil.DecompressionBombError) as error:
-        raise InputError(f"{path}: expected an image, got {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever a format's reader makes of a damaged file
+        raise InputError(f"{path}: expected an image, got {_without_object(error)}") from error
+
+
+def _without_object(error: Exception) -> str:
+    """What a format's reader says, without the address of the file's object in memory."""
+    return re.sub(r" <[^<>]*object at 0x[0-9a-f]+>", "", error_line(error))
 
 
 def check_inside(path: Path, root: Path) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from edgeprune.data.limits import MAX_CLASSES
 from edgeprune.data.splits import TensorSplit
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource
 
-MAX_CLASSES = 100_000
 _SHOWN = 5
 _PLUS_MINUS = (-1, 1)
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 
-from edgeprune.data.limits import check_file, check_size, need
+from edgeprune.data.limits import MAX_CLASSES, need
 from edgeprune.data.splits import build, cut
 from edgeprune.errors import InputError
+from edgeprune.lines import error_text, one_line, shown
+from edgeprune.reading import open_file
 from edgeprune.records import DataSource
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+MAX_COLUMNS = 32_768
+_MAX_HEAD = 2**22  # bytes
 
 
 def open_csv(file: str, target: str | None = None) -> DataSource:
@@ -29,11 +34,9 @@ def open_csv(file: str, target: str | None = None) -> DataSource:
     """
     pandas = need("pandas", "'edgeprune[csv]'")
     path = Path(file)
-    check_file(path, "a CSV file")
-    check_size(path.stat().st_size, str(path))
     frame = _read(pandas, path)
     if target is None or target not in frame.columns:
-        got = "no target" if target is None else repr(target)
+        got = "no target" if target is None else shown(target)
         raise InputError(f"{path}: expected ?target=COLUMN with one of {_some(list(frame.columns))}; got {got}")
     x, names = _features(frame.drop(columns=[target]), path)
     y, classes = _classes(frame[target], path, target)
@@ -42,14 +45,26 @@ def open_csv(file: str, target: str | None = None) -> DataSource:
 
 def _read(pandas: Any, path: Path) -> DataFrame:
     try:
-        with warnings.catch_warnings():
+        with open_file(path, "csv") as file, warnings.catch_warnings():
+            _check_width(file, path)
             # Rows longer than the header: pandas would shift the names or drop what is left over.
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             # Without a guess at compression: a packed file could unpack to any size.
-            return pandas.read_csv(path, compression=None, skipinitialspace=True, index_col=False, low_memory=False)
+            return pandas.read_csv(file, compression=None, skipinitialspace=True, index_col=False, low_memory=False)
     except (ValueError, OSError, pandas.errors.ParserWarning) as error:  # parser and Unicode errors are ValueErrors
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{path}: cannot be read as a CSV file: {reason}") from error
+        reason = next(iter(reversed(error_text(error).strip().splitlines())), type(error).__name__)
+        raise InputError(f"{path}: cannot be read as a CSV file: {one_line(reason, 160)}") from error
+
+
+def _check_width(file: BinaryIO, path: Path) -> None:
+    """Raise InputError where the first line has too many columns: a table takes time by its columns, not its bytes."""
+    head = file.readline(_MAX_HEAD)
+    file.seek(0)
+    if len(head) == _MAX_HEAD:
+        raise InputError(f"{path}: expected a first line of at most {_MAX_HEAD:,} bytes, got a longer one")
+    n_columns = 1 + head.count(b",")
+    if n_columns > MAX_COLUMNS:
+        raise InputError(f"{path}: expected at most {MAX_COLUMNS:,} columns, got {n_columns:,}")
 
 
 def _features(frame: DataFrame, path: Path) -> tuple[torch.Tensor, list[str]]:
@@ -57,7 +72,7 @@ def _features(frame: DataFrame, path: Path) -> tuple[torch.Tensor, list[str]]:
     names = [str(name) for name in frame.columns]
     if not names or not len(frame):
         raise InputError(f"{path}: expected rows and feature columns, got {len(frame)} rows of {len(names)} columns")
-    other = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
+    other = [name for name, kind in zip(frame.columns, frame.dtypes, strict=True) if kind.kind not in "iufb"]
     if other:
         raise InputError(f"{path}: expected numeric feature columns, got text or dates in {_some(other)}")
     with np.errstate(over="ignore"):  # what float32 cannot hold is reported as infinite below
@@ -66,7 +81,7 @@ def _features(frame: DataFrame, path: Path) -> tuple[torch.Tensor, list[str]]:
     if len(bad):
         row, column = bad[0]
         raise InputError(
-            f"{path}, row {row + 1}, column {names[column]!r}: expected a finite number, got {x[row, column]}"
+            f"{path}, row {row + 1}, column {shown(names[column])}: expected a finite number, got {x[row, column]}"
         )
     return torch.from_numpy(x), names
 
@@ -75,12 +90,16 @@ def _classes(values: Any, path: Path, target: str) -> tuple[torch.Tensor, list[s
     """Class indices int64 `(n_rows,)` and class names."""
     missing = np.flatnonzero(values.isna().to_numpy())
     if len(missing):
-        raise InputError(f"{path}, row {missing[0] + 1}, column {target!r}: expected a class, got nothing")
+        raise InputError(f"{path}, row {missing[0] + 1}, column {shown(target)}: expected a class, got nothing")
     if values.dtype.kind == "f":
-        raise InputError(f"{path}, column {target!r}: expected ints or strings as classes, got {values.dtype}")
+        raise InputError(f"{path}, column {shown(target)}: expected ints or strings as classes, got {values.dtype}")
     unique = values.unique().tolist()
     if not all(isinstance(value, str) for value in unique) and values.dtype.kind not in "iub":
-        raise InputError(f"{path}, column {target!r}: expected ints or strings as classes, got a mixture")
+        raise InputError(f"{path}, column {shown(target)}: expected ints or strings as classes, got a mixture")
+    if len(unique) > MAX_CLASSES:
+        raise InputError(
+            f"{path}, column {shown(target)}: expected at most {MAX_CLASSES:,} classes, got {len(unique):,}"
+        )
     ordered = sorted(unique)
     index = {value: i for i, value in enumerate(ordered)}
     return torch.tensor([index[value] for value in values.tolist()]), [str(value) for value in ordered]
@@ -88,5 +107,5 @@ def _classes(values: Any, path: Path, target: str) -> tuple[torch.Tensor, list[s
 
 def _some(names: Sequence[Any]) -> str:
     """Up to 12 names, e.g. "width, height, ... (30 in all)"."""
-    listed = ", ".join(str(name) for name in list(names)[:12])
+    listed = one_line(", ".join(str(name) for name in list(names)[:12]), 120)
     return listed if len(names) <= 12 else f"{listed}, ... ({len(names)} in all)"
