@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgeprune.export.front import raw_bytes
 from edgeprune.export.metadata import byte_scale_in, normalization_in
 from edgeprune.export.onnxfile import parse_onnx, tensors_in
 from edgeprune.latency import compare_latency
+from edgeprune.lines import shown
 from edgeprune.normalizing import asked_normalization, check_width
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import IDENTITY, DataSource, LatencyComparison, Normalization, ValidateRecord
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 _BATCH = 256
+# What a file may take that comes from anywhere.
+_SPARE_BYTES = 768 * 2**20
+_COPIES = 8  # of its weights
+_ACTIVATIONS = 512  # times the bytes of a batch
+_FLOAT_BYTES = 4
+_SECONDS = 10.0  # of a run on one sample
+_SLOWER = 20  # times the time for one sample, for each of a batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +49,7 @@ class _Network:
     path: Path
     session: InferenceSession
     size_bytes: int
+    bounds: ort.Bounds
     normalization: Normalization | None  # None: the file does not say
     preprocess: InferenceSession | None = None
     byte_scale: float | None = None
@@ -48,14 +58,17 @@ class _Network:
         """The file's input for raw `(batch, ...)`."""
         handed = raw.numpy() if self.byte_scale is None else raw_bytes(raw.numpy(), self.byte_scale)
         if self.preprocess is not None:
-            return ort.run(self.preprocess, handed)
+            return ort.run(self.preprocess, handed, self.bounds)
         if self.byte_scale is not None:
             return handed
         return np.ascontiguousarray(normalize(raw, self.normalization or IDENTITY).numpy())
 
     def logits(self, raw: torch.Tensor) -> np.ndarray:
         """`(batch, n_classes)`; raises InputError where they are not finite."""
-        logits = ort.run(self.session, self.inputs(raw))
+        try:
+            logits = ort.run(self.session, self.inputs(raw), self.bounds)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
         if not np.isfinite(logits).all():
             raise InputError(f"{self.path}: expected finite logits on the test split, got NaN or infinity")
         return logits
@@ -126,19 +139,21 @@ def _with_classes(data: DataSource, path: Path) -> DataSource:
 def _open(path: Path, data: DataSource) -> _Network:
     """A checked file, with the preprocessing that stands beside it where it takes only some of the features."""
     size_bytes = _check_file(path)
-    session = ort.session(path)
+    bounds = _bounds(size_bytes, data)
+    session = ort.session(path, bounds=bounds)
     _check_outputs(path, session, len(data.classes))
     shape = _input_shape(path, session)
     stated = normalization_in(session.get_modelmeta().custom_metadata_map, str(path))
     if not _accepts(shape, data.input_shape):
         preprocess = _preprocess(path, shape, data)
-        return _Network(path, session, size_bytes, stated, preprocess, _byte_scale(path, preprocess))
+        byte_scale = _byte_scale(path, preprocess)
+        return _timed(_Network(path, session, size_bytes, bounds, stated, preprocess, byte_scale), data)
     if stated is not None and not {len(stated.mean), len(stated.std)} <= {1, data.input_shape[0]}:
         raise InputError(
             f"{path}: edgeprune.normalization: expected 1 or {data.input_shape[0]} values, "
             f"got {len(stated.mean)} and {len(stated.std)}"
         )
-    return _Network(path, session, size_bytes, stated, None, _byte_scale(path, session))
+    return _timed(_Network(path, session, size_bytes, bounds, stated, None, _byte_scale(path, session)), data)
 
 
 def _normalised(
@@ -175,14 +190,31 @@ def _of_network(network: _Network) -> Normalization | None:
     return normalization_in({"edgeprune.normalization": folded}, str(network.path))
 
 
+def _bounds(size_bytes: int, data: DataSource) -> ort.Bounds:
+    """What a network of this size may take while it is loaded and run on one sample.
+
+    Weights are copied some times, and what layers give out is larger than what comes in.
+    """
+    batch_bytes = _batch_of(data) * int(np.prod(data.input_shape)) * _FLOAT_BYTES
+    return ort.Bounds(_SPARE_BYTES + _COPIES * size_bytes + _ACTIVATIONS * batch_bytes, _SECONDS)
+
+
+def _timed(network: _Network, data: DataSource) -> _Network:
+    """The network, once it has run on one sample; a run on more may take as many times as long."""
+    x, _ = next(batches(data.test, 1))
+    start = time.perf_counter()
+    network.logits(x)
+    seconds = _SECONDS + _SLOWER * _batch_of(data) * (time.perf_counter() - start)
+    return replace(network, bounds=replace(network.bounds, seconds=seconds))
+
+
 def _preprocess(path: Path, shape: tuple[int | None, ...], data: DataSource) -> InferenceSession:
     """The session of the preprocess.onnx beside `path` that makes its inputs from raw data."""
     beside = path.parent / "preprocess.onnx"
     expected = f"{path}: expected an input {_show(data.input_shape)} as in data {data.name}, got {_show(shape)}"
     if not beside.is_file():
         raise InputError(f"{expected}, and no preprocess.onnx beside it that would select its features")
-    _check_file(beside)
-    session = ort.session(beside)
+    session = ort.session(beside, bounds=_bounds(_check_file(beside), data))
     takes, gives = _input_shape(beside, session), tuple(session.get_outputs()[0].shape[1:])
     if not _accepts(takes, data.input_shape):
         raise InputError(f"{beside}: expected an input {_show(data.input_shape)}, got {_show(takes)}")
@@ -197,11 +229,15 @@ def _check_file(path: Path) -> int:
     size = path.stat().st_size
     folder = path.parent.resolve()
     for location in _external_locations(proto):
-        target = (folder / location).resolve()
+        try:
+            target = (folder / location).resolve()
+            is_file = target.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, a name that is too long, a ring of links
+            raise InputError(f"{path}: expected the name of a file with weights, got {shown(location)}") from error
         if not target.is_relative_to(folder):
-            raise InputError(f"{path}: expected weights in its own folder, got external data at {location!r}")
-        if not target.is_file():
-            raise InputError(f"{path}: expected its external data {location!r} beside it, got nothing there")
+            raise InputError(f"{path}: expected weights in its own folder, got external data at {shown(location)}")
+        if not is_file:
+            raise InputError(f"{path}: expected its external data {shown(location)} beside it, got nothing there")
         size += target.stat().st_size
     return size
 
@@ -276,8 +312,13 @@ def _run_both(
 
 
 def _test_batches(data: DataSource) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return batches(data.test, _batch_of(data))
+
+
+def _batch_of(data: DataSource) -> int:
+    """How many samples are run at a time."""
     elements = int(np.prod(data.input_shape))
-    return batches(data.test, max(1, min(_BATCH, 2**22 // max(1, elements))))
+    return max(1, min(_BATCH, 2**22 // max(1, elements)))
 
 
 def _latency(

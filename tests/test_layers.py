@@ -17,7 +17,19 @@ import edgeprune
 
 PACKAGE = Path(edgeprune.__file__).parent
 LAYERS = (
-    {"errors", "records", "requests", "progress", "processes", "catalog", "settings", "units", "lines", "reading"},
+    {
+        "errors",
+        "records",
+        "requests",
+        "progress",
+        "processes",
+        "catalog",
+        "settings",
+        "units",
+        "lines",
+        "memory",
+        "reading",
+    },
     {
         "compat",
         "digests",

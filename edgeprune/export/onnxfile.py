@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from onnxruntime import InferenceSession
 from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.parity import Sample, largest_error, outputs_of, row_chunks
+from edgeprune.lines import shown
+from edgeprune.reading import read_file
 
-MAX_BYTES = 2**31 - 1  # protobuf's own limit, and that of the flatbuffers of the ORT format
+_MAX_NODES = 1_000_000  # with those of functions, each call counted
 _BATCHES = (1, 3, 7)
 _MAX_DRAWN = 2**27  # elements: 1 GiB while they are drawn
 _TYPES = {
@@ -41,7 +45,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     if elsewhere is not None:
         where = next((entry.value for entry in elsewhere.external_data if entry.key == "location"), "another file")
         raise InputError(
-            f"{path}: expected all weights in the file, got some in {where[:80]!r}; "
+            f"{path}: expected all weights in the file, got some in {shown(where)}; "
             "save it with onnx.save(model, path, save_as_external_data=False)"
         )
     return proto
@@ -53,20 +57,43 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
     Raises:
         InputError: no such file, over 2 GiB, truncated, of another format, or without nodes.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: expected an ONNX file, got {'a folder' if path.is_dir() else 'nothing there'}")
-    size = path.stat().st_size
-    if not 0 < size <= MAX_BYTES:
-        raise InputError(f"{path}: expected an ONNX file of 1 byte to 2 GiB, got {size} bytes")
+    content = read_file(path, "onnx")
     try:
-        proto = onnx.load_model_from_string(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: expected a readable file, got {error.strerror}") from error
+        proto = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own error, whose module has no types
         raise InputError(f"{path}: expected an ONNX file, got one that is truncated or of another format") from error
     if not proto.graph.node or not proto.graph.output:
         raise InputError(f"{path}: expected an ONNX file, got one without a graph")
+    _check_functions(path, proto)
     return proto
+
+
+def _check_functions(path: Path, proto: onnx.ModelProto) -> None:
+    """Raise InputError where functions that call functions stand for more nodes than any network has, or for no end."""
+    calls = {(f.domain, f.name, f.overload): _calls(f.node) for f in proto.functions}
+    sizes: dict[tuple[str, str, str], int] = {}
+    try:
+        for key in TopologicalSorter({key: calls.keys() & inner.keys() for key, inner in calls.items()}).static_order():
+            sizes[key] = sum(n * sizes.get(call, 1) for call, n in calls[key].items())
+    except CycleError as error:
+        raise InputError(f"{path}: expected functions that end, got some that call themselves") from error
+    total = sum(n * sizes.get(call, 1) for call, n in _calls(proto.graph.node).items())
+    if total > _MAX_NODES:
+        raise InputError(f"{path}: expected at most {_MAX_NODES:,} nodes, got functions that stand for more")
+
+
+def _calls(nodes: Iterable[Any]) -> Counter[tuple[str, str, str]]:
+    """How often each operator is called, in subgraphs too."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        found[node.domain, node.op_type, node.overload] += 1
+        for attribute in node.attribute:
+            pending += attribute.g.node
+            for graph in attribute.graphs:
+                pending += graph.node
+    return found
 
 
 def tensors_in(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeprune.errors import InputError
+from edgeprune.lines import error_line
+from edgeprune.memory import bounded_memory
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -15,8 +20,21 @@ if TYPE_CHECKING:
 _FATAL_ONLY = 4  # onnxruntime's own log goes to stderr; what matters comes as an exception
 
 
-def session(path: Path, threads: int = 1) -> InferenceSession:
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a foreign network may take: `n_bytes` of memory that the process grows by, and `seconds` of one run."""
+
+    n_bytes: int
+    seconds: float
+
+
+def session(path: Path, threads: int = 1, bounds: Bounds | None = None) -> InferenceSession:
     """A CPU session of an ONNX file: `threads` within an operator, one operator at a time.
+
+    Args:
+        path: the file.
+        threads: within an operator.
+        bounds: what a file that comes from anywhere may take while it is loaded; its constants are computed then.
 
     Raises:
         InputError: no such file, or not a model that onnxruntime takes.
@@ -32,23 +50,27 @@ def session(path: Path, threads: int = 1) -> InferenceSession:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _FATAL_ONLY
+    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        with bounded_memory(bounds.n_bytes) if bounds else nullcontext():
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no base class below Exception
-        raise InputError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from error
+        raise InputError(f"{path}: onnxruntime cannot load it: {error_line(error)}") from error
 
 
-def run(model: InferenceSession, array: np.ndarray) -> np.ndarray:
+def run(model: InferenceSession, array: np.ndarray, bounds: Bounds | None = None) -> np.ndarray:
     """The first output of a model with one input, for `array` `(batch, ...)`.
 
     Raises:
-        InputError: more than one input, or an array that does not fit it.
+        InputError: more than one input, an array that does not fit it, or a run that takes more than `bounds`.
     """
     name = input_name(model)
     try:
-        return np.asarray(model.run(None, {name: array})[0])
+        if bounds is None:
+            return np.asarray(model.run(None, {name: array})[0])
+        return _bounded_run(model, {name: array}, bounds)
     except Exception as error:
-        raise InputError(f"input {name!r} of shape {array.shape}: onnxruntime failed: {_first_line(error)}") from error
+        raise InputError(f"input {name!r} of shape {array.shape}: onnxruntime failed: {error_line(error)}") from error
 
 
 def input_name(model: InferenceSession) -> str:
@@ -59,5 +81,21 @@ def input_name(model: InferenceSession) -> str:
     return str(inputs[0].name)
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _bounded_run(model: InferenceSession, inputs: dict[str, np.ndarray], bounds: Bounds) -> np.ndarray:
+    """onnxruntime looks between two operators whether it is to stop."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _FATAL_ONLY
+    timer = threading.Timer(bounds.seconds, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        with bounded_memory(bounds.n_bytes):
+            return np.asarray(model.run(None, inputs, options)[0])
+    except Exception as error:
+        if options.terminate:
+            raise TimeoutError(f"it took more than {bounds.seconds:.0f} s") from error
+        raise
+    finally:
+        timer.cancel()
