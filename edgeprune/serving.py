@@ -15,7 +15,6 @@ import os
 import re
 import socket
 import socketserver
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from edgeprune.errors import InputError
+from edgeprune.places import Places
 
 LOOPBACK = "127.0.0.1"
 PORT = 8000
@@ -56,7 +56,7 @@ _MAX_CONNECTIONS = 32  # a browser opens six
 _MAX_HEAD_BYTES = 16 * 1024
 _HEAD_SECONDS = 10.0
 _LEAST_BYTES_PER_SECOND = 32 * 1024  # who takes a file more slowly than this is cut off
-_CHUNK = 256 * 1024
+_CHUNK = 64 * 1024
 _PORTS_TO_TRY = 50
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def open_server(folder: str | Path, host: str = LOOPBACK, port: int = PORT) -> F
 
 
 class FolderServer(ThreadingHTTPServer):
-    """One folder on one address; a thread a connection, and at most 32 of them."""
+    """One folder on one address; a thread a connection, and at most 32 of them, see `places`."""
 
     daemon_threads = True
     block_on_close = False  # a slow client does not hold up Ctrl-C
@@ -118,7 +118,7 @@ class FolderServer(ThreadingHTTPServer):
     def __init__(self, root: Path, host: str, family: socket.AddressFamily, address: tuple[Any, ...]) -> None:
         self.address_family = family
         self.root = root.resolve()
-        self._free = threading.Semaphore(_MAX_CONNECTIONS)
+        self.places = Places(_MAX_CONNECTIONS)
         super().__init__(address, _Handler)
         bound = ipaddress.ip_address(self.server_name)
         self.loopback = bound.is_loopback
@@ -133,11 +133,11 @@ class FolderServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for the connection, or a short answer that there is none left."""
-        if self._free.acquire(blocking=False):
+        if self.places.take(request, str(client_address[0])):
             try:
                 super().process_request(request, client_address)
             except BaseException:  # no thread could be started
-                self._free.release()
+                self.places.leave(request)
                 raise
             return
         with contextlib.suppress(OSError):
@@ -150,7 +150,7 @@ class FolderServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            self.places.leave(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away, or whose time was up, is no news."""
@@ -264,6 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
         while size and (chunk := file.read(min(_CHUNK, size))):  # never more than was announced
             self.connection.settimeout(max(end - time.monotonic(), 0.001))
             self.connection.sendall(chunk)
+            self.server.places.moved(self.connection)
             size -= len(chunk)
 
     def _begin(self, status: HTTPStatus, headers: dict[str, str]) -> None:

@@ -76,6 +76,7 @@ LAYERS = (
         "profiling",
         "gauge",
         "serving",
+        "places",
         "job",
         "outcome",
         "trainjob",

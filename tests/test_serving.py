@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
-from edgeprune import serving
+from edgeprune import places, serving
 from edgeprune.errors import InputError
+from edgeprune.places import Places
 from edgeprune.serving import FolderServer, open_server
 
 CONTENT = bytes(range(256)) * 400
@@ -320,17 +321,58 @@ def test_a_client_that_does_not_read_is_cut_off(
 
 def test_no_more_connections_than_there_are_places(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "_MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(places, "_STALLED_SECONDS", 60.0)
     for server in running(folder):
         waiting = [connected(server) for _ in range(2)]
         deadline = time.monotonic() + 5
-        while server._free._value and time.monotonic() < deadline:  # until both are being served
+        while len(server.places) < 2 and time.monotonic() < deadline:  # until both are being served
             time.sleep(0.01)
         assert exchanged(server, b"").startswith(b"HTTP/1.1 503 ")
         for connection in waiting:
             connection.close()
-        while not server._free._value and time.monotonic() < deadline:
+        while len(server.places) == 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert ask(server, "/slim.onnx").status == 200
+
+
+def test_clients_that_do_not_read_make_room_for_one_that_does(
+    server: FolderServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "_STALLED_SECONDS", 0.2)
+    (folder / "large.bin").write_bytes(bytes(32 << 20))
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connected(server)) for _ in range(32)]
+        for connection in slow:
+            connection.sendall(b"GET /large.bin HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        deadline = time.monotonic() + 20
+        while len(server.places) < 32 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        while ask(server, "/slim.onnx").status != 200 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert [ask(server, "/slim.onnx").body for _ in range(6)] == [CONTENT] * 6
+
+
+def test_places_go_to_who_takes_something() -> None:
+    now = 0.0
+    taken = Places(12, lambda: now)
+    pairs = [socket.socketpair() for _ in range(16)]
+    ours = [one for one, _ in pairs]
+    assert all(taken.take(one, "greedy") for one in ours[:11]) and taken.take(ours[11], "other")
+    now = 0.5
+    for one in (*ours[1:11], ours[11]):
+        taken.moved(one)
+    assert taken.take(ours[12], "other")  # nobody is slow, but one holds more than its share
+    assert pairs[0][1].recv(1) == b""  # of its places the one that moved last
+    assert not taken.take(ours[13], "greedy")
+    now = 1.6
+    for one in (*ours[2:11], ours[11], ours[12]):
+        taken.moved(one)
+    assert taken.take(ours[13], "greedy") and pairs[1][1].recv(1) == b""
+    taken.leave(ours[13])
+    assert len(taken) == 11 and taken.take(ours[14], "third")
+    for pair in pairs:
+        for one in pair:
+            one.close()
 
 
 # --- places and addresses
