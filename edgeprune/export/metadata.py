@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import InputError
-from edgeprune.export.front import IDENTITY, Preprocessing, feature_scaling
-from edgeprune.records import ModelInfo, Normalization
+from edgeprune.export.front import Preprocessing, feature_scaling
+from edgeprune.records import IDENTITY, ModelInfo, Normalization
 
 
 def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bool = False) -> dict[str, str]:
