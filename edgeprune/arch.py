@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
@@ -20,9 +17,12 @@ from torch import nn
 
 from edgeprune import compat  # noqa: F401  (torchvision and timm can be imported after it)
 from edgeprune.errors import InputError
-from edgeprune.userfile import import_file
+from edgeprune.lines import said
+from edgeprune.usercode import calling_user_code, name_own
+from edgeprune.userfile import check_defined, run_file
 
 _FORMS = "torchvision:NAME, timm:NAME, pkg.module:factory or path/file.py:factory"
+_LIBRARIES = ("torch", "torchvision", "timm")  # what a line of theirs raises is told by the line that called it
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 
 
@@ -44,8 +44,10 @@ def build(spec: str, **overrides: Any) -> nn.Module:
     elif source == "timm":
         factory = _timm(spec, name)
         arguments = {"pretrained": False, **arguments}
-    elif source.endswith(".py") or os.sep in source:
-        factory = _attribute(spec, _module_from_file(spec, source), name)
+    elif is_file(source):
+        module = _module_from_file(spec, source)
+        factory = _attribute(spec, module, name)
+        check_defined(module, name, f"arch {spec}")
     else:
         factory = _attribute(spec, _module_from_name(spec, source), name)
     model = _call(spec, factory, arguments)
@@ -102,6 +104,11 @@ def is_spec(text: str) -> bool:
     return bool(colon and len(source) > 1 and name.isidentifier())  # C:model is a path
 
 
+def is_file(source: str) -> bool:
+    """Whether the source of a spec is the path of a Python file."""
+    return source.endswith(".py") or os.sep in source
+
+
 def _literal(value: str) -> Any:
     try:
         return ast.literal_eval(value)
@@ -119,7 +126,7 @@ def _torchvision(spec: str, name: str) -> Callable[..., Any]:
     try:
         from torchvision import models
     except ImportError as error:
-        raise InputError(f"arch {spec}: expected torchvision to be installed, got {_one_line(error)}") from error
+        raise InputError(f"arch {spec}: expected torchvision to be installed, got {said(error)}") from error
     if name not in models.list_models():
         raise _unknown(spec, name, models.list_models())
     builder: Callable[..., Any] = models.get_model_builder(name)
@@ -130,9 +137,7 @@ def _timm(spec: str, name: str) -> Callable[..., Any]:
     try:
         import timm
     except ImportError as error:
-        raise InputError(
-            f"arch {spec}: expected timm to be installed, got {_one_line(error)}; pip install timm"
-        ) from error
+        raise InputError(f"arch {spec}: expected timm to be installed, got {said(error)}; pip install timm") from error
     if not timm.is_model(name.split(".")[0]):
         raise _unknown(spec, name, timm.list_models())
 
@@ -152,28 +157,35 @@ def _module_from_file(spec: str, source: str) -> ModuleType:
     path = os.path.abspath(source)
     if not os.path.isfile(path):
         raise InputError(f"arch {spec}: expected the file {path}, got none")
-    # A name of its own for each path: two files may both be called model.py.
-    module_name = f"edgeprune_arch_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
-    try:
-        return import_file(path, module_name)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"arch {spec}: expected a file that runs, got {_failure(error)}") from error
+    return run_file(path, f"arch {spec}: expected a file that runs, got")
 
 
 def _module_from_name(spec: str, source: str) -> ModuleType:
     if not _DOTTED.fullmatch(source):
         raise InputError(f"arch {spec}: expected {_FORMS}, got {source!r}")
-    sys.path.insert(0, os.getcwd())  # a console script does not look there by itself
+    folder = os.getcwd()
+    sys.path.insert(0, folder)  # a console script does not look there by itself
     try:
-        return importlib.import_module(source)
+        with calling_user_code(f"arch {spec}: expected a module that can be imported, got"):
+            module = _imported(spec, source)
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+    return module
+
+
+def _imported(spec: str, source: str) -> ModuleType:
+    try:
+        module = importlib.import_module(source)
     except ModuleNotFoundError as error:
         if error.name and (source == error.name or source.startswith(error.name + ".")):
             raise _no_module(spec, source) from error
-        raise InputError(f"arch {spec}: expected a module that can be imported, got {_failure(error)}") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(f"arch {spec}: expected a module that can be imported, got {_failure(error)}") from error
-    finally:
-        sys.path.remove(os.getcwd())
+        raise
+    if source.partition(".")[0] not in _LIBRARIES:
+        top = sys.modules[source.partition(".")[0]]
+        for place in getattr(top, "__path__", [getattr(top, "__file__", None) or source]):
+            name_own(place)
+    return module
 
 
 def _no_module(spec: str, source: str) -> InputError:
@@ -193,25 +205,5 @@ def _attribute(spec: str, module: ModuleType, name: str) -> Callable[..., Any]:
 
 
 def _call(spec: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    try:
+    with calling_user_code(f"arch {spec}: expected a network, got"):
         return factory(**arguments)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"arch {spec}: expected a network, got {_failure(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__
-
-
-def _failure(error: BaseException) -> str:
-    """The error in one line, with the innermost line that is neither in here nor in an installed package."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{_one_line(error)} (at {error.filename}:{error.lineno})"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and "site-packages" not in frame.filename and "<frozen" not in frame.filename
-    ]
-    where = f" (at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
-    return _one_line(error) + where

@@ -11,6 +11,10 @@ EdgepruneError
     ├── ProofError               slim and masked dense disagree
     ├── ParityError              an exported file disagrees with the network it came from
     └── TrainingError            training diverged (NaN or infinite loss)
+
+What is none of these is told in one line as well. An OSError or a want of memory has exit 2, and so has whatever the
+user's own code raises, which becomes an InputError, see `usercode.py`; Ctrl-C has 130. Anything else is a fault of
+edgeprune itself: exit 3.
 """
 
 from __future__ import annotations

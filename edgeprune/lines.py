@@ -57,15 +57,27 @@ class _Short(reprlib.Repr):
 
 def error_line(error: BaseException, limit: int = 200) -> str:
     """The first line of what a foreign error says, with its type, e.g. "KeyError: 'lost'"."""
-    lines = (line.strip() for line in error_text(error)[:_MAX_READ].splitlines())
-    text = next((line for line in lines if line), "")
-    name = type(error).__name__
-    return one_line(f"{name}: {text}" if text else name, limit)
+    return _with_type(error, first_line(error), limit)
+
+
+def said(error: BaseException, limit: int = 200) -> str:
+    """An error's type and all that it says, in one line of bearable length, even where its own methods fail."""
+    return _with_type(error, error_text(error), limit)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, which is the one that tells, where PyTorch writes many."""
+    return next((line.strip() for line in error_text(error).splitlines() if line.strip()), "")
 
 
 def error_text(error: BaseException) -> str:
-    """What an error says of itself; some cannot say it."""
+    """What an error says of itself: one of a user's code may fail to say it, or say it at any length."""
     try:
-        return str(error)
-    except Exception as failure:
-        return f"(its text cannot be had: {type(failure).__name__})"
+        return str.__getitem__(str(error), slice(_MAX_READ))  # `str` may hand over a class of the user's
+    except BaseException:
+        return "(its message cannot be read)"
+
+
+def _with_type(error: BaseException, text: str, limit: int) -> str:
+    name = type.__dict__["__name__"].__get__(type(error))  # whatever its class says of itself
+    return one_line(f"{name}: {text}" if text else name, limit)

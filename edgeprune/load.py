@@ -27,6 +27,7 @@ from edgeprune.lines import error_line, shown
 from edgeprune.pt2 import list_records, read_program
 from edgeprune.reading import parse_json, read_file
 from edgeprune.records import Model, ModelInfo
+from edgeprune.usercode import running_user_code
 
 __all__ = ["digest", "load", "load_model"]
 
@@ -48,6 +49,7 @@ class _Request:
     module: str | None = None
 
 
+@running_user_code()
 def load(  # noqa: PLR0913 - the public call: every choice has a name and a default
     path: str | os.PathLike[str],
     *,
@@ -89,6 +91,7 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
 load_model = load  # under this name in the package
 
 
+@running_user_code()
 def load_architecture(
     spec: str, input_shape: tuple[int, ...] | None = None, dynamic_size: bool = False, module: str | None = None
 ) -> Model:

@@ -68,6 +68,7 @@ from edgeprune.settings import TrainSettings
 from edgeprune.shapes import layer_shapes
 from edgeprune.training import Team, evaluate, fit, layer_zeros, threads_set
 from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file
+from edgeprune.usercode import running_user_code
 from edgeprune.validate import validate_files
 
 _LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said
@@ -76,6 +77,7 @@ _LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is 
 # -- train ---------------------------------------------------------------------------------------------------------
 
 
+@running_user_code()
 def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecord:
     """Train an architecture on a data set and write its checkpoint.
 
@@ -192,6 +194,7 @@ def _done_before(request: TrainRequest, info: ModelInfo, data: DataSource, team:
 # -- compress ------------------------------------------------------------------------------------------------------
 
 
+@running_user_code()
 def compress(request: CompressRequest, progress: Progress | None = None) -> tuple[Path, RunRecord]:
     """Prune a model to its budgets, finetune, prove, measure, and write the run folder; returns it and the record.
 
@@ -249,6 +252,7 @@ def _advice(job: Job, told: Progress) -> tuple[str, ...]:
 # -- export, validate, inspect ------------------------------------------------------------------------------------
 
 
+@running_user_code()
 def export(request: ExportRequest, progress: Progress | None = None) -> ExportRecord:
     """Write the files of every target that is asked for, each run in its runtime on real inputs.
 
@@ -259,6 +263,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     return export_model(request, progress or Silent())
 
 
+@running_user_code()
 def validate(request: ValidateRequest, progress: Progress | None = None) -> ValidateRecord:
     """Compare two ONNX files in onnxruntime: accuracy, parity, size, latency.
 
@@ -268,6 +273,7 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
     return validate_files(request, open_data(request.data), progress=progress or Silent())
 
 
+@running_user_code()
 def profile(request: ProfileRequest, progress: Progress | None = None) -> ProfileRecord:
     """Measure how long the layers of a network take on this machine at several widths, and write a device.json.
 
@@ -303,6 +309,7 @@ def profile(request: ProfileRequest, progress: Progress | None = None) -> Profil
     )
 
 
+@running_user_code()
 def inspect(request: InspectRequest, progress: Progress | None = None) -> InspectRecord:
     """The channel groups of a model, and why the rest is locked.
 

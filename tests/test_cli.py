@@ -45,6 +45,17 @@ COMMANDS = ("train", "compress", "export", "validate", "inspect")
 TRAIN = ("train", "--arch", "a.py:net", "--data", "digits", "--out", "m.pt")
 
 
+class Foreign(BaseException):
+    """As some native libraries raise them: no Exception."""
+
+
+class Wordless(Exception):
+    """What it says cannot be read."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
 class Pipeline(ModuleType):
     """Stands in for the library: keeps the requests, returns records, or raises or does what it is told to."""
 
@@ -79,6 +90,9 @@ class Pipeline(ModuleType):
         self._take(request, progress)
         assert self.run.accuracy is not None
         return ValidateRecord(self.run.accuracy, 0.1, 10, 5, self.run.latency, self.failures)
+
+    def profile(self, request: Any, progress: Any) -> Any:
+        self._take(request, progress)
 
     def inspect(self, request: Any, progress: Any) -> InspectRecord:
         self._take(request, progress)
@@ -173,9 +187,18 @@ def test_bad_usage_in_a_real_process() -> None:
         (ParityError("slim.onnx differs by 0.2"), 1, "slim.onnx differs by 0.2"),
         (PermissionError(13, "Permission denied", "/run"), 2, "/run: Permission denied"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
-        (MemoryError(), 1, "out of memory"),
+        (MemoryError(), 2, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (ZeroDivisionError("division by zero"), 1, "unexpected ZeroDivisionError: division by zero (--debug"),
+        (
+            ZeroDivisionError("division by zero"),
+            3,
+            "unexpected ZeroDivisionError: division by zero (--debug prints all",
+        ),
+        (SystemExit(0), 3, "unexpected SystemExit: 0 (--debug prints"),
+        (SystemExit(), 3, "unexpected SystemExit (--debug prints"),
+        (GeneratorExit(), 3, "unexpected GeneratorExit (--debug prints"),
+        (Foreign("stopped"), 3, "unexpected Foreign: stopped (--debug prints"),
+        (Wordless(), 3, "unexpected Wordless: (its message cannot be read) (--debug prints"),
         (InputError("layer \x1b[31mred"), 2, "layer \\x1b[31mred"),
     ],
 )
@@ -191,11 +214,21 @@ def test_errors_become_one_line_and_an_exit_code(
         assert said in error_line(capsys)
 
 
+@pytest.mark.parametrize("command", [TRAIN, ("profile", "m.pt"), *((c, "m.pt") for c in ("compress", "inspect"))])
+def test_a_fault_of_edgeprune_is_no_missed_budget(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    pipeline.act = lambda: [][1]
+    assert main([*command]) == 3
+    assert "unexpected IndexError: list index out of range" in error_line(capsys)
+
+
 def test_debug_shows_the_traceback(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     pipeline.act = lambda: {}["missing"]
-    assert main(["inspect", "m.pt", "--debug"]) == 1
+    assert main(["inspect", "m.pt", "--debug"]) == 3
     out, err = capsys.readouterr()
     assert out == "" and "Traceback (most recent call last)" in err and "KeyError: 'missing'" in err
+    assert f"edgeprune {edgeprune.__version__}, python " in err and ", torch " in err  # all that a report needs
 
 
 def test_every_error_class_has_a_message() -> None:
@@ -272,7 +305,9 @@ def test_bare_commands_leave_the_assumptions_to_the_library(pipeline: Pipeline) 
 def test_options_of_the_other_commands_reach_the_library(pipeline: Pipeline) -> None:
     settings = "--epochs 3 --optimizer sgd --lr 0.1 --weight-decay 0 --batch-size 32 --seed 5 --threads 1 --force"
     assert main([*TRAIN, *settings.split()]) == 0
-    export = "export slim.pt2 --onnx --out o --data digits --opset 20 --no-simplify --force --dynamic-size"
+    export = (
+        "export slim.pt2 --onnx --out o --data digits --opset 20 --no-simplify --force --dynamic-size --trust-recorded"
+    )
     assert main(export.split()) == 0
     validate = "validate a.onnx b.onnx --data digits --max-drop 1 --max-latency-ratio 0.6 --threads 2 --runs 50"
     assert main([*validate.split(), "--batch-size", "8"]) == 0

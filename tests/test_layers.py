@@ -35,6 +35,7 @@ LAYERS = (
         "digests",
         "info",
         "files",
+        "usercode",
         "userfile",
         "arch",
         "pt2",

@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import Self
 
 from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.lines import MAX_LINE, error_text, one_line, printable
+from edgeprune.lines import MAX_LINE, error_text, one_line, printable, said
 from edgeprune.processes import is_main, rank
 
 ARGUMENTS = "edgeprune.arguments"  # where the context's object keeps the command line as it was typed
 INTERRUPTED = 130
+FAULT = 3  # of edgeprune itself
 _TELLS_FIRST_SECONDS = 3.0
 _PREFIX = "edgeprune: "
 _MAX_MESSAGE = MAX_LINE - len(_PREFIX)
@@ -39,17 +40,16 @@ def _os(error: BaseException) -> str:
 
 
 def _unexpected(error: BaseException) -> str:
-    text = error_text(error)
-    return f"unexpected {type(error).__name__}{': ' + text if text else ''} (--debug shows the traceback)"
+    return f"unexpected {said(error)} (--debug prints all that a report needs: it is a fault of edgeprune)"
 
 
 # First match wins: (exceptions, exit code, message). An exit code of None is the exception's own.
 _TABLE: tuple[tuple[tuple[type[BaseException], ...], int | None, Callable[[BaseException], str]], ...] = (
     ((EdgepruneError,), None, error_text),
     ((KeyboardInterrupt,), INTERRUPTED, lambda error: "interrupted; nothing half-written is left"),
-    ((MemoryError,), 1, lambda error: "out of memory"),
+    ((MemoryError,), 2, lambda error: "out of memory"),
     ((OSError,), 2, _os),
-    ((Exception,), 1, _unexpected),
+    ((BaseException,), FAULT, _unexpected),
 )
 
 
@@ -59,8 +59,8 @@ def describe(error: BaseException) -> tuple[int, str]:
         return 2, one_line(_usage(error), _MAX_MESSAGE)
     for kinds, code, message in _TABLE:
         if isinstance(error, kinds):
-            return getattr(error, "exit_code", 1) if code is None else code, one_line(message(error), _MAX_MESSAGE)
-    raise error
+            return getattr(error, "exit_code", FAULT) if code is None else code, one_line(message(error), _MAX_MESSAGE)
+    raise AssertionError  # the last row takes every exception
 
 
 def check_arguments(given: Sequence[str]) -> None:
@@ -79,12 +79,16 @@ def warn(message: str) -> None:
 class Guard:
     """Turns whatever is raised inside it into a line on stderr and `exit_code`.
 
+    Around a whole command line `SystemExit` is how Typer ends; within a command it is what some library wants, which
+    does not decide how a command ends.
+
     Example: `with Guard(debug=False) as guard: work()`, then `sys.exit(guard.exit_code)`.
     """
 
-    def __init__(self, debug: bool) -> None:
+    def __init__(self, debug: bool, *, may_exit: bool = False) -> None:
         self.debug = debug
         self.exit_code = 0
+        self._may_exit = may_exit
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +96,7 @@ class Guard:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         if error is None:
             return False
-        if isinstance(error, SystemExit) or not isinstance(error, (Exception, KeyboardInterrupt)):
+        if isinstance(error, SystemExit) and self._may_exit:
             return False
         if _is_closed_pipe(error):
             self.exit_code = 1
@@ -104,6 +108,10 @@ class Guard:
             line = f"process {rank()}: {line}"
         if self.debug:
             print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+            if self.exit_code == FAULT:
+                from edgeprune.versions import versions  # slow to import, and rarely needed
+
+                warn(", ".join(f"{name} {version}" for name, version in versions().items()))
         warn(line)
         return True
 

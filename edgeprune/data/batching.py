@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from edgeprune.data.splits import TensorSplit, check_finite, class_index
+from edgeprune.data.usersplit import UserSplit
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.records import DataSource, ModelInfo, Normalization
+from edgeprune.usercode import calling_user_code, running_user_code
 
 
 def batches(
@@ -71,10 +73,23 @@ def read(
     plain = [index.numpy() for index in indices]  # tensors would be sent through shared memory, whole
     generator = torch.Generator().manual_seed(seed)  # or the loader would draw from the random state of the training
     loader = DataLoader(_Batches(split), 1, sampler=plain, num_workers=workers, generator=generator, collate_fn=_only)
-    for batch in loader:
+    for batch in _from_workers(loader, workers):
         if isinstance(batch, EdgepruneError):
             raise batch
         yield batch
+
+
+def _from_workers(loader: Iterable[Any], workers: int) -> Iterator[Any]:
+    """What the loader gives; one of its processes that is gone was killed, or ended by what the data set does."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"expected the {workers} processes that read samples to last, got one that has ended: for want of memory, "
+            "or by the data set's own code; without --workers it runs in this one"
+        ) from error
 
 
 class _Batches(Dataset[Any]):
@@ -85,7 +100,8 @@ class _Batches(Dataset[Any]):
 
     def __getitem__(self, index: np.ndarray) -> tuple[Tensor, Tensor] | EdgepruneError:
         try:
-            return _take(self.split, torch.from_numpy(index))
+            with running_user_code():
+                return _take(self.split, torch.from_numpy(index))
         except EdgepruneError as error:
             return error
 
@@ -103,12 +119,19 @@ def _take(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Tensor]:
             class_index(labels[0])  # for what it says of it
         x, y = split.tensors[0][index].to(torch.float32), labels.reshape(len(index)).to(torch.int64)
     else:
-        samples = [split[int(i)] for i in index]
-        x = torch.stack([torch.as_tensor(sample[0], dtype=torch.float32) for sample in samples])
-        y = torch.tensor([class_index(sample[1]) for sample in samples], dtype=torch.int64)
+        x, y = _stacked(split, index)
     # TensorSplits were checked when they were made; these come from the user's own code.
     check_finite(x.numpy(), f"batch of samples {index[0]} and on")
     return x, y
+
+
+def _stacked(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Tensor]:
+    if isinstance(split, UserSplit):
+        with calling_user_code(f"{split.where}: reading samples {int(index[0])} and on raised"):
+            return _stacked(split.split, index)
+    samples = [split[int(i)] for i in index]
+    x = torch.stack([torch.as_tensor(sample[0], dtype=torch.float32) for sample in samples])
+    return x, torch.tensor([class_index(sample[1]) for sample in samples], dtype=torch.int64)
 
 
 def normalize(x: Tensor, normalization: Normalization) -> Tensor:

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from edgeprune.data.arrays import Pair, from_arrays, pairs
-from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.lines import error_line
+from edgeprune.data.usersplit import guarded
+from edgeprune.errors import InputError
 from edgeprune.reading import open_file
 from edgeprune.records import DataSource
-from edgeprune.userfile import import_file
+from edgeprune.usercode import calling_user_code
+from edgeprune.userfile import check_defined, run_file
 
 
 def open_factory(file: str, function: str, options: Mapping[str, str], seed: int) -> DataSource:
@@ -29,28 +30,23 @@ def open_factory(file: str, function: str, options: Mapping[str, str], seed: int
     where = f"{file}:{function}"
     factory = _load(Path(file), function)
     arguments = {key: _literal(value) for key, value in options.items()}
-    try:
+    with calling_user_code(f"{where}: the factory raised"):
         if "seed" in inspect.signature(factory).parameters:
             arguments.setdefault("seed", seed)
         made = factory(**arguments)
-    except EdgepruneError:
-        raise
-    except Exception as error:
-        raise InputError(f"{where}: the factory raised {error_line(error)}") from error
-    if isinstance(made, DataSource):
-        return _checked(made, where)
-    return from_arrays(where, _parts(made, where))
+        if isinstance(made, DataSource):
+            return _checked(guarded(made, where), where)
+        parts = _parts(made, where)
+    return from_arrays(where, parts)
 
 
 def _load(path: Path, function: str) -> Callable[..., Any]:
     open_file(path, "code").close()  # a pipe would be waited for
-    try:
-        module = import_file(path, f"edgeprune_data_{path.stem}")
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{path}: importing it raised {error_line(error)}") from error
+    module = run_file(path, f"{path}: importing it raised")
     factory = getattr(module, function, None)
     if not callable(factory):
         raise InputError(f"{path}: expected a function {function!r}, got nothing of that name that can be called")
+    check_defined(module, function, str(path))
     return factory
 
 

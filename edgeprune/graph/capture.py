@@ -26,6 +26,7 @@ from edgeprune.graph.refusals import (
 )
 from edgeprune.graph.regions import flattened
 from edgeprune.graph.sizes import Free, asked_dims, dynamic_shapes, first_fixed, free_dims, input_values
+from edgeprune.usercode import running_user_code
 
 # Position of the train flag among an operator's arguments.
 _TRAIN_FLAG = {
@@ -146,6 +147,7 @@ def own_tensors(module: nn.Module, shared: bool = False) -> None:
             setattr(owner, name, copies[id(tensor)])
 
 
+@running_user_code(CaptureError)
 def capture(
     model: nn.Module,
     example_inputs: torch.Tensor | Sequence[Any],

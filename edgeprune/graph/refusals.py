@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
-import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,13 +17,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph.sizes import Fixed, argument_names
+from edgeprune.lines import error_text, first_line
+from edgeprune.usercode import causes, user_line
 
-_LIBRARY = tuple(
-    os.path.normpath(path) + os.sep
-    for path in (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-)
-_PYTHON = tuple(os.path.normpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib"))
-_PACKAGES = ("site-packages", "dist-packages")
 _QUANTIZED = ("quantized", "quantized_decomposed", "_quantized", "torchao", "quantization")
 _DATA = "what runs next depends on the values in a tensor (an if, a loop or .item() on it), which no export can follow"
 _WAY_OUT = "compress the float model, and quantise what comes out"
@@ -231,18 +225,12 @@ def _failure_at(model: nn.Module, args: tuple[Any, ...], shapes: Sequence[tuple[
 
 
 def _depends_on_data(error: BaseException) -> bool:
-    return any("DataDependent" in type(e).__name__ or "data-dependent" in str(e) for e in _chain(error))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+    return any("DataDependent" in type(e).__name__ or "data-dependent" in error_text(e) for e in causes(error))
 
 
 def _told(model: nn.Module, error: BaseException, reason: str = "") -> str:
     """The error's first line (or `reason`), with the layer and the user's line that it comes from."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    first = first_line(error)
     told = reason or (f"{type(error).__name__}: {first}" if not isinstance(error, RuntimeError) else first)
     layer, line = _layer(model, error), user_line(error)
     return (f"layer {layer}: " if layer else "") + told.rstrip(".") + (f" (at {line})" if line else "")
@@ -260,21 +248,6 @@ def _layer(model: nn.Module, error: BaseException) -> str:
         return ""
     details = f"({found.extra_repr()})" if not list(found.children()) else ""
     return f"{names[id(found)]!r}, {type(found).__name__}{details}"
-
-
-def user_line(error: BaseException) -> str:
-    """The innermost frame of the traceback outside of PyTorch, edgeprune and Python, as `file:line in function`."""
-    for e in reversed(list(_chain(error))):
-        frames = [frame for frame in traceback.extract_tb(e.__traceback__) if _is_users(frame.filename)]
-        if frames:
-            return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}"
-    return ""
-
-
-def _is_users(file: str) -> bool:
-    if file.startswith("<") or file.startswith(_LIBRARY):
-        return False
-    return not file.startswith(_PYTHON) or any(f"{os.sep}{name}{os.sep}" in file for name in _PACKAGES)
 
 
 def _described(model: nn.Module, args: tuple[Any, ...]) -> str:

@@ -1,0 +1,171 @@
+"""What a user's code raises: an InputError that names the file and the line, whatever it was.
+
+A factory, a data set or a network's forward may call `sys.exit(0)`, raise an exception of its own that is no
+`Exception`, or one whose message cannot be read. None of it decides how a command ends. Ctrl-C stays Ctrl-C: it comes
+as a signal, which is watched for while the user's code runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import FrameType
+
+from edgeprune import errors
+from edgeprune.errors import InputError
+from edgeprune.lines import said
+
+_INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+_EDGEPRUNE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_ERRORS = tuple(kind for kind in vars(errors).values() if isinstance(kind, type))
+_OTHERS, _PACKAGE, _OWN = 0, 1, 2
+_named: set[str] = set()
+
+
+@contextmanager
+def calling_user_code(told: str) -> Iterator[None]:
+    """Around a call of the user's code: whatever comes out of it, but for edgeprune's own refusals, is an InputError.
+
+    Args:
+        told: what the message begins with, e.g. "nets.py:cnn: the factory raised"; what was raised follows.
+
+    Raises:
+        InputError: the body raised; names the user's file and line.
+        KeyboardInterrupt: Ctrl-C was pressed while the body ran, even where the body made something else of it.
+    """
+    with _watched_ctrl_c() as pressed:
+        try:
+            yield
+        except BaseException as error:
+            if pressed():
+                raise KeyboardInterrupt from error
+            if isinstance(error, InputError) and _is_ours(error):
+                raise
+            raise InputError(f"{told} {failure(error)}") from error
+        if pressed():
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def running_user_code(kind: type[InputError] = InputError) -> Iterator[None]:
+    """Around work of edgeprune's that calls the user's code in between, such as training a network of theirs.
+
+    What went through a line of the user's becomes an error of this `kind`; the rest is not theirs and stays what it is.
+
+    Raises:
+        InputError: as `calling_user_code`.
+        KeyboardInterrupt: as there.
+    """
+    with _watched_ctrl_c() as pressed:
+        try:
+            yield
+        except BaseException as error:
+            if pressed():
+                raise KeyboardInterrupt from error
+            if _is_ours(error) or not _went_through_users(error):
+                raise
+            raise kind(f"expected code that runs, got {failure(error)}") from error
+
+
+def failure(error: BaseException) -> str:
+    """One line on an error of the user's code, e.g. "KeyError: 'lost' (at nets.py:12 in cnn)"."""
+    line = user_line(error)
+    if isinstance(error, SyntaxError) and isinstance(error.filename, str):
+        line = f"{error.filename}:{error.lineno}"
+    return said(error) + (f" (at {line})" if line else "")
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The error and what it was raised from."""
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and all(cause is not one for one in found):
+        found.append(cause)
+        cause = cause.__cause__
+    return found
+
+
+def user_line(error: BaseException) -> str:
+    """The innermost line of the user's that an error went through, as `file:line in function`, else a package's."""
+    for wanted in (_OWN, _PACKAGE):
+        for one in reversed(causes(error)):
+            places = [
+                f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+                for frame, line in traceback.walk_tb(one.__traceback__)
+                if _whose(frame.f_code.co_filename) == wanted
+            ]
+            if places:
+                return places[-1]
+    return ""
+
+
+def name_own(place: str | os.PathLike[str]) -> None:
+    """From now on the code in this file or folder is the user's, wherever it is installed: they named it."""
+    _named.add(os.path.abspath(place))
+
+
+def _went_through_users(error: BaseException) -> bool:
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(_whose(frame.f_code.co_filename) == _OWN for frame, _ in frames)
+
+
+def _whose(file: str) -> int:
+    """Whose code a file holds: the user's own, an installed package's, or Python's, PyTorch's and edgeprune's."""
+    if any(file == place or file.startswith(place + os.sep) for place in _named):
+        return _OWN
+    if file.startswith(("<", _EDGEPRUNE, *_torch())):
+        return _OTHERS
+    if any(part in file for part in _INSTALLED):
+        return _PACKAGE
+    return _OTHERS if file.startswith(_python()) else _OWN
+
+
+@cache
+def _python() -> tuple[str, ...]:
+    """The folders of Python's own library."""
+    import sysconfig  # takes as long as all the rest here, and help needs none of it
+
+    return tuple(os.path.normpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib"))
+
+
+def _torch() -> tuple[str, ...]:
+    """PyTorch's folder, where it is loaded: without it no line of it can have run."""
+    file = getattr(sys.modules.get("torch"), "__file__", None)
+    return (os.path.dirname(file) + os.sep,) if file else ()
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether edgeprune raised it on purpose: one of its classes, from a line of its own, which tells the place."""
+    if not any(type(error) is kind for kind in _ERRORS):
+        return False
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_code.co_filename.startswith(_EDGEPRUNE)
+
+
+@contextmanager
+def _watched_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Yields whether Ctrl-C was pressed since; it still does what it did before.
+
+    Signals come to the main thread alone, so that in another one nothing has to be watched.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield lambda: False
+        return
+    times: list[int] = []
+
+    def pressed(number: int, frame: FrameType | None) -> None:
+        times.append(number)
+        previous(number, frame)
+
+    signal.signal(signal.SIGINT, pressed)
+    try:
+        yield lambda: bool(times)
+    finally:
+        signal.signal(signal.SIGINT, previous)
