@@ -41,12 +41,11 @@ from edgeprune.files import check_new, staged_files
 from edgeprune.graph.groups import analyze
 from edgeprune.job import RUNS, completed, model_and_data, newest_run
 from edgeprune.latency import measure_files, ratio_interval
-from edgeprune.load import load
 from edgeprune.normalizing import with_normalization
 from edgeprune.progress import Progress
-from edgeprune.reading import read_json
 from edgeprune.records import DataSource, ExportedFile, ExportRecord, Model, ModelInfo
 from edgeprune.requests import ExportRequest
+from edgeprune.rundense import dense_network
 from edgeprune.shapes import layer_shapes
 
 _CALIBRATION = 256  # samples
@@ -141,9 +140,7 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
     info = completed(model.info, data, request.data) if data else model.info
     for text in assumed:
         told.say(f"assumed: {text}")
-    dense = _dense_model(request, path, info, told)
-    if dense is None and request.web:
-        raise InputError(f"--web: expected a {path.parent / 'run.json'} that names the dense network; give --dense")
+    dense = dense_network(request, path, info, told)
     with staged_files(out, earlier) as folder:
         export = _Export(request, model, info, data, folder, path.stem, told)
         files, n_samples = _contracts(export)
@@ -326,30 +323,6 @@ def _accuracy(export: _Export) -> Callable[[Path], float] | None:
 
 
 # -- the web page --------------------------------------------------------------------------------------------------
-
-
-def _dense_model(request: ExportRequest, path: Path, info: ModelInfo, told: Progress) -> Model | None:
-    """The dense network that this one is timed beside: the one given, else that of the run, if it is still there."""
-    if request.dense is not None:
-        dense = load(request.dense, arch=request.arch, input_shape=info.input_shape)
-        if tuple(dense.info.input_shape) != tuple(info.input_shape):
-            raise InputError(
-                f"--dense {request.dense}: expected inputs {info.input_shape}, got {dense.info.input_shape}"
-            )
-        return dense
-    try:
-        run = read_json(path.parent / "run.json", "run")["model"]
-        given, arch, module, digest = (run[name] for name in ("path", "arch", "module", "sha256"))
-    except (InputError, KeyError, TypeError):
-        return None
-    if not isinstance(given, str) or not Path(given).is_file():
-        return None
-    try:
-        dense = load(given, arch=request.arch or arch, input_shape=info.input_shape, module=module)
-    except InputError as error:
-        told.say(f"the files are not timed beside the dense network of the run: {error}")
-        return None
-    return dense if dense.sha256 == digest else None
 
 
 def _web(export: _Export, dense: Model, runtime: WebRuntime) -> ExportedFile:

@@ -35,6 +35,7 @@ from edgeprune.search import Search
 from edgeprune.settings import TrainSettings
 from edgeprune.shapes import layer_shapes
 from edgeprune.training import float_type
+from edgeprune.trust import recorded_data
 from edgeprune.units import parse_latency, parse_size
 
 RUNS = Path("runs")
@@ -272,9 +273,12 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
         dynamic_size=request.dynamic_size,
         module=request.module if isinstance(request, CompressRequest) else None,
     )
+    recorded = None
+    if data is None and model.info.data is not None:
+        recorded = recorded_data(model.info.data, str(request.model), request.trust_recorded)
     try:
-        if data is None and model.info.data is not None:
-            data = open_data(model.info.data, seed=seed)
+        if recorded is not None:
+            data = open_data(recorded, seed=seed)
         if data is not None:
             data = with_classes_of(data, model.info.classes, n_outputs(model.program))
             check_fits(data, model.info, n_outputs(model.program))

@@ -27,6 +27,7 @@ from edgeprune.lines import error_line, shown
 from edgeprune.pt2 import list_records, read_program
 from edgeprune.reading import parse_json, read_file
 from edgeprune.records import Model, ModelInfo
+from edgeprune.trust import same_arch
 from edgeprune.usercode import running_user_code
 
 __all__ = ["digest", "load", "load_model"]
@@ -216,7 +217,7 @@ def _check_arch(info: ModelInfo, request: _Request) -> None:
             f"expected no --module, as the file holds an exported program, which has no parts, got {request.module}; "
             "give the network's state_dict and --arch"
         )
-    if request.arch is not None and request.arch != info.arch:
+    if request.arch is not None and not (info.arch is not None and same_arch(request.arch, info.arch)):
         raise InputError(f"expected no --arch, as the file carries its network ({info.arch}), got {request.arch}")
 
 

@@ -23,7 +23,10 @@ class TrainRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompressRequest:
-    """What `edgeprune compress` was asked; None means "not given", and what is assumed instead is printed."""
+    """What `edgeprune compress` was asked; None means "not given", and what is assumed instead is printed.
+
+    `trust_recorded` lets the model's file name code that runs, see `trust.py`.
+    """
 
     model: str
     data: str | None = None
@@ -54,6 +57,7 @@ class CompressRequest:
     command: str = ""
     normalize: str | None = None
     allow_chance: bool = False
+    trust_recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,8 @@ class ExportRequest:
     """What `edgeprune export` was asked; without `model` the newest run under `runs/` is taken.
 
     `batch` None leaves it free; `max_drop` is what int8 may lose, in accuracy points; `dense` is the network beside
-    which the web page runs this one, by default that of the run.
+    which the web page runs this one, by default that of the run. `trust_recorded` as for `CompressRequest`, and for the
+    run's dense network.
     """
 
     model: str | None = None
@@ -88,6 +93,7 @@ class ExportRequest:
     unsafe_pickle: bool = False
     normalize: str | None = None
     allow_chance: bool = False
+    trust_recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,14 +278,14 @@ def test_all_options_of_compress_reach_the_library(pipeline: Pipeline) -> None:
     arguments = (
         "compress m.pt --data digits --out run --keep-macs 0.5 --max-drop 2 --input-features 20 --criterion l2 "
         "--finetune-epochs 3 --align 4 --seed 7 --plan plan.json --arch a.py:net --input-shape 3,32,32 --threads 2 "
-        "--force --unsafe-pickle --attention head-dim --dynamic-size"
+        "--force --unsafe-pickle --attention head-dim --dynamic-size --trust-recorded"
     ).split()
     assert main(arguments) == 0
     assert pipeline.requests == [
         CompressRequest(
             model="m.pt", data="digits", out="run", keep_macs=0.5, max_drop=2.0, input_features="20", criterion="l2",
             finetune_epochs=3, align=4, seed=7, plan="plan.json", arch="a.py:net", input_shape=(3, 32, 32), threads=2,
-            force=True, unsafe_pickle=True, attention="head-dim", dynamic_size=True,
+            force=True, unsafe_pickle=True, attention="head-dim", dynamic_size=True, trust_recorded=True,
             command="edgeprune " + " ".join(arguments),
         )
     ]  # fmt: skip
@@ -313,7 +313,9 @@ def test_options_of_the_other_commands_reach_the_library(pipeline: Pipeline) -> 
     assert main([*validate.split(), "--batch-size", "8"]) == 0
     assert pipeline.requests == [
         TrainRequest("a.py:net", "digits", "m.pt", TrainSettings(3, "sgd", 0.1, 0.0, 32, 5, 1), True),
-        ExportRequest("slim.pt2", "o", "digits", opset=20, simplify=False, force=True, dynamic_size=True),
+        ExportRequest(
+            "slim.pt2", "o", "digits", opset=20, simplify=False, force=True, dynamic_size=True, trust_recorded=True
+        ),
         ValidateRequest("a.onnx", "b.onnx", "digits", 1.0, 0.6, 2, 50, 8),
     ]
 

@@ -144,6 +144,7 @@ def compress(
     threads: opt.Threads = None,
     allow_chance: opt.AllowChance = False,
     unsafe_pickle: opt.UnsafePickle = False,
+    trust_recorded: opt.TrustRecorded = False,
     out: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="The run folder; default: runs/NAME-N.", rich_help_panel=opt.OUTPUT),
@@ -188,6 +189,7 @@ def compress(
             unsafe_pickle=unsafe_pickle,
             normalize=normalize,
             allow_chance=allow_chance,
+            trust_recorded=trust_recorded,
             command=output.command,
         )
         with output.working() as progress:

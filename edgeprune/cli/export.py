@@ -126,6 +126,7 @@ def export(
     ] = True,
     allow_chance: opt.AllowChance = False,
     unsafe_pickle: opt.UnsafePickle = False,
+    trust_recorded: opt.TrustRecorded = False,
     out: Annotated[
         str | None,
         typer.Option(
@@ -173,6 +174,7 @@ def export(
             unsafe_pickle=unsafe_pickle,
             normalize=normalize,
             allow_chance=allow_chance,
+            trust_recorded=trust_recorded,
         )
         with output.working() as progress:
             from edgeprune import pipeline

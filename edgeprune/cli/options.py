@@ -247,3 +247,12 @@ UnsafePickle = Annotated[
         rich_help_panel=HOW,
     ),
 ]
+TrustRecorded = Annotated[
+    bool,
+    typer.Option(
+        "--trust-recorded",
+        help="Run the code, and open the files, that the model's file names: a data set or an architecture that is a "
+        "factory. Only for files you made.",
+        rich_help_panel=HOW,
+    ),
+]

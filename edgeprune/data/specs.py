@@ -58,6 +58,18 @@ _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
 }
 
 
+def is_built_in(spec: str) -> bool:
+    """Whether `open_data` reads this itself, rather than run a file of the user's."""
+    head = spec.partition("?")[0]
+    return not _FACTORY.fullmatch(head) and head.partition(":")[0] in ("digits", *_OPENERS)
+
+
+def place_of(spec: str) -> str | None:
+    """The file or folder that a spec of built-in data names; None where it names none."""
+    place = spec.partition("?")[0].partition(":")[2]
+    return os.path.expanduser(place) or None
+
+
 def open_data(spec: str, *, seed: int = 0) -> DataSource:
     """Open the data set that `spec` names; nothing is downloaded.
 

@@ -1,0 +1,85 @@
+"""The dense network beside which an export is timed: the one that is given, else the one that the run came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprune.errors import InputError
+from edgeprune.load import load
+from edgeprune.progress import Progress
+from edgeprune.reading import read_json
+from edgeprune.records import Model, ModelInfo
+from edgeprune.requests import ExportRequest
+from edgeprune.trust import recorded_arch, recorded_file
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """What a run.json says of the model that the run came from."""
+
+    path: str
+    sha256: str
+    arch: str | None
+    module: str | None
+
+
+def dense_network(request: ExportRequest, path: Path, info: ModelInfo, told: Progress) -> Model | None:
+    """The dense network of the model at `path`; None where none is given and the run's is not known or has gone.
+
+    What the run records is not opened or built on its word, see `trust.py`; where that is why there is none, it is
+    said.
+
+    Raises:
+        InputError: the one that is given cannot be read or takes other inputs; or there is none for `--web`.
+    """
+    if request.dense is not None:
+        dense = load(request.dense, arch=request.arch, input_shape=info.input_shape)
+        if tuple(dense.info.input_shape) != tuple(info.input_shape):
+            raise InputError(
+                f"--dense {request.dense}: expected inputs {info.input_shape}, got {dense.info.input_shape}"
+            )
+        return dense
+    file = path.parent / "run.json"
+    recorded = _read(file)
+    try:
+        found = None if recorded is None else _of_run(recorded, file, request, info)
+    except InputError as error:
+        if request.web:
+            raise InputError(f"--web: expected the dense network, got none; give --dense ({error})") from error
+        told.say(f"the files are not timed beside the dense network of the run; --dense names it ({error})")
+        return None
+    if found is None and request.web:
+        raise InputError(f"--web: expected a {file} that names the dense network; give --dense")
+    return found
+
+
+def _read(file: Path) -> _Recorded | None:
+    """What a run.json records of its model; None where there is none, or another file."""
+    try:
+        model = read_json(file, "run")["model"]
+        given: list[Any] = [model[name] for name in ("path", "sha256", "arch", "module")]
+    except (InputError, KeyError, TypeError):
+        return None
+    if not all(isinstance(value, str) for value in given[:2]) or not all(isinstance(v, str | None) for v in given[2:]):
+        return None
+    return _Recorded(*given)
+
+
+def _of_run(recorded: _Recorded, file: Path, request: ExportRequest, info: ModelInfo) -> Model | None:
+    """The model that the run came from, if it still lies where it was and is the same."""
+    given = recorded_file(recorded.path, str(file), file.parent, request.trust_recorded)
+    if not given.is_file():
+        return None
+    arch, refusal = request.arch, None
+    if arch is None and recorded.arch is not None:
+        try:
+            arch = recorded_arch(recorded.arch, str(file), request.trust_recorded)
+        except InputError as error:  # a file that carries its network needs no architecture
+            refusal = error
+    try:
+        dense = load(given, arch=arch, input_shape=info.input_shape, module=recorded.module)
+    except InputError as error:
+        raise refusal or error from error
+    return dense if dense.sha256 == recorded.sha256 else None
