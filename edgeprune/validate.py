@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from edgeprune.latency import compare_latency
 from edgeprune.lines import shown
 from edgeprune.normalizing import asked_normalization, check_width
 from edgeprune.progress import Progress, Silent
+from edgeprune.reading import parse_json
 from edgeprune.records import IDENTITY, DataSource, LatencyComparison, Normalization, ValidateRecord
 from edgeprune.requests import ValidateRequest
 from edgeprune.statistics import compare_accuracy, luck
@@ -126,12 +126,10 @@ def _with_classes(data: DataSource, path: Path) -> DataSource:
     """The data with the class numbers of a network's file, by the names that it states or the number of its outputs."""
     proto = parse_onnx(path)
     stated = {entry.key: entry.value for entry in proto.metadata_props}.get("edgeprune.classes", "[]")
-    try:
-        names = json.loads(stated)
-    except (ValueError, RecursionError):
-        names = None
+    expected = f"{path}: edgeprune.classes: expected a list of names"
+    names = parse_json(stated, expected)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path}: edgeprune.classes: expected a list of names, got {stated[:80]!r}")
+        raise InputError(f"{expected}, got {shown(stated, 80)}")
     sizes = [dim.dim_value for value in proto.graph.output for dim in value.type.tensor_type.shape.dim]
     return with_classes_of(data, names, sizes[1] if len(sizes) == 2 and sizes[1] else None)
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from edgeprune.errors import InputError
 from edgeprune.export.front import Preprocessing, feature_scaling
+from edgeprune.lines import shown
+from edgeprune.reading import parse_json
 from edgeprune.records import IDENTITY, ModelInfo, Normalization
 
 
@@ -62,13 +64,14 @@ def normalization_in(metadata: Mapping[str, str], where: str) -> Normalization |
     text = metadata.get("edgeprune.normalization")
     if text is None:
         return None
+    expected = f"{where}: edgeprune.normalization: expected lists mean and std"
+    entry = parse_json(text, expected)
     try:
-        entry = json.loads(text)
         mean, std = (tuple(float(value) for value in entry[key]) for key in ("mean", "std"))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{where}: edgeprune.normalization: expected lists mean and std, got {text[:80]!r}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{expected}, got {shown(text, 80)}") from error
     if not mean or not std or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
-        raise InputError(f"{where}: edgeprune.normalization: expected finite values and std above 0, got {text[:80]!r}")
+        raise InputError(f"{expected} of finite values, std above 0, got {shown(text, 80)}")
     return Normalization(mean, std)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -17,7 +16,7 @@ from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.parity import Sample, largest_error, outputs_of, row_chunks
 from edgeprune.lines import shown
-from edgeprune.reading import read_file
+from edgeprune.reading import parse_json, read_file
 
 _MAX_NODES = 1_000_000  # with those of functions, each call counted
 _BATCHES = (1, 3, 7)
@@ -216,8 +215,8 @@ def _shape(path: Path, session: InferenceSession, value: Any) -> tuple[int, ...]
 
 def _stated_shape(text: str) -> tuple[int, ...]:
     try:
-        sizes = json.loads(text)
-    except (ValueError, RecursionError):
+        sizes = parse_json(text, "edgeprune.input_shape: expected sizes")
+    except InputError:
         return ()
     sane = isinstance(sizes, list) and all(type(size) is int and 0 < size <= 2**16 for size in sizes)
     return tuple(sizes) if sane and max(_BATCHES) * np.prod(sizes, dtype=float) <= _MAX_DRAWN else ()

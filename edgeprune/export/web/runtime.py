@@ -7,7 +7,6 @@ package is ever written anywhere. Whatever the package claims is checked first: 
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprune.errors import InputError
+from edgeprune.lines import shown
+from edgeprune.reading import parse_json
 
 PACKAGE = "onnxruntime-web"
 RUNTIME_VERSION = "1.30.0"
@@ -207,15 +208,13 @@ def _checked(found: Mapping[str, bytes], where: str) -> WebRuntime:
 
 def _version(description: bytes, where: str) -> str:
     """The version in a package.json, once it is one of onnxruntime-web."""
-    try:
-        document = json.loads(description)
-    except (ValueError, RecursionError):
-        document = None
+    expected = f"{where}: expected the npm package {PACKAGE}"
+    document = parse_json(description, expected) if description else None
     if not isinstance(document, dict) or document.get("name") != PACKAGE:
-        raise InputError(f"{where}: expected the npm package {PACKAGE}, got no package.json that says so; {_ADVICE}")
+        raise InputError(f"{expected}, got no package.json that says so; {_ADVICE}")
     version = document.get("version")
     if not isinstance(version, str) or not _FULL_VERSION.fullmatch(version):
         raise InputError(
-            f"{where}: package.json: version: expected one such as {RUNTIME_VERSION}, got {str(version)[:60]!r}"
+            f"{where}: package.json: version: expected one such as {RUNTIME_VERSION}, got {shown(version)}"
         )
     return version
