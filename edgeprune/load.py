@@ -24,7 +24,7 @@ from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.sizes import free_dims
 from edgeprune.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
 from edgeprune.lines import error_line, shown
-from edgeprune.pt2 import list_records, read_program
+from edgeprune.pt2 import check_names, list_records, read_program
 from edgeprune.reading import parse_json, read_file
 from edgeprune.records import Model, ModelInfo
 from edgeprune.trust import same_arch
@@ -301,6 +301,7 @@ def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInf
         raise InputError("expected --input-shape (or --data) for this file, e.g. --input-shape 3,224,224, got none")
     dtype = next((tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point), torch.float32)
     program = capture_single(model, shape, dtype, request.dynamic_size)
+    check_names(program)  # before any work is done that could not be written down
     return program, ModelInfo(input_shape=shape, arch=request.arch, module=request.module)
 
 

@@ -39,6 +39,7 @@ from edgeprune.outcome import measured
 from edgeprune.processes import is_main
 from edgeprune.profiling import Timing
 from edgeprune.progress import Progress, Silent
+from edgeprune.pt2 import write_program
 from edgeprune.records import (
     DataSource,
     EpochRecord,
@@ -171,6 +172,7 @@ def _captured(model: nn.Module, request: TrainRequest, data: DataSource) -> Prog
         shape = tuple(data.input_shape)
         raise type(error)(f"{request.arch} on inputs {shape} of data {data.name}: {error}") from error
     check_logits(program, data)
+    write_program(program, {}, with_weights=False)  # what cannot be written down is found before the training
     return program
 
 

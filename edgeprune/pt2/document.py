@@ -18,11 +18,12 @@ from edgeprune.reading import parse_json
 
 MAX_INTEGER = 2**63
 MAX_JSON_BYTES = 2**28
-# What may stand between the dots of a weight's name: no quotes, as PyTorch writes it into source code.
-_PART = r"(?!__)[A-Za-z0-9_\-/ :+@#=,]{1,200}"
+# What may stand between the dots of a weight's name: letters of any script, but no quotes, backslashes or control
+# characters, as PyTorch writes it into source code.
+_PART = r"(?!__)[\w\-/ :+@#=,]{1,200}"
 _WEIGHT_NAME = re.compile(rf"{_PART}(?:\.{_PART}){{0,63}}")
 _IDENTIFIER = re.compile(r"(?!__\w*__$)[A-Za-z_][A-Za-z0-9_]{0,511}", re.ASCII)
-_MODULE_NAME = re.compile(r"[A-Za-z0-9_.\-/ :+@#=,]{0,1000}")
+_MODULE_NAME = re.compile(r"[\w.\-/ :+@#=,]{0,1000}")
 _KEY = re.compile(r"[^\"'\\\x00-\x1f]{1,200}")
 # Serialized type: whether it has keys.
 _TREES = {"builtins.tuple": False, "builtins.list": False, "builtins.dict": True, "collections.OrderedDict": True}
@@ -158,6 +159,11 @@ def parsed(data: bytes, where: str) -> Any:
     if len(data) > MAX_JSON_BYTES:
         raise InputError(f"{where}: expected JSON of at most {MAX_JSON_BYTES} bytes, got {len(data)}")
     return parse_json(data, f"{where}: expected JSON")
+
+
+def is_weight_name(name: str) -> bool:
+    """Whether a weight may have this name."""
+    return _WEIGHT_NAME.fullmatch(name) is not None
 
 
 def checked(value: Any, kind: str, where: str = "graph") -> Any:

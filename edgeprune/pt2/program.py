@@ -24,10 +24,12 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, UnsafeFileError
+from edgeprune.lines import shown
 from edgeprune.pt2.archive import list_records, read_records, write_records
-from edgeprune.pt2.document import checked, parsed
+from edgeprune.pt2.document import checked, is_weight_name, parsed
 from edgeprune.pt2.graph import check_graph, example_inputs
 from edgeprune.pt2.tensors import empty_records, records_from_tensors, tensors_from_records
+from edgeprune.pt2.values import check_values
 
 _MODEL = "models/model.json"
 _SAMPLES = "data/sample_inputs/model.pt"
@@ -76,6 +78,7 @@ def read_program(
     _tie(contents.weights)
     program.state_dict.update(contents.weights)
     program.constants.update(contents.constants)
+    check_values(program)
     return program, contents.extra
 
 
@@ -105,6 +108,7 @@ def write_program(program: ExportedProgram, extra: Mapping[str, bytes], with_wei
     Raises:
         InputError: the program has an operator, input or constant that `read_program` would refuse.
     """
+    check_names(program)
     constants: dict[str, torch.Tensor] = {}
     for name, value in program.constants.items():
         if not isinstance(value, torch.Tensor):
@@ -127,12 +131,23 @@ def write_program(program: ExportedProgram, extra: Mapping[str, bytes], with_wei
     return _compose(contents, with_weights=with_weights)
 
 
+def check_names(program: ExportedProgram) -> None:
+    """Raise InputError where a weight has a name that no .pt2 of edgeprune may have."""
+    for name in (*program.state_dict, *program.constants):
+        if not is_weight_name(name):
+            raise InputError(
+                f"tensor {shown(name)}: expected a name of letters, digits, spaces and _-/:+@#=, as a .pt2 can hold, "
+                "got another one; rename the module or the parameter"
+            )
+
+
 def _of_plain_containers(call: ModuleCallEntry) -> ModuleCallEntry:
     """A call whose named tuples are tuples and whose mappings are dicts: a file that needs no class can name none."""
-    if call.signature is None:
+    signature = call.signature
+    if signature is None:
         return call
-    specs = {name: _plain_spec(getattr(call.signature, name)) for name in ("in_spec", "out_spec")}
-    return replace(call, signature=replace(call.signature, **specs))
+    in_spec, out_spec = _plain_spec(signature.in_spec), _plain_spec(signature.out_spec)
+    return replace(call, signature=replace(signature, in_spec=in_spec, out_spec=out_spec))
 
 
 def _plain_spec(spec: pytree.TreeSpec) -> pytree.TreeSpec:
