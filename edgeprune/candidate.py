@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgeprune.data import batches, normalize
 from edgeprune.device import Device
+from edgeprune.effort import MOST
 from edgeprune.graph.capture import Program
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import DataSource, FeatureRules, Normalization
@@ -30,7 +31,7 @@ class Budgets:
     that the ONNX file may weigh, `max_drop` is in accuracy points on the validation split, `n_features` a count of
     input features and `feature_ratio` a share of them; each may be None. `prune_features` lets features go without a
     count of their own; `rules` say which of them stay, or stay together. With a `device`, units go by the milliseconds
-    that they save on it.
+    that they save on it. `max_finetunings` bounds the training of a search that has no cost to reach.
     """
 
     keep_macs: float | None
@@ -46,6 +47,7 @@ class Budgets:
     max_latency: LatencyLimit | None = None
     max_bytes: int | None = None
     device: Device | None = None
+    max_finetunings: int = MOST
 
     @property
     def has_costs(self) -> bool:

@@ -160,6 +160,7 @@ def _budgets(request: CompressRequest, has_data: bool, assume: Any) -> Budgets:
         attention=request.attention,
         max_latency=max_latency,
         max_bytes=max_bytes,
+        max_finetunings=request.max_finetunings,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgeprune.effort import MOST
 from edgeprune.settings import TrainSettings
 
 
@@ -42,6 +43,7 @@ class CompressRequest:
     pareto: int | None = None
     criterion: str | None = None
     finetune_epochs: int | None = None
+    max_finetunings: int = MOST
     distill: bool = True
     align: int = 8
     seed: int = 0

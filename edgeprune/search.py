@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import fx
 
 from edgeprune.candidate import Candidate, Measured
 from edgeprune.cost import macs
+from edgeprune.descent import FEATURE_EFFORT, Descent
 from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.folding import has_zeros, is_constant
@@ -20,7 +20,7 @@ from edgeprune.planner import plan as make_step_plan
 from edgeprune.proof import prove
 from edgeprune.pruning_plan import PruningPlan, compose
 from edgeprune.records import FeatureCount
-from edgeprune.steps import FACTOR, Steps, kept_features
+from edgeprune.steps import FACTOR, kept_features
 from edgeprune.surgery import cut
 from edgeprune.targets import Shares, Targets
 from edgeprune.training import fit
@@ -28,11 +28,10 @@ from edgeprune.training import fit
 _FEATURE_FACTOR = 0.5  # share of the features that one step keeps
 _SELECTION = 2  # how many times as long as a finetuning it is trained while features are chosen
 _FEATURE_SHARE = 0.5  # of the accuracy budget may go into dropping input features; channels need the rest
-_PATIENCE = 2  # how often a step that lost too much is tried again at half its size
 _TRIALS = 6  # cuts that are measured to land on a budget
 
 
-class Search(Steps):
+class Search(Descent):
     """Shrinks a dense program step by step."""
 
     # -- the whole search ------------------------------------------------------------------------------------------
@@ -90,7 +89,7 @@ class Search(Steps):
         """
         dense = self._measured_dense()
         slim = self._cut_by(plan)
-        best = self._rescued(self._finished(dense, slim, plan, prove(dense.program, slim, plan)))
+        best = self._rescued(self._finetuned(self._fresh(dense, slim, plan, prove(dense.program, slim, plan))))
         share, wanted = best.macs / dense.macs, self.budgets.n_features
         if self.budgets.keep_macs is not None and share > self.budgets.keep_macs:
             raise BudgetError(f"--plan: expected at most {self.budgets.keep_macs:g} of the MACs, got {share:.4f}")
@@ -177,7 +176,7 @@ class Search(Steps):
         best = start
         while best.n_features is not None and best.n_features > wanted:
             least = wanted if self._trains else max(wanted, int(best.n_features * _FEATURE_FACTOR))
-            best = self._rescued(self._with_features(best, least), _FEATURE_SHARE)
+            best = self._rescued(self._with_features(best, least), _FEATURE_SHARE, rounds=1)
             self._record(best, accepted=True)
         return best
 
@@ -187,6 +186,8 @@ class Search(Steps):
         def fewer(best: Candidate, factor: float) -> Candidate | None:
             least = self._least_features()
             if best.n_features is None or best.n_features <= least:
+                return None
+            if not self.effort.affords(_SELECTION, FEATURE_EFFORT):
                 return None
             return self._with_features(best, max(least, min(best.n_features - 1, int(best.n_features * factor))))
 
@@ -226,28 +227,12 @@ class Search(Steps):
             method="feature-selection",
             options={**trainer.settings.options, "n_features": n_features},
         )
+        self.effort.take(settings.epochs)
         module, graph = best.program.module(), self._graph_of(best)
         epochs = fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher, graph=graph)
         self.selection += [FeatureCount(epoch.n_features or 0, epoch.val_accuracy) for epoch in epochs]
         assert isinstance(module, fx.GraphModule)
         return reexport_like(module, best.program)
-
-    def _shrunk(
-        self, start: Candidate, propose: Callable[[Candidate, float], Candidate | None], share: float, factor: float
-    ) -> Candidate:
-        """Take what `propose` makes while the accuracy holds; a step that lost too much makes the next one smaller."""
-        best, failures = start, 0
-        while failures <= _PATIENCE:
-            candidate = propose(best, factor)
-            if candidate is None:
-                break
-            accepted = self._judged(candidate, share)
-            if accepted is not None:
-                best = accepted
-                continue
-            failures += 1
-            factor = (1 + factor) / 2
-        return best
 
     # -- MACs ------------------------------------------------------------------------------------------------------
 
@@ -256,7 +241,7 @@ class Search(Steps):
         if self.budgets.has_costs:
             best = self._down_to_costs(start)
         else:
-            best = self._shrunk(start, self._next, 1.0, FACTOR)
+            best = self._smallest_that_holds(start)
         if not self._within(best):
             raise BudgetError(self._missed(best))
         return best
@@ -320,16 +305,6 @@ class Search(Steps):
                 best = self._rescued(best)
             self._record(best, accepted=not reached or self._within(best))
         return best
-
-    def _next(self, best: Candidate, ratio: float) -> Candidate | None:
-        """The next smaller network, or None where nothing smaller can be built."""
-        try:
-            candidate = self._try(best, n_features=None, shares=Shares(macs=ratio))
-        except BudgetError:
-            return None
-        return candidate if candidate.macs < best.macs else None
-
-    # -- one step --------------------------------------------------------------------------------------------------
 
     # -- refusals --------------------------------------------------------------------------------------------------
 

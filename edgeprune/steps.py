@@ -9,6 +9,7 @@ from torch import fx
 from edgeprune.candidate import Budgets, Candidate, Gauge, Trainer
 from edgeprune.cost import macs
 from edgeprune.costmodel import bytes_model, latency_model
+from edgeprune.effort import Effort
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.planner import plan as make_step_plan
@@ -16,13 +17,16 @@ from edgeprune.progress import Progress
 from edgeprune.proof import prove
 from edgeprune.pruning_plan import PruningPlan, compose
 from edgeprune.records import FeatureCount, StepRecord
+from edgeprune.settings import TrainSettings
 from edgeprune.surgery import cut
 from edgeprune.targets import Shares
 from edgeprune.training import fit, recalibrate
 
 FACTOR = 0.7  # share of the MACs that one step keeps
 NO_SHARES = Shares()
-_ROUNDS = 2  # how often what lost too much is finetuned again before it is given up
+_ROUNDS = 3  # how often what lost too much is finetuned again before it is given up
+_LONGEST = 4  # times the epochs of a finetuning: a further round
+_WANDERS = 2  # from this round on the learning rate stays, and passes by more networks than it does while it falls
 
 
 class Steps:
@@ -41,6 +45,8 @@ class Steps:
         self.progress = progress
         self.steps: list[StepRecord] = []
         self.selection: list[FeatureCount] = []
+        self.effort = Effort(trainer.settings.epochs if trainer else 0, budgets.max_finetunings, progress)
+        self._failed: set[str] = set()
         self._known_costs: dict[Program, dict[str, float]] = {}
         self._teacher = dense.frozen_module() if trainer and trainer.distill else None
         self.budgets = budgets
@@ -88,11 +94,11 @@ class Steps:
             }
         return self._known_costs[candidate.program]
 
-    def _rescued(self, candidate: Candidate, share: float = 1.0) -> Candidate:
-        """Finetune again what lost too much, twice as long each time; the best of all rounds."""
+    def _rescued(self, candidate: Candidate, share: float = 1.0, rounds: int = _ROUNDS) -> Candidate:
+        """Finetune again what lost too much, longer each time; the best of all rounds."""
         best = candidate
-        for extra in range(1, _ROUNDS + 1):
-            if self._within(best, share) or self.trainer is None or self.trainer.settings.epochs == 0:
+        for extra in range(1, rounds + 1):
+            if self._within(best, share) or not self._trains:
                 break
             again = self._finetuned(candidate, extra)
             best = again if (again.val_accuracy or 0) > (best.val_accuracy or 0) else best
@@ -100,13 +106,17 @@ class Steps:
 
     def _try(self, best: Candidate, *, n_features: int | None, shares: Shares) -> Candidate:
         """Prune what was accepted once more, prove the cut, finetune, look."""
+        return self._finetuned(self._pruned(best, n_features=n_features, shares=shares))
+
+    def _pruned(self, best: Candidate, *, n_features: int | None, shares: Shares) -> Candidate:
+        """Prune what was accepted once more and prove the cut; what it loses is not known yet."""
         graph = self._graph_of(best)
         self.progress.stage(f"step {len(self.steps) + 1}: score and cut")
         step = self._plan(best, graph, n_features, shares)
         slim = cut(best.program, step, graph)
         error = prove(best.program, slim, step)
         plan = step if best.plan is None else compose(best.plan, step)
-        return self._finished(best, slim, plan, max(error, best.proof_error))
+        return self._fresh(best, slim, plan, max(error, best.proof_error))
 
     def _plan(
         self, best: Candidate, graph: ChannelGraph, n_features: int | None = None, shares: Shares = NO_SHARES
@@ -128,9 +138,9 @@ class Steps:
             keep_bytes=shares.size,
         )
 
-    def _finished(self, before: Candidate, slim: Program, plan: PruningPlan, error: float) -> Candidate:
-        """Finetune a fresh cut and look at it."""
-        return self._finetuned(Candidate(slim, plan, macs(slim), kept_features(before, plan), None, error))
+    def _fresh(self, before: Candidate, slim: Program, plan: PruningPlan, error: float) -> Candidate:
+        """A cut that is not finetuned yet."""
+        return Candidate(slim, plan, macs(slim), kept_features(before, plan), None, error)
 
     def _finetuned(self, candidate: Candidate, extra: int = 0) -> Candidate:
         """Train a candidate's weights on, and look at it; `extra` counts further rounds, which see another order.
@@ -149,11 +159,18 @@ class Steps:
             share = candidate.macs / self.dense.macs
             again = f", round {extra + 1}" if extra else ""
             self.progress.stage(f"step {len(self.steps) + 1}: finetune at {share:.0%} of MACs{again}")
-            epochs = trainer.settings.epochs * 2**extra
-            settings = replace(trainer.settings, epochs=epochs, seed=trainer.settings.seed + extra)
+            settings = self._round(trainer.settings, extra)
+            self.effort.take(settings.epochs)
             fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher)
             candidate = replace(candidate, program=reexport_like(module, candidate.program))
         return replace(candidate, val_accuracy=trainer.val_accuracy(module))
+
+    @staticmethod
+    def _round(settings: TrainSettings, extra: int) -> TrainSettings:
+        """How the further round `extra` trains, 0 being the first finetuning."""
+        epochs, seed = settings.epochs * min(2**extra, _LONGEST), settings.seed + extra
+        schedule = "constant" if extra >= _WANDERS else settings.schedule
+        return replace(settings, epochs=epochs, seed=seed, schedule=schedule)
 
     def _within(self, candidate: Candidate, share: float = 1.0) -> bool:
         """Whether the accuracy budget, or a share of it, holds."""
@@ -162,14 +179,20 @@ class Steps:
             return True
         return (dense - slim) * 100 <= share * limit + 1e-9
 
-    def _judged(self, candidate: Candidate, share: float) -> Candidate | None:
+    def _judged(self, candidate: Candidate, share: float, rounds: int) -> Candidate | None:
         """The candidate, finetuned once more if need be, or None where it loses too much all the same."""
-        candidate = self._rescued(candidate, share)
+        candidate = self._rescued(candidate, share, rounds)
         accepted = self._within(candidate, share)
         self._record(candidate, accepted)
         return candidate if accepted else None
 
+    def _has_failed(self, candidate: Candidate) -> bool:
+        """Whether the very same units were kept by a network that lost too much."""
+        return candidate.plan is not None and candidate.plan.to_json() in self._failed
+
     def _record(self, candidate: Candidate, accepted: bool) -> None:
+        if not accepted and candidate.plan is not None:
+            self._failed.add(candidate.plan.to_json())
         self.steps.append(
             StepRecord(
                 step=len(self.steps) + 1,

@@ -7,6 +7,7 @@ import typer
 from edgeprune.catalog import ENTRIES
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
+from edgeprune.effort import MOST
 
 NEED_DATA = " and ".join(entry.name for entry in ENTRIES if entry.needs_data)
 
@@ -122,6 +123,15 @@ def compress(
             rich_help_panel=opt.HOW,
         ),
     ] = None,
+    max_finetunings: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="The most training that the search takes where no cost is given, in finetunings.",
+            parser=opt.positive_count,
+            rich_help_panel=opt.HOW,
+        ),
+    ] = MOST,
     distill: Annotated[
         bool,
         typer.Option(
@@ -175,6 +185,7 @@ def compress(
             pareto=pareto,
             criterion=criterion,
             finetune_epochs=finetune_epochs,
+            max_finetunings=max_finetunings,
             distill=distill,
             align=align,
             seed=seed,
