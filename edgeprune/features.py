@@ -30,6 +30,7 @@ from edgeprune.gathers import (
     readers,
 )
 from edgeprune.graph.capture import Program, reexport, size_hint
+from edgeprune.graph.given import check_untrained
 from edgeprune.graph.names import GATHER
 from edgeprune.graph.sizes import free_dims
 from edgeprune.records import InputFeatures
@@ -56,8 +57,9 @@ def slim_contract(program: ExportedProgram) -> Program:
     """The program that takes only the kept features, ascending: `(batch, k)`, or `(batch, k, ...)` for channels.
 
     Raises:
-        InputError: the program gathers no input features.
+        InputError: the program gathers no input features, or a module that its `.module()` gave has been trained since.
     """
+    check_untrained(program)
     module = _module(program)
     found = find_gathers(module)
     if not found:

@@ -22,6 +22,7 @@ from edgeprune.digests import digest
 from edgeprune.errors import EdgepruneError, InputError, UnsafeFileError
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.sizes import free_dims
+from edgeprune.graph.weights import unfinite
 from edgeprune.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
 from edgeprune.lines import error_line, shown
 from edgeprune.pt2 import check_names, list_records, read_program
@@ -327,12 +328,9 @@ def capture_single(
 def _check_finite(program: ExportedProgram) -> None:
     """NaN and infinity are refused; minus infinity may stand in a buffer, as attention masks have it."""
     for name, tensor in {**program.constants, **program.state_dict}.items():
-        if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex) or torch.isfinite(tensor).all():
-            continue
-        if tensor.isnan().any():
-            raise InputError(f"tensor {name!r}: expected finite values, got NaN")
-        if isinstance(tensor, nn.Parameter) or tensor.dtype.is_complex or tensor.isposinf().any():
-            raise InputError(f"tensor {name!r}: expected finite values, got infinity")
+        got = unfinite(tensor)
+        if got:
+            raise InputError(f"tensor {name!r}: expected finite values, got {got}")
 
 
 def _checked_input(program: Program, info: ModelInfo, asked: tuple[int, ...] | None) -> tuple[Program, ModelInfo]:

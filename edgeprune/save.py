@@ -12,6 +12,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeprune.files import write_atomically
+from edgeprune.graph.given import check_untrained
 from edgeprune.info import CHECKPOINT_FORMAT, INFO_FILE, info_to_dict
 from edgeprune.pt2 import write_program
 from edgeprune.records import ModelInfo
@@ -21,8 +22,10 @@ def save_program(path: str | os.PathLike[str], program: ExportedProgram, info: M
     """Write the program as a .pt2 that also plain `torch.export.load` takes; `info` lies in it as edgeprune.json.
 
     Raises:
-        InputError: the place cannot be written to, or the program has what no .pt2 of edgeprune may have.
+        InputError: the place cannot be written to, the program has what no .pt2 of edgeprune may have, or a module that
+            its `.module()` gave has been trained since, see `Program.with_weights`.
     """
+    check_untrained(program)
     content = write_program(program, {INFO_FILE: json.dumps(info_to_dict(info)).encode()})
     write_atomically(path, content)
 
@@ -35,6 +38,7 @@ def save_checkpoint(path: str | os.PathLike[str], program: ExportedProgram, info
     Raises:
         InputError: as `save_program`.
     """
+    check_untrained(program)
     stripped = write_program(program, {}, with_weights=False)
     checkpoint = {
         "format": CHECKPOINT_FORMAT,

@@ -228,7 +228,7 @@ class Search(Descent):
             options={**trainer.settings.options, "n_features": n_features},
         )
         self.effort.take(settings.epochs)
-        module, graph = best.program.module(), self._graph_of(best)
+        module, graph = best.program.own_module(), self._graph_of(best)
         epochs = fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher, graph=graph)
         self.selection += [FeatureCount(epoch.n_features or 0, epoch.val_accuracy) for epoch in epochs]
         assert isinstance(module, fx.GraphModule)

@@ -150,7 +150,7 @@ class Steps:
         trainer = self.trainer
         if trainer is None:
             return candidate
-        module = candidate.program.module()
+        module = candidate.program.own_module()
         assert isinstance(module, fx.GraphModule)
         if not self._trains:
             if recalibrate(module, trainer.data, trainer.normalization):

@@ -17,6 +17,7 @@ from edgeprune.graph.binding import shape_of
 from edgeprune.graph.capture import Program, own_tensors, reexport_like
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.garbage import no_collection
+from edgeprune.graph.given import check_untrained
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
 from edgeprune.graph.inputs import feature_grid
 from edgeprune.graph.lift import Unlifted, unlifted
@@ -40,7 +41,9 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
     Raises:
         PlanError: the plan was made for another model, does not fit its shapes, removes what is locked, or removes
             one half of what only goes together; the tensor is named.
+        InputError: a module that the program's `.module()` gave has been trained since, see `Program.with_weights`.
     """
+    check_untrained(program)
     if plan.source_sha256 != digest(program):
         raise PlanError(
             f"the plan was made for another model: expected source_sha256 {digest(program)[:12]}..., "
@@ -52,7 +55,7 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
         graph = analyze(program, inputs=bool(plan.inputs), attention=plan.attention)
     keep = kept_units(graph, plan)
     ready = graph.analysis.program
-    module = unlifted(ready) or Program.adopt(ready).module()
+    module = unlifted(ready) or Program.adopt(ready).own_module()
     _slice_tensors(module, graph, plan)
     Edit(module, graph.analysis, keep).rewrite()
     _drop_unused(module)

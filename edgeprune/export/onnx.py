@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -19,6 +20,7 @@ from edgeprune.export.padding import with_padding_apart
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, input_specs, parity_of, quiet, samples_of
 from edgeprune.export.signatures import signatures_read_once
 from edgeprune.files import write_atomically
+from edgeprune.graph.given import current_program
 
 # The sizes after the batch, by the number of dims of an input.
 _SIZE_NAMES = {
@@ -45,7 +47,7 @@ class OnnxExport:
 
 
 def export_onnx(  # noqa: PLR0913 - the public entry point spells its options out
-    program: ExportedProgram,
+    program: ExportedProgram | nn.Module,
     path: str | Path,
     *,
     inputs: Any = None,
@@ -57,7 +59,8 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
     """Write `program` as one ONNX file, after checking it in onnxruntime.
 
     Args:
-        program: takes tensors; sizes that are free in it (the batch) are free in the file.
+        program: takes tensors; sizes that are free in it (the batch) are free in the file. Or a module that a program's
+            `.module()` gave, trained or not, also in a wrapper: its program is written with its weights.
         path: the file to write; it appears whole or not at all.
         inputs: real inputs `(n, ...)` to check on, array or tensor (a sequence of them for several inputs); all are
             used. Without them seeded random ones are drawn.
@@ -67,11 +70,13 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
         metadata: stored in the file as `metadata_props`.
 
     Raises:
-        InputError: the program cannot be expressed in ONNX (names the operator), or is over 2 GiB.
+        InputError: the program cannot be expressed in ONNX (names the operator), or is over 2 GiB; the program's module
+            has been trained since, or the module came from no program; see `Program.with_weights`.
         ParityError: what onnxruntime computes differs from PyTorch; nothing is written.
 
     Example: `export_onnx(slim, "slim.onnx", inputs=images)`.
     """
+    program = current_program(program)
     _check_weights(program)
     samples = samples_of(program, inputs)
     proto, parity, note = _translate_checked(program, opset, samples, tolerance)

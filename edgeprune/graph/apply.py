@@ -220,8 +220,8 @@ def _like(old: Tensor, values: Tensor) -> Tensor:
 def _compared(model: nn.Module, slim: nn.Module, args: tuple[Any, ...]) -> tuple[str, float]:
     """Why the module is not the slim program (nothing where it is), and the largest relative difference."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    args = _random(args, device)
-    with _as_it_is(model):
+    args = random_arguments(args, device)
+    with as_it_is(model):
         failure = failure_on(model, args)
         if failure:
             return f"its forward has sizes of the dense network written into it: {failure}", float("inf")
@@ -242,7 +242,7 @@ def _compared(model: nn.Module, slim: nn.Module, args: tuple[Any, ...]) -> tuple
 
 
 @contextmanager
-def _as_it_is(model: nn.Module) -> Iterator[None]:
+def as_it_is(model: nn.Module) -> Iterator[None]:
     """Run the model in eval mode; its mode and its buffers' values are as before afterwards."""
     was_training = [(module, module.training) for module in model.modules()]
     values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -259,7 +259,7 @@ def _as_it_is(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _random(args: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+def random_arguments(args: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
     """Random numbers in the place of the arguments' floats, 0 and 1 in that of whole numbers."""
     generator = torch.Generator().manual_seed(0)
 

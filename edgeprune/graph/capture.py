@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph.apply import Applied, apply
+from edgeprune.graph.given import check_untrained, forget_given, give, give_copy
 from edgeprune.graph.lift import Unlifted, lifted
 from edgeprune.graph.recurrence import not_unrolled
 from edgeprune.graph.refusals import (
@@ -26,6 +27,7 @@ from edgeprune.graph.refusals import (
 )
 from edgeprune.graph.regions import flattened
 from edgeprune.graph.sizes import Free, asked_dims, dynamic_shapes, first_fixed, free_dims, input_values
+from edgeprune.graph.weights import check_answers, taken_weights
 from edgeprune.usercode import running_user_code
 
 # Position of the train flag among an operator's arguments.
@@ -51,8 +53,10 @@ class TrainableModule(fx.GraphModule):
     """An exported graph as a module whose batch norm and dropout follow `.train()` and `.eval()`.
 
     Flags that were already on when the model was captured in eval mode (batch norm without running
-    statistics, dropout meant to stay on) are left alone.
+    statistics, dropout meant to stay on) are left alone. `has_trained` says whether it ever was in training mode.
     """
+
+    has_trained: bool = False
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         for node in graph.nodes:
@@ -64,6 +68,7 @@ class TrainableModule(fx.GraphModule):
     def train(self, mode: bool = True) -> TrainableModule:
         """Set the mode of every batch norm and dropout in the graph that follows it."""
         super().train(mode)
+        self.has_trained = self.has_trained or mode
         following = [node for node in self.graph.nodes if node.meta.get("follows_train")]
         changed = [node for node in following if node.args[_TRAIN_FLAG[node.target]] is not mode]
         for node in changed:
@@ -71,6 +76,12 @@ class TrainableModule(fx.GraphModule):
         if changed:
             self.recompile()
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        copied = super().__deepcopy__(memo)
+        copied.__dict__["has_trained"] = self.has_trained
+        give_copy(self, copied)
+        return copied
 
 
 def _spell_out(node: fx.Node, position: int) -> None:
@@ -97,8 +108,17 @@ class Program(ExportedProgram):
         return adopted  # type: ignore[return-value]
 
     def module(self, check_guards: bool = False) -> fx.GraphModule:
-        """A fresh module with a copy of this program's weights; starts in eval mode and follows `.train()`."""
-        return self._module(check_guards, shared=False)
+        """A fresh module with a copy of this program's weights; starts in eval mode and follows `.train()`.
+
+        Training it does not reach the program: `with_weights` gives one with what it has learnt.
+        """
+        module = self._module(check_guards, shared=False)
+        give(self, module)
+        return module
+
+    def own_module(self) -> fx.GraphModule:
+        """As `module`, for who brings the weights back and does not need to be reminded."""
+        return self._module(check_guards=False, shared=False)
 
     def frozen_module(self) -> fx.GraphModule:
         """A module that reads this program's own weights, for what runs and does not train; starts in eval mode."""
@@ -113,6 +133,31 @@ class Program(ExportedProgram):
         own_tensors(module, shared)
         return module.eval()
 
+    def with_weights(self, module: nn.Module) -> Program:
+        """This program with the weights and statistics of a module that its `.module()` gave, after training it.
+
+        Args:
+            module: that module or a copy of it, on any device, in either mode, also in the wrapper of torch.compile,
+                DistributedDataParallel or AveragedModel; or the one that `apply_to` sliced. Left as it was.
+
+        Returns:
+            A new program; what the module learns from then on does not reach it.
+
+        Raises:
+            InputError: a tensor is missing, of another shape or type, or not finite; or the module's graph has been
+                changed, so that it gives other outputs than this program with its weights.
+
+        Example: `slim.with_weights(module).apply_to(model)`.
+        """
+        constants = self.constants.keys() - set(self.graph_signature.non_persistent_buffers)
+        taken = taken_weights(self.frozen_module(), module, constants)
+        trained = copy.copy(self)
+        forget_given(trained)
+        trained._state_dict = {name: taken.get(name, tensor) for name, tensor in self.state_dict.items()}
+        trained._constants = {name: taken.get(name, value) for name, value in self.constants.items()}
+        check_answers(trained.own_module(), module, example_inputs(self))
+        return trained
+
     def apply_to(self, model: nn.Module) -> Applied:
         """Slice the module that this program was captured from, dense until now, in place, and check it.
 
@@ -125,11 +170,13 @@ class Program(ExportedProgram):
         Raises:
             ApplyError: the program is not this module's, or the module's forward has sizes written into it; names the
                 line that fails.
+            InputError: a module that `.module()` gave has been trained since; `with_weights` takes what it learnt.
         """
+        check_untrained(self)
         extra = {name: self.constants[name] for name in self.graph_signature.non_persistent_buffers}
         # What export calls a buffer may be a constant of the forward; every parameter is one of the module's.
         tensors = {**self.state_dict, **extra}
-        return apply(tensors, self.graph_signature.parameters, self.module(), model, example_inputs(self))
+        return apply(tensors, self.graph_signature.parameters, self.own_module(), model, example_inputs(self))
 
 
 def own_tensors(module: nn.Module, shared: bool = False) -> None:

@@ -70,7 +70,7 @@ def principal_components(
 
 def _as_layers(network: ExportedProgram | fx.GraphModule) -> fx.GraphModule:
     """A graph whose linear operators are layers under the names of their weights; tied weights stay as they are."""
-    found = copy.deepcopy(network) if isinstance(network, fx.GraphModule) else Program.adopt(network).module()
+    found = copy.deepcopy(network) if isinstance(network, fx.GraphModule) else Program.adopt(network).own_module()
     users: dict[str, int] = {}
     for node in found.graph.nodes:
         if node.op == "get_attr":
