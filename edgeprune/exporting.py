@@ -135,7 +135,7 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
         check_installed()
     told.stage("load")
     model, data = model_and_data(replace(request, model=str(path)))
-    assumed += data.notes if data is not None else ()
+    assumed += (*model.notes, *(data.notes if data is not None else ()))
     model = with_normalization(model, data, request.normalize, assumed.append)
     info = completed(model.info, data, request.data) if data else model.info
     for text in assumed:

@@ -82,7 +82,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         check_logits(model.program, data)
     if data is not None and request.data is None:
         assume(f"--data {model.info.data} (the data that the model was trained on)")
-    assumed += data.notes if data is not None else ()
+    assumed += (*model.notes, *(data.notes if data is not None else ()))
     model = with_normalization(model, data, request.normalize, assume)
     if data is not None and not request.allow_chance:
         check_above_chance(model, data)
@@ -273,6 +273,8 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
         data_shape=data.input_shape if data else None,
         dynamic_size=request.dynamic_size,
         module=request.module if isinstance(request, CompressRequest) else None,
+        state_key=request.state_key,
+        ignore_keys=request.ignore_keys,
     )
     recorded = None
     if data is None and model.info.data is not None:

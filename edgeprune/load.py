@@ -7,36 +7,36 @@ import io
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
 
 from edgeprune import arch as architectures
 from edgeprune.digests import digest
 from edgeprune.errors import EdgepruneError, InputError, UnsafeFileError
+from edgeprune.filekinds import foreign_kind, foreign_zip, is_torchscript, pickled_class
 from edgeprune.graph.capture import Program, capture
+from edgeprune.graph.openbatch import with_dynamic_batch
 from edgeprune.graph.sizes import free_dims
 from edgeprune.graph.weights import unfinite
 from edgeprune.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
 from edgeprune.lines import error_line, shown
-from edgeprune.pt2 import check_names, list_records, read_program
+from edgeprune.pt2 import check_names, list_records, read_program, zip_names
 from edgeprune.reading import parse_json, read_file
 from edgeprune.records import Model, ModelInfo
+from edgeprune.shards import shards_of
+from edgeprune.statedict import StateChoice, fitted_weights
 from edgeprune.trust import same_arch
 from edgeprune.usercode import running_user_code
 
 __all__ = ["digest", "load", "load_model"]
 
 _WAY_OUT = "save model.state_dict() and give --arch, or trust the file and give --unsafe-pickle"
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-_MAX_NAMED = 3
 _MAX_EXPANDED_BYTES = 2**26
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -49,6 +49,8 @@ class _Request:
     data_shape: tuple[int, ...] | None
     dynamic_size: bool
     module: str | None = None
+    choice: StateChoice = field(default_factory=StateChoice)
+    notes: list[str] = field(default_factory=list)
 
 
 @running_user_code()
@@ -61,6 +63,8 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     data_shape: tuple[int, ...] | None = None,
     dynamic_size: bool = False,
     module: str | None = None,
+    state_key: str | None = None,
+    ignore_keys: str | None = None,
 ) -> Model:
     """Load a model as an exported program with a dynamic batch.
 
@@ -72,6 +76,8 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         data_shape: that of the data which go with the model; it is one input's shape where nothing else says it.
         dynamic_size: height and width are free too, see `edgeprune.capture`.
         module: take this part of the network alone, by its dotted name; `input_shape` is that of the part.
+        state_key: which weights of a checkpoint that holds several, e.g. `ema`, see `edgeprune.statedict`.
+        ignore_keys: patterns of names that are no weights of the network, e.g. `loss.*,similarity_*`.
 
     Raises:
         UnsafeFileError: the file needs unpickling, or is an exported program with unknown operators.
@@ -80,14 +86,15 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     file = Path(path)
     data = read_file(file, "model")
     try:
-        request = _Request(arch, input_shape, unsafe_pickle, data_shape, dynamic_size, module)
-        program, info = _from_content(_content(data, unsafe_pickle), request)
+        choice = StateChoice(state_key, _patterns(ignore_keys))
+        request = _Request(arch, input_shape, unsafe_pickle, data_shape, dynamic_size, module, choice)
+        program, info = _from_content(_whole(file, data, unsafe_pickle), request)
         _check_finite(program)
         _check_free(program, dynamic_size)
         program, info = _checked_input(program, info, input_shape)
     except EdgepruneError as error:
         raise type(error)(f"{file}: {error}") from error
-    return Model(program, info, digest(program), file.stem)
+    return Model(program, info, digest(program), file.stem, tuple(request.notes))
 
 
 load_model = load  # under this name in the package
@@ -106,6 +113,24 @@ def load_architecture(
     return Model(program, info, digest(program), spec)
 
 
+def _patterns(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def _whole(file: Path, data: bytes, unsafe: bool) -> Any:
+    """What a file holds; the weights of all files together, where they are spread over several."""
+    paths = shards_of(file, data)
+    if paths == [file]:
+        return _content(data, unsafe)
+    weights: dict[str, Any] = {}
+    for path in paths:
+        part = _content(data if path == file else read_file(path, "model"), unsafe)
+        if not isinstance(part, Mapping):
+            raise InputError(f"{path.name}: expected a part of a state_dict, got a {type(part).__name__.strip('_')}")
+        weights.update(part)
+    return weights
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pt2:
     program: ExportedProgram
@@ -117,25 +142,43 @@ def _content(data: bytes, unsafe: bool) -> Any:
     if _is_safetensors(data):  # first: its length may begin with a pickle's byte
         return _safetensors(data)
     if data[:4] == b"PK\x03\x04":
-        names = [record.filename.partition("/")[2] or record.filename for record in list_records(data)]
-        if "archive_format" in names:
-            if unsafe:
-                raise InputError(
-                    "expected --unsafe-pickle only for a pickled module, got it for a .pt2, which never needs it"
-                )
-            return _Pt2(*read_program(data))
-        if "serialized_exported_program.json" in names:
-            raise UnsafeFileError(
-                "expected a .pt2 of PyTorch 2.8 or later, got an older one that needs unpickling; export again"
-            )
-        if "constants.pkl" in names and "data.pkl" in names:
-            raise InputError(f"expected a state_dict or an exported program, got a TorchScript file; {_WAY_OUT}")
-        if "data.pkl" in names:
-            return _unpickle(data, unsafe)
-        raise InputError("expected a model file, got another kind of zip archive")
+        return _archive(data, unsafe)
     if data[:1] == b"\x80":
         return _unpickle(data, unsafe)
-    raise InputError("expected a state_dict, a checkpoint, a .safetensors or a .pt2, got a file of another kind")
+    kind = foreign_kind(data) or "a file of another kind"
+    raise InputError(f"expected a state_dict, a checkpoint, a .safetensors or a .pt2, got {kind}")
+
+
+def _archive(data: bytes, unsafe: bool) -> Any:
+    """What a zip holds, as torch.save and torch.export.save write them."""
+    plain = _names(zip_names(data))
+    if is_torchscript(plain):  # whose records are compressed, and those of what follows never are
+        raise InputError(
+            "expected a state_dict or an exported program, got a TorchScript file; save model.state_dict() and give "
+            "--arch"
+        )
+    kind = foreign_zip(plain)
+    if kind is not None:
+        raise InputError(f"expected a model file, got {kind}")
+    names = _names(record.filename for record in list_records(data))
+    if "archive_format" in names:
+        if unsafe:
+            raise InputError(
+                "expected --unsafe-pickle only for a pickled module, got it for a .pt2, which never needs it"
+            )
+        return _Pt2(*read_program(data))
+    if "serialized_exported_program.json" in names:
+        raise UnsafeFileError(
+            "expected a .pt2 of PyTorch 2.8 or later, got an older one that needs unpickling; export again"
+        )
+    if "data.pkl" in names:
+        return _unpickle(data, unsafe)
+    raise InputError("expected a model file, got another kind of zip archive")
+
+
+def _names(records: Iterable[str]) -> list[str]:
+    """The records' names without the root folder that PyTorch puts before each."""
+    return [name.partition("/")[2] or name for name in records]
 
 
 def _unpickle(data: bytes, unsafe: bool) -> Any:
@@ -145,7 +188,9 @@ def _unpickle(data: bytes, unsafe: bool) -> Any:
             return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         if not unsafe:
-            raise UnsafeFileError(f"expected weights only, got objects that need unpickling; {_WAY_OUT}") from error
+            name = pickled_class(str(error))
+            got = "objects that need unpickling" + (f" ({name})" if name else "")
+            raise UnsafeFileError(f"expected weights only, got {got}; {_WAY_OUT}") from error
     except Exception as error:
         raise InputError(f"expected a whole file of torch.save, got a damaged one ({error_line(error)})") from error
     try:
@@ -218,6 +263,8 @@ def _check_arch(info: ModelInfo, request: _Request) -> None:
             f"expected no --module, as the file holds an exported program, which has no parts, got {request.module}; "
             "give the network's state_dict and --arch"
         )
+    if request.choice != StateChoice():
+        raise InputError("expected no --state-key and no --ignore-keys, as the file carries its network")
     if request.arch is not None and not (info.arch is not None and same_arch(request.arch, info.arch)):
         raise InputError(f"expected no --arch, as the file carries its network ({info.arch}), got {request.arch}")
 
@@ -225,25 +272,18 @@ def _check_arch(info: ModelInfo, request: _Request) -> None:
 def _from_state_dict(value: Mapping[str, Any], request: _Request) -> tuple[Program, ModelInfo]:
     if request.arch is None:
         raise InputError("expected --arch beside a bare state_dict, got none; e.g. --arch torchvision:resnet18")
-    state = _tensors_of(_unnested(value))
     model = architectures.build(request.arch)
+    fitted = fitted_weights(value, model, request.arch, request.choice)
+    request.notes.extend(fitted.notes)
+    state = _tensors_of(fitted.state)
     floats = {tensor.dtype for tensor in state.values() if tensor.dtype.is_floating_point}
     if floats == {torch.float64}:
         model = model.double()
-    state = _fitting(state, model, request.arch)
     try:
         model.load_state_dict(state)
     except Exception as error:
         raise InputError(f"state_dict: expected weights that fit {request.arch}, got {error_line(error)}") from error
     return _from_module(model, request)
-
-
-def _unnested(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    for name in _NESTED:
-        inner = value.get(name)
-        if isinstance(inner, Mapping) and inner:
-            return inner
-    return value
 
 
 def _tensors_of(value: Any) -> dict[str, torch.Tensor]:
@@ -262,36 +302,6 @@ def _tensors_of(value: Any) -> dict[str, torch.Tensor]:
         if n_bytes > max(tensor.untyped_storage().nbytes(), _MAX_EXPANDED_BYTES):  # a stride of 0 makes much of little
             raise InputError(f"{where}: expected {n_bytes:,} bytes, got fewer that stand for them")
     return dict(value)
-
-
-def _fitting(state: dict[str, torch.Tensor], model: nn.Module, arch: str) -> dict[str, torch.Tensor]:
-    """The state_dict without a wrapper's prefix; its names and shapes are those of `model`, or InputError."""
-    expected = model.state_dict()
-    state = _without_prefixes(state, set(expected))
-    for name, tensor in expected.items():
-        if name.endswith("num_batches_tracked"):
-            state.setdefault(name, tensor)  # files from before PyTorch 0.4 lack it
-    problems = [f"missing {name}" for name in expected if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in expected]
-    problems += [
-        f"{name} {list(state[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
-        raise InputError(f"state_dict: expected the weights of {arch}, got {', '.join(problems[:_MAX_NAMED])}{more}")
-    return state
-
-
-def _without_prefixes(state: dict[str, torch.Tensor], expected: set[str]) -> dict[str, torch.Tensor]:
-    """E.g. `module._orig_mod.fc.weight` is `fc.weight` where no name is known with the prefix."""
-    while not expected.issuperset(state):
-        prefix = next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in state)), None)
-        if prefix is None:
-            break
-        state = {name[len(prefix) :]: tensor for name, tensor in state.items()}
-    return state
 
 
 def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInfo]:
@@ -348,7 +358,7 @@ def _checked_input(program: Program, info: ModelInfo, asked: tuple[int, ...] | N
     if len(shape) != given.dim() - 1 or any(size != own for size, own in fixed):
         raise InputError(f"expected inputs of shape {[str(size) for size in given.shape[1:]]}, got {list(shape)}")
     if isinstance(given.shape[0], int):
-        program = _with_dynamic_batch(program, torch.zeros(given.shape[0], *shape, dtype=given.dtype))
+        program = with_dynamic_batch(program, torch.zeros(given.shape[0], *shape, dtype=given.dtype))
     return program, replace(info, input_shape=shape)
 
 
@@ -366,30 +376,3 @@ def _hint(size: int | torch.SymInt) -> int:
     if hint is None:
         raise InputError("expected --input-shape, as the program leaves its sizes open, got none")
     return int(hint)
-
-
-def _with_dynamic_batch(program: Program, example: torch.Tensor) -> Program:
-    """Export a program of fixed batch again with an open one; only where it then does the same."""
-    n_fixed = example.shape[0]
-    refusal = f"expected a program with a dynamic batch, got a fixed batch of {n_fixed}; export it with a dynamic batch"
-    example = torch.linspace(-1, 1, example.numel()).reshape(example.shape).to(example.dtype)
-    pair = example.repeat(2, *[1] * (example.dim() - 1))
-    try:
-        with torch.no_grad():
-            before = program.module()(example)
-            opened = capture(program.module(), pair)
-            after = opened.module()(pair)
-    except Exception as error:
-        raise InputError(refusal) from error
-    pairs = list(zip(tree_leaves(before), tree_leaves(after), strict=True))
-    if not all(_twice(one, two) for one, two in pairs):
-        raise InputError(refusal)
-    return opened
-
-
-def _twice(one: Any, two: Any) -> bool:
-    """Whether `two` `(2 * batch, ...)` repeats `one` `(batch, ...)`."""
-    if not (isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor) and one.dim()):
-        return False
-    expected = torch.cat([one, one])
-    return two.shape == expected.shape and torch.allclose(two, expected, rtol=1e-4, atol=1e-5)

@@ -287,7 +287,7 @@ def profile(request: ProfileRequest, progress: Progress | None = None) -> Profil
     timing.check()
     check_new(request.out, request.force, "file")
     told.stage("load")
-    program = _opened(request).program
+    program = _opened(request, told).program
     device = own_device(program, timing, told, request.fresh)
     write_atomically(request.out, device.to_json().encode())
     shapes = [shape for shape in layer_shapes(analyze(program)).values() if device.knows(shape)]
@@ -323,7 +323,7 @@ def inspect(request: InspectRequest, progress: Progress | None = None) -> Inspec
     for path in drawings:
         check_new(path, request.force, "file")
     told.stage("load")
-    model = _opened(request)
+    model = _opened(request, told)
     told.stage("analyse")
     found = inspect_program(model.program, request.model, request.attention)
     if drawings:
@@ -333,18 +333,23 @@ def inspect(request: InspectRequest, progress: Progress | None = None) -> Inspec
     return replace(found.record, files=tuple(drawings))
 
 
-def _opened(request: InspectRequest | ProfileRequest) -> Model:
+def _opened(request: InspectRequest | ProfileRequest, told: Progress) -> Model:
     """The model in a file, or of an architecture by its name, with random weights."""
     dynamic, module = False, None
     if isinstance(request, InspectRequest):
         dynamic, module = request.dynamic_size, request.module
     if request.arch is None and is_spec(request.model) and not Path(request.model).exists():
         return load_architecture(request.model, request.input_shape, dynamic, module)
-    return load(
+    model = load(
         request.model,
         arch=request.arch,
         input_shape=request.input_shape,
         unsafe_pickle=request.unsafe_pickle,
         dynamic_size=dynamic,
         module=module,
+        state_key=request.state_key,
+        ignore_keys=request.ignore_keys,
     )
+    for note in model.notes:
+        told.say(f"assumed: {note}")
+    return model

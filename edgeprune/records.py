@@ -55,13 +55,14 @@ class Model:
     """A loaded model: the exported program and what is known about it.
 
     `sha256` is the digest of the program's graph and weights (not of the file), so a model keeps it
-    when it is saved in another format.
+    when it is saved in another format. `notes` say what was chosen of the file, for the user to be told.
     """
 
     program: ExportedProgram
     info: ModelInfo
     sha256: str
     name: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -60,6 +60,8 @@ class CompressRequest:
     normalize: str | None = None
     allow_chance: bool = False
     trust_recorded: bool = False
+    state_key: str | None = None
+    ignore_keys: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class ExportRequest:
     normalize: str | None = None
     allow_chance: bool = False
     trust_recorded: bool = False
+    state_key: str | None = None
+    ignore_keys: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,8 @@ class InspectRequest:
     svg: str | None = None
     force: bool = False
     module: str | None = None
+    state_key: str | None = None
+    ignore_keys: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +151,5 @@ class ProfileRequest:
     fresh: bool = False
     force: bool = False
     unsafe_pickle: bool = False
+    state_key: str | None = None
+    ignore_keys: str | None = None

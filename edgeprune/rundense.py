@@ -23,6 +23,8 @@ class _Recorded:
     sha256: str
     arch: str | None
     module: str | None
+    state_key: str | None = None
+    ignore_keys: str | None = None
 
 
 def dense_network(request: ExportRequest, path: Path, info: ModelInfo, told: Progress) -> Model | None:
@@ -58,9 +60,11 @@ def dense_network(request: ExportRequest, path: Path, info: ModelInfo, told: Pro
 def _read(file: Path) -> _Recorded | None:
     """What a run.json records of its model; None where there is none, or another file."""
     try:
-        model = read_json(file, "run")["model"]
+        document = read_json(file, "run")
+        model, asked = document["model"], document.get("asked") or {}
         given: list[Any] = [model[name] for name in ("path", "sha256", "arch", "module")]
-    except (InputError, KeyError, TypeError):
+        given += [asked.get(name) for name in ("state_key", "ignore_keys")]
+    except (InputError, KeyError, TypeError, AttributeError):
         return None
     if not all(isinstance(value, str) for value in given[:2]) or not all(isinstance(v, str | None) for v in given[2:]):
         return None
@@ -79,7 +83,14 @@ def _of_run(recorded: _Recorded, file: Path, request: ExportRequest, info: Model
         except InputError as error:  # a file that carries its network needs no architecture
             refusal = error
     try:
-        dense = load(given, arch=arch, input_shape=info.input_shape, module=recorded.module)
+        dense = load(
+            given,
+            arch=arch,
+            input_shape=info.input_shape,
+            module=recorded.module,
+            state_key=recorded.state_key,
+            ignore_keys=recorded.ignore_keys,
+        )
     except InputError as error:
         raise refusal or error from error
     return dense if dense.sha256 == recorded.sha256 else None

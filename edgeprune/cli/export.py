@@ -61,6 +61,8 @@ def export(
     data: opt.Data = None,
     normalize: opt.Normalize = None,
     arch: opt.Arch = None,
+    state_key: opt.StateKey = None,
+    ignore_keys: opt.IgnoreKeys = None,
     input_shape: opt.InputShape = None,
     dynamic_size: opt.DynamicSize = False,
     opset: Annotated[
@@ -172,6 +174,8 @@ def export(
             simplify=simplify,
             force=force,
             unsafe_pickle=unsafe_pickle,
+            state_key=state_key,
+            ignore_keys=ignore_keys,
             normalize=normalize,
             allow_chance=allow_chance,
             trust_recorded=trust_recorded,

@@ -24,6 +24,8 @@ def inspect(
         ),
     ],
     arch: opt.Arch = None,
+    state_key: opt.StateKey = None,
+    ignore_keys: opt.IgnoreKeys = None,
     input_shape: opt.InputShape = None,
     module: opt.Module = None,
     dynamic_size: opt.DynamicSize = False,
@@ -49,7 +51,20 @@ def inspect(
         from edgeprune.requests import InspectRequest
 
         shape = opt.parse_shape(input_shape)
-        request = InspectRequest(model, arch, shape, dynamic_size, attention, unsafe_pickle, dot, svg, force, module)
+        request = InspectRequest(
+            model,
+            arch,
+            shape,
+            dynamic_size,
+            attention,
+            unsafe_pickle,
+            dot,
+            svg,
+            force,
+            module,
+            state_key=state_key,
+            ignore_keys=ignore_keys,
+        )
         with output.working() as progress:
             from edgeprune import pipeline
 

@@ -166,6 +166,22 @@ Arch = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+StateKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Which weights of a checkpoint that holds several: ema, generator, student, ...",
+        rich_help_panel=WHAT,
+    ),
+]
+IgnoreKeys = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERNS",
+        help="What of a checkpoint is no weight of the network, by patterns: 'loss.*,similarity_*'.",
+        rich_help_panel=WHAT,
+    ),
+]
 Module = Annotated[
     str | None,
     typer.Option(

@@ -18,6 +18,8 @@ def profile(
         ),
     ],
     arch: opt.Arch = None,
+    state_key: opt.StateKey = None,
+    ignore_keys: opt.IgnoreKeys = None,
     input_shape: opt.InputShape = None,
     threads: Annotated[
         int,
@@ -70,6 +72,8 @@ def profile(
             fresh=fresh,
             force=force,
             unsafe_pickle=unsafe_pickle,
+            state_key=state_key,
+            ignore_keys=ignore_keys,
         )
         with output.working() as progress:
             from edgeprune import pipeline

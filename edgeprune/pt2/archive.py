@@ -23,11 +23,7 @@ def list_records(data: bytes) -> list[zipfile.ZipInfo]:
         InputError: no zip, or a damaged one.
         UnsafeFileError: duplicate, absolute or climbing names, compressed records, or more bytes than the file has.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, IndexError) as error:
-        raise InputError(f"expected a whole zip archive, got a truncated or damaged one ({error})") from error
+    records = _records(data)
     if len(records) > MAX_RECORDS:
         raise UnsafeFileError(f"expected at most {MAX_RECORDS} records, got {len(records)}")
     _check_names([record.filename for record in records])
@@ -40,6 +36,19 @@ def list_records(data: bytes) -> list[zipfile.ZipInfo]:
     if total_bytes > len(data):
         raise UnsafeFileError(f"expected records of at most {len(data)} bytes, the file's size, got {total_bytes}")
     return records
+
+
+def zip_names(data: bytes) -> list[str]:
+    """The names of a zip's records, whatever they hold; InputError where it is damaged."""
+    return [record.filename for record in _records(data)]
+
+
+def _records(data: bytes) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, IndexError) as error:
+        raise InputError(f"expected a whole zip archive, got a truncated or damaged one ({error})") from error
 
 
 def _check_names(names: list[str]) -> None:
