@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -288,7 +289,7 @@ def test_all_options_of_compress_reach_the_library(pipeline: Pipeline) -> None:
             finetune_epochs=3, align=4, seed=7, plan="plan.json", arch="a.py:net", input_shape=(3, 32, 32), threads=2,
             force=True, unsafe_pickle=True, attention="head-dim", dynamic_size=True, normalize="weights",
             allow_chance=True, state_key="ema", ignore_keys="loss.*", trust_recorded=True,
-            command="edgeprune " + " ".join(arguments),
+            command="edgeprune " + shlex.join(arguments),
         )
     ]  # fmt: skip
 
