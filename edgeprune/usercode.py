@@ -25,6 +25,8 @@ _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist
 _EDGEPRUNE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _ERRORS = tuple(kind for kind in vars(errors).values() if isinstance(kind, type))
 _OTHERS, _PACKAGE, _OWN = 0, 1, 2
+# A class of the user's may have properties of these names, which run its code.
+_CAUSE, _TRACEBACK = (BaseException.__dict__[name].__get__ for name in ("__cause__", "__traceback__"))
 _named: set[str] = set()
 
 
@@ -45,7 +47,7 @@ def calling_user_code(told: str) -> Iterator[None]:
         except BaseException as error:
             if pressed():
                 raise KeyboardInterrupt from error
-            if isinstance(error, InputError) and _is_ours(error):
+            if issubclass(type(error), InputError) and _is_ours(error):
                 raise
             raise InputError(f"{told} {failure(error)}") from error
         if pressed():
@@ -76,8 +78,9 @@ def running_user_code(kind: type[InputError] = InputError) -> Iterator[None]:
 def failure(error: BaseException) -> str:
     """One line on an error of the user's code, e.g. "KeyError: 'lost' (at nets.py:12 in cnn)"."""
     line = user_line(error)
-    if isinstance(error, SyntaxError) and isinstance(error.filename, str):
-        line = f"{error.filename}:{error.lineno}"
+    if type(error) in (SyntaxError, IndentationError, TabError):
+        assert isinstance(error, SyntaxError)
+        line = f"{error.filename}:{error.lineno}" if error.filename else line
     return said(error) + (f" (at {line})" if line else "")
 
 
@@ -87,7 +90,7 @@ def causes(error: BaseException) -> list[BaseException]:
     cause: BaseException | None = error
     while cause is not None and all(cause is not one for one in found):
         found.append(cause)
-        cause = cause.__cause__
+        cause = _CAUSE(cause)
     return found
 
 
@@ -97,7 +100,7 @@ def user_line(error: BaseException) -> str:
         for one in reversed(causes(error)):
             places = [
                 f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
-                for frame, line in traceback.walk_tb(one.__traceback__)
+                for frame, line in traceback.walk_tb(_TRACEBACK(one))
                 if _whose(frame.f_code.co_filename) == wanted
             ]
             if places:
@@ -111,7 +114,7 @@ def name_own(place: str | os.PathLike[str]) -> None:
 
 
 def _went_through_users(error: BaseException) -> bool:
-    frames = traceback.walk_tb(error.__traceback__)
+    frames = traceback.walk_tb(_TRACEBACK(error))
     return any(_whose(frame.f_code.co_filename) == _OWN for frame, _ in frames)
 
 
@@ -144,7 +147,7 @@ def _is_ours(error: BaseException) -> bool:
     """Whether edgeprune raised it on purpose: one of its classes, from a line of its own, which tells the place."""
     if not any(type(error) is kind for kind in _ERRORS):
         return False
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = [frame for frame, _ in traceback.walk_tb(_TRACEBACK(error))]
     return bool(frames) and frames[-1].f_code.co_filename.startswith(_EDGEPRUNE)
 
 

@@ -30,6 +30,14 @@ class Odd(str): pass
 class Subtle(Exception):
     def __str__(self): return Odd("a\\x1b[31m\\u202eb")
 class Circle(Exception): pass
+class Trap(type):
+    @property
+    def __name__(cls): raise SystemExit(0)
+class Trapped(BaseException, metaclass=Trap):
+    @property
+    def __class__(self): raise SystemExit(0)
+    __cause__ = __traceback__ = __context__ = filename = exit_code = format_message = __class__
+def trapped(): raise Trapped("in it")
 def circle():
     error = Circle("round")
     error.__cause__ = error
@@ -76,6 +84,7 @@ CALLS = [
     ("refuses", "InputError: no such luck"),
     ("passes", "Fine: all well"),
     ("usage", "Exit: 0"),
+    ("trapped", "Trapped: in it"),
 ]
 
 
@@ -104,7 +113,7 @@ def test_a_factory_may_raise_what_it_likes(raising: Path, name: str, said: str) 
         assert 0 <= at - _line_of(raising, name) <= 4
 
 
-@pytest.mark.parametrize(("name", "said"), CALLS, ids=[name for name, _ in CALLS])
+@pytest.mark.parametrize(("name", "said"), CALLS[:-1], ids=[name for name, _ in CALLS[:-1]])  # Python stumbles over it
 def test_a_file_may_raise_it_on_import(raising: Path, name: str, said: str) -> None:
     path = raising.with_name("importing.py")
     path.write_text(f"from raising import {name}\n{name}()\n")

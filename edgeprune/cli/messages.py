@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -107,7 +108,8 @@ class Guard:
             time.sleep(_TELLS_FIRST_SECONDS)
             line = f"process {rank()}: {line}"
         if self.debug:
-            print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+            with contextlib.suppress(BaseException):  # what it was raised from may be a class of the user's that raises
+                print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
             if self.exit_code == FAULT:
                 from edgeprune.versions import versions  # slow to import, and rarely needed
 

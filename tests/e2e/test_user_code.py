@@ -17,6 +17,11 @@ class Own(BaseException): pass
 def exits(): sys.exit(0)
 def own(): raise Own("mine\\x1b[31m")
 def interrupts(): raise KeyboardInterrupt
+class Trapped(BaseException):
+    @property
+    def __class__(self): raise SystemExit(0)
+    __cause__ = __context__ = __suppress_context__ = __notes__ = __class__
+def trapped(): raise Trapped("in it")
 class Rows(torch.utils.data.Dataset):
     def __init__(self, act): self.act = act
     def __len__(self): return 359
@@ -70,6 +75,12 @@ def test_data_do_not_pass_a_gate(place: Path) -> None:
     for data in ("own.py:exits", "at_once.py:data"):
         line = refused(place, "validate", "a.onnx", "b.onnx", "--data", data, "--max-drop", "0")
         assert "SystemExit: 0 (at " in line
+
+
+def test_nor_does_debug_let_them(place: Path) -> None:
+    result = run(place, "validate", "a.onnx", "b.onnx", "--data", "own.py:trapped", "--max-drop", "0", "--debug")
+    assert result.code == 2
+    assert "the factory raised Trapped: in it (at " in result.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("net", ["own.py:exits", "own.py:own", "at_once.py:net", "own.py:Captured", "own.py:Net"])
