@@ -9,7 +9,7 @@ from pathlib import Path
 from edgeprune.errors import InputError
 from edgeprune.lines import one_line, shown
 from edgeprune.reading import read_json
-from edgeprune.records import FeatureRules
+from edgeprune.records import FeatureRules, ModelInfo
 
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
@@ -21,7 +21,8 @@ def feature_rules(
 
     Args:
         always_keep: features separated by commas, each a name, a number from 0 or a range such as `3-7`.
-        groups_file: a JSON file: a list of groups, or an object of them by name; a group is a list of names or numbers.
+        groups_file: a JSON file: a list of groups, or an object of them by name; a group is a list of names, numbers
+            and ranges, or a text of them with commas between.
         names: those of all features, or none.
         n_features: how many features the input has.
 
@@ -30,27 +31,50 @@ def feature_rules(
     """
     kept: tuple[int, ...] = ()
     if always_keep is not None:
-        parts = [part.strip() for part in always_keep.split(",") if part.strip()]
+        parts = _split(always_keep)
         if not parts:
             raise InputError("--always-keep: expected features separated by commas, got none")
         kept = tuple(sorted({index for part in parts for index in _features(part, names, n_features, "--always-keep")}))
-    together = _read_groups(Path(groups_file), names, n_features) if groups_file is not None else ()
-    return FeatureRules(kept, together)
+    if groups_file is None:
+        return FeatureRules(kept)
+    return FeatureRules(kept, *_read_groups(Path(groups_file), names, n_features))
 
 
-def _read_groups(path: Path, names: Sequence[str], n_features: int) -> tuple[tuple[int, ...], ...]:
-    named = _named_groups(read_json(path, "groups"), path)
+def named_groups(rules: FeatureRules | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The groups that have names, as a model's info keeps them."""
+    return tuple(zip(rules.names, rules.together, strict=True)) if rules is not None and rules.names else ()
+
+
+def kept_groups(info: ModelInfo, keep: Sequence[int], names: Sequence[str]) -> dict[str, list[str]]:
+    """What is kept of each group, e.g. `{"accelerometer": ["ax", "ay", "az"]}`.
+
+    Args:
+        info: the model's, with its groups.
+        keep: the numbers of the kept features.
+        names: theirs, `(len(keep),)`.
+    """
+    name_of = dict(zip(keep, names, strict=True))
+    found = {group: [name_of[index] for index in members if index in name_of] for group, members in info.feature_groups}
+    return {group: members for group, members in found.items() if members}
+
+
+def _read_groups(
+    path: Path, names: Sequence[str], n_features: int
+) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
+    """The groups by feature numbers, and their names, where the file gives some."""
+    document = read_json(path, "groups")
+    named = _named_groups(document, path)
     found: list[tuple[int, ...]] = []
     owner: dict[int, str] = {}
     for name, members in named:
         where = f"{path}: {name}"
-        group = tuple(sorted({_member(member, names, n_features, where) for member in members}))
+        group = tuple(sorted({index for member in members for index in _member(member, names, n_features, where)}))
         for index in group:
             if index in owner:
                 raise InputError(f"{where}: expected features of no other group, got {index}, which {owner[index]} has")
             owner[index] = name
         found.append(group)
-    return tuple(found)
+    return tuple(found), tuple(map(str, document)) if isinstance(document, dict) else ()
 
 
 def _named_groups(document: object, path: Path) -> list[tuple[str, list[object]]]:
@@ -60,21 +84,21 @@ def _named_groups(document: object, path: Path) -> list[tuple[str, list[object]]
         named = [(f"group {number}", members) for number, members in enumerate(document)]
     else:
         raise InputError(f"{path}: expected a list or an object of groups, got {type(document).__name__}")
+    named = [(name, _split(members) if isinstance(members, str) else members) for name, members in named]
     for name, members in named:
         if not isinstance(members, list) or not members:
             raise InputError(f"{path}: {name}: expected a list of feature names or numbers, got {shown(members)}")
     return named
 
 
-def _member(member: object, names: Sequence[str], n_features: int, where: str) -> int:
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _member(member: object, names: Sequence[str], n_features: int, where: str) -> Sequence[int]:
     if isinstance(member, bool) or not isinstance(member, (int, str)):
         raise InputError(f"{where}: expected feature names or numbers, got {shown(member)}")
-    if isinstance(member, str) and member in names:
-        return names.index(member)
-    found = _features(str(member), names, n_features, where)
-    if len(found) != 1:
-        raise InputError(f"{where}: expected one feature, got the range {one_line(str(member), 60)}")
-    return found[0]
+    return _features(str(member), names, n_features, where)
 
 
 def _features(text: str, names: Sequence[str], n_features: int, where: str) -> Sequence[int]:

@@ -27,6 +27,7 @@ def info_to_dict(info: ModelInfo) -> dict[str, Any]:
     fields = asdict(info)
     for name in ("input_shape", "classes", "feature_names"):
         fields[name] = list(fields[name])
+    fields["feature_groups"] = {name: list(members) for name, members in info.feature_groups}
     if info.normalization is not None:
         fields["normalization"] = {"mean": list(info.normalization.mean), "std": list(info.normalization.std)}
     return fields
@@ -46,7 +47,17 @@ def info_from_dict(value: Any) -> ModelInfo:
         feature_names=_texts(value, "feature_names"),
         training=_training(value.get("training")),
         module=_text(value, "module"),
+        feature_groups=_groups(value.get("feature_groups") or {}),
     )
+
+
+def _groups(value: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    lists = isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(members, (list, tuple)) for name, members in value.items()
+    )
+    if not lists or not all(type(index) is int and index >= 0 for members in value.values() for index in members):
+        raise InputError(f"model info: expected feature_groups as lists of numbers by name, got {str(value)[:60]}")
+    return tuple((name, tuple(members)) for name, members in value.items())
 
 
 def _training(value: Any) -> TrainSettings | None:

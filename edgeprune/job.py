@@ -16,9 +16,10 @@ from edgeprune.cost import macs
 from edgeprune.costmodel import known_share
 from edgeprune.data import check_fits, open_data
 from edgeprune.data.labels import with_classes_of
+from edgeprune.data.places import found_from
 from edgeprune.device import Device, read_device
 from edgeprune.errors import InputError
-from edgeprune.featurerules import feature_rules
+from edgeprune.featurerules import feature_rules, named_groups
 from edgeprune.files import check_new
 from edgeprune.gauge import OnnxGauge
 from edgeprune.graph.capture import Program
@@ -87,6 +88,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     if data is not None and not request.allow_chance:
         check_above_chance(model, data)
     rules = _rules(request, model, data)
+    model = replace(model, info=replace(model.info, feature_groups=named_groups(rules) or model.info.feature_groups))
     budgets = replace(_budgets(request, data is not None, assume), rules=rules)
     trainer = _trainer(request, model, data, assume) if data else None
     threads = request.threads or threads_for(model.program)
@@ -278,10 +280,12 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
     )
     recorded = None
     if data is None and model.info.data is not None:
-        recorded = recorded_data(model.info.data, str(request.model), request.trust_recorded)
+        recorded = _recorded_spec(model.info.data, request)
     try:
         if recorded is not None:
             data = open_data(recorded, seed=seed)
+            if recorded != model.info.data:
+                data = replace(data, notes=(*data.notes, f"the recorded data are {recorded}"))
         if data is not None:
             data = with_classes_of(data, model.info.classes, n_outputs(model.program))
             check_fits(data, model.info, n_outputs(model.program))
@@ -290,6 +294,13 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
             raise
         raise InputError(f"{error} (these are the data that the model was trained on; --data names others)") from error
     return model, data
+
+
+def _recorded_spec(spec: str, request: CompressRequest | ExportRequest) -> str:
+    """The data that a model records, once they may be opened; they may lie beside its file instead."""
+    where, trusted = str(request.model), request.trust_recorded
+    found = found_from(recorded_data(spec, where, trusted), Path(request.model or ""))
+    return found if found == spec else recorded_data(found, where, trusted)
 
 
 def n_outputs(program: ExportedProgram) -> int | None:

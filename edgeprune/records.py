@@ -36,7 +36,8 @@ class ModelInfo:
     """What a model file says of itself, beside its weights.
 
     `input_shape` is without the batch, e.g. `(1, 8, 8)`; `training` is how it was trained, which finetuning goes by;
-    `module` is the part of the network that it is, e.g. `"backbone"`.
+    `module` is the part of the network that it is, e.g. `"backbone"`; `feature_groups` are inputs that come together,
+    e.g. `(("accelerometer", (0, 1, 2)),)`, as the user named them.
     What a file does not say is None or empty.
     """
 
@@ -48,6 +49,7 @@ class ModelInfo:
     feature_names: tuple[str, ...] = ()
     training: TrainSettings | None = None
     module: str | None = None
+    feature_groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,11 +133,13 @@ class InputFeatures:
 class FeatureRules:
     """What a choice of input features must respect, by their numbers in the dense network's input.
 
-    `always_keep` lists features that stay, `together` features that stay or go as one: a sensor's axes, say.
+    `always_keep` lists features that stay, `together` features that stay or go as one: a sensor's axes, say; `names`
+    are what those groups are called, where they are.
     """
 
     always_keep: tuple[int, ...] = ()
     together: tuple[tuple[int, ...], ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from edgeprune.data import batches, open_data
 from edgeprune.data.labels import with_classes_of
+from edgeprune.data.places import found_from
 from edgeprune.data.splits import LazySplit
 from edgeprune.errors import InputError
 
@@ -85,3 +86,75 @@ def test_targets_that_are_no_classes_are_refused(y):
             list(batches(split, 4))
     [(_, labels)] = batches(TensorDataset(x, torch.arange(4)[:, None]), 4)
     assert labels.tolist() == [0, 1, 2, 3]
+
+
+# names in arrays ------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_classes_and_features_stand_beside_the_arrays(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X, y=Y, class_names=list("abcde"), feature_names=np.array(["u", "v", "wé"]))
+    data = open_data(f"npz:{tmp_path / 'a.npz'}")
+    assert data.classes == tuple("abcde") and data.feature_names == ("u", "v", "wé")
+    np.savez(tmp_path / "a.npz", x=X, y=Y % 2 + 1, class_names=list("abcde"))
+    data = open_data(f"npz:{tmp_path / 'a.npz'}")  # names say which classes there are, though some do not occur
+    assert data.classes == tuple("abcde") and {y for _, y in data.train} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"class_names": list("abcd")}, "expected labels from 0 to 3, got 4"),
+        ({"class_names": list("abcda")}, "expected each of class_names once, got 'a' more often"),
+        ({"feature_names": ["a", "b"]}, "expected 3 feature names for inputs (3,), got 2"),
+        ({"feature_names": [1, 2, 3]}, "expected feature_names as texts (n,), got int64 (3,)"),
+        ({"feature_names": np.array(["a", "b", "c"], object)}, "feature_names: expected an array of numbers or texts"),
+        (
+            {"y": np.array(list("abcde"))[Y], "class_names": list("abcde")},
+            "expected labels as ints, numbers of the class",
+        ),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(tmp_path, arrays, said):
+    np.savez(tmp_path / "a.npz", **{"x": X, "y": Y, **arrays})
+    with pytest.raises(InputError) as caught:
+        open_data(f"npz:{tmp_path / 'a.npz'}")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("made", ["{'x': x, 'y': y, **names}", "{'train': (x, y), 'test': (x, y), **names}"])
+def test_a_factory_gives_names_too(tmp_path, made):
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\nx, y = np.random.rand(50, 3), np.arange(50) % 2\n"
+        "names = {'feature_names': ['a', 'b', 'c'], 'class_names': ['no', 'yes']}\n"
+        f"def make(): return {made}\n"
+    )
+    data = open_data(f"{tmp_path / 'own.py'}:make")
+    assert data.feature_names == tuple("abc") and data.classes == ("no", "yes")
+
+
+# recorded places ------------------------------------------------------------------------------------------------------
+
+
+def test_recorded_data_are_found_from_another_folder(tmp_path, monkeypatch):
+    model = tmp_path / "project" / "runs" / "a" / "slim.pt2"
+    model.parent.mkdir(parents=True)
+    (tmp_path / "project" / "data.csv").touch()
+    (tmp_path / "far.csv").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = f"csv:{tmp_path}/project/data.csv?target=y&sep=;"
+    assert found_from("csv:data.csv?target=y&sep=;", model) == found
+    for spec in (
+        "npz:far.csv",
+        "npz:../data.csv",
+        "npz:/data.csv",
+        "npz:~/data.csv",
+        "digits",
+        "own.py:make",
+        "npz:no",
+    ):
+        assert found_from(spec, model) == spec
+    monkeypatch.chdir(model.parent)
+    assert found_from("csv:data.csv", "slim.pt2") == f"csv:{tmp_path}/project/data.csv"
+    (model.parent / "data.csv").touch()
+    assert found_from("csv:data.csv", model) == "csv:data.csv"  # what is here goes first

@@ -14,11 +14,12 @@ import edgeprune
 from edgeprune.cli.app import main
 from edgeprune.data import open_data
 from edgeprune.errors import InputError
-from edgeprune.featurerules import feature_rules
+from edgeprune.featurerules import feature_rules, kept_groups, named_groups
 from edgeprune.features import gathered
 from edgeprune.graph.capture import Program
+from edgeprune.info import info_from_dict, info_to_dict
 from edgeprune.planner import plan_dead
-from edgeprune.records import DataSource, FeatureRules
+from edgeprune.records import DataSource, FeatureRules, ModelInfo
 from edgeprune.settings import TrainSettings
 from edgeprune.training import fit
 
@@ -110,9 +111,22 @@ def test_names_numbers_and_ranges(tmp_path: Path) -> None:
     groups = tmp_path / "groups.json"
     groups.write_text(json.dumps({"accelerometer": ["ax", "ay", "az"], "gyroscope": [3, "gy", "5"]}))
     rules = feature_rules("load,0-1", str(groups), NAMES, 8)
-    assert rules == FeatureRules((0, 1, 7), ((0, 1, 2), (3, 4, 5)))
-    groups.write_text("[[0, 1], [2]]")
-    assert feature_rules(None, str(groups), (), 3).together == ((0, 1), (2,))
+    assert rules == FeatureRules((0, 1, 7), ((0, 1, 2), (3, 4, 5)), ("accelerometer", "gyroscope"))
+    groups.write_text('[[0, 1], ["2-4", 6], "5, 7"]')
+    assert feature_rules(None, str(groups), (), 8) == FeatureRules((), ((0, 1), (2, 3, 4, 6), (5, 7)))
+    groups.write_text('{"all": "ax,gx-gy,4-5"}')
+    assert feature_rules(None, str(groups), ("ax", "gx-gy", "c", "d", "e", "f"), 6).together == ((0, 1, 4, 5),)
+
+
+def test_the_names_of_groups_are_kept(tmp_path: Path) -> None:
+    rules = FeatureRules((), ((0, 2), (3,)), ("sensor é", "b"))
+    info = ModelInfo((4,), feature_groups=named_groups(rules))
+    assert info_from_dict(json.loads(json.dumps(info_to_dict(info)))) == info
+    assert kept_groups(info, (2, 1), ("z", "y")) == {"sensor é": ["z"]}
+    assert named_groups(FeatureRules((), ((0, 1),))) == () and named_groups(None) == ()
+    for wrong in ([["a", [0]]], {"a": 3}, {"a": [-1]}, {"a": ["x"]}):
+        with pytest.raises(InputError, match="model info: expected feature_groups as lists of numbers by name"):
+            info_from_dict({"feature_groups": wrong, "input_shape": [4]})
 
 
 @pytest.mark.parametrize(
@@ -127,7 +141,8 @@ def test_names_numbers_and_ranges(tmp_path: Path) -> None:
         (None, '{"a": []}', "'a': expected a list of feature names or numbers"),
         (None, '{"a": [true]}', "'a': expected feature names or numbers, got True"),
         (None, '{"a": ["ax"], "b": [0, 1]}', "'b': expected features of no other group, got 0, which 'a' has"),
-        (None, '[["0-2"]]', "group 0: expected one feature, got the range 0-2"),
+        (None, '[["0-8"]]', "group 0: expected features from 0 to 7, got 0-8"),
+        (None, '{"a": [0.5]}', "'a': expected feature names or numbers, got 0.5"),
         (None, "[" * 100_000, "expected a JSON file of feature groups"),
     ],
 )
@@ -280,7 +295,10 @@ def test_columns_by_name_are_kept_or_go_together(
     record = run(capsys, model, *options, "--out", str(out))
     assert record["features"]["keep"] == [0, 1, 2, 3, 4, 5, 7]  # type: ignore[index]
     assert main(["export", "--onnx", str(out / "slim.pt2"), "--out", str(out), "--force"]) == 0
-    assert json.loads((out / "features.json").read_text())["names"] == ["ax", "ay", "az", "gx", "gy", "gz", "load"]
+    facts = json.loads((out / "features.json").read_text())
+    assert facts["names"] == ["ax", "ay", "az", "gx", "gy", "gz", "load"]
+    assert facts["groups"] == {"accelerometer": ["ax", "ay", "az"], "gyroscope": ["gx", "gy", "gz"]}
+    assert "accelerometer: 3 of 3" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

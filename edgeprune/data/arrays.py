@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,14 +21,15 @@ from edgeprune.records import DataSource
 
 Pair = tuple[np.ndarray, np.ndarray]
 _SPLITS = ("train", "val", "test")
+NAMES = ("class_names", "feature_names")
 
 
 def open_npz(file: str) -> DataSource:
     """A .npz file with `x` and `y`, or `x_train`, `y_train` and the same for `test` and, if wanted, `val`.
 
     `x` is `(n, ...)`, floats as they are or bytes that are read as 0..1; `y` holds the classes, as `class_labels` takes
-    them. `X` is taken for `x`. `x` and `y` alone are cut 60/20/20. Sizes are checked in the headers before any array is
-    read.
+    them; `class_names` and `feature_names` are texts. `X` is taken for `x`. `x` and `y` alone are cut 60/20/20. Sizes
+    are checked in the headers before any array is read.
     """
     path = Path(file)
     with open_file(path, "npz") as stream:
@@ -36,7 +38,7 @@ def open_npz(file: str) -> DataSource:
         infos = [found[key] for key in keys]
         check_unpacked(sum(i.file_size for i in infos), sum(i.compress_size for i in infos), str(path))
         arrays = {key.lower(): read_array(archive, found[key], f"{path}, {key}") for key in keys}
-    return from_arrays(f"npz:{file}", pairs(arrays, str(path)))
+    return from_arrays(f"npz:{file}", pairs(arrays, str(path)), *names_in(arrays, str(path)))
 
 
 def pairs(arrays: Mapping[str, np.ndarray], where: str) -> dict[str, Pair]:
@@ -53,8 +55,32 @@ def pairs(arrays: Mapping[str, np.ndarray], where: str) -> dict[str, Pair]:
     return found
 
 
-def from_arrays(name: str, parts: Mapping[str, Pair], classes: tuple[str, ...] = ()) -> DataSource:
+def names_in(arrays: Mapping[str, np.ndarray], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the classes and those of the features, from `class_names` and `feature_names`; empty without them.
+
+    Raises:
+        InputError: they are no list of texts, or hold one twice.
+    """
+    found = []
+    for key in NAMES:
+        names = np.asarray(arrays.get(key, np.empty(0, "U1")))
+        if names.ndim != 1 or names.dtype.kind not in "US":
+            raise InputError(f"{where}: expected {key} as texts (n,), got {names.dtype} {names.shape}")
+        texts = tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names.tolist())
+        twice = next((name for name in texts if texts.count(name) > 1), None) if len(set(texts)) < len(texts) else None
+        if twice is not None:
+            raise InputError(f"{where}: expected each of {key} once, got {twice[:60]!r} more often")
+        found.append(texts)
+    return found[0], found[1]
+
+
+def from_arrays(
+    name: str, parts: Mapping[str, Pair], classes: tuple[str, ...] = (), feature_names: tuple[str, ...] = ()
+) -> DataSource:
     """A data set from split name -> (x, y): "all", or "train" with "val" or "test" or both.
+
+    `classes` are their names, which int labels count in; `feature_names` those of the columns (or channels), or of the
+    flattened input.
 
     Where one of val and test is missing, the other is the test split and a tenth of train is held out.
 
@@ -67,7 +93,10 @@ def from_arrays(name: str, parts: Mapping[str, Pair], classes: tuple[str, ...] =
     shapes = {split: tuple(x.shape[1:]) for split, (x, _, _) in tensors.items()}
     if len(set(shapes.values())) > 1:
         raise InputError(f"{name}: expected samples of one shape in every split, got {shapes}")
-    return build(name, _three(tensors, name), labels.classes, notes=labels.notes)
+    shape = next(iter(shapes.values()))
+    if feature_names and len(feature_names) not in (shape[0], math.prod(shape)):
+        raise InputError(f"{name}: expected {shape[0]} feature names for inputs {shape}, got {len(feature_names)}")
+    return build(name, _three(tensors, name), labels.classes, feature_names, notes=labels.notes)
 
 
 def _three(tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor, float]], name: str) -> list[Dataset[object]]:
@@ -94,7 +123,7 @@ def _samples(x: np.ndarray, y: np.ndarray, where: str) -> tuple[torch.Tensor, to
 
 def _wanted(found: Mapping[str, object], path: Path) -> list[str]:
     """Names of the arrays to read."""
-    wanted = {"x", "y"} | {f"{kind}_{split}" for kind in "xy" for split in _SPLITS}
+    wanted = {"x", "y", *NAMES} | {f"{kind}_{split}" for kind in "xy" for split in _SPLITS}
     keys = [key for key in found if key.lower() in wanted]
     if not keys:
         got = one_line(", ".join(list(found)[:8]), 80) or "none"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeprune.data.arrays import Pair, from_arrays, pairs
+from edgeprune.data.arrays import NAMES, Pair, from_arrays, names_in, pairs
 from edgeprune.data.usersplit import guarded
 from edgeprune.errors import InputError
 from edgeprune.reading import open_file
@@ -25,7 +25,8 @@ def open_factory(file: str, function: str, options: Mapping[str, str], seed: int
     """Call the factory with `options` (read as Python literals, else as strings), and with `seed` if it takes one.
 
     It returns a DataSource; or (x, y) arrays of train, val and test as a tuple of three pairs or as a dict; or
-    one pair, which is cut 60/20/20; or a dict named as in an .npz file.
+    one pair, which is cut 60/20/20; or a dict named as in an .npz file. A dict may have `class_names` and
+    `feature_names` too.
     """
     where = f"{file}:{function}"
     factory = _load(Path(file), function)
@@ -36,8 +37,8 @@ def open_factory(file: str, function: str, options: Mapping[str, str], seed: int
         made = factory(**arguments)
         if isinstance(made, DataSource):
             return _checked(guarded(made, where), where)
-        parts = _parts(made, where)
-    return from_arrays(where, parts)
+        parts, names = _parts(made, where), _names(made, where)
+    return from_arrays(where, parts, *names)
 
 
 def _load(path: Path, function: str) -> Callable[..., Any]:
@@ -68,11 +69,18 @@ def _parts(made: Any, where: str) -> dict[str, Pair]:
             f"{where}: expected a DataSource, (x, y) arrays, or those of train, val and test; got {type(made).__name__}"
         )
     if any(key in made for key in ("train", "val", "test")):
+        made = {key: part for key, part in made.items() if key not in NAMES}
         wrong = [key for key, part in made.items() if key not in ("train", "val", "test") or not _is_pair(part)]
         if wrong:
             raise InputError(f"{where}: expected (x, y) arrays under train, val and test, got {wrong[0]!r}")
         return {key: (_array(part[0]), _array(part[1])) for key, part in made.items()}
     return pairs({str(key).lower(): _array(value) for key, value in made.items()}, where)
+
+
+def _names(made: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """`class_names` and `feature_names`, where the factory returned a dict that has them."""
+    found = {key: np.asarray(made[key]) for key in NAMES if key in made} if isinstance(made, Mapping) else {}
+    return names_in(found, where)
 
 
 def _is_pair(value: Any) -> bool:

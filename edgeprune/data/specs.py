@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
+from edgeprune.data import dialect
 from edgeprune.data.arrays import open_npz
 from edgeprune.data.digits import open_digits
 from edgeprune.data.factory import open_factory
@@ -54,7 +55,10 @@ _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
     "caltech101": (lambda spec: open_caltech(spec.place, spec.size()), ("size",)),
     "imagefolder": (lambda spec: open_image_folder(spec.required_place(), spec.size()), ("size",)),
     "npz": (lambda spec: open_npz(spec.required_place()), ()),
-    "csv": (lambda spec: open_csv(spec.required_place(), spec.options.get("target")), ("target",)),
+    "csv": (
+        lambda spec: open_csv(spec.required_place(), spec.options.get("target"), spec.options),
+        ("target", *dialect.OPTIONS),
+    ),
 }
 
 

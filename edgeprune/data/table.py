@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 
+from edgeprune.data.dialect import HEAD_BYTES, Dialect, detect, no_target
 from edgeprune.data.limits import MAX_CLASSES, need
 from edgeprune.data.splits import build, cut
 from edgeprune.errors import InputError
@@ -21,48 +22,55 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 MAX_COLUMNS = 32_768
-_MAX_HEAD = 2**22  # bytes
 
 
-def open_csv(file: str, target: str | None = None) -> DataSource:
+def open_csv(file: str, target: str | None = None, asked: Mapping[str, str] | None = None) -> DataSource:
     """A table with a header line, cut 60/20/20: x float32 `(n_columns,)`, y the class in the column `target`.
 
-    Classes are the target's values, sorted; features keep the names and the order of their columns.
+    Classes are the target's values, sorted; features keep the names and the order of their columns. How the table is
+    written is found out, see `edgeprune.data.dialect`, unless it is `asked`.
 
     Raises:
         InputError: pandas is missing; not a table; no such target; columns that are not numeric; missing values.
     """
     pandas = need("pandas", "'edgeprune[csv]'")
     path = Path(file)
-    frame = _read(pandas, path)
+    with open_file(path, "csv") as file:
+        head = file.read(HEAD_BYTES)
+        dialect = detect(head, path, target, asked or {})
+        _check_width(head, dialect, path)
+        file.seek(0)
+        frame = _read(pandas, file, path, dialect)
     if target is None or target not in frame.columns:
-        got = "no target" if target is None else shown(target)
-        raise InputError(f"{path}: expected ?target=COLUMN with one of {_some(list(frame.columns))}; got {got}")
+        raise no_target(dialect, path, list(frame.columns), target, _some(list(frame.columns)))
+    if dialect.first.count(target) > 1:
+        raise InputError(f"{path}: expected one column {shown(target)}, got {dialect.first.count(target)}")
     x, names = _features(frame.drop(columns=[target]), path)
     y, classes = _classes(frame[target], path, target)
-    return build(f"csv:{file}", cut(x, y, (0.6, 0.2, 0.2)), classes, names)
+    return build(f"csv:{file}", cut(x, y, (0.6, 0.2, 0.2)), classes, names, notes=dialect.notes)
 
 
-def _read(pandas: Any, path: Path) -> DataFrame:
+def _read(pandas: Any, file: BinaryIO, path: Path, dialect: Dialect) -> DataFrame:
     try:
-        with open_file(path, "csv") as file, warnings.catch_warnings():
-            _check_width(file, path)
+        with warnings.catch_warnings():
             # Rows longer than the header: pandas would shift the names or drop what is left over.
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             # Without a guess at compression: a packed file could unpack to any size.
-            return pandas.read_csv(file, compression=None, skipinitialspace=True, index_col=False, low_memory=False)
+            frame = pandas.read_csv(
+                file, compression=None, skipinitialspace=True, index_col=False, low_memory=False, **dialect.arguments()
+            )
+            return frame.rename(columns=str)
     except (ValueError, OSError, pandas.errors.ParserWarning) as error:  # parser and Unicode errors are ValueErrors
         reason = next(iter(reversed(error_text(error).strip().splitlines())), type(error).__name__)
-        raise InputError(f"{path}: cannot be read as a CSV file: {one_line(reason, 160)}") from error
+        raise InputError(f"{path}: cannot be read as a CSV file ({dialect}): {one_line(reason, 120)}") from error
 
 
-def _check_width(file: BinaryIO, path: Path) -> None:
+def _check_width(head: bytes, dialect: Dialect, path: Path) -> None:
     """Raise InputError where the first line has too many columns: a table takes time by its columns, not its bytes."""
-    head = file.readline(_MAX_HEAD)
-    file.seek(0)
-    if len(head) == _MAX_HEAD:
-        raise InputError(f"{path}: expected a first line of at most {_MAX_HEAD:,} bytes, got a longer one")
-    n_columns = 1 + head.count(b",")
+    first = head.partition(b"\n")[0]
+    if len(first) == HEAD_BYTES:
+        raise InputError(f"{path}: expected a first line of less than {HEAD_BYTES:,} bytes, got a longer one")
+    n_columns = len(dialect.first) or 1 + first.count(dialect.sep.encode())
     if n_columns > MAX_COLUMNS:
         raise InputError(f"{path}: expected at most {MAX_COLUMNS:,} columns, got {n_columns:,}")
 
@@ -74,7 +82,11 @@ def _features(frame: DataFrame, path: Path) -> tuple[torch.Tensor, list[str]]:
         raise InputError(f"{path}: expected rows and feature columns, got {len(frame)} rows of {len(names)} columns")
     other = [name for name, kind in zip(frame.columns, frame.dtypes, strict=True) if kind.kind not in "iufb"]
     if other:
-        raise InputError(f"{path}: expected numeric feature columns, got text or dates in {_some(other)}")
+        example = str(next(iter(frame[other[0]].dropna()), ""))[:40]
+        raise InputError(
+            f"{path}: expected numeric feature columns, got text or dates in {_some(other)} (e.g. {example!r}); leave "
+            "them out, or give each category a column of 0 and 1"
+        )
     with np.errstate(over="ignore"):  # what float32 cannot hold is reported as infinite below
         x = frame.to_numpy(dtype=np.float64).astype(np.float32)
     bad = np.argwhere(~np.isfinite(x))

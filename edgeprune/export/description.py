@@ -24,6 +24,7 @@ import onnx
 from onnx import TensorProto
 
 from edgeprune.export.front import Preprocessing, feature_scaling, is_identity
+from edgeprune.featurerules import kept_groups
 from edgeprune.files import write_atomically
 from edgeprune.records import IDENTITY, ExportedFile, InputFeatures, ModelInfo, Normalization
 
@@ -110,13 +111,15 @@ def _single_input(described: Described) -> dict[str, Any]:
     info, features = described.info, described.features
     kept = features or InputFeatures(info.input_shape[0], tuple(range(info.input_shape[0])), 1)
     mean, std = feature_scaling(Preprocessing(tuple(info.input_shape), described.normalization, features))
+    names = _names(info, kept)
     return {
         "input_shape": list(info.input_shape),
         "input_type": described.input_type,
         "size": kept.size,
         "dim": kept.dim,
         "indices": list(kept.keep),
-        "names": _names(info, kept),
+        "names": names,
+        "groups": kept_groups(info, kept.keep, names),
         "scaling": {"mean": mean.tolist(), "std": std.tolist()},
     }
 

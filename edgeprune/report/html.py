@@ -53,11 +53,12 @@ def render(run: RunRecord) -> str:
         headline=_headline(run),
         figures=_figures(run),
         asked=_listed({key: value for key, value in run.asked.items() if value is not None}),
-        model=_listed(run.model, leave_out=("name", "feature_names")),
+        model=_listed(run.model, leave_out=("name", "feature_names", "feature_groups")),
         data=_listed(run.data or {}),
         widest=max((width.before for width in run.widths), default=1),
         features=_features(run),
         kept_names=_kept_names(run),
+        kept_groups=_kept_groups(run),
         steps=_steps(run),
         front=_front(run),
         selection=_selection(run),
@@ -142,6 +143,15 @@ def _kept_names(run: RunRecord) -> list[str]:
     named = len(names) == run.features.size
     kept = [str(names[index]) if named else str(index) for index in run.features.keep[:_MAX_LISTED]]
     return [*kept, "…"] if len(run.features.keep) > _MAX_LISTED else kept
+
+
+def _kept_groups(run: RunRecord) -> list[str]:
+    """Of each named group how many features are left, e.g. "accelerometer: 3 of 3"; it stays or goes as one."""
+    if run.features is None:
+        return []
+    kept = set(run.features.keep)
+    groups = run.model.get("feature_groups") or ()
+    return [f"{name}: {len(kept.intersection(members))} of {len(members)}" for name, members in groups]
 
 
 def _selection(run: RunRecord) -> _Picture | None:

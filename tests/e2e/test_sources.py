@@ -69,6 +69,9 @@ def test_an_own_factory_is_trained_here_and_compressed_there(nets: Path) -> None
     assert result.json["slim"]["macs"] <= 0.5 * result.json["dense"]["macs"]
     done(elsewhere, "export", "--onnx", "run 1/slim.pt2")
     assert "slim.onnx" in names(elsewhere / "run 1")
+    found = f"the recorded data are npz:{nets / 'table.npz'}"
+    assert found in assumed(done(elsewhere, "compress", *QUICK, "--out", "run 2", "./-m.pt").err)
+    (nets / "table.npz").rename(nets / "moved.npz")
     assert (
         "table.npz: expected" in (hint := refused(elsewhere, "compress", "./-m.pt")) and "--data names others" in hint
     )
