@@ -30,7 +30,7 @@ from edgeprune.pt2 import check_names, list_records, read_program, zip_names
 from edgeprune.reading import parse_json, read_file
 from edgeprune.records import Model, ModelInfo
 from edgeprune.shards import shards_of
-from edgeprune.statedict import StateChoice, fitted_weights
+from edgeprune.statedict import StateChoice, fitted_weights, module_in
 from edgeprune.trust import same_arch
 from edgeprune.usercode import running_user_code
 
@@ -233,6 +233,9 @@ def _from_content(value: Any, request: _Request) -> tuple[Program, ModelInfo]:
     kind = value.get("format")
     if isinstance(kind, str) and kind.startswith("edgeprune-checkpoint/"):
         return _from_checkpoint(value, request)
+    module = module_in(value, request.choice)
+    if module is not None:  # only ever in a file that was trusted
+        return _from_module(module.float(), request)
     return _from_state_dict(value, request)
 
 

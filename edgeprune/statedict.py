@@ -106,6 +106,23 @@ def fitted_weights(content: Mapping[str, Any], model: nn.Module, arch: str, choi
     return FittedWeights(_filled(chosen.state, expected), _notes(chosen, complete))
 
 
+def module_in(content: Mapping[str, Any], choice: StateChoice) -> nn.Module | None:
+    """The whole network in a checkpoint of pickled objects, as YOLO's are: the averaged one, where there are two.
+
+    Raises:
+        InputError: several, of which none is the averaged one, or none of the name that was asked for.
+    """
+    modules = {name: value for name, value in content.items() if isinstance(value, nn.Module)}
+    if choice.key is not None and modules and choice.key not in modules:
+        raise InputError(f"--state-key: expected one of {_some(list(modules))}, got {choice.key!r}")
+    if choice.key is not None:
+        return modules.get(choice.key)
+    averaged = [module for name, module in modules.items() if _is_averaged(name)]
+    if len(modules) > 1 and len(averaged) != 1:
+        raise InputError(f"expected one network, got {_some(list(modules))}; choose by --state-key")
+    return next(iter(averaged or modules.values()), None)
+
+
 # -- what is there -------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +157,8 @@ def _candidates(
 ) -> Iterator[_Candidate]:
     """The mapping with each prefix under which names of the architecture stand, the best first."""
     _check_not_quantized(entries)
-    named = {_unmarked(name): value for name, value in entries.items() if not _is_ignored(name, ignore)}
+    has_module = any("module" in name.split(".") for name in expected)
+    named = {_unmarked(name, has_module): value for name, value in entries.items() if not _is_ignored(name, ignore)}
     values = plain_weights({name: value for name, value in named.items() if not isinstance(value, Mapping)}, expected)
     counts: Counter[str] = Counter()
     for name, value in values.items():
@@ -178,10 +196,11 @@ def _starts(name: str) -> list[int]:
     return [0, *(match.end() for match in re.finditer(r"\.", name))]
 
 
-def _unmarked(name: str) -> str:
+def _unmarked(name: str, has_module: bool) -> str:
+    """Without the marks of wrappers inside; `backbone.module.fc` is a part that was trained in parallel."""
     for mark in _MARKS:
         name = name.replace(mark, "")
-    return name
+    return name if has_module else re.sub(r"(?<=\.)module\.", "", name)
 
 
 def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
@@ -190,7 +209,7 @@ def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
 
 def _check_patterns(patterns: Sequence[str], mappings: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """Raise InputError for a pattern that fits no name, at whatever prefix: it is a typing error."""
-    names = [_unmarked(name) for _, entries in mappings for name in entries]
+    names = [_unmarked(name, has_module=True) for _, entries in mappings for name in entries]
     for pattern in patterns:
         if not any(fnmatchcase(name[at:], pattern) for name in names for at in _starts(name)):
             raise InputError(f"--ignore-keys: expected a pattern that fits a name of the file, got {pattern!r}")

@@ -71,6 +71,7 @@ LAYOUTS: dict[str, Callable[[], Any]] = {
     "AveragedModel": lambda: AveragedModel(net()).state_dict(),
     "DataParallel in compile": lambda: prefixed(STATE, "_orig_mod.module."),
     "parts compiled": lambda: {name.replace("3.", "3._orig_mod."): value for name, value in STATE.items()},
+    "a part in parallel": lambda: {"0.module." + n[2:] if n[0] == "0" else n: value for n, value in STATE.items()},
     "Lightning": lambda: {"state_dict": prefixed(STATE, "model."), "epoch": 1, "loops": {"fit": {}}},
     "loss and metrics": lambda: {
         "state_dict": {**prefixed(STATE, "model."), "loss.weight": torch.ones(2), "val.total": torch.tensor(3.0)}
@@ -296,3 +297,16 @@ def test_torchscript_and_pickled_classes_are_named(folder: Path) -> None:
     (folder / "whole.pt").write_bytes(buffer.getvalue())
     with pytest.raises(UnsafeFileError, match=r"that need unpickling \(torch.nn.modules.container.Sequential\); save"):
         load(folder / "whole.pt")
+
+
+def test_a_trusted_file_may_hold_whole_networks(folder: Path) -> None:
+    path, named = folder / "c.pt", {"unsafe_pickle": True, "input_shape": (4,)}
+    torch.save({"epoch": 3, "model": net().half(), "ema": None}, path)
+    assert torch.allclose(load(path, **named).program.state_dict["0.weight"], STATE["0.weight"], atol=1e-3)
+    torch.save({"model": net(), "ema": net(1)}, path)
+    assert is_of(load(path, **named), net(1)) and is_of(load(path, state_key="model", **named), net())
+    torch.save({"a": net(), "b": net(1)}, path)
+    with pytest.raises(InputError, match="expected one network, got a, b; choose by --state-key"):
+        load(path, **named)
+    with pytest.raises(InputError, match="--state-key: expected one of a, b, got 'c'"):
+        load(path, state_key="c", **named)

@@ -94,6 +94,14 @@ def test_names_that_occur_twice_are_told(tmp_path: Path) -> None:
         opened(tmp_path, text().replace("Höhe", "kind"))
 
 
+def test_a_column_without_a_name_is_told(tmp_path: Path) -> None:
+    data = opened(tmp_path, ",a,kind\n" + "".join(f"{i},{i / 2},{'xy'[i % 2]}\n" for i in range(40)))
+    assert data.feature_names == ("Unnamed: 0", "a")
+    assert data.notes == (
+        "a column of t.csv that has no name is taken as a feature: a number of the row, say, is none",
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "query", "said"),
     [

@@ -86,6 +86,10 @@ def detect(head: bytes, path: Path, target: str | None, asked: Mapping[str, str]
     twice = sorted({name for name in first if header and first.count(name) > 1})
     if twice:
         notes.append(f"columns of {path.name} that are called the same are numbered: {', '.join(twice[:3])}")
+    if header and "" in first:
+        notes.append(
+            f"a column of {path.name} that has no name is taken as a feature: a number of the row, say, is none"
+        )
     return Dialect(sep, decimal, encoding, header, skip, first, tuple(notes))
 
 
