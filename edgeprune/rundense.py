@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def _read(file: Path) -> _Recorded | None:
 def _of_run(recorded: _Recorded, file: Path, request: ExportRequest, info: ModelInfo) -> Model | None:
     """The model that the run came from, if it still lies where it was and is the same."""
     given = recorded_file(recorded.path, str(file), file.parent, request.trust_recorded)
-    if not given.is_file():
+    if not os.path.isfile(given):  # which a name of any length may be asked
         return None
     arch, refusal = request.arch, None
     if arch is None and recorded.arch is not None:

@@ -38,6 +38,8 @@ from edgeprune.training.placement import (
 from edgeprune.training.state import StateFile
 from edgeprune.training.team import Team
 
+_MAX_STEP = 1e30  # weights are float32: a step of more is infinite
+
 
 def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who watches
     module: nn.Module,
@@ -329,6 +331,9 @@ def _check(settings: TrainSettings, data: DataSource) -> None:
     }.items():
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise InputError(f"{name}: expected 0 or more, got {value}")
+    for name, value in {"learning rate": settings.lr, "weight decay": settings.weight_decay}.items():
+        if value is not None and value > _MAX_STEP:
+            raise InputError(f"{name}: expected at most {_MAX_STEP:g}, got {value:g}")
     if settings.channels_last and len(data.input_shape) != 3:
         shape = tuple(data.input_shape)
         raise InputError(f"channels last: expected images (channels, height, width), got inputs of shape {shape}")
