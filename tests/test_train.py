@@ -176,6 +176,8 @@ def test_a_validation_loss_that_is_not_a_number_ends_training(digits):
         (TrainSettings(optimizer="adam"), "optimizer: expected one of adamw, sgd, xrda, rmda, prox-sgd, got 'adam'"),
         (TrainSettings(lr=-1.0), "learning rate: expected more than 0"),
         (TrainSettings(lr=float("nan")), "learning rate: expected more than 0"),
+        (TrainSettings(lr=1e300), "learning rate: expected at most 1e.30, got 1e.300"),
+        (TrainSettings(weight_decay=1e31), "weight decay: expected at most 1e.30, got 1e.31"),
         (TrainSettings(batch_size=0), "batch size: expected more than 0"),
         (TrainSettings(epochs=-1), "epochs: expected 0 or more"),
         (TrainSettings(threads=0), "threads: expected more than 0"),

@@ -299,6 +299,8 @@ def test_the_dense_network_of_a_run_is_found_where_the_user_works(place: Path, p
     assert found is not None and found.sha256 == model["sha256"]
     write(arch="nets.py:gone")  # the file carries its network
     assert dense_network(request, slim, info, Silent()) is not None
+    write(path="x" * 5000)
+    assert "names the dense network" in _told(lambda: dense_network(request, slim, info, Silent()))
     write(path=str(place / "dense.pt"))
     assert dense_network(request, slim, info, Silent()) is not None
     os.chdir(place / "run")
