@@ -266,8 +266,6 @@ def test_a_program_that_lies_about_a_shape_is_refused(tmp_path: Path) -> None:
     program = edgeprune.capture(Named("a").eval(), torch.randn(3, 4))
     save_program(tmp_path / "m.pt2", program, ModelInfo(input_shape=(4,)))
     content = (tmp_path / "m.pt2").read_bytes()
-    lie = b'"relu": {"dtype": 7, "sizes": [{"as_expr": {"expr_str"'
-    assert content.count(b'{"as_int": 64}') > 2 and lie.split(b":")[0] in content
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         records = {info.filename: archive.read(info) for info in archive.infolist()}
     model = next(name for name in records if name.endswith("model.json"))
