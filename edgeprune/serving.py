@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import socketserver
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -241,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, with_content: bool) -> None:
         path = _file_of(self.server.root, self.path)
         try:
-            opened = path.open("rb") if path else None
+            opened = open(path, "rb", opener=_opened) if path else None
         except OSError:  # gone since, or not for us to read
             opened = None
         if path is None or opened is None:
@@ -322,6 +323,15 @@ def _file_of(root: Path, target: str) -> Path | None:
         return found if found.is_file() and all(map(_is_open, below.parts)) else None
     except (OSError, RuntimeError, ValueError):  # nothing there, a ring of links, a name that is too long, or outside
         return None
+
+
+def _opened(path: str, flags: int) -> int:
+    """A regular file's descriptor; a pipe or a link that took its place since is not waited for, nor followed."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "no regular file", path)
+    return descriptor
 
 
 def _is_open(part: str) -> bool:

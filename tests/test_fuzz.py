@@ -28,9 +28,7 @@ def test_every_kind_has_its_share() -> None:
 
 
 @pytest.mark.parametrize(("kind", "number"), MUTANTS)
-def test_a_mutant_is_taken_or_refused_in_one_line(
-    tmp_path: Path, good: dict[str, Any], kind: str, number: int
-) -> None:
+def test_a_mutant_is_taken_or_refused_in_one_line(tmp_path: Path, good: dict[str, Any], kind: str, number: int) -> None:
     kinds.mutant(good[kind], random.Random(f"0/{kind}/{number}"), tmp_path)
     started = time.process_time()
     code, out, err = command.run_in(tmp_path, good[kind].arguments)

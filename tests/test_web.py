@@ -379,7 +379,7 @@ def test_a_package_behind_a_link_is_read(tmp_path: Path, package: Path) -> None:
         ),
         (
             {**FILES, "package.json": b'{"name": "onnxruntime-web", "version": 1}'},
-            "expected one such as 1.30.0, got '1'",
+            "expected one such as 1.30.0, got 1",
         ),
         (without("dist/ort.wasm.min.mjs"), "expected dist/ort.wasm.min.mjs in onnxruntime-web 1.30.0, got none"),
         ({**FILES, "dist/ort-wasm-simd-threaded.wasm": b"MZ"}, "expected WebAssembly, got something else"),

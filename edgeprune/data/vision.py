@@ -80,6 +80,7 @@ def open_cifar(name: str, root: str | None) -> DataSource:
     kind = name.upper()
     folder = root if root is not None else DEFAULT_ROOT
     reader = getattr(_torchvision_datasets(), kind)
+    _check_regular(Path(folder) / reader.base_folder)
     try:
         train, test = (reader(folder, train=flag, download=False) for flag in (True, False))
     except (RuntimeError, OSError) as error:
@@ -92,6 +93,13 @@ def open_cifar(name: str, root: str | None) -> DataSource:
         for part in (train, test)
     ]
     return _from_bytes(name, splits, train.classes)
+
+
+def _check_regular(folder: Path) -> None:
+    """Raise InputError where a folder holds what is no file: torchvision would wait for a pipe."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.is_file():
+            raise InputError(f"{path}: expected a file of the data set, got something else")
 
 
 def open_caltech(root: str | None, size: int = DEFAULT_SIZE) -> DataSource:

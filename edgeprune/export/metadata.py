@@ -89,5 +89,5 @@ def byte_scale_in(metadata: Mapping[str, str], where: str) -> float | None:
     except ValueError:
         scale = 0.0
     if not (np.isfinite(scale) and scale > 0):
-        raise InputError(f"{where}: edgeprune.byte_scale: expected a number above 0, got {text[:80]!r}")
+        raise InputError(f"{where}: edgeprune.byte_scale: expected a number above 0, got {shown(text, 80)}")
     return scale

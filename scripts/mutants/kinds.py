@@ -66,9 +66,9 @@ def kinds() -> dict[str, Kind]:
 
 # How many of 3,000 mutants each kind gets.
 SHARES = {
-    "state_dict": 250, "checkpoint": 300, "training": 100, "safetensors": 200, "pt2": 450, "npz": 350, "csv": 200,
-    "idx": 100, "idx.gz": 120, "png": 150, "jpg": 50, "tiff": 50, "bmp": 30, "webp": 30, "gif": 20, "plan": 120,
-    "run": 60, "device": 100, "groups": 70, "onnx": 250,
+    "state_dict": 270, "checkpoint": 300, "training": 80, "safetensors": 200, "pt2": 450, "npz": 370, "csv": 220,
+    "idx": 100, "idx.gz": 120, "png": 150, "jpg": 50, "tiff": 50, "bmp": 30, "webp": 30, "gif": 20, "plan": 110,
+    "run": 40, "device": 100, "groups": 60, "onnx": 250,
 }  # fmt: skip
 
 
