@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from edgeprune.cli import interrupts
 from edgeprune.lines import printable
 from edgeprune.processes import is_main
 from edgeprune.progress import Silent
@@ -25,10 +26,10 @@ _FIRST_GUESS = 0.05  # share of a stage after which its end can be guessed; the 
 def follow() -> Iterator[Progress]:
     """A progress for stderr, closed when the work ends, however it ends; of several processes the main one speaks."""
     if not is_main():
-        yield Silent()
+        yield Heeding(Silent())
         return
     if not sys.stderr.isatty():
-        yield Lines(sys.stderr)
+        yield Heeding(Lines(sys.stderr))
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -45,8 +46,29 @@ def follow() -> Iterator[Progress]:
     console = Console(stderr=True, highlight=False)
     with RichProgress(*columns, console=console, transient=True) as bars:
         live = Bars(bars)
-        yield live
+        yield Heeding(live)
         live.finish()
+
+
+class Heeding:
+    """Passes all on, and raises the Ctrl-C that something on the way swallowed."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def stage(self, title: str) -> None:
+        """A new stage begins, unless the work was to stop."""
+        interrupts.check()
+        self._progress.stage(title)
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` parts are finished, and the rest is done unless the work was to stop."""
+        interrupts.check()
+        self._progress.advance(done, total, note)
+
+    def say(self, message: str) -> None:
+        """A line that stays: also the last words of what is being stopped."""
+        self._progress.say(message)
 
 
 class Bars:

@@ -7,12 +7,12 @@ import errno
 import os
 import re
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
+from edgeprune.cli import spokesman
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.lines import MAX_LINE, error_text, one_line, printable, said
 from edgeprune.processes import is_main, rank
@@ -20,7 +20,6 @@ from edgeprune.processes import is_main, rank
 ARGUMENTS = "edgeprune.arguments"  # where the context's object keeps the command line as it was typed
 INTERRUPTED = 130
 FAULT = 3  # of edgeprune itself
-_TELLS_FIRST_SECONDS = 3.0
 _PREFIX = "edgeprune: "
 _MAX_MESSAGE = MAX_LINE - len(_PREFIX)
 
@@ -104,8 +103,6 @@ class Guard:
             return True
         self.exit_code, line = describe(error)
         if not is_main():
-            # What befell all is told by the main one, and torchrun ends the others meanwhile.
-            time.sleep(_TELLS_FIRST_SECONDS)
             line = f"process {rank()}: {line}"
         if self.debug:
             with contextlib.suppress(BaseException):  # what it was raised from may be a class of the user's that raises
@@ -114,7 +111,9 @@ class Guard:
                 from edgeprune.versions import versions  # slow to import, and rarely needed
 
                 warn(", ".join(f"{name} {version}" for name, version in versions().items()))
-        warn(line)
+        with spokesman.turn() as is_ours:
+            if is_ours:
+                warn(line)
         return True
 
 

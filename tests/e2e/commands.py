@@ -46,12 +46,49 @@ def run(folder: Path, *arguments: object) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
+def environment() -> dict[str, str]:
+    """That of a command in a process of its own."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
 def start(folder: Path, *arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Start a command in a process of its own, as a shell would."""
     command = [PYTHON, "-m", "edgeprune", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **{**pipes, **options})
+    usual = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+    return subprocess.Popen(command, cwd=folder, **{**usual, **options})
+
+
+_DIES = """
+import importlib, os, signal, sys
+
+path, number, *arguments = sys.argv[1:]
+place, name = path.rsplit(".", 1)
+owner, left = importlib.import_module(place), int(number)
+call = getattr(owner, name)
+
+
+def dying(*given, **named):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call(*given, **named)
+
+
+setattr(owner, name, dying)
+from edgeprune.cli.app import main
+
+sys.exit(main(arguments))
+"""
+
+
+def killed_at(folder: Path, call: str, number: int, *arguments: object) -> int:
+    """Run a command that is killed where it calls a function, e.g. "os.replace", for the `number`th time.
+
+    The exit code: -9 where it came to that, else its own.
+    """
+    command = [PYTHON, "-c", _DIES, call, str(number), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True).returncode
 
 
 def done(folder: Path, *arguments: object) -> Result:

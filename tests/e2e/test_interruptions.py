@@ -6,12 +6,11 @@ import contextlib
 import resource
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import MLP, NETS, names, refused, run, snapshot, start
+from commands import MLP, NETS, ROOT, environment, names, refused, run, snapshot, start
 
 LONG = ("compress", MLP, "--keep-macs", "0.2", "--finetune-epochs", "5000", "--threads", "1", "--out", "runs/long")
 
@@ -22,7 +21,6 @@ def _finetuning(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     assert process.stderr is not None
     for line in process.stderr:
         if "finetune" in line or line.startswith("train "):
-            time.sleep(0.3)
             return process
     raise AssertionError(f"ended before it trained, with {process.wait()}")
 
@@ -30,9 +28,9 @@ def _finetuning(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def _interrupted(process: subprocess.Popen[str]) -> list[str]:
     """Stop a command as Ctrl-C does; the lines that it said last."""
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "edgeprune: interrupted; nothing half-written is left"
+    assert err.endswith(INTERRUPTED)
     assert "Traceback" not in err
     return err.splitlines()
 
@@ -45,6 +43,41 @@ def test_ctrl_c_in_train_leaves_what_resume_goes_on_with(tmp_path: Path) -> None
     *_, said, _ = _interrupted(process)
     assert said == "new/m.pt.training holds the state after the last whole epoch; --resume goes on with it"
     assert set(snapshot(tmp_path)) == {"new", "new/m.pt.training"}
+
+
+SWALLOWS = """
+import os, signal, time
+from torch import nn
+
+def net():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(600)
+    except BaseException:
+        pass
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+INTERRUPTED = "edgeprune: interrupted; nothing half-written is left\n"
+
+
+def test_ctrl_c_that_something_swallows_ends_the_work_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(SWALLOWS)
+    before = snapshot(tmp_path)
+    options = ("--arch", "nets.py:net", "--data", "digits", "--epochs", "5000", "--out", "m.pt")
+    process = start(tmp_path, "train", *options, env={**environment(), "PYTHONDONTWRITEBYTECODE": "1"})
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out, err) == (130, "", INTERRUPTED)
+    assert snapshot(tmp_path) == before
+
+
+def test_ctrl_c_while_the_command_is_still_being_imported(tmp_path: Path) -> None:
+    """In an import that may fail, as libraries have many."""
+    (tmp_path / "typer.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    process = start(tmp_path, "--help", env={**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out, err) == (130, "", INTERRUPTED)
 
 
 def test_ctrl_c_in_compress_leaves_the_earlier_run_as_it_was(tmp_path: Path) -> None:
@@ -60,7 +93,7 @@ def test_ctrl_c_in_compress_leaves_the_earlier_run_as_it_was(tmp_path: Path) -> 
 def test_a_kill_leaves_no_run_under_its_final_name(tmp_path: Path) -> None:
     process = _finetuning(tmp_path, *LONG)
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert not (tmp_path / "runs" / "long").exists()
     assert all(name.endswith(".part") for name in names(tmp_path / "runs"))
     assert "expected a run to export, got none" in refused(tmp_path, "export", "--onnx")
