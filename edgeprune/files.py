@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from edgeprune.errors import InputError
+from edgeprune.staging import OURS, clear, exchange, held_file, held_folder, move_all, prefix, stepped_aside
 
 _REASONS = {
     errno.ENOSPC: "a full disk",
@@ -45,21 +46,20 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
     with writing_to(target), _parents_of(target):
         if target.is_dir() and not target.is_symlink():
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(target))
-        descriptor, temporary = tempfile.mkstemp(".part", _prefix(target), target.parent)
-        try:
-            with open(descriptor, "wb") as file:
+        with held_file(target) as (file, temporary):
+            try:
                 if callable(content):
                     content(file)
                 else:
                     file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+                os.chmod(temporary, 0o666 & ~_umask())
+                os.replace(temporary, target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
         _sync_folder(target.parent)
 
 
@@ -75,15 +75,15 @@ def staged_folder(out: str | os.PathLike[str], force: bool = False) -> Iterator[
     target = Path(os.path.abspath(out))
     check_new(target, force, "folder")
     with writing_to(target), _parents_of(target):
-        staged = Path(tempfile.mkdtemp(".part", _prefix(target), target.parent))
-        try:
-            with named_as(target, staged):
-                yield staged
-            staged.chmod(0o777 & ~_umask())
-            _swap(staged, target, force)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
+        with held_folder(target.parent, prefix(target), ".part") as staged:
+            try:
+                with named_as(target, staged):
+                    yield staged
+                staged.chmod(0o777 & ~_umask())
+                _swap(staged, target, force)
+            except BaseException:
+                shutil.rmtree(staged, ignore_errors=True)
+                raise
 
 
 @contextlib.contextmanager
@@ -123,56 +123,34 @@ def kept_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def staged_files(folder: Path, earlier: Iterable[Path] = ()) -> Iterator[Path]:
     """Yield a folder inside `folder` whose files move there when the body ends; those `earlier` ones it lacks go then.
 
-    Staged inside it, because moving the files then cannot fail for want of space.
+    Staged inside it, because moving the files then cannot fail for want of space. They move as one set, see `move_all`.
     """
-    with kept_folder(folder), tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=folder) as place:
-        with named_as(folder, place), named_as(folder, os.path.abspath(place)):
-            yield Path(place)
-        new = sorted(path.name for path in Path(place).iterdir())
-        for name in new:
-            _move(Path(place) / name, folder / name)
-        for stale in {path.name for path in earlier} - set(new):
-            _remove(folder / stale)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Put a file, or a folder of an export, in the place of another."""
-    if target.is_dir() and source.is_dir():  # the old one steps aside first
-        with tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=target.parent) as aside:
-            os.rename(target, Path(aside) / target.name)
-            os.rename(source, target)
-        return
-    os.replace(source, target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    folder = Path(os.path.abspath(folder))
+    with kept_folder(folder), held_folder(folder, f".{OURS}") as place:
+        try:
+            with named_as(folder, place):
+                yield place
+            move_all(place, folder, {path.name for path in earlier})
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        _sync_folder(folder)
 
 
 def _swap(staged: Path, target: Path, force: bool) -> None:
-    """Rename `staged` to `target`; the old one steps aside first and comes back if that fails."""
+    """Put `staged` in the place of `target`: in one call where the system can.
+
+    Else the old one steps aside first, and comes back if that fails, or at the next start after a kill.
+    """
     _check_absent(target, force, "folder")
     if not os.path.lexists(target):
         os.rename(staged, target)
+    elif exchange(staged, target):
         _sync_folder(target.parent)
-        return
-    aside = Path(tempfile.mkdtemp(".old", _prefix(target), target.parent))
-    try:
-        os.rename(target, aside / "old")
-        try:
+        shutil.rmtree(staged, ignore_errors=True)  # links in it are removed, not followed
+    else:
+        with stepped_aside(target):
             os.rename(staged, target)
-        except BaseException:
-            os.rename(aside / "old", target)
-            raise
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.rmdir(aside)
-        raise
     _sync_folder(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)  # links in it are removed, not followed
 
 
 def check_new(path: str | os.PathLike[str], force: bool = False, kind: Kind | None = None) -> None:
@@ -188,6 +166,7 @@ def check_new(path: str | os.PathLike[str], force: bool = False, kind: Kind | No
             or its folder cannot be written to.
     """
     target = Path(os.path.abspath(path))
+    clear(target.parent)
     _check_absent(target, force, kind)
     _probe(target, target.parent)
 
@@ -199,6 +178,8 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         InputError: it is not a folder, or it cannot be made or written to.
     """
     target = Path(os.path.abspath(path))
+    clear(target.parent)
+    clear(target)
     _probe(target, target)
 
 
@@ -209,7 +190,7 @@ def _probe(target: Path, folder: Path) -> None:
             os.lstat(target)  # tells of a name that is too long, or of a file on the way
         while not os.path.lexists(folder):
             folder = folder.parent
-        descriptor, probe = tempfile.mkstemp(".probe", _prefix(target), folder)
+        descriptor, probe = tempfile.mkstemp(".probe", prefix(target), folder)
         os.close(descriptor)
         os.unlink(probe)
 
@@ -260,11 +241,7 @@ def _is_about(error: OSError, target: Path) -> bool:
     if not isinstance(error.filename, (str, os.PathLike)):
         return False
     path = Path(os.path.abspath(error.filename))
-    return path in (target, *target.parents) or any(part.startswith(_prefix(target)) for part in path.parts)
-
-
-def _prefix(target: Path) -> str:
-    return f".{target.name[:100]}."
+    return path in (target, *target.parents) or any(part.startswith(prefix(target)) for part in path.parts)
 
 
 def _umask() -> int:

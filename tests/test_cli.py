@@ -376,7 +376,7 @@ def test_ctrl_c_is_one_line_and_exit_130() -> None:
     assert process.stderr is not None
     assert process.stderr.readline() == "started\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines() == ["edgeprune: interrupted; nothing half-written is left"]
 
@@ -392,7 +392,7 @@ def test_a_closed_pipe_is_not_an_error_message() -> None:
     process.stdout.read(10)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(timeout=20) == 1
+    assert process.wait(timeout=300) == 1
 
 
 def test_plain_progress_says_little() -> None:
@@ -428,3 +428,32 @@ def test_bars_show_the_note_and_leave_a_line_for_each_stage() -> None:
     text = stream.getvalue()
     assert "✓ finetune 1  loss 0.31, val 97.2 %" in text
     assert "assumed [digits]" in text
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [
+        ('exec "$@" >&-', "edgeprune: stdout: expected a place to print to, got a closed one"),
+        ('mkdir gone && cd gone && rmdir ../gone && exec "$@"', "edgeprune: the working folder: expected one that is"),
+    ],
+)
+def test_surroundings_that_no_command_can_work_in(tmp_path: Path, shell: str, line: str) -> None:
+    command = ["bash", "-c", shell, "bash", sys.executable, "-m", "edgeprune", "methods"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(edgeprune.__file__).parents[1])}
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert process.returncode == 2
+    assert process.stderr.startswith(line)
+    assert process.stderr.count("\n") == 1
+
+
+def test_without_stdin_and_stderr_the_table_is_printed_all_the_same(tmp_path: Path) -> None:
+    command = ["bash", "-c", 'exec "$@" <&- 2>&-', "bash", sys.executable, "-m", "edgeprune", "methods"]
+    process = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(edgeprune.__file__).parents[1])},
+    )
+    assert process.returncode == 0
+    assert "xrda" in process.stdout

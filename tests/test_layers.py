@@ -38,6 +38,7 @@ LAYERS = (
         "files",
         "trust",
         "usercode",
+        "staging",
         "userfile",
         "arch",
         "pt2",

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from edgeprune import __version__
-from edgeprune.cli import interrupts, messages
+from edgeprune.cli import interrupts, messages, surroundings
 from edgeprune.cli.compress import compress
 from edgeprune.cli.export import export
 from edgeprune.cli.inspect import inspect
@@ -66,7 +66,9 @@ for _command in (compress, export, validate, inspect, profile, serve, train, met
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (default: the process's) and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    surroundings.fill_streams()
     with interrupts.noticed(), messages.Guard(debug="--debug" in given, may_exit=True) as guard:
+        surroundings.check()
         messages.check_arguments(given)
         if given and given[0] != "train":
             check_alone(given[0])
