@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from edgeprune.errors import InputError
 from edgeprune.lines import error_line, one_line
@@ -51,7 +51,7 @@ LIMITS: Mapping[str, Limit] = {
 }
 
 
-def open_file(path: str | os.PathLike[str], kind: str) -> BinaryIO:
+def open_file(path: str | os.PathLike[str], kind: str) -> io.BufferedReader:
     """The file, open for reading: a regular one that is not empty and keeps the limit of its kind in `LIMITS`.
 
     Raises:
@@ -66,7 +66,7 @@ def open_file(path: str | os.PathLike[str], kind: str) -> BinaryIO:
         raise InputError(f"{os.fspath(path)}: expected {limit.name}, got {_reason(error)}") from error
     try:
         _check(path, os.fstat(descriptor), limit)
-        return os.fdopen(descriptor, "rb")
+        return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
@@ -75,7 +75,7 @@ def open_file(path: str | os.PathLike[str], kind: str) -> BinaryIO:
 class Timed(io.RawIOBase):
     """A file that can be read for so many seconds, for libraries whose work on it nothing else bounds."""
 
-    def __init__(self, file: BinaryIO, max_seconds: float) -> None:
+    def __init__(self, file: io.BufferedReader, max_seconds: float) -> None:
         self._file, self._end = file, time.monotonic() + max_seconds
         self._max_seconds = max_seconds
 

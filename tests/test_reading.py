@@ -63,14 +63,16 @@ def test_a_file_larger_than_its_kind_may_be_is_not_read(tmp_path: Path) -> None:
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.pt"
     path.write_bytes(b"12345")
-    kept = os.fdopen
+    kept, calls = os.fstat, []
 
-    def growing(descriptor: int, mode: str) -> Any:
-        with path.open("ab") as more:
-            more.write(b"678")
-        return kept(descriptor, mode)
+    def growing(descriptor: int) -> os.stat_result:
+        state = kept(descriptor)
+        calls.append(state.st_size)
+        if len(calls) == 2:  # once the size is known that is to be read
+            os.truncate(path, 100)
+        return kept(descriptor) if len(calls) == 2 else state
 
-    monkeypatch.setattr(os, "fdopen", growing)
+    monkeypatch.setattr(os, "fstat", growing)
     monkeypatch.setitem(reading.LIMITS, "model", replace(reading.LIMITS["model"], max_bytes=6))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at most 6 bytes, got more"):
         read_file(path, "model")
@@ -97,6 +99,23 @@ def test_json_is_bounded(text: str | bytes, got: str) -> None:
         parse_json(text, "x.json: expected a plan")
     assert str(refused.value).startswith("x.json: expected a plan, got ")
     assert got in str(refused.value) and len(str(refused.value)) < 200
+
+
+NAMES = {
+    "model": "model:", "training": "`OUT.training`", "onnx": "ONNX", "npz": "`.npz`", "idx": "IDX", "csv": "CSV",
+    "image": "image", "plan": "`plan.json`", "run": "`run.json`", "device": "`device.json`", "groups": "feature groups",
+    "code": "Python file",
+}  # fmt: skip
+
+
+def test_the_limits_are_those_that_are_written_down() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "SECURITY.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in page.splitlines() if line.startswith("| ")]
+    assert set(NAMES) == set(reading.LIMITS)
+    for kind, limit in reading.LIMITS.items():
+        [size] = [size for name, size in rows if name.startswith(NAMES[kind])]
+        mib = -(-limit.max_bytes // 2**20)
+        assert size == (f"{mib // 1024} GiB" if mib % 1024 == 0 else f"{mib} MiB"), kind
 
 
 def test_json_within_its_bounds_is_read(tmp_path: Path) -> None:
