@@ -35,12 +35,12 @@ def open_csv(file: str, target: str | None = None, asked: Mapping[str, str] | No
     """
     pandas = need("pandas", "'edgeprune[csv]'")
     path = Path(file)
-    with open_file(path, "csv") as file:
-        head = file.read(HEAD_BYTES)
+    with open_file(path, "csv") as table:
+        head = table.read(HEAD_BYTES)
         dialect = detect(head, path, target, asked or {})
         _check_width(head, dialect, path)
-        file.seek(0)
-        frame = _read(pandas, file, path, dialect)
+        table.seek(0)
+        frame = _read(pandas, table, path, dialect)
     if target is None or target not in frame.columns:
         raise no_target(dialect, path, list(frame.columns), target, _some(list(frame.columns)))
     if dialect.first.count(target) > 1:
