@@ -16,7 +16,7 @@ from torch import nn
 import edgeprune
 from edgeprune.arch import build
 from edgeprune.data import batches, open_data, order, read
-from edgeprune.errors import CaptureError, InputError, ProofError
+from edgeprune.errors import ApplyError, CaptureError, InputError, ProofError
 from edgeprune.usercode import calling_user_code, running_user_code, user_line
 
 # Each raises something that is not to decide how a command ends.
@@ -233,6 +233,25 @@ def test_a_forward_may_raise_it(raising: Path, name: str) -> None:
         assert "\n" not in str(caught.value)
     finally:
         sys.modules.pop("raising", None)
+
+
+def test_so_may_the_forward_of_a_module_that_is_sliced() -> None:
+    class Leaves(nn.Sequential):
+        leaves = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.leaves:
+                raise SystemExit(0)
+            return super().forward(x)
+
+    model = Leaves(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    program = edgeprune.capture(model, torch.zeros(2, 4))
+    graph = edgeprune.analyze(program, inputs=False)
+    slim = edgeprune.cut(program, edgeprune.plan(program, graph, keep_macs=0.5, align=1))
+    model.leaves = True
+    with pytest.raises(ApplyError, match=r"SystemExit: 0 \(at .*test_usercode\.py:\d+ in forward\)"):
+        slim.apply_to(model)
+    assert model[0].out_features == 8
 
 
 # -- whose error it is -------------------------------------------------------------------------------------------------

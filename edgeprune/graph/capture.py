@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from edgeprune.errors import CaptureError
+from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
 from edgeprune.graph.given import check_untrained, forget_given, give, give_copy
 from edgeprune.graph.lift import Unlifted, lifted
@@ -158,6 +158,7 @@ class Program(ExportedProgram):
         check_answers(trained.own_module(), module, example_inputs(self))
         return trained
 
+    @running_user_code(ApplyError)
     def apply_to(self, model: nn.Module) -> Applied:
         """Slice the module that this program was captured from, dense until now, in place, and check it.
 
