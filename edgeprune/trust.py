@@ -128,7 +128,7 @@ def _is_strange(place: str) -> bool:
     """Whether no data set lies there: on another machine, in the system's own trees, or around all of the user's."""
     if _is_remote(place):
         return True
-    found, home = _real(place), _real(Path.home())
+    found, home = _real(place), _real(os.path.expanduser("~"))
     system = any(found.is_relative_to(root) for root in ("/proc", "/sys", "/dev"))
     return system or found == home or found in home.parents
 
