@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from torch.utils.data import Dataset
 
@@ -11,12 +9,17 @@ from edgeprune.data.splits import LazySplit
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
 from edgeprune.normalizing import other_normalizations
-from edgeprune.records import DataSource, Model, Normalization
-from edgeprune.statistics import Luck, luck
+from edgeprune.pretrained import option_text
+from edgeprune.records import IDENTITY, DataSource, Model, Normalization
+from edgeprune.statistics import Luck, compare_accuracy, luck
 from edgeprune.training import answers
 
 _MOST_SAMPLES = 1000
+_FEW_SAMPLES = 200  # to look whether another normalisation would do better
+_CLEARLY = 0.01  # p of McNemar's test
 _CONSTANT = 1e-6  # spread of what is right: none, but for rounding
+
+Answers = tuple[np.ndarray, np.ndarray]
 
 
 def check_above_chance(model: Model, data: DataSource) -> None:
@@ -25,19 +28,36 @@ def check_above_chance(model: Model, data: DataSource) -> None:
     At most 1,000 samples are looked at, evenly spaced. The message says which other normalisation would do better.
     """
     assert model.info.normalization is not None
-    split = data.val
-    n_samples = len(split)  # type: ignore[arg-type]
-    if n_samples > _MOST_SAMPLES:
-        split = LazySplit(split, np.linspace(0, n_samples - 1, _MOST_SAMPLES).astype(int))
-    found = _luck(model, split, model.info.normalization)
+    split = _some_of(data.val, _MOST_SAMPLES)
+    found = luck(*_answers(model, split, model.info.normalization))
     if not found.is_chance:
         return
-    better = [
-        f"--normalize {name} makes it {one.accuracy:.1%}"
-        for name, one in _others(model, data, split)
-        if not one.is_chance and one.accuracy > found.accuracy
-    ]
-    raise InputError(f"data {data.name}: {chance_text(found, 'the network')}; {_remedy(better)}")
+    tried = {name: luck(*_answers(model, split, one)) for name, one in other_normalizations(model, data).items()}
+    better = {name: one.accuracy for name, one in tried.items() if not one.is_chance and one.accuracy > found.accuracy}
+    how = "as the data hold them" if model.info.normalization == IDENTITY else option_text(model.info.normalization)
+    raise InputError(f"data {data.name}: {chance_text(found, 'the network')} (inputs {how:.60}); {_remedy(better)}")
+
+
+def better_normalization(model: Model, data: DataSource) -> str | None:
+    """What to tell where another normalisation does clearly better than the one that was assumed; else None.
+
+    200 samples of the validation split are looked at, evenly spaced.
+    """
+    assert model.info.normalization is not None
+    split = _some_of(data.val, _FEW_SAMPLES)
+    predicted, labels = _answers(model, split, model.info.normalization)
+    own = predicted == labels
+    best: tuple[float, str] | None = None
+    for name, other in other_normalizations(model, data).items():
+        compared = compare_accuracy(_answers(model, split, other)[0] == labels, own)
+        if compared.drop_points > 0 and compared.mcnemar_p < _CLEARLY and (best is None or compared.dense > best[0]):
+            best = (compared.dense, name)
+    if best is None:
+        return None
+    return (
+        f"these weights may have seen other inputs: with --normalize {best[1]} {best[0]:.1%} of {len(own)} validation "
+        f"samples are right, as assumed {own.mean():.1%}"
+    )
 
 
 def chance_text(found: Luck, what: str) -> str:
@@ -50,19 +70,22 @@ def chance_text(found: Luck, what: str) -> str:
     return f"expected {what} to do better than guessing, got {got}"
 
 
-def _remedy(better: list[str]) -> str:
+def _remedy(better: dict[str, float]) -> str:
     if better:
-        return " and ".join(better)
+        name = max(better, key=lambda one: better[one])
+        return f"--normalize {name} makes it {better[name]:.1%}"
     return (
         "give --normalize as the weights were trained, and the classes in the order of that training; --allow-chance "
         "goes on nevertheless"
     )
 
 
-def _others(model: Model, data: DataSource, split: Dataset[object]) -> Iterator[tuple[str, Luck]]:
-    for name, normalization in other_normalizations(model, data).items():
-        yield name, _luck(model, split, normalization)
+def _some_of(split: Dataset[object], count: int) -> Dataset[object]:
+    n_samples = len(split)  # type: ignore[arg-type]
+    if n_samples <= count:
+        return split
+    return LazySplit(split, np.linspace(0, n_samples - 1, count).astype(int))
 
 
-def _luck(model: Model, split: Dataset[object], normalization: Normalization) -> Luck:
-    return luck(*answers(Program.adopt(model.program).frozen_module(), split, normalization))
+def _answers(model: Model, split: Dataset[object], normalization: Normalization) -> Answers:
+    return answers(Program.adopt(model.program).frozen_module(), split, normalization)

@@ -11,7 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeprune.candidate import Budgets, Trainer
-from edgeprune.chance import check_above_chance
+from edgeprune.chance import better_normalization, check_above_chance
 from edgeprune.cost import macs
 from edgeprune.costmodel import known_share
 from edgeprune.data import check_fits, open_data
@@ -84,9 +84,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     if data is not None and request.data is None:
         assume(f"--data {model.info.data} (the data that the model was trained on)")
     assumed += (*model.notes, *(data.notes if data is not None else ()))
-    model = with_normalization(model, data, request.normalize, assume)
-    if data is not None and not request.allow_chance:
-        check_above_chance(model, data)
+    model = _normalised(request, model, data, assume)
     rules = _rules(request, model, data)
     model = replace(model, info=replace(model.info, feature_groups=named_groups(rules) or model.info.feature_groups))
     budgets = replace(_budgets(request, data is not None, assume), rules=rules)
@@ -101,6 +99,20 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     for text in assumed:
         told.say(f"assumed: {text}")
     return Job(request, model, data, trainer, search, plan, out, threads, tuple(assumed))
+
+
+def _normalised(request: CompressRequest, model: Model, data: DataSource | None, assume: Any) -> Model:
+    """The model with the normalisation of its inputs, on which it tells the classes apart."""
+    is_assumed = request.normalize is None and model.info.normalization is None
+    model = with_normalization(model, data, request.normalize, assume)
+    if data is None:
+        return model
+    if not request.allow_chance:
+        check_above_chance(model, data)
+    hint = better_normalization(model, data) if is_assumed else None
+    if hint is not None:
+        assume(hint)
+    return model
 
 
 def check_logits(program: ExportedProgram, data: DataSource) -> None:

@@ -11,6 +11,8 @@ from edgeprune.records import IDENTITY, DataSource, Model, Normalization
 from edgeprune.units import parse_normalization
 
 _MOST_SHOWN = 4
+# Of images from 0 to 1: ImageNet's, and -1 to 1.
+_USUAL = (Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), Normalization((0.5,), (0.5,)))
 
 
 def with_normalization(
@@ -70,7 +72,7 @@ def other_normalizations(model: Model, data: DataSource) -> dict[str, Normalizat
         others["weights"] = published
     if data.byte_scale is not None:
         as_bytes = Normalization((0.0,), (data.byte_scale,))  # e.g. 0..255, as an image file holds them
-        others[f"'{option_text(as_bytes)}'"] = as_bytes
+        others |= {f"'{option_text(one)}'": one for one in (as_bytes, *_USUAL)}
     width = model.info.input_shape[0]
     fitting = {name: value for name, value in others.items() if {len(value.mean), len(value.std)} <= {1, width}}
     return {name: value for name, value in fitting.items() if value != model.info.normalization}

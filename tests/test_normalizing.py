@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 import edgeprune.compat  # noqa: F401 - makes torchvision importable
 from edgeprune import pipeline
-from edgeprune.data import batches, open_data
+from edgeprune.data import batches, normalize, open_data
 from edgeprune.errors import InputError
 from edgeprune.job import prepare
 from edgeprune.load import load
+from edgeprune.normalizing import other_normalizations
 from edgeprune.pretrained import weights_normalization
 from edgeprune.progress import Silent
 from edgeprune.records import IDENTITY, Normalization
 from edgeprune.requests import CompressRequest, ExportRequest, TrainRequest
+from edgeprune.save import save_program
 from edgeprune.settings import TrainSettings
 
 NETS = """
@@ -147,12 +149,39 @@ def test_bytes_are_scaled_and_nothing_else(image: Case) -> None:
 
 def test_a_network_at_chance_is_refused_with_what_would_do(table: Case) -> None:
     wrong = replace(table.request, normalize="mean=100;std=1")
-    message = "got .*% right of 80 samples, as it always answers the same class; --normalize none makes it 100.0%"
+    message = r"of 80 samples, as it always .* same class \(inputs mean=100;std=1\); --normalize none makes it 100.0%"
     with pytest.raises(InputError, match=message):
         pipeline.compress(wrong)
     assert not (table.folder / "run").exists()
     job = prepare(replace(wrong, allow_chance=True), Silent())
     assert job.model.info.normalization == Normalization((100.0,), (1.0,))
+
+
+def test_images_are_tried_as_usual_networks_take_them(image: Case) -> None:
+    job = prepare(image.request, Silent())
+    assert job.data is not None
+    tried = other_normalizations(job.model, job.data)
+    assert tried["'mean=0.485,0.456,0.406;std=0.229,0.224,0.225'"].std == (0.229, 0.224, 0.225)
+    assert tried["'mean=0;std=0.00392157'"] == Normalization((0.0,), (1 / 255,))  # bytes as a file holds them
+    assert "data" in tried and "none" not in tried  # which is what is used
+    state = image.net.state_dict()
+    torch.save({**state, "1.weight": state["1.weight"] / 255}, image.folder / "image.pt")
+    with pytest.raises(
+        InputError, match=r"inputs as the data hold them\); --normalize 'mean=0;std=0.00392157' makes it"
+    ):
+        prepare(replace(image.request, out=str(image.folder / "new")), Silent())
+
+
+def test_a_normalisation_that_does_clearly_better_is_told(table: Case) -> None:
+    """Trained on standardised values, but not at chance on raw ones."""
+    data = open_data(table.request.data or "")
+    x, y = next(iter(batches(data.train, 1000)))
+    net = _trained(table.net.train(), normalize(x, data.normalization), y)
+    with torch.no_grad():  # raw values lie at 10 to 15: most of them seem to be of class 1
+        net[4].bias.copy_(torch.tensor([6.0, -6.0]))
+    torch.save(net.state_dict(), table.folder / "table.pt")
+    job = prepare(replace(table.request, allow_chance=True), Silent())
+    assert any("may have seen other inputs: with --normalize data " in text for text in job.assumed)
 
 
 def test_classes_in_another_order_are_at_chance(table: Case) -> None:
@@ -174,10 +203,11 @@ def test_int8_is_not_judged_at_chance(table: Case) -> None:
 
 
 def test_what_is_asked_is_recorded_and_wins(table: Case) -> None:
-    asked = "mean=0;std=1,1,1,1,1,1"
-    folder, _ = pipeline.compress(replace(table.request, normalize=asked))
-    assert load(folder / "slim.pt2").info.normalization == Normalization((0.0,), (1.0,) * 6)
-    own = replace(table.request, model=str(folder / "slim.pt2"), arch=None, normalize="mean=1;std=1", out="new")
+    job = prepare(replace(table.request, normalize="mean=0;std=1,1,1,1,1,1"), Silent())
+    assert job.model.info.normalization == Normalization((0.0,), (1.0,) * 6)
+    save_program(table.folder / "slim.pt2", job.model.program, job.model.info)
+    assert load(table.folder / "slim.pt2").info == job.model.info
+    own = replace(table.request, model=str(table.folder / "slim.pt2"), arch=None, normalize="mean=1;std=1", out="new")
     said = "--normalize mean=1;std=1 for mean=0;std=1,1,1,1, which the model's file records"
     assert said in prepare(own, Silent()).assumed
     with pytest.raises(InputError, match="--normalize: expected 1 or 6 means and stds for inputs .*, got 2"):
