@@ -72,8 +72,8 @@ class DataSource:
     """A data set cut into three splits; each split yields `(x, y)`: x float32 `info.input_shape`, raw; y an int.
 
     `byte_scale` is what a byte is multiplied by to be a raw value, e.g. 1/255; None where the data are no bytes.
-    `states_normalization` tells a mean and std that the user's own code gives from what was measured on `train`;
-    `notes` say what was decided about the files, for the user to be told.
+    `measured` is the mean and std of `train` where they were measured: another `normalization` is one that somebody
+    states. `notes` say what was decided about the files, for the user to be told.
     """
 
     name: str
@@ -85,8 +85,13 @@ class DataSource:
     normalization: Normalization
     feature_names: tuple[str, ...] = ()
     byte_scale: float | None = None
-    states_normalization: bool = False
+    measured: Normalization | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def states_normalization(self) -> bool:
+        """Whether the normalisation was given rather than measured."""
+        return self.normalization != self.measured
 
 
 @dataclass(frozen=True, slots=True)

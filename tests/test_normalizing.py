@@ -234,11 +234,14 @@ def test_a_data_source_of_one_s_own_says_its_normalisation(table: Case) -> None:
         "from edgeprune.records import Normalization\n"
         "def raw(spec):\n"
         "    return replace(open_data(spec), normalization=Normalization((0.5,), (0.99,)))\n"
+        "def measured(spec): return open_data(spec)\n"
     )
     own = replace(table.request, data=f"{table.folder}/source.py:raw?spec={table.request.data}")
     job = prepare(own, Silent())
     assert job.model.info.normalization == Normalization((0.5,), (0.99,))
     assert any("--normalize data (mean=0.5 and std=0.99, as " in text for text in job.assumed)
+    measured = replace(own, data=f"{table.folder}/source.py:measured?spec={table.request.data}")
+    assert prepare(measured, Silent()).model.info.normalization == IDENTITY
 
 
 def test_published_weights_say_their_own() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,4 +100,4 @@ def _checked(made: DataSource, where: str) -> DataSource:
         shape = tuple(torch.as_tensor(split[0][0]).shape)
         if shape != tuple(made.input_shape):
             raise InputError(f"{where}, {name}: expected samples of shape {tuple(made.input_shape)}, got {shape}")
-    return replace(made, states_normalization=True)
+    return made

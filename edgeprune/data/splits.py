@@ -176,10 +176,9 @@ def build(
     splits: Sequence[Dataset[Any]],
     classes: Sequence[str],
     feature_names: Sequence[str] = (),
-    normalization: Normalization | None = None,
     notes: Sequence[str] = (),
 ) -> DataSource:
-    """A DataSource from train, val and test; the normalisation is measured on train unless it is given.
+    """A DataSource from train, val and test; the normalisation is measured on train.
 
     Raises:
         InputError: an empty split, fewer than two classes, or samples without a feature dim.
@@ -197,6 +196,7 @@ def build(
     shape = tuple(train[0][0].shape)
     if not shape or 0 in shape:
         raise InputError(f"{name}: expected samples with at least one feature, got shape {shape}")
+    measured = measure(train)
     return DataSource(
         name=name,
         train=train,
@@ -204,7 +204,8 @@ def build(
         test=test,
         input_shape=shape,
         classes=tuple(classes),
-        normalization=normalization or measure(train),
+        normalization=measured,
+        measured=measured,
         feature_names=tuple(feature_names),
         byte_scale=getattr(train, "byte_scale", None),
         notes=tuple(notes),
