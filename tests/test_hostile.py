@@ -382,3 +382,35 @@ def test_functions_that_do_not_double_are_run(tmp_path: Path, monkeypatch: pytes
     rng = np.random.default_rng(0)
     np.savez("d.npz", x=rng.standard_normal((60, 4)).astype(np.float32), y=np.arange(60) % 3)
     assert main(["validate", "good.onnx", "good.onnx", "--data", "npz:d.npz", "--runs", "10"]) == 0
+
+
+# -- pipes -------------------------------------------------------------------------------------------------------------
+
+MLP = str(Path(__file__).parent.parent / "models" / "digits_mlp.pt")
+TRAIN = ["train", "--arch", str(Path(MLP).with_name("digits.py")) + ":mlp", "--data", "digits", "--out", "m.pt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("pipe", ["compress", "pipe"]),
+        ("pipe", ["inspect", "pipe"]),
+        ("pipe", ["export", "pipe", "--onnx"]),
+        ("pipe", ["compress", MLP, "--data", "npz:pipe"]),
+        ("pipe", ["compress", MLP, "--data", "csv:pipe?target=a"]),
+        ("pipe", ["compress", MLP, "--plan", "pipe"]),
+        ("pipe", ["compress", MLP, "--device", "pipe"]),
+        ("pipe", ["compress", MLP, "--feature-groups", "pipe"]),
+        ("pipe", ["validate", "pipe", "pipe", "--data", "digits"]),
+        ("pipe.py", ["compress", MLP, "--data", "pipe.py:made"]),
+        ("m.pt.training", [*TRAIN, "--resume"]),
+    ],
+)
+def test_a_pipe_under_the_name_of_any_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(name)
+    assert main(command) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"edgeprune: {name}") and "got a pipe" in line
