@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from edgeprune.graph.binding import static_nodes
 from edgeprune.graph.labels import Value, core
 from edgeprune.graph.ops.registry import operator_name
+from edgeprune.graph.reasons import advice
 from edgeprune.inspection import Inspection, explained
 from edgeprune.records import GroupRow
 
@@ -138,4 +139,4 @@ def _note(group: GroupRow | None, locked: GroupRow | None) -> str:
     if group is not None:
         cut = "exact" if group.exact else "renormalised: a cut changes the statistics of a normalisation"
         return f"group {group.name}: {group.n_units} {group.kind}, {100 * group.macs_share:.1f} % of the MACs; {cut}"
-    return f"locked: {explained(locked)}; to unlock: {locked.remedy}" if locked is not None else ""
+    return f"locked: {explained(locked)}; {advice(str(locked.remedy))}" if locked is not None else ""

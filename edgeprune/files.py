@@ -204,7 +204,7 @@ def _check_absent(target: Path, force: bool, kind: Kind | None) -> None:
         raise InputError(f"{target}: expected a file or folder to replace, got a link")
     got = "folder" if target.is_dir() else "file"
     if kind not in (None, got):
-        raise InputError(f"{target}: expected a {kind} to replace, got a {got}; give another --out")
+        raise InputError(f"{target}: expected a {kind} to replace, got a {got}, so another place is needed")
     if target.is_dir() and any(target in (folder, *folder.parents) for folder in (Path.cwd(), Path.home())):
         raise InputError(
             f"{target}: expected a folder that can be replaced, got the working or home folder or one around"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 import edgeprune.graph.ops  # noqa: F401  (fills the operator table)
+from edgeprune.graph.capture import size_hint
 from edgeprune.graph.names import GATHER
 from edgeprune.graph.ops.registry import lookup, operator_name
 from edgeprune.records import InputFeatures
@@ -93,9 +95,8 @@ def find_gathers(module: fx.GraphModule) -> dict[str, Gathered]:
 
 def _read(module: fx.GraphModule, placeholder: fx.Node) -> Gathered | None:
     """How one input is gathered, or None where it is not, where all of it is read, or where samples are mixed."""
-    shape = tuple(placeholder.meta["val"].shape[1:])
-    if not all(isinstance(size, int) for size in shape):
-        return None
+    sizes = placeholder.meta["val"].shape[1:]
+    shape = tuple(size_hint(size) for size in sizes)
     n_elements = int(torch.Size(shape).numel())
     labels = torch.arange(BATCH * n_elements).view(BATCH, *shape)
     gathers = []
@@ -108,7 +109,16 @@ def _read(module: fx.GraphModule, placeholder: fx.Node) -> Gathered | None:
     if all(gather.node is None for gather in gathers):
         return None
     features = _features(shape, gathers)
-    return Gathered(placeholder, shape, tuple(gathers), features) if len(features.keep) < features.size else None
+    if len(features.keep) == features.size or not _keeps_sizes(placeholder, sizes, features):
+        return None
+    return Gathered(placeholder, shape, tuple(gathers), features)
+
+
+def _keeps_sizes(placeholder: fx.Node, sizes: Sequence[Any], features: InputFeatures) -> bool:
+    """Whether what holds the kept features alone has the sizes that are free or asked for; a flat one has none."""
+    if features.dim == 1:
+        return isinstance(sizes[0], int)
+    return all(isinstance(size, int) for size in sizes) and not any(map(_is_other_size, placeholder.users))
 
 
 # -- from the input to its gathers ------------------------------------------------------------------------------------
@@ -132,13 +142,21 @@ def _ends(placeholder: fx.Node) -> list[tuple[tuple[fx.Node, ...], fx.Node | Non
 
 def readers(node: fx.Node) -> list[fx.Node]:
     """What reads a value of a chain otherwise than to move it, to map it or to gather from it."""
-    followed = (is_batch_size, is_assertion, lambda user: is_move(user, node) or is_pointwise(user, node))
+    followed: list[Callable[[fx.Node], bool]] = [is_batch_size, is_assertion]
+    followed.append(lambda user: is_move(user, node) or is_pointwise(user, node))
+    if node.op == "placeholder":
+        followed.append(_is_other_size)
     return [user for user in node.users if not any(is_followed(user) for is_followed in followed)]
 
 
 def is_batch_size(node: fx.Node) -> bool:
     """Whether the node asks for the size of the batch."""
     return node.target is _aten.sym_size.int and bool(node.args[1] == 0)
+
+
+def _is_other_size(node: fx.Node) -> bool:
+    """Whether the node asks for the height, say, which channels that are taken out leave as it is."""
+    return node.target is _aten.sym_size.int and isinstance(node.args[1], int) and node.args[1] > 1
 
 
 def is_assertion(node: fx.Node) -> bool:
@@ -215,7 +233,8 @@ def evaluate(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(module)
     if node.op == "placeholder":
-        return torch.zeros([size if isinstance(size, int) else BATCH for size in node.meta["val"].shape])
+        batch, *sizes = node.meta["val"].shape
+        return torch.zeros([batch if isinstance(batch, int) else BATCH, *map(size_hint, sizes)])
     return _called(module, node, node.args, node.kwargs, known)
 
 

@@ -125,7 +125,7 @@ def check_logits(program: ExportedProgram, data: DataSource) -> None:
     got = " and ".join(f"({', '.join(['batch', *map(str, shape[1:])])})" for shape in shapes) or "none"
     raise InputError(
         f"data {data.name}: expected a network with one output (batch, {len(data.classes)}), the scores of the "
-        f"classes, got {got}; without data it can be compressed by --keep-macs"
+        f"classes, got {got}; without data `edgeprune compress --keep-macs` can cut it"
     )
 
 

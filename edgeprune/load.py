@@ -312,7 +312,9 @@ def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInf
         model = architectures.part_of(model, request.module)
     shape = request.input_shape or request.data_shape or architectures.own_input_shape(model)
     if shape is None:
-        raise InputError("expected --input-shape (or --data) for this file, e.g. --input-shape 3,224,224, got none")
+        raise InputError(
+            "expected the shape of one input, which the file does not say, e.g. --input-shape 3,224,224, got none"
+        )
     dtype = next((tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point), torch.float32)
     program = capture_single(model, shape, dtype, request.dynamic_size)
     check_names(program)  # before any work is done that could not be written down

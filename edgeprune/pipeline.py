@@ -308,6 +308,7 @@ def profile(request: ProfileRequest, progress: Progress | None = None) -> Profil
         ms=total,
         kinds=tuple(kinds),
         seconds=time.perf_counter() - start,
+        arch=request.model if _is_architecture(request) else request.arch,
     )
 
 
@@ -333,12 +334,17 @@ def inspect(request: InspectRequest, progress: Progress | None = None) -> Inspec
     return replace(found.record, files=tuple(drawings))
 
 
+def _is_architecture(request: InspectRequest | ProfileRequest) -> bool:
+    """Whether an architecture is named in the place of a file."""
+    return request.arch is None and is_spec(request.model) and not Path(request.model).exists()
+
+
 def _opened(request: InspectRequest | ProfileRequest, told: Progress) -> Model:
     """The model in a file, or of an architecture by its name, with random weights."""
     dynamic, module = False, None
     if isinstance(request, InspectRequest):
         dynamic, module = request.dynamic_size, request.module
-    if request.arch is None and is_spec(request.model) and not Path(request.model).exists():
+    if _is_architecture(request):
         return load_architecture(request.model, request.input_shape, dynamic, module)
     model = load(
         request.model,

@@ -38,7 +38,9 @@ def dense_network(request: ExportRequest, path: Path, info: ModelInfo, told: Pro
         InputError: the one that is given cannot be read or takes other inputs; or there is none for `--web`.
     """
     if request.dense is not None:
-        dense = load(request.dense, arch=request.arch, input_shape=info.input_shape)
+        dense = load(
+            request.dense, arch=request.arch, input_shape=info.input_shape, unsafe_pickle=request.unsafe_pickle
+        )
         if tuple(dense.info.input_shape) != tuple(info.input_shape):
             raise InputError(
                 f"--dense {request.dense}: expected inputs {info.input_shape}, got {dense.info.input_shape}"

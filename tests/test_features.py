@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import edgeprune
 from edgeprune.errors import InputError
 from edgeprune.features import gathered, gathered_inputs, slim_contract
 from edgeprune.graph.capture import Program, capture
@@ -197,6 +198,59 @@ def test_slim_program_trains() -> None:
     module = slim_contract(program).module().train()
     module(torch.randn(8, 2)).sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+class Resized(nn.Module):
+    """Takes an image of any size, and gives scores of that size: its height and width are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = torch.relu(self.a(nn.functional.max_pool2d((x - 0.5) * 2, 2)))
+        return nn.functional.interpolate(self.b(small), size=x.shape[2:])
+
+
+class Columns(nn.Module):
+    """Sequences of any length, whose channels come last once they are in the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x.permute(0, 2, 1))))
+
+
+def two_inputs_left(model: nn.Module, *shape: int) -> tuple[Program, InputFeatures]:
+    program = edgeprune.capture(model, torch.randn(2, *shape), dynamic_size=True)
+    graph = edgeprune.analyze(program, inputs=True)
+    plan = edgeprune.plan(program, graph, keep_macs=0.9, n_features=2, align=1)
+    slim = edgeprune.cut(program, plan, graph)
+    edgeprune.prove(program, slim, plan)
+    return slim, plan.inputs["x"]
+
+
+def test_channels_of_an_image_of_free_size() -> None:
+    slim, planned = two_inputs_left(Resized(), 3, 8, 8)
+    features = gathered(slim)
+    assert features == planned and features.dim == 1 and features.size == 3
+    only = slim_contract(slim)
+    for height, width in ((8, 8), (10, 16)):
+        x = torch.randn(3, 3, height, width)
+        agree(slim, only, x, x[:, list(features.keep)])
+
+
+def test_channels_of_a_sequence_of_free_length_that_are_moved_stay_in_the_full_contract() -> None:
+    slim, planned = two_inputs_left(Columns(), 4, 6)
+    assert planned.dim == 1 and gathered(slim) is None
+    x = torch.randn(3, 4, 11)
+    gone = [channel for channel in range(4) if channel not in planned.keep]
+    other = x.clone()
+    other[:, gone] += 1
+    with torch.no_grad():
+        torch.testing.assert_close(slim.module()(x), slim.module()(other))
 
 
 class UsedBeside(Gathering):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect as python_inspect
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,28 @@ def test_a_lock_tells_the_operator_the_line_and_what_would_unlock_it() -> None:
     assert row_of(found, "second").kind == "channels"
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda x: x.softmax(1),
+        lambda x: torch.log_softmax(x, -1).double(),
+        lambda x: x.topk(2, 1),
+        lambda x: (x.argmax(1), x),
+        lambda x: x.softmax(1).unsqueeze(2),
+    ],
+    ids=["softmax", "log_softmax", "topk", "argmax", "moved"],
+)
+def test_scores_that_the_model_returns_are_not_to_be_unlocked(last: Callable[[Tensor], Any]) -> None:
+    net = Net(lambda m, x: last(m.head(m.body(x).relu())), body=nn.Linear(5, 6), head=nn.Linear(6, 4))
+    (row,) = (row for row in inspected(net, (5,)).record.groups if row.kind == "locked")
+    assert row.layers == ("head",) and row.remedy == "nothing: it is what the model returns"
+
+
+def test_a_softmax_on_the_way_can_be_unlocked() -> None:
+    net = Net(lambda m, x: m.head(m.body(x).softmax(1)), body=nn.Linear(5, 6), head=nn.Linear(6, 4))
+    assert row_of(inspected(net, (5,)), "body").remedy == "normalise over a dim that holds no channels"
+
+
 def test_locks_of_one_kind_and_place_share_a_row() -> None:
     net = Net(lambda m, x: (m.a(x), m.b(x)), a=nn.Linear(5, 4), b=nn.Linear(5, 3))
     (row,) = (row for row in inspected(net, (5,)).record.groups if row.kind == "locked")
@@ -137,7 +160,7 @@ def test_the_tables_fit_the_terminal(width: int) -> None:
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     flat = " ".join(text.replace("│", " ").split())
-    assert "4 heads" in flat and "≈" in flat and "to unlock: nothing: it is what the model returns" in flat
+    assert "4 heads" in flat and "≈" in flat and "nothing unlocks them: it is what the model returns" in flat
 
 
 # -- drawings ---------------------------------------------------------------------------------------------------------
@@ -162,7 +185,7 @@ def test_a_drawing_has_the_layers_and_joins_in_order() -> None:
     assert group["down"] == group["c"] == drawing.layers[8].group
     head = drawing.layers[expected.index("head")]
     assert head.locked and head.note == (
-        "locked: output is the model's output; to unlock: nothing: it is what the model returns"
+        "locked: output is the model's output; nothing unlocks them: it is what the model returns"
     )
 
 
@@ -241,7 +264,7 @@ def test_an_architecture_needs_no_file(tmp_path: Path) -> None:
     part = done(tmp_path, "inspect", "own.py:net", "--module", "1", "--input-shape", "4", "--json").json["groups"]
     assert [(row["kind"], row["n_units"]) for row in part] == [("features", 4), ("locked", 2)]
     missing = run(tmp_path, "inspect", "own.py:net")
-    assert missing.code == 2 and "own.py:net: expected --input-shape" in missing.err
+    assert missing.code == 2 and "own.py:net: expected the shape of one input" in missing.err
     typo = run(tmp_path, "inspect", "own.py:nets", "--input-shape", "6")
     assert typo.code == 2 and "did you mean net?" in typo.err
     assert "gone.pt: expected a model file, got nothing there" in run(tmp_path, "inspect", "gone.pt").err

@@ -265,7 +265,7 @@ def test_a_state_dict_needs_its_arch(tmp_path: Path, factory: str, wrap: Callabl
     _check(load(tmp_path / "weights.any", arch=factory, input_shape=(3, 2, 2)), factory)
     with pytest.raises(InputError, match="expected --arch beside a bare state_dict, got none"):
         load(tmp_path / "weights.any")
-    with pytest.raises(InputError, match="expected --input-shape"):
+    with pytest.raises(InputError, match="expected the shape of one input"):
         load(tmp_path / "weights.any", arch=factory)
 
 

@@ -19,16 +19,20 @@ from edgeprune.records import (
     EpochRecord,
     ExportedFile,
     ExportRecord,
+    FeatureCount,
+    FrontPoint,
     GroupRow,
     InputFeatures,
     InspectRecord,
     LayerWidth,
+    ProfileRecord,
     RunRecord,
+    StepRecord,
     TrainRecord,
     ValidateRecord,
 )
 from edgeprune.report import formats as fmt
-from edgeprune.report import terminal
+from edgeprune.report import plots, terminal
 from edgeprune.report.html import render
 
 MakeRun = Callable[..., RunRecord]
@@ -167,6 +171,76 @@ def test_latency_is_judged_aloud(make_run: MakeRun, interval: tuple[float, float
     run = replace(run, latency=replace(run.latency, ratio_interval=interval))
     assert said in Page(render(run)).text
     assert said in printed(terminal.run(run, Path("runs/demo")))
+
+
+def test_a_median_that_hides_slow_runs_is_no_tick(make_run: MakeRun) -> None:
+    """One inference in twenty takes ten times as long."""
+    run = make_run()
+    slow = replace(run.latency, slim_p95_ms=10 * run.latency.dense_p95_ms)
+    run = replace(run, latency=slow)
+    said = "But its slowest runs take 10.0 times as long as the dense ones: p95 0.131 ms against 0.0131 ms."
+    assert said in Page(render(run)).text
+    table = " ".join(printed(terminal.run(run, Path("runs/demo")), width=300).split())
+    assert f"! {fmt.latency_verdict(slow)}" in table and said in table
+    assert "slowest runs" not in fmt.latency_verdict(make_run().latency)
+
+
+@pytest.mark.parametrize(
+    ("drop", "interval", "said"),
+    [
+        (-0.28, (-1.49, 0.94), "test accuracy +0.28 points, no significant change (95 % interval −0.94 to +1.49)"),
+        (0.5, (-0.4, 1.4), "test accuracy −0.50 points, no significant change (95 % interval −1.40 to +0.40)"),
+        (0.0, (-0.5, 0.5), "the same test accuracy, no significant change (95 % interval −0.50 to +0.50)"),
+        (1.5, (0.3, 2.7), "1.50 points of test accuracy lost."),
+        (-1.5, (-2.7, -0.3), "1.50 points of test accuracy gained."),
+    ],
+)
+def test_accuracy_is_lost_or_gained_where_that_is_no_chance(
+    make_run: MakeRun, drop: float, interval: tuple[float, float], said: str
+) -> None:
+    run = make_run()
+    assert run.accuracy is not None
+    run = replace(run, accuracy=replace(run.accuracy, drop_points=drop, drop_interval=interval))
+    text = Page(render(run)).text
+    assert said in text
+    assert ("lost" in text or "gained" in text) == (interval[0] > 0 or interval[1] < 0)
+
+
+def test_percents_end_at_a_hundred(make_run: MakeRun) -> None:
+    run = make_run()
+    steps = [StepRecord(k, 1 - k / 10, None, accuracy, True) for k, accuracy in enumerate((1.0, 0.999, 1.0, 0.97))]
+    points = [FrontPoint(f"pareto/{k}", 0.5, 1.0, 0.1, 0.5, 1000, k == 1) for k in (1, 2)]
+    counts = [FeatureCount(2 ** (6 - k), 1.0 - k / 1000) for k in range(4)]
+    pictures = (
+        plots.steps_svg(steps, 1.0, 1.0),
+        plots.front_svg(points, 1.0, 1.0),
+        plots.selection_svg(counts, 1.0, 1.0),
+    )
+    for svg in pictures:
+        assert svg is not None
+        ticks = [float(text) for text in re.findall(r">(\d+\.?\d*)</text>", svg)]
+        assert any(tick > 90 for tick in ticks) and max(ticks) <= 100
+    assert run.steps
+
+
+def test_files_that_were_checked_on_no_data_get_no_tick() -> None:
+    files = (ExportedFile("run/slim.onnx", 5, 1e-6), ExportedFile("run/features.json", 5, None))
+    text = printed(terminal.export(ExportRecord("run/slim.pt2", files, (), 0)))
+    assert "✓" not in text and "! the files agree with PyTorch on drawn inputs alone" in text
+    assert "run/slim.pt2 exported to run" in text and "│ slim.onnx" in text
+    assert "✓ the files agree with PyTorch on 7 inputs" in printed(
+        terminal.export(ExportRecord("run/slim.pt2", files, (), 7))
+    )
+
+
+def test_what_to_do_next_names_the_architecture() -> None:
+    record = ProfileRecord("torchvision:resnet18", "d.json", "r", "c", 1, 1, 5, 1.0, (), 1.0, "torchvision:resnet18")
+    assert "edgeprune compress model.pt --arch torchvision:resnet18 --device d.json" in printed(
+        terminal.profile(record)
+    )
+    record = replace(record, model="net.pt")
+    assert "edgeprune compress net.pt --arch torchvision:resnet18 --device d.json" in printed(terminal.profile(record))
+    assert "edgeprune compress net.pt --device d.json" in printed(terminal.profile(replace(record, arch=None)))
 
 
 def test_the_run_table_says_what_to_do_next(make_run: MakeRun) -> None:

@@ -233,16 +233,21 @@ class Analysis:
         return self._labelled("tensor", name, val.shape, Value(shape))
 
     def _user_input(self, name: str, val: Tensor, shape: tuple[int, ...]) -> Value:
-        """An input's elements are units of their own; rules unite those that only go together."""
-        fixed_size = all(isinstance(size, int) for size in val.shape[1:])
-        if not self.label_inputs or not val.is_floating_point() or val.dim() < 2 or not fixed_size:
+        """An input's elements are units of their own; rules unite those that only go together.
+
+        Where sizes behind dim 1 are free, its indices (channels, columns) are the units.
+        """
+        labelled = val.dim() >= 2 and isinstance(val.shape[1], int) and val.is_floating_point()
+        if not self.label_inputs or not labelled:
             return self._remembered("input", name, (), lambda _: Value(shape, raw=True))
+        fixed_size = all(isinstance(size, int) for size in val.shape[2:])
+        units = shape[1:] if fixed_size else (shape[1], *(1 for _ in shape[2:]))
 
         def build(labels: list[Tensor]) -> Value:
-            layer = pack(labels[0].reshape(1, *shape[1:]).expand(shape), zero=False)
+            layer = pack(labels[0].reshape(1, *units).expand(shape), zero=False)
             return Value(shape, self.value(shape, [layer]).layers, raw=True)  # one unit alone cannot go
 
-        return self._remembered("input", name, ((None, int(np.prod(shape[1:]))),), build)
+        return self._remembered("input", name, ((None, math.prod(units)),), build)
 
     def _labelled(self, kind: str, name: str, sizes: Sequence[Any], bare: Value) -> Value:
         """`bare` with a unit for each index of each dim; dims of symbolic size and of size 1 have none."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import operator as python_operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 import edgeprune.graph.ops  # noqa: F401  (fills the operator table)
 from edgeprune.errors import InputError
+from edgeprune.graph import reasons
 from edgeprune.graph.analysis import Analysis
+from edgeprune.graph.binding import shape_of
 from edgeprune.graph.findings import Source
 from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.inputs import apply_rules, feature_grids
@@ -232,8 +237,34 @@ def _locked(analysis: Analysis, canonical: np.ndarray) -> Iterator[LockedUnits]:
             operator = operator_name(node.target) if node.op == "call_function" else node.op
             indices, where = np.flatnonzero(why == index), source_line(node)
             yield LockedUnits(
-                source.name, source.dim or 0, indices, reason.message, node.name, where, operator, reason.remedy
+                source.name, source.dim or 0, indices, reason.message, node.name, where, operator, _remedy(reason, node)
             )
+
+
+def _remedy(reason: Reason, node: fx.Node) -> str:
+    """What would unlock units; nothing would, where the operator that locks them makes what the model returns."""
+    over_all = reason.remedy in (reasons.NORMALISED.remedy, reasons.ALL_UNITS.remedy)
+    return reasons.OUTPUT.remedy if over_all and _is_returned(node) else reason.remedy
+
+
+def _is_returned(node: fx.Node) -> bool:
+    """Whether the model returns what an operator gives, or the same elements rearranged or changed one by one."""
+    waiting = [node]
+    while waiting:
+        made = waiting.pop()
+        for user in made.users:
+            if user.op == "output":
+                return True
+            keeps = len(user.all_input_nodes) == 1 and _n_elements(user) == _n_elements(made) > 0
+            if user.target is python_operator.getitem or keeps:
+                waiting.append(user)
+    return False
+
+
+def _n_elements(node: fx.Node) -> int:
+    """How many elements a node gives; 0 where it gives several tensors."""
+    value = node.meta.get("val")
+    return math.prod(shape_of(value)) if isinstance(value, Tensor) else 0
 
 
 __all__ = ["ChannelGraph", "ChannelGroup", "LockedUnits", "Reason", "Slot", "analyze", "source_line"]

@@ -13,10 +13,16 @@ _GENERAL = "nothing but another way to write this line"
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why units are locked: `text` completes "OPERATOR ..."; `remedy` completes "to unlock: ..."."""
+    """Why units are locked: `text` completes "OPERATOR ..."; `remedy` what `advice` says of it."""
 
     text: str
     remedy: str = _GENERAL
+
+
+def advice(remedy: str) -> str:
+    """A remedy as a sentence for people, e.g. "nothing unlocks them: it is what the model returns"."""
+    for_good = remedy.removeprefix("nothing: ")
+    return f"nothing unlocks them: {for_good}" if for_good != remedy else f"to unlock: {remedy}"
 
 
 def cause_of(told: Cause | str) -> Cause:

@@ -157,7 +157,9 @@ def _advice(model: nn.Module) -> str:
     if len(parts) < 2:
         return ""
     shown = ", ".join(parts[:6]) + (", ..." if len(parts) > 6 else "")
-    return f"; what does not depend on the data can be taken alone: --module NAME, with NAME one of {shown}"
+    return (
+        f"; what does not depend on the data can be taken alone: edgeprune compress --module NAME, with one of {shown}"
+    )
 
 
 def explain_fixed(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgeprune.records import LatencyComparison
+    from edgeprune.records import AccuracyComparison, LatencyComparison
 
 NONE = "–"
 
@@ -80,12 +80,32 @@ def seconds(value: float) -> str:
 
 def latency_verdict(latency: LatencyComparison) -> str:
     """One sentence on whether slim is faster, said aloud when it is not."""
-    interval = f"95 % interval {ratio_interval(latency.ratio_interval)}"
+    of_dense = f"{latency.ratio:.2f} of the dense time (95 % interval {ratio_interval(latency.ratio_interval)})."
     if latency.significant:
-        return f"Faster: {latency.ratio:.2f} of the dense time ({interval})."
-    if latency.ratio_interval[0] > 1.0:
-        return f"No significant gain: slower, {latency.ratio:.2f} of the dense time ({interval})."
-    return f"No significant gain in latency: {latency.ratio:.2f} of the dense time ({interval})."
+        told = f"Faster: {of_dense}"
+    elif latency.ratio_interval[0] > 1.0:
+        told = f"No significant gain: slower, {of_dense}"
+    else:
+        told = f"No significant gain in latency: {of_dense}"
+    if not latency.slow_tail:
+        return told
+    p95 = f"{milliseconds(latency.slim_p95_ms)} against {milliseconds(latency.dense_p95_ms)}"
+    return f"{told} But its slowest runs take {latency.tail_ratio:.1f} times as long as the dense ones: p95 {p95}."
+
+
+def latency_holds(latency: LatencyComparison) -> bool:
+    """Whether slim is faster, and not only in the median."""
+    return latency.significant and not latency.slow_tail
+
+
+def accuracy_change(accuracy: AccuracyComparison) -> str:
+    """What became of the test accuracy, e.g. "0.84 points of test accuracy lost"; no change that may be chance."""
+    change, (low, high) = -accuracy.drop_points, accuracy.drop_interval
+    if low <= 0 <= high:
+        same = points(change) == "0.00"
+        told = "the same test accuracy" if same else f"test accuracy {points(change)} points"
+        return f"{told}, no significant change (95 % interval {points_interval((-high, -low))})"
+    return f"{abs(change):.2f} points of test accuracy {'lost' if change < 0 else 'gained'}"
 
 
 def latency_method(latency: LatencyComparison) -> str:

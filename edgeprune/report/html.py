@@ -74,9 +74,7 @@ def _headline(run: RunRecord) -> str:
     parts.append(f"{fmt.share(run.slim.onnx_bytes, run.dense.onnx_bytes)} of the bytes")
     text = ", ".join(parts)
     if run.accuracy is not None:
-        drop = run.accuracy.drop_points
-        change = "lost" if drop > 0 else "gained"
-        text += f"; {abs(drop):.2f} points of test accuracy {change}" if drop else "; the same test accuracy"
+        text += f"; {fmt.accuracy_change(run.accuracy)}"
     return text + "."
 
 
@@ -204,7 +202,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(part)}" for key, part in value.items())
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items()) or fmt.NONE
     if isinstance(value, (list, tuple)):
         return ", ".join(_text(part) for part in value) or fmt.NONE
     return fmt.NONE if value is None else str(value)

@@ -76,6 +76,7 @@ def steps_svg(steps: Sequence[StepRecord], dense_accuracy: float | None, max_dro
         axes = figure.subplots()
         _draw_steps(axes, measured)
         _draw_budget(axes, dense_accuracy, max_drop)
+        _finish_accuracy(axes)
         return _svg(figure, "Validation accuracy over the pruning steps")
 
 
@@ -84,6 +85,8 @@ def _draw_budget(axes: Axes, dense_accuracy: float | None, max_drop: float | Non
     if dense_accuracy is None or max_drop is None:
         return
     limit = 100 * dense_accuracy - max_drop
+    if limit <= 0:
+        return
     axes.axhline(limit, color=_WARN, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.annotate(
         "budget",
@@ -94,6 +97,18 @@ def _draw_budget(axes: Axes, dense_accuracy: float | None, max_drop: float | Non
         textcoords="offset points",
         fontsize=9.5,
     )
+
+
+def _finish_accuracy(axes: Axes, x_margin: float = 0.05) -> None:
+    """An axis of percents, which end at 0 and at 100; marks at its ends are drawn whole."""
+    axes.set_ylabel("validation accuracy, %")
+    axes.margins(x=x_margin, y=0.18)
+    axes.grid(axis="y", color=_FAINT, linewidth=0.8)
+    axes.tick_params(length=0)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0.0, low), min(100.0, high))
+    for mark in (*axes.lines, *axes.collections):
+        mark.set_clip_on(False)
 
 
 def selection_svg(points: Sequence[FeatureCount], dense_accuracy: float | None, max_drop: float | None) -> str:
@@ -113,10 +128,7 @@ def selection_svg(points: Sequence[FeatureCount], dense_accuracy: float | None, 
         axes.minorticks_off()
         axes.invert_xaxis()
         axes.set_xlabel("input features left")
-        axes.set_ylabel("validation accuracy, %")
-        axes.margins(x=0.05, y=0.18)
-        axes.grid(axis="y", color=_FAINT, linewidth=0.8)
-        axes.tick_params(length=0)
+        _finish_accuracy(axes)
         return _svg(figure, "Validation accuracy over the number of input features")
 
 
@@ -139,10 +151,7 @@ def front_svg(points: Sequence[FrontPoint], dense_accuracy: float | None, max_dr
                 axes.scatter(*place, s=130, facecolors="none", edgecolors=_INK, linewidths=1.5, zorder=4)
         _draw_budget(axes, dense_accuracy, max_drop)
         axes.set_xlabel("latency, share of the dense network's")
-        axes.set_ylabel("validation accuracy, %")
-        axes.margins(x=0.08, y=0.2)
-        axes.grid(axis="y", color=_FAINT, linewidth=0.8)
-        axes.tick_params(length=0)
+        _finish_accuracy(axes, 0.08)
         return _svg(figure, "Validation accuracy over latency")
 
 
@@ -157,10 +166,6 @@ def _draw_steps(axes: Axes, steps: Sequence[StepRecord]) -> None:
     shown = steps[::every]
     axes.set_xticks([step.step for step in shown], [f"{100 * step.macs_ratio:.0f} %" for step in shown])
     axes.set_xlabel("MACs kept at each step")
-    axes.set_ylabel("validation accuracy, %")
-    axes.margins(x=0.05, y=0.18)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.8)
-    axes.tick_params(length=0)
 
 
 def features_svg(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeprune.catalog import ASKED_BY
+from edgeprune.graph.reasons import advice
 from edgeprune.lines import printable
 from edgeprune.records import (
     AccuracyComparison,
@@ -68,7 +70,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
         _check(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
         *_assumptions(record.assumed),
-        *(Text.assemble(("  advice  ", "cyan"), advice) for advice in record.advice),
+        *(_told("advice", told) for told in record.advice),
         _unbroken("  report  ", str(folder / "report.html"), ""),
         _unbroken("  next    ", f"edgeprune export --onnx {_quoted(folder / 'slim.pt2')}", "bold"),
     )
@@ -121,7 +123,8 @@ def methods(record: MethodsRecord) -> RenderableType:
 
 def export(record: ExportRecord) -> RenderableType:
     """What `export` wrote and how far each file is from PyTorch."""
-    table = _table(f"exported from {record.model}")
+    folder = os.path.commonpath([os.path.dirname(file.path) or "." for file in record.files])
+    table = _table(f"{record.model} exported to {folder}")
     table.add_column("file", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("largest error", justify="right", no_wrap=True)
@@ -133,16 +136,26 @@ def export(record: ExportRecord) -> RenderableType:
         times = [fmt.NONE, fmt.NONE]
         if file.p50_ms is not None and file.ratio is not None:
             times = [f"{file.p50_ms:.3g} ms", f"{file.ratio:.2f}×"]
-        table.add_row(Text(file.path), fmt.size(file.size_bytes), parity, *(times if timed else ()))
-    parts: list[RenderableType] = [_check(f"the files agree with PyTorch on {record.n_samples:,} inputs")]
+        table.add_row(
+            Text(os.path.relpath(file.path, folder)), fmt.size(file.size_bytes), parity, *(times if timed else ())
+        )
+    parts: list[RenderableType] = [_agreement(record.n_samples)]
     if record.variants is not None:
         parts += _variants(record.variants)
     if record.note:
-        parts.append(Text.assemble(("  inputs  ", "cyan"), record.note))
-    parts += [Text.assemble(("  phones  ", "cyan"), words) for words in record.mobile]
+        parts.append(_told("inputs", record.note))
+    parts += [_told("phones", words) for words in record.mobile]
     if record.web is not None:
         parts += [_unbroken("  next    ", f"edgeprune serve {_quoted(record.web)}", "bold")]
     return _Sheet(table, *parts, *_assumptions(record.assumed))
+
+
+def _agreement(n_samples: int) -> Text:
+    """On how many real inputs the files were checked; on none is told for what it is."""
+    if n_samples:
+        return _check(f"the files agree with PyTorch on {n_samples:,} inputs")
+    told = "the files agree with PyTorch on drawn inputs alone: there were no data; --data names some"
+    return Text.assemble(("! ", "bold yellow"), told)
 
 
 def _variants(found: VariantTable) -> list[RenderableType]:
@@ -159,7 +172,7 @@ def _variants(found: VariantTable) -> list[RenderableType]:
             v.name, fmt.size(v.size_bytes), accuracy, f"{v.p50_ms:.3g} ms", f"{v.ratio:.2f}×", v.verdict, style=style
         )
     lines: list[RenderableType] = [table]
-    lines += [Text.assemble(("  left out  ", "cyan"), f"{one.kind}: {one.reason}") for one in found.left_out]
+    lines += [_told("left out", f"{one.kind}: {one.reason}") for one in found.left_out]
     return [*lines, Text.assemble(("✓ ", "bold green"), f"ship {found.ship}: {found.why}")]
 
 
@@ -172,10 +185,12 @@ def profile(record: ProfileRecord) -> RenderableType:
         stairs = f"{kind.step} channels" if kind.step > 1 else "smooth"
         table.add_row(kind.kind, str(kind.n_layers), stairs, f"{kind.ms:.3g} ms", f"{kind.share:.0%}")
     how = f"{record.runtime}, {record.threads} thread{'s' * (record.threads > 1)}, batch {record.batch_size}"
+    model = "model.pt" if record.arch == record.model else _quoted(record.model)
+    arch = f" --arch {_quoted(record.arch)}" if record.arch else ""
     return _Sheet(
         table,
         _check(f"{record.n_points:,} measurements in {record.seconds:.0f} s ({how})"),
-        _unbroken("  next    ", f"edgeprune compress {_quoted(record.model)} --device {_quoted(record.out)}", "bold"),
+        _unbroken("  next    ", f"edgeprune compress {model}{arch} --device {_quoted(record.out)}", "bold"),
     )
 
 
@@ -241,7 +256,7 @@ def _locked_table(title: str, rows: Sequence[GroupRow]) -> Table:
         if row.where:
             why.append(f"\n{row.where}", "dim")
         if row.remedy:
-            why.append(f"\nto unlock: {row.remedy}", "default")
+            why.append(f"\n{advice(row.remedy)}", "default")
         table.add_row(_layers(row.name, row.layers), str(row.width), why)
     return table
 
@@ -303,7 +318,7 @@ def _latency_rows(table: Table, latency: LatencyComparison) -> None:
 
 
 def _latency_line(latency: LatencyComparison) -> Text:
-    mark, style = ("✓ ", "green") if latency.significant else ("! ", "bold yellow")
+    mark, style = ("✓ ", "green") if fmt.latency_holds(latency) else ("! ", "bold yellow")
     return Text.assemble((mark, style), fmt.latency_verdict(latency), (f"\n  {fmt.latency_method(latency)}", "dim"))
 
 
@@ -311,8 +326,17 @@ def _check(text: str) -> Text:
     return Text.assemble(("✓ ", "green"), text)
 
 
-def _assumptions(assumed: Iterable[str]) -> list[Text]:
-    return [Text.assemble(("  assumed ", "yellow"), assumption) for assumption in assumed]
+def _assumptions(assumed: Iterable[str]) -> list[RenderableType]:
+    return [_told("assumed", assumption, "yellow") for assumption in assumed]
+
+
+def _told(label: str, text: str, style: str = "cyan") -> RenderableType:
+    """A label and what it says, whose further lines stand below the first."""
+    grid = Table.grid(padding=0)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(f"  {label:<7} ", style), Text(text))
+    return grid
 
 
 def _unbroken(label: str, text: str, style: str) -> Text:

@@ -1,0 +1,110 @@
+"""What messages advise can be done: every option that a message names is one of the command that says it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+
+import edgeprune
+from edgeprune.cli.app import app
+
+PACKAGE = Path(edgeprune.__file__).parent
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![\w_-])")
+OTHERS = {"export/web/runtime.py", "export/ortformat.py"}  # options of npm, and of onnxruntime's build
+
+LOADING = {"compress", "export", "inspect", "profile"}
+# The commands that may say what stands in a module; for modules that are not named here, all that load a network.
+SAID_BY = {
+    "job.py": {"compress"},
+    "search.py": {"compress"},
+    "planner.py": {"compress"},
+    "targets.py": {"compress"},
+    "units.py": {"compress"},
+    "outcome.py": {"compress"},
+    "featurerules.py": {"compress"},
+    "importance/criteria.py": {"compress", "train"},
+    "exporting.py": {"export"},
+    "report/terminal.py --data": {"export"},
+    "report/terminal.py --attention": {"inspect"},
+    "serving.py": {"serve"},
+    "trainjob.py": {"train"},
+    "training/loop.py": {"train"},
+    "files.py": {"compress", "export", "inspect", "profile", "train"},
+}
+# What is said only where the option itself was given, or where another of the same command was.
+GIVEN = {
+    ("arch.py", "--module"), ("load.py", "--module"), ("load.py", "--dynamic-size"), ("load.py", "--unsafe-pickle"),
+    ("job.py", "--module"),
+}  # fmt: skip
+
+
+@cache
+def options() -> dict[str, set[str]]:
+    """Command -> its options."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return {
+        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for name, command in commands.items()
+    }
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The strings of a module that are no docstrings; a message that is put together is one text."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bodies = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    documentation = {id(node.body[0].value) for node in bodies if isinstance(node.body[0], ast.Expr)}
+    inside: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            inside |= {id(part) for part in ast.walk(node) if isinstance(part, ast.Constant)}
+            yield "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation | inside:
+            yield node.value
+
+
+MESSAGES = [
+    (name, text)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not (name := str(path.relative_to(PACKAGE))).startswith("cli/") and name not in OTHERS
+    for text in texts(path)
+    if OPTION.search(text)
+]
+
+
+def commands_of(name: str, before: str, option: str) -> set[str]:
+    """Who says this: the command that the message names ahead of the option, or the module's."""
+    named = re.search(r"edgeprune (\w+) (?:(?!edgeprune )[^`;:])*$", before)
+    if named:
+        return {named.group(1)}
+    if name.startswith("export/"):
+        return {"export"}
+    return SAID_BY.get(f"{name} {option}", SAID_BY.get(name, LOADING))
+
+
+def test_there_are_messages_to_look_at() -> None:
+    assert len(MESSAGES) > 60
+    assert {"compress", "export", "inspect", "profile", "serve", "train", "validate"} <= set(options())
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in MESSAGES}))
+def test_a_message_names_options_of_its_command_alone(name: str) -> None:
+    wrong = []
+    hits = [(found, text) for module, text in MESSAGES if module == name for found in OPTION.finditer(text)]
+    for found, text in hits:
+        option = found.group()
+        commands = commands_of(name, text[: found.start()], option)
+        lacking = sorted(command for command in commands if option not in options()[command])
+        if lacking and (name, option) not in GIVEN:
+            wrong.append(f"{option} is none of {', '.join(lacking)}: {text[:90]!r}")
+    assert not wrong
+
+
+def test_the_commands_that_a_message_names_exist() -> None:
+    called = {word for _, text in MESSAGES for word in re.findall(r"edgeprune ([a-z]+) -", text)}
+    assert called and called <= set(options())
