@@ -183,6 +183,21 @@ def test_images_of_bytes_say_what_a_byte_stands_for(tmp_path: Path) -> None:
         assert document["indices"] == [0, 1, 2] and document["names"] == ["x[0]", "x[1]", "x[2]"]
 
 
+def test_sizes_that_are_free_are_free_in_every_file(tmp_path: Path) -> None:
+    tail = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    program = capture(Gathering((0, 2), tail, flat=False), torch.randn(2, 3, 6, 6), dynamic_size=True)
+    write_contracts(program, COLOURS, tmp_path)
+    document = json.loads((tmp_path / "features.json").read_text())
+    shapes = {name: entry["inputs"][0]["shape"] for name, entry in document["contracts"].items()}
+    full = ["batch", 3, "height", "width"]
+    assert shapes == {"full": full, "slim": ["batch", 2, "height", "width"], "preprocess": full}
+    raw = np.random.default_rng(0).random((2, 3, 9, 7), dtype=np.float32)
+    with torch.no_grad():
+        want = program.module()(torch.from_numpy(normalized(raw, COLOURS))).numpy()
+    chained = run(tmp_path / "slim.onnx", run(tmp_path / "preprocess.onnx", raw))
+    np.testing.assert_allclose(chained, want, atol=1e-5)
+
+
 def test_features_are_named(exported: Exported) -> None:
     document = json.loads((exported.folder / "features.json").read_text())
     assert (document["size"], document["names"]) == {

@@ -277,6 +277,14 @@ def _halved(module: nn.Module) -> None:
     module.half()
 
 
+def _not_made(module: nn.Module) -> None:
+    module.get_submodule("head").weight = nn.UninitializedParameter()
+
+
+def _without_values(module: nn.Module) -> None:
+    module.to("meta")
+
+
 def _hooked(module: nn.Module) -> None:
     module.register_forward_hook(lambda _, args, output: output + 1)
 
@@ -289,6 +297,8 @@ def _hooked(module: nn.Module) -> None:
         (_poisoned, "NaN in conv.bias$"),
         (_endless, "infinity in norm.running_var$"),
         (_halved, r"conv.weight of torch.float16 on cpu instead of torch.float32, .* and \d more$"),
+        (_not_made, "head.weight as a UninitializedParameter$"),
+        (_without_values, r"conv.weight of torch.float32 on meta instead of torch.float32"),
         (_hooked, "computes something else than the program with its weights"),
     ],
     ids=lambda value: getattr(value, "__name__", "").strip("_"),

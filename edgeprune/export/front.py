@@ -192,9 +192,11 @@ class _Front:
     def input(self, gathers: bool) -> onnx.ValueInfoProto:
         """The raw input: full where features are gathered, else with the sizes that the network takes, free or not."""
         sizes = [size.dim_param or size.dim_value for size in self.network.type.tensor_type.shape.dim]
-        return helper.make_tensor_value_info(
-            self.network.name, self.kind, [sizes[0], *self.preprocessing.shape] if gathers else sizes
-        )
+        if gathers:
+            features, shape = self.preprocessing.features, self.preprocessing.shape
+            behind = sizes[2:] if features is not None and features.dim == 1 else shape[1:]
+            sizes = [sizes[0], shape[0], *behind]
+        return helper.make_tensor_value_info(self.network.name, self.kind, sizes)
 
     def gather(self) -> None:
         features = self.preprocessing.features

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
@@ -111,9 +112,14 @@ def _learnt(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _same(own: Tensor, tensor: Tensor) -> bool:
     """Whether a tensor has the program's values, up to the type and the place that its module was moved to."""
-    if tensor.is_meta:
+    if tensor.is_meta or isinstance(tensor, FakeTensor):  # nobody trains what has no values
         return True
-    return own.shape == tensor.shape and torch.equal(own.detach().to(tensor.device, tensor.dtype), tensor.detach())
+    plain = type(tensor) in (Tensor, nn.Parameter)
+    return (
+        plain
+        and own.shape == tensor.shape
+        and torch.equal(own.detach().to(tensor.device, tensor.dtype), tensor.detach())
+    )
 
 
 def current_program(given: ExportedProgram | nn.Module) -> ExportedProgram:

@@ -83,6 +83,8 @@ def _tensor_at(module: nn.Module, name: str) -> Tensor | None:
 
 
 def _misfit(name: str, own: Tensor, tensor: Tensor) -> str:
+    if type(tensor) not in (Tensor, nn.Parameter):  # shared out over processes, quantised, not made yet
+        return f"{name} as a {type(tensor).__name__}"
     if tensor.shape != own.shape:
         return f"{name} {list(tensor.shape)} instead of {list(own.shape)}"
     if tensor.dtype != own.dtype or tensor.layout != own.layout or tensor.is_meta:
