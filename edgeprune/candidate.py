@@ -20,6 +20,7 @@ from edgeprune.training import evaluate
 from edgeprune.units import LatencyLimit
 
 _TAYLOR_BATCHES = 64
+_PROVED = 4  # samples
 _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
 
 
@@ -83,6 +84,11 @@ class Trainer:
         stream = batches(self.data.train, _TAYLOR_SIZE, shuffle=True, seed=self.settings.seed)
         for x, y in itertools.islice(stream, _TAYLOR_BATCHES):
             yield normalize(x.to(self.dtype), self.normalization), y
+
+    def some_inputs(self) -> Tensor:
+        """The first normalised training inputs, which a cut is proved on."""
+        x, _ = next(iter(batches(self.data.train, _PROVED)))
+        return normalize(x.to(self.dtype), self.normalization)
 
     def val_accuracy(self, module: nn.Module) -> float:
         """Accuracy on the validation split, in [0, 1]."""

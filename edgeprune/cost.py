@@ -12,8 +12,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from edgeprune.graph.binding import shape_of
-from edgeprune.graph.capture import size_hint
-from edgeprune.graph.sizes import input_values
+from edgeprune.graph.sizes import input_values, size_hint
 
 
 def _fused_lstm(steps: torch.Size, w_ih: torch.Size, w_hh: torch.Size, *_: Any, **__: Any) -> int:

@@ -31,14 +31,16 @@ from edgeprune.export.front import kept, normalized, raw_bytes
 from edgeprune.export.mobile import check_mobile
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.ortformat import write_ort
-from edgeprune.export.parity import input_specs, row_chunks
+from edgeprune.export.parity import row_chunks
 from edgeprune.export.probes import probes_of, reference_probes
 from edgeprune.export.quantize import QuantizedFile, write_int8
 from edgeprune.export.variants import VariantTable, compare_variants
 from edgeprune.export.web import WebNetwork, WebProbe, WebRuntime, check_web, web_runtime, write_web
 from edgeprune.features import gathered, slim_contract
 from edgeprune.files import check_new, staged_files
+from edgeprune.graph.drawn import drawn_input
 from edgeprune.graph.groups import analyze
+from edgeprune.graph.specs import input_specs
 from edgeprune.job import RUNS, completed, model_and_data, newest_run
 from edgeprune.latency import measure_files, ratio_interval
 from edgeprune.normalizing import with_normalization
@@ -93,7 +95,7 @@ class _Export:
         raw = self.raw("test", count)
         if raw is not None:
             return np.resize(raw, (count, *raw.shape[1:]))
-        return np.random.default_rng(0).standard_normal((count, *self.info.input_shape)).astype(self.dtype)
+        return drawn_input(self.model.program, count, self.info.input_shape)
 
     def taken(self, raw: np.ndarray) -> np.ndarray:
         """Raw inputs as the network's file takes them."""

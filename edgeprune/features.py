@@ -29,10 +29,10 @@ from edgeprune.gathers import (
     pads,
     readers,
 )
-from edgeprune.graph.capture import Program, reexport, size_hint
+from edgeprune.graph.capture import Program, reexport
 from edgeprune.graph.given import check_untrained
 from edgeprune.graph.names import GATHER
-from edgeprune.graph.sizes import free_dims
+from edgeprune.graph.sizes import free_dims, size_hint
 from edgeprune.records import InputFeatures
 
 _aten = torch.ops.aten

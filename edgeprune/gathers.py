@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, fx
 
 import edgeprune.graph.ops  # noqa: F401  (fills the operator table)
-from edgeprune.graph.capture import size_hint
 from edgeprune.graph.names import GATHER
 from edgeprune.graph.ops.registry import lookup, operator_name
+from edgeprune.graph.sizes import size_hint
 from edgeprune.records import InputFeatures
 
 BATCH = 2

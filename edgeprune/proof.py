@@ -2,237 +2,243 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import ProofError
 from edgeprune.folding import fold
-from edgeprune.graph.capture import Program, example_inputs
-from edgeprune.graph.comparison import TOLERANCE, outputs, relative_error
-from edgeprune.graph.edit import Edit
-from edgeprune.graph.groups import analyze
-from edgeprune.graph.ops.registry import Call, operator_name
+from edgeprune.graph.capture import Program
+from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relative_error, relative_errors
+from edgeprune.graph.decisions import Following, Recording, has_choices
+from edgeprune.graph.drawn import drawn_arguments
 from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
-from edgeprune.graph.prepare import prepared
-from edgeprune.graph.sizes import free_dims, grown_shapes
+from edgeprune.graph.sizes import arguments, grown_shapes
+from edgeprune.graph.specs import fitted, input_specs, output_names
+from edgeprune.graph.state import N_STEPS, FromStart, state_buffers
+from edgeprune.masked import masked
 from edgeprune.pruning_plan import PruningPlan
-from edgeprune.surgery import kept_units
+from edgeprune.reach import Reach
+
+Arguments = tuple[Any, ...]
 
 _BATCH = 3  # another than the example has
-_SINGULAR = {
-    "div",
-    "divide",
-    "true_divide",
-    "reciprocal",
-    "rsqrt",
-    "pow",
-    "log",
-    "log2",
-    "log10",
-    "_weight_norm",
-}  # not finite at 0
+_MANY = 32  # rows, where few of them do not reach every part of the network
+_EXACT = TOLERANCE[torch.float64]
 
 
-def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Tensor | None = None) -> float:
+def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Any = None) -> float:
     """Check that slim = masked dense, and return the largest relative error over all outputs.
 
-    Where the plan folds constants, the folded network is checked against the dense one too.
+    Where the plan folds constants, the folded network is checked against the dense one too. A network with a state is
+    run over several steps. Inputs that show nothing of the cut are no proof: the outputs must depend on them, and must
+    move with the weights that were sliced.
 
     Args:
         program: the dense program that was cut.
         slim: what `cut` made of it, before any finetuning.
         plan: what was kept.
-        inputs: a batch for the first input, `(batch, ...)`; random normal numbers where it is left out. A program
+        inputs: a batch `(batch, ...)` for the first input, a sequence with one for each input, or a dict by their
+            names. Others are drawn: random normal numbers, whole numbers over all that the network accepts. A program
             with a free height and width is run at other sizes too.
 
     Raises:
-        ProofError: they differ by more than 1e-5 of the largest output (float32; 1e-10 in float64), where float32's
-            own rounding does not explain it: a difference that float64 does not confirm is rounding.
+        InputError: the inputs are not the program's.
+        ProofError: an output differs by more than rounding explains: 1e-5 of its largest number for one that is
+            computed in float32, 1e-10 in float64. A difference that float64 does not confirm is rounding, and so is
+            the other choice between two equal numbers. Or nothing that the network was run on shows anything.
     """
-    samples = [_arguments(program, inputs)]
-    shapes = grown_shapes(program)
-    if shapes is not None:
-        samples.append(_arguments(program, None, shapes))
+    origin = "drawn; give real ones by prove(..., inputs=...)" if inputs is None else "given"
+    candidates = _drawn(program) if inputs is None else _given(program, inputs)
+    return _proved(program, slim, plan, candidates, origin)
+
+
+def prove_on_data(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Tensor) -> float:
+    """`prove` on real inputs `(batch, ...)`, and on drawn ones where those show nothing of the cut."""
+    candidates = itertools.chain(_given(program, inputs), _drawn(program))
+    return _proved(program, slim, plan, candidates, "the data's")
+
+
+def _proved(
+    program: ExportedProgram,
+    slim: ExportedProgram,
+    plan: PruningPlan,
+    candidates: Iterable[list[Arguments]],
+    origin: str,
+) -> float:
     dense = program
     if plan.folded:
         program, plan = fold(program), replace(plan, folded=False)
-    networks = (masked(program, plan), Program.adopt(slim).frozen_module())
-    results = [outputs(networks[0], args) for args in samples]
-    dtype = results[0][0].dtype
-    if program is not dense:
-        _check_folding(dense, program, samples, TOLERANCE[dtype])
-    errors = [relative_error(a, outputs(networks[1], args)) for a, args in zip(results, samples, strict=True)]
-    if max(errors) > TOLERANCE[dtype] and dtype != torch.float64:
-        errors = _told_from_rounding(networks, samples, errors, TOLERANCE[dtype])
-    if max(errors) > TOLERANCE[dtype]:
-        raise ProofError(
-            f"the slim network is not the masked dense network: expected a relative error of at most "
-            f"{TOLERANCE[dtype]:g}, got {max(errors):.3g}; this is a defect in the cut, please report it with the model"
+    pair = _Pair.of(program, slim, plan)
+    doubts: list[str] = []
+    for samples in candidates:
+        try:
+            return pair.error(samples, None if program is dense else dense)
+        except _ShowsNothing as doubt:
+            doubts.append(str(doubt))
+    raise ProofError(f"no proof: {doubts[0]}; these were {origin}")
+
+
+class _ShowsNothing(Exception):
+    """The samples are no proof; others may be."""
+
+
+# -- what both are run on ---------------------------------------------------------------------------------------------
+
+
+def _drawn(program: ExportedProgram) -> Iterator[list[Arguments]]:
+    """What to run both networks on, one after the other; several such lists, best first."""
+    for batch in (_BATCH, _MANY):
+        steps = [drawn_arguments(program, batch, seed=step) for step in range(_n_steps(program))]
+        for *args, grown in zip(*steps, _grown(program, batch), strict=True):
+            yield [*args, *grown]
+
+
+def _n_steps(program: ExportedProgram) -> int:
+    return N_STEPS if state_buffers(program) else 1
+
+
+def _grown(program: ExportedProgram, batch: int) -> Iterator[list[Arguments]]:
+    """For each way of drawing the inputs at other sizes, none where these are fixed."""
+    shapes = grown_shapes(program)
+    for args in drawn_arguments(program, batch, shapes):
+        yield [] if shapes is None else [args]
+
+
+def _given(program: ExportedProgram, inputs: Any) -> Iterator[list[Arguments]]:
+    """The caller's inputs as arguments, with drawn ones where the first was given alone."""
+    specs, what = input_specs(program), "inputs of the proof"
+    alone = isinstance(inputs, Tensor) and len(specs) > 1
+    tensors = fitted(specs[:1] if alone else specs, inputs, what)
+    batch = next((len(tensor) for tensor, spec in zip(tensors, specs, strict=False) if spec.batched), _BATCH)
+    if not alone:
+        yield [arguments(program, tensors)] * _n_steps(program) + next(_grown(program, batch))
+        return
+    for args, grown in zip(drawn_arguments(program, batch), _grown(program, batch), strict=True):
+        leaves = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        yield [arguments(program, [*tensors, *leaves[1:]])] * _n_steps(program) + grown
+
+
+# -- the comparison ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pair:
+    """The masked dense network and the slim one, and how far each output may be off."""
+
+    program: ExportedProgram
+    reference: FromStart
+    slim: FromStart
+    reach: Reach
+    names: Sequence[str]
+    types: Sequence[torch.dtype]
+
+    @classmethod
+    def of(cls, program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan) -> _Pair:
+        """The pair for a cut of a program whose constants are folded already."""
+        state = state_buffers(program)
+        network = Program.adopt(slim).frozen_module()
+        reach = Reach(program, slim, plan, network)
+        reference = FromStart(masked(program, plan), state)
+        return cls(
+            program, reference, FromStart(network, state), reach, output_names(program), output_types(program.graph)
         )
-    return max(errors)
 
+    def error(self, samples: Sequence[Arguments], unfolded: ExportedProgram | None) -> float:
+        """The largest relative error of any output over the samples.
 
-def _check_folding(
-    dense: ExportedProgram, folded: ExportedProgram, samples: list[tuple[object, ...]], tolerance: float
-) -> None:
-    networks = [Program.adopt(one).frozen_module() for one in (dense, folded)]
-    error = max(relative_error(*(outputs(network, args) for network in networks)) for args in samples)
-    if error > tolerance:
-        raise ProofError(
-            f"the network with its constants folded is not the dense network: expected a relative error of at most "
-            f"{tolerance:g}, got {error:.3g}; this is a defect in the folding, please report it with the model"
+        Args:
+            samples: what to run both on, one after the other.
+            unfolded: the program before its constants were folded, which is compared too.
+
+        Raises:
+            _ShowsNothing: the dense network fails on them, or they show nothing of the cut.
+            ProofError: an error is larger than rounding explains.
+        """
+        wanted = self._wanted(samples)
+        if unfolded is not None:
+            self._check_folding(unfolded, samples)
+        got = _run(self.slim, samples)
+        errors = [relative_errors(a, b) for a, b in zip(wanted, got, strict=True)]
+        if not self._is_rounding(errors):
+            errors = self._told_from_rounding(samples, errors)
+        if not self._is_rounding(errors):
+            raise ProofError(self._difference(errors))
+        doubt = self.reach.doubt(self.slim, samples, got)
+        if doubt:
+            raise _ShowsNothing(f"on the inputs {doubt}")
+        return max((error for of_sample in errors for error in of_sample), default=0.0)
+
+    def _wanted(self, samples: Sequence[Arguments]) -> list[list[Tensor]]:
+        """The masked dense network's outputs."""
+        try:
+            wanted = _run(self.reference, samples)
+        except Exception as error:  # whatever a network raises on inputs that it does not take
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise _ShowsNothing(f"the dense network fails on the inputs ({reason})") from error
+        if any(bool(torch.isnan(result).any()) for results in wanted for result in results):
+            raise _ShowsNothing("the dense network gives NaN on the inputs")
+        return wanted
+
+    def _tolerance(self, place: int) -> float:
+        """Half precision rounds so much that a wrong cut could hide in it: it is always told by float64."""
+        return min(TOLERANCE[self.types[place]], TOLERANCE[torch.float32])
+
+    def _is_rounding(self, errors: Sequence[Sequence[float]]) -> bool:
+        return all(error <= self._tolerance(place) for each in errors for place, error in enumerate(each))
+
+    def _difference(self, errors: Sequence[Sequence[float]]) -> str:
+        pairs = [(error / self._tolerance(place), error, place) for each in errors for place, error in enumerate(each)]
+        _, error, place = max(pairs)
+        where = f" in output {self.names[place]}" if len(self.names) > 1 else ""
+        return (
+            f"the slim network is not the masked dense network{where}: expected a relative error of at most "
+            f"{self._tolerance(place):g}, got {error:.3g}; this is a defect in the cut, please report it with the model"
         )
 
+    def _told_from_rounding(self, samples: Sequence[Arguments], errors: Sequence[Sequence[float]]) -> list[list[float]]:
+        """The errors in float64 where they are small enough for rounding, else the larger of both.
 
-def _told_from_rounding(
-    networks: tuple[nn.Module, nn.Module], samples: list[tuple[object, ...]], errors: list[float], tolerance: float
-) -> list[float]:
-    """The errors in float64 of samples that are over the tolerance, where they are small enough for rounding."""
-    doubled = [in_float64(network) for network in networks]
-    told = []
-    for args, error in zip(samples, errors, strict=True):
-        if error > tolerance:
+        The slim network chooses as the dense one does where two choices are equally good.
+        """
+        for network in (self.reference, self.slim):
+            in_float64(network.network)
+            network.reset()
+        told = []
+        for args, coarse in zip(samples, errors, strict=True):
             exact_args = arguments_in_float64(args)
             with float64_by_default():
-                exact = relative_error(*(outputs(network, exact_args) for network in doubled))
-            error = exact if exact <= TOLERANCE[torch.float64] else max(error, exact)
-        told.append(error)
-    return told
+                exact = relative_errors(*self._same_choices(exact_args))
+            told.append([e if e <= _EXACT else max(c, e) for c, e in zip(coarse, exact, strict=True)])
+        return told
+
+    def _same_choices(self, args: Arguments) -> tuple[list[Tensor], list[Tensor]]:
+        dense, slim = self.reference.network, self.slim.network
+        if not has_choices(dense):
+            return outputs(dense, args), outputs(slim, args)
+        recording = Recording(dense)
+        wanted = outputs(recording, args)
+        return wanted, outputs(Following(slim, list(recording.choices.values()), _EXACT), args)
+
+    def _check_folding(self, dense: ExportedProgram, samples: Sequence[Arguments]) -> None:
+        networks = [FromStart(Program.adopt(one).frozen_module(), state_buffers(one)) for one in (dense, self.program)]
+        pairs = zip(*(_run(network, samples) for network in networks), strict=True)
+        error = max(relative_error(*pair) for pair in pairs)
+        tolerance = max(TOLERANCE[dtype] for dtype in self.types)
+        if error > tolerance:
+            raise ProofError(
+                f"the network with its constants folded is not the dense network: expected a relative error of at most "
+                f"{tolerance:g}, got {error:.3g}; this is a defect in the folding, please report it with the model"
+            )
 
 
-def masked(program: ExportedProgram, plan: PruningPlan) -> nn.Module:
-    """The dense network, its constants folded as in the plan, with every removed slice of every tensor set to zero.
-
-    Where the plan removes renormalised units, the normalisations compute their statistics over the kept ones, as the
-    slim network's do. The parameters are the dense network's own, and each is zeroed as it is read: a copy of all of
-    them would be as large as the network.
-    """
-    program = fold(program) if plan.folded else program
-    module = Program.adopt(prepared(program)).frozen_module()
-    if not plan.exact:
-        _normalise_over_kept(module, program, plan)
-    _divide_by_removed(module)
-    _zero_as_read(module, plan)
-    module.recompile()
-    return module
-
-
-def zeroed(tensor: Tensor, kept: Mapping[int, Sequence[int]]) -> Tensor:
-    """A copy of a tensor with zeros where an index of a dim is not among those that a plan keeps."""
-    for dim, indices in kept.items():
-        removed = torch.ones(tensor.shape[dim], dtype=torch.bool)
-        removed[list(indices)] = False
-        tensor = tensor.index_fill(dim, removed.nonzero().flatten(), 0)
-    return tensor
-
-
-def _zero_as_read(module: fx.GraphModule, plan: PruningPlan) -> None:
-    for node in module.graph.find_nodes(op="get_attr"):
-        kept = plan.tensors.get(str(node.target), {})
-        for user in list(node.users) if kept else ():
-            with module.graph.inserting_before(user):
-                read = module.graph.call_function(_zeroing(kept), (node,))
-            user.replace_input_with(node, read)
-
-
-def _zeroing(kept: Mapping[int, Sequence[int]]) -> Callable[[Tensor], Tensor]:
-    def zeroing(tensor: Tensor) -> Tensor:
-        return zeroed(tensor, kept)
-
-    return zeroing
-
-
-def _divide_by_removed(module: fx.GraphModule) -> None:
-    """Let 0 / 0 (and the like) be 0: a removed divisor is zero now, and what it gives is removed too."""
-    for node in module.graph.nodes:
-        if node.op == "call_function" and operator_name(node.target) in _SINGULAR:
-            node.target = _finite(node.target)
-
-
-def _finite(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def finite(*args: Any, **kwargs: Any) -> Tensor:
-        result = operator(*args, **kwargs)
-        return result.nan_to_num_(0.0, 0.0, 0.0) if isinstance(result, Tensor) else result
-
-    return finite
-
-
-def _normalise_over_kept(module: fx.GraphModule, program: ExportedProgram, plan: PruningPlan) -> None:
-    """Let every normalisation over units see the kept ones alone, and give zeros for the others."""
-    graph = analyze(program, inputs=bool(plan.inputs), attention=plan.attention)
-    edit = Edit(module, graph.analysis, kept_units(graph, plan))
-    for call in graph.analysis.calls.values():
-        x = call.values[0]
-        kept = {dim: edit.kept(x, dim) for dim in _normalised_dims(call)}
-        pruned = {dim: torch.from_numpy(k) for dim, k in kept.items() if len(k) < x.shape[dim]}
-        if pruned:
-            node = edit.node(call)
-            node.target = _over_kept(call.operator, min(kept), pruned)
-
-
-def _normalised_dims(call: Call) -> list[int]:
-    """The dims that a normalisation takes its statistics over and whose units may go one by one."""
-    rank = len(call.values[0].shape)
-    if call.name in ("layer_norm", "rms_norm"):
-        return list(range(rank - len(call["normalized_shape"]), rank))
-    if call.name == "group_norm" and call["num_groups"] == 1:
-        return list(range(1, rank))
-    if call.name == "batch_norm" and call["training"]:
-        return [d for d in range(rank) if d != 1]
-    return []
-
-
-def _over_kept(operator: Callable[..., Tensor], first: int, kept: dict[int, Tensor]) -> Callable[..., Tensor]:
-    """`operator`, normalising over the kept indices of some dims from `first` on; removed ones come out as zero."""
-
-    def narrowed(tensor: Any, offset: int) -> Any:
-        if isinstance(tensor, Tensor):
-            for dim, indices in kept.items():
-                tensor = tensor.index_select(dim - offset, indices)
-        return tensor
-
-    def normalise_over_kept(x: Tensor, *args: Any) -> Tensor:
-        small = narrowed(x, 0)
-        if isinstance(args[0], int):  # group_norm(x, num_groups, weight, bias, ...): affine parameters are over dim 1
-            result = operator(small, args[0], *(narrowed(a, 1) for a in args[1:3]), *args[3:])
-        elif not isinstance(args[0], list):  # batch_norm(x, weight, bias, ...): affine parameters are over dim 1
-            result = operator(small, *args)
-        else:  # layer_norm(x, normalized_shape, weight, bias, eps) and rms_norm
-            result = operator(small, list(small.shape[first:]), *(narrowed(a, first) for a in args[1:]))
-        for dim, indices in kept.items():
-            full = list(result.shape)
-            full[dim] = x.shape[dim]
-            result = result.new_zeros(full).index_copy(dim, indices, result)
-        return result
-
-    return normalise_over_kept
-
-
-def _arguments(
-    program: ExportedProgram, inputs: Tensor | None, shapes: Sequence[tuple[int, ...] | None] | None = None
-) -> tuple[object, ...]:
-    """Random normal numbers for every float input, of the example's sizes or of `shapes` (one for each leaf)."""
-    generator = torch.Generator().manual_seed(0)
-    leaves, tree = tree_flatten(example_inputs(program))
-    drawn: list[object] = []
-    for leaf, free, shape in zip(leaves, free_dims(program), shapes or [None] * len(leaves), strict=True):
-        if not isinstance(leaf, Tensor):
-            drawn.append(leaf)
-            continue
-        sizes = list(shape or leaf.shape)
-        if 0 in free:
-            sizes[0] = _BATCH
-        if leaf.is_floating_point():
-            drawn.append(torch.randn(sizes, generator=generator, dtype=leaf.dtype))
-        else:
-            drawn.append(torch.zeros(sizes, dtype=leaf.dtype))
-    if inputs is not None and isinstance(drawn[0], Tensor):
-        drawn[0] = inputs.to(drawn[0].dtype)
-    args: tuple[object, ...] = tree_unflatten(drawn, tree)
-    return args
+def _run(network: FromStart, samples: Sequence[Arguments]) -> list[list[Tensor]]:
+    """The outputs on each sample, one after the other."""
+    network.reset()
+    return [outputs(network.network, args) for args in samples]

@@ -17,7 +17,6 @@ from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.importance import score
 from edgeprune.planner import make_plan, plan_dead
 from edgeprune.planner import plan as make_step_plan
-from edgeprune.proof import prove
 from edgeprune.pruning_plan import PruningPlan, compose
 from edgeprune.records import FeatureCount
 from edgeprune.steps import FACTOR, kept_features
@@ -89,7 +88,7 @@ class Search(Descent):
         """
         dense = self._measured_dense()
         slim = self._cut_by(plan)
-        best = self._rescued(self._finetuned(self._fresh(dense, slim, plan, prove(dense.program, slim, plan))))
+        best = self._rescued(self._finetuned(self._fresh(dense, slim, plan, self._proved(dense.program, slim, plan))))
         share, wanted = best.macs / dense.macs, self.budgets.n_features
         if self.budgets.keep_macs is not None and share > self.budgets.keep_macs:
             raise BudgetError(f"--plan: expected at most {self.budgets.keep_macs:g} of the MACs, got {share:.4f}")
@@ -115,7 +114,7 @@ class Search(Descent):
         slim = cut(dense.program, plan)
         dead = sum(group.before - group.after for group in plan.groups)
         self.progress.say(f"{dead} units are dead: they go without a change of the output")
-        error = prove(dense.program, slim, plan)
+        error = self._proved(dense.program, slim, plan)
         candidate = Candidate(slim, plan, macs(slim), kept_features(dense, plan), dense.val_accuracy, error)
         self._record(candidate, accepted=True)
         return candidate
@@ -209,7 +208,7 @@ class Search(Descent):
                 keep[group.units[scores == 0]] = False
         step = make_plan(trained, graph, keep)
         slim = cut(trained, step, graph)
-        error = max(prove(trained, slim, step), best.proof_error)
+        error = max(self._proved(trained, slim, step), best.proof_error)
         same = replace(step, source_sha256=digest(best.program))  # the untrained network, which it is to be replayed on
         plan = same if best.plan is None else compose(best.plan, same)
         assert self.trainer is not None

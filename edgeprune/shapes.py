@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from edgeprune.graph.capture import size_hint
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import Value, core
 from edgeprune.graph.ops.registry import Call
-from edgeprune.graph.sizes import input_values
+from edgeprune.graph.sizes import input_values, size_hint
 
 Setting = int | str | tuple[int, ...]
 ONE_WIDTH = ("depthwise", "grouped", "attention", "pointwise")  # kinds whose inputs and outputs become fewer together

@@ -14,7 +14,7 @@ from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.planner import plan as make_step_plan
 from edgeprune.progress import Progress
-from edgeprune.proof import prove
+from edgeprune.proof import prove, prove_on_data
 from edgeprune.pruning_plan import PruningPlan, compose
 from edgeprune.records import FeatureCount, StepRecord
 from edgeprune.settings import TrainSettings
@@ -114,9 +114,15 @@ class Steps:
         self.progress.stage(f"step {len(self.steps) + 1}: score and cut")
         step = self._plan(best, graph, n_features, shares)
         slim = cut(best.program, step, graph)
-        error = prove(best.program, slim, step)
+        error = self._proved(best.program, slim, step)
         plan = step if best.plan is None else compose(best.plan, step)
         return self._fresh(best, slim, plan, max(error, best.proof_error))
+
+    def _proved(self, program: Program, slim: Program, plan: PruningPlan) -> float:
+        """The error of a cut, on real inputs where there are data."""
+        if self.trainer is None:
+            return prove(program, slim, plan)
+        return prove_on_data(program, slim, plan, self.trainer.some_inputs())
 
     def _plan(
         self, best: Candidate, graph: ChannelGraph, n_features: int | None = None, shares: Shares = NO_SHARES

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 import edgeprune
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
+from edgeprune.masked import masked
 from edgeprune.planner import make_plan
-from edgeprune.proof import masked
 from edgeprune.pruning_plan import PruningPlan
 
 

@@ -73,6 +73,8 @@ LAYERS = (
         "drawing",
         "surgery",
         "proof",
+        "masked",
+        "reach",
         "features",
         "gathers",
         "folding",

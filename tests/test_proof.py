@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.errors import ProofError
+from edgeprune.graph.capture import Program
+from edgeprune.graph.decisions import Choice
 from edgeprune.graph.precision import in_float64
-from edgeprune.proof import masked
+from edgeprune.masked import masked
+from edgeprune.planner import make_plan
+from edgeprune.pruning_plan import PruningPlan
 from tests.cases import CASES, IMAGE, TOKENS
-from tests.nets import Cut, captured, cut_randomly, relative_error, residual, run, sample
+from tests.nets import Cut, Net, captured, cut_randomly, relative_error, residual, run, sample
 
 
 def cut_of(name: str, dtype: torch.dtype = torch.float64) -> Cut:
@@ -101,3 +109,122 @@ def test_an_exact_cut_needs_no_other_statistics() -> None:
     heads = cut_of("attention")
     assert heads.plan.exact and heads.error <= 1e-10
     assert run(masked(heads.program, heads.plan), sample((TOKENS,), 2))
+
+
+# -- what a proof must show -------------------------------------------------------------------------------------------
+
+
+def encoder() -> Net:
+    def forward(m: Any, ids: Tensor, mask: Tensor) -> Tensor:
+        h, weights = m.b(m.a(m.e(ids)).relu()), mask[..., None].to(torch.float32)
+        return (h * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+
+    return Net(forward, e=nn.Embedding(50, 8), a=nn.Linear(8, 16), b=nn.Linear(16, 4))
+
+
+IDS, MASK = torch.arange(12).reshape(2, 6) % 50, torch.ones(2, 6, dtype=torch.long)
+
+
+def planned(net: nn.Module, inputs: Any) -> tuple[Program, PruningPlan, Program]:
+    program = edgeprune.capture(net, inputs)
+    plan = edgeprune.plan(program, edgeprune.analyze(program), keep_macs=0.5, align=1)
+    return program, plan, edgeprune.cut(program, plan)
+
+
+def disturbed(slim: Program) -> Program:
+    with torch.no_grad():
+        for value in slim.state_dict.values():
+            value.normal_()
+    return slim
+
+
+def test_tokens_reach_the_weights() -> None:
+    program, plan, slim = planned(encoder(), (IDS, MASK))
+    assert edgeprune.prove(program, slim, plan) <= 1e-5
+    assert edgeprune.prove(program, slim, plan, (IDS, MASK)) <= 1e-5
+    assert edgeprune.prove(program, slim, plan, {"inputs_1": MASK, "inputs_0": IDS}) <= 1e-5
+    assert edgeprune.prove(program, slim, plan, IDS) <= 1e-5
+    for inputs in (None, IDS, (IDS, MASK)):
+        with pytest.raises(ProofError, match="not the masked dense network"):
+            edgeprune.prove(program, disturbed(slim), plan, inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((IDS, MASK * 0), "the output does not move when the weights that were sliced are changed"),
+        ((IDS * 0, MASK), "the output does not depend on the inputs"),
+        ((IDS + 50, MASK), "the dense network fails on the inputs"),
+    ],
+)
+def test_inputs_that_show_nothing_are_no_proof(inputs: Any, message: str) -> None:
+    program, plan, slim = planned(encoder(), (IDS, MASK))
+    with pytest.raises(ProofError, match=f"no proof: .*{message}.* these were given"):
+        edgeprune.prove(program, slim, plan, inputs)
+
+
+def test_an_output_that_hides_its_head_is_named() -> None:
+    net = Net(
+        lambda m, x: {"scores": m.b(m.a(x).relu()), "boxes": m.c(m.a(x).relu()) * 0, "anchors": m.anchors * 1},
+        a=nn.Linear(6, 16),
+        b=nn.Linear(16, 4),
+        c=nn.Linear(16, 4),
+        anchors=nn.Parameter(torch.ones(5, 4)),
+    )
+    program, plan, slim = planned(net, torch.randn(2, 6))
+    with pytest.raises(ProofError, match=r"output boxes does not move when .* \(c.weight\)"):
+        edgeprune.prove(program, slim, plan)
+
+
+def test_a_network_that_a_cut_makes_constant_is_proved_all_the_same() -> None:
+    program = captured(CASES["transformer layer"].build(), *CASES["transformer layer"].shapes)
+    graph = edgeprune.analyze(program)
+    keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
+    for group in graph.groups:
+        keep[group.units[1:]] = False  # a layer norm over one unit gives its bias
+    plan = make_plan(program, graph, keep)
+    assert edgeprune.prove(program, edgeprune.cut(program, plan, graph), plan) <= 1e-10
+
+
+# -- types and ties ---------------------------------------------------------------------------------------------------
+
+
+def scoring(function: Any) -> Net:
+    return Net(function, a=nn.Linear(6, 16), b=nn.Linear(16, 8))
+
+
+OUTPUTS = {
+    "class and scores": lambda m, x: (m.b(m.a(x).relu()).argmax(1), m.b(m.a(x).relu())),
+    "class alone": lambda m, x: m.b(m.a(x).relu()).argmax(1),
+    "top-k with ties": lambda m, x: m.b(m.a(x).relu()).relu().topk(6, 1),
+    "sorted places": lambda m, x: m.b(m.a(x).relu()).relu().sort(1)[1],
+    "truth values": lambda m, x: m.b(m.a(x).relu()) > 0,
+    "infinities": lambda m, x: m.b(m.a(x).relu()).masked_fill(torch.arange(8) > 5, float("-inf")),
+    "another type": lambda m, x: m.b(m.a(x).relu()).double(),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_of_every_type(name: str) -> None:
+    program, plan, slim = planned(scoring(OUTPUTS[name]), torch.randn(2, 6))
+    assert edgeprune.prove(program, slim, plan) <= 1e-5
+    with pytest.raises(ProofError, match="not the masked dense network"):
+        edgeprune.prove(program, disturbed(slim), plan)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_told_from_a_small_error(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).to(dtype)
+    program, plan, slim = planned(net, torch.randn(2, 8).to(dtype))
+    assert edgeprune.prove(program, slim, plan) <= 1e-10
+    with torch.no_grad():
+        slim.state_dict["0.weight"][0, 0] += 2e-2  # far below what half precision rounds in sum
+    with pytest.raises(ProofError, match="not the masked dense network"):
+        edgeprune.prove(program, slim, plan)
+
+
+def test_the_other_of_two_equal_choices_is_as_good() -> None:
+    scores = torch.tensor([[0.0, 3.0, 3.0, 1.0]])
+    choice = Choice(scores, 1, torch.tensor([[1, 2]]))
+    assert choice.is_as_good(torch.tensor([[2, 1]]), 0.0)
+    assert not choice.is_as_good(torch.tensor([[1, 3]]), 0.1)

@@ -40,9 +40,11 @@ from edgeprune.export.front import (
 )
 from edgeprune.export.metadata import metadata_of
 from edgeprune.export.onnx import OnnxExport, export_onnx
-from edgeprune.export.parity import input_specs, largest_error, outputs_of, quiet, row_chunks, torch_outputs
+from edgeprune.export.parity import largest_error, outputs_of, quiet, row_chunks, torch_outputs
 from edgeprune.features import gathered, slim_contract
 from edgeprune.files import check_folder, staged_files, write_atomically
+from edgeprune.graph.drawn import drawn_input
+from edgeprune.graph.specs import input_specs
 from edgeprune.records import ExportedFile, InputFeatures, ModelInfo
 
 _FIXED_NAMES = ("full.onnx", "preprocess.onnx", FEATURES_FILE)
@@ -144,7 +146,7 @@ def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: np.ndarr
     writing.preprocessing(features).check()
     if writing.fold:
         writing.preprocessing(features).check_foldable()
-    raw = _raw_inputs(writing, raw_inputs, specs[0].shape, specs[0].dtype)
+    raw = _raw_inputs(writing, program, raw_inputs)
     if writing.fold:
         return _write_folded(writing, program, features, raw)
     return _write_apart(writing, program, features, raw)
@@ -243,17 +245,17 @@ def _written(writing: _Writing, name: str, content: bytes) -> ExportedFile:
 # --- inputs
 
 
-def _raw_inputs(
-    writing: _Writing, given: np.ndarray | None, shape: tuple[int | None, ...], dtype: torch.dtype
-) -> np.ndarray:
-    """Raw inputs of the program's type, the caller's or seeded ones that are standard normal after normalisation."""
+def _raw_inputs(writing: _Writing, program: ExportedProgram, given: np.ndarray | None) -> np.ndarray:
+    """Raw inputs of the program's type, the caller's or ones that are as drawn for the program after normalisation."""
+    [spec] = input_specs(program)
+    shape, dtype = spec.shape, spec.dtype
     want, normalization = tuple(writing.info.input_shape), writing.info.normalization
     fits = len(want) + 1 == len(shape) and all(size in (None, have) for size, have in zip(shape[1:], want, strict=True))
     if not fits:
         raise InputError(f"the program takes inputs of shape {shape[1:]}, but the model file states {want}")
     array_type = torch.zeros((), dtype=dtype).numpy().dtype
     if given is None:
-        given = np.random.default_rng(0).standard_normal((_CHUNK, *want))
+        given = drawn_input(program, _CHUNK, want)
         if normalization is not None:
             mean, std = (along_dim_1(np.asarray(v), given.ndim) for v in (normalization.mean, normalization.std))
             given = given * std + mean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from edgeprune.errors import InputError, ParityError
+from edgeprune.errors import InputError
 from edgeprune.export.attention_steps import write_out_attention
 from edgeprune.export.executorch_runtime import MAX_BYTES, Method, check_installed, kernels
-from edgeprune.export.parity import PARITY_TOLERANCE, InputSpec, input_specs, largest_error, quiet, torch_outputs
+from edgeprune.export.parity import PARITY_TOLERANCE, Reference, Sample, error_on, quiet
 from edgeprune.files import check_new, write_atomically
 from edgeprune.graph.capture import reexport
+from edgeprune.graph.drawn import drawn_leaves
 from edgeprune.graph.sizes import arguments, input_values
+from edgeprune.graph.specs import fitted, input_specs
 
 _N_DRAWN = 7
 _RANK_OF_IMAGES = 4
@@ -94,15 +96,15 @@ def write_executorch(
         raise InputError(f"{out}: expected a name that ends in .pte")
     check_new(out, force=True, kind="file")
     _check_weights(program)
-    batches = _batches(program, inputs, batch)
-    lowered = _lowered(_with_fixed_sizes(program, batches[0]))
-    parity = _parity(program, lowered.content, batches, out.name, tolerance)
+    samples = Reference(program).first(_batches(program, inputs, batch))
+    lowered = _lowered(_with_fixed_sizes(program, samples[0].inputs))
+    parity = _parity(program, lowered.content, samples, out.name, tolerance)
     write_atomically(out, lowered.content)
     return ExecutorchFile(
         str(out),
         len(lowered.content),
         parity,
-        _batch_size(program, batches[0]),
+        _batch_size(program, samples[0].inputs),
         lowered.n_partitions,
         lowered.delegated,
         lowered.portable,
@@ -121,52 +123,32 @@ def _check_weights(program: ExportedProgram) -> None:
         raise InputError("the weights are bfloat16, which XNNPACK does not run: convert with model.float()")
 
 
-def _batches(program: ExportedProgram, inputs: Any, batch: int) -> list[tuple[np.ndarray, ...]]:
-    """All rows of the inputs in batches of one size; the inputs as they are where no batch is free."""
+def _batches(program: ExportedProgram, inputs: Any, batch: int) -> Iterator[list[tuple[torch.Tensor, ...]]]:
+    """All rows of the inputs in batches of one size, as they are where no batch is free; several such, best first."""
     specs = input_specs(program)
     if batch < 1:
         raise InputError(f"batch: expected at least 1, got {batch}")
-    given = _drawn(specs) if inputs is None else _given(specs, inputs)
-    n_rows = max((len(array) for array, spec in zip(given, specs, strict=True) if spec.batched), default=0)
-    if not n_rows:
-        return [tuple(given)]
-    rows = [np.arange(start, start + batch) % n_rows for start in range(0, n_rows, batch)]
-    return [
-        tuple(array[chunk] if spec.batched else array for array, spec in zip(given, specs, strict=True))
-        for chunk in rows
-    ]
+    if inputs is not None:
+        candidates: Iterable[Sequence[torch.Tensor]] = [fitted(specs, inputs, "inputs to check the export on")]
+    else:
+        drawn = drawn_leaves(program, _N_DRAWN)
+        candidates = ([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)] for leaves in drawn)
+    for given in candidates:
+        n_rows = max((len(tensor) for tensor, spec in zip(given, specs, strict=True) if spec.batched), default=0)
+        if not n_rows:
+            yield [tuple(given)]
+            continue
+        rows = [torch.arange(start, start + batch) % n_rows for start in range(0, n_rows, batch)]
+        yield [
+            tuple(tensor[chunk] if spec.batched else tensor for tensor, spec in zip(given, specs, strict=True))
+            for chunk in rows
+        ]
 
 
 def _batch_size(program: ExportedProgram, batch: Sequence[np.ndarray]) -> int:
     """The first size of the first input with a free batch, or of the first that has any."""
     by_need = sorted(zip(input_specs(program), batch, strict=True), key=lambda pair: not pair[0].batched)
     return next((len(array) for _, array in by_need if array.ndim), 1)
-
-
-def _given(specs: Sequence[InputSpec], inputs: Any) -> list[np.ndarray]:
-    values = [inputs] if isinstance(inputs, (np.ndarray, torch.Tensor)) else list(inputs)
-    if len(values) != len(specs):
-        raise InputError(f"inputs to check the export on: expected {len(specs)} arrays, got {len(values)}")
-    tensors = [torch.as_tensor(v).detach().cpu().to(spec.dtype) for v, spec in zip(values, specs, strict=True)]
-    for tensor, spec in zip(tensors, specs, strict=True):
-        fits = tensor.dim() == len(spec.shape) and all(
-            want in (None, got) for want, got in zip(spec.shape, tensor.shape, strict=True)
-        )
-        if not fits or 0 in tensor.shape:
-            want = "(" + ", ".join("*" if size is None else str(size) for size in spec.shape) + ")"
-            raise InputError(f"inputs to check the export on: {spec.name}: expected {want}, got {tuple(tensor.shape)}")
-    return [tensor.numpy() for tensor in tensors]
-
-
-def _drawn(specs: Sequence[InputSpec]) -> list[np.ndarray]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(_N_DRAWN, *spec.example[1:]) if spec.batched else spec.example for spec in specs]
-    return [
-        torch.randn(shape, generator=generator).to(spec.dtype).numpy()
-        if spec.dtype.is_floating_point
-        else torch.randint(0, 2, shape, generator=generator).to(spec.dtype).numpy()
-        for spec, shape in zip(specs, shapes, strict=True)
-    ]
 
 
 # --- lower
@@ -270,20 +252,13 @@ def _cannot(names: Sequence[str]) -> str:
 # --- run
 
 
-def _parity(
-    program: ExportedProgram, content: bytes, batches: Sequence[Sequence[np.ndarray]], name: str, tolerance: float
-) -> float:
-    """The largest absolute error of the .pte file against PyTorch over all batches."""
-    with quiet():
-        module = program.module()
+def _parity(program: ExportedProgram, content: bytes, samples: Sequence[Sample], name: str, tolerance: float) -> float:
+    """The largest absolute error of the .pte file against PyTorch over all samples."""
     method = Method(content, name)
     flat = input_values(program)
     worst = 0.0
-    for batch in batches:
-        wanted = torch_outputs(lambda *tensors: module(*arguments(program, tensors)), batch)
-        if any(np.isnan(output).any() for output in wanted):
-            raise ParityError("the network gives NaN in PyTorch, so no export of it can be checked")
-        tensors = iter(torch.from_numpy(np.array(array, order="C")) for array in batch)
+    for sample in samples:
+        tensors = iter(torch.from_numpy(np.array(array, order="C")) for array in sample.inputs)
         got = method.run([next(tensors) if isinstance(value, torch.Tensor) else value for value in flat])
-        worst = max(worst, largest_error(wanted, got, f"{name} in ExecuTorch", tolerance))
+        worst = max(worst, error_on(sample, got, f"{name} in ExecuTorch", tolerance))
     return worst

@@ -12,15 +12,15 @@ import onnx
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.attention import with_plain_attention
 from edgeprune.export.padding import with_padding_apart
-from edgeprune.export.parity import PARITY_TOLERANCE, Sample, input_specs, parity_of, quiet, samples_of
+from edgeprune.export.parity import PARITY_TOLERANCE, Sample, parity_of, quiet, samples_of
 from edgeprune.export.signatures import signatures_read_once
 from edgeprune.files import write_atomically
 from edgeprune.graph.given import current_program
+from edgeprune.graph.specs import input_specs, output_names
 
 # The sizes after the batch, by the number of dims of an input.
 _SIZE_NAMES = {
@@ -156,7 +156,7 @@ def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> o
                 optimize=optimize,
                 opset_version=opset,
                 input_names=["input"] if len(specs) == 1 else None,
-                output_names=_output_names(program),
+                output_names=output_names(program),
             )
             assert exported is not None
             proto = exported.model_proto
@@ -167,17 +167,6 @@ def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> o
     if any(spec.batched for spec in specs):
         _check_batch(proto)
     return proto
-
-
-def _output_names(program: ExportedProgram) -> list[str]:
-    """`logits` for a single output, the keys of a dict, else `output_0, output_1, ...`."""
-    n_outputs = len(program.graph_signature.user_outputs)
-    if n_outputs == 1:
-        return ["logits"]
-    tree = pytree.tree_unflatten(list(range(n_outputs)), program.call_spec.out_spec)
-    if isinstance(tree, Mapping) and list(tree.values()) == list(range(n_outputs)):
-        return [str(key) for key in tree]
-    return [f"output_{index}" for index in range(n_outputs)]
 
 
 def _explain(error: BaseException) -> str:

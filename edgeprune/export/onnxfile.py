@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnxruntime import InferenceSession
 
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
-from edgeprune.export.parity import Sample, largest_error, outputs_of, row_chunks
+from edgeprune.export.onnxindices import index_bounds
+from edgeprune.export.parity import Sample, error_on, outputs_of, row_chunks
+from edgeprune.graph.drawn import Leaf, drawn_tensor
+from edgeprune.graph.indices import UNBOUNDED, IndexRange
 from edgeprune.lines import shown
 from edgeprune.reading import parse_json, read_file
 
@@ -124,8 +128,17 @@ def samples_of_file(path: Path, inputs: Any = None, batch: int | None = None) ->
     values = session.get_inputs()
     for value in (*values, *session.get_outputs()):
         _type(path, value)
-    given = _random(path, session) if inputs is None else _fitted(path, session, inputs)
-    batched = [bool(value.shape) and not isinstance(value.shape[0], int) for value in values]
+    failures = []
+    for given in _drawn(path, session) if inputs is None else [_fitted(path, session, inputs)]:
+        try:
+            return _run(session, given, batch)
+        except ParityError as error:
+            failures.append(error)
+    raise failures[0]
+
+
+def _run(session: InferenceSession, given: Sequence[np.ndarray], batch: int | None) -> list[Sample]:
+    batched = [bool(value.shape) and not isinstance(value.shape[0], int) for value in session.get_inputs()]
     samples = []
     for rows in _rows(given, batched, batch):
         args = given if rows is None else _taken(given, batched, rows)
@@ -136,15 +149,9 @@ def samples_of_file(path: Path, inputs: Any = None, batch: int | None = None) ->
 def parity_with(session: InferenceSession, samples: Sequence[Sample], what: str, tolerance: float) -> float:
     """The largest absolute error of a session over all samples; errors as `parity.check_parity`."""
     errors = (
-        largest_error(sample.outputs, outputs_of(session, sample.inputs), f"{what}{_at(sample)}", tolerance)
-        for sample in samples
+        error_on(sample, outputs_of(session, sample.inputs), f"{what}{sample.where}", tolerance) for sample in samples
     )
     return max(errors, default=0.0)
-
-
-def _at(sample: Sample) -> str:
-    first = next((array for array in sample.inputs if array.ndim), None)
-    return "" if first is None else f" at batch {len(first)}"
 
 
 def _rows(given: Sequence[np.ndarray], batched: Sequence[bool], batch: int | None) -> Iterator[np.ndarray | None]:
@@ -185,17 +192,18 @@ def _fitted(path: Path, session: InferenceSession, inputs: Any) -> list[np.ndarr
     return fitted
 
 
-def _random(path: Path, session: InferenceSession) -> list[np.ndarray]:
-    """Seeded random inputs with the largest batch that is checked."""
-    generator = np.random.default_rng(0)
-    drawn = []
+def _drawn(path: Path, session: InferenceSession) -> Iterator[list[np.ndarray]]:
+    """Seeded inputs that the file accepts, with the largest batch that is checked; several, best first."""
+    bounds = index_bounds(parse_onnx(path).graph)
+    leaves = []
     for value in session.get_inputs():
-        shape, kind = _shape(path, session, value), _type(path, value)
-        if np.issubdtype(kind, np.floating):
-            drawn.append(generator.standard_normal(shape).astype(kind))
-        else:
-            drawn.append(generator.integers(0, 2, shape).astype(kind))
-    return drawn
+        shape = _shape(path, session, value)
+        bound = torch.full(shape, bounds.get(value.name, UNBOUNDED))
+        dtype = torch.from_numpy(np.zeros(0, _type(path, value))).dtype
+        leaves.append(Leaf(dtype, shape, frozenset(), None, IndexRange(torch.zeros_like(bound), bound)))
+    for surely in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        yield [drawn_tensor(leaf, generator, surely).numpy() for leaf in leaves]
 
 
 def _shape(path: Path, session: InferenceSession, value: Any) -> tuple[int, ...]:

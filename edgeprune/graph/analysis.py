@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph import binding, reasons
-from edgeprune.graph.capture import size_hint
 from edgeprune.graph.findings import Finding, Hint, Source, same_objects, same_result
 from edgeprune.graph.labels import Layer, Value, core, pack, spread, without_overlaps
 from edgeprune.graph.ops.registry import Call, Operator, lookup, operator_name
 from edgeprune.graph.reasons import Cause
+from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.solve import Reason, Solver, count_units
 from edgeprune.graph.tensors import Tensors
 

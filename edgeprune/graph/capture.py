@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
+from edgeprune.graph.drawn import drawn_arguments, example_values
 from edgeprune.graph.given import check_untrained, forget_given, give, give_copy
 from edgeprune.graph.lift import Unlifted, lifted
 from edgeprune.graph.recurrence import not_unrolled
@@ -26,10 +27,11 @@ from edgeprune.graph.refusals import (
     quiet_torch,
 )
 from edgeprune.graph.regions import flattened
-from edgeprune.graph.sizes import Free, asked_dims, dynamic_shapes, first_fixed, free_dims, input_values
+from edgeprune.graph.sizes import Free, asked_dims, dynamic_shapes, first_fixed, free_dims, input_values, size_hint
 from edgeprune.graph.weights import check_answers, taken_weights
 from edgeprune.usercode import running_user_code
 
+_BATCH = 2  # rows of what is drawn to compare two networks on
 # Position of the train flag among an operator's arguments.
 _TRAIN_FLAG = {
     torch.ops.aten.batch_norm.default: 5,
@@ -155,7 +157,7 @@ class Program(ExportedProgram):
         forget_given(trained)
         trained._state_dict = {name: taken.get(name, tensor) for name, tensor in self.state_dict.items()}
         trained._constants = {name: taken.get(name, value) for name, value in self.constants.items()}
-        check_answers(trained.own_module(), module, example_inputs(self))
+        check_answers(trained.own_module(), module, next(drawn_arguments(self, _BATCH)))
         return trained
 
     @running_user_code(ApplyError)
@@ -177,7 +179,8 @@ class Program(ExportedProgram):
         extra = {name: self.constants[name] for name in self.graph_signature.non_persistent_buffers}
         # What export calls a buffer may be a constant of the forward; every parameter is one of the module's.
         tensors = {**self.state_dict, **extra}
-        return apply(tensors, self.graph_signature.parameters, self.own_module(), model, example_inputs(self))
+        args = next(drawn_arguments(self, _BATCH))
+        return apply(tensors, self.graph_signature.parameters, self.own_module(), model, args)
 
 
 def own_tensors(module: nn.Module, shared: bool = False) -> None:
@@ -256,7 +259,7 @@ def reexport_like(module: fx.GraphModule | Unlifted, program: ExportedProgram) -
 
     The module's code may lag behind its graph. An `Unlifted` is used up.
     """
-    args = example_inputs(program)
+    args = _captured_with(program)
     made = lifted(module, program, args)
     if made is not None:
         return Program.adopt(made)
@@ -278,18 +281,19 @@ def example_inputs(program: ExportedProgram) -> tuple[Any, ...]:
     return tuple(args)
 
 
+def _captured_with(program: ExportedProgram) -> tuple[Any, ...]:
+    """The example that a program was captured with, which tells what its inputs are like; zeros where it has none."""
+    leaves = example_values(program)
+    if leaves is None:
+        return example_inputs(program)
+    args: tuple[Any, ...] = tree_unflatten(leaves, program.call_spec.in_spec)[0]
+    return args
+
+
 def _example(val: Any) -> Any:
     if not isinstance(val, torch.Tensor):
         return size_hint(val)
     return torch.zeros([size_hint(size) for size in val.shape], dtype=val.dtype)
-
-
-def size_hint(size: Any) -> Any:
-    """A symbolic size as the int that it had at capture, at least 2; other things unchanged."""
-    if isinstance(size, torch.SymInt):
-        hint = size.node.hint
-        return int(hint) if hint is not None and hint > 1 else 2
-    return size
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-# Largest relative difference that rounding explains.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Largest relative difference that rounding explains, from the coarsest type to the finest.
+TOLERANCE = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def outputs(network: Callable[..., Any], args: Sequence[Any]) -> list[Tensor]:
@@ -19,20 +19,51 @@ def outputs(network: Callable[..., Any], args: Sequence[Any]) -> list[Tensor]:
         return [leaf for leaf in tree_leaves(network(*args)) if isinstance(leaf, Tensor)]
 
 
-def relative_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
-    """The largest difference of any output, relative to the largest number expected of it.
+def output_types(graph: fx.Graph) -> list[torch.dtype]:
+    """For each output tensor of a graph the coarsest float type that it is computed in.
 
-    Infinite where the numbers of outputs or their shapes differ, or what is got is not finite.
+    An output of float32 may be made of float16, whose rounding it has then. One that no float goes into is exact, as
+    float64.
     """
-    if [a.shape for a in expected] != [b.shape for b in got]:
+    results = [leaf for leaf in tree_leaves(graph.output_node().args) if isinstance(leaf, fx.Node)]
+    coarsest: dict[fx.Node, int] = {}
+    order = list(TOLERANCE)
+    for node in graph.nodes:
+        types = [leaf.dtype for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
+        own = [order.index(dtype) for dtype in types if dtype in TOLERANCE]
+        coarsest[node] = min([*own, *(coarsest[source] for source in node.all_input_nodes), len(order) - 1])
+    tensors = [node for node in results if isinstance(node.meta.get("val"), Tensor)]
+    return [order[coarsest[node]] for node in tensors]
+
+
+def relative_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+    """The largest of `relative_errors`."""
+    return max(relative_errors(expected, got), default=0.0)
+
+
+def relative_errors(expected: Sequence[Tensor], got: Sequence[Tensor]) -> list[float]:
+    """For each output the largest difference, relative to the largest finite number expected of it.
+
+    Infinite for all where the numbers of outputs differ, and for one where its shape does, where a whole number or an
+    infinity is another one, or where what is got is no number.
+    """
+    if len(expected) != len(got):
+        return [float("inf")] * max(len(expected), 1)
+    return [_relative_error(a, b) for a, b in zip(expected, got, strict=True)]
+
+
+def _relative_error(expected: Tensor, got: Tensor) -> float:
+    if expected.shape != got.shape:
         return float("inf")
-    worst = 0.0
-    for a, b in zip(expected, got, strict=True):
-        if a.numel() == 0:
-            continue
-        scale, difference = float(a.abs().max()), float((a.double() - b.double()).abs().max())
-        relative = difference / scale if scale > 0 else difference
-        if not torch.isfinite(b).all() or relative != relative:
-            return float("inf")
-        worst = max(worst, relative)
-    return worst
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return 0.0 if torch.equal(expected, got.to(expected.dtype)) else float("inf")
+    finite = torch.isfinite(expected) & torch.isfinite(got)
+    if not bool((finite | (expected == got)).all()):
+        return float("inf")
+    a, b = expected[finite], got[finite]
+    if not a.numel():
+        return 0.0
+    scale = float(a.abs().max())
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    difference = float((a.to(wide) - b.to(wide)).abs().max())
+    return difference / scale if scale > 0 else difference

@@ -1,4 +1,4 @@
-"""A network in float64: what float32 rounds away is not an error of a cut."""
+"""A network in float64: what a coarser type rounds away is not an error of a cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 
 def in_float64(network: nn.Module) -> nn.Module:
-    """The network in float64, in place, also where its graph names float32; what only asserts a type goes."""
+    """The network in float64, in place, also where its graph names a float type; what only asserts a type goes."""
     if isinstance(network, fx.GraphModule):
         for node in list(network.graph.nodes):
             if node.target is torch.ops.aten._assert_tensor_metadata.default:
@@ -33,7 +33,7 @@ def arguments_in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _doubled(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
+    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
 @contextmanager

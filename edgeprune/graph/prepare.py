@@ -17,9 +17,10 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from edgeprune.graph import binding
-from edgeprune.graph.capture import Program, size_hint
+from edgeprune.graph.capture import Program
 from edgeprune.graph.known import with_known_operators
 from edgeprune.graph.labels import pack, reshape_labels, spread
+from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.unstack import with_single_layers
 from edgeprune.graph.writes import functional
 

@@ -59,6 +59,14 @@ def input_values(program: ExportedProgram) -> list[Any]:
     return [arg.value if isinstance(arg, ConstantArgument) else values[arg.name] for arg in specs]
 
 
+def size_hint(size: Any) -> Any:
+    """A symbolic size as the int that it had at capture, at least 2; other things unchanged."""
+    if isinstance(size, torch.SymInt):
+        hint = size.node.hint
+        return int(hint) if hint is not None and hint > 1 else 2
+    return size
+
+
 def arguments(program: ExportedProgram, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     """The positional arguments of a program, with `tensors` in the places of its tensors and numbers as captured."""
     given = iter(tensors)

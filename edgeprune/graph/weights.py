@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from edgeprune.errors import InputError
-from edgeprune.graph.apply import as_it_is, random_arguments
+from edgeprune.graph.apply import as_it_is
 from edgeprune.graph.comparison import TOLERANCE, outputs, relative_error
 from edgeprune.graph.refusals import failure_on
 
@@ -132,7 +133,7 @@ def check_answers(own: nn.Module, module: nn.Module, args: tuple[Any, ...]) -> N
     """
     inner = _unwrapped(module, _tensors_of(own))
     device = next((tensor.device for tensor in inner.parameters()), torch.device("cpu"))
-    args = random_arguments(args, device)
+    args = tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, args)
     with as_it_is(inner), torch.random.fork_rng([device] if device.type == "cuda" else []):
         failure = failure_on(inner, args)
         if failure:
