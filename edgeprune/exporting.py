@@ -41,7 +41,7 @@ from edgeprune.files import check_new, staged_files
 from edgeprune.graph.drawn import drawn_input
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import input_specs
-from edgeprune.job import RUNS, completed, model_and_data, newest_run
+from edgeprune.job import RUNS, check_logits, completed, model_and_data, newest_run
 from edgeprune.latency import measure_files, ratio_interval
 from edgeprune.normalizing import with_normalization
 from edgeprune.progress import Progress
@@ -137,6 +137,7 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
         check_installed()
     told.stage("load")
     model, data = model_and_data(replace(request, model=str(path)))
+    _check_judged(request, model, data)
     assumed += (*model.notes, *(data.notes if data is not None else ()))
     model = with_normalization(model, data, request.normalize, assumed.append)
     info = completed(model.info, data, request.data) if data else model.info
@@ -205,6 +206,15 @@ def _names(name: str, request: ExportRequest) -> dict[str, bool]:
         f"{name}.pte": request.executorch,
         **{f"{name}.{kind}.onnx": request.int8 for kind in ("int8", "dynamic", "fp16")},
     }
+
+
+def _check_judged(request: ExportRequest, model: Model, data: DataSource | None) -> None:
+    """Raise InputError where smaller numbers have nothing to be calibrated on, or to be judged by."""
+    if not request.int8:
+        return
+    if data is None:
+        raise InputError("--int8: expected data to calibrate on, got none; give --data")
+    check_logits(model.program, data, "without --int8 it can be exported")
 
 
 def _moved(path: str, folder: Path, out: Path) -> str:
@@ -278,8 +288,7 @@ def _variants(export: _Export) -> VariantTable:
     """int8, dynamic and half-precision files, timed beside fp32, and which one to ship."""
     request, told = export.request, export.told
     calibration = _inputs(export, "train")
-    if calibration is None:
-        raise InputError("--int8: expected data to calibrate on, got none; give --data")
+    assert calibration is not None
     if export.data is not None and not request.allow_chance:
         check_above_chance(export.model, export.data)
     accuracy = _accuracy(export)
@@ -318,7 +327,7 @@ def _accuracy(export: _Export) -> Callable[[Path], float] | None:
 
     def accuracy(path: Path) -> float:
         model = ort.session(path)
-        right = [(ort.run(model, inputs).argmax(axis=1) == labels) for inputs, labels in parts]
+        right = [(ort.run_one(model, inputs).argmax(axis=1) == labels) for inputs, labels in parts]
         return float(np.concatenate(right).mean())
 
     return accuracy

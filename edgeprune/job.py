@@ -25,6 +25,7 @@ from edgeprune.gauge import OnnxGauge
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
+from edgeprune.graph.specs import output_names
 from edgeprune.load import load
 from edgeprune.normalizing import with_normalization
 from edgeprune.profiling import Timing, is_here, profile
@@ -115,17 +116,27 @@ def _normalised(request: CompressRequest, model: Model, data: DataSource | None,
     return model
 
 
-def check_logits(program: ExportedProgram, data: DataSource) -> None:
-    """Raise InputError where accuracy cannot be measured: the output is not `(batch, n_classes)`."""
+_WITHOUT_DATA = "without data `edgeprune compress --keep-macs` can cut it"
+
+
+def check_logits(program: ExportedProgram, data: DataSource, instead: str = _WITHOUT_DATA) -> None:
+    """Raise InputError where accuracy cannot be measured: the output is not `(batch, n_classes)`.
+
+    Of several outputs none is taken for the scores. `instead` says what can be done.
+    """
     output = next(node for node in program.graph.nodes if node.op == "output")
     values = [node.meta.get("val") for node in output.all_input_nodes]
     shapes = [tuple(value.shape) for value in values if isinstance(value, torch.Tensor)]
     if len(shapes) == 1 and len(shapes[0]) == 2 and isinstance(shapes[0][1], int):
         return
-    got = " and ".join(f"({', '.join(['batch', *map(str, shape[1:])])})" for shape in shapes) or "none"
+    names = output_names(program)
+    named = [f"{name} " for name in names] if len(names) == len(shapes) > 1 else [""] * len(shapes)
+    got = " and ".join(
+        f"{name}({', '.join(['batch', *map(str, shape[1:])])})" for name, shape in zip(named, shapes, strict=True)
+    )
     raise InputError(
         f"data {data.name}: expected a network with one output (batch, {len(data.classes)}), the scores of the "
-        f"classes, got {got}; without data `edgeprune compress --keep-macs` can cut it"
+        f"classes, got {got or 'none'}; {instead}"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +66,7 @@ class _Network:
     def logits(self, raw: torch.Tensor) -> np.ndarray:
         """`(batch, n_classes)`; raises InputError where they are not finite."""
         try:
-            logits = ort.run(self.session, self.inputs(raw), self.bounds)
+            logits = ort.run_one(self.session, self.inputs(raw), self.bounds)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
         if not np.isfinite(logits).all():
@@ -264,7 +264,11 @@ def _byte_scale(path: Path, session: InferenceSession) -> float | None:
 
 
 def _check_outputs(path: Path, session: InferenceSession, n_classes: int) -> None:
-    shape = session.get_outputs()[0].shape
+    outputs = session.get_outputs()
+    if len(outputs) > 1:
+        got = ", ".join(f"{value.name} {_sizes(value.shape)}" for value in outputs)
+        raise InputError(f"{path}: expected one output (batch, {n_classes}) as the data has classes, got {got}")
+    shape = outputs[0].shape
     if len(shape) != 2 or (isinstance(shape[1], int) and shape[1] != n_classes):
         raise InputError(f"{path}: expected an output (batch, {n_classes}) as the data has classes, got {shape}")
 
@@ -275,6 +279,10 @@ def _accepts(shape: tuple[int | None, ...], given: tuple[int, ...]) -> bool:
 
 def _show(shape: tuple[int | None, ...]) -> str:
     return "(" + ", ".join(["batch", *("*" if size is None else str(size) for size in shape)]) + ")"
+
+
+def _sizes(shape: Sequence[int | str]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")"
 
 
 def _short(values: tuple[float, ...]) -> str:

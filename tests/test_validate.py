@@ -18,10 +18,13 @@ from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.contracts import write_contracts
 from edgeprune.export.onnx import export_onnx
+from edgeprune.export.quantize import write_int8
+from edgeprune.exporting import export_model
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
 from edgeprune.records import DataSource, ModelInfo
-from edgeprune.requests import ValidateRequest
+from edgeprune.requests import ExportRequest, ValidateRequest
+from edgeprune.save import save_program
 from edgeprune.validate import validate_files
 
 
@@ -286,3 +289,31 @@ def test_network_that_gives_nan_is_refused(files: Files, tmp_path: Path) -> None
     bias.raw_data = np.full(10, np.nan, np.float32).tobytes()
     onnx.save(proto, tmp_path / "net.onnx")
     refused(files, tmp_path / "net.onnx", "expected finite logits")
+
+
+class Detector(nn.Module):
+    """Boxes first, and then the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.boxes, self.scores = nn.Linear(64, 16), nn.Linear(16, 4), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.trunk(x.flatten(1)).relu()
+        return {"boxes": self.boxes(h), "scores": self.scores(h)}
+
+
+def test_of_several_outputs_none_is_taken_for_the_scores(tmp_path: Path) -> None:
+    program = capture(Detector(), torch.randn(2, 1, 8, 8))
+    path = tmp_path / "net.onnx"
+    export_onnx(program, path)
+    with pytest.raises(InputError, match=r"one output \(batch, 10\) .* got boxes \(batch, 4\), scores \(batch, 10\)"):
+        validate_files(ValidateRequest(str(path), str(path), "digits"), open_data("digits"))
+    save_program(tmp_path / "net.pt2", program, ModelInfo((1, 8, 8)))
+    request = ExportRequest(model=str(tmp_path / "net.pt2"), data="digits", out=str(tmp_path / "out"), int8=True)
+    with pytest.raises(InputError, match=r"got boxes \(batch, 4\) and scores \(batch, 10\); without --int8"):
+        export_model(request, Silent())
+    assert not (tmp_path / "out").exists()
+    rows = np.random.default_rng(0).standard_normal((32, 1, 8, 8), dtype=np.float32)
+    made = write_int8(path, tmp_path / "int8.onnx", rows)
+    assert (made.drop_points, made.agreement) == (None, None) and made.snr_db > 20

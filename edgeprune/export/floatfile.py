@@ -44,7 +44,7 @@ class Agreement:
     """How close a file is to the float file on the same inputs.
 
     `snr_db` is the energy of the float outputs over that of the error, in decibels, of the worst output. `argmax` is
-    the share of rows with the same best class, None where the first output is not `(n, n_classes)`.
+    the share of rows with the same best class, None where there is another output than `(n, n_classes)` scores.
     """
 
     snr_db: float
@@ -92,7 +92,7 @@ def agreement(file: FloatFile, path: Path, threads: int = 1) -> Agreement:
     columns = list(zip(zip(*file.outputs, strict=True), zip(*given, strict=True), strict=True))
     floats = [(want, got) for want, got in columns if want[0].dtype.kind == "f" and want[0].ndim]
     worst = min((_snr_db(want, got) for want, got in floats), default=math.inf)
-    return Agreement(worst, _same_argmax(*columns[0]) if columns else None)
+    return Agreement(worst, _same_argmax(*columns[0]) if len(columns) == 1 else None)
 
 
 def weighted_nodes(graph: onnx.GraphProto, op_types: Sequence[str] = WEIGHTED) -> list[onnx.NodeProto]:
@@ -241,7 +241,7 @@ def _snr_db(want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:
 
 
 def _same_argmax(want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float | None:
-    if want[0].ndim != 2 or want[0].shape[1] < 2:
+    if want[0].ndim != 2 or want[0].shape[1] < 2 or want[0].dtype.kind != "f":
         return None
     same = [a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(want, got, strict=True)]
     return float(np.concatenate(same).mean())
