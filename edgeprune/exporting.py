@@ -34,6 +34,7 @@ from edgeprune.export.ortformat import write_ort
 from edgeprune.export.parity import row_chunks
 from edgeprune.export.probes import probes_of, reference_probes
 from edgeprune.export.quantize import QuantizedFile, write_int8
+from edgeprune.export.state import check_stateless, in_words, states_of
 from edgeprune.export.variants import VariantTable, compare_variants
 from edgeprune.export.web import WebNetwork, WebProbe, WebRuntime, check_web, web_runtime, write_web
 from edgeprune.features import gathered, slim_contract
@@ -138,6 +139,7 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
     told.stage("load")
     model, data = model_and_data(replace(request, model=str(path)))
     _check_judged(request, model, data)
+    _check_state(request, model)
     assumed += (*model.notes, *(data.notes if data is not None else ()))
     model = with_normalization(model, data, request.normalize, assumed.append)
     info = completed(model.info, data, request.data) if data else model.info
@@ -217,6 +219,13 @@ def _check_judged(request: ExportRequest, model: Model, data: DataSource | None)
     check_logits(model.program, data, "without --int8 it can be exported")
 
 
+def _check_state(request: ExportRequest, model: Model) -> None:
+    """Raise InputError for a target that would lose a network's state."""
+    for option, asked in (("--int8", request.int8), ("--ort", request.ort), ("--web", request.web)):
+        if asked:
+            check_stateless(model.program, option)
+
+
 def _moved(path: str, folder: Path, out: Path) -> str:
     return str(out / Path(path).relative_to(folder))
 
@@ -232,6 +241,9 @@ def _contracts(export: _Export) -> tuple[list[ExportedFile], int]:
     """The ONNX files of the contracts, and how many samples they passed."""
     request = export.request
     export.told.stage("export and check")
+    state = in_words(states_of(export.model.program))
+    if state:
+        export.told.say(state)
     raw = export.raw("test", None)
     files = write_contracts(
         export.model.program, export.info, export.folder, name=export.name, raw_inputs=raw, opset=request.opset,

@@ -22,9 +22,11 @@ import edgeprune.compat  # noqa: F401 - makes torchvision importable
 import edgeprune.export.onnx as exporter
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.onnx import export_onnx
-from edgeprune.export.parity import check_parity, input_specs
+from edgeprune.export.onnxfile import samples_of_file
+from edgeprune.export.parity import check_parity, error_on, samples_of
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.groups import analyze
+from edgeprune.graph.specs import input_specs
 from edgeprune.planner import plan
 from edgeprune.surgery import cut
 
@@ -339,7 +341,7 @@ def test_failed_export_puts_logging_back(tmp_path: Path) -> None:
     [
         (np.zeros((4, 1, 5, 4), np.float32), r"expected \(\*, 1, 4, 4\), got \(4, 1, 5, 4\)"),
         (np.zeros((0, 1, 4, 4), np.float32), r"got \(0, 1, 4, 4\)"),
-        ((np.zeros((1, 1, 4, 4)),) * 2, "expected 1 arrays, got 2"),
+        ((np.zeros((1, 1, 4, 4)),) * 2, r"expected 1 array \(input\), got 2"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(inputs: Any, message: str, tmp_path: Path) -> None:
@@ -413,3 +415,81 @@ def test_parity_rule(want: list[list[float]], got: list[list[float]], error: str
     else:
         with pytest.raises(ParityError, match=error):
             check_parity(np.array(want), np.array(got), "ONNX")
+
+
+# -- whole numbers, half precision, choices ---------------------------------------------------------------------------
+
+
+class Scores(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 32), nn.Linear(32, 20)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        values, places = self.b(self.a(x).relu()).relu().topk(12, 1)
+        return {"values": values, "places": places}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_places_of_equal_scores_may_be_others(dtype: torch.dtype, tmp_path: Path) -> None:
+    program = capture(Scores().to(dtype), torch.randn(2, 6).to(dtype))
+    assert export_onnx(program, tmp_path / "scores.onnx").parity <= 1e-2
+
+
+def test_half_precision_is_allowed_its_own_rounding(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [part for _ in range(4) for part in (nn.Linear(256, 256), nn.LayerNorm(256), nn.GELU())]
+    program = capture(nn.Sequential(*layers, nn.Linear(256, 8)).half(), torch.randn(2, 256).half())
+    done = export_onnx(program, tmp_path / "half.onnx")
+    assert 1e-5 < done.parity <= 1e-2
+
+
+def test_whole_numbers_must_be_the_same() -> None:
+    want = np.array([30_000, 4])
+    with pytest.raises(ParityError, match="same whole numbers, got others in 1 of 2 places"):
+        check_parity(want, want + np.array([1, 0]), "this")
+
+
+def test_an_error_beyond_half_precision_is_found() -> None:
+    want = np.linspace(-1, 1, 10, dtype=np.float16).reshape(2, 5)
+    assert check_parity(want, want + np.float16(4e-3), "this") <= 5e-3
+    with pytest.raises(ParityError, match="largest error expected at most"):
+        check_parity(want, want + np.float16(5e-2), "this")
+
+
+def test_rounding_that_float64_shows_is_no_error(tmp_path: Path) -> None:
+    class Cancelling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 64), nn.Linear(64, 8)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            h = self.a(x).relu() * 1e5
+            return self.b(h) - self.b(h + 1e-3)
+
+    torch.manual_seed(0)
+    program = capture(Cancelling(), torch.randn(2, 6))
+    assert export_onnx(program, tmp_path / "net.onnx").parity > 1e-4
+    sample = samples_of(program)[0]
+    with pytest.raises(ParityError, match="largest error expected at most"):
+        error_on(sample, [sample.outputs[0] + 1.0], "this")
+
+
+def test_drawn_tokens_and_masks_are_ones_that_the_network_takes(tmp_path: Path) -> None:
+    """A causal text tower: a row that is masked from its start on has no place to look at."""
+
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.q, self.k = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+            h, low = self.e(ids), torch.finfo(torch.float32).min
+            causal = torch.full((6, 6), low).triu(1) + torch.where(mask[:, None, :].bool(), 0.0, low)
+            return ((self.q(h) @ self.k(h).transpose(1, 2) + causal).softmax(-1) @ h).mean(1)
+
+    program = capture(Tower(), (torch.ones(2, 6).long(), torch.ones(2, 6).long()))
+    assert export_onnx(program, tmp_path / "tower.onnx").parity <= 1e-5
+    samples = samples_of_file(tmp_path / "tower.onnx")
+    assert max(int(sample.inputs[0].max()) for sample in samples) > 1
+    assert all((sample.inputs[1].sum(1) > 0).all() for sample in samples)

@@ -17,6 +17,7 @@ from edgeprune.errors import InputError
 from edgeprune.export.attention_steps import write_out_attention
 from edgeprune.export.executorch_runtime import MAX_BYTES, Method, check_installed, kernels
 from edgeprune.export.parity import PARITY_TOLERANCE, Reference, Sample, error_on, quiet
+from edgeprune.export.state import check_stateless
 from edgeprune.files import check_new, write_atomically
 from edgeprune.graph.capture import reexport
 from edgeprune.graph.drawn import drawn_leaves
@@ -96,6 +97,7 @@ def write_executorch(
         raise InputError(f"{out}: expected a name that ends in .pte")
     check_new(out, force=True, kind="file")
     _check_weights(program)
+    check_stateless(program, "ExecuTorch")
     samples = Reference(program).first(_batches(program, inputs, batch))
     lowered = _lowered(_with_fixed_sizes(program, samples[0].inputs))
     parity = _parity(program, lowered.content, samples, out.name, tolerance)

@@ -71,7 +71,7 @@ def write_fixed_batch(
     what = f"{out.name} with the batch fixed"
     content = fixed.SerializeToString(deterministic=True)
     parity = _parity(content, samples, what, tolerance)
-    smaller = _folded(fixed)
+    smaller = None if has_defaults(fixed.graph) else _folded(fixed)  # onnxsim takes a default for a constant
     if smaller is not None:
         with contextlib.suppress(InputError, ParityError):  # the graph as it was is checked and right
             smaller_content = smaller.SerializeToString(deterministic=True)
@@ -84,6 +84,12 @@ def write_fixed_batch(
 def is_batch_free(proto: onnx.ModelProto) -> bool:
     """Whether the first size of an input is free."""
     return any(dims and dims[0].dim_value < 1 for dims in _input_dims(proto))  # some exporters write -1
+
+
+def has_defaults(graph: onnx.GraphProto) -> bool:
+    """Whether an input may be left out, as that of a state may."""
+    held = {tensor.name for tensor in graph.initializer}
+    return any(value.name in held for value in graph.input)
 
 
 def _check_batch(proto: onnx.ModelProto, batch: int) -> None:

@@ -233,7 +233,8 @@ class _Front:
 
 
 def _only_input(network: onnx.ModelProto) -> onnx.ValueInfoProto:
-    inputs = list(network.graph.input)
+    held = {tensor.name for tensor in network.graph.initializer}  # an input that may be left out: a state
+    inputs = [value for value in network.graph.input if value.name not in held]
     if len(inputs) != 1:
         raise InputError(f"preprocessing: expected a network with one input, got {[value.name for value in inputs]}")
     return inputs[0]

@@ -18,9 +18,11 @@ from edgeprune.export.attention import with_plain_attention
 from edgeprune.export.padding import with_padding_apart
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, parity_of, quiet, samples_of
 from edgeprune.export.signatures import signatures_read_once
+from edgeprune.export.state import at_start, file_names, in_words, put_starts, states_of, steps_of, with_state_apart
+from edgeprune.export.state import metadata as state_metadata
 from edgeprune.files import write_atomically
 from edgeprune.graph.given import current_program
-from edgeprune.graph.specs import input_specs, output_names
+from edgeprune.graph.specs import input_specs
 
 # The sizes after the batch, by the number of dims of an input.
 _SIZE_NAMES = {
@@ -58,6 +60,8 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
 ) -> OnnxExport:
     """Write `program` as one ONNX file, after checking it in onnxruntime.
 
+    A buffer that the program writes to becomes an input and an output, see `export.state`; then several steps are run.
+
     Args:
         program: takes tensors; sizes that are free in it (the batch) are free in the file. Or a module that a program's
             `.module()` gave, trained or not, also in a wrapper: its program is written with its weights.
@@ -78,15 +82,25 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
     """
     program = current_program(program)
     _check_weights(program)
-    samples = samples_of(program, inputs)
-    proto, parity, note = _translate_checked(program, opset, samples, tolerance)
+    states = states_of(program)
+    names = file_names(program, states)
+    if states:
+        apart = with_state_apart(program, states)
+        program, samples = apart, steps_of(program, apart, states, inputs)
+    else:
+        samples = samples_of(program, inputs)
+    proto, parity, note = _translate_checked(_Translation(program, names, opset), samples, tolerance)
     simplified = False
     if simplify:
         smaller, smaller_parity, why_not = _simplify_checked(proto, samples, tolerance)
         if smaller is not None:
             proto, parity, simplified = smaller, smaller_parity, True
         note = "; ".join(filter(None, (note, why_not)))
-    onnx.helper.set_model_props(proto, dict(sorted((metadata or {}).items())))
+    if states:
+        put_starts(proto, states)
+        parity = max(parity, parity_of(proto, [at_start(samples[0], len(states))], tolerance))
+    note = "; ".join(filter(None, (note, in_words(states))))
+    onnx.helper.set_model_props(proto, dict(sorted({**(metadata or {}), **state_metadata(states)}.items())))
     content = proto.SerializeToString(deterministic=True)
     write_atomically(path, content)
     return OnnxExport(str(path), len(content), parity, simplified, note)
@@ -99,7 +113,12 @@ def draft_onnx(program: ExportedProgram, path: str | Path) -> None:
         InputError: the program cannot be expressed in ONNX (names the operator), or is over 2 GiB.
     """
     _check_weights(program)
-    write_atomically(path, _translate(program, None, True).SerializeToString())
+    states = states_of(program)
+    names = file_names(program, states)
+    apart = with_state_apart(program, states) if states else program
+    proto = _translate(_Translation(apart, names, None), True)
+    put_starts(proto, states)
+    write_atomically(path, proto.SerializeToString())
 
 
 def _check_weights(program: ExportedProgram) -> None:
@@ -116,15 +135,24 @@ def _check_weights(program: ExportedProgram) -> None:
 # --- translate
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Translation:
+    """A program without a state, the names of its inputs (None: the exporter's) and outputs, and the operator set."""
+
+    program: ExportedProgram
+    names: tuple[list[str] | None, list[str]]
+    opset: int | None
+
+
 def _translate_checked(
-    program: ExportedProgram, opset: int | None, samples: Sequence[Sample], tolerance: float
+    told: _Translation, samples: Sequence[Sample], tolerance: float
 ) -> tuple[onnx.ModelProto, float, str]:
     """The exporter's optimised graph, or its plain one where the optimised one is wrong or fails."""
     note = ""
     failure: Exception | None = None
     for optimize in (True, False):
         try:
-            proto = _translate(program, opset, optimize)
+            proto = _translate(told, optimize)
             return proto, parity_of(proto, samples, tolerance), note
         except (InputError, ParityError) as error:
             failure = failure or error
@@ -144,9 +172,9 @@ def _without_projections(program: ExportedProgram) -> ExportedProgram:
     return unrolled
 
 
-def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> onnx.ModelProto:
+def _translate(told: _Translation, optimize: bool) -> onnx.ModelProto:
     """The bare ONNX graph of a program: no paths, no traces, input and output names of the contract."""
-    specs = input_specs(program)
+    program, opset, (input_names, names) = told.program, told.opset, told.names
     try:
         with quiet(), signatures_read_once():
             exported = torch.onnx.export(
@@ -155,8 +183,8 @@ def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> o
                 verbose=False,
                 optimize=optimize,
                 opset_version=opset,
-                input_names=["input"] if len(specs) == 1 else None,
-                output_names=output_names(program),
+                input_names=input_names,
+                output_names=names,
             )
             assert exported is not None
             proto = exported.model_proto
@@ -164,7 +192,7 @@ def _translate(program: ExportedProgram, opset: int | None, optimize: bool) -> o
         raise InputError(_explain(error)) from error
     _check_opset(proto, opset)
     _strip(proto)
-    if any(spec.batched for spec in specs):
+    if any(spec.batched for spec in input_specs(program)):
         _check_batch(proto)
     return proto
 

@@ -70,21 +70,24 @@ def samples_of(program: ExportedProgram, inputs: Any = None) -> list[Sample]:
     """
     specs, reference = input_specs(program), Reference(program)
     if inputs is not None:
-        samples = reference.samples(_batches(fitted(specs, inputs, "inputs to check the export on"), specs))
+        samples = reference.samples(batches_of(fitted(specs, inputs, "inputs to check the export on"), specs))
     else:
-        samples = reference.first(_batches(tensors, specs) for tensors in _drawn(program, max(_BATCHES)))
+        samples = reference.first(batches_of(tensors, specs) for tensors in drawn_tensors(program, max(_BATCHES)))
     shapes = grown_shapes(program)
     if shapes is not None:
-        samples += reference.first(iter([tensors]) for tensors in _drawn(program, _FEW, shapes))
+        samples += reference.first(iter([tensors]) for tensors in drawn_tensors(program, _FEW, shapes))
     return samples
 
 
-def _drawn(program: ExportedProgram, batch: int, shapes: Shapes | None = None) -> Iterator[tuple[torch.Tensor, ...]]:
-    for leaves in drawn_leaves(program, batch, shapes):
+def drawn_tensors(
+    program: ExportedProgram, batch: int, shapes: Shapes | None = None, seed: int = 0
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The input tensors of `drawn_leaves`."""
+    for leaves in drawn_leaves(program, batch, shapes, seed):
         yield tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
-def _batches(inputs: tuple[torch.Tensor, ...], specs: Sequence[InputSpec]) -> Iterator[tuple[torch.Tensor, ...]]:
+def batches_of(inputs: tuple[torch.Tensor, ...], specs: Sequence[InputSpec]) -> Iterator[tuple[torch.Tensor, ...]]:
     """All rows in chunks, then batches of several sizes (rows repeat where there are too few); whole if it is fixed."""
     if not any(spec.batched for spec in specs):
         yield inputs

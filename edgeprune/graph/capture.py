@@ -240,7 +240,7 @@ def capture(
     return program
 
 
-def reexport(module: fx.GraphModule, args: tuple[Any, ...], free: Free | None = None) -> Program:
+def reexport(module: nn.Module, args: tuple[Any, ...], free: Free | None = None) -> Program:
     """Export an edited graph again.
 
     Args:
