@@ -34,16 +34,23 @@ def with_normalization(
         InputError: a normalisation that cannot be had, or of another number of channels or columns.
     """
     recorded = model.info.normalization
-    if asked is None and (recorded is not None or data is None):
-        return model
-    stated = data is not None and data.states_normalization
-    chosen = asked_normalization(asked or ("data" if stated else "none"), data, model.info.arch)
+    if asked is None:
+        return model if data is None or recorded is not None else _assumed(model, data, assume)
+    chosen = asked_normalization(asked, data, model.info.arch)
     check_width(chosen, model.info.input_shape)
-    if asked is None and data is not None:
-        assume(f"--normalize data ({_about(chosen)}, as {data.name} says)" if stated else _none(model, data))
-    elif recorded is not None and chosen != recorded:
+    if recorded is not None and chosen != recorded:
         assume(f"--normalize {asked} for {option_text(_short(recorded))}, which the model's file records")
     return replace(model, info=replace(model.info, normalization=chosen))
+
+
+def _assumed(model: Model, data: DataSource, assume: Callable[[str], None]) -> Model:
+    """What the user's own DataSource states, else none."""
+    if data.states_normalization:
+        check_width(data.normalization, model.info.input_shape)
+        assume(f"--normalize data ({_about(data.normalization)}, as {data.name} says)")
+        return replace(model, info=replace(model.info, normalization=data.normalization))
+    assume(_none(model, data))
+    return replace(model, info=replace(model.info, normalization=IDENTITY))
 
 
 def asked_normalization(asked: str, data: DataSource | None, arch: str | None) -> Normalization:

@@ -47,23 +47,29 @@ def published_normalization(spec: str | None) -> Normalization | None:
 
 
 def _torchvision(spec: str, name: str, asked: Any) -> Normalization:
-    from torchvision import models
-
-    try:
-        known = {entry.name: _scaling(_as_mapping(entry.transforms())) for entry in models.get_model_weights(name)}
-    except ValueError as error:
-        raise InputError(f"--normalize weights: expected an architecture of torchvision's, got {spec}") from error
+    known = _published(spec, name)
     if isinstance(asked, str):
-        known = {entry: scaling for entry, scaling in known.items() if entry in (asked, asked.rpartition(".")[2])}
-    scalings = {scaling for scaling in known.values() if scaling is not None}
+        chosen = asked.rpartition(".")[2]  # of ResNet18_Weights.IMAGENET1K_V1
+        known = {chosen: known[chosen]} if chosen in known else {}
+    scalings = set(known.values())
     if len(scalings) == 1:
         return Normalization(*scalings.pop())
     if not scalings:
         raise InputError(f"--normalize weights: expected weights that say their mean and std, got none for {spec}")
-    raise InputError(
-        f"--normalize weights: expected weights of one mean and std, got several for {spec}: "
-        + "; ".join(f"{entry} {option_text(Normalization(*scaling))}" for entry, scaling in known.items() if scaling)
-    )
+    several = "; ".join(f"{entry} {option_text(Normalization(*scaling))}" for entry, scaling in known.items())
+    raise InputError(f"--normalize weights: expected weights of one mean and std, got several for {spec}: {several}")
+
+
+def _published(spec: str, name: str) -> dict[str, Scaling]:
+    """The scaling of each of an architecture's weights that say it, by their names."""
+    from torchvision import models
+
+    try:
+        entries = list(models.get_model_weights(name))
+    except ValueError as error:
+        raise InputError(f"--normalize weights: expected an architecture of torchvision's, got {spec}") from error
+    found = {entry.name: _scaling(_as_mapping(entry.transforms())) for entry in entries}
+    return {entry: scaling for entry, scaling in found.items() if scaling is not None}
 
 
 def _as_mapping(transforms: Any) -> Mapping[str, Any]:

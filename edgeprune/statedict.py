@@ -113,14 +113,16 @@ def module_in(content: Mapping[str, Any], choice: StateChoice) -> nn.Module | No
         InputError: several, of which none is the averaged one, or none of the name that was asked for.
     """
     modules = {name: value for name, value in content.items() if isinstance(value, nn.Module)}
-    if choice.key is not None and modules and choice.key not in modules:
-        raise InputError(f"--state-key: expected one of {_some(list(modules))}, got {choice.key!r}")
+    if not modules:
+        return None
     if choice.key is not None:
-        return modules.get(choice.key)
-    averaged = [module for name, module in modules.items() if _is_averaged(name)]
-    if len(modules) > 1 and len(averaged) != 1:
-        raise InputError(f"expected one network, got {_some(list(modules))}; choose by --state-key")
-    return next(iter(averaged or modules.values()), None)
+        if choice.key not in modules:
+            raise InputError(f"--state-key: expected one of {_some(list(modules))}, got {choice.key!r}")
+        return modules[choice.key]
+    preferred = [name for name in modules if _is_averaged(name)] or list(modules)
+    if len(preferred) > 1:
+        raise InputError(f"expected one network, got {_some(preferred)}; choose by --state-key")
+    return modules[preferred[0]]
 
 
 # -- what is there -------------------------------------------------------------------------------------------------
@@ -158,37 +160,50 @@ def _candidates(
     """The mapping with each prefix under which names of the architecture stand, the best first."""
     _check_not_quantized(entries)
     has_module = any("module" in name.split(".") for name in expected)
-    named = {_unmarked(name, has_module): value for name, value in entries.items() if not _is_ignored(name, ignore)}
+    named = {_unmarked(name, has_module): value for name, value in _not_ignored(entries, ignore).items()}
     values = plain_weights({name: value for name, value in named.items() if not isinstance(value, Mapping)}, expected)
+    for prefix in _prefixes(values, expected):
+        inside = {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
+        outside = tuple(name for name in values if not name.startswith(prefix))
+        yield _candidate(path, prefix, _not_ignored(inside, ignore), outside, expected)
+
+
+def _prefixes(values: Mapping[str, Any], expected: Mapping[str, Tensor]) -> list[str]:
+    """What stands before names of the architecture, most often first; a fitting shape counts twice."""
     counts: Counter[str] = Counter()
     for name, value in values.items():
         for at in _starts(name):
-            known = expected.get(name[at:])
-            if known is not None:
-                counts[name[:at]] += 1 + (isinstance(value, Tensor) and value.shape == known.shape)
-    prefixes = [prefix for prefix, _ in counts.most_common(_MAX_PREFIXES)] or [""]
-    for prefix in prefixes:
-        yield _candidate(path, prefix, values, expected, ignore)
+            if name[at:] in expected:
+                counts[name[:at]] += 1 + _has_shape(value, expected[name[at:]])
+    return [prefix for prefix, _ in counts.most_common(_MAX_PREFIXES)] or [""]
 
 
 def _candidate(
-    path: str, prefix: str, values: Mapping[str, Any], expected: Mapping[str, Tensor], ignore: Sequence[str]
+    path: str, prefix: str, inside: Mapping[str, Any], outside: tuple[str, ...], expected: Mapping[str, Tensor]
 ) -> _Candidate:
-    stripped = {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
-    stripped = {name: value for name, value in stripped.items() if not _is_ignored(name, ignore)}
-    outside = tuple(name for name in values if not name.startswith(prefix))
-    common = {name: value for name, value in stripped.items() if name in expected}
-    wrong = [
-        f"{name} {list(value.shape)} instead of {list(expected[name].shape)}"
-        if isinstance(value, Tensor)
-        else f"a {type(value).__name__} for {name!r}"
+    common = {name: value for name, value in inside.items() if name in expected}
+    wrong = tuple(
+        _other_shape(name, value, expected[name])
         for name, value in common.items()
-        if not (isinstance(value, Tensor) and value.shape == expected[name].shape)
-    ]
-    known = _shared_with(set(common), expected)
-    missing = tuple(name for name in expected if name not in known and not name.endswith(_COUNTER))
-    unexpected = tuple(name for name, value in stripped.items() if name not in expected and isinstance(value, Tensor))
-    return _Candidate(path, prefix, common, outside, len(common) - len(wrong), missing, unexpected, tuple(wrong))
+        if not _has_shape(value, expected[name])
+    )
+    missing = _missing(set(common), expected)
+    unexpected = tuple(name for name, value in inside.items() if name not in common and isinstance(value, Tensor))
+    return _Candidate(path, prefix, common, outside, len(common) - len(wrong), missing, unexpected, wrong)
+
+
+def _has_shape(value: Any, expected: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == expected.shape
+
+
+def _other_shape(name: str, value: Any, expected: Tensor) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__} for {name!r}"
+    return f"{name} {list(value.shape)} instead of {list(expected.shape)}"
+
+
+def _not_ignored(values: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if not any(fnmatchcase(name, one) for one in patterns)}
 
 
 def _starts(name: str) -> list[int]:
@@ -201,10 +216,6 @@ def _unmarked(name: str, has_module: bool) -> str:
     for mark in _MARKS:
         name = name.replace(mark, "")
     return name if has_module else re.sub(r"(?<=\.)module\.", "", name)
-
-
-def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _check_patterns(patterns: Sequence[str], mappings: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
@@ -278,10 +289,14 @@ def _notes(chosen: _Candidate, complete: Sequence[_Candidate]) -> tuple[str, ...
 # -- whether they fit ----------------------------------------------------------------------------------------------
 
 
-def _shared_with(names: set[str], expected: Mapping[str, Tensor]) -> set[str]:
-    """The names, and those of tensors that are one with theirs: a file may hold a tied weight once."""
-    pointers = {expected[name].data_ptr() for name in names if expected[name].numel()}
-    return names | {name for name, tensor in expected.items() if tensor.numel() and tensor.data_ptr() in pointers}
+def _missing(names: set[str], expected: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What is not there under any name: a file may hold a tied weight once, and lack the counters of batch norm."""
+    pointers = {expected[name].data_ptr() for name in names}
+    return tuple(
+        name
+        for name, tensor in expected.items()
+        if not (name in names or name.endswith(_COUNTER) or (tensor.numel() and tensor.data_ptr() in pointers))
+    )
 
 
 def _filled(state: dict[str, Any], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import codecs
 import csv
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from edgeprune.errors import InputError
 HEAD_BYTES = 2**22  # of a file that are looked at
 OPTIONS = ("sep", "decimal", "encoding", "header")
 _SEPARATORS = (",", ";", "\t", "|")
-_NAMES = {"\t": "a tab", "tab": "\t", "\\t": "\t"}
+_SAID = {"tab": "\t", "\\t": "\t"}
 _LINES = 100
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f]")
@@ -68,29 +68,37 @@ def detect(head: bytes, path: Path, target: str | None, asked: Mapping[str, str]
     """
     _check_asked(path, asked)
     encoding, notes = _encoding(head, path, asked.get("encoding"))
-    lines = head.decode(encoding, "replace").splitlines()[:_LINES]
-    if len(lines) == _LINES or len(head) == HEAD_BYTES:
-        lines = lines[:-1]  # may be cut off
+    lines = _lines(head, encoding)
     excel = _EXCEL.fullmatch(lines[0].strip()) if lines else None
-    skip = int(excel is not None)
-    lines = [line for line in lines[skip:] if line.strip()]
-    sep = _NAMES.get(asked.get("sep", ""), asked.get("sep")) or (excel[1] if excel else _separator(lines, target))
+    lines = [line for line in lines[int(excel is not None) :] if line.strip()]
+    found = excel[1] if excel else _separator(lines, target)
+    sep = asked.get("sep", found)
+    sep = _SAID.get(sep, sep)
     rows = _rows(lines, sep)
     header = asked.get("header") != "none"
     decimal = asked.get("decimal") or _decimal(rows[int(header) :])
-    if decimal == "," and "decimal" not in asked:
-        notes.append(f"{path.name} has a comma as decimal mark")
-    if sep != "," and "sep" not in asked:
-        notes.append(f"{path.name} has {_shown(sep)} between columns")
-    first = tuple(rows[0]) if rows else ()
-    twice = sorted({name for name in first if header and first.count(name) > 1})
+    dialect = Dialect(sep, decimal, encoding, header, int(excel is not None), tuple(rows[0]) if rows else ())
+    return replace(dialect, notes=(*notes, *_notes(dialect, path, asked)))
+
+
+def _lines(head: bytes, encoding: str) -> list[str]:
+    """The first whole lines."""
+    lines = head.decode(encoding, "replace").splitlines()[:_LINES]
+    return lines[:-1] if len(lines) == _LINES or len(head) == HEAD_BYTES else lines
+
+
+def _notes(dialect: Dialect, path: Path, asked: Mapping[str, str]) -> Iterator[str]:
+    if dialect.decimal == "," and "decimal" not in asked:
+        yield f"{path.name} has a comma as decimal mark"
+    if dialect.sep != "," and "sep" not in asked:
+        yield f"{path.name} has {_shown(dialect.sep)} between columns"
+    if not dialect.header:
+        return
+    twice = sorted({name for name in dialect.first if dialect.first.count(name) > 1})
     if twice:
-        notes.append(f"columns of {path.name} that are called the same are numbered: {', '.join(twice[:3])}")
-    if header and "" in first:
-        notes.append(
-            f"a column of {path.name} that has no name is taken as a feature: a number of the row, say, is none"
-        )
-    return Dialect(sep, decimal, encoding, header, skip, first, tuple(notes))
+        yield f"columns of {path.name} that are called the same are numbered: {', '.join(twice[:3])}"
+    if "" in dialect.first:
+        yield f"a column of {path.name} that has no name is taken as a feature: a number of the row, say, is none"
 
 
 def no_target(dialect: Dialect, path: Path, columns: Sequence[str], target: str | None, listed: str) -> InputError:
@@ -101,13 +109,13 @@ def no_target(dialect: Dialect, path: Path, columns: Sequence[str], target: str 
         return InputError(f"{text}; the first line holds numbers: with &header=none its columns are called 0, 1, ...")
     if len(columns) == 1:
         return InputError(f"{text}; found {dialect}: &sep=CHARACTER says another")
-    close = [name for name in columns if target is not None and name.strip().lower() == target.strip().lower()]
-    return InputError(f"{text}; did you mean {close[0]!r}?" if close else text)
+    alike = {name.strip().lower(): name for name in columns}.get((target or "").strip().lower())
+    return InputError(f"{text}; did you mean {alike!r}?" if alike else text)
 
 
 def _check_asked(path: Path, asked: Mapping[str, str]) -> None:
     sep = asked.get("sep", ",")
-    if len(_NAMES.get(sep, sep)) != 1 or sep in '"\n\r':
+    if len(_SAID.get(sep, sep)) != 1 or sep in '"\n\r':
         raise InputError(f"{path}: expected ?sep= of one character or tab, got {sep[:20]!r}")
     if asked.get("decimal", ".") not in (".", ","):
         raise InputError(f"{path}: expected ?decimal= as . or , got {asked['decimal'][:20]!r}")
@@ -135,11 +143,10 @@ def _encoding(head: bytes, path: Path, asked: str | None) -> tuple[str, list[str
 
 def _separator(lines: Sequence[str], target: str | None) -> str:
     rows = {sep: _rows(lines, sep) for sep in _SEPARATORS}
-    named = [sep for sep, cut in rows.items() if cut and target in cut[0] and len(cut[0]) > 1]
-    if named:
-        return named[0]
-    even = [sep for sep, cut in rows.items() if cut and len(cut[0]) > 1 and len({len(row) for row in cut}) == 1]
-    return even[0] if even else ","
+    several = {sep: cut for sep, cut in rows.items() if cut and len(cut[0]) > 1}
+    named = [sep for sep, cut in several.items() if target in cut[0]]
+    even = [sep for sep, cut in several.items() if len(set(map(len, cut))) == 1]
+    return next(iter(named or even), ",")
 
 
 def _rows(lines: Sequence[str], sep: str) -> list[list[str]]:
@@ -157,4 +164,4 @@ def _decimal(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _shown(sep: str) -> str:
-    return _NAMES.get(sep) or repr(sep)
+    return "a tab" if sep == "\t" else repr(sep)

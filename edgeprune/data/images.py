@@ -141,6 +141,10 @@ def open_image_folder(root: str, size: int = DEFAULT_SIZE) -> DataSource:
         return build(name, parts, classes, notes=files.notes)
     if len(present) == 1:
         raise InputError(f"{base}: expected val or test beside train, got train alone")
+    return _open_split_folder(name, base, present, size)
+
+
+def _open_split_folder(name: str, base: Path, present: Sequence[str], size: int) -> DataSource:
     classes = class_folders(base / "train", base)
     scanned = [_scan(base, base / part, classes, size) for part in present]
     _check_all_present(scanned[0], base / "train", classes)

@@ -40,32 +40,40 @@ def class_labels(values: Mapping[str, np.ndarray], name: str, classes: Sequence[
         InputError: floats, labels below 0 that are not -1 and 1, more than MAX_CLASSES, or not as many as names.
     """
     flat, one_hot = _flat(values, name)
-    known = sorted({value.dtype.kind for value in flat.values()})
-    if len(known) > 1 and set(known) - {"i", "u"}:
-        raise InputError(f"{name}: expected labels of one kind in every split, got {', '.join(known)}")
     if classes:
         return ClassLabels(_counted(flat, name, len(classes)), tuple(classes))
     unique = np.unique(np.concatenate([np.unique(value) for value in flat.values()]))
     _check_values(unique, flat, name)
     names = tuple(_name(value) for value in unique.tolist())
     indices = {split: np.searchsorted(unique, value).astype(np.int64) for split, value in flat.items()}
-    notes = [f"labels are one-hot rows of {one_hot}"] if one_hot else []
+    notes: tuple[str, ...] = (f"labels are one-hot rows of {one_hot}",) if one_hot else ()
     if unique.dtype.kind in "iu" and unique.tolist() != list(range(len(unique))):
-        notes.append(f"the classes are the labels that occur: {_some(names)}")
-    return ClassLabels(indices, names, tuple(notes))
+        notes += (f"the classes are the labels that occur: {_some(names)}",)
+    return ClassLabels(indices, names, notes)
 
 
 def _flat(values: Mapping[str, np.ndarray], name: str) -> tuple[dict[str, np.ndarray], int]:
-    """Labels `(n,)` of each split, and the width of one-hot rows, or 0."""
-    arrays = {split: np.asarray(value) for split, value in values.items()}
-    arrays = {split: y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y for split, y in arrays.items()}
+    """Labels `(n,)` of each split, all of one kind, and the width of one-hot rows, or 0."""
+    arrays = {split: _column(np.asarray(value)) for split, value in values.items()}
     widths = {y.shape[1] if _is_one_hot(y) else 0 for y in arrays.values()}
     if len(widths) == 1 and widths != {0}:
         return {split: y.argmax(axis=1) for split, y in arrays.items()}, widths.pop()
+    _check_kinds(arrays, name)
+    return arrays, 0
+
+
+def _check_kinds(arrays: Mapping[str, np.ndarray], name: str) -> None:
     for split, y in arrays.items():
         if y.ndim != 1 or y.dtype.kind not in "iubUS":
             raise InputError(f"{name}, {split}: {_expected(y)}")
-    return arrays, 0
+    kinds = sorted({y.dtype.kind.replace("u", "i") for y in arrays.values()})
+    if len(kinds) > 1:
+        raise InputError(f"{name}: expected labels of one kind in every split, got {', '.join(kinds)}")
+
+
+def _column(y: np.ndarray) -> np.ndarray:
+    """`(n, 1)` as `(n,)`."""
+    return y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
 
 
 def _expected(y: np.ndarray) -> str:
@@ -122,16 +130,14 @@ def with_classes_of(data: DataSource, classes: Sequence[str], n_outputs: int | N
 
     Example: labels 2, 3 and 7 of a network with ten outputs become those numbers, of classes "0" to "9".
     """
-    own = data.classes
-    if classes and own != tuple(classes) and set(own) <= set(classes):
-        why = "the classes of the data are taken by their names, in the order of the model's"
-        return _renumbered(data, [list(classes).index(name) for name in own], classes, why)
-    numbers = [int(name) for name in own if name.isascii() and name.isdecimal()]
-    if not classes and n_outputs is not None and len(own) < n_outputs:
-        if len(numbers) == len(own) and max(numbers) < n_outputs:
-            names = tuple(str(number) for number in range(n_outputs))
-            return _renumbered(data, numbers, names, f"labels are the numbers of the network's {n_outputs} outputs")
-    return data
+    names, why = tuple(classes), "the classes of the data are taken by their names, in the order of the model's"
+    if not names and n_outputs is not None and len(data.classes) < n_outputs:
+        names = tuple(map(str, range(n_outputs)))
+        why = f"labels are the numbers of the network's {n_outputs} outputs"
+    if data.classes == names or not set(data.classes) <= set(names):
+        return data
+    place = {name: number for number, name in enumerate(names)}
+    return _renumbered(data, [place[name] for name in data.classes], names, why)
 
 
 def _renumbered(data: DataSource, numbers: Sequence[int], classes: Sequence[str], why: str) -> DataSource:
