@@ -60,7 +60,7 @@ def description(folder: Path, described: Described) -> dict[str, Any]:
     """The document for the ONNX files in `folder`, whose inputs and outputs are read from them."""
     protos = {contract: _opened(folder / name) for contract, name in described.files.items()}
     document: dict[str, Any] = {"format": FEATURES_FORMAT}
-    if all(len(proto.graph.input) == 1 for proto in protos.values()):
+    if all(len(_fed(proto.graph)) == 1 for proto in protos.values()):
         document |= _single_input(described)
     document["classes"] = list(described.info.classes)
     document["contracts"] = {
@@ -68,6 +68,7 @@ def description(folder: Path, described: Described) -> dict[str, Any]:
             "file": described.files[contract],
             "inputs": _inputs(described, contract, proto.graph),
             "outputs": [_value(value) for value in proto.graph.output],
+            **_state(proto),
         }
         for contract, proto in protos.items()
     }
@@ -135,9 +136,9 @@ def _names(info: ModelInfo, features: InputFeatures) -> list[str]:
 
 def _inputs(described: Described, contract: str, graph: onnx.GraphProto) -> list[dict[str, Any]]:
     """Every input of a file: name, type and shape; of the only one also what its values are and how they are made."""
-    inputs = [_value(value) for value in graph.input]
-    if len(inputs) > 1:
-        return inputs
+    [first, *others] = [_value(value) for value in graph.input]
+    if len(_fed(graph)) > 1:
+        return [first, *others]
     unscaled = is_identity(described.info.normalization) or described.folded or contract == "preprocess"
     said: dict[str, Any] = {"values": "raw" if unscaled else "normalised", "unit": None, "scaling": None}
     if unscaled:
@@ -145,7 +146,19 @@ def _inputs(described: Described, contract: str, graph: onnx.GraphProto) -> list
     is_float = graph.input[0].type.tensor_type.elem_type in _FLOATS
     if contract != "preprocess" and not described.folded and is_float:
         said["scaling"] = _scaling(described, described.features if contract == "slim" else None)
-    return [{**inputs[0], **said}]
+    return [{**first, **said}, *others]
+
+
+def _fed(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that have to be given: a state may be left out, as it is in the file."""
+    held = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in held]
+
+
+def _state(proto: onnx.ModelProto) -> dict[str, Any]:
+    """What a run hands to the next one, as `export.state` has put it into the file."""
+    found = [entry.value for entry in proto.metadata_props if entry.key == "edgeprune.state"]
+    return {"state": json.loads(found[0])} if found else {}
 
 
 def _unit(described: Described) -> str:
