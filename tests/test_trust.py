@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -161,6 +162,16 @@ def test_specs_of_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ):
         assert not same_arch(base, other)
     assert same_arch("pkg.nets:f?a=1", "pkg.nets:f?a=1") and not same_arch("pkg.nets:f", "pkg/nets:f")
+
+
+def test_built_in_data_on_record_are_opened(place: Path, program: Any) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(place / "data.npz", x=rng.random((60, 4), dtype=np.float32), y=np.arange(60) % 3)
+    for spec in ("npz:data.npz", f"npz:{place / 'data.npz'}"):
+        save_checkpoint(place / "m.pt", program, ModelInfo(input_shape=(4,), data=spec))
+        for request in (CompressRequest("m.pt"), ExportRequest("m.pt")):
+            _, data = model_and_data(request)
+            assert data is not None and len(data.classes) == 3
 
 
 # -- every field of every record -----------------------------------------------------------------------------------
