@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from edgeprune.folding import fold
 from edgeprune.graph.capture import Program
@@ -15,6 +16,7 @@ from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.ops.registry import Call, operator_name
 from edgeprune.graph.prepare import prepared
+from edgeprune.graph.state import state_partners
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.surgery import kept_units
 
@@ -46,6 +48,7 @@ def masked(program: ExportedProgram, plan: PruningPlan) -> fx.GraphModule:
     _divide_by_removed(module)
     _zero_buffers(module, plan)
     _zero_as_read(module, plan)
+    _narrow_state(module, program, plan)
     module.recompile()
     return module
 
@@ -78,6 +81,46 @@ def _zero_as_read(module: fx.GraphModule, plan: PruningPlan) -> None:
             user.replace_input_with(node, read)
 
 
+def _narrow_state(module: fx.GraphModule, program: ExportedProgram, plan: PruningPlan) -> None:
+    """Let it take and give what is kept of a state, as the slim network does; the rest comes in as zeros."""
+    partners = state_partners(program, plan.state)
+    placeholders = {node.name: node for node in module.graph.find_nodes(op="placeholder")}
+    output = module.graph.output_node()
+    results = [leaf for leaf in tree_leaves(output.args) if isinstance(leaf, fx.Node)]
+    for position, comes in partners.items():
+        kept = plan.inputs.get(comes.name)
+        if kept is None or kept.dim is None or comes.name not in plan.state:
+            continue
+        placeholder, goes = placeholders[comes.name], results[position]
+        users = list(placeholder.users)
+        with module.graph.inserting_after(placeholder):
+            wide = module.graph.call_function(_widening(kept.size, kept.keep, kept.dim), (placeholder,))
+        for user in users:
+            user.replace_input_with(placeholder, wide)
+        with module.graph.inserting_before(output):
+            index = torch.tensor(kept.keep)
+            narrow = module.graph.call_function(_narrowing(index, kept.dim), (goes,))
+        output.replace_input_with(goes, narrow)
+
+
+def _widening(size: int, keep: Sequence[int], dim: int) -> Callable[[Tensor], Tensor]:
+    index = torch.tensor(keep)
+
+    def widening(state: Tensor) -> Tensor:
+        sizes = list(state.shape)
+        sizes[dim] = size
+        return state.new_zeros(sizes).index_copy(dim, index, state)
+
+    return widening
+
+
+def _narrowing(index: Tensor, dim: int) -> Callable[[Tensor], Tensor]:
+    def narrowing(state: Tensor) -> Tensor:
+        return state.index_select(dim, index)
+
+    return narrowing
+
+
 def _zeroing(kept: Mapping[int, Sequence[int]]) -> Callable[[Tensor], Tensor]:
     def zeroing(tensor: Tensor) -> Tensor:
         return zeroed(tensor, kept)
@@ -102,7 +145,7 @@ def _finite(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _normalise_over_kept(module: fx.GraphModule, program: ExportedProgram, plan: PruningPlan) -> None:
     """Let every normalisation over units see the kept ones alone, and give zeros for the others."""
-    graph = analyze(program, inputs=bool(plan.inputs), attention=plan.attention)
+    graph = analyze(program, inputs=plan.has_features, attention=plan.attention, state=plan.state)
     edit = Edit(module, graph.analysis, kept_units(graph, plan))
     for call in graph.analysis.calls.values():
         x = call.values[0]

@@ -21,7 +21,7 @@ from edgeprune.graph.labels import core
 from edgeprune.importance import Batches, protected, score
 from edgeprune.pruning_plan import PlannedGroup, PruningPlan
 from edgeprune.records import FeatureRules, InputFeatures
-from edgeprune.surgery import input_features
+from edgeprune.surgery import input_features, kept_state
 
 _NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
 
@@ -350,7 +350,9 @@ def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -
         features = input_features(graph, name, keep) if kind == "input" else None
         if features is not None and 0 < len(features.keep) < features.size:  # nothing gathers what nothing reads
             inputs[name] = features
+    inputs.update(kept_state(graph, keep))
     groups = tuple(
         PlannedGroup(group.name, group.n_units, int(keep[group.units].sum()), group.exact) for group in graph.groups
     )
-    return PruningPlan(digest(program), tensors, inputs, groups, graph.analysis.attention)
+    state = graph.analysis.state
+    return PruningPlan(digest(program), tensors, inputs, groups, graph.analysis.attention, state=state)

@@ -21,7 +21,7 @@ from edgeprune.graph.drawn import drawn_arguments
 from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
 from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import fitted, input_specs, output_names
-from edgeprune.graph.state import N_STEPS, FromStart, state_buffers
+from edgeprune.graph.state import N_STEPS, FromStart, fed_leaves, state_buffers
 from edgeprune.masked import masked
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.reach import Reach
@@ -55,13 +55,13 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
             the other choice between two equal numbers. Or nothing that the network was run on shows anything.
     """
     origin = "drawn; give real ones by prove(..., inputs=...)" if inputs is None else "given"
-    candidates = _drawn(program) if inputs is None else _given(program, inputs)
+    candidates = _drawn(program, slim, plan) if inputs is None else _given(program, slim, plan, inputs)
     return _proved(program, slim, plan, candidates, origin)
 
 
 def prove_on_data(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Tensor) -> float:
     """`prove` on real inputs `(batch, ...)`, and on drawn ones where those show nothing of the cut."""
-    candidates = itertools.chain(_given(program, inputs), _drawn(program))
+    candidates = itertools.chain(_given(program, slim, plan, inputs), _drawn(program, slim, plan))
     return _proved(program, slim, plan, candidates, "the data's")
 
 
@@ -92,16 +92,23 @@ class _ShowsNothing(Exception):
 # -- what both are run on ---------------------------------------------------------------------------------------------
 
 
-def _drawn(program: ExportedProgram) -> Iterator[list[Arguments]]:
+def _taken_by(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan) -> ExportedProgram:
+    """The program whose inputs both networks take: the slim one's, where a state is narrower."""
+    return slim if plan.state else program
+
+
+def _drawn(dense: ExportedProgram, slim: ExportedProgram, plan: PruningPlan) -> Iterator[list[Arguments]]:
     """What to run both networks on, one after the other; several such lists, best first."""
+    program = _taken_by(dense, slim, plan)
+    n_steps = _n_steps(program, plan)
     for batch in (_BATCH, _MANY):
-        steps = [drawn_arguments(program, batch, seed=step) for step in range(_n_steps(program))]
+        steps = [drawn_arguments(program, batch, seed=step) for step in range(n_steps)]
         for *args, grown in zip(*steps, _grown(program, batch), strict=True):
             yield [*args, *grown]
 
 
-def _n_steps(program: ExportedProgram) -> int:
-    return N_STEPS if state_buffers(program) else 1
+def _n_steps(program: ExportedProgram, plan: PruningPlan) -> int:
+    return N_STEPS if plan.state or state_buffers(program) else 1
 
 
 def _grown(program: ExportedProgram, batch: int) -> Iterator[list[Arguments]]:
@@ -111,18 +118,20 @@ def _grown(program: ExportedProgram, batch: int) -> Iterator[list[Arguments]]:
         yield [] if shapes is None else [args]
 
 
-def _given(program: ExportedProgram, inputs: Any) -> Iterator[list[Arguments]]:
+def _given(dense: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Any) -> Iterator[list[Arguments]]:
     """The caller's inputs as arguments, with drawn ones where the first was given alone."""
+    program = _taken_by(dense, slim, plan)
+    n_steps = _n_steps(program, plan)
     specs, what = input_specs(program), "inputs of the proof"
     alone = isinstance(inputs, Tensor) and len(specs) > 1
     tensors = fitted(specs[:1] if alone else specs, inputs, what)
     batch = next((len(tensor) for tensor, spec in zip(tensors, specs, strict=False) if spec.batched), _BATCH)
     if not alone:
-        yield [arguments(program, tensors)] * _n_steps(program) + next(_grown(program, batch))
+        yield [arguments(program, tensors)] * n_steps + next(_grown(program, batch))
         return
     for args, grown in zip(drawn_arguments(program, batch), _grown(program, batch), strict=True):
         leaves = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-        yield [arguments(program, [*tensors, *leaves[1:]])] * _n_steps(program) + grown
+        yield [arguments(program, [*tensors, *leaves[1:]])] * n_steps + grown
 
 
 # -- the comparison ---------------------------------------------------------------------------------------------------
@@ -145,9 +154,15 @@ class _Pair:
         state = state_buffers(program)
         network = Program.adopt(slim).frozen_module()
         reach = Reach(program, slim, plan, network)
-        reference = FromStart(masked(program, plan), state)
+        fed = fed_leaves(program, plan.state)
+        reference = FromStart(masked(program, plan), state, fed)
         return cls(
-            program, reference, FromStart(network, state), reach, output_names(program), output_types(program.graph)
+            program,
+            reference,
+            FromStart(network, state, fed),
+            reach,
+            output_names(program),
+            output_types(program.graph),
         )
 
     def error(self, samples: Sequence[Arguments], unfolded: ExportedProgram | None) -> float:
@@ -164,7 +179,7 @@ class _Pair:
         wanted = self._wanted(samples)
         if unfolded is not None:
             self._check_folding(unfolded, samples)
-        got = _run(self.slim, samples)
+        got = self.slim.run(samples)
         errors = [relative_errors(a, b) for a, b in zip(wanted, got, strict=True)]
         if not self._is_rounding(errors):
             errors = self._told_from_rounding(samples, errors)
@@ -178,7 +193,7 @@ class _Pair:
     def _wanted(self, samples: Sequence[Arguments]) -> list[list[Tensor]]:
         """The masked dense network's outputs."""
         try:
-            wanted = _run(self.reference, samples)
+            wanted = self.reference.run(samples)
         except Exception as error:  # whatever a network raises on inputs that it does not take
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise _ShowsNothing(f"the dense network fails on the inputs ({reason})") from error
@@ -210,25 +225,30 @@ class _Pair:
         for network in (self.reference, self.slim):
             in_float64(network.network)
             network.reset()
-        told = []
+        told: list[list[float]] = []
+        before: tuple[list[Tensor], list[Tensor]] = ([], [])
         for args, coarse in zip(samples, errors, strict=True):
-            exact_args = arguments_in_float64(args)
             with float64_by_default():
-                exact = relative_errors(*self._same_choices(exact_args))
+                before = self._same_choices(arguments_in_float64(args), *before)
+                exact = relative_errors(*before)
             told.append([e if e <= _EXACT else max(c, e) for c, e in zip(coarse, exact, strict=True)])
         return told
 
-    def _same_choices(self, args: Arguments) -> tuple[list[Tensor], list[Tensor]]:
+    def _same_choices(
+        self, args: Arguments, wanted: list[Tensor], got: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The outputs of both for one step, after a step that gave others."""
         dense, slim = self.reference.network, self.slim.network
+        dense_args, slim_args = self.reference.next_step(args, wanted), self.slim.next_step(args, got)
         if not has_choices(dense):
-            return outputs(dense, args), outputs(slim, args)
+            return outputs(dense, dense_args), outputs(slim, slim_args)
         recording = Recording(dense)
-        wanted = outputs(recording, args)
-        return wanted, outputs(Following(slim, list(recording.choices.values()), _EXACT), args)
+        wanted = outputs(recording, dense_args)
+        return wanted, outputs(Following(slim, list(recording.choices.values()), _EXACT), slim_args)
 
     def _check_folding(self, dense: ExportedProgram, samples: Sequence[Arguments]) -> None:
         networks = [FromStart(Program.adopt(one).frozen_module(), state_buffers(one)) for one in (dense, self.program)]
-        pairs = zip(*(_run(network, samples) for network in networks), strict=True)
+        pairs = zip(*(network.run(samples) for network in networks), strict=True)
         error = max(relative_error(*pair) for pair in pairs)
         tolerance = max(TOLERANCE[dtype] for dtype in self.types)
         if error > tolerance:
@@ -236,9 +256,3 @@ class _Pair:
                 f"the network with its constants folded is not the dense network: expected a relative error of at most "
                 f"{tolerance:g}, got {error:.3g}; this is a defect in the folding, please report it with the model"
             )
-
-
-def _run(network: FromStart, samples: Sequence[Arguments]) -> list[list[Tensor]]:
-    """The outputs on each sample, one after the other."""
-    network.reset()
-    return [outputs(network.network, args) for args in samples]

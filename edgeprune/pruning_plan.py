@@ -39,7 +39,8 @@ class PruningPlan:
     name in the dense model's state dict. `inputs[name]` lists the kept input features. `source_sha256` is the digest
     of the program that the plan was made for. `attention` is what an attention loses, whole heads or the same channels
     of every head, as in `analyze`: the groups that the plan's couplings are checked by depend on it. `folded` tells
-    that the model's constants are folded before the cut, see `fold`.
+    that the model's constants are folded before the cut, see `fold`. `state` names inputs that an output feeds, as in
+    `analyze`; what is kept of them is among `inputs`.
     """
 
     source_sha256: str
@@ -48,6 +49,12 @@ class PruningPlan:
     groups: tuple[PlannedGroup, ...] = ()
     attention: str = "heads"
     folded: bool = False
+    state: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether input features go, other than units of a state."""
+        return any(name not in self.state for name in self.inputs)
 
     @property
     def exact(self) -> bool:
@@ -61,6 +68,7 @@ class PruningPlan:
             "source_sha256": self.source_sha256,
             **({} if self.attention == "heads" else {"attention": self.attention}),
             **({"folded": True} if self.folded else {}),
+            **({"state": dict(sorted(self.state.items()))} if self.state else {}),
             "tensors": {
                 name: {str(dim): list(kept) for dim, kept in sorted(dims.items())}
                 for name, dims in sorted(self.tensors.items())
@@ -101,7 +109,10 @@ class PruningPlan:
         tensors = {name: _kept(name, dims) for name, dims in _table("tensors", document.get("tensors"))}
         inputs = {name: _features(name, entry) for name, entry in _table("inputs", document.get("inputs", {}))}
         groups = tuple(_group(entry) for entry in _list("groups", document.get("groups", [])))
-        return cls(sha256, tensors, inputs, groups, attention, folded)
+        state = dict(_table("state", document.get("state", {})))
+        if not all(isinstance(output, str) for output in state.values()):
+            raise PlanError("the plan's state: expected the names of outputs")
+        return cls(sha256, tensors, inputs, groups, attention, folded, state)
 
 
 def read_plan(path: Path) -> PruningPlan:
@@ -126,8 +137,14 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
             mine[dim] = kept if before is None else tuple(before[k] for k in kept)
     # Features keep their dense numbers: the input is gathered inside, so that every cut sees all of it.
     inputs = {**first.inputs, **second.inputs}
+    for name in first.state.keys() & first.inputs.keys() & second.inputs.keys():  # of a state it sees what was left
+        state = first.inputs[name]
+        left = tuple(state.keep[k] for k in second.inputs[name].keep)
+        inputs[name] = InputFeatures(state.size, left, state.dim)
     groups = tuple(_composed_groups(first.groups, second.groups))
-    return PruningPlan(first.source_sha256, tensors, inputs, groups, second.attention, first.folded)
+    return PruningPlan(
+        first.source_sha256, tensors, inputs, groups, second.attention, first.folded, {**first.state, **second.state}
+    )
 
 
 def _composed_groups(first: tuple[PlannedGroup, ...], second: tuple[PlannedGroup, ...]) -> Iterator[PlannedGroup]:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from edgeprune.digests import digest
 from edgeprune.errors import PlanError
 from edgeprune.folding import fold
 from edgeprune.graph.binding import shape_of
-from edgeprune.graph.capture import Program, own_tensors, reexport_like
+from edgeprune.graph.capture import Program, captured_with, own_tensors, reexport, reexport_like
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.given import check_untrained
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
 from edgeprune.graph.inputs import feature_grid
 from edgeprune.graph.lift import Unlifted, unlifted
+from edgeprune.graph.sizes import arguments, free_dims
+from edgeprune.graph.specs import input_specs
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import InputFeatures
 
+_STORED = ("tensor", "input", "state")
 _Masks = dict[tuple[str, str, int | None], np.ndarray]  # (kind, name, dim) -> which indices are kept
 
 
@@ -52,15 +57,28 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
     if plan.folded:
         program, graph = fold(program), None
     if graph is None or graph.analysis.attention != plan.attention:
-        graph = analyze(program, inputs=bool(plan.inputs), attention=plan.attention)
+        graph = analyze(program, inputs=plan.has_features, attention=plan.attention, state=plan.state)
     keep = kept_units(graph, plan)
     ready = graph.analysis.program
-    module = unlifted(ready) or Program.adopt(ready).own_module()
+    narrower = plan.state.keys() & plan.inputs.keys()
+    module = (None if narrower else unlifted(ready)) or Program.adopt(ready).own_module()
     _slice_tensors(module, graph, plan)
     Edit(module, graph.analysis, keep).rewrite()
     _drop_unused(module)
     own_tensors(module)
+    if isinstance(module, fx.GraphModule) and narrower:
+        module.recompile()
+        return reexport(module, _narrower(program, plan), free_dims(program))
     return reexport_like(module, program)
+
+
+def _narrower(program: ExportedProgram, plan: PruningPlan) -> tuple[Any, ...]:
+    """Example arguments with what is kept of the state."""
+    tensors = []
+    for spec, tensor in zip(input_specs(program), tree_leaves(captured_with(program)), strict=True):
+        kept = plan.inputs.get(spec.name) if spec.name in plan.state else None
+        tensors.append(tensor if kept is None else tensor.index_select(kept.dim or 0, torch.tensor(kept.keep)))
+    return arguments(program, tensors)
 
 
 def kept_units(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
@@ -106,6 +124,9 @@ def _new_mask(slot: Slot, plan: PruningPlan) -> np.ndarray:
     if slot.kind == "input":
         features = plan.inputs.get(slot.name)
         return mask if features is None else _kept_elements(features, mask)
+    if slot.kind == "state":
+        features = plan.inputs.get(slot.name)
+        return mask if features is None or features.dim != slot.dim else _kept_elements(features, mask)
     assert slot.dim is not None
     kept = plan.tensors.get(slot.name, {}).get(slot.dim)
     if kept is not None:
@@ -125,6 +146,14 @@ def _check_inputs(graph: ChannelGraph, plan: PruningPlan) -> None:
     """The plan's inputs exist, have labels, and are counted along a dim as the model has them."""
     placeholders = {node.name: node for node in graph.analysis.program.graph.nodes if node.op == "placeholder"}
     for name, features in plan.inputs.items():
+        if name in plan.state:
+            source = graph.analysis.sources.get(("state", name, features.dim))
+            if source is None or len(source.ids) != features.size:
+                raise PlanError(
+                    f"the plan cuts dim {features.dim} of state {name!r} to {len(features.keep)} of "
+                    f"{features.size} units, which the model does not have"
+                )
+            continue
         if ("input", name, None) not in graph.analysis.sources:
             raise PlanError(f"the plan removes features of input {name!r}, of which the model has none to remove")
         shape = shape_of(placeholders[name].meta["val"])
@@ -164,7 +193,7 @@ def _check_couplings(
 
 
 def _broken(group: ChannelGroup, slot: Slot, index: int) -> str:
-    others = sorted({_place(other) for other in group.slots if other is not slot and other.kind in ("tensor", "input")})
+    others = sorted({_place(other) for other in group.slots if other is not slot and other.kind in _STORED})
     return (
         f"the plan keeps index {index} of {_place(slot)} but removes it elsewhere in group {group.name!r}: "
         f"it goes together with {', '.join(others[:4])}"
@@ -172,6 +201,8 @@ def _broken(group: ChannelGroup, slot: Slot, index: int) -> str:
 
 
 def _place(slot: Slot) -> str:
+    if slot.kind == "state":
+        return f"dim {slot.dim} of state {slot.name!r}"
     return f"input {slot.name!r}" if slot.dim is None else f"dim {slot.dim} of {slot.name!r}"
 
 
@@ -216,3 +247,20 @@ def input_features(graph: ChannelGraph, name: str, keep: np.ndarray) -> InputFea
         return None
     kept = np.flatnonzero((grid.units >= 0) & keep[grid.units])
     return InputFeatures(len(grid), tuple(kept.tolist()), grid.dim)
+
+
+def kept_state(graph: ChannelGraph, keep: np.ndarray) -> dict[str, InputFeatures]:
+    """What units `keep` (bool by label) leave of every state that they make narrower.
+
+    Raises:
+        PlanError: a state would lose indices of several dims.
+    """
+    kept: dict[str, InputFeatures] = {}
+    for (kind, name, dim), source in graph.analysis.sources.items():
+        mask = keep[graph.analysis.solver.canonical[source.ids]]
+        if kind != "state" or mask.all():
+            continue
+        if name in kept:
+            raise PlanError(f"state {name!r}: expected a cut along one dim, got one along {kept[name].dim} and {dim}")
+        kept[name] = InputFeatures(len(mask), tuple(np.flatnonzero(mask).tolist()), dim)
+    return kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator as python_operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,24 +12,30 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph import binding, reasons
+from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.findings import Finding, Hint, Source, same_objects, same_result
 from edgeprune.graph.labels import Layer, Value, core, pack, spread, without_overlaps
 from edgeprune.graph.ops.registry import Call, Operator, lookup, operator_name
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.solve import Reason, Solver, count_units
+from edgeprune.graph.state import state_partners
 from edgeprune.graph.tensors import Tensors
 
 
 class Analysis:
     """Labels of every value of a program, and the equalities between them."""
 
-    def __init__(self, program: ExportedProgram, *, inputs: bool, attention: str) -> None:
+    def __init__(
+        self, program: ExportedProgram, *, inputs: bool, attention: str, state: Mapping[str, str] | None = None
+    ) -> None:
         self.program = program
+        self.state = dict(state or {})
+        self._partners = state_partners(program, self.state)
         self.label_inputs = inputs
         self.attention = attention
         self.solver = Solver()
@@ -237,6 +243,8 @@ class Analysis:
 
         Where sizes behind dim 1 are free, its indices (channels, columns) are the units.
         """
+        if name in self.state:
+            return self._labelled("state", name, val.shape, Value(shape))
         labelled = val.dim() >= 2 and isinstance(val.shape[1], int) and val.is_floating_point()
         if not self.label_inputs or not labelled:
             return self._remembered("input", name, (), lambda _: Value(shape, raw=True))
@@ -366,13 +374,17 @@ class Analysis:
         return tree_map_only(tuple, lambda s: Value(s), call.shape, is_leaf=binding.is_shape)
 
     def _output(self, node: fx.Node) -> None:
-        def lock(value: Any) -> Any:
-            if isinstance(value, Value):
-                for layer in value.layers:
-                    self.lock(layer, reasons.OUTPUT)
-            return None
-
-        fx.node.map_arg(node.args, lambda n: tree_map(lock, self.env[n]))
+        """What goes out is locked, but for a state, whose units are those of what comes in again."""
+        self._finding = Finding((), self.settled)
+        for position, result in enumerate(tree_leaves(node.args)):
+            for value in tree_leaves(self.env[result]) if isinstance(result, fx.Node) else ():
+                if isinstance(value, Value) and position in self._partners:
+                    letters = tuple(f"d{dim}" for dim in range(len(value.shape)))
+                    partner = self.env[self._partners[position]]
+                    unify(self, [Operand(value, letters), Operand(partner, letters)])
+                elif isinstance(value, Value):
+                    for layer in value.layers:
+                        self.lock(layer, reasons.OUTPUT)
 
     def _unite(self, left: Tensor, right: Tensor, told: Cause | str) -> None:
         self.solver.unite(left, right, self._reason(told))

@@ -259,7 +259,7 @@ def reexport_like(module: fx.GraphModule | Unlifted, program: ExportedProgram) -
 
     The module's code may lag behind its graph. An `Unlifted` is used up.
     """
-    args = _captured_with(program)
+    args = captured_with(program)
     made = lifted(module, program, args)
     if made is not None:
         return Program.adopt(made)
@@ -281,7 +281,7 @@ def example_inputs(program: ExportedProgram) -> tuple[Any, ...]:
     return tuple(args)
 
 
-def _captured_with(program: ExportedProgram) -> tuple[Any, ...]:
+def captured_with(program: ExportedProgram) -> tuple[Any, ...]:
     """The example that a program was captured with, which tells what its inputs are like; zeros where it has none."""
     leaves = example_values(program)
     if leaves is None:

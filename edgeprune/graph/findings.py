@@ -22,7 +22,7 @@ class Source:
     `ids` are the labels that were handed out, in the order of the elements.
     """
 
-    kind: str  # "tensor", "input", "constant" or "broadcast"
+    kind: str  # "tensor", "input", "state", "constant" or "broadcast"
     name: str
     dim: int | None
     ids: np.ndarray

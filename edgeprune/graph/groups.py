@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator as python_operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,8 @@ class Slot:
     """Where the units of a group sit in one dim of a tensor.
 
     `unit` is int64 `(size of the dim,)`: the number of the unit that each index belongs to, -1 for none of this group.
-    `kind` is "tensor" (a parameter or buffer, by its name in the state dict), "input", "constant" or "broadcast". For
-    an input `dim` is None and `unit` runs over its flattened elements.
+    `kind` is "tensor" (a parameter or buffer, by its name in the state dict), "input", "state" (an input that an
+    output feeds), "constant" or "broadcast". For an input `dim` is None and `unit` runs over its flattened elements.
     """
 
     kind: str
@@ -132,7 +132,11 @@ class ChannelGraph:
 
 @no_collection()
 def analyze(
-    program: ExportedProgram, inputs: bool = False, attention: str = "heads", rules: FeatureRules | None = None
+    program: ExportedProgram,
+    inputs: bool = False,
+    attention: str = "heads",
+    rules: FeatureRules | None = None,
+    state: Mapping[str, str] | None = None,
 ) -> ChannelGraph:
     """Find the channel groups of an exported program by label propagation.
 
@@ -141,9 +145,12 @@ def analyze(
         inputs: whether input features are units too.
         attention: "heads" removes whole attention heads, "head-dim" the same channels of every head.
         rules: input features that are always kept, and ones that only go together; with `inputs` only.
+        state: inputs that take what an output gave in the run before, e.g. `{"h": "h_out"}`: a unit of both is one,
+            and the slim network takes and gives a narrower state.
 
     Raises:
-        InputError: `attention` is neither, or the rules name features that the network has not.
+        InputError: `attention` is neither, or the rules name features that the network has not, or `state` names what
+            is no pair of one shape.
 
     Example:
         >>> graph = edgeprune.analyze(program)
@@ -151,7 +158,7 @@ def analyze(
     """
     if attention not in ("heads", "head-dim"):
         raise InputError(f"attention: expected heads or head-dim, got {attention!r}")
-    analysis = Analysis(prepared(program), inputs=inputs, attention=attention)
+    analysis = Analysis(prepared(program), inputs=inputs, attention=attention, state=state)
     analysis.solve()
     if inputs and rules is not None:
         apply_rules(analysis, rules)
@@ -201,6 +208,8 @@ def _occurrences(labels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def _is_producer(analysis: Analysis, source: Source) -> bool:
     """Whether the source is the output dim of a layer, or an input."""
+    if source.kind == "state":
+        return False
     return source.kind == "input" or (source.dim == 0 and analysis.tensors.rank(source.name) > 1)
 
 
