@@ -53,7 +53,7 @@ def state_partners(program: ExportedProgram, pairs: Mapping[str, str]) -> dict[i
     }
     users = [position for position, spec in enumerate(specs) if spec.kind is OutputKind.USER_OUTPUT]
     outputs = dict(zip(output_names(program), users, strict=True))
-    results: Any = list(program.graph.output_node().args[0])  # type: ignore[arg-type]
+    results: Any = list(program.graph.output_node().args[0])
     for name, output in pairs.items():
         if name not in program.graph_signature.user_inputs:
             known = ", ".join(map(str, program.graph_signature.user_inputs))
