@@ -85,7 +85,8 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     if data is not None and request.data is None:
         assume(f"--data {model.info.data} (the data that the model was trained on)")
     assumed += (*model.notes, *(data.notes if data is not None else ()))
-    model = _normalised(request, model, data, assume)
+    is_assumed = request.normalize is None and model.info.normalization is None
+    model = with_normalization(model, data, request.normalize, assume)
     rules = _rules(request, model, data)
     model = replace(model, info=replace(model.info, feature_groups=named_groups(rules) or model.info.feature_groups))
     budgets = replace(_budgets(request, data is not None, assume), rules=rules)
@@ -97,23 +98,23 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     gauge = _gauge(request, budgets, dense, model, told) if measured else None
     search = Search(dense, budgets, trainer, told, gauge)
     search.check(plan)
+    if data is not None:
+        _check_classes(request, model, data, assume if is_assumed else None)
     for text in assumed:
         told.say(f"assumed: {text}")
     return Job(request, model, data, trainer, search, plan, out, threads, tuple(assumed))
 
 
-def _normalised(request: CompressRequest, model: Model, data: DataSource | None, assume: Any) -> Model:
-    """The model with the normalisation of its inputs, on which it tells the classes apart."""
-    is_assumed = request.normalize is None and model.info.normalization is None
-    model = with_normalization(model, data, request.normalize, assume)
-    if data is None:
-        return model
+def _check_classes(request: CompressRequest, model: Model, data: DataSource, assume: Any | None) -> None:
+    """Raise InputError where the network does not tell the classes apart; tell what would do better than an assumption.
+
+    `assume` is None where the normalisation is not assumed.
+    """
     if not request.allow_chance:
         check_above_chance(model, data)
-    hint = better_normalization(model, data) if is_assumed else None
-    if hint is not None:
+    hint = better_normalization(model, data) if assume is not None else None
+    if assume is not None and hint is not None:
         assume(hint)
-    return model
 
 
 _WITHOUT_DATA = "without data `edgeprune compress --keep-macs` can cut it"

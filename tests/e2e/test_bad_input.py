@@ -233,7 +233,7 @@ def _with_nan() -> dict[str, np.ndarray]:
     [
         (_arrays((3, 8, 8), 10), "the model expects inputs of shape (1, 8, 8), got (3, 8, 8)"),
         (_arrays((64,), 10), "the model expects inputs of shape (1, 8, 8), got (64,)"),
-        (_arrays((1, 8, 8), 7), "the model has 10 classes, got 7"),
+        (_arrays((1, 8, 8), 12), "the model has 10 classes, got 12"),
         (_with_nan(), "expected finite values, got nan at index [3, 0, 2, 1]"),
         (_arrays((1, 8, 8), 10, 20), "the val split is empty; expected at least one sample there, got 20 in all"),
         (_arrays((1, 8, 8), 1), "expected at least 2 classes, got 1"),
