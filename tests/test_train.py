@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from edgeprune.training import StateFile, evaluate, fit, predict
 from edgeprune.training.optimizer import cosine, lr_factor
 
 MODELS = Path(__file__).resolve().parent.parent / "models" / "digits.py"
+TWO_EPOCHS = TrainSettings(epochs=2, threads=1)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -357,3 +360,47 @@ def test_a_training_that_stopped_goes_on_as_if_it_had_not(digits, tmp_path, opti
     assert told.told[0][0] == 19  # two epochs of nine steps were done
     with pytest.raises(InputError, match="state of another training; net: expected 'cnn', got 'mlp'"):
         fit(resumed, digits, digits.normalization, settings, checkpoint=StateFile(file, {"net": "cnn"}, resume=True))
+
+
+@pytest.fixture(scope="module")
+def unfinished(digits, tmp_path_factory):
+    """What a training leaves behind that was stopped in its second epoch."""
+
+    class Stop(Told):
+        def advance(self, done: int, total: int, note: str = "") -> None:
+            if done == 13:
+                raise KeyboardInterrupt
+
+    file = tmp_path_factory.mktemp("unfinished") / "state"
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_mlp(), digits, digits.normalization, TWO_EPOCHS, Stop(), checkpoint=StateFile(file, {}))
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (("weights", "1.bias"), torch.zeros(3), "1.bias"),
+        (("best",), ((0.5, 0.1), {"\x1b[2J": torch.zeros(3)}), r"best\[1\]: expected"),
+        (("optimizer", "param_groups", 0, "lr"), "high", r"optimizer\[0\].lr: expected 0"),
+        (
+            ("optimizer", "state"),
+            {0: {"exp_avg": torch.zeros(3)}},
+            r"optimizer.exp_avg: expected \(32, 64\), got \(3,\)",
+        ),
+        (("schedule", "last_epoch"), math.inf, "schedule.last_epoch: expected 0, got inf"),
+        (("schedule", "x" * 10**6), 1, "schedule: expected"),
+        (("records",), [(1, math.nan, 0.1, 0.1, None)], r"records\[1\]: expected 0.0, got nan"),
+        (("epoch",), 10**400, "1 records of"),
+    ],
+)
+def test_a_state_that_this_training_would_not_write_is_refused(digits, tmp_path, unfinished, path, value, told):
+    content = torch.load(io.BytesIO(unfinished), weights_only=True)
+    inner = content
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    file = tmp_path / "state"
+    torch.save(content, file)
+    with pytest.raises(InputError, match=f"got a damaged one: .*{told}"):
+        fit(small_mlp(), digits, digits.normalization, TWO_EPOCHS, checkpoint=StateFile(file, {}, resume=True))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgeprune.data import normalize, order, read
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.groups import ChannelGraph, analyze
-from edgeprune.lines import error_line
+from edgeprune.lines import error_text, one_line
 from edgeprune.load import capture_single
 from edgeprune.methods import NEED_GROUPS, Subject, make_method
 from edgeprune.progress import Progress, Silent
@@ -35,7 +35,7 @@ from edgeprune.training.placement import (
     set_random_state,
     threads_set,
 )
-from edgeprune.training.state import StateFile
+from edgeprune.training.state import StateFile, check_alike
 from edgeprune.training.team import Team
 
 _MAX_STEP = 1e30  # weights are float32: a step of more is infinite
@@ -247,7 +247,7 @@ class _Run:
             raise
         except Exception as error:  # whatever PyTorch says of values that are none of its own
             raise InputError(
-                f"{path}: expected this training's whole state, got a damaged one: {error_line(error)}"
+                f"{path}: expected this training's whole state, got a damaged one: {one_line(error_text(error), 200)}"
             ) from error
         self._say(f"resumed after epoch {len(self.records)}/{self.settings.epochs} of {path}")
 
@@ -261,6 +261,7 @@ class _Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         asked = [group["initial_lr"] for group in self.plain_optimizer.param_groups]
+        self._check_whole(state)
         self.module.load_state_dict(state["weights"])
         self.plain_optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
@@ -272,9 +273,24 @@ class _Run:
             raise ValueError(f"{len(self.records)} records of {state['epoch']} epochs")
         if state["best"] is not None:
             (accuracy, loss), weights = state["best"]
+            check_alike([(0.0, 0.0), self.module.state_dict()], state["best"], "best")
             self.best = (float(accuracy), float(loss)), weights
         set_random_state(state["random"][self.team.share.rank], self.device)
         self._change_lr(asked)
+
+    def _check_whole(self, state: dict[str, Any]) -> None:
+        """Raise ValueError where it is not a state that this training writes; PyTorch itself takes almost anything."""
+        own = self.plain_optimizer.state_dict()
+        check_alike(own["param_groups"], state["optimizer"]["param_groups"], "optimizer")
+        check_alike(self.schedule.state_dict(), state["schedule"], "schedule")
+        numbered = [index for group in own["param_groups"] for index in group["params"]]
+        shapes = {index: param.shape for index, param in zip(numbered, self.params, strict=True)}
+        for index, kept in state["optimizer"]["state"].items():
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape not in (shapes[index], ()):
+                    raise ValueError(f"optimizer.{name}: expected {tuple(shapes[index])}, got {tuple(value.shape)}")
+        for record in state["records"]:
+            check_alike([0, 0.0, 0.0, 0.0, None][: len(record)], record, "records")
 
     def _change_lr(self, asked: Sequence[float]) -> None:
         """Go on with the learning rates that are asked for, at the place in the schedule that was reached."""

@@ -25,6 +25,7 @@ _CONTENTS = ("identity", "epoch", "weights", "optimizer", "method", "schedule", 
 # What a training may go on with otherwise: how it is run, and the learning rate, which is lowered where it diverged.
 _FREE = ("threads", "workers", "device", "lr")
 _MAX_NAMED = 3
+_LARGEST = 2.0**63  # number that a training keeps
 
 
 def identity(arch: str, spec: str, data: DataSource, settings: TrainSettings) -> dict[str, Any]:
@@ -87,6 +88,47 @@ class StateFile:
     def remove(self) -> None:
         """The training has ended, and its network is written."""
         self.path.unlink(missing_ok=True)
+
+
+def check_alike(expected: Any, got: Any, where: str) -> None:
+    """Raise ValueError where a state is not built as the one that this training would write.
+
+    Tensors have the same shapes and types, mappings the same names, lists the same length; numbers are finite. Where
+    nothing stands yet, anything may.
+    """
+    if not _fits(expected, got):
+        raise ValueError(f"{where}: expected {_told(expected)}, got {_told(got)}")
+    for name, own, other in _parts(expected, got):
+        check_alike(own, other, f"{where}{name}")
+
+
+def _fits(expected: Any, got: Any) -> bool:
+    if isinstance(expected, torch.Tensor):
+        return isinstance(got, torch.Tensor) and (got.shape, got.dtype) == (expected.shape, expected.dtype)
+    if isinstance(expected, Mapping):
+        return isinstance(got, Mapping) and set(got) == set(expected)
+    if isinstance(expected, (list, tuple)):
+        return isinstance(got, (list, tuple)) and len(got) == len(expected)
+    return expected is None or _is_same_kind(expected, got)
+
+
+def _parts(expected: Any, got: Any) -> list[tuple[str, Any, Any]]:
+    """What two values of one structure hold, side by side, and how it is called."""
+    if isinstance(expected, Mapping):
+        return [(f".{name}", own, got[name]) for name, own in expected.items()]
+    if isinstance(expected, (list, tuple)):
+        return [(f"[{index}]", own, got[index]) for index, own in enumerate(expected)]
+    return []
+
+
+def _is_same_kind(expected: Any, got: Any) -> bool:
+    if type(expected) in (int, float):
+        return type(got) in (int, float) and abs(got) < _LARGEST
+    return type(got) is type(expected)
+
+
+def _told(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else shown(value)
 
 
 def different(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
