@@ -296,15 +296,18 @@ def _tensors_of(value: Any) -> dict[str, torch.Tensor]:
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise InputError(f"state_dict: expected tensors by name, got a {type(tensor).__name__} for {shown(name)}")
-        where = f"state_dict {shown(name)}"
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise InputError(f"{where}: expected a dense tensor, got {tensor.layout} on {tensor.device}")
-        if tensor.is_complex():
-            raise InputError(f"{where}: expected real numbers, got {tensor.dtype}")
-        n_bytes = tensor.numel() * tensor.element_size()
-        if n_bytes > max(tensor.untyped_storage().nbytes(), _MAX_EXPANDED_BYTES):  # a stride of 0 makes much of little
-            raise InputError(f"{where}: expected {n_bytes:,} bytes, got fewer that stand for them")
+        _check_dense(tensor, f"state_dict {shown(name)}")
     return dict(value)
+
+
+def _check_dense(tensor: torch.Tensor, where: str) -> None:
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        raise InputError(f"{where}: expected a dense tensor, got {tensor.layout} on {tensor.device}")
+    if tensor.is_complex():
+        raise InputError(f"{where}: expected real numbers, got {tensor.dtype}")
+    n_bytes = tensor.numel() * tensor.element_size()
+    if n_bytes > max(tensor.untyped_storage().nbytes(), _MAX_EXPANDED_BYTES):  # a stride of 0 makes much of little
+        raise InputError(f"{where}: expected {n_bytes:,} bytes, got fewer that stand for them")
 
 
 def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInfo]:

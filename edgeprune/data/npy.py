@@ -99,7 +99,11 @@ def _parsed(header: str, where: str) -> tuple[np.dtype[Any], bool, tuple[int, ..
         raise InputError(f"{where}: expected an array of numbers, got Python objects, which need unpickling")
     if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind) or type(in_fortran_order) is not bool:
         raise InputError(f"{where}: expected an array of numbers, got the type {shown(kind)}")
-    sane = isinstance(shape, tuple) and len(shape) <= _MAX_DIMS
-    if not sane or not all(type(size) is int and 0 <= size < _MAX_SIZE for size in shape):
+    if not _is_shape(shape):
         raise InputError(f"{where}: expected a shape of up to {_MAX_DIMS} sizes, got {shown(shape)}")
     return np.dtype(kind), in_fortran_order, shape
+
+
+def _is_shape(value: Any) -> bool:
+    sane = isinstance(value, tuple) and len(value) <= _MAX_DIMS
+    return sane and all(type(size) is int and 0 <= size < _MAX_SIZE for size in value)

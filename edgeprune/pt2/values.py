@@ -46,11 +46,14 @@ def check_values(program: ExportedProgram) -> None:
                 values[node] = _called(node, values)
             except _OPEN:
                 return
-            got = [_plain(value) for value in tree_leaves(values[node])]
-            if "val" in node.meta and got != said:
-                raise InputError(
-                    f"value {node.name!r}: expected {shown(got)} as {node.target} gives, got {shown(said)}"
-                )
+            if "val" in node.meta:
+                _compare(node, values[node], said)
+
+
+def _compare(node: fx.Node, value: Any, said: list[Any]) -> None:
+    got = [_plain(part) for part in tree_leaves(value)]
+    if got != said:
+        raise InputError(f"value {node.name!r}: expected {shown(got)} as {node.target} gives, got {shown(said)}")
 
 
 def _called(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
