@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import edgeprune.export.quanttools as quanttools
 from edgeprune.data import batches, normalize, open_data
@@ -121,6 +122,7 @@ def operators_in(path: Path) -> list[str]:
 # --- int8
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_trained_network_keeps_its_accuracy_in_int8(cnn: Digits, tmp_path: Path) -> None:
     out = tmp_path / "int8.onnx"
     file = write_int8(cnn.source, out, cnn.calibration, accuracy=cnn.accuracy, reduce_range=False)
@@ -155,6 +157,7 @@ def test_weights_are_symmetric_for_each_channel(mlp: Digits, tmp_path: Path) -> 
             assert largest - 2 <= np.abs(weights[name].astype(int)).max() <= largest
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_layers_that_cost_too_much_stay_in_float(tmp_path: Path) -> None:
     source, x = uneven(tmp_path / "float.onnx"), normals(200, 6)
     said: list[str] = []
@@ -194,6 +197,7 @@ def test_budget_that_no_choice_of_layers_keeps_is_said(tmp_path: Path) -> None:
     assert file.excluded == ()  # none is closer than the others: the smallest
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_network_without_classes_is_judged_by_its_noise(tmp_path: Path) -> None:
     source = convolution(tmp_path / "float.onnx")
     file = write_int8(source, tmp_path / "int8.onnx", normals(6, 2, 8, 8), reduce_range=False)
@@ -205,6 +209,7 @@ def test_network_without_classes_is_judged_by_its_noise(tmp_path: Path) -> None:
     assert "signal-to-noise ratio" in file.note and "at least 20" in file.note
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_size_that_is_free_stays_free(tmp_path: Path) -> None:
     source = convolution(tmp_path / "float.onnx", ("height", "width"))
     out = tmp_path / "int8.onnx"
@@ -216,6 +221,7 @@ def test_size_that_is_free_stays_free(tmp_path: Path) -> None:
         assert np.linalg.norm(want - got) < 0.2 * np.linalg.norm(want)
 
 
+@pytest.mark.usefixtures("exact_int8")
 @pytest.mark.parametrize("keepdims", [0, 1])
 def test_mean_over_height_and_width_runs_in_int8(keepdims: int, tmp_path: Path) -> None:
     """Only a global average pool has an int8 kernel; a mean over other dims stays one."""
@@ -282,6 +288,7 @@ def test_several_inputs_with_integers(tmp_path: Path) -> None:
         write_int8(source, tmp_path / "other.onnx", [left, tokens.astype(np.float32)])
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_raw_bytes_go_through_int8_both_ways(cnn: Digits, tmp_path: Path) -> None:
     """A folded file can be quantised, and a quantised file folded."""
     info = cnn.model.info
@@ -390,6 +397,7 @@ def test_dynamic_file_keeps_weights_of_8_bits(mlp: Digits, tmp_path: Path) -> No
     assert ort.run(ort.session(out), mlp.x[:3]).shape == (3, 10)
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_dynamic_layers_that_share_their_weights(tmp_path: Path) -> None:
     """onnxruntime's own rewriting would transpose square weights back for the second layer."""
     weights = {"fc.weight": normals(6, 6), "head.weight": normals(4, 6)}
@@ -400,8 +408,12 @@ def test_dynamic_layers_that_share_their_weights(tmp_path: Path) -> None:
         helper.make_node("Gemm", ["c", "head.weight"], ["logits"], "head", transB=1),
     ]
     source = saved(tmp_path / "float.onnx", nodes, {"input": ["batch", 6]}, ["batch", 4], weights)
-    file = write_dynamic(source, tmp_path / "dynamic.onnx", normals(100, 6), max_drop=5, reduce_range=False)
-    assert isinstance(file, QuantizedFile) and file.snr_db > 30 and file.within_budget
+    x = normals(100, 6)
+    file = write_dynamic(source, tmp_path / "dynamic.onnx", x, max_drop=100, reduce_range=False)
+    assert isinstance(file, QuantizedFile)
+    want = ort.run(ort.session(source), x)
+    [got] = ReferenceEvaluator(file.path).run(None, {"input": x})  # its products do not saturate, whatever the CPU's do
+    assert 20 * np.log10(np.linalg.norm(want) / np.linalg.norm(want - got)) > 30
     file = write_int8(source, tmp_path / "int8.onnx", normals(100, 6), max_drop=5, reduce_range=False)
     assert file.snr_db > 30 and file.excluded == ()
 
@@ -418,7 +430,7 @@ def test_dynamic_lstm(tmp_path: Path) -> None:
         helper.make_node("Squeeze", ["state", "axes"], ["logits"], "squeeze"),
     ]
     source = saved(tmp_path / "float.onnx", nodes, {"input": ["length", 4, 5]}, [4, 8], weights)
-    file = write_dynamic(source, tmp_path / "dynamic.onnx", normals(6, 4, 5), max_drop=25, reduce_range=False)
+    file = write_dynamic(source, tmp_path / "dynamic.onnx", normals(6, 4, 5), max_drop=25, reduce_range=True)
     assert isinstance(file, QuantizedFile) and file.snr_db > 20
     assert "DynamicQuantizeLSTM" in operators_in(tmp_path / "dynamic.onnx")
 
