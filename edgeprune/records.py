@@ -164,9 +164,6 @@ class AccuracyComparison:
     n_samples: int
 
 
-_SLOW_TAIL = 1.25
-
-
 @dataclass(frozen=True, slots=True)
 class LatencyComparison:
     """Interleaved timing of dense and slim in one runtime; `ratio` is slim / dense of the medians."""
@@ -185,16 +182,6 @@ class LatencyComparison:
     def significant(self) -> bool:
         """Whether the ratio's 95 % interval excludes 1 on the fast side."""
         return self.ratio_interval[1] < 1.0
-
-    @property
-    def tail_ratio(self) -> float:
-        """slim / dense of the 95th percentiles."""
-        return self.slim_p95_ms / self.dense_p95_ms if self.dense_p95_ms else 1.0
-
-    @property
-    def slow_tail(self) -> bool:
-        """Whether one inference in twenty takes much longer than the dense one's, and than the median promises."""
-        return self.tail_ratio > _SLOW_TAIL * max(1.0, self.ratio)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from edgeprune.records import AccuracyComparison, LatencyComparison
 
 NONE = "–"
+_SLOW_TAIL = 1.25
 
 
 def percent(fraction: float | None) -> str:
@@ -87,15 +88,25 @@ def latency_verdict(latency: LatencyComparison) -> str:
         told = f"No significant gain: slower, {of_dense}"
     else:
         told = f"No significant gain in latency: {of_dense}"
-    if not latency.slow_tail:
+    if not _slow_tail(latency):
         return told
     p95 = f"{milliseconds(latency.slim_p95_ms)} against {milliseconds(latency.dense_p95_ms)}"
-    return f"{told} But its slowest runs take {latency.tail_ratio:.1f} times as long as the dense ones: p95 {p95}."
+    return f"{told} But its slowest runs take {_tail(latency):.1f} times as long as the dense ones: p95 {p95}."
 
 
 def latency_holds(latency: LatencyComparison) -> bool:
     """Whether slim is faster, and not only in the median."""
-    return latency.significant and not latency.slow_tail
+    return latency.significant and not _slow_tail(latency)
+
+
+def _tail(latency: LatencyComparison) -> float:
+    """slim / dense of the 95th percentiles."""
+    return latency.slim_p95_ms / latency.dense_p95_ms if latency.dense_p95_ms else 1.0
+
+
+def _slow_tail(latency: LatencyComparison) -> bool:
+    """Whether one inference in twenty takes much longer than the dense one's, and than the median promises."""
+    return _tail(latency) > _SLOW_TAIL * max(1.0, latency.ratio)
 
 
 def accuracy_change(accuracy: AccuracyComparison) -> str:
