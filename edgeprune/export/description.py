@@ -139,13 +139,14 @@ def _inputs(described: Described, contract: str, graph: onnx.GraphProto) -> list
     [first, *others] = [_value(value) for value in graph.input]
     if len(_fed(graph)) > 1:
         return [first, *others]
-    unscaled = is_identity(described.info.normalization) or described.folded or contract == "preprocess"
-    said: dict[str, Any] = {"values": "raw" if unscaled else "normalised", "unit": None, "scaling": None}
-    if unscaled:
-        said["unit"] = _unit(described)
-    is_float = graph.input[0].type.tensor_type.elem_type in _FLOATS
-    if contract != "preprocess" and not described.folded and is_float:
-        said["scaling"] = _scaling(described, described.features if contract == "slim" else None)
+    by_itself = described.folded or contract == "preprocess"
+    raw = by_itself or is_identity(described.info.normalization)
+    scaled = not by_itself and graph.input[0].type.tensor_type.elem_type in _FLOATS
+    said = {
+        "values": "raw" if raw else "normalised",
+        "unit": _unit(described) if raw else None,
+        "scaling": _scaling(described, contract) if scaled else None,
+    }
     return [{**first, **said}, *others]
 
 
@@ -168,8 +169,9 @@ def _unit(described: Described) -> str:
     return _BYTE if described.folded or described.byte_scale == 1 else f"a byte times {described.byte_scale:.9g}"
 
 
-def _scaling(described: Described, features: InputFeatures | None) -> dict[str, Any]:
+def _scaling(described: Described, contract: str) -> dict[str, Any]:
     """How an input is made of what a device hands over, `x`: one mean and std for each index along dim 1."""
+    features = described.features if contract == "slim" else None
     mean, std = feature_scaling(Preprocessing(tuple(described.info.input_shape), described.normalization, features))
     return {
         "formula": FORMULA,

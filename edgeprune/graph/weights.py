@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,20 +35,33 @@ def taken_weights(own: nn.Module, module: nn.Module, constants: Collection[str] 
     inner = _unwrapped(module, wanted)
     wanted = {name: tensor for name, tensor in wanted.items() if name not in constants}
     found = {name: tensor for name in wanted if (tensor := _tensor_at(inner, name)) is not None}
-    problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [problem for name, tensor in found.items() if (problem := _misfit(name, wanted[name], tensor))]
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, tensor in wanted.items():
-        names[id(tensor)].append(name)
-    problems += [problem for aliases in names.values() if (problem := _untied(aliases, found))]
+    tied = _tied(wanted)
+    problems = list(_problems(wanted, found, tied))
     if problems:
         more = f" and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
         raise InputError(
             f"with_weights: expected a module that this program's .module() gave, got a {type(inner).__name__} with "
             f"{', '.join(problems[:_MAX_NAMED])}{more}{_hint(module, wanted)}"
         )
-    copies = {number: _copy(wanted[aliases[0]], found[aliases[0]]) for number, aliases in names.items()}
+    copies = {number: _copy(wanted[names[0]], found[names[0]]) for number, names in tied.items()}
     return {name: copies[id(tensor)] for name, tensor in wanted.items()}
+
+
+def _tied(wanted: Mapping[str, Tensor]) -> Mapping[int, list[str]]:
+    """The names of each tensor, by its identity."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in wanted.items():
+        names[id(tensor)].append(name)
+    return names
+
+
+def _problems(
+    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], tied: Mapping[int, list[str]]
+) -> Iterator[str]:
+    """What keeps the tensors that were found from taking the place of those that are wanted."""
+    yield from (f"missing {name}" for name in wanted if name not in found)
+    yield from filter(None, (_misfit(name, wanted[name], tensor) for name, tensor in found.items()))
+    yield from filter(None, (_untied(names, found) for names in tied.values()))
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:

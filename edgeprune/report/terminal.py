@@ -19,6 +19,7 @@ from edgeprune.graph.reasons import advice
 from edgeprune.lines import printable
 from edgeprune.records import (
     AccuracyComparison,
+    ExportedFile,
     ExportRecord,
     FrontPoint,
     GroupRow,
@@ -123,6 +124,19 @@ def methods(record: MethodsRecord) -> RenderableType:
 
 def export(record: ExportRecord) -> RenderableType:
     """What `export` wrote and how far each file is from PyTorch."""
+    parts: list[RenderableType] = [_agreement(record.n_samples)]
+    if record.variants is not None:
+        parts += _variants(record.variants)
+    if record.note:
+        parts.append(_told("inputs", record.note))
+    parts += [_told("phones", words) for words in record.mobile]
+    if record.web is not None:
+        parts += [_unbroken("  next    ", f"edgeprune serve {_quoted(record.web)}", "bold")]
+    return _Sheet(_files(record), *parts, *_assumptions(record.assumed))
+
+
+def _files(record: ExportRecord) -> Table:
+    """Every file that was written, by its place in their folder."""
     folder = os.path.commonpath([os.path.dirname(file.path) or "." for file in record.files])
     table = _table(f"{record.model} exported to {folder}")
     table.add_column("file", overflow="fold")
@@ -133,21 +147,15 @@ def export(record: ExportRecord) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     for file in record.files:
         parity = fmt.NONE if file.parity is None else fmt.error(file.parity)
-        times = [fmt.NONE, fmt.NONE]
-        if file.p50_ms is not None and file.ratio is not None:
-            times = [f"{file.p50_ms:.3g} ms", f"{file.ratio:.2f}×"]
-        table.add_row(
-            Text(os.path.relpath(file.path, folder)), fmt.size(file.size_bytes), parity, *(times if timed else ())
-        )
-    parts: list[RenderableType] = [_agreement(record.n_samples)]
-    if record.variants is not None:
-        parts += _variants(record.variants)
-    if record.note:
-        parts.append(_told("inputs", record.note))
-    parts += [_told("phones", words) for words in record.mobile]
-    if record.web is not None:
-        parts += [_unbroken("  next    ", f"edgeprune serve {_quoted(record.web)}", "bold")]
-    return _Sheet(table, *parts, *_assumptions(record.assumed))
+        times = _times(file) if timed else ()
+        table.add_row(Text(os.path.relpath(file.path, folder)), fmt.size(file.size_bytes), parity, *times)
+    return table
+
+
+def _times(file: ExportedFile) -> tuple[str, str]:
+    if file.p50_ms is None or file.ratio is None:
+        return fmt.NONE, fmt.NONE
+    return f"{file.p50_ms:.3g} ms", f"{file.ratio:.2f}×"
 
 
 def _agreement(n_samples: int) -> Text:
