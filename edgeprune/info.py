@@ -103,7 +103,8 @@ def _sizes(value: Any) -> tuple[int, ...]:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= _MAX_TEXT
+    """Of bearable length, and without halves of surrogate pairs, which neither a file nor a picture takes."""
+    return isinstance(value, str) and len(value) <= _MAX_TEXT and value.encode(errors="ignore").decode() == value
 
 
 def _text(value: Mapping[str, Any], name: str) -> str | None:

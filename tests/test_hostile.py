@@ -250,6 +250,7 @@ def doubled() -> list[Any]:
         ({"input_shape": [2**40]}, "expected input_shape as sizes above 0"),
         ({"input_shape": [1] * 1000}, "expected input_shape as sizes above 0"),
         ({"classes": doubled()}, "expected classes as a list of short texts"),
+        ({"classes": ["a", "\ud800"]}, "expected classes as a list of short texts"),
         ({"arch": "x" * 10**6}, "expected arch as a short text"),
         ({"training": doubled()}, "expected training with"),
         ({"format": "edgeprune-checkpoint/" + "9" * 40_000}, "expected a checkpoint edgeprune-checkpoint/1"),

@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 
 from edgeprune import runrecord
 from edgeprune.errors import InputError
+from edgeprune.lines import printable
 from edgeprune.records import (
     EpochRecord,
     ExportedFile,
@@ -37,6 +38,7 @@ from edgeprune.report.html import render
 
 MakeRun = Callable[..., RunRecord]
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/a onerror=b> & $\\frac{ \x1b[31m [red]"
+HOSTILE += " \u202e \x9b \u200b \ud800"
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -116,7 +118,10 @@ def test_hostile_texts_are_escaped(make_run: MakeRun, columns: int) -> None:
     hostile["model"] |= {"input_shape": [columns], "feature_names": [f"{HOSTILE} {index}" for index in range(columns)]}
     hostile["features"] = {"size": columns, "keep": [0, 3], "dim": 1}
     run = runrecord.run_from_json(json.dumps({**hostile, "format": runrecord.FORMAT}))
-    page = Page(render(run))
+    html = render(run)
+    html.encode()
+    assert printable(html) == html
+    page = Page(html)
     assert "alert('x')" in page.text
     assert not {tag for tag, _ in page.tags} & {"script", "img"}
     assert "\x1b" not in printed(terminal.run(run, Path("run")))

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from edgeprune.lines import printable
 from edgeprune.records import FeatureCount, FrontPoint, InputFeatures, StepRecord
 
 # Stand-ins that are replaced by the page's CSS variables once the SVG is written.
@@ -264,5 +265,5 @@ def _names(names: Sequence[str], features: InputFeatures, input_shape: Sequence[
 
 
 def _shortened(name: str) -> str:
-    name = " ".join(name.split())
+    name = printable(" ".join(name.split()))
     return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
