@@ -42,7 +42,7 @@ from edgeprune.files import check_new, staged_files
 from edgeprune.graph.drawn import drawn_input
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import input_specs
-from edgeprune.job import RUNS, check_logits, completed, model_and_data, newest_run
+from edgeprune.job import RUNS, check_logits, completed, model_and_data, newest_run, notes_of
 from edgeprune.latency import measure_files, ratio_interval
 from edgeprune.normalizing import with_normalization
 from edgeprune.progress import Progress
@@ -140,7 +140,7 @@ def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
     model, data = model_and_data(replace(request, model=str(path)))
     _check_judged(request, model, data)
     _check_state(request, model)
-    assumed += (*model.notes, *(data.notes if data is not None else ()))
+    assumed += notes_of(model, data)
     model = with_normalization(model, data, request.normalize, assumed.append)
     info = completed(model.info, data, request.data) if data else model.info
     for text in assumed:

@@ -84,7 +84,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         check_logits(model.program, data)
     if data is not None and request.data is None:
         assume(f"--data {model.info.data} (the data that the model was trained on)")
-    assumed += (*model.notes, *(data.notes if data is not None else ()))
+    assumed += notes_of(model, data)
     is_assumed = request.normalize is None and model.info.normalization is None
     model = with_normalization(model, data, request.normalize, assume)
     rules = _rules(request, model, data)
@@ -98,18 +98,19 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     gauge = _gauge(request, budgets, dense, model, told) if measured else None
     search = Search(dense, budgets, trainer, told, gauge)
     search.check(plan)
-    if data is not None:
-        _check_classes(request, model, data, assume if is_assumed else None)
+    _check_classes(request, model, data, assume if is_assumed else None)
     for text in assumed:
         told.say(f"assumed: {text}")
     return Job(request, model, data, trainer, search, plan, out, threads, tuple(assumed))
 
 
-def _check_classes(request: CompressRequest, model: Model, data: DataSource, assume: Any | None) -> None:
+def _check_classes(request: CompressRequest, model: Model, data: DataSource | None, assume: Any | None) -> None:
     """Raise InputError where the network does not tell the classes apart; tell what would do better than an assumption.
 
     `assume` is None where the normalisation is not assumed.
     """
+    if data is None:
+        return
     if not request.allow_chance:
         check_above_chance(model, data)
     hint = better_normalization(model, data) if assume is not None else None
@@ -318,6 +319,11 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
             raise
         raise InputError(f"{error} (these are the data that the model was trained on; --data names others)") from error
     return model, data
+
+
+def notes_of(model: Model, data: DataSource | None) -> tuple[str, ...]:
+    """What was decided about the files of both."""
+    return model.notes if data is None else (*model.notes, *data.notes)
 
 
 def _recorded_spec(spec: str, request: CompressRequest | ExportRequest) -> str:

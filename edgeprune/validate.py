@@ -159,6 +159,8 @@ def _normalised(
 ) -> tuple[_Network, _Network]:
     """Both with a normalisation, and told where the file does not say: as asked, as the other file has it, or none."""
     asked, why = IDENTITY, "none; inputs as the data hold them"
+    if request.normalize == "weights":
+        raise InputError("--normalize: expected none, data or numbers, as an ONNX file names no weights; got weights")
     if request.normalize is not None:
         asked, why = asked_normalization(request.normalize, data, None), f"--normalize {request.normalize}"
         check_width(asked, data.input_shape)

@@ -151,6 +151,10 @@ def test_foreign_files_take_the_data_as_they_are_or_as_asked(files: Files, tmp_p
     assert len(notes.said) == 2 and all("none; inputs as the data hold them" in text for text in notes.said)
     scaled = validate_files(request(files, dense=path, slim=path, normalize="data"), files.data)
     assert raw.accuracy.dense == pytest.approx(right) and scaled.accuracy.dense != raw.accuracy.dense
+    with pytest.raises(
+        InputError, match="--normalize: expected none, data or numbers, as an ONNX file names no weights"
+    ):
+        validate_files(request(files, dense=path, normalize="weights"), files.data)
 
 
 def test_networks_at_chance_are_not_compared(files: Files, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ def validate(
         str | None,
         typer.Option(
             metavar="HOW",
-            help=opt.NORMALIZE_HELP + "For a file that does not say; default: as the other file says, else none.",
+            help="How the inputs of a file that does not say are made of the data: none, data, or 'mean=0.5;std=0.25'; "
+            "default: as the other file says, else none.",
             callback=opt.check_normalization,
             rich_help_panel=opt.WHAT,
         ),
