@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 import edgeprune
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
+from edgeprune.graph.given import forget_given
 from edgeprune.load import load
 from edgeprune.records import ModelInfo
 from edgeprune.save import save_checkpoint, save_program
@@ -42,20 +43,26 @@ class Net(nn.Module):
         return self.head(x)[:, self.order] * torch.tensor([1.0, 2.0, 3.0, 4.0])
 
 
-def slim_of(model: nn.Module) -> Program:
-    program = edgeprune.capture(model, torch.randn(2, *SHAPE))
-    return edgeprune.cut(program, edgeprune.plan(program, edgeprune.analyze(program), keep_macs=0.6, align=2))
-
-
-@pytest.fixture
-def dense() -> nn.Module:
+@pytest.fixture(scope="module")
+def made() -> tuple[nn.Module, Program]:
+    """A module and a slim program of it, which no test changes."""
     torch.manual_seed(0)
-    return Net()
+    model = Net()
+    program = edgeprune.capture(model, torch.randn(2, *SHAPE))
+    return model, edgeprune.cut(program, edgeprune.plan(program, edgeprune.analyze(program), keep_macs=0.6, align=2))
 
 
 @pytest.fixture
-def slim(dense: nn.Module) -> Program:
-    return slim_of(dense)
+def dense(made: tuple[nn.Module, Program]) -> nn.Module:
+    return copy.deepcopy(made[0])
+
+
+@pytest.fixture
+def slim(made: tuple[nn.Module, Program]) -> Program:
+    """One that has given no module away."""
+    fresh = copy.copy(made[1])
+    forget_given(fresh)
+    return fresh
 
 
 def trained(module: nn.Module, steps: int = 5) -> nn.Module:
@@ -97,8 +104,8 @@ def test_the_program_gets_what_the_module_learnt(slim: Program, dense: nn.Module
     assert torch.equal(statistics, module.get_buffer("norm.running_mean")) and bool(statistics.any())
     assert isinstance(learnt.state_dict["conv.weight"], nn.Parameter)
 
-    edgeprune.export_onnx(learnt, tmp_path / "program.onnx")
-    edgeprune.export_onnx(module, tmp_path / "module.onnx")
+    edgeprune.export_onnx(learnt, tmp_path / "program.onnx", simplify=False)
+    edgeprune.export_onnx(module, tmp_path / "module.onnx", simplify=False)
     for name in ("program.onnx", "module.onnx"):
         torch.testing.assert_close(run_onnx(tmp_path / name, x), want, atol=1e-4, rtol=1e-4)
     learnt.apply_to(dense)
@@ -113,7 +120,7 @@ def test_the_program_gets_what_the_module_learnt(slim: Program, dense: nn.Module
 def _use(name: str, slim: Program, tmp_path: Path) -> None:
     uses: dict[str, Callable[[], object]] = {
         "apply_to": lambda: slim.apply_to(Net()),
-        "export_onnx": lambda: edgeprune.export_onnx(slim, tmp_path / "out"),
+        "export_onnx": lambda: edgeprune.export_onnx(slim, tmp_path / "out", simplify=False),
         "save_program": lambda: save_program(tmp_path / "out", slim, ModelInfo(SHAPE)),
         "save_checkpoint": lambda: save_checkpoint(tmp_path / "out", slim, ModelInfo(SHAPE)),
         "cut": lambda: edgeprune.cut(slim, edgeprune.plan(slim, edgeprune.analyze(slim), keep_macs=0.9)),
@@ -233,7 +240,7 @@ def test_wrappers_and_copies_give_their_weights(wrap: Callable[[nn.Module], nn.M
 
 def test_a_wrapped_module_is_exported_with_its_weights(slim: Program, tmp_path: Path) -> None:
     average = _averaged(slim.module())
-    edgeprune.export_onnx(average, tmp_path / "average.onnx")
+    edgeprune.export_onnx(average, tmp_path / "average.onnx", simplify=False)
     x = torch.randn(5, *SHAPE)
     torch.testing.assert_close(run_onnx(tmp_path / "average.onnx", x), answers(average.module, x), atol=1e-4, rtol=1e-4)
 
