@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-import edgeprune.graph.ops  # noqa: F401  (fills the operator table)
 from edgeprune.graph.names import GATHER
+from edgeprune.graph.ops.movement import same
+from edgeprune.graph.ops.pointwise import pointwise
 from edgeprune.graph.ops.registry import lookup, operator_name
 from edgeprune.graph.sizes import size_hint
 from edgeprune.records import InputFeatures
@@ -26,20 +27,7 @@ BATCH = 2
 _aten = torch.ops.aten
 _PADS: dict[Any, int] = {_aten.pad.default: 3, _aten.constant_pad_nd.default: 2}  # -> position of what is added
 
-# Elementwise operators that carry no pointwise tag of their own.
-_COPIES = frozenset(
-    {
-        _aten.clone.default,
-        _aten.contiguous.default,
-        _aten.alias.default,
-        _aten.detach.default,
-        _aten.to.dtype,
-        _aten.to.dtype_layout,
-        _aten.to.device,
-        _aten._to_copy.default,
-        _aten.dropout.default,
-    }
-)
+_MAPS = (pointwise, same)  # the rules of what works on each element by itself, and of copies
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,6 +119,8 @@ def _ends(placeholder: fx.Node) -> list[tuple[tuple[fx.Node, ...], fx.Node | Non
     while open_paths:
         path = open_paths.pop()
         for user in path[-1].users:
+            if is_assertion(user):
+                continue
             if _is_gather(user, path):
                 found.append((path[1:], user))
             elif is_move(user, path[-1]) or is_pointwise(user, path[-1]):
@@ -182,7 +172,7 @@ def is_move(node: fx.Node, source: fx.Node) -> bool:
     if node.target is operator.getitem:
         return True
     entry = lookup(node.target, operator_name(node.target))
-    return entry is not None and entry.moves and node.target not in _COPIES
+    return entry is not None and entry.moves and entry.rule not in _MAPS
 
 
 def is_pointwise(node: fx.Node, source: fx.Node) -> bool:
@@ -191,7 +181,8 @@ def is_pointwise(node: fx.Node, source: fx.Node) -> bool:
         return False
     if node.target._schema.is_mutable or not all(n is source or _is_static(n) for n in node.all_input_nodes):
         return False
-    return node.target in _COPIES or torch.Tag.pointwise in node.target.tags
+    entry = lookup(node.target, operator_name(node.target))
+    return entry is not None and entry.rule in _MAPS
 
 
 def _is_static(node: fx.Node) -> bool:

@@ -17,11 +17,12 @@ from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.folding import alive, fold, has_zeros
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, analyze
+from edgeprune.graph.inputs import features_after
 from edgeprune.graph.labels import core
 from edgeprune.importance import Batches, protected, score
 from edgeprune.pruning_plan import PlannedGroup, PruningPlan
 from edgeprune.records import FeatureRules, InputFeatures
-from edgeprune.surgery import input_features, kept_state
+from edgeprune.surgery import kept_state
 
 _NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
 
@@ -347,8 +348,8 @@ def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -
                 tensors.setdefault(alias, {})[dim] = tuple(np.flatnonzero(mask).tolist())
     inputs: dict[str, InputFeatures] = {}
     for kind, name, _ in graph.analysis.sources:
-        features = input_features(graph, name, keep) if kind == "input" else None
-        if features is not None and 0 < len(features.keep) < features.size:  # nothing gathers what nothing reads
+        features = features_after(graph.analysis, name, keep) if kind == "input" else None
+        if features is not None:
             inputs[name] = features
     inputs.update(kept_state(graph, keep))
     groups = tuple(

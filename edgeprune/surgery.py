@@ -21,7 +21,6 @@ from edgeprune.graph.edit import Edit
 from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.given import check_untrained
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
-from edgeprune.graph.inputs import feature_grid
 from edgeprune.graph.lift import Unlifted, unlifted
 from edgeprune.graph.sizes import arguments, free_dims
 from edgeprune.graph.specs import input_specs
@@ -91,6 +90,8 @@ def kept_units(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
         mask = _kept_mask(slot, plan, masks)
         if mask is not None:
             keep[group.units[slot.unit[(slot.unit >= 0) & ~mask]]] = False
+    for name in plan.inputs.keys() - plan.state.keys():  # features that no layer reads are in no group
+        keep[_removed_features(graph, name, plan.inputs[name])] = False
     _check_couplings(graph, plan, keep, shapes, masks)
     return keep
 
@@ -123,10 +124,10 @@ def _new_mask(slot: Slot, plan: PruningPlan) -> np.ndarray:
     mask = np.ones(len(slot.unit), dtype=bool)
     if slot.kind == "input":
         features = plan.inputs.get(slot.name)
-        return mask if features is None else _kept_elements(features, mask)
+        return mask if features is None else _kept_elements(features, len(mask))
     if slot.kind == "state":
         features = plan.inputs.get(slot.name)
-        return mask if features is None or features.dim != slot.dim else _kept_elements(features, mask)
+        return mask if features is None or features.dim != slot.dim else _kept_elements(features, len(mask))
     assert slot.dim is not None
     kept = plan.tensors.get(slot.name, {}).get(slot.dim)
     if kept is not None:
@@ -135,11 +136,21 @@ def _new_mask(slot: Slot, plan: PruningPlan) -> np.ndarray:
     return mask
 
 
-def _kept_elements(features: InputFeatures, mask: np.ndarray) -> np.ndarray:
+def _kept_elements(features: InputFeatures, n_elements: int) -> np.ndarray:
     """Which elements of a flattened input are kept; features along dim 1 are blocks of them."""
     chosen = np.zeros(features.size, dtype=bool)
     chosen[list(features.keep)] = True
-    return np.repeat(chosen, len(mask) // features.size)
+    return np.repeat(chosen, n_elements // features.size)
+
+
+def _removed_features(graph: ChannelGraph, name: str, features: InputFeatures) -> np.ndarray:
+    """The units of the features that a plan does not keep of an input."""
+    labels = graph.labels("input", name, None)
+    assert labels is not None
+    removed = labels[~_kept_elements(features, len(labels))]
+    if not removed.all():
+        raise PlanError(f"the plan removes features of input {name!r} that are locked: expected it to keep them")
+    return removed
 
 
 def _check_inputs(graph: ChannelGraph, plan: PruningPlan) -> None:
@@ -238,15 +249,6 @@ def _drop_unused(module: fx.GraphModule | Unlifted) -> None:
         if id(parameter) not in read:
             owner, _, attribute = name.rpartition(".")
             delattr(module.get_submodule(owner), attribute)
-
-
-def input_features(graph: ChannelGraph, name: str, keep: np.ndarray) -> InputFeatures | None:
-    """The kept features of input `name` for units `keep` (bool by label), or None where its elements have no labels."""
-    grid = feature_grid(graph.analysis, name)
-    if grid is None:
-        return None
-    kept = np.flatnonzero((grid.units >= 0) & keep[grid.units])
-    return InputFeatures(len(grid), tuple(kept.tolist()), grid.dim)
 
 
 def kept_state(graph: ChannelGraph, keep: np.ndarray) -> dict[str, InputFeatures]:

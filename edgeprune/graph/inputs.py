@@ -11,7 +11,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.labels import FIXED, Value
 from edgeprune.graph.solve import Reason
-from edgeprune.records import FeatureRules
+from edgeprune.records import FeatureRules, InputFeatures
 
 _UNREAD = -1
 
@@ -59,6 +59,18 @@ def feature_grids(analysis: Analysis) -> dict[str, FeatureGrid]:
     names = [name for kind, name, _ in analysis.sources if kind == "input"]
     found = {name: feature_grid(analysis, name) for name in names}
     return {name: grid for name, grid in found.items() if grid is not None}
+
+
+def features_after(analysis: Analysis, name: str, keep: np.ndarray) -> InputFeatures | None:
+    """The features of input `name` that are left of it for units `keep`, bool by label.
+
+    None where no unit of it goes, or none has labels: features that nothing reads are nothing to cut by themselves.
+    """
+    grid = feature_grid(analysis, name)
+    if grid is None or keep[grid.units[grid.units >= 0]].all():
+        return None
+    kept = np.flatnonzero((grid.units >= 0) & keep[grid.units])
+    return InputFeatures(len(grid), tuple(kept.tolist()), grid.dim)
 
 
 def apply_rules(analysis: Analysis, rules: FeatureRules) -> None:

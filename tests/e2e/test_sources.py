@@ -23,6 +23,9 @@ from torch import nn
 def table(n=6, classes=3):
     return nn.Sequential(nn.Linear(n, 32), nn.ReLU(), nn.Linear(32, classes))
 
+def normalised(n=6, classes=3):
+    return nn.Sequential(nn.LayerNorm(n), *table(n, classes))
+
 def line():
     return nn.Linear(2, 2)
 
@@ -93,6 +96,19 @@ def test_a_table_keeps_its_column_names_to_the_end(nets: Path) -> None:
     page = (nets / "run" / "report.html").read_text(encoding="utf-8")
     assert all(name in page for name in COLUMNS[:3])
     assert json.loads((nets / "run" / "run.json").read_text())["model"]["classes"] == ["high", "low", "mid"]
+
+
+def test_a_table_that_the_network_normalises_first(nets: Path) -> None:
+    pytest.importorskip("pandas").DataFrame(
+        {**dict(zip(COLUMNS, _table()[0].T, strict=True)), "k": _table()[1]}
+    ).to_csv(nets / "table.csv", index=False)
+    done(nets, "train", "--arch", "nets.py:normalised", "--data", "csv:table.csv?target=k", *TRAIN, "--out", "m.pt")
+    result = done(nets, "compress", "m.pt", *QUICK, "--input-features", "4", "--out", "run", "--json")
+    assert result.json["slim"]["macs"] < result.json["dense"]["macs"]
+    assert result.json["proof_error"] <= 1e-5
+    files = done(nets, "export", "--onnx", "run/slim.pt2", "--json").json["files"]
+    assert {Path(file["path"]).name for file in files} >= {"full.onnx", "slim.onnx", "preprocess.onnx", "features.json"}
+    assert all(file["parity"] <= 1e-4 for file in files if file["parity"] is not None)
 
 
 def test_bare_weights_take_shape_and_normalisation_from_the_data(tmp_path: Path, weights: Any) -> None:

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 def _rewrite_pad(edit: Edit, call: Call) -> None:
     """What is cut off of a pruned dim is as many as are kept of it there."""
-    sizes, rank = list(call["pad"]), len(call.shape)
-    for dim, amounts in _amounts(call).items():
+    sizes, rank = list(edit.raw(call, "pad")), len(call.shape)
+    for dim, (before, after) in _amounts(call).items():
         kept, size = edit.kept(call.input, dim), call.input.shape[dim]
-        if min(amounts) < 0 and len(kept) < size:
-            for side, off in enumerate((kept < -amounts[0], kept >= size + amounts[1])):
-                if amounts[side] < 0:
-                    sizes[2 * (rank - 1 - dim) + side] = -int(off.sum())
-    if sizes != list(call["pad"]):
-        edit.set(call, "pad", sizes)
+        if len(kept) == size:
+            continue
+        if before < 0:
+            sizes[2 * (rank - 1 - dim)] = -int((kept < -before).sum())
+        if after < 0:
+            sizes[2 * (rank - 1 - dim) + 1] = -int((kept >= size + after).sum())
+    edit.set(call, "pad", sizes)
 
 
 @operator("constant_pad_nd", "pad", rewrite=_rewrite_pad, moves=True)
