@@ -251,14 +251,13 @@ class _Noise:
 
 
 def _disturb_as_read(network: fx.GraphModule, names: set[str], noise: _Noise) -> None:
+    """Each tensor is changed where it is read: changed copies of all of them would be as large as the network."""
     for node in network.graph.find_nodes(op="get_attr"):
-        users = [user for user in node.users if node not in binding.mutated(user)]
-        if node.target not in names or not users:
-            continue
-        with network.graph.inserting_after(node):
-            read = network.graph.call_function(_disturbing(noise), (node,))
-        read.meta = dict(node.meta)
+        users = [user for user in node.users if node not in binding.mutated(user)] if node.target in names else []
         for user in users:
+            with network.graph.inserting_before(user):
+                read = network.graph.call_function(_disturbing(noise), (node,))
+            read.meta = dict(node.meta)
             user.replace_input_with(node, read)
     network.recompile()
 

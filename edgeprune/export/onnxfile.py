@@ -122,7 +122,7 @@ def samples_of_file(path: Path, inputs: Any = None, batch: int | None = None) ->
 
     Raises:
         InputError: the file does not load, or the inputs do not fit it.
-        ParityError: the file does not run on them.
+        ParityError: the file does not run on them, or gives NaN.
     """
     session = ort.session(path)
     values = session.get_inputs()
@@ -142,7 +142,10 @@ def _run(session: InferenceSession, given: Sequence[np.ndarray], batch: int | No
     samples = []
     for rows in _rows(given, batched, batch):
         args = given if rows is None else _taken(given, batched, rows)
-        samples.append(Sample(tuple(args), outputs_of(session, args)))
+        outputs = outputs_of(session, args)
+        if any(np.isnan(output).any() for output in outputs if output.dtype.kind == "f"):
+            raise ParityError("the ONNX file gives NaN, so nothing that is made of it can be checked")
+        samples.append(Sample(tuple(args), outputs))
     return samples
 
 

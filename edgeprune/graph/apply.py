@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from edgeprune.errors import ApplyError
 from edgeprune.graph.attributes import attribute_changes
 from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relative_error
+from edgeprune.graph.drawn import first_accepted
 from edgeprune.graph.names import GATHER
 from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
 from edgeprune.graph.refusals import failure_on, quiet_torch
@@ -45,7 +46,7 @@ def apply(
     parameters: Sequence[str],
     slim: fx.GraphModule,
     model: nn.Module,
-    args: tuple[Any, ...],
+    candidates: Iterable[tuple[Any, ...]],
 ) -> Applied:
     """Slice `model` in place so that it computes what `slim` does, with its weights.
 
@@ -55,7 +56,8 @@ def apply(
         slim: the program as a module.
         model: what the dense program was captured from; its parameters are replaced by new ones, so optimizers are to
             be made afterwards. Left as it was where an error is raised.
-        args: positional arguments that both take, to compare them on.
+        candidates: positional arguments that both should take, best first: they are compared on the first that the
+            model does.
 
     Raises:
         ApplyError: the program was not captured from this module, or the module's forward has sizes written into it.
@@ -64,6 +66,10 @@ def apply(
     _check_names(tensors, set(parameters), model, own)
     shapes = {name: (tuple(own[name].shape), tuple(new.shape)) for name, new in tensors.items() if name in own}
     _check_shapes(tensors, own)
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    placed = (tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, args) for args in candidates)
+    with as_it_is(model):
+        args = first_accepted(model, placed)
     failures = []
     for changes in attribute_changes(model, shapes, slim.graph):
         with _Transaction(model) as transaction:
@@ -218,7 +224,6 @@ def _like(old: Tensor, values: Tensor) -> Tensor:
 def _compared(model: nn.Module, slim: fx.GraphModule, args: tuple[Any, ...]) -> tuple[str, float]:
     """Why the module is not the slim program (nothing where it is), and the largest relative difference."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    args = tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, args)
     with as_it_is(model):
         failure = failure_on(model, args)
         if failure:

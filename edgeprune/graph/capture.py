@@ -179,8 +179,8 @@ class Program(ExportedProgram):
         extra = {name: self.constants[name] for name in self.graph_signature.non_persistent_buffers}
         # What export calls a buffer may be a constant of the forward; every parameter is one of the module's.
         tensors = {**self.state_dict, **extra}
-        args = next(drawn_arguments(self, _BATCH))
-        return apply(tensors, self.graph_signature.parameters, self.own_module(), model, args)
+        candidates = drawn_arguments(self, _BATCH)
+        return apply(tensors, self.graph_signature.parameters, self.own_module(), model, candidates)
 
 
 def own_tensors(module: nn.Module, shared: bool = False) -> None:

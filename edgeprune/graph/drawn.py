@@ -177,6 +177,8 @@ def _float(leaf: Leaf, generator: torch.Generator, surely: bool) -> Tensor:
         if 0 <= least < largest:
             share = torch.rand(leaf.sizes, generator=generator, dtype=torch.float64)
             return (least + share * (largest - least)).to(leaf.dtype)
+    if surely and not leaf.dtype.is_complex:  # logarithms and roots take these
+        return torch.rand(leaf.sizes, generator=generator, dtype=torch.float64).to(leaf.dtype)
     return torch.randn(leaf.sizes, generator=generator, dtype=leaf.dtype)
 
 
