@@ -62,6 +62,8 @@ def _may_multiply(node: fx.Node) -> bool:
         return False
     if operator is torch.ops.aten.batch_norm.default:  # made of twenty operators, and none has a formula
         return False
+    if node.meta.get("unbacked_bindings"):  # how large the result is depends on data: it picks, and multiplies nothing
+        return False
     is_known = operator.overloadpacket in flop_registry or operator.overloadpacket in _FORMULAS
     return is_known or torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd")
 

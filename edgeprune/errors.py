@@ -6,11 +6,12 @@ EdgepruneError
 │   ├── CaptureError             a model that torch.export cannot trace
 │   ├── PlanError                a plan that does not fit its model
 │   └── ApplyError               a module that a slim program cannot be put back into
-└── CheckError          exit 1   a stated budget or a check was not met
-    ├── BudgetError              MACs, accuracy or latency asked for could not be reached
-    ├── ProofError               slim and masked dense disagree
-    ├── ParityError              an exported file disagrees with the network it came from
-    └── TrainingError            training diverged (NaN or infinite loss)
+├── CheckError          exit 1   a stated budget or a check was not met
+│   ├── BudgetError              MACs, accuracy or latency asked for could not be reached
+│   ├── ProofError               slim and masked dense disagree
+│   ├── ParityError              an exported file disagrees with the network it came from
+│   └── TrainingError            training diverged (NaN or infinite loss)
+└── InternalError       exit 3   a fault of edgeprune itself, met inside a public function
 
 What is none of these is told in one line as well. An OSError or a want of memory has exit 2, and so has whatever the
 user's own code raises, which becomes an InputError, see `usercode.py`; Ctrl-C has 130. Anything else is a fault of
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 
 class EdgepruneError(Exception):
-    """Base of every error that edgeprune raises on purpose."""
+    """Base of every error that edgeprune raises."""
 
     exit_code = 2
 
@@ -66,3 +67,9 @@ class ParityError(CheckError):
 
 class TrainingError(CheckError):
     """Training diverged."""
+
+
+class InternalError(EdgepruneError):
+    """A fault of edgeprune itself: says at which stage, at which node and line of the model, and what was raised."""
+
+    exit_code = 3

@@ -30,9 +30,10 @@ from edgeprune.gathers import (
     readers,
 )
 from edgeprune.graph.capture import Program, reexport
+from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained
 from edgeprune.graph.names import GATHER
-from edgeprune.graph.sizes import free_dims, size_hint
+from edgeprune.graph.sizes import free_ranges, size_hint
 from edgeprune.records import InputFeatures
 
 _aten = torch.ops.aten
@@ -53,6 +54,7 @@ def gathered_inputs(program: ExportedProgram) -> dict[str, InputFeatures]:
     return {name: found.features for name, found in find_gathers(_module(program)).items()}
 
 
+@public("slim_contract")
 def slim_contract(program: ExportedProgram) -> Program:
     """The program that takes only the kept features, ascending: `(batch, k)`, or `(batch, k, ...)` for channels.
 
@@ -74,8 +76,10 @@ def slim_contract(program: ExportedProgram) -> Program:
     for name in [name for name, _ in module.named_buffers() if name.startswith(GATHER) and name not in used]:
         delattr(module, name)
     module.recompile()
-    asked = zip(free_dims(program), args.values(), strict=True)
-    free = [frozenset(d for d in dims if d < arg.dim()) for dims, arg in asked]  # a flattened input has lost some
+    asked = zip(free_ranges(program), args.values(), strict=True)
+    free = [
+        {d: bounds for d, bounds in dims.items() if d < arg.dim()} for dims, arg in asked
+    ]  # a flattened input has lost some
     return reexport(module, tuple(args.values()), free)
 
 

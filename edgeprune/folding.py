@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from edgeprune.graph import binding
 from edgeprune.graph.capture import Program, example_inputs, reexport_like
 from edgeprune.graph.dependence import Step, explore
+from edgeprune.graph.faults import public
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import Value, core
 from edgeprune.graph.ops.registry import operator_name
@@ -37,6 +38,7 @@ class _Constants:
     values: Tensor
 
 
+@public("fold")
 def fold(program: ExportedProgram) -> Program:
     """The same network with all constants that its layers read folded into their biases, and their weights zero.
 

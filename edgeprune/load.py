@@ -21,8 +21,9 @@ from edgeprune.digests import digest
 from edgeprune.errors import EdgepruneError, InputError, UnsafeFileError
 from edgeprune.filekinds import foreign_kind, foreign_zip, is_torchscript, pickled_class
 from edgeprune.graph.capture import Program, capture
+from edgeprune.graph.faults import public
 from edgeprune.graph.openbatch import with_dynamic_batch
-from edgeprune.graph.sizes import free_dims
+from edgeprune.graph.sizes import Asked, free_dims
 from edgeprune.graph.weights import unfinite
 from edgeprune.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
 from edgeprune.lines import error_line, shown
@@ -51,8 +52,10 @@ class _Request:
     module: str | None = None
     choice: StateChoice = field(default_factory=StateChoice)
     notes: list[str] = field(default_factory=list)
+    dynamic: Mapping[str, Asked] | None = None
 
 
+@public("load_model")
 @running_user_code()
 def load(  # noqa: PLR0913 - the public call: every choice has a name and a default
     path: str | os.PathLike[str],
@@ -65,6 +68,7 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     module: str | None = None,
     state_key: str | None = None,
     ignore_keys: str | None = None,
+    dynamic: Mapping[str, Asked] | None = None,
 ) -> Model:
     """Load a model as an exported program with a dynamic batch.
 
@@ -78,6 +82,7 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         module: take this part of the network alone, by its dotted name; `input_shape` is that of the part.
         state_key: which weights of a checkpoint that holds several, e.g. `ema`, see `edgeprune.statedict`.
         ignore_keys: patterns of names that are no weights of the network, e.g. `loss.*,similarity_*`.
+        dynamic: the free dims of the inputs that are named, see `edgeprune.capture`.
 
     Raises:
         UnsafeFileError: the file needs unpickling, or is an exported program with unknown operators.
@@ -87,10 +92,10 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     data = read_file(file, "model")
     try:
         choice = StateChoice(state_key, _patterns(ignore_keys))
-        request = _Request(arch, input_shape, unsafe_pickle, data_shape, dynamic_size, module, choice)
+        request = _Request(arch, input_shape, unsafe_pickle, data_shape, dynamic_size, module, choice, dynamic=dynamic)
         program, info = _from_content(_whole(file, data, unsafe_pickle), request)
         _check_finite(program)
-        _check_free(program, dynamic_size)
+        _check_free(program, dynamic_size, dynamic or {})
         program, info = _checked_input(program, info, input_shape)
     except EdgepruneError as error:
         raise type(error)(f"{file}: {error}") from error
@@ -102,11 +107,15 @@ load_model = load  # under this name in the package
 
 @running_user_code()
 def load_architecture(
-    spec: str, input_shape: tuple[int, ...] | None = None, dynamic_size: bool = False, module: str | None = None
+    spec: str,
+    input_shape: tuple[int, ...] | None = None,
+    dynamic_size: bool = False,
+    module: str | None = None,
+    dynamic: Mapping[str, Asked] | None = None,
 ) -> Model:
     """An architecture with random weights, for what depends on its graph alone; arguments and errors as `load`."""
     try:
-        request = _Request(spec, input_shape, False, None, dynamic_size, module)
+        request = _Request(spec, input_shape, False, None, dynamic_size, module, dynamic=dynamic)
         program, info = _from_module(architectures.build(spec), request)
     except EdgepruneError as error:
         raise type(error)(f"{spec}: {str(error).removeprefix(f'arch {spec}: ')}") from error
@@ -319,13 +328,17 @@ def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInf
             "expected the shape of one input, which the file does not say, e.g. --input-shape 3,224,224, got none"
         )
     dtype = next((tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point), torch.float32)
-    program = capture_single(model, shape, dtype, request.dynamic_size)
+    program = capture_single(model, shape, dtype, request.dynamic_size, request.dynamic)
     check_names(program)  # before any work is done that could not be written down
     return program, ModelInfo(input_shape=shape, arch=request.arch, module=request.module)
 
 
 def capture_single(
-    model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, dynamic_size: bool = False
+    model: nn.Module,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    dynamic_size: bool = False,
+    dynamic: Mapping[str, Asked] | None = None,
 ) -> Program:
     """Capture a network that takes one input of `shape`, without the batch.
 
@@ -340,7 +353,7 @@ def capture_single(
     ]
     if len(needed) > 1:
         raise InputError(f"expected a network with one input, got {len(needed)}: {', '.join(needed)}")
-    return capture(model, torch.zeros(2, *shape, dtype=dtype), dynamic_size=dynamic_size)
+    return capture(model, torch.zeros(2, *shape, dtype=dtype), dynamic_size=dynamic_size, dynamic=dynamic)
 
 
 def _check_finite(program: ExportedProgram) -> None:
@@ -370,13 +383,20 @@ def _checked_input(program: Program, info: ModelInfo, asked: tuple[int, ...] | N
     return program, replace(info, input_shape=shape)
 
 
-def _check_free(program: Program, dynamic_size: bool) -> None:
+def _check_free(program: Program, dynamic_size: bool, dynamic: Mapping[str, Asked]) -> None:
     """What a program fixes stays fixed: its graph may hold numbers that were made of the size."""
     if dynamic_size and not any(dims - {0} for dims in free_dims(program)):
         raise InputError(
             "--dynamic-size: expected weights beside --arch, or a program that was captured with dynamic_size=True, "
             "got a program of fixed height and width"
         )
+    known = {dim for dims in free_dims(program) for dim in dims}
+    for name, dims in dynamic.items():
+        if not known.issuperset(dims):
+            raise InputError(
+                f"--dynamic {name}: expected weights beside --arch, or a program that was captured with these dims "
+                f"free, got one with {sorted(known)} free"
+            )
 
 
 def _hint(size: int | torch.SymInt) -> int:

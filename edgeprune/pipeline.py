@@ -341,18 +341,17 @@ def _is_architecture(request: InspectRequest | ProfileRequest) -> bool:
 
 def _opened(request: InspectRequest | ProfileRequest, told: Progress) -> Model:
     """The model in a file, or of an architecture by its name, with random weights."""
-    dynamic, module = False, None
-    if isinstance(request, InspectRequest):
-        dynamic, module = request.dynamic_size, request.module
+    asked = request if isinstance(request, InspectRequest) else InspectRequest(request.model)
     if _is_architecture(request):
-        return load_architecture(request.model, request.input_shape, dynamic, module)
+        return load_architecture(request.model, request.input_shape, asked.dynamic_size, asked.module, asked.dynamic)
     model = load(
         request.model,
         arch=request.arch,
         input_shape=request.input_shape,
         unsafe_pickle=request.unsafe_pickle,
-        dynamic_size=dynamic,
-        module=module,
+        dynamic_size=asked.dynamic_size,
+        module=asked.module,
+        dynamic=asked.dynamic,
         state_key=request.state_key,
         ignore_keys=request.ignore_keys,
     )

@@ -18,6 +18,7 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relative_error, relative_errors
 from edgeprune.graph.decisions import Following, Recording, has_choices
 from edgeprune.graph.drawn import drawn_arguments
+from edgeprune.graph.faults import public
 from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
 from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import fitted, input_specs, output_names
@@ -33,6 +34,7 @@ _MANY = 32  # rows, where few of them do not reach every part of the network
 _EXACT = TOLERANCE[torch.float64]
 
 
+@public("prove")
 def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Any = None) -> float:
     """Check that slim = masked dense, and return the largest relative error over all outputs.
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from edgeprune.effort import MOST
 from edgeprune.settings import TrainSettings
+
+Dynamic = Mapping[
+    str, Mapping[int, tuple[int, int | None] | None]
+]  # input -> free dims -> (least, largest) or no bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +54,13 @@ class CompressRequest:
     seed: int = 0
     plan: str | None = None
     attention: str = "heads"
+    appliable: bool = False
+    leave: tuple[str, ...] = ()
     arch: str | None = None
     module: str | None = None
     input_shape: tuple[int, ...] | None = None
     dynamic_size: bool = False
+    dynamic: Dynamic | None = None
     threads: int | None = None
     force: bool = False
     unsafe_pickle: bool = False
@@ -79,6 +87,7 @@ class ExportRequest:
     arch: str | None = None
     input_shape: tuple[int, ...] | None = None
     dynamic_size: bool = False
+    dynamic: Dynamic | None = None
     opset: int | None = None
     simplify: bool = True
     c_header: bool = False
@@ -132,6 +141,7 @@ class InspectRequest:
     svg: str | None = None
     force: bool = False
     module: str | None = None
+    dynamic: Dynamic | None = None
     state_key: str | None = None
     ignore_keys: str | None = None
 

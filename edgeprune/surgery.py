@@ -18,11 +18,12 @@ from edgeprune.folding import fold
 from edgeprune.graph.binding import shape_of
 from edgeprune.graph.capture import Program, captured_with, own_tensors, reexport, reexport_like
 from edgeprune.graph.edit import Edit
+from edgeprune.graph.faults import public
 from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.given import check_untrained
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
 from edgeprune.graph.lift import Unlifted, unlifted
-from edgeprune.graph.sizes import arguments, free_dims
+from edgeprune.graph.sizes import arguments, free_ranges
 from edgeprune.graph.specs import input_specs
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import InputFeatures
@@ -31,6 +32,7 @@ _STORED = ("tensor", "input", "state")
 _Masks = dict[tuple[str, str, int | None], np.ndarray]  # (kind, name, dim) -> which indices are kept
 
 
+@public("cut")
 @no_collection()
 def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None = None) -> Program:
     """Remove from a program what the plan does not keep, after folding its constants where the plan says so.
@@ -67,8 +69,8 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
     own_tensors(module)
     if isinstance(module, fx.GraphModule) and narrower:
         module.recompile()
-        return reexport(module, _narrower(program, plan), free_dims(program))
-    return reexport_like(module, program)
+        return reexport(module, _narrower(program, plan), free_ranges(program))
+    return reexport_like(module, ready)
 
 
 def _narrower(program: ExportedProgram, plan: PruningPlan) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import edgeprune
 from edgeprune.graph.capture import Program, example_inputs, reexport, reexport_like
 from edgeprune.graph.lift import lifted
-from edgeprune.graph.sizes import free_dims
+from edgeprune.graph.sizes import free_ranges
 from tests.nets import Net, cnn, cut_randomly, mlp, randomized, residual
 
 
@@ -61,8 +61,8 @@ def test_a_cut_graph_is_what_an_export_of_it_gives(name: str) -> None:
     build, shape, sizes = NETS[name]
     program = edgeprune.capture(randomized(build()), torch.randn(shape), dynamic_size=sizes)
     slim = cut_randomly(program, edgeprune.analyze(program)).slim
-    exported = reexport(slim.module(), example_inputs(slim), free_dims(slim))
-    assert (free_dims(exported), input_kinds(exported)) == (free_dims(slim), input_kinds(slim))
+    exported = reexport(slim.module(), example_inputs(slim), free_ranges(slim))
+    assert (free_ranges(exported), input_kinds(exported)) == (free_ranges(slim), input_kinds(slim))
     assert sizes_of(exported) == sizes_of(slim)
     assert set(exported.state_dict) >= set(slim.state_dict)  # an export makes every buffer persistent
     x = torch.randn(5, *shape[1:])

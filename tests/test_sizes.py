@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune.errors import CaptureError
 from edgeprune.export.contracts import write_contracts
-from edgeprune.graph.sizes import free_dims, grown_shapes
+from edgeprune.graph.sizes import free_dims, free_ranges, grown_shapes
 from edgeprune.load import load
 from edgeprune.records import ModelInfo, Normalization
 from edgeprune.save import save_program
@@ -126,7 +126,7 @@ def test_a_slim_program_trains_and_is_exported_again_at_any_size() -> None:
     module = slim.module().train()
     module(torch.randn(4, 3, 20, 28)).sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
-    again = edgeprune.graph.capture.reexport(module.eval(), (torch.zeros(2, *IMAGE),), free_dims(slim))
+    again = edgeprune.graph.capture.reexport(module.eval(), (torch.zeros(2, *IMAGE),), free_ranges(slim))
     assert free_dims(again) == ({0, 2, 3},)
 
 

@@ -65,6 +65,7 @@ def export(
     ignore_keys: opt.IgnoreKeys = None,
     input_shape: opt.InputShape = None,
     dynamic_size: opt.DynamicSize = False,
+    dynamic: opt.Dynamic = None,
     opset: Annotated[
         int | None,
         typer.Option(
@@ -158,6 +159,7 @@ def export(
             arch=arch,
             input_shape=opt.parse_shape(input_shape),
             dynamic_size=dynamic_size,
+            dynamic=opt.parse_dynamic(dynamic),
             opset=opset,
             c_header=c_header,
             ort=ort,

@@ -29,6 +29,7 @@ def inspect(
     input_shape: opt.InputShape = None,
     module: opt.Module = None,
     dynamic_size: opt.DynamicSize = False,
+    dynamic: opt.Dynamic = None,
     attention: opt.Attention = "heads",
     unsafe_pickle: opt.UnsafePickle = False,
     dot: Annotated[
@@ -64,6 +65,7 @@ def inspect(
             module,
             state_key=state_key,
             ignore_keys=ignore_keys,
+            dynamic=opt.parse_dynamic(dynamic),
         )
         with output.working() as progress:
             from edgeprune import pipeline

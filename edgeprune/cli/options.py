@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -148,6 +149,19 @@ def parse_shape(value: str | None) -> tuple[int, ...] | None:
     return tuple(int(size) for size in sizes)
 
 
+def parse_dynamic(values: Sequence[str] | None) -> dict[str, dict[int, tuple[int, int | None] | None]] | None:
+    """The free dims of each input, the batch among them: "x:2,3" is {"x": {0: None, 2: None, 3: None}}."""
+    found: dict[str, dict[int, tuple[int, int | None] | None]] = {}
+    for value in values or ():
+        parts = re.fullmatch(r"(?:(\d{1,9})<=)?(\w+):(\d{1,2}(?:,\d{1,2})*)(?:<=(\d{1,9}))?", value.replace(" ", ""))
+        if parts is None:
+            raise _fail("an input and its free dims, such as x:2,3 or tokens:1<=64", value, "'--dynamic'")
+        least, name, dims, largest = parts.groups()
+        bounds = (int(least or 1), None if largest is None else int(largest)) if least or largest else None
+        found.setdefault(name, {0: None}).update({int(dim): bounds for dim in dims.split(",")})
+    return found or None
+
+
 positive_count = count("a number of at least 1", 1)
 
 Json = Annotated[
@@ -204,6 +218,15 @@ DynamicSize = Annotated[
     typer.Option(
         "--dynamic-size",
         help="Leave height and width free (all sizes from the third on), for a fully convolutional network.",
+        rich_help_panel=WHAT,
+    ),
+]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INPUT:DIMS",
+        help="Dims of an input that are free beside the batch, with bounds or without: x:2,3 or tokens:1<=64 or "
+        "4<=tokens:1<=64; once for each input.",
         rich_help_panel=WHAT,
     ),
 ]

@@ -168,7 +168,7 @@ def _with_fixed_sizes(program: ExportedProgram, batch: Sequence[np.ndarray]) -> 
     """The program traced again at the sizes of one batch."""
     args = arguments(program, [torch.from_numpy(array) for array in batch])
     with quiet():
-        fixed = reexport(program.module(), args, tuple(frozenset[int]() for _ in input_values(program)))
+        fixed = reexport(program.module(), args, tuple({} for _ in input_values(program)))
     write_out_attention(fixed)
     return fixed
 

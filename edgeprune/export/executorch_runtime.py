@@ -87,7 +87,7 @@ class Method:
                 outputs = self._method.execute(inputs)
             except RuntimeError as error:
                 raise InputError(f"{self._name}: ExecuTorch cannot run it: {_reason(log(), error)}") from error
-        return [output.numpy() for output in outputs if isinstance(output, torch.Tensor)]
+        return [output.detach().numpy() for output in outputs if isinstance(output, torch.Tensor)]
 
     def run_unwatched(self, inputs: Sequence[Any]) -> None:
         """The same without what only matters at the first time."""

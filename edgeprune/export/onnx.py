@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import onnx
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.attention import with_plain_attention
@@ -21,8 +25,11 @@ from edgeprune.export.signatures import signatures_read_once
 from edgeprune.export.state import at_start, file_names, in_words, put_starts, states_of, steps_of, with_state_apart
 from edgeprune.export.state import metadata as state_metadata
 from edgeprune.files import write_atomically
+from edgeprune.graph.capture import Program
+from edgeprune.graph.faults import public
 from edgeprune.graph.given import current_program
-from edgeprune.graph.specs import input_specs
+from edgeprune.graph.renaming import renamed
+from edgeprune.graph.specs import file_inputs, input_specs
 
 # The sizes after the batch, by the number of dims of an input.
 _SIZE_NAMES = {
@@ -48,6 +55,7 @@ class OnnxExport:
     note: str = ""
 
 
+@public("export_onnx")
 def export_onnx(  # noqa: PLR0913 - the public entry point spells its options out
     program: ExportedProgram | nn.Module,
     path: str | Path,
@@ -177,8 +185,9 @@ def _translate(told: _Translation, optimize: bool) -> onnx.ModelProto:
     program, opset, (input_names, names) = told.program, told.opset, told.names
     try:
         with quiet(), signatures_read_once():
+            ready = _without_projections(with_padding_apart(with_plain_attention(_without_numbers(program))))
             exported = torch.onnx.export(
-                _without_projections(with_padding_apart(with_plain_attention(program))),
+                _with_names_apart(ready, {*(input_names or file_inputs(program)), *names}),
                 dynamo=True,
                 verbose=False,
                 optimize=optimize,
@@ -195,6 +204,39 @@ def _translate(told: _Translation, optimize: bool) -> onnx.ModelProto:
     if any(spec.batched for spec in input_specs(program)):
         _check_batch(proto)
     return proto
+
+
+def _without_numbers(program: ExportedProgram) -> ExportedProgram:
+    """The program without outputs that are no tensors, which a file cannot give."""
+    specs = program.graph_signature.output_specs
+    stays = [isinstance(spec.arg, TensorArgument) for spec in specs]
+    if all(stay or getattr(spec.arg, "value", 0) is None for stay, spec in zip(stays, specs, strict=True)):
+        return program
+    changed = Program.adopt(program)
+    changed._graph_module = copy.deepcopy(program.graph_module)
+    output = changed.graph.output_node()
+    results: Any = output.args[0]
+    output.args = (tuple(compress(results, stays)),)
+    changed.graph.eliminate_dead_code()
+    kept = list(compress(specs, stays))
+    changed._graph_signature = replace(program.graph_signature, output_specs=kept)
+    n_user = sum(spec.kind is OutputKind.USER_OUTPUT for spec in kept)
+    root, *parts = program.module_call_graph
+    assert root.signature is not None
+    signature = replace(root.signature, out_spec=pytree.tree_structure((0,) * n_user))
+    changed._module_call_graph = [replace(root, signature=signature), *parts]
+    return changed
+
+
+def _with_names_apart(program: ExportedProgram, taken: set[str]) -> ExportedProgram:
+    """The program without tensors called as an input or output of the file: a file has one room for all names."""
+    names = {*program.state_dict, *program.constants}
+    if names.isdisjoint(taken):
+        return program
+    free = {name: next(n for k in range(1, len(names) + 2) if (n := name + "_" * k) not in names) for name in taken}
+    apart = Program.adopt(program)
+    renamed(apart, lambda name: free.get(name, name))
+    return apart
 
 
 def _explain(error: BaseException) -> str:

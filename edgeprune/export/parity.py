@@ -170,7 +170,7 @@ def torch_outputs(module: Callable[..., Any], inputs: Sequence[np.ndarray]) -> t
     with torch.no_grad():
         # A copy: a graph may write into its input.
         leaves = pytree.tree_leaves(module(*(torch.from_numpy(array.copy()) for array in inputs)))
-    return tuple(leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor))
+    return tuple(leaf.detach().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
 @contextlib.contextmanager

@@ -24,8 +24,8 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.parity import Reference, Sample, batches_of, drawn_tensors, error_on, quiet, torch_outputs
 from edgeprune.graph.capture import Program, reexport
 from edgeprune.graph.drawn import drawn_arguments, first_accepted
-from edgeprune.graph.sizes import arguments, free_dims
-from edgeprune.graph.specs import fitted, input_specs, output_names
+from edgeprune.graph.sizes import arguments, free_ranges
+from edgeprune.graph.specs import file_inputs, fitted, input_specs, output_names
 from edgeprune.graph.state import N_STEPS, state_buffers
 
 _BATCH = 2
@@ -84,7 +84,7 @@ def with_state_apart(program: ExportedProgram, states: Sequence[State]) -> Progr
     module = program.module()
     args = first_accepted(module, drawn_arguments(program, _BATCH))
     network = _Apart(program.module(), [state.buffer for state in states])
-    free = [*free_dims(program), *[frozenset[int]()] * len(states)]
+    free = [*free_ranges(program), *[{}] * len(states)]
     with quiet():
         return reexport(network, (args, tuple(state.start.clone() for state in states)), free)
 
@@ -94,8 +94,10 @@ def file_names(program: ExportedProgram, states: Sequence[State]) -> tuple[list[
     specs = input_specs(program)
     if not states:
         return ["input"] if len(specs) == 1 else None, output_names(program)
-    own = ["input"] if len(specs) == 1 else [spec.name for spec in specs]
-    return [*own, *(state.input for state in states)], [*output_names(program), *(state.output for state in states)]
+    return [*file_inputs(program), *(state.input for state in states)], [
+        *output_names(program),
+        *(state.output for state in states),
+    ]
 
 
 def steps_of(program: ExportedProgram, apart: Program, states: Sequence[State], inputs: Any) -> list[Sample]:

@@ -18,12 +18,16 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from edgeprune.errors import ApplyError
-from edgeprune.graph.attributes import attribute_changes
+from edgeprune.graph.attributes import Shapes, attribute_changes
 from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relative_error
 from edgeprune.graph.drawn import first_accepted
 from edgeprune.graph.names import GATHER
 from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
-from edgeprune.graph.refusals import failure_on, quiet_torch
+from edgeprune.graph.refusals import error_on, explain_run, failing_layer, quiet_torch
+from edgeprune.graph.renaming import own_name
+
+_PLANNED = "plan for it with appliable=True or --keep-equal-chunks"
+_NORMS = {torch.ops.aten.batch_norm.default, torch.ops.aten.layer_norm.default, torch.ops.aten.group_norm.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def apply(
             for change in changes:
                 transaction.set(change.module, change.name, change.new)
             with _bare_norms_fitted(transaction, model):
-                failure, error = _compared(model, slim, args)
+                failure, error = _compared(model, slim, args, shapes)
             if not failure:
                 transaction.keep()
                 sliced = tuple(name for name, (old, new) in shapes.items() if old != new)
@@ -221,13 +225,14 @@ def _like(old: Tensor, values: Tensor) -> Tensor:
 # -- the check --------------------------------------------------------------------------------------------------------
 
 
-def _compared(model: nn.Module, slim: fx.GraphModule, args: tuple[Any, ...]) -> tuple[str, float]:
+def _compared(model: nn.Module, slim: fx.GraphModule, args: tuple[Any, ...], shapes: Shapes) -> tuple[str, float]:
     """Why the module is not the slim program (nothing where it is), and the largest relative difference."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     with as_it_is(model):
-        failure = failure_on(model, args)
-        if failure:
-            return f"its forward has sizes of the dense network written into it: {failure}", float("inf")
+        raised = error_on(model, args)
+        if raised is not None:
+            told = explain_run(model, args, raised) + _to_leave(failing_layer(model, raised)[0], slim.graph, shapes)
+            return f"its forward has sizes of the dense network written into it: {told}", float("inf")
         expected = outputs(slim.to(device), args)
         error = relative_error(expected, outputs(model, args))
         tolerance = min(TOLERANCE[dtype] for dtype in output_types(slim.graph))
@@ -240,8 +245,42 @@ def _compared(model: nn.Module, slim: fx.GraphModule, args: tuple[Any, ...]) -> 
     return (
         "it runs but gives other results than the slim program, so its forward has sizes of the dense network written "
         f"into it (a split, a shuffle, a scale): expected a relative difference of at most {tolerance:g}, "
-        f"got {error:.3g}"
+        f"got {error:.3g}; {_PLANNED}"
     ), error
+
+
+def _to_leave(layer: str, graph: fx.Graph, shapes: Shapes) -> str:
+    """Advice: the sliced layers whose units come into the layer that fails, or that are parts of it."""
+    sliced = {name.rpartition(".")[0] for name, (old, new) in shapes.items() if old[:1] != new[:1] and len(old) > 1}
+    before = [name for name in _layers_before(layer, graph) if name in sliced]
+    within = [name for name in sliced if name.startswith(layer + ".")] if layer else []
+    names = (before or sorted(within))[:3]
+    if not names:
+        return f"; {_PLANNED}"
+    shown = ", ".join(map(repr, names))
+    return f"; leave {shown} alone, plan(..., leave=[{shown}]) or --leave {names[0]}, or {_PLANNED}"
+
+
+def _layers_before(layer: str, graph: fx.Graph) -> list[str]:
+    """The names of the nearest layers with weights whose results a layer takes."""
+    reading = [node for node in graph.nodes if any(_is_of(n, layer) for n in node.all_input_nodes)]
+    waiting = [n for node in reading[:1] for n in node.all_input_nodes if n.op == "call_function"]
+    found: dict[str, None] = {}
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop(0)
+        weights = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+        if any(name.endswith(".weight") for name in weights) and node.target not in _NORMS:
+            found.setdefault(own_name(weights[0]).rpartition(".")[0])
+            continue
+        fresh = [n for n in node.all_input_nodes if n.op == "call_function" and n not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return list(found)
+
+
+def _is_of(node: fx.Node, layer: str) -> bool:
+    return node.op == "get_attr" and own_name(str(node.target)).rpartition(".")[0] == layer
 
 
 @contextmanager

@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
+
+from edgeprune.graph.renaming import own_name
 
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]  # shape before and after, by a tensor's name
 
@@ -66,12 +69,14 @@ def attribute_changes(model: nn.Module, shapes: Shapes, slim: fx.Graph) -> Itera
         shapes: those of its tensors that the slim program has.
         slim: the slim program's graph, with the tensors as `get_attr`.
     """
-    groups = _group_counts(slim)
+    groups, parts = _group_counts(slim), _equal_parts(slim)
     readings = []
     for smaller in (False, True):
         changes: list[Change] = []
         for path, module in model.named_modules():
-            for name, new in _attributes(module, path, shapes, groups, smaller).items():
+            found = _attributes(module, path, shapes, groups, smaller)
+            found |= _of_parts(module, path, shapes, parts.get(path, set()))
+            for name, new in found.items():
                 if new != getattr(module, name):
                     changes.append(Change(module, name, new))
         readings.append(tuple(changes))
@@ -178,7 +183,7 @@ def _read_by(node: Any) -> set[str]:
             waiting += node.all_input_nodes
     if any(node.op == "placeholder" for node in seen):
         return set()
-    return {str(node.target) for node in seen if node.op == "get_attr"}
+    return {own_name(str(node.target)) for node in seen if node.op == "get_attr"}
 
 
 # -- blocks whose layers own the tensors ------------------------------------------------------------------------------
@@ -231,7 +236,7 @@ def _by_scope(value: int, scopes: list[dict[int, set[int]]]) -> int | None:
 
 
 def _layers(module: nn.Module, prefix: str, shapes: Shapes) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """(out, in) before and after of every linear layer and convolution of a block, in the order they were made."""
+    """((out, in) before, (out, in) after) of a block's linear layers and convolutions, in the order they were made."""
     found = []
     for name, layer in module.named_modules():
         weight = f"{prefix}{name}.weight"
@@ -287,6 +292,30 @@ def _inner(heads: int, layers: list[tuple[tuple[int, int], tuple[int, int]]]) ->
         if old[1] % heads == 0:
             return old[1], new[1]
     return None
+
+
+def _equal_parts(graph: fx.Graph) -> dict[str, set[tuple[int, int]]]:
+    """By the name of a module, (how many, how wide) the parts are that its forward splits a value into."""
+    found: dict[str, set[tuple[int, int]]] = {}
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.split_with_sizes.default:
+            sizes: Any = node.args[1]
+            stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+            if stack and len(set(sizes)) == 1:
+                found.setdefault(stack[-1], set()).add((len(sizes), sizes[0]))
+    return found
+
+
+def _of_parts(module: nn.Module, path: str, shapes: Shapes, parts: set[tuple[int, int]]) -> dict[str, int]:
+    """Numbers that say how wide the parts of a split are: what its layers give, shared out over the parts."""
+    given = {(old[0], new[0]) for old, new in _layers(module, path + "." if path else "", shapes)}
+    found: dict[str, int] = {}
+    for name, value in vars(module).items() if parts else ():
+        if type(value) is int:
+            widths = {width for count, width in parts if (count * value, count * width) in given}
+            if len(widths) == 1:
+                found[name] = widths.pop()
+    return found
 
 
 def _is_width(name: str) -> bool:

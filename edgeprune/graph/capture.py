@@ -14,8 +14,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
 from edgeprune.graph.drawn import drawn_arguments, example_values
+from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained, forget_given, give, give_copy
 from edgeprune.graph.lift import Unlifted, lifted
+from edgeprune.graph.modulestate import State, restored
 from edgeprune.graph.recurrence import not_unrolled
 from edgeprune.graph.refusals import (
     check_model,
@@ -27,7 +29,17 @@ from edgeprune.graph.refusals import (
     quiet_torch,
 )
 from edgeprune.graph.regions import flattened
-from edgeprune.graph.sizes import Free, asked_dims, dynamic_shapes, first_fixed, free_dims, input_values, size_hint
+from edgeprune.graph.renaming import free_names, own_name
+from edgeprune.graph.sizes import (
+    Asked,
+    Free,
+    asked_dims,
+    dynamic_shapes,
+    first_fixed,
+    free_ranges,
+    input_values,
+    size_hint,
+)
 from edgeprune.graph.weights import check_answers, taken_weights
 from edgeprune.usercode import running_user_code
 
@@ -135,6 +147,7 @@ class Program(ExportedProgram):
         own_tensors(module, shared)
         return module.eval()
 
+    @public("with_weights")
     def with_weights(self, module: nn.Module) -> Program:
         """This program with the weights and statistics of a module that its `.module()` gave, after training it.
 
@@ -160,6 +173,7 @@ class Program(ExportedProgram):
         check_answers(trained.own_module(), module, next(drawn_arguments(self, _BATCH)))
         return trained
 
+    @public("apply_to")
     @running_user_code(ApplyError)
     def apply_to(self, model: nn.Module) -> Applied:
         """Slice the module that this program was captured from, dense until now, in place, and check it.
@@ -178,9 +192,10 @@ class Program(ExportedProgram):
         check_untrained(self)
         extra = {name: self.constants[name] for name in self.graph_signature.non_persistent_buffers}
         # What export calls a buffer may be a constant of the forward; every parameter is one of the module's.
-        tensors = {**self.state_dict, **extra}
+        tensors = {own_name(name): tensor for name, tensor in {**self.state_dict, **extra}.items()}
+        parameters = [own_name(name) for name in self.graph_signature.parameters]
         candidates = drawn_arguments(self, _BATCH)
-        return apply(tensors, self.graph_signature.parameters, self.own_module(), model, candidates)
+        return apply(tensors, parameters, self.own_module(), model, candidates)
 
 
 def own_tensors(module: nn.Module, shared: bool = False) -> None:
@@ -198,6 +213,7 @@ def own_tensors(module: nn.Module, shared: bool = False) -> None:
             setattr(owner, name, copies[id(tensor)])
 
 
+@public("capture")
 @running_user_code(CaptureError)
 def capture(
     model: nn.Module,
@@ -205,7 +221,7 @@ def capture(
     *,
     dynamic_batch: bool = True,
     dynamic_size: bool = False,
-    dynamic: Mapping[str, Sequence[int]] | None = None,
+    dynamic: Mapping[str, Asked] | None = None,
 ) -> Program:
     """Export `model` in eval mode with a dynamic batch (the first dim of every input tensor).
 
@@ -216,7 +232,8 @@ def capture(
         dynamic_batch: False fixes the batch at the example's, for a model that does so itself.
         dynamic_size: height and width (all dims from the third on) are free too, as in a fully convolutional network.
         dynamic: the free dims of the inputs that are named, in place of these rules; e.g. `{"tokens": (0, 1)}` for
-            sequences `(batch, length, channels)`, `{"table": ()}` for an input without a batch.
+            sequences `(batch, length, channels)`, `{"table": ()}` for an input without a batch. With bounds
+            `{"tokens": {0: None, 1: (1, 64)}}`, where a table of learnt positions ends at 64.
 
     Raises:
         CaptureError: the model is quantised, complex, sparse or of mixed precision; it does not run on the inputs, its
@@ -226,16 +243,12 @@ def capture(
     check_model(model, args)
     free = asked_dims(model, args, dynamic_batch, dynamic_size, dynamic or {})
     args = _at_least_two(args, free)
-    was_training = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    try:
+    with restored(model):
+        model.eval()
         failure = failure_on(model, args) if has_other_type(model, args) else ""
         if failure:
             raise CaptureError(failure)
-        program = _export(model, args, free)
-    finally:
-        for name, module in model.named_modules():
-            module.training = was_training[name]
+        program = _export_afresh(model, args, free)
     check_program(model, program)
     return program
 
@@ -246,7 +259,7 @@ def reexport(module: nn.Module, args: tuple[Any, ...], free: Free | None = None)
     Args:
         module: as a program's `.module()` gives it.
         args: its positional arguments.
-        free: the sizes that stay free, see `free_dims`; the batch of every tensor where it is left out.
+        free: the sizes that stay free, see `free_ranges`; the batch of every tensor where it is left out.
 
     Raises:
         CaptureError: the graph does not run, or fixes a size that was free.
@@ -265,7 +278,7 @@ def reexport_like(module: fx.GraphModule | Unlifted, program: ExportedProgram) -
         return Program.adopt(made)
     assert isinstance(module, fx.GraphModule)
     module.recompile()
-    return reexport(module, args, free_dims(program))
+    return reexport(module, args, free_ranges(program))
 
 
 def example_inputs(program: ExportedProgram) -> tuple[Any, ...]:
@@ -296,6 +309,29 @@ def _example(val: Any) -> Any:
     return torch.zeros([size_hint(size) for size in val.shape], dtype=val.dtype)
 
 
+def _export_afresh(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:
+    """The program of a model that may remember the batch of an earlier run, as a detector keeps its anchors.
+
+    Such a model asks whether the batch is still that one, which fixes it. It is made to remember a batch of one, which
+    no free size is taken for.
+    """
+    try:
+        return _export(model, args, free)
+    except CaptureError:
+        state = State(model)
+        if not any(0 in dims for dims in free) or failure_on(model, _at_one(args, free)) or not state.is_changed():
+            raise
+        return _export(model, args, free)
+
+
+def _at_one(args: tuple[Any, ...], free: Free) -> tuple[Any, ...]:
+    """The arguments with a batch of one where it is free."""
+    leaves, tree = tree_flatten(args)
+    single = [leaf[:1] if 0 in dims else leaf for leaf, dims in zip(leaves, free, strict=True)]
+    shrunk: tuple[Any, ...] = tree_unflatten(single, tree)
+    return shrunk
+
+
 def _export(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:
     try:
         program = _exported(model, args, free, strict_batch=True)
@@ -304,6 +340,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:
     fixed = first_fixed(program, free)
     if fixed is not None:
         raise CaptureError(explain_fixed(model, args, fixed))
+    free_names(program)
     return Program.adopt(flattened(program))
 
 

@@ -18,12 +18,13 @@ from edgeprune.errors import InputError
 from edgeprune.graph import reasons
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.binding import shape_of
+from edgeprune.graph.faults import public
 from edgeprune.graph.findings import Source
 from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.inputs import apply_rules, feature_grids
+from edgeprune.graph.lines import source_line
 from edgeprune.graph.ops.registry import operator_name
 from edgeprune.graph.prepare import prepared
-from edgeprune.graph.refusals import source_line
 from edgeprune.graph.solve import Reason
 from edgeprune.records import FeatureRules
 
@@ -64,6 +65,12 @@ class ChannelGroup:
     def is_input(self) -> bool:
         """Whether the units are input features."""
         return any(slot.kind == "input" for slot in self.slots)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that produce the units, by name."""
+        names = (slot.name.rpartition(".")[0] for slot in self.slots if slot.kind == "tensor" and slot.dim == 0)
+        return tuple(dict.fromkeys(name for name in names if name))
 
     @property
     def indices_per_unit(self) -> int:
@@ -130,6 +137,7 @@ class ChannelGraph:
         return None if source is None else self.analysis.solver.canonical[source.ids]
 
 
+@public("analyze")
 @no_collection()
 def analyze(
     program: ExportedProgram,

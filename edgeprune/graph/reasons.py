@@ -33,6 +33,7 @@ def cause_of(told: Cause | str) -> Cause:
 # -- what stays for good ----------------------------------------------------------------------------------------------
 OUTPUT = Cause("is the model's output", "nothing: it is what the model returns")
 LOOKED_UP = Cause("is looked up by index", "nothing: any of the rows may be asked for")
+FREE_LENGTH = Cause("takes a part of free length", "nothing: any of the rows may be asked for")
 WHOLE_INPUT = Cause("meets the whole input", "nothing: one value for all features needs them all")
 
 # -- what is not known ------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from edgeprune.errors import CaptureError
+from edgeprune.graph.lines import source_line
 from edgeprune.graph.sizes import Fixed, argument_names
 from edgeprune.lines import error_text, first_line
 from edgeprune.usercode import causes, user_line
@@ -128,17 +129,6 @@ def quiet_torch() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def source_line(node: fx.Node) -> str:
-    """The innermost line of the user's own code that made a node, `file:line`, or the empty string."""
-    trace = node.meta.get("stack_trace") or ""
-    lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
-    own = [line for line in lines if "/torch/" not in line.replace("\\", "/") and not line.startswith('File "<')]
-    if not own:
-        return ""
-    path, _, rest = own[-1].removeprefix("File ").partition(", line ")
-    return f"{path.strip(chr(34))}:{rest.partition(',')[0]}"
-
-
 # -- after a failed export --------------------------------------------------------------------------------------------
 
 
@@ -175,6 +165,9 @@ def explain_fixed(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> str:
         if fixed.dim == 0
         else "capture it without dynamic_size, or name the dims that are free"
     )
+    if fixed.most is not None:
+        free, option = f"{{0: None, {fixed.dim}: (1, {fixed.most})}}", f"--dynamic {name}:{fixed.dim}<={fixed.most}"
+        advice = f"give it that range: dynamic={{{name!r}: {free}}}, {option}"
     return (
         f"{type(model).__name__} fixes the {what} of input {name!r}, dim {fixed.dim}, "
         f"that was to be free: {told}; {advice}"
@@ -183,13 +176,24 @@ def explain_fixed(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> str:
 
 def failure_on(model: nn.Module, args: tuple[Any, ...]) -> str:
     """One line on why the model itself does not run on the inputs; nothing where it does."""
+    error = error_on(model, args)
+    return "" if error is None else explain_run(model, args, error)
+
+
+def error_on(model: nn.Module, args: tuple[Any, ...]) -> Exception | None:
+    """What the model itself raises on the inputs."""
     try:
         with torch.no_grad(), quiet_torch():
             model(*_copied(args))
     except Exception as error:
-        told = f"{type(model).__name__} does not run on the example inputs ({_described(model, args)})"
-        return f"{told}: {_told(model, error)}{_other_type(model, args)}"
-    return ""
+        return error
+    return None
+
+
+def explain_run(model: nn.Module, args: tuple[Any, ...], error: Exception) -> str:
+    """One line on why the model does not run on the inputs."""
+    told = f"{type(model).__name__} does not run on the example inputs ({_described(model, args)})"
+    return f"{told}: {_told(model, error)}{_other_type(model, args)}"
 
 
 def has_other_type(model: nn.Module, args: tuple[Any, ...]) -> bool:
@@ -240,16 +244,22 @@ def _told(model: nn.Module, error: BaseException, reason: str = "") -> str:
 
 def _layer(model: nn.Module, error: BaseException) -> str:
     """The innermost layer on the way to an error, e.g. "'fc', Linear(in_features=8, out_features=3, bias=True)"."""
+    name, found = failing_layer(model, error)
+    if found is None:
+        return ""
+    details = f"({found.extra_repr()})" if not list(found.children()) else ""
+    return f"{name!r}, {type(found).__name__}{details}"
+
+
+def failing_layer(model: nn.Module, error: BaseException) -> tuple[str, nn.Module | None]:
+    """The innermost layer on the way to an error, and its name; ("", None) for none."""
     names = {id(module): name for name, module in model.named_modules()}
     found: nn.Module | None = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module) and names.get(id(module)):
             found = module
-    if found is None:
-        return ""
-    details = f"({found.extra_repr()})" if not list(found.children()) else ""
-    return f"{names[id(found)]!r}, {type(found).__name__}{details}"
+    return ("", None) if found is None else (names[id(found)], found)
 
 
 def _described(model: nn.Module, args: tuple[Any, ...]) -> str:

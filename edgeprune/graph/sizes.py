@@ -1,7 +1,7 @@
 """Which sizes of a program's inputs are free: asked for at capture, kept by every later export, and checked.
 
 Inputs are seen as their leaves, in order: a list or dict of tensors counts as its tensors. The sizes of a leaf that
-are free are the numbers of its dims; dim 0 is the batch.
+are free are the numbers of its dims, each with its least and its largest size; dim 0 is the batch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils._sympy.numbers import int_oo
 
 from edgeprune.errors import CaptureError
+from edgeprune.graph.tables import table_end
 
-Free = Sequence[frozenset[int]]  # for each leaf the dims of free size
+Range = tuple[int, int | None]  # the least and the largest size; None: no bound
+Free = Sequence[Mapping[int, Range]]  # for each leaf the dims of free size
+Asked = Sequence[int] | Mapping[int, Range | None]  # what a caller says of one input
 
+_ANY: Range = (1, None)
 _FACTORS = (2, 64)  # a size is free where the traced path holds at these multiples of the example's too
 _AUTO: Any = Dim.AUTO
 
@@ -32,7 +36,8 @@ class Fixed:
     """A size that was to be free and that the model fixes.
 
     `why` says what the traced path requires; `shapes` are inputs' shapes at which it does not hold, a tuple for each
-    leaf (None for what is no tensor); `line` is where the model asked, as far as PyTorch tells.
+    leaf (None for what is no tensor); `line` is where the model asked, as far as PyTorch tells; `most` is the largest
+    size that it takes, where there is one.
     """
 
     leaf: int
@@ -40,16 +45,30 @@ class Fixed:
     why: str
     shapes: tuple[tuple[int, ...] | None, ...]
     line: str
+    most: int | None = None
 
 
 def free_dims(program: ExportedProgram) -> tuple[frozenset[int], ...]:
     """The free sizes of a program's inputs."""
+    return tuple(frozenset(ranges) for ranges in free_ranges(program))
+
+
+def free_ranges(program: ExportedProgram) -> tuple[dict[int, Range], ...]:
+    """The free sizes of a program's inputs, with their bounds."""
     return tuple(
-        frozenset(d for d, size in enumerate(value.shape) if _is_free(size))
+        {d: _range_of(program, size) for d, size in enumerate(value.shape) if _is_free(size)}
         if isinstance(value, Tensor)
-        else frozenset()
+        else {}
         for value in input_values(program)
     )
+
+
+def _range_of(program: ExportedProgram, size: Any) -> Range:
+    bounds = program.range_constraints.get(_symbol(size))
+    if bounds is None:
+        return _ANY
+    low, high = (None if bound in (int_oo, sympy.oo, -int_oo) else int(bound) for bound in (bounds.lower, bounds.upper))
+    return low or 1, high
 
 
 def input_values(program: ExportedProgram) -> list[Any]:
@@ -76,16 +95,24 @@ def arguments(program: ExportedProgram, tensors: Sequence[Tensor]) -> tuple[Any,
 
 
 def grown_shapes(program: ExportedProgram) -> tuple[tuple[int, ...] | None, ...] | None:
-    """Other shapes that the inputs may have, every other free size beside the batches doubled.
+    """Other shapes that the inputs may have, every other free size beside the batches doubled, within its bounds.
 
     A shape for each leaf, None for what is no tensor; None in all where only batches are free.
     """
     values = input_values(program)
     batches = {_symbol(value.shape[0]) for value in values if isinstance(value, Tensor) and value.dim()}
-    symbols = {_symbol(size): 2 * _hint(size) for size in _symbolic(values) if _symbol(size) not in batches}
+    free = [size for size in _symbolic(values) if _symbol(size) not in batches]
+    symbols = {_symbol(size): _another(_hint(size), _range_of(program, size)) for size in free}
     if not symbols or not all(symbol.is_Symbol for symbol in symbols):
         return None
     return _grown(values, {symbol: symbols[symbol] for symbol in list(symbols)[::2]}, {})
+
+
+def _another(size: int, bounds: Range) -> int:
+    """Another size than this one: twice as much, or what the bounds allow of that."""
+    low, high = bounds
+    larger = 2 * size if high is None else min(2 * size, high)
+    return larger if larger != size else max(low, 2, size // 2)
 
 
 def _is_free(size: Any) -> bool:
@@ -94,8 +121,8 @@ def _is_free(size: Any) -> bool:
 
 
 def asked_dims(
-    model: nn.Module, args: tuple[Any, ...], batch: bool, size: bool, named: Mapping[str, Sequence[int]]
-) -> tuple[frozenset[int], ...]:
+    model: nn.Module, args: tuple[Any, ...], batch: bool, size: bool, named: Mapping[str, Asked]
+) -> tuple[dict[int, Range], ...]:
     """The sizes that a caller of `capture` wants free.
 
     Args:
@@ -103,10 +130,10 @@ def asked_dims(
         args: its positional arguments.
         batch: whether the first size of every tensor is free.
         size: whether the sizes from the third on are free.
-        named: dims for the inputs that are named, in place of these rules.
+        named: dims for the inputs that are named, in place of these rules, with bounds or without.
 
     Raises:
-        CaptureError: a name or a dim that the inputs do not have.
+        CaptureError: a name or a dim that the inputs do not have, or bounds that are none or that the example breaks.
     """
     names = argument_names(model, args)
     unknown = sorted(set(named) - set(names))
@@ -116,15 +143,40 @@ def asked_dims(
     for name, argument in zip(names, args, strict=True):
         for leaf in tree_leaves(argument):
             rank = leaf.dim() if isinstance(leaf, Tensor) else 0
-            dims = {0} if batch and rank else set()
-            if size:
-                dims |= set(range(2, rank))
+            dims = dict.fromkeys([*([0] if batch and rank else []), *(range(2, rank) if size else [])], _ANY)
             if name in named:
-                dims = set(named[name]) if rank else set()
-                if not dims <= set(range(rank)):
-                    raise CaptureError(f"dynamic[{name!r}]: expected dims from 0 to {rank - 1}, got {sorted(dims)}")
-            free.append(frozenset(dims))
+                dims = _asked_of(name, named[name], leaf) if rank else {}
+            free.append(dims)
     return tuple(free)
+
+
+def _asked_of(name: str, asked: Asked, leaf: Tensor) -> dict[int, Range]:
+    """The dims that a caller names for one tensor, with their bounds."""
+    given: Mapping[int, Any] = asked if isinstance(asked, Mapping) else dict.fromkeys(asked)
+    if not set(given) <= set(range(leaf.dim())):
+        raise CaptureError(f"dynamic[{name!r}]: expected dims from 0 to {leaf.dim() - 1}, got {sorted(given)}")
+    dims = {}
+    for dim, bounds in sorted(given.items()):
+        low, high = _checked_bounds(f"dynamic[{name!r}][{dim}]", bounds)
+        size = max(leaf.shape[dim], 2)  # an example's batch of one is doubled
+        if not low <= size or (high is not None and high < size):
+            raise CaptureError(
+                f"dynamic[{name!r}][{dim}]: expected an example of a size from {max(low, 2)} to {high or 'any'}, "
+                f"got {leaf.shape[dim]}"
+            )
+        dims[dim] = (low, high)
+    return dims
+
+
+def _checked_bounds(where: str, bounds: Any) -> Range:
+    """A least and a largest size; None for no bounds."""
+    if bounds is None:
+        return _ANY
+    pair = tuple(bounds) if isinstance(bounds, (tuple, list)) else ()
+    low, high = pair if len(pair) == 2 else (None, None)
+    if type(low) is not int or low < 1 or not (high is None or (type(high) is int and high > max(low, 1))):
+        raise CaptureError(f"{where}: expected None or (least, largest) such as (1, 64), got {bounds!r}")
+    return low, high
 
 
 def argument_names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
@@ -152,10 +204,12 @@ def argument_names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
 
 def dynamic_shapes(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch: bool = True) -> Any:
     """`free` as torch.export takes it; all batches are one size, unless `strict_batch` is off."""
-    batch = Dim("batch", min=1) if strict_batch else _AUTO
+    batches = [dims[0] for dims in free if 0 in dims]
+    most = min((high for _, high in batches if high is not None), default=None)
+    batch = Dim("batch", min=max([1, *(low for low, _ in batches)]), max=most) if strict_batch else _AUTO
     leaves, tree = tree_flatten(args)
     shapes = [
-        {d: batch if d == 0 else _AUTO for d in sorted(dims)} if isinstance(leaf, Tensor) and dims else None
+        {d: batch if d == 0 else _bounded(dims[d]) for d in sorted(dims)} if isinstance(leaf, Tensor) and dims else None
         for leaf, dims in zip(leaves, free, strict=True)
     ]
     by_argument: tuple[Any, ...] = tree_unflatten(shapes, tree)
@@ -166,8 +220,13 @@ def dynamic_shapes(model: nn.Module, args: tuple[Any, ...], free: Free, strict_b
     return by_argument
 
 
+def _bounded(bounds: Range) -> Any:
+    low, high = bounds
+    return _AUTO if high is None and low <= 2 else _AUTO(min=low, max=high)
+
+
 def first_fixed(program: ExportedProgram, free: Free) -> Fixed | None:
-    """The first size among `free` that the program fixes, bounds from above or ties to something else."""
+    """The first size among `free` that the program fixes, bounds further from above or ties to something else."""
     values = input_values(program)
     places: dict[Any, tuple[int, int]] = {}  # symbol -> the leaf and dim that it stands for
     for leaf, (value, dims) in enumerate(zip(values, free, strict=True)):
@@ -177,21 +236,50 @@ def first_fixed(program: ExportedProgram, free: Free) -> Fixed | None:
                 grown = _grown(values, {}, {(leaf, dim): int(size) * _FACTORS[0]})
                 return Fixed(leaf, dim, f"expected {size}", grown, _line_of_constant(values, int(size)))
             places.setdefault(size.node.expr, (leaf, dim))
+    asked = _largest_asked(values, free)
     for symbol, (leaf, dim) in places.items():
-        bounds = program.range_constraints.get(symbol)
-        if bounds is not None and bounds.upper not in (int_oo, sympy.oo):
-            shapes = _grown(values, {symbol: int(bounds.upper) + 1}, {})
-            return Fixed(leaf, dim, f"expected at most {bounds.upper}", shapes, _line_of_bound(values, symbol))
-    return _broken_guard(values, places)
+        _, most = _range_of(program, values[leaf].shape[dim])
+        if most is not None and (asked[symbol] is None or most < asked[symbol]):
+            shapes = _grown(values, {symbol: most + 1}, {})
+            return Fixed(leaf, dim, f"expected at most {most}", shapes, _line_of_bound(values, symbol), most)
+    return _broken_guard(values, places, asked) or _beyond_table(program, values, places, asked)
 
 
-def _broken_guard(values: Sequence[Any], places: Mapping[Any, tuple[int, int]]) -> Fixed | None:
+def _largest_asked(values: Sequence[Any], free: Free) -> dict[Any, Any]:
+    """The largest size that each symbol is asked to take, None for any; of several inputs the least counts."""
+    found: dict[Any, Any] = {}
+    for value, dims in zip(values, free, strict=True):
+        for dim, (_, high) in dims.items():
+            symbol = _symbol(value.shape[dim])
+            known = found.get(symbol)
+            found[symbol] = high if known is None else known if high is None else min(known, high)
+    return found
+
+
+def _beyond_table(
+    program: ExportedProgram, values: Sequence[Any], places: Mapping[Any, tuple[int, int]], asked: Mapping[Any, Any]
+) -> Fixed | None:
+    """A table of learnt positions that has no row for a size, though the program would run on to it."""
+    hints = {_symbol(size): _hint(size) for size in _symbolic(values)}
+    for symbol, (leaf, dim) in places.items():
+        found = table_end(program, hints, symbol, asked[symbol])
+        if found is not None:
+            shapes = _grown(values, {symbol: found.most + 1}, {})
+            return Fixed(leaf, dim, f"expected at most {found.most}, {found.why}", shapes, found.line, found.most)
+    return None
+
+
+def _broken_guard(
+    values: Sequence[Any], places: Mapping[Any, tuple[int, int]], asked: Mapping[Any, Any]
+) -> Fixed | None:
     """A condition of the traced path that does not hold at multiples of the example's sizes."""
     hints = {_symbol(size): _hint(size) for size in _symbolic(values)}
     choices = [[symbol] for symbol in places] + ([list(places)] if len(places) > 1 else [])
     for factor in _FACTORS:
         for chosen in choices:
-            sizes = {symbol: hint * factor if symbol in chosen else hint for symbol, hint in hints.items()}
+            sizes = {
+                s: min(hint * factor, asked[s] or hint * factor) if s in chosen else hint for s, hint in hints.items()
+            }
             for guard in _guards(values):
                 if guard.expr.xreplace({symbol: sympy.Integer(size) for symbol, size in sizes.items()}) == sympy.false:
                     leaf, dim = places[next((s for s in chosen if s in guard.expr.free_symbols), chosen[0])]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, TensorArgument
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from edgeprune.errors import InputError
@@ -50,15 +50,26 @@ def input_specs(program: ExportedProgram) -> tuple[InputSpec, ...]:
     )
 
 
+def file_inputs(program: ExportedProgram) -> list[str]:
+    """The names that inputs have in a file: `input` for a single one, else their own."""
+    specs = input_specs(program)
+    return ["input"] if len(specs) == 1 else [spec.name for spec in specs]
+
+
 def output_names(program: ExportedProgram) -> list[str]:
-    """`logits` for a single output, the keys of a dict, else `output_0, output_1, ...`."""
-    n_outputs = len(program.graph_signature.user_outputs)
-    if n_outputs == 1:
+    """`logits` for a single output, the keys of a dict (not an input's name), else `output_0, output_1, ...`.
+
+    What is no tensor has none, as no file can give it.
+    """
+    given = [spec.arg for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    if len(given) == 1:
         return ["logits"]
-    tree = tree_unflatten(list(range(n_outputs)), program.call_spec.out_spec)
-    if isinstance(tree, Mapping) and list(tree.values()) == list(range(n_outputs)):
-        return [str(key) for key in tree]
-    return [f"output_{index}" for index in range(n_outputs)]
+    tree = tree_unflatten(list(range(len(given))), program.call_spec.out_spec)
+    names = [f"output_{index}" for index in range(len(given))]
+    if isinstance(tree, Mapping) and list(tree.values()) == list(range(len(given))):
+        inputs = file_inputs(program)
+        names = [f"output_{key}" if str(key) in inputs else str(key) for key in tree]
+    return [name for name, arg in zip(names, given, strict=True) if isinstance(arg, TensorArgument)]
 
 
 def fitted(specs: Sequence[InputSpec], inputs: Any, what: str) -> tuple[Tensor, ...]:

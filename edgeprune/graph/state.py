@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from edgeprune.errors import InputError
@@ -51,7 +51,11 @@ def state_partners(program: ExportedProgram, pairs: Mapping[str, str]) -> dict[i
         for position, spec in enumerate(specs)
         if spec.kind is OutputKind.BUFFER_MUTATION and spec.target in buffers
     }
-    users = [position for position, spec in enumerate(specs) if spec.kind is OutputKind.USER_OUTPUT]
+    users = [
+        position
+        for position, spec in enumerate(specs)
+        if spec.kind is OutputKind.USER_OUTPUT and isinstance(spec.arg, TensorArgument)
+    ]
     outputs = dict(zip(output_names(program), users, strict=True))
     results: Any = list(program.graph.output_node().args[0])
     for name, output in pairs.items():

@@ -24,6 +24,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, UnsafeFileError
+from edgeprune.graph.renaming import free_names
 from edgeprune.lines import shown
 from edgeprune.pt2.archive import list_records, read_records, write_records
 from edgeprune.pt2.document import checked, is_weight_name, parsed
@@ -79,6 +80,7 @@ def read_program(
     program.state_dict.update(contents.weights)
     program.constants.update(contents.constants)
     check_values(program)
+    free_names(program)
     return program, contents.extra
 
 

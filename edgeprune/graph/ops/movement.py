@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from edgeprune.graph import binding, reasons
 from edgeprune.graph.einsum import Operand, unify
@@ -23,7 +23,11 @@ aten = torch.ops.aten
 
 _RESHAPES = {"view", "_unsafe_view", "reshape", "flatten", "unflatten"}
 _REORDERS = {"roll", "flip"}
-_SPLIT_DIMS = {"hsplit": 1, "vsplit": 0, "dsplit": 2}
+SPLITS = (
+    *("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"),
+    *("hsplit", "vsplit", "dsplit"),
+)
+SPLIT_DIMS = {"hsplit": 1, "vsplit": 0, "dsplit": 2}
 
 
 def _run(call: Call, source: Value, labels: Tensor) -> Any:
@@ -208,23 +212,30 @@ def _rewrite_single(edit: Edit, call: Call) -> None:
     edit.set(call, "index", int(np.searchsorted(edit.kept(call.input, dim), index)))
 
 
-operator("slice", rewrite=_rewrite_slice, moves=True)(moved)
-operator("narrow", rewrite=_rewrite_narrow, moves=True)(moved)
+def _part(analysis: Analysis, call: Call) -> Any:
+    """Labels go along; where the part is as long as a free size, any index may be asked for."""
+    if any(isinstance(bound, fx.Node) for bound in call.node.args[2:]):
+        for layer in call.input.layers:
+            analysis.fix(layer, call["dim"] % len(call.input.shape), reasons.FREE_LENGTH)
+    return moved(analysis, call)
+
+
+operator("slice", rewrite=_rewrite_slice, moves=True)(_part)
+operator("narrow", rewrite=_rewrite_narrow, moves=True)(_part)
 operator("select", rewrite=_rewrite_single, moves=True)(moved)
 operator("unbind", moves=True)(moved)
 
 
 def _rewrite_split(edit: Edit, call: Call) -> None:
     """Always explicit sizes: a chunk count gives other sizes on a narrower dim."""
-    dim = _SPLIT_DIMS.get(call.name, call.get("dim", 0)) % len(call.input.shape)
+    dim = SPLIT_DIMS.get(call.name, call.get("dim", 0)) % len(call.input.shape)
     if edit.kept_size(call.input, dim) == call.input.shape[dim]:
         return
     sizes = [edit.kept_size(part, dim) for part in edit.result(call)]
     edit.replace(call, aten.split_with_sizes.default, (edit.source(call), sizes, dim))
 
 
-operator("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "hsplit", "vsplit",
-         "dsplit", rewrite=_rewrite_split, moves=True)(moved)  # fmt: skip
+operator(*SPLITS, rewrite=_rewrite_split, moves=True)(moved)
 
 
 def _rewrite_roll(edit: Edit, call: Call) -> None:

@@ -91,6 +91,8 @@ def operator(*names: str, rewrite: Rewriter | None = None, moves: bool = False) 
 
 def lookup(target: Any, name: str) -> Operator | None:
     """The entry of an operator; what PyTorch tags as pointwise shares one."""
+    if name == "where" and getattr(target, "_overloadname", "") == "default":
+        return None  # of a condition alone: the indices where it holds
     entry = _TABLE.get(name)
     if entry is None and torch.Tag.pointwise in getattr(target, "tags", ()):
         return _TABLE["pointwise"]
