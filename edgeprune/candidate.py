@@ -31,8 +31,9 @@ class Budgets:
     `keep_macs` is a share of the dense MACs, `max_latency` the most that one inference may take, `max_bytes` the most
     that the ONNX file may weigh, `max_drop` is in accuracy points on the validation split, `n_features` a count of
     input features and `feature_ratio` a share of them; each may be None. `prune_features` lets features go without a
-    count of their own; `rules` say which of them stay, or stay together. With a `device`, units go by the milliseconds
-    that they save on it. `max_finetunings` bounds the training of a search that has no cost to reach.
+    count of their own; `rules` say which of them stay, or stay together. `appliable` cuts are those that the class's
+    own forward takes; layers in `leave` stay whole. With a `device`, units go by the milliseconds that they save on it.
+    `max_finetunings` bounds the training of a search that has no cost to reach.
     """
 
     keep_macs: float | None
@@ -44,6 +45,8 @@ class Budgets:
     align: int
     seed: int
     attention: str = "heads"
+    appliable: bool = False
+    leave: tuple[str, ...] = ()
     rules: FeatureRules | None = None
     max_latency: LatencyLimit | None = None
     max_bytes: int | None = None

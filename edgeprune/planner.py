@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +16,12 @@ from edgeprune.device import Device
 from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.folding import alive, fold, has_zeros
+from edgeprune.graph.faults import public
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, analyze
 from edgeprune.graph.inputs import features_after
 from edgeprune.graph.labels import core
 from edgeprune.importance import Batches, protected, score
+from edgeprune.ownforward import even_step, evened, not_taken
 from edgeprune.pruning_plan import PlannedGroup, PruningPlan
 from edgeprune.records import FeatureRules, InputFeatures
 from edgeprune.surgery import kept_state
@@ -27,6 +29,7 @@ from edgeprune.surgery import kept_state
 _NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
 
 
+@public("plan")
 def plan(  # noqa: PLR0913 - the public call: every choice has a name and a default
     program: ExportedProgram,
     graph: ChannelGraph,
@@ -41,6 +44,8 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     device: Device | None = None,
     keep_latency: float | None = None,
     keep_bytes: float | None = None,
+    appliable: bool = False,
+    leave: Collection[str] = (),
 ) -> PruningPlan:
     """Choose the units to keep: globally over all groups, least important first, until the costs are within budget.
 
@@ -62,32 +67,74 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         device: what a unit saves is then milliseconds on this device, whatever the budget is in.
         keep_latency: largest share of the milliseconds that `device` foretells to keep, in (0, 1].
         keep_bytes: largest share of the bytes of parameters and buffers to keep, in (0, 1].
+        appliable: choose what the class's own forward takes, for `slim.apply_to(model)`: the parts of a `chunk` stay
+            equally wide, and groups of which a line says the size (`x.view(-1, 512)`) are left alone.
+        leave: layers or groups whose units all stay, by name.
 
     Raises:
-        InputError: a number is out of range, or a latency is asked for without a device.
+        InputError: a number is out of range, a latency is asked for without a device, or no group is called so.
         BudgetError: a budget cannot be met; says which groups stood in the way.
     """
-    _check_shares({"keep_macs": keep_macs, "keep_latency": keep_latency, "keep_bytes": keep_bytes})
+    shares = {"keep_macs": keep_macs, "keep_latency": keep_latency, "keep_bytes": keep_bytes}
+    _check_shares(shares)
     if align < 1:
         raise InputError(f"align: expected a whole number from 1, got {align}")
     if keep_latency is not None and device is None:
         raise InputError("keep_latency: expected a device to foretell the latency of, got none")
     stair = 1 if device is None else main_step(graph, device)
     scores = score(program, graph, criterion, batches=batches, seed=seed)
-    chooser = _Chooser(graph, scores, align, stair)
-    if n_features is not None:
-        chooser.keep_features(n_features)
-    latency = latency_model(graph, device, chooser.orders) if device is not None else None
-    limits = []
-    if keep_macs is not None:
-        limits.append(_Limit("the MACs", macs_model(graph, chooser.orders), keep_macs))
-    if keep_latency is not None and latency is not None:
-        limits.append(_Limit("the latency", latency, keep_latency))
-    if keep_bytes is not None:
-        limits.append(_Limit("the bytes", bytes_model(program, graph, chooser.orders), keep_bytes))
-    if limits:
-        _Pruning(chooser, limits, latency, criterion == "taylor", exact_only).run(n_features is None)
-    return make_plan(program, graph, chooser.kept())
+    eligible = _eligible(graph, named_groups(graph, leave), exact_only)
+    while True:
+        chooser = _Chooser(graph, scores, align, stair, even=appliable)
+        if n_features is not None:
+            chooser.keep_features(n_features)
+        latency = latency_model(graph, device, chooser.orders) if device is not None else None
+        limits = _limits(program, graph, chooser.orders, latency, shares)
+        if limits:
+            _Pruning(chooser, limits, latency, criterion == "taylor", eligible).run(n_features is None)
+        keep = chooser.kept()
+        untaken = not_taken(graph, keep) if appliable else set()
+        if untaken.isdisjoint(eligible):
+            return make_plan(program, graph, keep)
+        eligible = [g for g in eligible if g not in untaken]
+
+
+def _eligible(graph: ChannelGraph, alone: Collection[int], exact_only: bool) -> list[int]:
+    """The groups that may lose units."""
+    return [g for g, group in enumerate(graph.groups) if g not in alone and (group.exact or not exact_only)]
+
+
+def _limits(
+    program: ExportedProgram,
+    graph: ChannelGraph,
+    orders: Sequence[np.ndarray],
+    latency: CostModel | None,
+    shares: Mapping[str, float | None],
+) -> list[_Limit]:
+    """The costs that are asked for, each with its share."""
+    models: dict[str, tuple[str, Callable[[], CostModel | None]]] = {
+        "keep_macs": ("the MACs", lambda: macs_model(graph, orders)),
+        "keep_latency": ("the latency", lambda: latency),
+        "keep_bytes": ("the bytes", lambda: bytes_model(program, graph, orders)),
+    }
+    found = ((what, make(), shares[name]) for name, (what, make) in models.items() if shares[name] is not None)
+    return [_Limit(what, model, share) for what, model, share in found if model is not None and share is not None]
+
+
+def named_groups(graph: ChannelGraph, names: Collection[str]) -> set[int]:
+    """The numbers of the groups of these names, or with units of layers of these names.
+
+    Raises:
+        InputError: there is none of a name.
+    """
+    found: set[int] = set()
+    for name in names:
+        mine = {g for g, group in enumerate(graph.groups) if name in (group.name, *group.layers)}
+        if not mine and not any(lock.name.rpartition(".")[0] == name for lock in graph.locked):
+            known = ", ".join(group.name for group in graph.groups[:4]) or "none"
+            raise InputError(f"leave: expected the name of a layer or a group ({known}, ...), got {name!r}")
+        found |= mine
+    return found
 
 
 def _check_shares(shares: Mapping[str, float | None]) -> None:
@@ -115,7 +162,9 @@ class _Limit:
 class _Chooser:
     """How many units of each group stay; the lowest scores go first within a group."""
 
-    def __init__(self, graph: ChannelGraph, scores: Sequence[np.ndarray], align: int, stair: int) -> None:
+    def __init__(
+        self, graph: ChannelGraph, scores: Sequence[np.ndarray], align: int, stair: int, even: bool = False
+    ) -> None:
         self.graph = graph
         self.counts = np.array([group.n_units for group in graph.groups], dtype=float)
         _, self.sizes = graph.features()
@@ -123,8 +172,17 @@ class _Chooser:
         self.floors = [int(own.sum()) for own in last]
         worth = [s / sizes.clip(min=1) for s, sizes in zip(scores, self.sizes, strict=True)]  # of a feature
         self.orders = [np.lexsort(keys) for keys in zip(worth, last, strict=True)]
-        self.sums = [np.concatenate([[0.0], np.cumsum(s[o])]) for s, o in zip(scores, self.orders, strict=True)]
         self.steps = [_step(group, align, stair) for group in graph.groups]
+        for g in range(len(graph.groups)) if even else ():
+            self._even(g, worth[g])
+        self.sums = [np.concatenate([[0.0], np.cumsum(s[o])]) for s, o in zip(scores, self.orders, strict=True)]
+
+    def _even(self, g: int, worth: np.ndarray) -> None:
+        """Let the parts of a call lose as many units each."""
+        even = evened(self.graph, g, self.orders[g], worth, self.floors[g])
+        if even is not None:
+            self.orders[g], self.floors[g] = even.order, even.floor
+            self.steps[g] = even_step(self.steps[g], even.n_parts, len(even.order))
 
     def kept(self) -> np.ndarray:
         """Bool `(n_labels,)`: which units stay."""
@@ -175,15 +233,19 @@ class _Pruning:
     """
 
     def __init__(
-        self, chooser: _Chooser, limits: Sequence[_Limit], saved: CostModel | None, by_saving: bool, exact_only: bool
+        self,
+        chooser: _Chooser,
+        limits: Sequence[_Limit],
+        saved: CostModel | None,
+        by_saving: bool,
+        eligible: Sequence[int],
     ) -> None:
         self.chooser = chooser
         self.limits = limits
         self.saved = saved
         self.by_saving = by_saving
         self.left = [limit.model.cost(chooser.counts) for limit in limits]
-        groups = chooser.graph.groups
-        self.eligible = [g for g, group in enumerate(groups) if group.exact or not exact_only]
+        self.eligible = eligible
 
     def run(self, features: bool) -> None:
         """Remove channels, and input features where they compete; else those alone that are channels, at the last.
@@ -286,6 +348,7 @@ def _amount(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+@public("plan")
 def plan_dead(
     program: ExportedProgram, inputs: bool = False, attention: str = "heads", rules: FeatureRules | None = None
 ) -> PruningPlan | None:

@@ -108,6 +108,8 @@ class Search(Descent):
     def _without_dead(self, dense: Candidate) -> Candidate:
         """The network without units that are dead, as sparse training leaves them; its outputs are the dense one's."""
         asked = self.budgets
+        if asked.appliable or asked.leave:
+            return dense  # dead units matter least, and go with the others where they may
         plan = plan_dead(dense.program, inputs=asked.features, attention=asked.attention, rules=asked.rules)
         if plan is None:
             return dense
@@ -141,7 +143,16 @@ class Search(Descent):
             raise BudgetError(f"nothing can be pruned; {'; '.join(reasons[:4]) or 'the network has no channels'}")
         if self.budgets.keep_macs is not None:
             keep_macs, align, n_features = self.budgets.keep_macs, self.budgets.align, self.budgets.n_features
-            make_step_plan(self.dense.program, self.graph, keep_macs, "l2", align, n_features=n_features)
+            make_step_plan(
+                self.dense.program,
+                self.graph,
+                keep_macs,
+                "l2",
+                align,
+                n_features=n_features,
+                appliable=self.budgets.appliable,
+                leave=self.budgets.leave,
+            )
 
     def _check_influence(self) -> None:
         program = self.dense.program

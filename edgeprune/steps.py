@@ -142,6 +142,8 @@ class Steps:
             device=budgets.device,
             keep_latency=shares.latency,
             keep_bytes=shares.size,
+            appliable=budgets.appliable,
+            leave=budgets.leave,
         )
 
     def _fresh(self, before: Candidate, slim: Program, plan: PruningPlan, error: float) -> Candidate:

@@ -61,6 +61,7 @@ LAYERS = (
     {
         "training",
         "planner",
+        "ownforward",
         "pruning_plan",
         "candidate",
         "chance",

@@ -112,6 +112,7 @@ def compress(
     module: opt.Module = None,
     input_shape: opt.InputShape = None,
     dynamic_size: opt.DynamicSize = False,
+    dynamic: opt.Dynamic = None,
     criterion: Annotated[
         str | None,
         opt.named("criterion", f"How channels are scored; {NEED_DATA} need data. Default: taylor with data, else l2."),
@@ -152,6 +153,23 @@ def compress(
         ),
     ] = 8,
     attention: opt.Attention = "heads",
+    keep_equal_chunks: Annotated[
+        bool,
+        typer.Option(
+            "--keep-equal-chunks",
+            help="Cut so that slim.apply_to(model) can put it back: parts of a chunk stay equally wide, and layers "
+            "whose width stands in the class's own forward are left alone.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = False,
+    leave: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER",
+            help="A layer (or a group of edgeprune inspect) whose channels all stay; may be given several times.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = None,
     seed: opt.Seed = 0,
     threads: opt.Threads = None,
     allow_chance: opt.AllowChance = False,
@@ -196,7 +214,10 @@ def compress(
             module=module,
             input_shape=opt.parse_shape(input_shape),
             dynamic_size=dynamic_size,
+            dynamic=opt.parse_dynamic(dynamic),
             attention=attention,
+            appliable=keep_equal_chunks,
+            leave=tuple(leave or ()),
             threads=threads,
             force=force,
             unsafe_pickle=unsafe_pickle,

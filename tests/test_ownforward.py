@@ -1,0 +1,136 @@
+"""Plans whose cuts a class's own forward takes, and refusals that name what to leave alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgeprune
+from edgeprune.errors import ApplyError, InputError
+from edgeprune.ownforward import even_step
+from tests.nets import Net, randomized
+
+
+class Halves(nn.Module):
+    """A block as YOLO has it: one half goes on, the other one through a bottleneck as well; all are joined."""
+
+    def __init__(self, width: int, by_width: bool = False) -> None:
+        super().__init__()
+        self.c, self.by_width = width, by_width
+        self.first = nn.Conv2d(width, 2 * width, 1)
+        self.inner = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(3 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        kept, passed = y.split((self.c, self.c), 1) if self.by_width else y.chunk(2, 1)
+        return self.last(torch.cat([kept, passed, passed + self.inner(passed).relu()], 1))
+
+
+class Mixing(nn.Module):
+    """An attention whose output is viewed as its input is: both are of one width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        y = torch.softmax(q @ k.transpose(-2, -1), -1) @ v
+        return self.proj(y.transpose(1, 2).reshape(b, n, c))
+
+
+def image(middle: nn.Module) -> nn.Module:
+    return Net(
+        lambda m, x: m.head(m.middle(m.stem(x).relu()).relu().mean((2, 3))),
+        stem=nn.Conv2d(3, 16, 3, padding=1),
+        middle=middle,
+        head=nn.Linear(16, 5),
+    )
+
+
+def shuffle() -> nn.Module:
+    mixed = nn.Sequential(nn.Conv2d(16, 16, 1, groups=4), nn.ChannelShuffle(4))
+    return nn.Sequential(*mixed, nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 1))
+
+
+def flat() -> nn.Module:
+    return Net(
+        lambda m, x: m.head(m.conv(m.stem(x).relu()).relu().view(-1, 16 * 8 * 8)),
+        stem=nn.Conv2d(3, 16, 3, padding=1),
+        conv=nn.Conv2d(16, 16, 3, padding=1),
+        head=nn.Linear(16 * 64, 5),
+    )
+
+
+def tokens() -> nn.Module:
+    return Net(
+        lambda m, x: m.head(m.up(m.down(m.mixing(m.stem(x)).relu()).relu())),
+        stem=nn.Linear(6, 16),
+        mixing=Mixing(),
+        down=nn.Linear(16, 32),
+        up=nn.Linear(32, 16),
+        head=nn.Linear(16, 5),
+    )
+
+
+IMAGE, SEQUENCE = (2, 3, 8, 8), (2, 7, 6)
+NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "halves": (lambda: image(Halves(16)), IMAGE),
+    "halves by their width": (lambda: image(Halves(16, by_width=True)), IMAGE),
+    "shuffle": (lambda: image(shuffle()), IMAGE),
+    "a view with numbers": (flat, IMAGE),
+    "attention": (tokens, SEQUENCE),
+}
+
+
+@pytest.mark.parametrize(("name", "align"), [*((name, 1) for name in NETS), ("halves", 8)])
+def test_an_appliable_cut_goes_back_into_its_class(name: str, align: int) -> None:
+    build, shape = NETS[name]
+    net = randomized(build())
+    program = edgeprune.capture(net, torch.randn(shape))
+    plan = edgeprune.plan(program, edgeprune.analyze(program), keep_macs=0.75, align=align, appliable=True)
+    slim = edgeprune.cut(program, plan)
+    edgeprune.prove(program, slim, plan)
+    applied = slim.apply_to(net)
+    assert applied.tensors and applied.error < 1e-5
+    x = torch.randn(3, *shape[1:])
+    torch.testing.assert_close(net.eval()(x), slim.module()(x))
+
+
+def test_halves_lose_as_many_channels_but_not_the_same_ones() -> None:
+    net = randomized(image(Halves(16)))
+    program = edgeprune.capture(net, torch.randn(IMAGE))
+    plan = edgeprune.plan(program, edgeprune.analyze(program), keep_macs=0.4, align=1, appliable=True)
+    kept = plan.tensors["middle.first.weight"][0]
+    halves = [[k for k in kept if k < 16], [k - 16 for k in kept if k >= 16]]
+    assert len(halves[0]) == len(halves[1]) < 16
+    assert halves[0] != halves[1]
+
+
+def test_a_refusal_names_the_layer_to_leave_alone() -> None:
+    net = randomized(image(Halves(16)))
+    program = edgeprune.capture(net, torch.randn(IMAGE))
+    graph = edgeprune.analyze(program)
+    uneven = edgeprune.plan(program, graph, keep_macs=0.5, align=1)
+    with pytest.raises(ApplyError, match=r"leave 'middle\.first' alone, .*--leave middle\.first.*appliable=True"):
+        edgeprune.cut(program, uneven).apply_to(net)
+    plan = edgeprune.plan(program, graph, keep_macs=0.8, align=1, leave=["middle.first"])
+    assert 0 not in plan.tensors.get("middle.first.weight", {})
+    assert edgeprune.cut(program, plan).apply_to(net).tensors
+
+
+def test_a_layer_that_is_not_there_cannot_be_left_alone() -> None:
+    program = edgeprune.capture(randomized(image(Halves(16))), torch.randn(IMAGE))
+    with pytest.raises(InputError, match="leave: expected the name of a layer or a group .*, got 'middle.none'"):
+        edgeprune.plan(program, edgeprune.analyze(program), leave=["middle.none"])
+
+
+@pytest.mark.parametrize(("step", "n_units", "expected"), [(8, 32, 16), (8, 16, 8), (1, 6, 2), (3, 8, 6)])
+def test_parts_stay_aligned_where_they_are_wide_enough(step: int, n_units: int, expected: int) -> None:
+    assert even_step(step, 2, n_units) == expected
