@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from edgeprune.data import open_data
 from edgeprune.data.images import read_image
@@ -92,6 +92,23 @@ def test_images_are_turned_as_their_orientation_says(tmp_path: Path, suffix: str
     Image.fromarray(top).save(tmp_path / f"a.{suffix}", exif=exif)
     got = read(tmp_path / f"a.{suffix}")
     assert got[:, SIZE // 2 + 1 :].min() > 0.9 and got[:, : SIZE // 2 - 1].max() < 0.1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_pillow(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOURS).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        want = np.asarray(ImageOps.exif_transpose(image)) / np.float32(255)
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), want)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header", b"Exif\0\0MM\0*\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x09\1"])
+def test_an_orientation_that_cannot_be_read_says_nothing(tmp_path: Path, exif: bytes) -> None:
+    for suffix in ("png", "webp"):
+        Image.fromarray(COLOURS).save(tmp_path / f"a.{suffix}", exif=exif, lossless=True)
+        np.testing.assert_array_equal(read(tmp_path / f"a.{suffix}"), COLOURS / np.float32(255))
 
 
 def test_the_first_of_several_frames_is_taken(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ A file's content says what it is, not its suffix.
 
 from __future__ import annotations
 
+import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,16 @@ from edgeprune.data.limits import need
 from edgeprune.errors import InputError
 
 _ORIENTATION = 0x0112  # the EXIF tag
+# What makes an image of each orientation upright, by Pillow's names.
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 _DEEP = 65535.0
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 _SCALED_FORMATS = ("PNG", "PPM")  # their mode I is of 16 bits
@@ -46,9 +58,12 @@ def to_square(image: Any, size: int, path: Path) -> Tensor:
     Raises:
         InputError: pixels whose range is not known.
     """
-    operations, bilinear = need("PIL.ImageOps", "'edgeprune[vision]'"), need("PIL.Image", "").Resampling.BILINEAR
-    if _is_turned(image):
-        image = operations.exif_transpose(image)
+    operations, pil = need("PIL.ImageOps", "'edgeprune[vision]'"), need("PIL.Image", "'edgeprune[vision]'")
+    bilinear = pil.Resampling.BILINEAR
+    image.load()  # a damaged image is refused here; Pillow turns a TIFF while it loads it
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(pil.Transpose[turn])
     if is_deep(image):
         grey = np.asarray(operations.fit(image.convert("F"), (size, size), method=bilinear), dtype=np.float32)
         return torch.from_numpy((grey / _DEEP).clip(0.0, 1.0)).expand(3, size, size).clone()
@@ -73,11 +88,16 @@ def peculiarities(image: Any) -> Iterator[str]:
         yield "transparency is left out: the colours below it are taken"
     if image.mode in _INKS:
         yield "CMYK, YCbCr and HSV are converted without a colour profile"
-    if _is_turned(image):
+    if _orientation(image) in _TURNS:
         yield "images are turned upright as their EXIF orientation says"
     if getattr(image, "is_animated", False):
         yield "of several frames the first is taken"
 
 
-def _is_turned(image: Any) -> bool:
-    return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+def _orientation(image: Any) -> int:
+    """The EXIF orientation, 1 to 8; 1, which is upright, where a file has none or one that cannot be read."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about each tag that cannot be read
+            return int(image.getexif().get(_ORIENTATION, 1))
+    except (OSError, ValueError, TypeError, SyntaxError, struct.error):
+        return 1
