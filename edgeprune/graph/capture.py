@@ -40,6 +40,7 @@ from edgeprune.graph.sizes import (
     input_values,
     size_hint,
 )
+from edgeprune.graph.unlift import direct_assignment
 from edgeprune.graph.weights import check_answers, taken_weights
 from edgeprune.usercode import running_user_code
 
@@ -139,7 +140,8 @@ class Program(ExportedProgram):
         return self._module(check_guards=False, shared=True)
 
     def _module(self, check_guards: bool, shared: bool) -> fx.GraphModule:
-        unlifted = super().module(check_guards=check_guards)
+        with direct_assignment():
+            unlifted = super().module(check_guards=check_guards)
         for node in list(unlifted.graph.nodes):
             if node.op == "call_module" and node.target == "_guards_fn":
                 unlifted.graph.erase_node(node)
