@@ -15,7 +15,6 @@ input, and where that is raw there is no preprocess.onnx either.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -41,13 +40,12 @@ from edgeprune.export.front import (
 )
 from edgeprune.export.metadata import metadata_of
 from edgeprune.export.onnx import OnnxExport, export_onnx
-from edgeprune.export.parity import largest_error, outputs_of, quiet, row_chunks, torch_outputs
-from edgeprune.export.state import check_stateless
+from edgeprune.export.parity import largest_error, outputs_of, row_chunks
+from edgeprune.export.state import Whole, check_stateless
 from edgeprune.features import gathered, slim_contract
 from edgeprune.files import check_folder, staged_files, write_atomically
 from edgeprune.graph.drawn import drawn_input
 from edgeprune.graph.specs import input_specs
-from edgeprune.graph.state import FromStart, state_buffers
 from edgeprune.records import ExportedFile, InputFeatures, ModelInfo
 
 _FIXED_NAMES = ("full.onnx", "preprocess.onnx", FEATURES_FILE)
@@ -208,7 +206,7 @@ def _put_front(  # noqa: PLR0913 - what it writes, and what that is checked on
     name = "full.onnx" if contract == "full" and features else writing.network
     file = _written(writing, name, folded.SerializeToString(deterministic=True))
     session = ort.session(Path(file.path))
-    network = _Whole(program)
+    network = Whole(program)
     handed, inputs = samples
     errors = (
         largest_error(network([inputs[rows]]), outputs_of(session, [handed[rows]]), f"{name} folded")
@@ -302,7 +300,7 @@ def _check_chain(writing: _Writing, program: ExportedProgram, raw: np.ndarray, i
     full_path = writing.folder / "full.onnx"
     full = ort.session(full_path) if full_path.exists() else None
     chain = f"preprocess.onnx then {writing.network}"
-    network = _Whole(program)
+    network = Whole(program)
     worst = 0.0
     for rows in row_chunks(len(raw), raw[0].size):
         chained = outputs_of(slim, outputs_of(preprocess, [raw[rows]]))
@@ -313,15 +311,3 @@ def _check_chain(writing: _Writing, program: ExportedProgram, raw: np.ndarray, i
             wanted = outputs_of(full, [raw[rows] if writing.fold else inputs[rows]])[: len(wanted)]
             worst = max(worst, largest_error(wanted, chained, f"{chain} against full.onnx"))
     return worst
-
-
-class _Whole:
-    """The program in PyTorch, each run from its state at the start."""
-
-    def __init__(self, program: ExportedProgram) -> None:
-        with quiet():
-            self._network = FromStart(program.module(), state_buffers(program))
-
-    def __call__(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        self._network.reset()
-        return torch_outputs(self._network.network, inputs)

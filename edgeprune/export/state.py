@@ -26,7 +26,7 @@ from edgeprune.graph.capture import Program, reexport
 from edgeprune.graph.drawn import drawn_arguments, first_accepted
 from edgeprune.graph.sizes import arguments, free_ranges
 from edgeprune.graph.specs import file_inputs, fitted, input_specs, output_names
-from edgeprune.graph.state import N_STEPS, state_buffers
+from edgeprune.graph.state import N_STEPS, FromStart, state_buffers
 
 _BATCH = 2
 
@@ -63,6 +63,19 @@ def check_stateless(program: ExportedProgram, what: str) -> None:
             f"{what}: expected a network without a state, got one that writes to its buffer{'s' * (len(names) > 1)} "
             f"{', '.join(names)}; ONNX files have them as inputs and outputs"
         )
+
+
+class Whole:
+    """The program in PyTorch, each run from its state at the start."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        with quiet():
+            self._network = FromStart(program.module(), state_buffers(program))
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Its outputs."""
+        self._network.reset()
+        return torch_outputs(self._network.network, inputs)
 
 
 class _Apart(nn.Module):

@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from edgeprune.errors import CaptureError
 from edgeprune.graph import binding, reasons
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.findings import Finding, Hint, Source, same_objects, same_result
+from edgeprune.graph.findings import Finding, Hint, Source, hinted, same_objects, same_result, with_most_units
 from edgeprune.graph.labels import Layer, Value, core, pack, spread, without_overlaps
 from edgeprune.graph.ops.registry import Call, Operator, lookup, operator_name
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.sizes import size_hint
-from edgeprune.graph.solve import Reason, Solver, count_units
+from edgeprune.graph.solve import Reason, Solver
 from edgeprune.graph.state import state_partners
 from edgeprune.graph.tensors import Tensors
 
@@ -61,9 +61,9 @@ class Analysis:
             if self.solver.merge():
                 continue
             hints = [hint for finding in self._findings.values() for hint in finding.hints]
-            if self._resolve(sorted(hints, key=lambda hint: not hint.strong), _hinted):
+            if self._resolve(sorted(hints, key=lambda hint: not hint.strong), hinted):
                 continue
-            if self._resolve([c for finding in self._findings.values() for c in finding.conflicts], _with_most_units):
+            if self._resolve([c for finding in self._findings.values() for c in finding.conflicts], with_most_units):
                 continue
             if self.settled and not self._lock_unresolved() and not self._lock_whole_dims():
                 return
@@ -399,13 +399,3 @@ class Analysis:
 
 def _vectors(layers: Sequence[Layer]) -> list[np.ndarray]:
     return [core(layer).numpy() for layer in layers if len(layer.dims) == 1 and not layer.pending]
-
-
-def _hinted(hint: Hint) -> tuple[Tensor, int]:
-    return hint.labels, hint.keep
-
-
-def _with_most_units(labels: Tensor) -> tuple[Tensor, int]:
-    array = labels.numpy()
-    counts = [count_units(array, dim) for dim in range(array.ndim)]
-    return labels, int(np.argmax([0 if count == 1 else count for count in counts]))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgeprune.graph.labels import Layer, Value
 from edgeprune.graph.ops.registry import Call
+from edgeprune.graph.solve import count_units
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,3 +82,15 @@ def same_result(left: Any, right: Any) -> bool:
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(same_result, left, right))
     return isinstance(left, Value) and isinstance(right, Value) and left.same_as(right)
+
+
+def hinted(hint: Hint) -> tuple[Tensor, int]:
+    """The labels of a hint, and the dim along which they are to vary."""
+    return hint.labels, hint.keep
+
+
+def with_most_units(labels: Tensor) -> tuple[Tensor, int]:
+    """Labels, and the dim along which they have the most units."""
+    array = labels.numpy()
+    counts = [count_units(array, dim) for dim in range(array.ndim)]
+    return labels, int(np.argmax([0 if count == 1 else count for count in counts]))
