@@ -220,11 +220,19 @@ def _outputs(growing: _Growing) -> list[int]:
 
 
 def _head(growing: _Growing, value: int) -> int:
-    """One layer or two over all that a value holds, or over the means of its channels."""
+    """One layer or two over all that a value holds, or over the means of its channels.
+
+    The first head has two: without any unit that can go a network shows nothing.
+    """
     draw, shape = growing.draw, growing.shape(value)
     places = tuple(range(2, len(shape) + 1))
+    is_later = any(step.name == "head" for step in growing.steps)
     is_pooled = bool(places) and draw.random() < 0.5
     n = shape[0] if is_pooled else int(torch.Size(shape).numel())
-    layers = nn.Linear(n, 3) if draw.random() < 0.3 else nn.Sequential(nn.Linear(n, 6), nn.ReLU(), nn.Linear(6, 3))
+    layers = (
+        nn.Linear(n, 3)
+        if is_later and draw.random() < 0.5
+        else nn.Sequential(nn.Linear(n, 6), nn.ReLU(), nn.Linear(6, 3))
+    )
     head = Net(lambda m, x: m.head(x.mean(places) if is_pooled else x.flatten(1)), head=layers)
     return len(growing.values) - 1 if growing.add("head", head, value) else value
