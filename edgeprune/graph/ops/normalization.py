@@ -23,17 +23,19 @@ def batch_norm(analysis: Analysis, call: Call) -> Value:
     names = ("weight", "bias", "running_mean", "running_var")
     vectors = {name: call[name] for name in names if isinstance(call.get(name), Value)}
     unify(analysis, [Operand(x, letters), *(Operand(vector, ("d1",)) for vector in vectors.values())])
+    over_kept = call.name != "instance_norm" and bool(call.get("training", False))
     if call.name == "instance_norm":
         for layer in x.layers:
             for dim in range(2, len(x.shape)):
                 analysis.fix(layer, dim, reasons.NORMALISED)
-    elif call.get("training", False):  # also how weights are standardised: over their input channels
+    elif over_kept:  # also how weights are standardised: over their input channels
         _renormalise(analysis, x, {d for d in range(len(x.shape)) if d != 1})
     shift_is_zero = "bias" not in vectors or any(layer.zero for layer in vectors["bias"].layers)
     scaled = any(layer.zero for name in ("weight",) if name in vectors for layer in vectors[name].layers)
     layers = []
-    for layer in x.layers:  # units along another dim alone read the channels' shifts where they are removed
-        zero = shift_is_zero and (scaled or layer.zero) if layer.dims == (1,) else layer.zero and 1 in layer.dims
+    for layer in x.layers:  # units along another dim alone read the channels' shifts, unless they are left out
+        apart = layer.zero and (1 in layer.dims or over_kept)
+        zero = shift_is_zero and (scaled or layer.zero) if layer.dims == (1,) else apart
         layers.append(Layer(layer.labels, zero))
     result = Value(x.shape, tuple(layers))
     return result if call.name in ("batch_norm", "instance_norm") else [result, *map(Value, call.shape[1:])]  # type: ignore[return-value]
