@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ Arguments = tuple[Any, ...]
 
 _BATCH = 3  # another than the example has
 _MANY = 32  # rows, where few of them do not reach every part of the network
+_CROWD, _CROWD_ELEMENTS = 1024, 2**20  # rows where many do not either, while they hold no more numbers than this
 _EXACT = TOLERANCE[torch.float64]
 
 
@@ -103,10 +105,18 @@ def _drawn(dense: ExportedProgram, slim: ExportedProgram, plan: PruningPlan) -> 
     """What to run both networks on, one after the other; several such lists, best first."""
     program = _taken_by(dense, slim, plan)
     n_steps = _n_steps(program, plan)
-    for batch in (_BATCH, _MANY):
+    for batch in (_BATCH, _MANY, *_crowd(program)):
         steps = [drawn_arguments(program, batch, seed=step) for step in range(n_steps)]
         for *args, grown in zip(*steps, _grown(program, batch), strict=True):
             yield [*args, *grown]
+
+
+def _crowd(program: ExportedProgram) -> Iterator[int]:
+    """How many rows are drawn in the end: of small inputs only, as a wide network's are seen to be told by few."""
+    row = max((math.prod(spec.example[1:]) for spec in input_specs(program) if spec.batched), default=_CROWD_ELEMENTS)
+    rows = min(_CROWD, _CROWD_ELEMENTS // max(1, row))
+    if rows > _MANY:
+        yield rows
 
 
 def _n_steps(program: ExportedProgram, plan: PruningPlan) -> int:

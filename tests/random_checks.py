@@ -63,7 +63,8 @@ def tried(seed: int, n_layers: int) -> Outcome:
     try:
         return _through(network, Random(-seed - 1), told)
     except ProofError as error:
-        return replace(told, kind="wrong", reason=f"ProofError: {error}")
+        shows_nothing = str(error).startswith("no proof: ")  # a network that gives the same for whatever comes in
+        return replace(told, kind="vacuous" if shows_nothing else "wrong", reason=f"ProofError: {error}")
     except EdgepruneError as error:
         return replace(told, kind="refused", reason=f"{type(error).__name__}: {error}")
     except Exception as error:  # whatever it is, it is this network's result

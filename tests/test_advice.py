@@ -22,6 +22,17 @@ LOADING = {"compress", "export", "inspect", "profile"}
 # The commands that may say what stands in a module; for modules that are not named here, all that load a network.
 SAID_BY = {
     "job.py": {"compress"},
+    "chance.py": {"compress", "export"},
+    "normalizing.py": {"compress", "export"},
+    "pretrained.py": {"compress", "export"},
+    "trust.py": {"compress", "export"},
+    "descent.py": {"compress"},
+    "effort.py": {"compress"},
+    "graph/apply.py": {"compress"},
+    "graph/refusals.py --dynamic": {"compress", "export", "inspect"},
+    "rundense.py": {"export"},
+    "validate.py": {"validate"},
+    "data/batching.py": {"train"},
     "search.py": {"compress"},
     "planner.py": {"compress"},
     "targets.py": {"compress"},
@@ -40,7 +51,7 @@ SAID_BY = {
 # What is said only where the option itself was given, or where another of the same command was.
 GIVEN = {
     ("arch.py", "--module"), ("load.py", "--module"), ("load.py", "--dynamic-size"), ("load.py", "--unsafe-pickle"),
-    ("job.py", "--module"),
+    ("job.py", "--module"), ("load.py", "--dynamic"),
 }  # fmt: skip
 
 

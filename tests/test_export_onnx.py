@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,9 @@ def test_wrong_graph_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The exporter is given another network, as its bugs give another one than was asked."""
     good, wrong = (capture(Offset(offset), torch.randn(2, 3)) for offset in (0.0, 0.01))
     translate = exporter._translate
-    monkeypatch.setattr(exporter, "_translate", lambda _, opset, optimize: translate(wrong, opset, optimize))
+    monkeypatch.setattr(
+        exporter, "_translate", lambda told, optimize: translate(replace(told, program=wrong), optimize)
+    )
     with pytest.raises(ParityError, match=r"largest error expected at most .*, got 1\.0e-02"):
         export_onnx(good, tmp_path / "net.onnx")
     assert os.listdir(tmp_path) == []
@@ -260,7 +263,9 @@ def test_wrong_optimised_graph_gives_way_to_the_plain_one(tmp_path: Path, monkey
     good, wrong = (capture(Offset(offset), torch.randn(2, 3)) for offset in (0.0, 0.5))
     translate = exporter._translate
     monkeypatch.setattr(
-        exporter, "_translate", lambda _, opset, optimize: translate(wrong if optimize else good, opset, optimize)
+        exporter,
+        "_translate",
+        lambda told, optimize: translate(replace(told, program=wrong if optimize else good), optimize),
     )
     done = export_onnx(good, tmp_path / "net.onnx")
     assert "optimised graph was left out" in done.note and done.parity <= 1e-6

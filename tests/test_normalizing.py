@@ -139,7 +139,7 @@ def test_foreign_weights_take_raw_values_from_the_data_to_the_device(table: Case
 def test_what_takes_all_raw_values_needs_no_preprocessing(table: Case) -> None:
     request = table.request
     files = pipeline.export(ExportRequest(request.model, data=request.data, arch=request.arch, out=request.out)).files
-    assert [Path(file.path).name for file in files] == ["table.onnx"]
+    assert [Path(file.path).name for file in files] == ["table.onnx", "features.json"]
     with pytest.raises(InputError, match="nothing to fold"):
         pipeline.export(
             ExportRequest(request.model, data=request.data, arch=request.arch, out="new", preprocess="fold")

@@ -332,7 +332,9 @@ def test_workers_read_the_same_samples(digits):
 def test_what_a_worker_cannot_read_is_told_as_it_is(digits):
     train = Read(digits.train, damaged=True)
     read = DataSource(**{**{name: getattr(digits, name) for name in digits.__slots__}, "train": train})
-    with pytest.raises(InputError, match="^sample 1078: expected an image, got a damaged one$"):
+    with pytest.raises(
+        InputError, match=r"InputError: sample 1078: expected an image, got a damaged one \(at .*py:\d+"
+    ):
         trained(small_mlp(), read, workers=1)
 
 

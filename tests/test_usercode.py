@@ -76,7 +76,7 @@ CALLS = [
     ("own", "Own: mine"),
     ("wordless", "Wordless: (its message cannot be read)"),
     ("endless", "Endless: xxx"),
-    ("subtle", "Subtle: a\x1b[31m\u202eb"),
+    ("subtle", "Subtle: a\\x1b[31m\\u202eb"),
     ("circle", "Circle: round"),
     ("no_memory", "MemoryError"),
     ("pipe", "BrokenPipeError: [Errno 32] gone"),
@@ -189,10 +189,16 @@ def test_so_may_the_first_sample_and_the_reading_processes(data_file: Path, name
         list(read(data.val, order(20, 4), workers=1))
 
 
-@pytest.mark.parametrize("name", ["length", "labels", "mapping"])
-def test_lengths_labels_and_mappings_are_the_users_code_too(data_file: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["length", "mapping"])
+def test_lengths_and_mappings_are_the_users_code_too(data_file: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"SystemExit: 0 \(at .*raising.py:.* in exits\)"):
         data = open_data(f"{data_file}:{name}")
+        list(batches(data.val, 4))
+
+
+def test_a_label_that_is_no_number_is_refused_without_running_it(data_file: Path) -> None:
+    data = open_data(f"{data_file}:labels")
+    with pytest.raises(InputError, match="expected one int a sample, its class, got"):
         list(batches(data.val, 4))
 
 

@@ -96,9 +96,9 @@ def _parsed(header: str, where: str) -> tuple[np.dtype[Any], bool, tuple[int, ..
         raise InputError(f"{where}: expected a header with descr, fortran_order and shape, got {shown(fields)}")
     kind, in_fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
     if isinstance(kind, str) and kind.endswith("O"):
-        raise InputError(f"{where}: expected an array of numbers, got Python objects, which need unpickling")
+        raise InputError(f"{where}: expected an array of numbers or texts, got Python objects, which need unpickling")
     if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind) or type(in_fortran_order) is not bool:
-        raise InputError(f"{where}: expected an array of numbers, got the type {shown(kind)}")
+        raise InputError(f"{where}: expected an array of numbers or texts, got the type {shown(kind)}")
     if not _is_shape(shape):
         raise InputError(f"{where}: expected a shape of up to {_MAX_DIMS} sizes, got {shown(shape)}")
     return np.dtype(kind), in_fortran_order, shape

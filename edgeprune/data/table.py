@@ -69,7 +69,7 @@ def _check_width(head: bytes, dialect: Dialect, path: Path) -> None:
     """Raise InputError where the first line has too many columns: a table takes time by its columns, not its bytes."""
     first = head.partition(b"\n")[0]
     if len(first) == HEAD_BYTES:
-        raise InputError(f"{path}: expected a first line of less than {HEAD_BYTES:,} bytes, got a longer one")
+        raise InputError(f"{path}: expected a first line of at most {HEAD_BYTES:,} bytes, got a longer one")
     n_columns = len(dialect.first) or 1 + first.count(dialect.sep.encode())
     if n_columns > MAX_COLUMNS:
         raise InputError(f"{path}: expected at most {MAX_COLUMNS:,} columns, got {n_columns:,}")

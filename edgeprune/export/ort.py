@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeprune.errors import InputError
-from edgeprune.lines import error_line
+from edgeprune.lines import error_line, first_line, one_line
 from edgeprune.memory import bounded_memory
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def session(path: Path, threads: int = 1, bounds: Bounds | None = None) -> Infer
         with bounded_memory(bounds.n_bytes) if bounds else nullcontext():
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no base class below Exception
-        raise InputError(f"{path}: onnxruntime cannot load it: {error_line(error)}") from error
+        reason = first_line(error).replace(f"Load model from {path} failed:", "")
+        raise InputError(f"{path}: onnxruntime cannot load it: {one_line(reason, 200)}") from error
 
 
 def run(model: InferenceSession, array: np.ndarray, bounds: Bounds | None = None) -> np.ndarray:

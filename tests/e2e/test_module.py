@@ -19,7 +19,7 @@ from edgeprune import compat  # noqa: F401  (torchvision can be imported after i
 from edgeprune.arch import build
 from edgeprune.errors import CaptureError
 from edgeprune.graph.capture import Program
-from edgeprune.proof import zeroed
+from edgeprune.masked import zeroed
 
 DETECTOR = """
 from collections import OrderedDict

@@ -359,7 +359,7 @@ def test_damaged_and_hostile_states_are_refused(stopped: Path) -> None:
     good = torch.load(state, weights_only=True)
     weights = {name: tensor[:1] for name, tensor in good["weights"].items()}
     hostile = {
-        b"": "damaged",
+        b"": "an empty file",
         b"nothing": "got what has to be unpickled",
         whole[: len(whole) // 2]: "damaged",
         _saved({"format": "edgeprune-training/1"}): "expected the state of a training",

@@ -208,10 +208,12 @@ def _checked(found: Mapping[str, bytes], where: str) -> WebRuntime:
 
 def _version(description: bytes, where: str) -> str:
     """The version in a package.json, once it is one of onnxruntime-web."""
-    expected = f"{where}: expected the npm package {PACKAGE}"
-    document = parse_json(description, expected) if description else None
+    try:
+        document = parse_json(description, _DESCRIPTION)
+    except InputError:  # it says nothing then
+        document = None
     if not isinstance(document, dict) or document.get("name") != PACKAGE:
-        raise InputError(f"{expected}, got no package.json that says so; {_ADVICE}")
+        raise InputError(f"{where}: expected the npm package {PACKAGE}, got no package.json that says so; {_ADVICE}")
     version = document.get("version")
     if not isinstance(version, str) or not _FULL_VERSION.fullmatch(version):
         raise InputError(
