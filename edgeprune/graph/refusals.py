@@ -22,7 +22,7 @@ from edgeprune.lines import error_text, first_line
 from edgeprune.usercode import causes, user_line
 
 _QUANTIZED = ("quantized", "quantized_decomposed", "_quantized", "torchao", "quantization")
-_DATA = "what runs next depends on the values in a tensor (an if, a loop or .item() on it), which no export can follow"
+_DATA = "what runs next depends on the values in a tensor (an if, a loop or .item() on it)"
 _WAY_OUT = "compress the float model, and quantise what comes out"
 
 
@@ -147,9 +147,7 @@ def _advice(model: nn.Module) -> str:
     if len(parts) < 2:
         return ""
     shown = ", ".join(parts[:6]) + (", ..." if len(parts) > 6 else "")
-    return (
-        f"; what does not depend on the data can be taken alone: edgeprune compress --module NAME, with one of {shown}"
-    )
+    return f"; a part can be taken alone: edgeprune compress --module NAME, with one of {shown}"
 
 
 def explain_fixed(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> str:
