@@ -16,7 +16,7 @@ _PUBLIC = {
     "ChannelGraph": "edgeprune.graph.groups",
     "ChannelGroup": "edgeprune.graph.groups",
     "plan": "edgeprune.planner",
-    "plan_dead": "edgeprune.planner",
+    "plan_dead": "edgeprune.deadunits",
     "fold": "edgeprune.folding",
     "PruningPlan": "edgeprune.pruning_plan",
     "cut": "edgeprune.surgery",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch.export import ExportedProgram
@@ -15,15 +15,14 @@ from edgeprune.costmodel import CostModel, bytes_model, latency_model, macs_mode
 from edgeprune.device import Device
 from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError, PlanError
-from edgeprune.folding import alive, fold, has_zeros
 from edgeprune.graph.faults import public
-from edgeprune.graph.groups import ChannelGraph, ChannelGroup, analyze
+from edgeprune.graph.groups import ChannelGraph, ChannelGroup
 from edgeprune.graph.inputs import features_after
 from edgeprune.graph.labels import core
 from edgeprune.importance import Batches, protected, score
 from edgeprune.ownforward import even_step, evened, not_taken
 from edgeprune.pruning_plan import PlannedGroup, PruningPlan
-from edgeprune.records import FeatureRules, InputFeatures
+from edgeprune.records import InputFeatures
 from edgeprune.surgery import kept_state
 
 _NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
@@ -346,34 +345,6 @@ def _given(graph: ChannelGraph) -> np.ndarray:
 
 def _amount(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-@public("plan")
-def plan_dead(
-    program: ExportedProgram, inputs: bool = False, attention: str = "heads", rules: FeatureRules | None = None
-) -> PruningPlan | None:
-    """The plan that removes exactly the units that have no influence on an output, or None where all have.
-
-    Constants that units give are folded into what reads them first, see `fold`; a cut by this plan gives the same
-    outputs as the dense network does, up to rounding. One unit of every dim stays.
-
-    Args:
-        program: as `capture` returns it.
-        inputs: whether input features that nothing reads go too.
-        attention: "heads" or "head-dim", as in `analyze`.
-        rules: input features that stay all the same, as in `analyze`.
-    """
-    if not has_zeros(program):
-        return None
-    folded = fold(program)
-    graph = analyze(folded, inputs=inputs, attention=attention, rules=rules)
-    keep = alive(graph)
-    matters = [keep[group.units].astype(float) for group in graph.groups]
-    for group, last in zip(graph.groups, protected(graph, matters), strict=True):
-        keep[group.units[last]] = True
-    if keep.all():
-        return None
-    return replace(make_plan(folded, graph, keep), source_sha256=digest(program), folded=True)
 
 
 def _step(group: ChannelGroup, align: int, stair: int) -> int:

@@ -9,13 +9,14 @@ from torch import fx
 
 from edgeprune.candidate import Candidate, Measured
 from edgeprune.cost import macs
+from edgeprune.deadunits import plan_dead
 from edgeprune.descent import FEATURE_EFFORT, Descent
 from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.folding import has_zeros, is_constant
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.importance import score
-from edgeprune.planner import make_plan, plan_dead
+from edgeprune.planner import make_plan
 from edgeprune.planner import plan as make_step_plan
 from edgeprune.pruning_plan import PruningPlan, compose
 from edgeprune.records import FeatureCount

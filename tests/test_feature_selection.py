@@ -13,12 +13,12 @@ from torch import nn
 import edgeprune
 from edgeprune.cli.app import main
 from edgeprune.data import open_data
+from edgeprune.deadunits import plan_dead
 from edgeprune.errors import InputError
 from edgeprune.featurerules import feature_rules, kept_groups, named_groups
 from edgeprune.features import gathered
 from edgeprune.graph.capture import Program
 from edgeprune.info import info_from_dict, info_to_dict
-from edgeprune.planner import plan_dead
 from edgeprune.records import DataSource, FeatureRules, ModelInfo
 from edgeprune.settings import TrainSettings
 from edgeprune.training import fit

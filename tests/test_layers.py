@@ -61,6 +61,7 @@ LAYERS = (
     {
         "training",
         "planner",
+        "deadunits",
         "ownforward",
         "pruning_plan",
         "candidate",
