@@ -52,8 +52,9 @@ class Gather:
         """What labels of this rank hold at each index of the gather's dim, `(n_indices, ...)`; without a gather all."""
         if self.dim is None:
             return labels.reshape(1, -1)
-        by_index = labels.movedim(self.dim - (self.dim > self.batch_dim), 0)
-        return by_index.reshape(len(by_index), -1)
+        return (
+            labels.movedim(self.dim - (self.dim > self.batch_dim), 0).unsqueeze(-1).flatten(1)
+        )  # of no index: (0, ...)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -81,6 +81,18 @@ def test_the_slim_contract_follows_what_stands_before_the_gather(name: str) -> N
     assert relative_error(run(cut.slim.module(), (x,)), run(slim_contract(cut.slim).module(), (small,))) < 1e-12
 
 
+def test_a_slice_that_begins_behind_all_that_is_kept() -> None:
+    """The network reads columns from the fourth on; of one that is kept, the slice itself would leave none."""
+    program = captured(layers(lambda m, x: x[:, 4:], 4), (8,))
+    graph = edgeprune.analyze(program, inputs=True)
+    plan = edgeprune.plan(program, graph, keep_macs=None, n_features=1)
+    slim = edgeprune.cut(program, plan, graph)
+    assert gathered_inputs(slim) == plan.inputs
+    (x,) = sample(((8,),), 5)
+    (k,) = plan.inputs["inputs_0"].keep
+    assert relative_error(run(slim.module(), (x,)), run(slim_contract(slim).module(), (x[:, k : k + 1],))) < 1e-12
+
+
 def test_what_no_layer_reads_is_nothing_to_cut() -> None:
     program = captured(layers(lambda m, x: x[:, :5], 5), (8,))
     graph = edgeprune.analyze(program, inputs=True)
