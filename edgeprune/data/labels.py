@@ -131,7 +131,7 @@ def with_classes_of(data: DataSource, classes: Sequence[str], n_outputs: int | N
     Example: labels 2, 3 and 7 of a network with ten outputs become those numbers, of classes "0" to "9".
     """
     names, why = tuple(classes), "the classes of the data are taken by their names, in the order of the model's"
-    if not names and n_outputs is not None and len(data.classes) < n_outputs:
+    if not names and n_outputs is not None and len(data.classes) < n_outputs <= MAX_CLASSES:  # a file may state any
         names = tuple(map(str, range(n_outputs)))
         why = f"labels are the numbers of the network's {n_outputs} outputs"
     if data.classes == names or not set(data.classes) <= set(names):
