@@ -70,6 +70,11 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in error_text(error).splitlines() if line.strip()), "")
 
 
+def error_reason(error: BaseException) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return first_line(error) or type(error).__name__
+
+
 def error_text(error: BaseException) -> str:
     """What an error says of itself: one of a user's code may fail to say it, or say it at any length."""
     try:

@@ -24,6 +24,7 @@ from edgeprune.graph.precision import arguments_in_float64, float64_by_default, 
 from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import fitted, input_specs, output_names
 from edgeprune.graph.state import N_STEPS, FromStart, fed_leaves, state_buffers
+from edgeprune.lines import error_reason
 from edgeprune.masked import masked
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.reach import Reach
@@ -207,7 +208,7 @@ class _Pair:
         try:
             wanted = self.reference.run(samples)
         except Exception as error:  # whatever a network raises on inputs that it does not take
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = error_reason(error)
             raise _ShowsNothing(f"the dense network fails on the inputs ({reason})") from error
         if any(bool(torch.isnan(result).any()) for results in wanted for result in results):
             raise _ShowsNothing("the dense network gives NaN on the inputs")

@@ -15,6 +15,7 @@ from edgeprune.export import ort
 from edgeprune.export.onnxfile import parity_with, read_onnx, samples_of_file
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, quiet
 from edgeprune.files import write_atomically
+from edgeprune.lines import error_reason
 from edgeprune.records import ExportedFile
 
 MAX_BATCH = 2**16
@@ -111,7 +112,7 @@ def _fix_outputs(proto: onnx.ModelProto) -> None:
     try:
         fix_output_shapes(proto)
     except Exception as error:  # onnx's checker and shape inference raise their own types
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = error_reason(error)
         raise InputError(f"the batch cannot be fixed: the graph is not valid ONNX: {reason}") from error
 
 

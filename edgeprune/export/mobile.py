@@ -23,6 +23,7 @@ from onnxruntime.tools.onnx_model_utils import optimize_model
 from edgeprune.errors import InputError
 from edgeprune.export.fixed import is_batch_free, with_fixed_batch
 from edgeprune.export.onnxfile import read_onnx
+from edgeprune.lines import error_reason
 
 Verdict = Literal["yes", "maybe", "no"]
 
@@ -108,7 +109,7 @@ def _as_the_phone_sees_it(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto
         try:
             optimize_model(given, optimized)
         except Exception as error:  # onnxruntime's errors share no base class
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = error_reason(error)
             raise InputError(f"{path}: onnxruntime cannot load it: {reason.replace(str(given), path.name)}") from error
         ready = onnx.shape_inference.infer_shapes(onnx.load(optimized, load_external_data=False))
     if not ready.graph.node:

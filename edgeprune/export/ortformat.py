@@ -24,6 +24,7 @@ from edgeprune.export import ort
 from edgeprune.export.onnxfile import parity_with, read_onnx, samples_of_file
 from edgeprune.export.parity import PARITY_TOLERANCE, quiet
 from edgeprune.files import check_new, kept_folder, named_as
+from edgeprune.lines import error_reason
 
 CONFIG_SUFFIX = ".required_operators_and_types.config"
 Platform = Literal["arm", "amd64"]
@@ -104,7 +105,7 @@ def _convert(source: Path, out: Path, platform: Platform | None) -> None:
     try:
         onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out)
     except Exception as error:  # onnxruntime's errors share no base class
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = error_reason(error)
         raise InputError(f"{source}: onnxruntime cannot write it in the ORT format: {reason}") from error
 
 

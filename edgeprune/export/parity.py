@@ -27,6 +27,7 @@ from edgeprune.graph.drawn import Shapes, drawn_leaves
 from edgeprune.graph.precision import float64_by_default, in_float64
 from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import InputSpec, fitted, input_specs
+from edgeprune.lines import error_reason
 
 PARITY_TOLERANCE = 1e-4
 _HALF = (torch.float16, torch.bfloat16)
@@ -141,7 +142,7 @@ class Reference:
         try:
             outputs = torch_outputs(lambda *tensors: network(*arguments(self._program, tensors)), inputs)
         except Exception as error:  # whatever a network raises on inputs that it does not take
-            shapes, reason = [array.shape for array in inputs], first_line(error)
+            shapes, reason = [array.shape for array in inputs], error_reason(error)
             raise InputError(f"inputs to check the export on: the network fails on {shapes}: {reason}") from error
         if any(np.isnan(output).any() for output in outputs if output.dtype.kind == "f"):
             raise ParityError("the network gives NaN in PyTorch, so no export of it can be checked")
@@ -158,11 +159,6 @@ class Reference:
                 return torch_outputs(lambda *tensors: network(*arguments(self._program, tensors)), wide)
         except Exception:  # it has another type written into it: what was computed in its own type decides alone
             return None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says in its first line, or what kind it is."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def torch_outputs(module: Callable[..., Any], inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -220,7 +216,7 @@ def outputs_of(session: onnxruntime.InferenceSession, inputs: Sequence[np.ndarra
     try:
         return tuple(session.run(None, dict(zip(names, inputs, strict=True))))
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = error_reason(error)
         raise ParityError(f"the ONNX graph does not run on {[array.shape for array in inputs]}: {reason}") from error
 
 

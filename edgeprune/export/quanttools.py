@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.export.floatfile import Feed, FloatFile, all_nodes
 from edgeprune.export.parity import quiet
+from edgeprune.lines import error_reason
 
 _CPU_FLAGS = Path("/proc/cpuinfo")
 _IMAGE_RANK = 4  # (batch, channels, height, width)
@@ -43,7 +44,7 @@ def tools_for(file: FloatFile) -> Iterator[None]:
     except EdgepruneError:
         raise
     except Exception as error:  # they raise whatever their parts raise
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = error_reason(error)
         raise InputError(f"{file.path}: onnxruntime cannot quantise it: {reason}") from error
     finally:
         logging.disable(disabled)

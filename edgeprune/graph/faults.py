@@ -13,12 +13,12 @@ from torch.export import ExportedProgram
 
 from edgeprune.errors import EdgepruneError, InputError, InternalError
 from edgeprune.graph.lines import source_line
+from edgeprune.lines import said
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _REPORT = "this is a fault of edgeprune, please report it with the model"
 _OUTSIDE = (EdgepruneError, OSError, MemoryError)  # edgeprune's own, and what the machine has to say
-_MOST = 200  # characters of the message of the exception
 
 
 def public(stage: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -62,8 +62,7 @@ def _told(stage: str, error: BaseException) -> str:
     if node is not None:
         line = source_line(node)
         where = f", at node {node.name!r}" + (f" ({line})" if line else "")
-    message = " ".join(str(error).split())[:_MOST]
-    return f"{stage}{where}: {type(error).__name__}{': ' + message if message else ''}; {_REPORT}"
+    return f"{stage}{where}: {said(error)}; {_REPORT}"
 
 
 def _nodes(error: BaseException) -> Iterator[fx.Node]:

@@ -30,7 +30,7 @@ from edgeprune.export import ort
 from edgeprune.export.parity import PARITY_TOLERANCE
 from edgeprune.export.web.runtime import PACKAGE, RUNTIME_VERSION, WebRuntime, web_runtime
 from edgeprune.files import check_new, named_as, staged_folder
-from edgeprune.lines import printable
+from edgeprune.lines import error_reason, printable
 from edgeprune.records import ExportedFile
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _outputs(session: InferenceSession, path: Path, name: str, array: np.ndarray
     try:
         return [np.asarray(output) for output in session.run(None, {name: array})]
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = error_reason(error)
         raise InputError(f"{path}: onnxruntime cannot run it on inputs of shape {array.shape}: {reason}") from error
 
 
