@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from edgeprune.cost.device import Device
 from edgeprune.data import batches, normalize
-from edgeprune.device import Device
 from edgeprune.effort import MOST
 from edgeprune.graph.capture import Program
 from edgeprune.pruning_plan import PruningPlan

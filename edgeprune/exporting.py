@@ -16,7 +16,8 @@ from torch.export import ExportedProgram
 
 from edgeprune.besides import Dense, beside_dense
 from edgeprune.chance import check_above_chance
-from edgeprune.cost import count_parameters, macs
+from edgeprune.cost.layers import layer_shapes
+from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.data import batches, first_inputs
 from edgeprune.errors import InputError
 from edgeprune.export import ort
@@ -49,7 +50,6 @@ from edgeprune.progress import Progress
 from edgeprune.records import DataSource, ExportedFile, ExportRecord, Model, ModelInfo
 from edgeprune.requests import ExportRequest
 from edgeprune.rundense import dense_network
-from edgeprune.shapes import layer_shapes
 
 _CALIBRATION = 256  # samples
 WEB = "web"  # the page's folder

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune.candidate import Measured
-from edgeprune.costmodel import latency_model
-from edgeprune.device import Device
+from edgeprune.cost.device import Device
+from edgeprune.cost.models import latency_model
 from edgeprune.export.onnx import draft_onnx
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze

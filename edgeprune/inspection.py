@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from edgeprune.cost import count_parameters
-from edgeprune.costmodel import CostModel, macs_model
+from edgeprune.cost.macs import count_parameters
+from edgeprune.cost.models import CostModel, macs_model
 from edgeprune.graph.binding import static_nodes
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, LockedUnits, analyze
 from edgeprune.graph.labels import core

@@ -12,12 +12,13 @@ from torch.export import ExportedProgram
 
 from edgeprune.candidate import Budgets, Trainer
 from edgeprune.chance import better_normalization, check_above_chance
-from edgeprune.cost import macs
-from edgeprune.costmodel import known_share
+from edgeprune.cost.device import Device, read_device
+from edgeprune.cost.layers import layer_shapes
+from edgeprune.cost.macs import macs
+from edgeprune.cost.models import known_share
 from edgeprune.data import check_fits, open_data
 from edgeprune.data.labels import with_classes_of
 from edgeprune.data.places import found_from
-from edgeprune.device import Device, read_device
 from edgeprune.errors import InputError
 from edgeprune.featurerules import feature_rules, named_groups
 from edgeprune.files import check_new
@@ -35,7 +36,6 @@ from edgeprune.records import DataSource, FeatureRules, Model, ModelInfo
 from edgeprune.requests import CompressRequest, ExportRequest
 from edgeprune.search import Search
 from edgeprune.settings import TrainSettings
-from edgeprune.shapes import layer_shapes
 from edgeprune.training import float_type
 from edgeprune.trust import recorded_data
 from edgeprune.units import parse_latency, parse_size

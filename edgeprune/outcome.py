@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from edgeprune.candidate import Candidate
-from edgeprune.cost import count_parameters
+from edgeprune.cost.macs import count_parameters
 from edgeprune.data import first_inputs, normalize
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import export_onnx

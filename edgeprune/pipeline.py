@@ -12,7 +12,8 @@ from torch import nn
 
 from edgeprune.arch import build, is_spec
 from edgeprune.candidate import Candidate
-from edgeprune.cost import count_parameters
+from edgeprune.cost.layers import layer_shapes
+from edgeprune.cost.macs import count_parameters
 from edgeprune.crop import find_crop
 from edgeprune.data import check_fits, open_data
 from edgeprune.drawing import draw
@@ -66,7 +67,6 @@ from edgeprune.requests import (
 from edgeprune.runrecord import to_json
 from edgeprune.save import save_checkpoint, save_program
 from edgeprune.settings import TrainSettings
-from edgeprune.shapes import layer_shapes
 from edgeprune.training import Team, evaluate, fit, layer_zeros, threads_set
 from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file
 from edgeprune.usercode import running_user_code

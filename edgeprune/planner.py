@@ -11,8 +11,8 @@ import numpy as np
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from edgeprune.costmodel import CostModel, bytes_model, latency_model, macs_model, main_step
-from edgeprune.device import Device
+from edgeprune.cost.device import Device
+from edgeprune.cost.models import CostModel, bytes_model, latency_model, macs_model, main_step
 from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.graph.faults import public

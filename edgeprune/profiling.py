@@ -16,12 +16,12 @@ from time import perf_counter
 import numpy as np
 import onnxruntime
 
-from edgeprune.device import Device, Point, read_device
+from edgeprune.cost.device import Device, Point, read_device
+from edgeprune.cost.layers import LayerShape
 from edgeprune.errors import InputError
 from edgeprune.export.probes import Probe, probes_of, reference_probes
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress
-from edgeprune.shapes import LayerShape
 
 _FATAL_ONLY = 4
 _OTHER_LAYERS = np.ones(2**20, dtype=np.float32)  # 4 MiB: more than the caches next to a core hold

@@ -8,7 +8,7 @@ import numpy as np
 from torch import fx
 
 from edgeprune.candidate import Candidate, Measured
-from edgeprune.cost import macs
+from edgeprune.cost.macs import macs
 from edgeprune.deadunits import plan_dead
 from edgeprune.descent import FEATURE_EFFORT, Descent
 from edgeprune.digests import digest

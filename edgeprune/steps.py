@@ -7,8 +7,8 @@ from dataclasses import replace
 from torch import fx
 
 from edgeprune.candidate import Budgets, Candidate, Gauge, Trainer
-from edgeprune.cost import macs
-from edgeprune.costmodel import bytes_model, latency_model
+from edgeprune.cost.macs import macs
+from edgeprune.cost.models import bytes_model, latency_model
 from edgeprune.effort import Effort
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze

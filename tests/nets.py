@@ -128,7 +128,7 @@ def distance(cut: Cut, shapes: tuple[tuple[int, ...], ...], batch: int = 5) -> t
 
 
 def macs_of(program: ExportedProgram) -> int:
-    from edgeprune.cost import macs
+    from edgeprune.cost.macs import macs
 
     return macs(program)
 

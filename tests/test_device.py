@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 import edgeprune
-from edgeprune.costmodel import bytes_model, latency_model, macs_model, main_step
-from edgeprune.device import Device, Point, read_device, stair
+from edgeprune.cost.device import Device, Point, read_device, stair
+from edgeprune.cost.layers import POINTWISE, LayerShape, layer_shapes
+from edgeprune.cost.models import bytes_model, latency_model, macs_model, main_step
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.export.probes import probes_of, reference_probes
 from edgeprune.planner import plan
 from edgeprune.profiling import Timing, profile
 from edgeprune.progress import Silent
-from edgeprune.shapes import POINTWISE, LayerShape, layer_shapes
 from tests.cases import IMAGE
 from tests.nets import captured
 

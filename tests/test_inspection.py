@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from edgeprune.cost import macs
+from edgeprune.cost.macs import macs
 from edgeprune.drawing import Drawing, DrawnLayer, draw
 from edgeprune.inspection import Inspection, explained, inspect_program
 from edgeprune.records import GroupRow

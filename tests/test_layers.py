@@ -57,7 +57,12 @@ LAYERS = (
         "featurerules",
         "graph",
     },
-    {"importance", "cost", "costmodel", "device", "shapes", "optim", "methods"},
+    {
+        "importance",
+        "optim",
+        "methods",
+        "cost",
+    },
     {
         "training",
         "planner",
@@ -98,9 +103,16 @@ LAYERS = (
         "rundense",
         "front",
     },
-    {"report"},
-    {"pipeline"},
-    {"cli", "__main__"},
+    {
+        "report",
+    },
+    {
+        "pipeline",
+    },
+    {
+        "cli",
+        "__main__",
+    },
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "scipy", "matplotlib", "jinja2"}

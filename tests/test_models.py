@@ -10,7 +10,7 @@ from torch import nn
 
 from edgeprune import analyze, capture, cut, plan, prove
 from edgeprune.arch import build
-from edgeprune.cost import count_parameters, macs
+from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.errors import InputError
 
 MODELS = Path(__file__).resolve().parent.parent / "models"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import edgeprune
-from edgeprune.cost import macs
+from edgeprune.cost.macs import macs
 from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.graph.capture import Program
 from edgeprune.importance import score

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import edgeprune
-from edgeprune.cost import macs, macs_by_node
-from edgeprune.costmodel import macs_model
+from edgeprune.cost.macs import macs, macs_by_node
+from edgeprune.cost.models import macs_model
 from edgeprune.errors import PlanError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune
-from edgeprune.cost import macs
+from edgeprune.cost.macs import macs
 from edgeprune.digests import digest
 from edgeprune.graph.capture import Program
 from edgeprune.load import load

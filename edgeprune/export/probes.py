@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.device import STEPS
-from edgeprune.shapes import LayerShape, Setting
+from edgeprune.cost.device import STEPS
+from edgeprune.cost.layers import LayerShape, Setting
 
 _OPSET, _IR = 20, 9
 _WEIGHT = 0.01

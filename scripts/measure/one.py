@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune import analyze, capture, cut, export_onnx, plan, prove
-from edgeprune.cost import count_parameters, macs
-from edgeprune.costmodel import macs_model
+from edgeprune.cost.macs import count_parameters, macs
+from edgeprune.cost.models import macs_model
 from edgeprune.errors import ApplyError, BudgetError, CaptureError, EdgepruneError, InputError, PlanError, ProofError
 from edgeprune.export import ort
 from edgeprune.export.parity import outputs_of

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgeprune import analyze, capture, cut, plan
+from edgeprune.cost.layers import layer_shapes
 from edgeprune.export import ort
 from edgeprune.export.onnx import draft_onnx
 from edgeprune.latency import measure_files, ratio_interval
 from edgeprune.profiling import Timing, profile
 from edgeprune.progress import Silent
-from edgeprune.shapes import layer_shapes
 from measure.networks import build, find
 from measure.versus import N_CLASSES, at_most
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from edgeprune import analyze, cut, plan, plan_dead, prove
-from edgeprune.cost import count_parameters, macs
+from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.data import batches, normalize
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program

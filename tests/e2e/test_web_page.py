@@ -21,7 +21,7 @@ from chromium import EXECUTABLE, Chromium
 from filelock import FileLock
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.device import read_device
+from edgeprune.cost.device import read_device
 from edgeprune.export.web import WebNetwork, WebProbe, web_runtime, write_web
 from edgeprune.export.web.runtime import MODULES, RUNTIME_VERSION, WebRuntime
 from edgeprune.serving import open_server

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch.export import ExportedProgram
 
-from edgeprune.cost import macs_by_node
-from edgeprune.device import Device
+from edgeprune.cost.device import Device
+from edgeprune.cost.layers import LayerShape, layer_shapes
+from edgeprune.cost.macs import macs_by_node
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.shapes import LayerShape, layer_shapes
 
 Orders = Sequence[np.ndarray]
 

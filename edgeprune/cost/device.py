@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from edgeprune.cost.layers import ONE_WIDTH, LayerShape
 from edgeprune.errors import InputError
 from edgeprune.lines import shown
 from edgeprune.reading import read_json
-from edgeprune.shapes import ONE_WIDTH, LayerShape
 
 FORMAT = "edgeprune-device/1"
 STEPS = (32, 16, 8, 4)  # channels that kernels work on at a time
