@@ -23,7 +23,7 @@ _PUBLIC = {
     "prove": "edgeprune.proof",
     "slim_contract": "edgeprune.features",
     "export_onnx": "edgeprune.export.onnx",
-    "load_model": "edgeprune.load",
+    "load_model": "edgeprune.formats.load",
     "compress": "edgeprune.pipeline",
 }
 

@@ -7,9 +7,9 @@ from torch.utils.data import Dataset
 
 from edgeprune.data.splits import LazySplit
 from edgeprune.errors import InputError
+from edgeprune.formats.normalizing import other_normalizations
+from edgeprune.formats.pretrained import option_text
 from edgeprune.graph.capture import Program
-from edgeprune.normalizing import other_normalizations
-from edgeprune.pretrained import option_text
 from edgeprune.records import IDENTITY, DataSource, Model, Normalization
 from edgeprune.statistics import Luck, compare_accuracy, luck
 from edgeprune.training import answers

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch.export import ExportedProgram
 
-from edgeprune.digests import digest
 from edgeprune.folding import alive, fold, has_zeros
+from edgeprune.formats.digests import digest
 from edgeprune.graph.faults import public
 from edgeprune.graph.groups import analyze
 from edgeprune.importance import protected

@@ -40,12 +40,12 @@ from edgeprune.export.variants import VariantTable, compare_variants
 from edgeprune.export.web import WebNetwork, WebProbe, WebRuntime, check_web, web_runtime, write_web
 from edgeprune.features import gathered, slim_contract
 from edgeprune.files import check_new, staged_files
+from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.drawn import drawn_input
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import input_specs
 from edgeprune.job import RUNS, check_logits, completed, model_and_data, newest_run, notes_of
 from edgeprune.latency import measure_files, ratio_interval
-from edgeprune.normalizing import with_normalization
 from edgeprune.progress import Progress
 from edgeprune.records import DataSource, ExportedFile, ExportRecord, Model, ModelInfo
 from edgeprune.requests import ExportRequest

@@ -22,13 +22,14 @@ from edgeprune.data.places import found_from
 from edgeprune.errors import InputError
 from edgeprune.featurerules import feature_rules, named_groups
 from edgeprune.files import check_new
+from edgeprune.formats.load import load
+from edgeprune.formats.normalizing import with_normalization
+from edgeprune.formats.trust import recorded_data
 from edgeprune.gauge import OnnxGauge
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.graph.specs import output_names
-from edgeprune.load import load
-from edgeprune.normalizing import with_normalization
 from edgeprune.profiling import Timing, is_here, profile
 from edgeprune.progress import Progress
 from edgeprune.pruning_plan import PruningPlan, read_plan
@@ -37,7 +38,6 @@ from edgeprune.requests import CompressRequest, ExportRequest
 from edgeprune.search import Search
 from edgeprune.settings import TrainSettings
 from edgeprune.training import float_type
-from edgeprune.trust import recorded_data
 from edgeprune.units import parse_latency, parse_size
 
 RUNS = Path("runs")

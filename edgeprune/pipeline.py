@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgeprune.arch import build, is_spec
 from edgeprune.candidate import Candidate
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import count_parameters
@@ -20,6 +19,10 @@ from edgeprune.drawing import draw
 from edgeprune.errors import InputError
 from edgeprune.exporting import export_model
 from edgeprune.files import check_new, staged_folder, write_atomically
+from edgeprune.formats.architectures import build, is_spec
+from edgeprune.formats.load import capture_single, load, load_architecture
+from edgeprune.formats.normalizing import asked_normalization, check_width
+from edgeprune.formats.save import save_checkpoint, save_program
 from edgeprune.front import chosen, front_points
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
@@ -34,8 +37,6 @@ from edgeprune.job import (
     prepare,
     threads_for,
 )
-from edgeprune.load import capture_single, load, load_architecture
-from edgeprune.normalizing import asked_normalization, check_width
 from edgeprune.outcome import measured
 from edgeprune.processes import is_main
 from edgeprune.profiling import Timing
@@ -65,7 +66,6 @@ from edgeprune.requests import (
     ValidateRequest,
 )
 from edgeprune.runrecord import to_json
-from edgeprune.save import save_checkpoint, save_program
 from edgeprune.settings import TrainSettings
 from edgeprune.training import Team, evaluate, fit, layer_zeros, threads_set
 from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune.cost.device import Device
 from edgeprune.cost.models import CostModel, bytes_model, latency_model, macs_model, main_step
-from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError, PlanError
+from edgeprune.formats.digests import digest
 from edgeprune.graph.faults import public
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup
 from edgeprune.graph.inputs import features_after

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import InputError
-from edgeprune.load import load
+from edgeprune.formats.load import load
+from edgeprune.formats.trust import recorded_arch, recorded_file
 from edgeprune.progress import Progress
 from edgeprune.reading import read_json
 from edgeprune.records import Model, ModelInfo
 from edgeprune.requests import ExportRequest
-from edgeprune.trust import recorded_arch, recorded_file
 
 
 @dataclass(frozen=True, slots=True)

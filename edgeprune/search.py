@@ -11,9 +11,9 @@ from edgeprune.candidate import Candidate, Measured
 from edgeprune.cost.macs import macs
 from edgeprune.deadunits import plan_dead
 from edgeprune.descent import FEATURE_EFFORT, Descent
-from edgeprune.digests import digest
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.folding import has_zeros, is_constant
+from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.importance import score
 from edgeprune.planner import make_plan

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from edgeprune.digests import digest
 from edgeprune.errors import PlanError
 from edgeprune.folding import fold
+from edgeprune.formats.digests import digest
 from edgeprune.graph.binding import shape_of
 from edgeprune.graph.capture import Program, captured_with, own_tensors, reexport, reexport_like
 from edgeprune.graph.edit import Edit

@@ -10,8 +10,8 @@ from typing import Any
 
 from edgeprune.errors import InputError
 from edgeprune.files import check_new
-from edgeprune.info import info_to_dict
-from edgeprune.load import load
+from edgeprune.formats.info import info_to_dict
+from edgeprune.formats.load import load
 from edgeprune.processes import is_main, n_local_processes
 from edgeprune.progress import Progress
 from edgeprune.records import DataSource, Model, ModelInfo

@@ -19,9 +19,9 @@ from edgeprune.export import ort
 from edgeprune.export.front import raw_bytes
 from edgeprune.export.metadata import byte_scale_in, normalization_in
 from edgeprune.export.onnxfile import parse_onnx, tensors_in
+from edgeprune.formats.normalizing import asked_normalization, check_width
 from edgeprune.latency import compare_latency
 from edgeprune.lines import shown
-from edgeprune.normalizing import asked_normalization, check_width
 from edgeprune.progress import Progress, Silent
 from edgeprune.reading import parse_json
 from edgeprune.records import IDENTITY, DataSource, LatencyComparison, Normalization, ValidateRecord

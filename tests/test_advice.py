@@ -23,9 +23,9 @@ LOADING = {"compress", "export", "inspect", "profile"}
 SAID_BY = {
     "job.py": {"compress"},
     "chance.py": {"compress", "export"},
-    "normalizing.py": {"compress", "export"},
-    "pretrained.py": {"compress", "export"},
-    "trust.py": {"compress", "export"},
+    "formats/normalizing.py": {"compress", "export"},
+    "formats/pretrained.py": {"compress", "export"},
+    "formats/trust.py": {"compress", "export"},
     "descent.py": {"compress"},
     "effort.py": {"compress"},
     "graph/apply.py": {"compress"},
@@ -50,8 +50,8 @@ SAID_BY = {
 }
 # What is said only where the option itself was given, or where another of the same command was.
 GIVEN = {
-    ("arch.py", "--module"), ("load.py", "--module"), ("load.py", "--dynamic-size"), ("load.py", "--unsafe-pickle"),
-    ("job.py", "--module"), ("load.py", "--dynamic"),
+    ("formats/architectures.py", "--module"), ("formats/load.py", "--module"), ("formats/load.py", "--dynamic-size"), ("formats/load.py", "--unsafe-pickle"),
+    ("job.py", "--module"), ("formats/load.py", "--dynamic"),
 }  # fmt: skip
 
 

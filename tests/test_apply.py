@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune import compat  # noqa: F401  (torchvision can be imported after it)
 from edgeprune.errors import ApplyError
+from edgeprune.formats.load import load
+from edgeprune.formats.save import save_program
 from edgeprune.graph.apply import Applied
 from edgeprune.graph.capture import Program
-from edgeprune.load import load
 from edgeprune.records import ModelInfo
-from edgeprune.save import save_program
 from tests.cases import CASES, IMAGE
 from tests.cases_recurrent import SERIES
 from tests.nets import Net, TiedAutoencoder, cnn, cut_randomly, image_mlp, randomized, relative_error, run, sample

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.arch import build, parse
 from edgeprune.errors import InputError
+from edgeprune.formats.architectures import build, parse
 
 FACTORIES = """
 from torch import nn

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune import compat  # noqa: F401  (torchvision can be imported after it)
 from edgeprune.errors import InputError, PlanError
+from edgeprune.formats.save import save_program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.planner import make_plan
 from edgeprune.pruning_plan import PruningPlan, compose
 from edgeprune.records import ModelInfo
-from edgeprune.save import save_program
 from tests.cases import CASES, few_heads, heads, tokens
 from tests.e2e.commands import done, run
 from tests.nets import captured, cut_randomly, n_units, parameter, random_keep

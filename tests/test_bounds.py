@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune.cli.options import parse_dynamic
 from edgeprune.errors import CaptureError, InputError
+from edgeprune.formats.load import load, load_model
+from edgeprune.formats.save import save_program
 from edgeprune.graph.sizes import free_ranges, grown_shapes
-from edgeprune.load import load, load_model
 from edgeprune.records import ModelInfo
-from edgeprune.save import save_program
 from tests.nets import cut_randomly, randomized
 
 BOUNDED: Any = {"tokens": {0: None, 1: (1, 12)}, "mask": (0, 1)}

@@ -17,9 +17,9 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
 from edgeprune.errors import InputError, UnsafeFileError
-from edgeprune.load import load
+from edgeprune.formats.load import load
+from edgeprune.formats.statedict import StateChoice, fitted_weights
 from edgeprune.records import Model
-from edgeprune.statedict import StateChoice, fitted_weights
 
 FILE = """
 from torch import nn

@@ -18,9 +18,9 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.attention_steps import write_out_attention
 from edgeprune.export.executorch import ExecutorchFile, write_executorch
 from edgeprune.export.executorch_runtime import check_installed, executorch_runner
+from edgeprune.formats.load import load
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.groups import analyze
-from edgeprune.load import load
 from edgeprune.planner import plan
 from edgeprune.surgery import cut
 

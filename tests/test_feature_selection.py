@@ -17,8 +17,8 @@ from edgeprune.deadunits import plan_dead
 from edgeprune.errors import InputError
 from edgeprune.featurerules import feature_rules, kept_groups, named_groups
 from edgeprune.features import gathered
+from edgeprune.formats.info import info_from_dict, info_to_dict
 from edgeprune.graph.capture import Program
-from edgeprune.info import info_from_dict, info_to_dict
 from edgeprune.records import DataSource, FeatureRules, ModelInfo
 from edgeprune.settings import TrainSettings
 from edgeprune.training import fit

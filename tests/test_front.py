@@ -21,8 +21,8 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.contracts import write_contracts
 from edgeprune.export.front import Preprocessing, fold_preprocessing, raw_bytes
 from edgeprune.export.metadata import byte_scale_in, normalization_in
+from edgeprune.formats.load import load
 from edgeprune.graph.capture import Program, capture
-from edgeprune.load import load
 from edgeprune.records import InputFeatures, ModelInfo, Normalization
 from edgeprune.requests import ValidateRequest
 from edgeprune.validate import validate_files

@@ -22,9 +22,9 @@ import edgeprune
 from edgeprune.cli.app import main
 from edgeprune.data import open_data
 from edgeprune.errors import InputError
-from edgeprune.load import load_model
+from edgeprune.formats.load import load_model
+from edgeprune.formats.save import save_checkpoint, save_program
 from edgeprune.records import ModelInfo
-from edgeprune.save import save_checkpoint, save_program
 
 
 def refused(act: Callable[[], Any]) -> str:

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgeprune.errors import InputError, UnsafeFileError
+from edgeprune.formats.load import digest, load
+from edgeprune.formats.save import save_checkpoint, save_program
 from edgeprune.graph.capture import Program, capture
-from edgeprune.load import digest, load
 from edgeprune.pt2.program import inspect
 from edgeprune.records import Model, ModelInfo, Normalization
-from edgeprune.save import save_checkpoint, save_program
 
 
 class Mlp(nn.Sequential):
@@ -191,7 +191,7 @@ def test_a_checkpoint_works_without_its_factory(tmp_path: Path) -> None:
     path = _save("pt", tmp_path, capture(net, x), INFO)
     torch.save({"x": x, "y": net(x)}, tmp_path / "xy")
     code = (
-        "import torch, sys; from edgeprune.load import load\n"
+        "import torch, sys; from edgeprune.formats.load import load\n"
         "xy = torch.load(sys.argv[2]); m = load(sys.argv[1])\n"
         "print(torch.equal(m.program.module()(xy['x']), xy['y']), m.sha256)"
     )

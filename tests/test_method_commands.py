@@ -13,8 +13,8 @@ import torch
 from edgeprune import catalog
 from edgeprune.cli.app import main
 from edgeprune.errors import InputError
-from edgeprune.info import info_from_dict, info_to_dict
-from edgeprune.load import load
+from edgeprune.formats.info import info_from_dict, info_to_dict
+from edgeprune.formats.load import load
 from edgeprune.optim.prox import PENALTIES
 from edgeprune.records import ModelInfo
 from edgeprune.settings import TrainSettings

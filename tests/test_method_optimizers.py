@@ -11,8 +11,8 @@ from torch import nn
 from edgeprune import catalog
 from edgeprune.cli.app import main
 from edgeprune.errors import InputError
-from edgeprune.info import info_from_dict, info_to_dict
-from edgeprune.load import load
+from edgeprune.formats.info import info_from_dict, info_to_dict
+from edgeprune.formats.load import load
 from edgeprune.optim import OPTIMIZERS
 from edgeprune.records import DataSource, ModelInfo
 from edgeprune.settings import TrainSettings

@@ -14,7 +14,7 @@ from edgeprune.errors import InputError
 from edgeprune.export.fixed import write_fixed_batch
 from edgeprune.export.mobile import ProviderCheck, check_mobile
 from edgeprune.export.onnx import export_onnx
-from edgeprune.load import load
+from edgeprune.formats.load import load
 
 MODELS = Path(__file__).parents[1] / "models"
 NAMES = ["NNAPI", "CoreML (NeuralNetwork)", "CoreML (MLProgram)"]

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from edgeprune import analyze, capture, cut, plan, prove
-from edgeprune.arch import build
 from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.errors import InputError
+from edgeprune.formats.architectures import build
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)

@@ -16,8 +16,8 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.fixed import write_fixed_batch
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.ortformat import OrtFile, write_ort
+from edgeprune.formats.load import load
 from edgeprune.latency import measure_files
-from edgeprune.load import load
 from edgeprune.records import DataSource
 
 MODELS = Path(__file__).parents[1] / "models"

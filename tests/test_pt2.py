@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from edgeprune.errors import InputError, UnsafeFileError
+from edgeprune.formats.load import load
 from edgeprune.graph.capture import capture, example_inputs
-from edgeprune.load import load
 from edgeprune.pt2 import read_program, write_program
 from edgeprune.pt2.archive import write_records
 from edgeprune.pt2.document import checked, parsed

@@ -24,8 +24,8 @@ from edgeprune.export.front import Preprocessing, fold_preprocessing
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.quantize import MIN_SNR_DB, QuantizedFile, write_int8
 from edgeprune.export.quanttools import has_vnni, needs_reduced_range
+from edgeprune.formats.load import load
 from edgeprune.graph.capture import capture
-from edgeprune.load import load
 from edgeprune.records import DataSource
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -18,14 +18,14 @@ import edgeprune
 from edgeprune.cost.macs import macs, macs_by_node
 from edgeprune.cost.models import macs_model
 from edgeprune.errors import PlanError
+from edgeprune.formats.load import load
+from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.unstack import STACKS
 from edgeprune.inspection import inspect_program
-from edgeprune.load import load
 from edgeprune.planner import make_plan
 from edgeprune.records import ModelInfo
-from edgeprune.save import save_program
 from tests.cases_recurrent import CASES, SERIES, gru, lstm, over_time
 from tests.nets import Cut, Net, captured, cut_randomly, distance, n_units, randomized, run, sample
 from tests.test_ops import check

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune.errors import CaptureError
 from edgeprune.export.contracts import write_contracts
+from edgeprune.formats.load import load
+from edgeprune.formats.save import save_program
 from edgeprune.graph.sizes import free_dims, free_ranges, grown_shapes
-from edgeprune.load import load
 from edgeprune.records import ModelInfo, Normalization
-from edgeprune.save import save_program
 from tests.nets import Net, cut_randomly, randomized, sample
 
 IMAGE = (3, 16, 12)

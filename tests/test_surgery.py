@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.cost.macs import macs
-from edgeprune.digests import digest
+from edgeprune.formats.digests import digest
+from edgeprune.formats.load import load
+from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import Program
-from edgeprune.load import load
 from edgeprune.planner import make_plan
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.records import InputFeatures, ModelInfo
-from edgeprune.save import save_program
 from tests.cases import CASES, IMAGE
 from tests.nets import (
     Net,

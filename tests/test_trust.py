@@ -15,17 +15,17 @@ from torch import nn
 
 from edgeprune.data import specs
 from edgeprune.errors import InputError
+from edgeprune.formats.info import info_to_dict
+from edgeprune.formats.load import load
+from edgeprune.formats.save import save_checkpoint, save_program
+from edgeprune.formats.trust import recorded_arch, recorded_data, recorded_file, same_arch, shown
 from edgeprune.graph.capture import capture
-from edgeprune.info import info_to_dict
 from edgeprune.job import model_and_data
-from edgeprune.load import load
 from edgeprune.progress import Silent
 from edgeprune.records import ModelInfo, Normalization
 from edgeprune.requests import CompressRequest, ExportRequest
 from edgeprune.rundense import dense_network
-from edgeprune.save import save_checkpoint, save_program
 from edgeprune.settings import TrainSettings
-from edgeprune.trust import recorded_arch, recorded_data, recorded_file, same_arch, shown
 
 CODE = [
     "evil.py:run",

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import edgeprune
-from edgeprune.arch import build
 from edgeprune.data import batches, open_data, order, read
 from edgeprune.errors import ApplyError, CaptureError, InputError, ProofError
+from edgeprune.formats.architectures import build
 from edgeprune.usercode import calling_user_code, running_user_code, user_line
 
 # Each raises something that is not to decide how a command ends.

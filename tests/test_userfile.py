@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.arch import build
 from edgeprune.data import open_data
 from edgeprune.errors import InputError
+from edgeprune.formats.architectures import build
 from edgeprune.userfile import import_file
 
 

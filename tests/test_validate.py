@@ -20,11 +20,11 @@ from edgeprune.export.contracts import write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.quantize import write_int8
 from edgeprune.exporting import export_model
+from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
 from edgeprune.records import DataSource, ModelInfo
 from edgeprune.requests import ExportRequest, ValidateRequest
-from edgeprune.save import save_program
 from edgeprune.validate import validate_files
 
 

@@ -19,11 +19,11 @@ from torch.optim.swa_utils import AveragedModel
 
 import edgeprune
 from edgeprune.errors import InputError
+from edgeprune.formats.load import load
+from edgeprune.formats.save import save_checkpoint, save_program
 from edgeprune.graph.capture import Program
 from edgeprune.graph.given import forget_given
-from edgeprune.load import load
 from edgeprune.records import ModelInfo
-from edgeprune.save import save_checkpoint, save_program
 from tests.nets import TiedAutoencoder
 
 SHAPE = (3, 6, 6)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from edgeprune.data import normalize, order, read
 from edgeprune.errors import InputError, TrainingError
+from edgeprune.formats.load import capture_single
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.lines import error_text, one_line
-from edgeprune.load import capture_single
 from edgeprune.methods import NEED_GROUPS, Subject, make_method
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, EpochRecord, Normalization

@@ -13,8 +13,8 @@ import torch
 
 from edgeprune.errors import InputError
 from edgeprune.files import write_atomically
+from edgeprune.formats.load import unpack
 from edgeprune.lines import shown
-from edgeprune.load import unpack
 from edgeprune.reading import read_file
 from edgeprune.records import DataSource
 from edgeprune.settings import TrainSettings

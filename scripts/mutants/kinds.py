@@ -21,8 +21,8 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import edgeprune
+from edgeprune.formats.save import save_checkpoint, save_program
 from edgeprune.records import ModelInfo
-from edgeprune.save import save_checkpoint, save_program
 from mutants.archives import NPZ, PT, PT2
 from mutants.command import folder_of, run_in
 from mutants.documents import CSV, JSON

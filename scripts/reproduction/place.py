@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from edgeprune.arch import build
 from edgeprune.data import open_data
 from edgeprune.data.splits import TensorSplit
 from edgeprune.errors import InputError
+from edgeprune.formats.architectures import build
 from edgeprune.progress import Progress
 from edgeprune.records import DataSource
 from edgeprune.settings import TrainSettings

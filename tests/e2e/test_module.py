@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune import compat  # noqa: F401  (torchvision can be imported after it)
-from edgeprune.arch import build
 from edgeprune.errors import CaptureError
+from edgeprune.formats.architectures import build
 from edgeprune.graph.capture import Program
 from edgeprune.masked import zeroed
 

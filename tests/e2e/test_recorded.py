@@ -16,8 +16,8 @@ from commands import MLP, done, refused, run, says
 from conftest import Run
 
 from edgeprune.export.web.runtime import MODULES
-from edgeprune.load import load
-from edgeprune.save import save_program
+from edgeprune.formats.load import load
+from edgeprune.formats.save import save_program
 
 EVIL = """
 import pathlib

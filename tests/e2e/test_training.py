@@ -387,7 +387,7 @@ def test_damaged_and_hostile_states_are_refused(stopped: Path) -> None:
 def test_inference_needs_no_accelerate() -> None:
     code = (
         "import sys; from edgeprune import pipeline; from edgeprune.data import open_data;"
-        "from edgeprune.load import load; from edgeprune.training import evaluate;"
+        "from edgeprune.formats.load import load; from edgeprune.training import evaluate;"
         f"data, model = open_data('digits'), load({str(ROOT / 'models' / 'digits_mlp.pt')!r});"
         "assert evaluate(model.program.module(), data.test, data.normalization).accuracy > 0.9;"
         "sys.exit('accelerate' in sys.modules)"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import InputError
-from edgeprune.reparametrization import plain_weights
+from edgeprune.formats.reparametrization import plain_weights
 
 _MAX_NAMED = 3
 _MAX_DEPTH = 4

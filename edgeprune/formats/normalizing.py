@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from edgeprune.errors import InputError
-from edgeprune.pretrained import option_text, published_normalization, weights_normalization
+from edgeprune.formats.pretrained import option_text, published_normalization, weights_normalization
 from edgeprune.records import IDENTITY, DataSource, Model, Normalization
 from edgeprune.units import parse_normalization
 

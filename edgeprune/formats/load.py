@@ -16,23 +16,23 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from edgeprune import arch as architectures
-from edgeprune.digests import digest
 from edgeprune.errors import EdgepruneError, InputError, UnsafeFileError
-from edgeprune.filekinds import foreign_kind, foreign_zip, is_torchscript, pickled_class
+from edgeprune.formats import architectures
+from edgeprune.formats.digests import digest
+from edgeprune.formats.filekinds import foreign_kind, foreign_zip, is_torchscript, pickled_class
+from edgeprune.formats.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
+from edgeprune.formats.shards import shards_of
+from edgeprune.formats.statedict import StateChoice, fitted_weights, module_in
+from edgeprune.formats.trust import same_arch
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.faults import public
 from edgeprune.graph.openbatch import with_dynamic_batch
 from edgeprune.graph.sizes import Asked, free_dims
 from edgeprune.graph.weights import unfinite
-from edgeprune.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
 from edgeprune.lines import error_line, shown
 from edgeprune.pt2 import check_names, list_records, read_program, zip_names
 from edgeprune.reading import parse_json, read_file
 from edgeprune.records import Model, ModelInfo
-from edgeprune.shards import shards_of
-from edgeprune.statedict import StateChoice, fitted_weights, module_in
-from edgeprune.trust import same_arch
 from edgeprune.usercode import running_user_code
 
 __all__ = ["digest", "load", "load_model"]
@@ -74,13 +74,13 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
 
     Args:
         path: an edgeprune checkpoint, a state_dict (.pt or .safetensors), or an exported program (.pt2).
-        arch: what builds the network of a bare state_dict, see `edgeprune.arch.build`.
+        arch: what builds the network of a bare state_dict, see `edgeprune.formats.architectures.build`.
         input_shape: one input without the batch, e.g. `(3, 224, 224)`, where the file does not say.
         unsafe_pickle: unpickle a whole module; this runs whatever code the file holds.
         data_shape: that of the data which go with the model; it is one input's shape where nothing else says it.
         dynamic_size: height and width are free too, see `edgeprune.capture`.
         module: take this part of the network alone, by its dotted name; `input_shape` is that of the part.
-        state_key: which weights of a checkpoint that holds several, e.g. `ema`, see `edgeprune.statedict`.
+        state_key: which weights of a checkpoint that holds several, e.g. `ema`, see `edgeprune.formats.statedict`.
         ignore_keys: patterns of names that are no weights of the network, e.g. `loss.*,similarity_*`.
         dynamic: the free dims of the inputs that are named, see `edgeprune.capture`.
 

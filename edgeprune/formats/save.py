@@ -12,8 +12,8 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeprune.files import write_atomically
+from edgeprune.formats.info import CHECKPOINT_FORMAT, INFO_FILE, info_to_dict
 from edgeprune.graph.given import check_untrained
-from edgeprune.info import CHECKPOINT_FORMAT, INFO_FILE, info_to_dict
 from edgeprune.pt2 import write_program
 from edgeprune.records import ModelInfo
 

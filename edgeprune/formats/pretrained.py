@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeprune import arch as architectures
 from edgeprune.errors import InputError
+from edgeprune.formats import architectures
 from edgeprune.records import Normalization
 
 Scaling = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std

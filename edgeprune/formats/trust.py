@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from edgeprune import arch
 from edgeprune.data import specs
 from edgeprune.errors import InputError
+from edgeprune.formats import architectures
 
 FLAG = "--trust-recorded"
 _LIBRARIES = ("torchvision", "timm")
@@ -54,7 +54,7 @@ def recorded_arch(spec: str, where: str, trusted: bool) -> str:
     """The architecture that a file records, once it may be built; arguments and errors as `recorded_data`."""
     if trusted:
         return spec
-    source, name, arguments = arch.parse(spec)
+    source, name, arguments = architectures.parse(spec)
     known = source in _LIBRARIES and _NAME.fullmatch(name)
     if not known or not all(_is_harmless(*argument) for argument in arguments.items()):
         raise _names_code("arch", "torchvision:NAME or timm:NAME without weights", spec, where)
@@ -84,10 +84,10 @@ def same_arch(one: str, other: str) -> bool:
     if one == other:
         return True
     try:
-        parsed = [arch.parse(spec) for spec in (one, other)]
+        parsed = [architectures.parse(spec) for spec in (one, other)]
     except InputError:
         return False
-    sources = [os.path.realpath(source) if arch.is_file(source) else source for source, _, _ in parsed]
+    sources = [os.path.realpath(source) if architectures.is_file(source) else source for source, _, _ in parsed]
     return sources[0] == sources[1] and parsed[0][1:] == parsed[1][1:]
 
 
