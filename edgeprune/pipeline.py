@@ -22,6 +22,7 @@ from edgeprune.files import check_new, staged_folder, write_atomically
 from edgeprune.formats.architectures import build, is_spec
 from edgeprune.formats.load import capture_single, load, load_architecture
 from edgeprune.formats.normalizing import asked_normalization, check_width
+from edgeprune.formats.pt2 import write_program
 from edgeprune.formats.save import save_checkpoint, save_program
 from edgeprune.front import chosen, front_points
 from edgeprune.graph.capture import Program
@@ -41,7 +42,6 @@ from edgeprune.outcome import measured
 from edgeprune.processes import is_main
 from edgeprune.profiling import Timing
 from edgeprune.progress import Progress, Silent
-from edgeprune.pt2 import write_program
 from edgeprune.records import (
     DataSource,
     EpochRecord,

@@ -37,7 +37,6 @@ LAYERS = (
         "usercode",
         "staging",
         "userfile",
-        "pt2",
         "data",
         "datasets",
         "runrecord",

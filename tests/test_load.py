@@ -20,9 +20,9 @@ from torch import nn
 
 from edgeprune.errors import InputError, UnsafeFileError
 from edgeprune.formats.load import digest, load
+from edgeprune.formats.pt2.program import inspect
 from edgeprune.formats.save import save_checkpoint, save_program
 from edgeprune.graph.capture import Program, capture
-from edgeprune.pt2.program import inspect
 from edgeprune.records import Model, ModelInfo, Normalization
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune
+from edgeprune.formats.pt2 import read_program, write_program
 from edgeprune.graph.capture import Program
 from edgeprune.graph.renaming import own_name
-from edgeprune.pt2 import read_program, write_program
 from tests.nets import Net, cut_randomly, randomized
 
 

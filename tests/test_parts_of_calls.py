@@ -13,8 +13,8 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 import edgeprune
+from edgeprune.formats.pt2 import read_program, write_program
 from edgeprune.graph.capture import Program
-from edgeprune.pt2 import read_program, write_program
 from tests.nets import Net, cut_randomly, randomized
 
 

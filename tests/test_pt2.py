@@ -22,12 +22,12 @@ from torch import nn
 
 from edgeprune.errors import InputError, UnsafeFileError
 from edgeprune.formats.load import load
+from edgeprune.formats.pt2 import read_program, write_program
+from edgeprune.formats.pt2.archive import write_records
+from edgeprune.formats.pt2.document import checked, parsed
+from edgeprune.formats.pt2.expressions import checked_expression
+from edgeprune.formats.pt2.operators import checked_operator
 from edgeprune.graph.capture import capture, example_inputs
-from edgeprune.pt2 import read_program, write_program
-from edgeprune.pt2.archive import write_records
-from edgeprune.pt2.document import checked, parsed
-from edgeprune.pt2.expressions import checked_expression
-from edgeprune.pt2.operators import checked_operator
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"

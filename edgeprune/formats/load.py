@@ -21,6 +21,7 @@ from edgeprune.formats import architectures
 from edgeprune.formats.digests import digest
 from edgeprune.formats.filekinds import foreign_kind, foreign_zip, is_torchscript, pickled_class
 from edgeprune.formats.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
+from edgeprune.formats.pt2 import check_names, list_records, read_program, zip_names
 from edgeprune.formats.shards import shards_of
 from edgeprune.formats.statedict import StateChoice, fitted_weights, module_in
 from edgeprune.formats.trust import same_arch
@@ -30,7 +31,6 @@ from edgeprune.graph.openbatch import with_dynamic_batch
 from edgeprune.graph.sizes import Asked, free_dims
 from edgeprune.graph.weights import unfinite
 from edgeprune.lines import error_line, shown
-from edgeprune.pt2 import check_names, list_records, read_program, zip_names
 from edgeprune.reading import parse_json, read_file
 from edgeprune.records import Model, ModelInfo
 from edgeprune.usercode import running_user_code

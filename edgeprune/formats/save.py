@@ -13,8 +13,8 @@ from torch.export import ExportedProgram
 
 from edgeprune.files import write_atomically
 from edgeprune.formats.info import CHECKPOINT_FORMAT, INFO_FILE, info_to_dict
+from edgeprune.formats.pt2 import write_program
 from edgeprune.graph.given import check_untrained
-from edgeprune.pt2 import write_program
 from edgeprune.records import ModelInfo
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from edgeprune.errors import InputError, UnsafeFileError
+from edgeprune.formats.pt2.expressions import SYMBOL, checked_expression
 from edgeprune.lines import one_line, shown
-from edgeprune.pt2.expressions import SYMBOL, checked_expression
 from edgeprune.reading import parse_json
 
 MAX_INTEGER = 2**63

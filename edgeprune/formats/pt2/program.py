@@ -24,13 +24,13 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, UnsafeFileError
+from edgeprune.formats.pt2.archive import list_records, read_records, write_records
+from edgeprune.formats.pt2.document import checked, is_weight_name, parsed
+from edgeprune.formats.pt2.graph import check_graph, example_inputs
+from edgeprune.formats.pt2.tensors import empty_records, records_from_tensors, tensors_from_records
+from edgeprune.formats.pt2.values import check_values
 from edgeprune.graph.renaming import free_names
 from edgeprune.lines import shown
-from edgeprune.pt2.archive import list_records, read_records, write_records
-from edgeprune.pt2.document import checked, is_weight_name, parsed
-from edgeprune.pt2.graph import check_graph, example_inputs
-from edgeprune.pt2.tensors import empty_records, records_from_tensors, tensors_from_records
-from edgeprune.pt2.values import check_values
 
 _MODEL = "models/model.json"
 _SAMPLES = "data/sample_inputs/model.pt"

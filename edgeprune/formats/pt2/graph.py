@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from edgeprune.errors import InputError, UnsafeFileError
-from edgeprune.pt2.operators import check_constant_exponent, checked_operator
-from edgeprune.pt2.tensors import dtype_of
+from edgeprune.formats.pt2.operators import check_constant_exponent, checked_operator
+from edgeprune.formats.pt2.tensors import dtype_of
 
 MAX_TENSOR_BYTES = 2**35
 MAX_INPUT_BYTES = 2**30
