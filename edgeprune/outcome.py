@@ -16,7 +16,7 @@ from edgeprune.data import first_inputs, normalize
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import export_onnx
 from edgeprune.gauge import is_held
-from edgeprune.inspection import explained, feature_weights, locked_rows, widths
+from edgeprune.inspection.table import explained, feature_weights, locked_rows, widths
 from edgeprune.job import Job
 from edgeprune.latency import compare_latency
 from edgeprune.profiling import is_here

@@ -15,7 +15,6 @@ from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import count_parameters
 from edgeprune.crop import find_crop
 from edgeprune.data import check_fits, open_data
-from edgeprune.drawing import draw
 from edgeprune.errors import InputError
 from edgeprune.exporting import export_model
 from edgeprune.files import check_new, staged_folder, write_atomically
@@ -28,7 +27,8 @@ from edgeprune.front import chosen, front_points
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
-from edgeprune.inspection import inspect_program
+from edgeprune.inspection.drawing import draw
+from edgeprune.inspection.table import inspect_program
 from edgeprune.job import (
     Job,
     check_logits,

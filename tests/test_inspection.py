@@ -15,8 +15,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from edgeprune.cost.macs import macs
-from edgeprune.drawing import Drawing, DrawnLayer, draw
-from edgeprune.inspection import Inspection, explained, inspect_program
+from edgeprune.inspection.drawing import Drawing, DrawnLayer, draw
+from edgeprune.inspection.table import Inspection, explained, inspect_program
 from edgeprune.records import GroupRow
 from edgeprune.report import terminal
 from edgeprune.report.diagram import dot, svg

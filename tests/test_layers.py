@@ -64,8 +64,6 @@ LAYERS = (
         "descent",
         "search",
         "steps",
-        "inspection",
-        "drawing",
         "surgery",
         "proof",
         "masked",
@@ -74,6 +72,7 @@ LAYERS = (
         "gathers",
         "folding",
         "statistics",
+        "inspection",
     },
     {
         "export",

@@ -23,7 +23,7 @@ from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.unstack import STACKS
-from edgeprune.inspection import inspect_program
+from edgeprune.inspection.table import inspect_program
 from edgeprune.planner import make_plan
 from edgeprune.records import ModelInfo
 from tests.cases_recurrent import CASES, SERIES, gru, lstm, over_time

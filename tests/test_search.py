@@ -12,7 +12,7 @@ from torch import nn
 from edgeprune import analyze, capture, cut, plan, prove
 from edgeprune.features import gathered
 from edgeprune.graph.capture import Program
-from edgeprune.inspection import feature_weights
+from edgeprune.inspection.table import feature_weights
 from edgeprune.planner import make_plan
 from edgeprune.pruning_plan import compose
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from edgeprune.lines import printable
 
 if TYPE_CHECKING:
-    from edgeprune.drawing import Drawing, DrawnLayer
+    from edgeprune.inspection.drawing import Drawing, DrawnLayer
 
 _BOX = (210, 40)  # width and height in pixels
 _GAP = (30, 22)  # between columns and between rows

@@ -13,7 +13,7 @@ from edgeprune.graph.binding import static_nodes
 from edgeprune.graph.labels import Value, core
 from edgeprune.graph.ops.registry import operator_name
 from edgeprune.graph.reasons import advice
-from edgeprune.inspection import Inspection, explained
+from edgeprune.inspection.table import Inspection, explained
 from edgeprune.records import GroupRow
 
 

@@ -1,0 +1,1 @@
+"""What `edgeprune inspect` shows: the channel groups as a table, and the network as a drawing."""
