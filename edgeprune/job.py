@@ -25,12 +25,12 @@ from edgeprune.files import check_new
 from edgeprune.formats.load import load
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.formats.trust import recorded_data
-from edgeprune.gauge import OnnxGauge
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.graph.specs import output_names
-from edgeprune.profiling import Timing, is_here, profile
+from edgeprune.measure.candidates import OnnxGauge
+from edgeprune.measure.profiling import Timing, is_here, profile
 from edgeprune.progress import Progress
 from edgeprune.pruning_plan import PruningPlan, read_plan
 from edgeprune.records import DataSource, FeatureRules, Model, ModelInfo

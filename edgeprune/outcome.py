@@ -15,11 +15,11 @@ from edgeprune.cost.macs import count_parameters
 from edgeprune.data import first_inputs, normalize
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import export_onnx
-from edgeprune.gauge import is_held
 from edgeprune.inspection.table import explained, feature_weights, locked_rows, widths
 from edgeprune.job import Job
-from edgeprune.latency import compare_latency
-from edgeprune.profiling import is_here
+from edgeprune.measure.candidates import is_held
+from edgeprune.measure.latency import compare_latency
+from edgeprune.measure.profiling import is_here
 from edgeprune.progress import Progress
 from edgeprune.records import DataSource, LatencyComparison, NetworkFigures, RunRecord
 from edgeprune.requests import CompressRequest

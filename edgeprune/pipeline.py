@@ -38,9 +38,10 @@ from edgeprune.job import (
     prepare,
     threads_for,
 )
+from edgeprune.measure.profiling import Timing
+from edgeprune.measure.validation import validate_files
 from edgeprune.outcome import measured
 from edgeprune.processes import is_main
-from edgeprune.profiling import Timing
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import (
     DataSource,
@@ -70,7 +71,6 @@ from edgeprune.settings import TrainSettings
 from edgeprune.training import Team, evaluate, fit, layer_zeros, threads_set
 from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file
 from edgeprune.usercode import running_user_code
-from edgeprune.validate import validate_files
 
 _LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said
 

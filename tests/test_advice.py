@@ -31,7 +31,7 @@ SAID_BY = {
     "graph/apply.py": {"compress"},
     "graph/refusals.py --dynamic": {"compress", "export", "inspect"},
     "rundense.py": {"export"},
-    "validate.py": {"validate"},
+    "measure/validation.py": {"validate"},
     "data/batching.py": {"train"},
     "search.py": {"compress"},
     "planner.py": {"compress"},

@@ -20,8 +20,8 @@ from edgeprune.cost.layers import POINTWISE, LayerShape, layer_shapes
 from edgeprune.cost.models import bytes_model, latency_model, macs_model, main_step
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.export.probes import probes_of, reference_probes
+from edgeprune.measure.profiling import Timing, profile
 from edgeprune.planner import plan
-from edgeprune.profiling import Timing, profile
 from edgeprune.progress import Silent
 from tests.cases import IMAGE
 from tests.nets import captured

@@ -23,9 +23,9 @@ from edgeprune.export.front import Preprocessing, fold_preprocessing, raw_bytes
 from edgeprune.export.metadata import byte_scale_in, normalization_in
 from edgeprune.formats.load import load
 from edgeprune.graph.capture import Program, capture
+from edgeprune.measure.validation import validate_files
 from edgeprune.records import InputFeatures, ModelInfo, Normalization
 from edgeprune.requests import ValidateRequest
-from edgeprune.validate import validate_files
 
 BYTE = 1 / 255
 PIXELS = (0, 35, 36, 107)  # of 3x6x6: channels 0, 0, 1, 2

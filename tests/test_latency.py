@@ -12,10 +12,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune import latency
 from edgeprune.errors import InputError
 from edgeprune.export import ort
-from edgeprune.latency import compare_latency, ratio_interval
+from edgeprune.measure import latency
+from edgeprune.measure.latency import compare_latency, ratio_interval
 
 
 def write_mlp(path: Path, width: int, n_layers: int) -> Path:

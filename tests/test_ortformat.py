@@ -17,7 +17,7 @@ from edgeprune.export.fixed import write_fixed_batch
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.ortformat import OrtFile, write_ort
 from edgeprune.formats.load import load
-from edgeprune.latency import measure_files
+from edgeprune.measure.latency import measure_files
 from edgeprune.records import DataSource
 
 MODELS = Path(__file__).parents[1] / "models"

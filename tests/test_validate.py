@@ -22,10 +22,10 @@ from edgeprune.export.quantize import write_int8
 from edgeprune.exporting import export_model
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
+from edgeprune.measure.validation import validate_files
 from edgeprune.progress import Silent
 from edgeprune.records import DataSource, ModelInfo
 from edgeprune.requests import ExportRequest, ValidateRequest
-from edgeprune.validate import validate_files
 
 
 class Notes(Silent):

@@ -17,7 +17,7 @@ from edgeprune.export.onnx import export_onnx
 from edgeprune.export.quantize import Kind, QuantizedFile, write_int8
 from edgeprune.export.variants import Measure, VariantTable, compare_variants
 from edgeprune.graph.capture import capture
-from edgeprune.latency import measure_files, ratio_interval
+from edgeprune.measure.latency import measure_files, ratio_interval
 
 X = np.zeros((1, 4), np.float32)
 NO_HALF = LeftOut("fp16", "no half-precision kernels")

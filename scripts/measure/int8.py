@@ -12,7 +12,7 @@ import torch
 from edgeprune import capture
 from edgeprune.export.onnx import draft_onnx
 from edgeprune.export.quantize import write_int8
-from edgeprune.latency import measure_files
+from edgeprune.measure.latency import measure_files
 from measure import peers
 from measure.networks import build, find
 from measure.peers import KEEP_MACS, slim_for_this_machine, time_share

@@ -21,8 +21,8 @@ from edgeprune import analyze, capture, cut, plan
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.export import ort
 from edgeprune.export.onnx import draft_onnx
-from edgeprune.latency import measure_files, ratio_interval
-from edgeprune.profiling import Timing, profile
+from edgeprune.measure.latency import measure_files, ratio_interval
+from edgeprune.measure.profiling import Timing, profile
 from edgeprune.progress import Silent
 from measure.networks import build, find
 from measure.versus import N_CLASSES, at_most

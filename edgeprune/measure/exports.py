@@ -12,7 +12,7 @@ import numpy as np
 from edgeprune.export.executorch import write_executorch
 from edgeprune.export.executorch_runtime import executorch_runner
 from edgeprune.export.onnx import draft_onnx
-from edgeprune.latency import measure_files, measure_runners
+from edgeprune.measure.latency import measure_files, measure_runners
 from edgeprune.progress import Progress
 from edgeprune.records import ExportedFile, Model
 

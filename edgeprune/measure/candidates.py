@@ -13,7 +13,7 @@ from edgeprune.cost.models import latency_model
 from edgeprune.export.onnx import draft_onnx
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
-from edgeprune.latency import measure_files, ratio_interval
+from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress
 from edgeprune.records import LatencyComparison
 

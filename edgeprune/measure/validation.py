@@ -20,8 +20,8 @@ from edgeprune.export.front import raw_bytes
 from edgeprune.export.metadata import byte_scale_in, normalization_in
 from edgeprune.export.onnxfile import parse_onnx, tensors_in
 from edgeprune.formats.normalizing import asked_normalization, check_width
-from edgeprune.latency import compare_latency
 from edgeprune.lines import shown
+from edgeprune.measure.latency import compare_latency
 from edgeprune.progress import Progress, Silent
 from edgeprune.reading import parse_json
 from edgeprune.records import IDENTITY, DataSource, LatencyComparison, Normalization, ValidateRecord
