@@ -13,7 +13,7 @@ from edgeprune.cost.device import Device
 from edgeprune.data import batches, normalize
 from edgeprune.effort import MOST
 from edgeprune.graph.capture import Program
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.plan import PruningPlan
 from edgeprune.records import DataSource, FeatureRules, Normalization
 from edgeprune.settings import TrainSettings
 from edgeprune.training import evaluate

@@ -37,7 +37,6 @@ from edgeprune.export.quantize import QuantizedFile, write_int8
 from edgeprune.export.state import check_stateless, in_words, states_of
 from edgeprune.export.variants import VariantTable, compare_variants
 from edgeprune.export.web import WebNetwork, WebProbe, WebRuntime, check_web, web_runtime, write_web
-from edgeprune.features import gathered, slim_contract
 from edgeprune.files import check_new, staged_files
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.drawn import drawn_input
@@ -47,6 +46,7 @@ from edgeprune.job import RUNS, check_logits, completed, model_and_data, newest_
 from edgeprune.measure.exports import Dense, beside_dense
 from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress
+from edgeprune.pruning.slim_inputs import gathered, slim_contract
 from edgeprune.records import DataSource, ExportedFile, ExportRecord, Model, ModelInfo
 from edgeprune.requests import ExportRequest
 from edgeprune.rundense import dense_network

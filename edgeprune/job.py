@@ -20,7 +20,6 @@ from edgeprune.data import check_fits, open_data
 from edgeprune.data.labels import with_classes_of
 from edgeprune.data.places import found_from
 from edgeprune.errors import InputError
-from edgeprune.featurerules import feature_rules, named_groups
 from edgeprune.files import check_new
 from edgeprune.formats.load import load
 from edgeprune.formats.normalizing import with_normalization
@@ -32,7 +31,8 @@ from edgeprune.graph.specs import output_names
 from edgeprune.measure.candidates import OnnxGauge
 from edgeprune.measure.profiling import Timing, is_here, profile
 from edgeprune.progress import Progress
-from edgeprune.pruning_plan import PruningPlan, read_plan
+from edgeprune.pruning.feature_rules import feature_rules, named_groups
+from edgeprune.pruning.plan import PruningPlan, read_plan
 from edgeprune.records import DataSource, FeatureRules, Model, ModelInfo
 from edgeprune.requests import CompressRequest, ExportRequest
 from edgeprune.search import Search

@@ -9,19 +9,19 @@ from torch import fx
 
 from edgeprune.candidate import Candidate, Measured
 from edgeprune.cost.macs import macs
-from edgeprune.deadunits import plan_dead
 from edgeprune.descent import FEATURE_EFFORT, Descent
 from edgeprune.errors import BudgetError, InputError
-from edgeprune.folding import has_zeros, is_constant
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.importance import score
-from edgeprune.planner import make_plan
-from edgeprune.planner import plan as make_step_plan
-from edgeprune.pruning_plan import PruningPlan, compose
+from edgeprune.pruning.dead_units import plan_dead
+from edgeprune.pruning.folding import has_zeros, is_constant
+from edgeprune.pruning.plan import PruningPlan, compose
+from edgeprune.pruning.planner import make_plan
+from edgeprune.pruning.planner import plan as make_step_plan
+from edgeprune.pruning.surgery import cut
 from edgeprune.records import FeatureCount
 from edgeprune.steps import FACTOR, kept_features
-from edgeprune.surgery import cut
 from edgeprune.targets import Shares, Targets
 from edgeprune.training import fit
 

@@ -12,13 +12,13 @@ from edgeprune.cost.models import bytes_model, latency_model
 from edgeprune.effort import Effort
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
-from edgeprune.planner import plan as make_step_plan
 from edgeprune.progress import Progress
-from edgeprune.proof import prove, prove_on_data
-from edgeprune.pruning_plan import PruningPlan, compose
+from edgeprune.pruning.plan import PruningPlan, compose
+from edgeprune.pruning.planner import plan as make_step_plan
+from edgeprune.pruning.proof import prove, prove_on_data
+from edgeprune.pruning.surgery import cut
 from edgeprune.records import FeatureCount, StepRecord
 from edgeprune.settings import TrainSettings
-from edgeprune.surgery import cut
 from edgeprune.targets import Shares
 from edgeprune.training import fit, recalibrate
 

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 import edgeprune
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.masked import masked
-from edgeprune.planner import make_plan
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.masked import masked
+from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.planner import make_plan
 
 
 class Net(nn.Module):

@@ -22,12 +22,12 @@ from torch.utils._pytree import tree_leaves
 
 import edgeprune
 from edgeprune.errors import BudgetError, EdgepruneError, PlanError, ProofError
-from edgeprune.features import gathered_inputs, slim_contract
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.importance import protected
-from edgeprune.planner import make_plan
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.planner import make_plan
+from edgeprune.pruning.slim_inputs import gathered_inputs, slim_contract
 from edgeprune.records import InputFeatures
 from tests.random_networks import RandomNetwork, random_network
 

@@ -34,11 +34,11 @@ SAID_BY = {
     "measure/validation.py": {"validate"},
     "data/batching.py": {"train"},
     "search.py": {"compress"},
-    "planner.py": {"compress"},
+    "pruning/planner.py": {"compress"},
     "targets.py": {"compress"},
     "units.py": {"compress"},
     "outcome.py": {"compress"},
-    "featurerules.py": {"compress"},
+    "pruning/feature_rules.py": {"compress"},
     "importance/criteria.py": {"compress", "train"},
     "exporting.py": {"export"},
     "report/terminal.py --data": {"export"},
@@ -50,8 +50,8 @@ SAID_BY = {
 }
 # What is said only where the option itself was given, or where another of the same command was.
 GIVEN = {
-    ("formats/architectures.py", "--module"), ("formats/load.py", "--module"), ("formats/load.py", "--dynamic-size"), ("formats/load.py", "--unsafe-pickle"),
-    ("job.py", "--module"), ("formats/load.py", "--dynamic"),
+    ("formats/architectures.py", "--module"), ("formats/load.py", "--module"), ("formats/load.py", "--dynamic-size"),
+    ("formats/load.py", "--unsafe-pickle"), ("job.py", "--module"), ("formats/load.py", "--dynamic"),
 }  # fmt: skip
 
 

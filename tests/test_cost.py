@@ -9,7 +9,7 @@ from torch import nn
 import edgeprune
 from edgeprune.cost.macs import count_parameters, macs, macs_by_node
 from edgeprune.cost.models import macs_model
-from edgeprune.planner import make_plan
+from edgeprune.pruning.planner import make_plan
 from tests.cases import CASES, IMAGE
 from tests.nets import Shared, captured, mlp, random_keep, residual
 

@@ -21,8 +21,8 @@ from edgeprune.cost.models import bytes_model, latency_model, macs_model, main_s
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.export.probes import probes_of, reference_probes
 from edgeprune.measure.profiling import Timing, profile
-from edgeprune.planner import plan
 from edgeprune.progress import Silent
+from edgeprune.pruning.planner import plan
 from tests.cases import IMAGE
 from tests.nets import captured
 

@@ -21,8 +21,8 @@ from edgeprune.export.executorch_runtime import check_installed, executorch_runn
 from edgeprune.formats.load import load
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.groups import analyze
-from edgeprune.planner import plan
-from edgeprune.surgery import cut
+from edgeprune.pruning.planner import plan
+from edgeprune.pruning.surgery import cut
 
 MODELS = Path(__file__).parents[1] / "models"
 

@@ -28,8 +28,8 @@ from edgeprune.export.parity import check_parity, error_on, samples_of
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import input_specs
-from edgeprune.planner import plan
-from edgeprune.surgery import cut
+from edgeprune.pruning.planner import plan
+from edgeprune.pruning.surgery import cut
 
 
 class Residual(nn.Module):

@@ -13,12 +13,12 @@ from torch import nn
 import edgeprune
 from edgeprune.cli.app import main
 from edgeprune.data import open_data
-from edgeprune.deadunits import plan_dead
 from edgeprune.errors import InputError
-from edgeprune.featurerules import feature_rules, kept_groups, named_groups
-from edgeprune.features import gathered
 from edgeprune.formats.info import info_from_dict, info_to_dict
 from edgeprune.graph.capture import Program
+from edgeprune.pruning.dead_units import plan_dead
+from edgeprune.pruning.feature_rules import feature_rules, kept_groups, named_groups
+from edgeprune.pruning.slim_inputs import gathered
 from edgeprune.records import DataSource, FeatureRules, ModelInfo
 from edgeprune.settings import TrainSettings
 from edgeprune.training import fit

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.errors import InputError
-from edgeprune.features import gathered, gathered_inputs, slim_contract
 from edgeprune.graph.capture import Program, capture
+from edgeprune.pruning.slim_inputs import gathered, gathered_inputs, slim_contract
 from edgeprune.records import InputFeatures
 
 

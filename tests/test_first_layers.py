@@ -15,9 +15,9 @@ from torch.nn import functional as F
 import edgeprune
 from edgeprune.errors import PlanError
 from edgeprune.export.contracts import write_contracts
-from edgeprune.features import gathered_inputs, slim_contract
 from edgeprune.graph.capture import Program
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.slim_inputs import gathered_inputs, slim_contract
 from edgeprune.records import InputFeatures, ModelInfo, Normalization
 from tests.cases_inputs import CASES, shuffled
 from tests.nets import Net, captured, cut_randomly, macs_of, parameter, relative_error, run, sample

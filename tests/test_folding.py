@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.errors import PlanError
-from edgeprune.folding import has_zeros
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.comparison import outputs, relative_error
-from edgeprune.pruning_plan import PruningPlan, compose
+from edgeprune.pruning.folding import has_zeros
+from edgeprune.pruning.plan import PruningPlan, compose
 from tests import cases, cases_attention, cases_functions, cases_layers, cases_more, cases_recurrent
 from tests.nets import Case, Net, captured, sample
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.errors import ApplyError, InputError
-from edgeprune.ownforward import even_step
+from edgeprune.pruning.own_forward import even_step
 from tests.nets import Net, randomized
 
 

@@ -14,8 +14,8 @@ from edgeprune.cost.macs import macs
 from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.graph.capture import Program
 from edgeprune.importance import score
-from edgeprune.planner import make_plan
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.planner import make_plan
 from tests.cases import CASES, IMAGE, TOKENS
 from tests.nets import Net, captured, cnn, image_mlp, mlp, residual
 

@@ -14,9 +14,9 @@ from edgeprune.errors import ProofError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.decisions import Choice
 from edgeprune.graph.precision import in_float64
-from edgeprune.masked import masked
-from edgeprune.planner import make_plan
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.masked import masked
+from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.planner import make_plan
 from tests.cases import CASES, IMAGE, TOKENS
 from tests.nets import Cut, Net, captured, cut_randomly, relative_error, residual, run, sample
 

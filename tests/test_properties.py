@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import edgeprune
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.planner import make_plan
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.planner import make_plan
 from tests.cases import CASES
 from tests.nets import Cut, captured, distance
 

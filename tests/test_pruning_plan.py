@@ -13,7 +13,7 @@ import edgeprune
 from edgeprune.errors import PlanError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.pruning_plan import PruningPlan, read_plan
+from edgeprune.pruning.plan import PruningPlan, read_plan
 from tests.cases import CASES, IMAGE
 from tests.nets import captured, image_mlp, mlp, residual
 

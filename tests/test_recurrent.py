@@ -24,7 +24,7 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.unstack import STACKS
 from edgeprune.inspection.table import inspect_program
-from edgeprune.planner import make_plan
+from edgeprune.pruning.planner import make_plan
 from edgeprune.records import ModelInfo
 from tests.cases_recurrent import CASES, SERIES, gru, lstm, over_time
 from tests.nets import Cut, Net, captured, cut_randomly, distance, n_units, randomized, run, sample

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune.errors import InputError, PlanError, ProofError
 from edgeprune.graph.capture import Program
-from edgeprune.pruning_plan import PruningPlan, compose
+from edgeprune.pruning.plan import PruningPlan, compose
 from tests.nets import Net
 
 WIDTH, N_STEPS = 16, 6

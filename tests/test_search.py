@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from edgeprune import analyze, capture, cut, plan, prove
-from edgeprune.features import gathered
 from edgeprune.graph.capture import Program
 from edgeprune.inspection.table import feature_weights
-from edgeprune.planner import make_plan
-from edgeprune.pruning_plan import compose
+from edgeprune.pruning.plan import compose
+from edgeprune.pruning.planner import make_plan
+from edgeprune.pruning.slim_inputs import gathered
 
 
 def mlp() -> Program:

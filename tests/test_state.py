@@ -19,7 +19,7 @@ from edgeprune.export.fixed import write_fixed_batch
 from edgeprune.export.state import check_stateless, states_of
 from edgeprune.graph.capture import Program
 from edgeprune.graph.state import state_buffers
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.plan import PruningPlan
 
 
 class Cached(nn.Module):

@@ -16,8 +16,8 @@ from edgeprune.formats.digests import digest
 from edgeprune.formats.load import load
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import Program
-from edgeprune.planner import make_plan
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.planner import make_plan
 from edgeprune.records import InputFeatures, ModelInfo
 from tests.cases import CASES, IMAGE
 from tests.nets import (

@@ -42,10 +42,10 @@ from edgeprune.export.metadata import metadata_of
 from edgeprune.export.onnx import OnnxExport, export_onnx
 from edgeprune.export.parity import largest_error, outputs_of, row_chunks
 from edgeprune.export.state import Whole, check_stateless
-from edgeprune.features import gathered, slim_contract
 from edgeprune.files import check_folder, staged_files, write_atomically
 from edgeprune.graph.drawn import drawn_input
 from edgeprune.graph.specs import input_specs
+from edgeprune.pruning.slim_inputs import gathered, slim_contract
 from edgeprune.records import ExportedFile, InputFeatures, ModelInfo
 
 _FIXED_NAMES = ("full.onnx", "preprocess.onnx", FEATURES_FILE)

@@ -24,8 +24,8 @@ import onnx
 from onnx import TensorProto
 
 from edgeprune.export.front import Preprocessing, feature_scaling, is_identity
-from edgeprune.featurerules import kept_groups
 from edgeprune.files import write_atomically
+from edgeprune.pruning.feature_rules import kept_groups
 from edgeprune.records import IDENTITY, ExportedFile, InputFeatures, ModelInfo, Normalization
 
 FEATURES_FILE = "features.json"

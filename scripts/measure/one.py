@@ -27,9 +27,9 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.comparison import outputs, relative_error
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
-from edgeprune.masked import masked
-from edgeprune.planner import make_plan
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.masked import masked
+from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.planner import make_plan
 from measure.networks import Network, build, build_detector
 
 KEEP_MACS = 0.5

@@ -14,7 +14,7 @@ from commands import CNN, MLP, QUICK, Result, assumed, done, names, refused, run
 from conftest import Run
 
 from edgeprune.data import open_data
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.plan import PruningPlan
 from edgeprune.runrecord import run_from_json
 
 FILES = {"slim.pt2", "plan.json", "run.json", "report.html"}

@@ -19,7 +19,7 @@ from edgeprune import compat  # noqa: F401  (torchvision can be imported after i
 from edgeprune.errors import CaptureError
 from edgeprune.formats.architectures import build
 from edgeprune.graph.capture import Program
-from edgeprune.masked import zeroed
+from edgeprune.pruning.masked import zeroed
 
 DETECTOR = """
 from collections import OrderedDict

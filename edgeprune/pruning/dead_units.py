@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from torch.export import ExportedProgram
 
-from edgeprune.folding import alive, fold, has_zeros
 from edgeprune.formats.digests import digest
 from edgeprune.graph.faults import public
 from edgeprune.graph.groups import analyze
 from edgeprune.importance import protected
-from edgeprune.planner import make_plan
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.folding import alive, fold, has_zeros
+from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.planner import make_plan
 from edgeprune.records import FeatureRules
 
 

@@ -20,10 +20,10 @@ from edgeprune.graph.groups import ChannelGraph, ChannelGroup
 from edgeprune.graph.inputs import features_after
 from edgeprune.graph.labels import core
 from edgeprune.importance import Batches, protected, score
-from edgeprune.ownforward import even_step, evened, not_taken
-from edgeprune.pruning_plan import PlannedGroup, PruningPlan
+from edgeprune.pruning.own_forward import even_step, evened, not_taken
+from edgeprune.pruning.plan import PlannedGroup, PruningPlan
+from edgeprune.pruning.surgery import kept_state
 from edgeprune.records import InputFeatures
-from edgeprune.surgery import kept_state
 
 _NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
 

@@ -14,7 +14,6 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import ProofError
-from edgeprune.folding import fold
 from edgeprune.graph.capture import Program
 from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relative_error, relative_errors
 from edgeprune.graph.decisions import Following, Recording, has_choices
@@ -25,9 +24,10 @@ from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import fitted, input_specs, output_names
 from edgeprune.graph.state import N_STEPS, FromStart, fed_leaves, state_buffers
 from edgeprune.lines import error_reason
-from edgeprune.masked import masked
-from edgeprune.pruning_plan import PruningPlan
-from edgeprune.reach import Reach
+from edgeprune.pruning.folding import fold
+from edgeprune.pruning.masked import masked
+from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.reach import Reach
 
 Arguments = tuple[Any, ...]
 

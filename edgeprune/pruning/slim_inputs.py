@@ -16,7 +16,12 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
 from edgeprune.errors import InputError
-from edgeprune.gathers import (
+from edgeprune.graph.capture import Program, reexport
+from edgeprune.graph.faults import public
+from edgeprune.graph.given import check_untrained
+from edgeprune.graph.names import GATHER
+from edgeprune.graph.sizes import free_ranges, size_hint
+from edgeprune.pruning.gathers import (
     BATCH,
     Gather,
     Gathered,
@@ -29,11 +34,6 @@ from edgeprune.gathers import (
     pads,
     readers,
 )
-from edgeprune.graph.capture import Program, reexport
-from edgeprune.graph.faults import public
-from edgeprune.graph.given import check_untrained
-from edgeprune.graph.names import GATHER
-from edgeprune.graph.sizes import free_ranges, size_hint
 from edgeprune.records import InputFeatures
 
 _aten = torch.ops.aten

@@ -10,15 +10,15 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from edgeprune.folding import fold
 from edgeprune.graph.capture import Program
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.ops.registry import Call, operator_name
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.state import state_partners
-from edgeprune.pruning_plan import PruningPlan
-from edgeprune.surgery import kept_units
+from edgeprune.pruning.folding import fold
+from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.surgery import kept_units
 
 _SINGULAR = {
     "div",

@@ -19,7 +19,7 @@ from edgeprune.graph.memory import Memory
 from edgeprune.graph.sizes import free_dims
 from edgeprune.graph.specs import output_names
 from edgeprune.graph.state import FromStart
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.plan import PruningPlan
 
 Arguments = tuple[Any, ...]
 

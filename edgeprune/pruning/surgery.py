@@ -13,7 +13,6 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import PlanError
-from edgeprune.folding import fold
 from edgeprune.formats.digests import digest
 from edgeprune.graph.binding import shape_of
 from edgeprune.graph.capture import Program, captured_with, own_tensors, reexport, reexport_like
@@ -25,7 +24,8 @@ from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
 from edgeprune.graph.lift import Unlifted, unlifted
 from edgeprune.graph.sizes import arguments, free_ranges
 from edgeprune.graph.specs import input_specs
-from edgeprune.pruning_plan import PruningPlan
+from edgeprune.pruning.folding import fold
+from edgeprune.pruning.plan import PruningPlan
 from edgeprune.records import InputFeatures
 
 _STORED = ("tensor", "input", "state")
