@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from edgeprune.candidate import Budgets, Trainer
 from edgeprune.chance import better_normalization, check_above_chance
 from edgeprune.cost.device import Device, read_device
 from edgeprune.cost.layers import layer_shapes
@@ -35,13 +34,13 @@ from edgeprune.pruning.feature_rules import feature_rules, named_groups
 from edgeprune.pruning.plan import PruningPlan, read_plan
 from edgeprune.records import DataSource, FeatureRules, Model, ModelInfo
 from edgeprune.requests import CompressRequest, ExportRequest
-from edgeprune.search import Search
+from edgeprune.search.candidate import ASSUMED_DROP, Budgets, Trainer
+from edgeprune.search.shrink import Search
 from edgeprune.settings import TrainSettings
 from edgeprune.training import float_type
 from edgeprune.units import parse_latency, parse_size
 
 RUNS = Path("runs")
-ASSUMED_DROP = 1.0
 _ASSUMED_KEEP = 0.5
 _FINETUNE_STEPS = 1500  # optimizer steps of one finetuning where no epochs are given
 _FINETUNE = TrainSettings(lr=1e-3)  # for a model that does not say how it was trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeprune.candidate import Candidate
 from edgeprune.cost.macs import count_parameters
 from edgeprune.data import first_inputs, normalize
 from edgeprune.errors import BudgetError
@@ -21,8 +21,9 @@ from edgeprune.measure.candidates import is_held
 from edgeprune.measure.latency import compare_latency
 from edgeprune.measure.profiling import is_here
 from edgeprune.progress import Progress
-from edgeprune.records import DataSource, LatencyComparison, NetworkFigures, RunRecord
+from edgeprune.records import DataSource, FrontPoint, LatencyComparison, NetworkFigures, RunRecord
 from edgeprune.requests import CompressRequest
+from edgeprune.search.candidate import Candidate
 from edgeprune.statistics import compare_accuracy
 from edgeprune.training import evaluate, float_type
 from edgeprune.versions import versions
@@ -147,3 +148,25 @@ def _data_facts(data: DataSource | None) -> dict[str, Any] | None:
 def _asked(request: CompressRequest) -> dict[str, Any]:
     """The options as they were given; what was left out is left out."""
     return {name: value for name, value in asdict(request).items() if value is not None and name != "command"}
+
+
+def front_points(job: Job, found: Sequence[Candidate], best: Candidate, told: Progress) -> tuple[FrontPoint, ...]:
+    """Every network of the front, measured beside the dense one."""
+    gauge, dense = job.search.gauge, job.search.dense
+    assert gauge is not None
+    points = []
+    for number, candidate in enumerate(found, 1):
+        told.stage(f"measure network {number} of {len(found)}")
+        measured = gauge(candidate.program, True)
+        points.append(
+            FrontPoint(
+                folder=f"pareto/{number}",
+                macs_ratio=candidate.macs / dense.macs,
+                val_accuracy=candidate.val_accuracy,
+                p50_ms=measured.ms,
+                latency_ratio=measured.ms / measured.dense_ms,
+                size_bytes=measured.size_bytes,
+                chosen=candidate is best,
+            )
+        )
+    return tuple(points)

@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgeprune.candidate import Candidate
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import count_parameters
-from edgeprune.crop import find_crop
 from edgeprune.data import check_fits, open_data
 from edgeprune.errors import InputError
 from edgeprune.exporting import export_model
@@ -23,7 +21,6 @@ from edgeprune.formats.load import capture_single, load, load_architecture
 from edgeprune.formats.normalizing import asked_normalization, check_width
 from edgeprune.formats.pt2 import write_program
 from edgeprune.formats.save import save_checkpoint, save_program
-from edgeprune.front import chosen, front_points
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
@@ -40,7 +37,7 @@ from edgeprune.job import (
 )
 from edgeprune.measure.profiling import Timing
 from edgeprune.measure.validation import validate_files
-from edgeprune.outcome import measured
+from edgeprune.outcome import front_points, measured
 from edgeprune.processes import is_main
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import (
@@ -67,6 +64,9 @@ from edgeprune.requests import (
     ValidateRequest,
 )
 from edgeprune.runrecord import to_json
+from edgeprune.search.candidate import Candidate
+from edgeprune.search.crop import find_crop
+from edgeprune.search.pareto import chosen
 from edgeprune.settings import TrainSettings
 from edgeprune.training import Team, evaluate, fit, layer_zeros, threads_set
 from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgeprune.effort import MOST
-from edgeprune.settings import TrainSettings
+from edgeprune.settings import MOST_FINETUNINGS, TrainSettings
 
 Dynamic = Mapping[
     str, Mapping[int, tuple[int, int | None] | None]
@@ -48,7 +47,7 @@ class CompressRequest:
     pareto: int | None = None
     criterion: str | None = None
     finetune_epochs: int | None = None
-    max_finetunings: int = MOST
+    max_finetunings: int = MOST_FINETUNINGS
     distill: bool = True
     align: int = 8
     seed: int = 0

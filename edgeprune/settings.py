@@ -1,4 +1,4 @@
-"""How a network is trained, as a plain record; no torch."""
+"""How a network is trained and how much of that a search takes, as plain records; no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from edgeprune.catalog import check_options, find, names
 from edgeprune.errors import InputError
+
+MOST_FINETUNINGS = 10  # finetunings' worth of training that a search takes where nothing is said
 
 
 @dataclass(frozen=True, slots=True)

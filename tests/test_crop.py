@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from edgeprune.cli.app import main
-from edgeprune.crop import find_crop
 from edgeprune.data import open_data
 from edgeprune.records import DataSource
+from edgeprune.search.crop import find_crop
 
 
 @pytest.fixture(scope="module")

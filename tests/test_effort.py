@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from edgeprune import capture
-from edgeprune.candidate import Budgets, Trainer
 from edgeprune.errors import BudgetError
 from edgeprune.graph.capture import Program
 from edgeprune.progress import Silent
 from edgeprune.records import DataSource, EpochRecord
-from edgeprune.search import Search
+from edgeprune.search.candidate import Budgets, Trainer
+from edgeprune.search.shrink import Search
 from edgeprune.settings import TrainSettings
 
 EPOCHS = 10
@@ -55,8 +55,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainSettings]:
                 weight[:, settings.options["n_features"] :] = 0
         return (EpochRecord(1, 0.0, 1.0, 1.0, settings.options.get("n_features")),)
 
-    monkeypatch.setattr("edgeprune.steps.fit", fit)
-    monkeypatch.setattr("edgeprune.search.fit", fit)
+    monkeypatch.setattr("edgeprune.search.step.fit", fit)
+    monkeypatch.setattr("edgeprune.search.shrink.fit", fit)
     return asked
 
 

@@ -26,7 +26,6 @@ LAYERS = (
         "catalog",
         "settings",
         "units",
-        "effort",
         "lines",
         "memory",
         "reading",
@@ -52,16 +51,11 @@ LAYERS = (
     },
     {
         "training",
-        "candidate",
         "chance",
-        "targets",
-        "crop",
-        "descent",
-        "search",
-        "steps",
         "statistics",
         "inspection",
         "pruning",
+        "search",
     },
     {
         "export",
@@ -72,7 +66,6 @@ LAYERS = (
         "trainjob",
         "exporting",
         "rundense",
-        "front",
         "measure",
     },
     {

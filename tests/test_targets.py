@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from edgeprune.candidate import Budgets, Measured
-from edgeprune.targets import Targets
+from edgeprune.search.candidate import Budgets, Measured
+from edgeprune.search.landing import Targets
 from edgeprune.units import LatencyLimit
 
 DENSE = Measured(ms=10.0, dense_ms=10.0, size_bytes=1000, dense_bytes=1000)

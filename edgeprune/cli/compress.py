@@ -7,7 +7,7 @@ import typer
 from edgeprune.catalog import ENTRIES
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
-from edgeprune.effort import MOST
+from edgeprune.settings import MOST_FINETUNINGS
 
 NEED_DATA = " and ".join(entry.name for entry in ENTRIES if entry.needs_data)
 
@@ -134,7 +134,7 @@ def compress(
             parser=opt.positive_count,
             rich_help_panel=opt.HOW,
         ),
-    ] = MOST,
+    ] = MOST_FINETUNINGS,
     distill: Annotated[
         bool,
         typer.Option(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeprune.candidate import Measured
 from edgeprune.cost.device import Device
 from edgeprune.cost.models import latency_model
 from edgeprune.export.onnx import draft_onnx
@@ -16,6 +15,7 @@ from edgeprune.graph.groups import analyze
 from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress
 from edgeprune.records import LatencyComparison
+from edgeprune.search.candidate import Measured
 
 WIDE = 0.06  # of the ratio: an interval that wide says that something else ran on the machine
 _AGAIN = 2

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 from torch import fx
 
-from edgeprune.candidate import Budgets, Candidate, Gauge, Trainer
 from edgeprune.cost.macs import macs
 from edgeprune.cost.models import bytes_model, latency_model
-from edgeprune.effort import Effort
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.progress import Progress
@@ -18,8 +16,10 @@ from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
 from edgeprune.pruning.surgery import cut
 from edgeprune.records import FeatureCount, StepRecord
+from edgeprune.search.candidate import Budgets, Candidate, Gauge, Trainer
+from edgeprune.search.effort import Effort
+from edgeprune.search.landing import Shares
 from edgeprune.settings import TrainSettings
-from edgeprune.targets import Shares
 from edgeprune.training import fit, recalibrate
 
 FACTOR = 0.7  # share of the MACs that one step keeps

@@ -7,9 +7,7 @@ from dataclasses import replace
 import numpy as np
 from torch import fx
 
-from edgeprune.candidate import Candidate, Measured
 from edgeprune.cost.macs import macs
-from edgeprune.descent import FEATURE_EFFORT, Descent
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
@@ -21,8 +19,10 @@ from edgeprune.pruning.planner import make_plan
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.surgery import cut
 from edgeprune.records import FeatureCount
-from edgeprune.steps import FACTOR, kept_features
-from edgeprune.targets import Shares, Targets
+from edgeprune.search.candidate import Candidate, Measured
+from edgeprune.search.descent import FEATURE_EFFORT, Descent
+from edgeprune.search.landing import Shares, Targets
+from edgeprune.search.step import FACTOR, kept_features
 from edgeprune.training import fit
 
 _FEATURE_FACTOR = 0.5  # share of the features that one step keeps

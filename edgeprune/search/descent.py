@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from edgeprune.candidate import Candidate
 from edgeprune.errors import BudgetError
-from edgeprune.steps import FACTOR, Steps
-from edgeprune.targets import Shares
+from edgeprune.search.candidate import Candidate
+from edgeprune.search.landing import Shares
+from edgeprune.search.step import FACTOR, Steps
 
 _BOLD = 0.5  # share of the MACs that one step keeps where every step is a finetuning
 _LEAST_GAIN = 0.05  # of the MACs: what a step saves at least, to be worth a finetuning

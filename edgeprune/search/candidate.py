@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from edgeprune.cost.device import Device
 from edgeprune.data import batches, normalize
-from edgeprune.effort import MOST
 from edgeprune.graph.capture import Program
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.records import DataSource, FeatureRules, Normalization
-from edgeprune.settings import TrainSettings
+from edgeprune.settings import MOST_FINETUNINGS, TrainSettings
 from edgeprune.training import evaluate
 from edgeprune.units import LatencyLimit
 
+ASSUMED_DROP = 1.0  # points on the validation split, where nothing is said
 _TAYLOR_BATCHES = 64
 _PROVED = 4  # samples
 _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
@@ -51,7 +51,7 @@ class Budgets:
     max_latency: LatencyLimit | None = None
     max_bytes: int | None = None
     device: Device | None = None
-    max_finetunings: int = MOST
+    max_finetunings: int = MOST_FINETUNINGS
 
     @property
     def has_costs(self) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from edgeprune.progress import Progress
 
-MOST = 10  # finetunings' worth, where nothing is said
-
 
 class Effort:
     """The training of one search; a unit is one finetuning, with as many epochs as were asked for.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from edgeprune.candidate import Budgets, Measured
+from edgeprune.search.candidate import Budgets, Measured
 
 AIM = 0.96  # of a budget: below it, so that the next measurement holds it too
 ENOUGH = 0.91  # of a budget: a network that takes less is smaller than it need be
