@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from edgeprune.chance import check_above_chance
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.data import batches, first_inputs
@@ -43,6 +42,7 @@ from edgeprune.graph.drawn import drawn_input
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import input_specs
 from edgeprune.job import RUNS, check_logits, completed, model_and_data, newest_run, notes_of
+from edgeprune.measure.chance import check_above_chance
 from edgeprune.measure.exports import Dense, beside_dense
 from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from edgeprune.chance import better_normalization, check_above_chance
 from edgeprune.cost.device import Device, read_device
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import macs
@@ -28,6 +27,7 @@ from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.graph.specs import output_names
 from edgeprune.measure.candidates import OnnxGauge
+from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing, is_here, profile
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_rules import feature_rules, named_groups

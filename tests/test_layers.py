@@ -51,7 +51,6 @@ LAYERS = (
     },
     {
         "training",
-        "chance",
         "statistics",
         "inspection",
         "pruning",

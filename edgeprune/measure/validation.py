@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from edgeprune.chance import chance_text
 from edgeprune.data import batches, normalize
 from edgeprune.data.labels import with_classes_of
 from edgeprune.errors import InputError
@@ -21,6 +20,7 @@ from edgeprune.export.metadata import byte_scale_in, normalization_in
 from edgeprune.export.onnxfile import parse_onnx, tensors_in
 from edgeprune.formats.normalizing import asked_normalization, check_width
 from edgeprune.lines import shown
+from edgeprune.measure.chance import chance_text
 from edgeprune.measure.latency import compare_latency
 from edgeprune.progress import Progress, Silent
 from edgeprune.reading import parse_json
