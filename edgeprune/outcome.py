@@ -24,7 +24,7 @@ from edgeprune.progress import Progress
 from edgeprune.records import DataSource, FrontPoint, LatencyComparison, NetworkFigures, RunRecord
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Candidate
-from edgeprune.statistics import compare_accuracy
+from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.training import evaluate, float_type
 from edgeprune.versions import versions
 

@@ -42,6 +42,7 @@ LAYERS = (
         "versions",
         "graph",
         "formats",
+        "tasks",
     },
     {
         "importance",
@@ -51,7 +52,6 @@ LAYERS = (
     },
     {
         "training",
-        "statistics",
         "inspection",
         "pruning",
         "search",

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from edgeprune.errors import InputError
-from edgeprune.statistics import compare_accuracy, luck, wilson
+from edgeprune.tasks.intervals import compare_accuracy, luck, wilson
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 1), (0, 20), (9, 10), (20, 20), (355, 359), (9_876, 10_000)])

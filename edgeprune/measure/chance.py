@@ -11,7 +11,7 @@ from edgeprune.formats.normalizing import other_normalizations
 from edgeprune.formats.pretrained import option_text
 from edgeprune.graph.capture import Program
 from edgeprune.records import IDENTITY, DataSource, Model, Normalization
-from edgeprune.statistics import Luck, compare_accuracy, luck
+from edgeprune.tasks.intervals import Luck, compare_accuracy, luck
 from edgeprune.training import answers
 
 _MOST_SAMPLES = 1000

@@ -26,7 +26,7 @@ from edgeprune.progress import Progress, Silent
 from edgeprune.reading import parse_json
 from edgeprune.records import IDENTITY, DataSource, LatencyComparison, Normalization, ValidateRecord
 from edgeprune.requests import ValidateRequest
-from edgeprune.statistics import compare_accuracy, luck
+from edgeprune.tasks.intervals import compare_accuracy, luck
 
 if TYPE_CHECKING:
     import torch
