@@ -10,11 +10,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from edgeprune.commands.export import export_model
+from edgeprune.commands.outcome import front_points, measured
+from edgeprune.commands.preparing import (
+    Job,
+    check_logits,
+    completed,
+    n_outputs,
+    own_device,
+    prepare,
+    threads_for,
+)
+from edgeprune.commands.resuming import check_places, check_same, interruptible, is_done, own_cores, state_file
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import count_parameters
 from edgeprune.data import check_fits, open_data
 from edgeprune.errors import InputError
-from edgeprune.exporting import export_model
 from edgeprune.files import check_new, staged_folder, write_atomically
 from edgeprune.formats.architectures import build, is_spec
 from edgeprune.formats.load import capture_single, load, load_architecture
@@ -26,18 +37,8 @@ from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.inspection.drawing import draw
 from edgeprune.inspection.table import inspect_program
-from edgeprune.job import (
-    Job,
-    check_logits,
-    completed,
-    n_outputs,
-    own_device,
-    prepare,
-    threads_for,
-)
 from edgeprune.measure.profiling import Timing
 from edgeprune.measure.validation import validate_files
-from edgeprune.outcome import front_points, measured
 from edgeprune.processes import is_main
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import (
@@ -69,7 +70,6 @@ from edgeprune.search.crop import find_crop
 from edgeprune.search.pareto import chosen
 from edgeprune.settings import TrainSettings
 from edgeprune.training import Team, evaluate, fit, layer_zeros, threads_set
-from edgeprune.trainjob import check_places, check_same, interruptible, is_done, own_cores, state_file
 from edgeprune.usercode import running_user_code
 
 _LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said

@@ -21,7 +21,7 @@ OTHERS = {"export/web/runtime.py", "export/ortformat.py"}  # options of npm, and
 LOADING = {"compress", "export", "inspect", "profile"}
 # The commands that may say what stands in a module; for modules that are not named here, all that load a network.
 SAID_BY = {
-    "job.py": {"compress"},
+    "commands/preparing.py": {"compress"},
     "measure/chance.py": {"compress", "export"},
     "formats/normalizing.py": {"compress", "export"},
     "formats/pretrained.py": {"compress", "export"},
@@ -30,28 +30,28 @@ SAID_BY = {
     "search/effort.py": {"compress"},
     "graph/apply.py": {"compress"},
     "graph/refusals.py --dynamic": {"compress", "export", "inspect"},
-    "rundense.py": {"export"},
+    "commands/dense.py": {"export"},
     "measure/validation.py": {"validate"},
     "data/batching.py": {"train"},
     "search/shrink.py": {"compress"},
     "pruning/planner.py": {"compress"},
     "search/landing.py": {"compress"},
     "units.py": {"compress"},
-    "outcome.py": {"compress"},
+    "commands/outcome.py": {"compress"},
     "pruning/feature_rules.py": {"compress"},
     "importance/criteria.py": {"compress", "train"},
-    "exporting.py": {"export"},
+    "commands/export.py": {"export"},
     "report/terminal.py --data": {"export"},
     "report/terminal.py --attention": {"inspect"},
     "serving.py": {"serve"},
-    "trainjob.py": {"train"},
+    "commands/resuming.py": {"train"},
     "training/loop.py": {"train"},
     "files.py": {"compress", "export", "inspect", "profile", "train"},
 }
 # What is said only where the option itself was given, or where another of the same command was.
 GIVEN = {
     ("formats/architectures.py", "--module"), ("formats/load.py", "--module"), ("formats/load.py", "--dynamic-size"),
-    ("formats/load.py", "--unsafe-pickle"), ("job.py", "--module"), ("formats/load.py", "--dynamic"),
+    ("formats/load.py", "--unsafe-pickle"), ("commands/preparing.py", "--module"), ("formats/load.py", "--dynamic"),
 }  # fmt: skip
 
 

@@ -60,15 +60,13 @@ LAYERS = (
         "export",
         "serving",
         "places",
-        "job",
-        "outcome",
-        "trainjob",
-        "exporting",
-        "rundense",
         "measure",
     },
     {
         "report",
+    },
+    {
+        "commands",
     },
     {
         "pipeline",

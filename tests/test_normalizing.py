@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import edgeprune.compat  # noqa: F401 - makes torchvision importable
 from edgeprune import pipeline
+from edgeprune.commands.preparing import prepare
 from edgeprune.data import batches, normalize, open_data
 from edgeprune.errors import InputError
 from edgeprune.formats.load import load
 from edgeprune.formats.normalizing import other_normalizations
 from edgeprune.formats.pretrained import weights_normalization
 from edgeprune.formats.save import save_program
-from edgeprune.job import prepare
 from edgeprune.progress import Silent
 from edgeprune.records import IDENTITY, Normalization
 from edgeprune.requests import CompressRequest, ExportRequest, TrainRequest

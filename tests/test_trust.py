@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from edgeprune.commands.dense import dense_network
+from edgeprune.commands.preparing import model_and_data
 from edgeprune.data import specs
 from edgeprune.errors import InputError
 from edgeprune.formats.info import info_to_dict
@@ -20,11 +22,9 @@ from edgeprune.formats.load import load
 from edgeprune.formats.save import save_checkpoint, save_program
 from edgeprune.formats.trust import recorded_arch, recorded_data, recorded_file, same_arch, shown
 from edgeprune.graph.capture import capture
-from edgeprune.job import model_and_data
 from edgeprune.progress import Silent
 from edgeprune.records import ModelInfo, Normalization
 from edgeprune.requests import CompressRequest, ExportRequest
-from edgeprune.rundense import dense_network
 from edgeprune.settings import TrainSettings
 
 CODE = [

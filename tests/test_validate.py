@@ -13,13 +13,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from edgeprune.commands.export import export_model
 from edgeprune.data import batches, normalize, open_data
 from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.contracts import write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.quantize import write_int8
-from edgeprune.exporting import export_model
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
 from edgeprune.measure.validation import validate_files

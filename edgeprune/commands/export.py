@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from edgeprune.commands.dense import dense_network
+from edgeprune.commands.preparing import RUNS, check_logits, completed, model_and_data, newest_run, notes_of
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.data import batches, first_inputs
@@ -41,7 +43,6 @@ from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.drawn import drawn_input
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import input_specs
-from edgeprune.job import RUNS, check_logits, completed, model_and_data, newest_run, notes_of
 from edgeprune.measure.chance import check_above_chance
 from edgeprune.measure.exports import Dense, beside_dense
 from edgeprune.measure.latency import measure_files, ratio_interval
@@ -49,7 +50,6 @@ from edgeprune.progress import Progress
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
 from edgeprune.records import DataSource, ExportedFile, ExportRecord, Model, ModelInfo
 from edgeprune.requests import ExportRequest
-from edgeprune.rundense import dense_network
 
 _CALIBRATION = 256  # samples
 WEB = "web"  # the page's folder

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgeprune.commands.preparing import Job
 from edgeprune.cost.macs import count_parameters
 from edgeprune.data import first_inputs, normalize
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import export_onnx
 from edgeprune.inspection.table import explained, feature_weights, locked_rows, widths
-from edgeprune.job import Job
 from edgeprune.measure.candidates import is_held
 from edgeprune.measure.latency import compare_latency
 from edgeprune.measure.profiling import is_here
