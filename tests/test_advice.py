@@ -22,6 +22,7 @@ LOADING = {"compress", "export", "inspect", "profile"}
 # The commands that may say what stands in a module; for modules that are not named here, all that load a network.
 SAID_BY = {
     "commands/preparing.py": {"compress"},
+    "commands/resolve.py --data": {"compress", "export"},
     "measure/chance.py": {"compress", "export"},
     "formats/normalizing.py": {"compress", "export"},
     "formats/pretrained.py": {"compress", "export"},

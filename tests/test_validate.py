@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from edgeprune.commands.export import export_model
+from edgeprune.commands.export import export
 from edgeprune.data import batches, normalize, open_data
 from edgeprune.errors import InputError
 from edgeprune.export import ort
@@ -316,7 +316,7 @@ def test_of_several_outputs_none_is_taken_for_the_scores(tmp_path: Path) -> None
     save_program(tmp_path / "net.pt2", program, ModelInfo((1, 8, 8)))
     request = ExportRequest(model=str(tmp_path / "net.pt2"), data="digits", out=str(tmp_path / "out"), int8=True)
     with pytest.raises(InputError, match=r"got boxes \(batch, 4\) and scores \(batch, 10\); without --int8"):
-        export_model(request, Silent())
+        export(request)
     assert not (tmp_path / "out").exists()
     rows = np.random.default_rng(0).standard_normal((32, 1, 8, 8), dtype=np.float32)
     made = write_int8(path, tmp_path / "int8.onnx", rows)

@@ -15,7 +15,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeprune.commands.dense import dense_network
-from edgeprune.commands.preparing import RUNS, check_logits, completed, model_and_data, newest_run, notes_of
+from edgeprune.commands.resolve import RUNS, completed, model_and_data, newest_run, notes_of
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.data import batches, first_inputs
@@ -46,10 +46,12 @@ from edgeprune.graph.specs import input_specs
 from edgeprune.measure.chance import check_above_chance
 from edgeprune.measure.exports import Dense, beside_dense
 from edgeprune.measure.latency import measure_files, ratio_interval
-from edgeprune.progress import Progress
+from edgeprune.progress import Progress, Silent
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
 from edgeprune.records import DataSource, ExportedFile, ExportRecord, Model, ModelInfo
 from edgeprune.requests import ExportRequest
+from edgeprune.tasks.classification import check_logits
+from edgeprune.usercode import running_user_code
 
 _CALIBRATION = 256  # samples
 WEB = "web"  # the page's folder
@@ -118,13 +120,15 @@ class _Export:
         return self.data.byte_scale
 
 
-def export_model(request: ExportRequest, told: Progress) -> ExportRecord:
+@running_user_code()
+def export(request: ExportRequest, progress: Progress | None = None) -> ExportRecord:
     """Write the files of every target that is asked for, each run in its runtime on real inputs.
 
     Raises:
         InputError: the model, the data or the output place is wrong, or a target cannot express it; nothing is written.
         ParityError: a file disagrees with PyTorch; nothing is left.
     """
+    told = progress or Silent()
     assumed: list[str] = []
     path = Path(request.model) if request.model else newest_run() / "slim.pt2"
     if request.model is None:

@@ -8,46 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
 
+from edgeprune.commands.resolve import model_and_data, next_run, notes_of, own_device, threads_for
 from edgeprune.cost.device import Device, read_device
-from edgeprune.cost.layers import layer_shapes
-from edgeprune.cost.macs import macs
 from edgeprune.cost.models import known_share
-from edgeprune.data import check_fits, open_data
-from edgeprune.data.labels import with_classes_of
-from edgeprune.data.places import found_from
 from edgeprune.errors import InputError
 from edgeprune.files import check_new
-from edgeprune.formats.load import load
 from edgeprune.formats.normalizing import with_normalization
-from edgeprune.formats.trust import recorded_data
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
-from edgeprune.graph.specs import output_names
 from edgeprune.measure.candidates import OnnxGauge
 from edgeprune.measure.chance import better_normalization, check_above_chance
-from edgeprune.measure.profiling import Timing, is_here, profile
+from edgeprune.measure.profiling import Timing, is_here
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_rules import feature_rules, named_groups
 from edgeprune.pruning.plan import PruningPlan, read_plan
-from edgeprune.records import DataSource, FeatureRules, Model, ModelInfo
-from edgeprune.requests import CompressRequest, ExportRequest
+from edgeprune.records import DataSource, FeatureRules, Model
+from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import ASSUMED_DROP, Budgets, Trainer
 from edgeprune.search.shrink import Search
 from edgeprune.settings import TrainSettings
+from edgeprune.tasks.classification import check_logits
 from edgeprune.training import float_type
 from edgeprune.units import parse_latency, parse_size
 
-RUNS = Path("runs")
 _ASSUMED_KEEP = 0.5
 _FINETUNE_STEPS = 1500  # optimizer steps of one finetuning where no epochs are given
 _FINETUNE = TrainSettings(lr=1e-3)  # for a model that does not say how it was trained
 _SETTLED = 2 / 3  # of the epochs: at a high learning rate a good epoch is luck on the validation split
 MOST_POINTS = 20  # of a front
 _KNOWN = 0.5  # of the MACs: what a device's profile must at least cover
-_SMALL = 20_000_000  # MACs below which more than one thread costs more than it gains
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +62,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     assume = assumed.append
     if request.keep_macs is not None and not 0 < request.keep_macs <= 1:
         raise InputError(f"--keep-macs: expected a share in (0, 1], got {request.keep_macs}")
-    out = Path(request.out) if request.out else _next_run(Path(request.model).stem)
+    out = Path(request.out) if request.out else next_run(Path(request.model).stem)
     if request.out is None:
         assume(f"--out {out}")
     check_new(out, request.force, "folder")
@@ -115,30 +106,6 @@ def _check_classes(request: CompressRequest, model: Model, data: DataSource | No
     hint = better_normalization(model, data) if assume is not None else None
     if assume is not None and hint is not None:
         assume(hint)
-
-
-_WITHOUT_DATA = "without data `edgeprune compress --keep-macs` can cut it"
-
-
-def check_logits(program: ExportedProgram, data: DataSource, instead: str = _WITHOUT_DATA) -> None:
-    """Raise InputError where accuracy cannot be measured: the output is not `(batch, n_classes)`.
-
-    Of several outputs none is taken for the scores. `instead` says what can be done.
-    """
-    output = next(node for node in program.graph.nodes if node.op == "output")
-    values = [node.meta.get("val") for node in output.all_input_nodes]
-    shapes = [tuple(value.shape) for value in values if isinstance(value, torch.Tensor)]
-    if len(shapes) == 1 and len(shapes[0]) == 2 and isinstance(shapes[0][1], int):
-        return
-    names = output_names(program)
-    named = [f"{name} " for name in names] if len(names) == len(shapes) > 1 else [""] * len(shapes)
-    got = " and ".join(
-        f"{name}({', '.join(['batch', *map(str, shape[1:])])})" for name, shape in zip(named, shapes, strict=True)
-    )
-    raise InputError(
-        f"data {data.name}: expected a network with one output (batch, {len(data.classes)}), the scores of the "
-        f"classes, got {got or 'none'}; {instead}"
-    )
 
 
 def _check_keeps_model(model: Path, out: Path) -> None:
@@ -223,12 +190,6 @@ def _device(request: CompressRequest, budgets: Budgets, dense: Program, assume: 
     return own_device(dense, Timing(threads=request.threads or 1), told)
 
 
-def own_device(program: ExportedProgram, timing: Timing, told: Progress, fresh: bool = False) -> Device:
-    """This machine's profile for the layers of a program, measured as far as it is not known from before."""
-    told.stage("profile the layers on this machine")
-    return profile(list(layer_shapes(analyze(program)).values()), timing, told, fresh)
-
-
 def _gauge(request: CompressRequest, budgets: Budgets, dense: Program, model: Model, told: Progress) -> OnnxGauge:
     device, threads = budgets.device, request.threads or 1
     foreign = device if device is not None and not is_here(device) else None
@@ -288,88 +249,3 @@ def _feature_budget(text: str) -> dict[str, Any]:
     if text.isdecimal() or not 0 < ratio <= 1:
         raise InputError(f"--input-features: expected auto, off, a count from 1 or a ratio in (0, 1], got {text!r}")
     return {**fields, "feature_ratio": ratio}
-
-
-def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> tuple[Model, DataSource | None]:
-    """The model and its data, which fit each other: the data asked for, else those that the model was trained on."""
-    data = open_data(request.data, seed=seed) if request.data else None
-    model = load(
-        request.model or "",
-        arch=request.arch,
-        input_shape=request.input_shape,
-        unsafe_pickle=request.unsafe_pickle,
-        data_shape=data.input_shape if data else None,
-        dynamic_size=request.dynamic_size,
-        dynamic=request.dynamic,
-        module=request.module if isinstance(request, CompressRequest) else None,
-        state_key=request.state_key,
-        ignore_keys=request.ignore_keys,
-    )
-    recorded = None
-    if data is None and model.info.data is not None:
-        recorded = _recorded_spec(model.info.data, request)
-    try:
-        if recorded is not None:
-            data = open_data(recorded, seed=seed)
-            if recorded != model.info.data:
-                data = replace(data, notes=(*data.notes, f"the recorded data are {recorded}"))
-        if data is not None:
-            data = with_classes_of(data, model.info.classes, n_outputs(model.program))
-            check_fits(data, model.info, n_outputs(model.program))
-    except InputError as error:
-        if request.data:
-            raise
-        raise InputError(f"{error} (these are the data that the model was trained on; --data names others)") from error
-    return model, data
-
-
-def notes_of(model: Model, data: DataSource | None) -> tuple[str, ...]:
-    """What was decided about the files of both."""
-    return model.notes if data is None else (*model.notes, *data.notes)
-
-
-def _recorded_spec(spec: str, request: CompressRequest | ExportRequest) -> str:
-    """The data that a model records, once they may be opened; they may lie beside its file instead."""
-    where, trusted = str(request.model), request.trust_recorded
-    found = found_from(recorded_data(spec, where, trusted), Path(request.model or ""))
-    return found if found == spec else recorded_data(found, where, trusted)
-
-
-def n_outputs(program: ExportedProgram) -> int | None:
-    """The number of classes of a network whose one output is `(batch, n_classes)`; None for another."""
-    output = next(node for node in program.graph.nodes if node.op == "output")
-    values = [node.meta.get("val") for node in output.all_input_nodes]
-    if len(values) != 1 or not isinstance(values[0], torch.Tensor) or values[0].dim() != 2:
-        return None
-    size = values[0].shape[-1]
-    return size if isinstance(size, int) else None
-
-
-def threads_for(program: ExportedProgram) -> int | None:
-    """One thread for a small network, else None: all cores."""
-    return 1 if macs(program) < _SMALL else None
-
-
-def _next_run(name: str) -> Path:
-    numbers = [int(p.name[len(name) + 1 :]) for p in RUNS.glob(f"{name}-*") if p.name[len(name) + 1 :].isdecimal()]
-    return RUNS / f"{name}-{max(numbers, default=0) + 1}"
-
-
-def completed(info: ModelInfo, data: DataSource, spec: str | None) -> ModelInfo:
-    """What a model's file says of it, and what its data say where it says nothing."""
-    return replace(
-        info,
-        data=spec or info.data,
-        classes=info.classes or data.classes,
-        feature_names=info.feature_names or data.feature_names,
-    )
-
-
-def newest_run() -> Path:
-    """The run folder under `runs/` that was written last; InputError where there is none."""
-    runs = [path.parent for path in RUNS.glob("*/slim.pt2")]
-    if not runs:
-        raise InputError(
-            f"{RUNS}/: expected a run to export, got none; run `edgeprune compress` first, or name a model"
-        )
-    return max(runs, key=lambda run: (run / "slim.pt2").stat().st_mtime_ns)

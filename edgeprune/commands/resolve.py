@@ -1,0 +1,135 @@
+"""What a request names: the model in a file, its data, the run folder, the threads, this machine's profile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch.export import ExportedProgram
+
+from edgeprune.cost.device import Device
+from edgeprune.cost.layers import layer_shapes
+from edgeprune.cost.macs import macs
+from edgeprune.data import check_fits, open_data
+from edgeprune.data.labels import with_classes_of
+from edgeprune.data.places import found_from
+from edgeprune.errors import InputError
+from edgeprune.formats.architectures import is_spec
+from edgeprune.formats.load import load, load_architecture
+from edgeprune.formats.trust import recorded_data
+from edgeprune.graph.groups import analyze
+from edgeprune.measure.profiling import Timing, profile
+from edgeprune.progress import Progress
+from edgeprune.records import DataSource, Model, ModelInfo
+from edgeprune.requests import CompressRequest, ExportRequest, InspectRequest, ProfileRequest
+from edgeprune.tasks.classification import n_outputs
+
+RUNS = Path("runs")
+_SMALL = 20_000_000  # MACs below which more than one thread costs more than it gains
+
+
+def own_device(program: ExportedProgram, timing: Timing, told: Progress, fresh: bool = False) -> Device:
+    """This machine's profile for the layers of a program, measured as far as it is not known from before."""
+    told.stage("profile the layers on this machine")
+    return profile(list(layer_shapes(analyze(program)).values()), timing, told, fresh)
+
+
+def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> tuple[Model, DataSource | None]:
+    """The model and its data, which fit each other: the data asked for, else those that the model was trained on."""
+    data = open_data(request.data, seed=seed) if request.data else None
+    model = load(
+        request.model or "",
+        arch=request.arch,
+        input_shape=request.input_shape,
+        unsafe_pickle=request.unsafe_pickle,
+        data_shape=data.input_shape if data else None,
+        dynamic_size=request.dynamic_size,
+        dynamic=request.dynamic,
+        module=request.module if isinstance(request, CompressRequest) else None,
+        state_key=request.state_key,
+        ignore_keys=request.ignore_keys,
+    )
+    recorded = None
+    if data is None and model.info.data is not None:
+        recorded = _recorded_spec(model.info.data, request)
+    try:
+        if recorded is not None:
+            data = open_data(recorded, seed=seed)
+            if recorded != model.info.data:
+                data = replace(data, notes=(*data.notes, f"the recorded data are {recorded}"))
+        if data is not None:
+            data = with_classes_of(data, model.info.classes, n_outputs(model.program))
+            check_fits(data, model.info, n_outputs(model.program))
+    except InputError as error:
+        if request.data:
+            raise
+        raise InputError(f"{error} (these are the data that the model was trained on; --data names others)") from error
+    return model, data
+
+
+def notes_of(model: Model, data: DataSource | None) -> tuple[str, ...]:
+    """What was decided about the files of both."""
+    return model.notes if data is None else (*model.notes, *data.notes)
+
+
+def _recorded_spec(spec: str, request: CompressRequest | ExportRequest) -> str:
+    """The data that a model records, once they may be opened; they may lie beside its file instead."""
+    where, trusted = str(request.model), request.trust_recorded
+    found = found_from(recorded_data(spec, where, trusted), Path(request.model or ""))
+    return found if found == spec else recorded_data(found, where, trusted)
+
+
+def threads_for(program: ExportedProgram) -> int | None:
+    """One thread for a small network, else None: all cores."""
+    return 1 if macs(program) < _SMALL else None
+
+
+def next_run(name: str) -> Path:
+    numbers = [int(p.name[len(name) + 1 :]) for p in RUNS.glob(f"{name}-*") if p.name[len(name) + 1 :].isdecimal()]
+    return RUNS / f"{name}-{max(numbers, default=0) + 1}"
+
+
+def completed(info: ModelInfo, data: DataSource, spec: str | None) -> ModelInfo:
+    """What a model's file says of it, and what its data say where it says nothing."""
+    return replace(
+        info,
+        data=spec or info.data,
+        classes=info.classes or data.classes,
+        feature_names=info.feature_names or data.feature_names,
+    )
+
+
+def newest_run() -> Path:
+    """The run folder under `runs/` that was written last; InputError where there is none."""
+    runs = [path.parent for path in RUNS.glob("*/slim.pt2")]
+    if not runs:
+        raise InputError(
+            f"{RUNS}/: expected a run to export, got none; run `edgeprune compress` first, or name a model"
+        )
+    return max(runs, key=lambda run: (run / "slim.pt2").stat().st_mtime_ns)
+
+
+def is_architecture(request: InspectRequest | ProfileRequest) -> bool:
+    """Whether an architecture is named in the place of a file."""
+    return request.arch is None and is_spec(request.model) and not Path(request.model).exists()
+
+
+def opened(request: InspectRequest | ProfileRequest, told: Progress) -> Model:
+    """The model in a file, or of an architecture by its name, with random weights."""
+    asked = request if isinstance(request, InspectRequest) else InspectRequest(request.model)
+    if is_architecture(request):
+        return load_architecture(request.model, request.input_shape, asked.dynamic_size, asked.module, asked.dynamic)
+    model = load(
+        request.model,
+        arch=request.arch,
+        input_shape=request.input_shape,
+        unsafe_pickle=request.unsafe_pickle,
+        dynamic_size=asked.dynamic_size,
+        module=asked.module,
+        dynamic=asked.dynamic,
+        state_key=request.state_key,
+        ignore_keys=request.ignore_keys,
+    )
+    for note in model.notes:
+        told.say(f"assumed: {note}")
+    return model
