@@ -12,7 +12,7 @@ from typing import Any, Union
 from edgeprune.errors import InputError
 from edgeprune.lines import one_line, shown
 from edgeprune.reading import parse_json
-from edgeprune.records import RunRecord
+from edgeprune.results import RunRecord
 
 FORMAT = "edgeprune-run/1"
 

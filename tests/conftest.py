@@ -12,16 +12,8 @@ import pytest
 import torch
 
 from edgeprune.data import open_data
-from edgeprune.records import (
-    AccuracyComparison,
-    DataSource,
-    InputFeatures,
-    LatencyComparison,
-    LayerWidth,
-    NetworkFigures,
-    RunRecord,
-    StepRecord,
-)
+from edgeprune.records import DataSource, InputFeatures
+from edgeprune.results import AccuracyComparison, LatencyComparison, LayerWidth, NetworkFigures, RunRecord, StepRecord
 
 _FIRST = ("test_layers.py", "test_cli.py", "test_report.py")
 

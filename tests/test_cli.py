@@ -29,7 +29,8 @@ from edgeprune.cli.app import app, main
 from edgeprune.cli.bars import Bars, Lines
 from edgeprune.cli.messages import describe
 from edgeprune.errors import BudgetError, InputError, ParityError
-from edgeprune.records import (
+from edgeprune.requests import CompressRequest, ExportRequest, TrainRequest, ValidateRequest
+from edgeprune.results import (
     EpochRecord,
     ExportedFile,
     ExportRecord,
@@ -39,7 +40,6 @@ from edgeprune.records import (
     TrainRecord,
     ValidateRecord,
 )
-from edgeprune.requests import CompressRequest, ExportRequest, TrainRequest, ValidateRequest
 from edgeprune.settings import TrainSettings
 
 COMMANDS = ("train", "compress", "export", "validate", "inspect")

@@ -21,7 +21,8 @@ from edgeprune.export.contracts import write_contracts
 from edgeprune.export.front import Preprocessing
 from edgeprune.export.metadata import metadata_of, normalization_in
 from edgeprune.graph.capture import Program, capture
-from edgeprune.records import ExportedFile, ModelInfo, Normalization
+from edgeprune.records import ModelInfo, Normalization
+from edgeprune.results import ExportedFile
 
 PIXELS = (3, 10, 11, 30, 40, 63)
 IMAGE = ModelInfo((1, 8, 8), classes=("a", "b", "c"), normalization=Normalization((4.9,), (6.0,)))

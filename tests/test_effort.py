@@ -15,7 +15,8 @@ from edgeprune import capture
 from edgeprune.errors import BudgetError
 from edgeprune.graph.capture import Program
 from edgeprune.progress import Silent
-from edgeprune.records import DataSource, EpochRecord
+from edgeprune.records import DataSource
+from edgeprune.results import EpochRecord
 from edgeprune.search.candidate import Budgets, Trainer
 from edgeprune.search.shrink import Search
 from edgeprune.settings import TrainSettings

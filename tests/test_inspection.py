@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from edgeprune.cost.macs import macs
 from edgeprune.inspection.drawing import Drawing, DrawnLayer, draw
 from edgeprune.inspection.table import Inspection, explained, inspect_program
-from edgeprune.records import GroupRow
 from edgeprune.report import terminal
 from edgeprune.report.diagram import dot, svg
+from edgeprune.results import GroupRow
 from tests.cases import CASES, IMAGE, TOKENS
 from tests.e2e.commands import CNN, done, run
 from tests.nets import Net, captured, cnn, image_mlp, mlp, n_parameters, residual

@@ -20,6 +20,7 @@ LAYERS = (
     {
         "errors",
         "records",
+        "results",
         "requests",
         "progress",
         "processes",

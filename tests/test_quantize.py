@@ -19,7 +19,7 @@ import edgeprune.export.quanttools as quanttools
 from edgeprune.data import batches, normalize, open_data
 from edgeprune.errors import InputError
 from edgeprune.export import ort
-from edgeprune.export.conversions import LeftOut, write_dynamic, write_half
+from edgeprune.export.conversions import write_dynamic, write_half
 from edgeprune.export.front import Preprocessing, fold_preprocessing
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.quantize import MIN_SNR_DB, QuantizedFile, write_int8
@@ -27,6 +27,7 @@ from edgeprune.export.quanttools import has_vnni, needs_reduced_range
 from edgeprune.formats.load import load
 from edgeprune.graph.capture import capture
 from edgeprune.records import DataSource
+from edgeprune.results import LeftOut
 
 MODELS = Path(__file__).parent.parent / "models"
 Accuracy = Callable[[Path], float]

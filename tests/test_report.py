@@ -16,14 +16,17 @@ from rich.console import Console, RenderableType
 from edgeprune import runrecord
 from edgeprune.errors import InputError
 from edgeprune.lines import printable
-from edgeprune.records import (
+from edgeprune.records import InputFeatures
+from edgeprune.report import formats as fmt
+from edgeprune.report import plots, terminal
+from edgeprune.report.html import render
+from edgeprune.results import (
     EpochRecord,
     ExportedFile,
     ExportRecord,
     FeatureCount,
     FrontPoint,
     GroupRow,
-    InputFeatures,
     InspectRecord,
     LayerWidth,
     ProfileRecord,
@@ -32,9 +35,6 @@ from edgeprune.records import (
     TrainRecord,
     ValidateRecord,
 )
-from edgeprune.report import formats as fmt
-from edgeprune.report import plots, terminal
-from edgeprune.report.html import render
 
 MakeRun = Callable[..., RunRecord]
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/a onerror=b> & $\\frac{ \x1b[31m [red]"

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from edgeprune.errors import InputError
-from edgeprune.export.conversions import LeftOut, write_dynamic, write_half
+from edgeprune.export.conversions import write_dynamic, write_half
 from edgeprune.export.onnx import export_onnx
-from edgeprune.export.quantize import Kind, QuantizedFile, write_int8
-from edgeprune.export.variants import Measure, VariantTable, compare_variants
+from edgeprune.export.quantize import QuantizedFile, write_int8
+from edgeprune.export.variants import Measure, compare_variants
 from edgeprune.graph.capture import capture
 from edgeprune.measure.latency import measure_files, ratio_interval
+from edgeprune.results import Kind, LeftOut, VariantTable
 
 X = np.zeros((1, 4), np.float32)
 NO_HALF = LeftOut("fp16", "no half-precision kernels")

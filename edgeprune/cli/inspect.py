@@ -10,7 +10,7 @@ from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
 
 if TYPE_CHECKING:
-    from edgeprune.records import GroupRow
+    from edgeprune.results import GroupRow
 
 
 def inspect(

@@ -9,7 +9,7 @@ from edgeprune.cli.output import Output
 
 def methods(context: typer.Context, *, as_json: opt.Json = False, debug: opt.Debug = False) -> None:
     """List what sparse training can be made of: optimizers, methods, criteria and schedules, each with its paper."""
-    from edgeprune.records import MethodsRecord
+    from edgeprune.results import MethodsRecord
 
     record = MethodsRecord(ENTRIES)
     with Output(context, as_json=as_json, debug=debug) as output:

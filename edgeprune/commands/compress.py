@@ -13,8 +13,9 @@ from edgeprune.files import staged_folder, write_atomically
 from edgeprune.formats.save import save_program
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import ModelInfo, RunRecord
+from edgeprune.records import ModelInfo
 from edgeprune.requests import CompressRequest
+from edgeprune.results import RunRecord
 from edgeprune.runrecord import to_json
 from edgeprune.search.candidate import Candidate
 from edgeprune.search.crop import find_crop

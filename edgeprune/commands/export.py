@@ -23,7 +23,7 @@ from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.cheader import HEADER_FILE, write_header
 from edgeprune.export.contracts import check_contracts, write_contracts
-from edgeprune.export.conversions import LeftOut, write_dynamic, write_half
+from edgeprune.export.conversions import write_dynamic, write_half
 from edgeprune.export.description import FEATURES_FILE, note_in, restate
 from edgeprune.export.executorch import write_executorch
 from edgeprune.export.executorch_runtime import check_installed
@@ -36,7 +36,7 @@ from edgeprune.export.parity import row_chunks
 from edgeprune.export.probes import probes_of, reference_probes
 from edgeprune.export.quantize import QuantizedFile, write_int8
 from edgeprune.export.state import check_stateless, in_words, states_of
-from edgeprune.export.variants import VariantTable, compare_variants
+from edgeprune.export.variants import compare_variants
 from edgeprune.export.web import WebNetwork, WebProbe, WebRuntime, check_web, web_runtime, write_web
 from edgeprune.files import check_new, staged_files
 from edgeprune.formats.normalizing import with_normalization
@@ -48,8 +48,9 @@ from edgeprune.measure.exports import Dense, beside_dense
 from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress, Silent
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
-from edgeprune.records import DataSource, ExportedFile, ExportRecord, Model, ModelInfo
+from edgeprune.records import DataSource, Model, ModelInfo
 from edgeprune.requests import ExportRequest
+from edgeprune.results import ExportedFile, ExportRecord, LeftOut, VariantTable
 from edgeprune.tasks.classification import check_logits
 from edgeprune.usercode import running_user_code
 

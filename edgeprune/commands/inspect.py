@@ -9,9 +9,9 @@ from edgeprune.files import check_new, write_atomically
 from edgeprune.inspection.drawing import draw
 from edgeprune.inspection.table import inspect_program
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import InspectRecord
 from edgeprune.report.diagram import dot, svg
 from edgeprune.requests import InspectRequest
+from edgeprune.results import InspectRecord
 from edgeprune.usercode import running_user_code
 
 

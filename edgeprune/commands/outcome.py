@@ -21,8 +21,9 @@ from edgeprune.measure.candidates import is_held
 from edgeprune.measure.latency import compare_latency
 from edgeprune.measure.profiling import is_here
 from edgeprune.progress import Progress
-from edgeprune.records import DataSource, FrontPoint, LatencyComparison, NetworkFigures, RunRecord
+from edgeprune.records import DataSource
 from edgeprune.requests import CompressRequest
+from edgeprune.results import FrontPoint, LatencyComparison, NetworkFigures, RunRecord
 from edgeprune.search.candidate import Candidate
 from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.training import evaluate, float_type

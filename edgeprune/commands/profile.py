@@ -10,8 +10,8 @@ from edgeprune.files import check_new, write_atomically
 from edgeprune.graph.groups import analyze
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import ProfiledKind, ProfileRecord
 from edgeprune.requests import ProfileRequest
+from edgeprune.results import ProfiledKind, ProfileRecord
 from edgeprune.usercode import running_user_code
 
 

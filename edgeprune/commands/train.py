@@ -22,8 +22,9 @@ from edgeprune.formats.save import save_checkpoint
 from edgeprune.graph.capture import Program
 from edgeprune.processes import is_main
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import DataSource, EpochRecord, LayerZeros, ModelInfo, TrainRecord
+from edgeprune.records import DataSource, ModelInfo
 from edgeprune.requests import TrainRequest
+from edgeprune.results import EpochRecord, LayerZeros, TrainRecord
 from edgeprune.settings import TrainSettings
 from edgeprune.tasks.classification import check_logits, n_outputs
 from edgeprune.training import Team, evaluate, fit, layer_zeros, threads_set

@@ -5,8 +5,8 @@ from __future__ import annotations
 from edgeprune.data import open_data
 from edgeprune.measure.validation import validate_files
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import ValidateRecord
 from edgeprune.requests import ValidateRequest
+from edgeprune.results import ValidateRecord
 from edgeprune.usercode import running_user_code
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from edgeprune.errors import InputError
 from edgeprune.export.description import FEATURES_FILE
 from edgeprune.files import write_atomically
-from edgeprune.records import ExportedFile
+from edgeprune.results import ExportedFile
 
 HEADER_FILE = "features.h"
 _TYPES = {

@@ -46,7 +46,8 @@ from edgeprune.files import check_folder, staged_files, write_atomically
 from edgeprune.graph.drawn import drawn_input
 from edgeprune.graph.specs import input_specs
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
-from edgeprune.records import ExportedFile, InputFeatures, ModelInfo
+from edgeprune.records import InputFeatures, ModelInfo
+from edgeprune.results import ExportedFile
 
 _FIXED_NAMES = ("full.onnx", "preprocess.onnx", FEATURES_FILE)
 _CHUNK = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,12 @@ from onnx import TensorProto, numpy_helper
 
 from edgeprune.errors import InputError
 from edgeprune.export.floatfile import WEIGHTED, FloatFile, all_nodes, open_float, weighted_nodes, with_header_of
-from edgeprune.export.quantize import Judge, Judged, Kind, QuantizedFile, check_places, record_of
+from edgeprune.export.quantize import Judge, Judged, QuantizedFile, check_places, record_of
 from edgeprune.export.quanttools import needs_reduced_range, prepared, tools_for
 from edgeprune.files import write_atomically
+from edgeprune.results import Kind, LeftOut
 
 _DYNAMIC = ("MatMul", "Gemm", "LSTM")
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A variant that is not written, and why."""
-
-    kind: Kind
-    reason: str
 
 
 def write_dynamic(  # noqa: PLR0913 - the public entry point spells its options out

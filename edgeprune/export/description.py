@@ -26,7 +26,8 @@ from onnx import TensorProto
 from edgeprune.export.front import Preprocessing, feature_scaling, is_identity
 from edgeprune.files import write_atomically
 from edgeprune.pruning.feature_rules import kept_groups
-from edgeprune.records import IDENTITY, ExportedFile, InputFeatures, ModelInfo, Normalization
+from edgeprune.records import IDENTITY, InputFeatures, ModelInfo, Normalization
+from edgeprune.results import ExportedFile
 
 FEATURES_FILE = "features.json"
 FEATURES_FORMAT = "edgeprune-features/2"

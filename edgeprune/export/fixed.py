@@ -16,7 +16,7 @@ from edgeprune.export.onnxfile import parity_with, read_onnx, samples_of_file
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, quiet
 from edgeprune.files import write_atomically
 from edgeprune.lines import error_reason
-from edgeprune.records import ExportedFile
+from edgeprune.results import ExportedFile
 
 MAX_BATCH = 2**16
 _GROWTH_BYTES = 2**16  # folded shapes are stored once for each place that reads them

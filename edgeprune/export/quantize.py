@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 
@@ -21,6 +21,7 @@ from edgeprune.export.int8shapes import fit_to_kernels
 from edgeprune.export.quanttools import Reader, needs_reduced_range, prepared, tools_for
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress, Silent
+from edgeprune.results import Kind
 
 MIN_SNR_DB = 20.0  # without labels or classes: an error of a tenth of the outputs
 # What onnxruntime has int8 kernels for on a CPU, and what only moves numbers. Left out although its tools know them:
@@ -32,7 +33,6 @@ OP_TYPES = (
 )  # fmt: skip
 _RANKING_FEEDS = 1  # one batch is enough to tell layers apart; the drop itself is measured on all
 _SHOWN = 8
-Kind = Literal["int8", "dynamic", "fp16"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,52 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune.errors import InputError
-from edgeprune.export.conversions import LeftOut
 from edgeprune.export.quantize import QuantizedFile
+from edgeprune.results import LeftOut, Variant, VariantTable
 
 FLOAT = "fp32"
 Measure = Callable[[Sequence[Path], Sequence[np.ndarray]], np.ndarray]
 Interval = Callable[[np.ndarray], tuple[float, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One row of the table; `ratio` is the median time over that of fp32, with its 95 % interval.
-
-    `accuracy` is a fraction, None without labels; `drop_points` as in `QuantizedFile`.
-    """
-
-    name: str
-    path: str
-    size_bytes: int
-    accuracy: float | None
-    drop_points: float | None
-    within_budget: bool
-    p50_ms: float
-    p95_ms: float
-    ratio: float
-    ratio_interval: tuple[float, float]
-    verdict: str
-
-    @property
-    def faster(self) -> bool:
-        """Whether it is faster than fp32 for sure."""
-        return self.ratio_interval[1] < 1
-
-    @property
-    def slower(self) -> bool:
-        """Whether it is slower than fp32 for sure."""
-        return self.ratio_interval[0] > 1
-
-
-@dataclass(frozen=True, slots=True)
-class VariantTable:
-    """All variants, fp32 first, those that were not made, and the name of the one to ship with the reason."""
-
-    variants: tuple[Variant, ...]
-    left_out: tuple[LeftOut, ...]
-    ship: str
-    why: str
 
 
 def compare_variants(  # noqa: PLR0913 - what is compared, and the three ways of measuring it

@@ -14,7 +14,7 @@ from edgeprune.graph.labels import Value, core
 from edgeprune.graph.ops.registry import operator_name
 from edgeprune.graph.reasons import advice
 from edgeprune.inspection.table import Inspection, explained
-from edgeprune.records import GroupRow
+from edgeprune.results import GroupRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from edgeprune.graph.binding import static_nodes
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, LockedUnits, analyze
 from edgeprune.graph.labels import core
 from edgeprune.importance import score
-from edgeprune.records import GroupRow, InputFeatures, InspectRecord, LayerWidth
+from edgeprune.records import InputFeatures
+from edgeprune.results import GroupRow, InspectRecord, LayerWidth
 
 _PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
 

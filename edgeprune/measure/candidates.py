@@ -14,7 +14,7 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress
-from edgeprune.records import LatencyComparison
+from edgeprune.results import LatencyComparison
 from edgeprune.search.candidate import Measured
 
 WIDE = 0.06  # of the ratio: an interval that wide says that something else ran on the machine

@@ -14,7 +14,8 @@ from edgeprune.export.executorch_runtime import executorch_runner
 from edgeprune.export.onnx import draft_onnx
 from edgeprune.measure.latency import measure_files, measure_runners
 from edgeprune.progress import Progress
-from edgeprune.records import ExportedFile, Model
+from edgeprune.records import Model
+from edgeprune.results import ExportedFile
 
 _SECONDS = 6.0  # of one runtime
 

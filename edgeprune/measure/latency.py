@@ -12,7 +12,7 @@ import numpy as np
 from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import LatencyComparison
+from edgeprune.results import LatencyComparison
 
 MIN_RUNS = 5  # however slow a run is
 N_RESAMPLES = 2000

@@ -24,8 +24,9 @@ from edgeprune.measure.chance import chance_text
 from edgeprune.measure.latency import compare_latency
 from edgeprune.progress import Progress, Silent
 from edgeprune.reading import parse_json
-from edgeprune.records import IDENTITY, DataSource, LatencyComparison, Normalization, ValidateRecord
+from edgeprune.records import IDENTITY, DataSource, Normalization
 from edgeprune.requests import ValidateRequest
+from edgeprune.results import LatencyComparison, ValidateRecord
 from edgeprune.tasks.intervals import compare_accuracy, luck
 
 if TYPE_CHECKING:

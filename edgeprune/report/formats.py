@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgeprune.records import AccuracyComparison, LatencyComparison
+    from edgeprune.results import AccuracyComparison, LatencyComparison
 
 NONE = "–"
 _SLOW_TAIL = 1.25

@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgeprune.lines import printable
-from edgeprune.records import RunRecord
 from edgeprune.report import formats as fmt
 from edgeprune.report import plots
+from edgeprune.results import RunRecord
 
 _MAX_LISTED = 400
 

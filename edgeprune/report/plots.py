@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from edgeprune.lines import printable
-from edgeprune.records import FeatureCount, FrontPoint, InputFeatures, StepRecord
+from edgeprune.records import InputFeatures
+from edgeprune.results import FeatureCount, FrontPoint, StepRecord
 
 # Stand-ins that are replaced by the page's CSS variables once the SVG is written.
 _INK, _MUTED, _ACCENT, _FAINT, _SURFACE, _WARN = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"

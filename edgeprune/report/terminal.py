@@ -17,7 +17,8 @@ from rich.text import Text
 from edgeprune.catalog import ASKED_BY
 from edgeprune.graph.reasons import advice
 from edgeprune.lines import printable
-from edgeprune.records import (
+from edgeprune.report import formats as fmt
+from edgeprune.results import (
     AccuracyComparison,
     ExportedFile,
     ExportRecord,
@@ -31,10 +32,9 @@ from edgeprune.records import (
     TrainRecord,
     ValidateRecord,
 )
-from edgeprune.report import formats as fmt
 
 if TYPE_CHECKING:
-    from edgeprune.export.variants import VariantTable
+    from edgeprune.results import VariantTable
 
 _MAX_LAYERS = 4  # of a group in a table
 

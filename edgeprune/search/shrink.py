@@ -18,7 +18,7 @@ from edgeprune.pruning.plan import PruningPlan, compose
 from edgeprune.pruning.planner import make_plan
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.surgery import cut
-from edgeprune.records import FeatureCount
+from edgeprune.results import FeatureCount
 from edgeprune.search.candidate import Candidate, Measured
 from edgeprune.search.descent import FEATURE_EFFORT, Descent
 from edgeprune.search.landing import Shares, Targets

@@ -15,7 +15,7 @@ from edgeprune.pruning.plan import PruningPlan, compose
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
 from edgeprune.pruning.surgery import cut
-from edgeprune.records import FeatureCount, StepRecord
+from edgeprune.results import FeatureCount, StepRecord
 from edgeprune.search.candidate import Budgets, Candidate, Gauge, Trainer
 from edgeprune.search.effort import Effort
 from edgeprune.search.landing import Shares

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeprune.errors import InputError
-from edgeprune.records import AccuracyComparison
+from edgeprune.results import AccuracyComparison
 
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 _Z_ONE_SIDED = 1.6448536269514722  # 95 %

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from edgeprune.data import Share, normalize, order, read
 from edgeprune.errors import InputError
-from edgeprune.records import Evaluation, LayerZeros, Normalization
+from edgeprune.records import Evaluation, Normalization
+from edgeprune.results import LayerZeros
 from edgeprune.training.placement import device_of, float_type, in_eval
 
 if TYPE_CHECKING:

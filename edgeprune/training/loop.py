@@ -20,7 +20,8 @@ from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.lines import error_text, one_line
 from edgeprune.methods import NEED_GROUPS, Subject, make_method
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import DataSource, EpochRecord, Normalization
+from edgeprune.records import DataSource, Normalization
+from edgeprune.results import EpochRecord
 from edgeprune.settings import TrainSettings
 from edgeprune.training.evaluation import evaluate
 from edgeprune.training.loss import Loss, make_loss

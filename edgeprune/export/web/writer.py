@@ -31,7 +31,7 @@ from edgeprune.export.parity import PARITY_TOLERANCE
 from edgeprune.export.web.runtime import PACKAGE, RUNTIME_VERSION, WebRuntime, web_runtime
 from edgeprune.files import check_new, named_as, staged_folder
 from edgeprune.lines import error_reason, printable
-from edgeprune.records import ExportedFile
+from edgeprune.results import ExportedFile
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

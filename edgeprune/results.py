@@ -1,0 +1,351 @@
+"""What the commands report: the records and comparisons that reach the terminal, run.json and the report; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edgeprune.catalog import Entry
+from edgeprune.records import InputFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One epoch of training; accuracies are fractions in [0, 1].
+
+    `n_features` counts the input features that are left at its end, where they are being chosen.
+    """
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    val_accuracy: float
+    n_features: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyComparison:
+    """Dense against slim on the same samples; accuracies in [0, 1], drop in points (dense - slim, times 100).
+
+    `mcnemar_p` is the exact McNemar test's two-sided p value.
+    """
+
+    dense: float
+    slim: float
+    dense_interval: tuple[float, float]
+    slim_interval: tuple[float, float]
+    drop_points: float
+    drop_interval: tuple[float, float]
+    mcnemar_p: float
+    n_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyComparison:
+    """Interleaved timing of dense and slim in one runtime; `ratio` is slim / dense of the medians."""
+
+    dense_p50_ms: float
+    dense_p95_ms: float
+    slim_p50_ms: float
+    slim_p95_ms: float
+    ratio: float
+    ratio_interval: tuple[float, float]
+    threads: int
+    batch_size: int
+    n_runs: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether the ratio's 95 % interval excludes 1 on the fast side."""
+        return self.ratio_interval[1] < 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFigures:
+    """What a network costs and how well it does; accuracies in [0, 1], None where there was no data."""
+
+    macs: int
+    params: int
+    onnx_bytes: int
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWidth:
+    """Output width of one layer before and after."""
+
+    layer: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One pruning step: the share of dense MACs kept and the validation accuracy after finetuning."""
+
+    step: int
+    macs_ratio: float
+    n_features: int | None
+    val_accuracy: float | None
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FrontPoint:
+    """One network of several, from large to small: what it takes in onnxruntime, and how well it does.
+
+    `folder` is where it lies, beside the run's own files; `chosen` marks the one that became the run's slim network.
+    """
+
+    folder: str
+    macs_ratio: float
+    val_accuracy: float | None
+    p50_ms: float
+    latency_ratio: float
+    size_bytes: int
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureCount:
+    """How well a network did on the validation split with so many input features, on the way to fewer."""
+
+    n_features: int
+    val_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Everything a run measured; written as run.json, read by the report.
+
+    `selection` tells, epoch by epoch, how the input features became fewer while the network was trained; `advice` is
+    what could be done beside, e.g. how the images can be cropped; `front` lists several networks where they were asked
+    for.
+    `feature_weights` goes with `features.keep`: the norm of the weights that read each, the largest 1.
+    """
+
+    command: str
+    versions: dict[str, str]
+    asked: dict[str, Any]
+    assumed: tuple[str, ...]
+    model: dict[str, Any]
+    data: dict[str, Any] | None
+    dense: NetworkFigures
+    slim: NetworkFigures
+    accuracy: AccuracyComparison | None
+    latency: LatencyComparison
+    proof_error: float
+    proof_exact: bool
+    onnx_parity: float
+    widths: tuple[LayerWidth, ...]
+    features: InputFeatures | None
+    steps: tuple[StepRecord, ...]
+    feature_weights: tuple[float, ...] = ()
+    locked: tuple[dict[str, Any], ...] = ()
+    seconds: float = 0.0
+    selection: tuple[FeatureCount, ...] = ()
+    advice: tuple[str, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
+    format: str = field(default="edgeprune-run/1")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerZeros:
+    """How many of a weight tensor's numbers are exactly zero."""
+
+    name: str
+    size: int
+    zeros: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRecord:
+    """What `edgeprune train` did; accuracies in [0, 1].
+
+    `best_epoch` is the one whose weights were kept. `zero_share` is the share of weights that are exactly zero, biases
+    and other 1-D parameters not counted; `layers` says it of each tensor.
+    """
+
+    out: str
+    arch: str
+    data: str
+    params: int
+    epochs: tuple[EpochRecord, ...]
+    best_epoch: int
+    val_accuracy: float
+    test_accuracy: float
+    seconds: float
+    zero_share: float = 0.0
+    layers: tuple[LayerZeros, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MethodsRecord:
+    """What `edgeprune methods` lists."""
+
+    entries: tuple[Entry, ...]
+
+
+Kind = Literal["int8", "dynamic", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A variant that is not written, and why."""
+
+    kind: Kind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row of the table; `ratio` is the median time over that of fp32, with its 95 % interval.
+
+    `accuracy` is a fraction, None without labels; `drop_points` as in `QuantizedFile`.
+    """
+
+    name: str
+    path: str
+    size_bytes: int
+    accuracy: float | None
+    drop_points: float | None
+    within_budget: bool
+    p50_ms: float
+    p95_ms: float
+    ratio: float
+    ratio_interval: tuple[float, float]
+    verdict: str
+
+    @property
+    def faster(self) -> bool:
+        """Whether it is faster than fp32 for sure."""
+        return self.ratio_interval[1] < 1
+
+    @property
+    def slower(self) -> bool:
+        """Whether it is slower than fp32 for sure."""
+        return self.ratio_interval[0] > 1
+
+
+@dataclass(frozen=True, slots=True)
+class VariantTable:
+    """All variants, fp32 first, those that were not made, and the name of the one to ship with the reason."""
+
+    variants: tuple[Variant, ...]
+    left_out: tuple[LeftOut, ...]
+    ship: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """One file that `export` wrote and checked; `parity` is the largest absolute error on the logits, or None.
+
+    `p50_ms` is one inference in its runtime, `ratio` that over the dense network's there; None where it was not timed.
+    """
+
+    path: str
+    size_bytes: int
+    parity: float | None
+    p50_ms: float | None = None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRecord:
+    """What `edgeprune export` wrote.
+
+    `variants` compares fp32 with int8 and others, `mobile` says what accelerators of phones would take, `web` is the
+    folder of the page, `note` what the files want of their inputs.
+    """
+
+    model: str
+    files: tuple[ExportedFile, ...]
+    assumed: tuple[str, ...]
+    n_samples: int
+    variants: VariantTable | None = None
+    mobile: tuple[str, ...] = ()
+    web: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidateRecord:
+    """What `edgeprune validate` measured, both in onnxruntime; `failures` names the missed budgets."""
+
+    accuracy: AccuracyComparison
+    parity: float
+    dense_bytes: int
+    slim_bytes: int
+    latency: LatencyComparison
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """One row of `edgeprune inspect`: units that stand or fall together.
+
+    `kind` is `channels`, `heads` (of an attention), `features` (of the input) or `locked`; `n_units` counts what can be
+    removed one by one; `width` is the number of channels of the layer that makes them; `macs_share` and `params_share`
+    are the shares of the network's MACs and parameters that would go with all of them. For locked units `reason` says
+    why, beginning with the operator, `where` is the source line that calls it and `remedy` what would unlock them.
+    """
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    n_units: int
+    width: int
+    macs_share: float
+    exact: bool
+    reason: str | None = None
+    params_share: float = 0.0
+    operator: str | None = None
+    where: str | None = None
+    remedy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InspectRecord:
+    """What `edgeprune inspect` found; `files` are the drawings that it wrote."""
+
+    model: str
+    macs: int
+    params: int
+    groups: tuple[GroupRow, ...]
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledKind:
+    """What `edgeprune profile` found for one kind of layer.
+
+    `step` is how many channels make a stair; `share` is that of the network's foretold time.
+    """
+
+    kind: str
+    n_layers: int
+    step: int
+    ms: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRecord:
+    """What `edgeprune profile` measured and wrote; `ms` is what the layers take together, one batch.
+
+    `arch` is the architecture that was named, beside a file of weights or, the same as `model`, without one.
+    """
+
+    model: str
+    out: str
+    runtime: str
+    cpu: str
+    threads: int
+    batch_size: int
+    n_points: int
+    ms: float
+    kinds: tuple[ProfiledKind, ...]
+    seconds: float
+    arch: str | None = None
