@@ -32,6 +32,7 @@ SAID_BY = {
     "graph/apply.py": {"compress"},
     "graph/refusals.py --dynamic": {"compress", "export", "inspect"},
     "commands/dense.py": {"export"},
+    "commands/validate.py": {"validate"},
     "measure/validation.py": {"validate"},
     "data/batching.py": {"train"},
     "search/shrink.py": {"compress"},

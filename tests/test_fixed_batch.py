@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.fixed import with_fixed_batch, write_fixed_batch
 from edgeprune.export.onnx import export_onnx
-from edgeprune.export.onnxfile import read_onnx
+from edgeprune.formats.onnx.file import read_onnx
 from edgeprune.graph.capture import capture
 
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 import edgeprune.export.contracts as contracts
+from edgeprune.commands.validate import validate_files
 from edgeprune.data import normalize, open_data
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.contracts import write_contracts
@@ -23,7 +24,6 @@ from edgeprune.export.front import Preprocessing, fold_preprocessing, raw_bytes
 from edgeprune.export.metadata import byte_scale_in, normalization_in
 from edgeprune.formats.load import load
 from edgeprune.graph.capture import Program, capture
-from edgeprune.measure.validation import validate_files
 from edgeprune.records import InputFeatures, ModelInfo, Normalization
 from edgeprune.requests import ValidateRequest
 

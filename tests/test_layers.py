@@ -16,68 +16,28 @@ import pytest
 import edgeprune
 
 PACKAGE = Path(edgeprune.__file__).parent
-LAYERS = (
-    {
-        "errors",
-        "records",
-        "results",
-        "requests",
-        "progress",
-        "processes",
-        "catalog",
-        "settings",
-        "units",
-        "lines",
-        "memory",
-        "reading",
-    },
-    {
-        "compat",
-        "files",
-        "usercode",
-        "staging",
-        "userfile",
-        "data",
-        "datasets",
-        "runrecord",
-        "versions",
-        "graph",
-        "formats",
-        "tasks",
-    },
-    {
-        "importance",
-        "optim",
-        "methods",
-        "cost",
-    },
-    {
-        "training",
-        "inspection",
-        "pruning",
-        "search",
-    },
-    {
-        "export",
-        "serving",
-        "places",
-        "measure",
-    },
-    {
-        "report",
-    },
-    {
-        "commands",
-    },
-    {
-        "pipeline",
-    },
-    {
-        "cli",
-        "__main__",
-    },
+# From the ground up; what stands on one floor does not import what stands beside it, but for the ground.
+GROUND = {
+    "catalog", "errors", "files", "lines", "memory", "places", "processes", "progress", "reading", "records",
+    "requests", "results", "runrecord", "serving", "settings", "staging", "units", "usercode", "userfile", "versions",
+}  # fmt: skip
+FLOORS = (
+    {"compat"},
+    {"graph"},
+    {"tasks"},
+    {"data"},
+    {"formats", "optim", "importance", "cost"},
+    {"methods", "pruning", "inspection"},
+    {"training"},
+    {"search", "export", "report"},
+    {"measure"},
+    {"commands"},
+    {"pipeline"},
+    {"cli"},
+    {"__main__"},
 )
-LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+FLOOR_OF = {name: floor for floor, names in enumerate((GROUND, *FLOORS)) for name in names}
+MOST_AT_THE_TOP = 24
 HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "scipy", "matplotlib", "jinja2"}
 BARE_HELP = "import typer; app = typer.Typer(); app.command()(lambda: None); app(['--help'])"
 # edgeprune's help beside that of an empty Typer command; 1.06 to 1.17 was measured, torch would make it 10.
@@ -93,10 +53,15 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, path in MODULES.items()}
 
 
-def layer_of(module: str) -> int:
-    """The layer of a module; the package itself (version, lazy names) is at the bottom."""
+def room_of(module: str) -> str:
+    """The room of a module, or its own name where it stands at the top; "" for the package itself."""
     parts = module.split(".")
-    return 0 if len(parts) == 1 else LAYER_OF.get(parts[1], len(LAYERS))
+    return parts[1] if len(parts) > 1 else ""
+
+
+def floor_of(module: str) -> int:
+    """The floor of a module; the package itself (version, lazy names) is at the bottom."""
+    return FLOOR_OF.get(room_of(module), 0)
 
 
 def is_type_checking(node: ast.stmt) -> bool:
@@ -124,9 +89,9 @@ def targets(module: str, node: ast.Import | ast.ImportFrom) -> list[str]:
     return [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
 
 
-def internal_imports(module: str, *, type_checking: bool) -> list[tuple[str, int]]:
-    """The edgeprune modules that `module` imports, with line numbers."""
-    nodes = imports(TREES[module], type_checking=type_checking)
+def internal_imports(module: str) -> list[tuple[str, int]]:
+    """The edgeprune modules that `module` imports, for types too, with line numbers."""
+    nodes = imports(TREES[module], type_checking=True)
     return [
         (target, node.lineno)
         for node in nodes
@@ -135,25 +100,26 @@ def internal_imports(module: str, *, type_checking: bool) -> list[tuple[str, int
     ]
 
 
-def test_every_module_has_a_layer() -> None:
-    unknown = {module for module in MODULES if "." in module and module.split(".")[1] not in LAYER_OF}
-    assert not unknown, f"give these a layer in LAYERS: {sorted(unknown)}"
+def test_every_module_has_a_floor() -> None:
+    unknown = {module for module in MODULES if room_of(module) and room_of(module) not in FLOOR_OF}
+    assert not unknown, f"give these a floor in FLOORS: {sorted(unknown)}"
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module: str) -> None:
-    types_too = layer_of(module) > 0  # the records at the bottom may name what is built above them
+    """Types included; on the ground alone may neighbours import each other."""
+    floor = floor_of(module)
     upward = [
-        f"{MODULES[module]}:{line}: {module} (layer {layer_of(module)}) imports {target} (layer {layer_of(target)})"
-        for target, line in internal_imports(module, type_checking=types_too)
-        if layer_of(target) > layer_of(module)
+        f"{MODULES[module]}:{line}: {module} (floor {floor}) imports {target} (floor {floor_of(target)})"
+        for target, line in internal_imports(module)
+        if room_of(target) != room_of(module) and floor_of(target) >= floor and floor_of(target) > 0
     ]
     assert not upward, "\n".join(upward)
 
 
 def test_there_are_no_cycles() -> None:
-    """Types alone may refer to each other: the operators' rules name the analysis that calls them."""
-    edges = {module: {target for target, _ in internal_imports(module, type_checking=False)} for module in MODULES}
+    """Types included: what would go in a circle names a protocol instead."""
+    edges = {module: {target for target, _ in internal_imports(module)} for module in MODULES}
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
@@ -168,8 +134,25 @@ def test_there_are_no_cycles() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if layer_of(module) == 0])
-def test_the_bottom_layer_needs_no_heavy_package(module: str) -> None:
+def test_few_files_stand_at_the_top() -> None:
+    top = sorted(path.name for path in PACKAGE.glob("*.py"))
+    assert len(top) <= MOST_AT_THE_TOP, f"expected at most {MOST_AT_THE_TOP}, got {len(top)}: {', '.join(top)}"
+
+
+def test_the_search_knows_neither_files_nor_clocks() -> None:
+    rooms = {
+        room_of(target) for module in MODULES if room_of(module) == "search" for target, _ in internal_imports(module)
+    }
+    assert not rooms & {"export", "measure"}
+
+
+def test_a_request_is_read_in_the_commands_alone() -> None:
+    readers = [m for m in MODULES if "edgeprune.requests" in [target for target, _ in internal_imports(m)]]
+    assert {room_of(module) for module in readers} == {"cli", "commands"}, sorted(readers)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if room_of(module) in {"", *GROUND}])
+def test_the_ground_needs_no_heavy_package(module: str) -> None:
     found = {
         target.split(".")[0] for node in imports(TREES[module], type_checking=False) for target in targets(module, node)
     }

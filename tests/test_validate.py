@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from edgeprune.commands.export import export
+from edgeprune.commands.validate import validate_files
 from edgeprune.data import batches, normalize, open_data
 from edgeprune.errors import InputError
 from edgeprune.export import ort
@@ -22,7 +23,6 @@ from edgeprune.export.onnx import export_onnx
 from edgeprune.export.quantize import write_int8
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
-from edgeprune.measure.validation import validate_files
 from edgeprune.progress import Silent
 from edgeprune.records import DataSource, ModelInfo
 from edgeprune.requests import ExportRequest, ValidateRequest

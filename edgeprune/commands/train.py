@@ -15,11 +15,11 @@ from edgeprune.cost.macs import count_parameters
 from edgeprune.data import check_fits, open_data
 from edgeprune.errors import InputError
 from edgeprune.formats.architectures import build
-from edgeprune.formats.load import capture_single
 from edgeprune.formats.normalizing import asked_normalization, check_width
 from edgeprune.formats.pt2 import write_program
 from edgeprune.formats.save import save_checkpoint
 from edgeprune.graph.capture import Program
+from edgeprune.graph.single import capture_single
 from edgeprune.processes import is_main
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, ModelInfo

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from edgeprune.graph.call import Call
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import Value, core
-from edgeprune.graph.ops.registry import Call
 from edgeprune.graph.sizes import input_values, size_hint
 
 Setting = int | str | tuple[int, ...]

@@ -12,9 +12,10 @@ from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_dim_param
 
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
-from edgeprune.export.onnxfile import parity_with, read_onnx, samples_of_file
+from edgeprune.export.onnxfile import parity_with, samples_of_file
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, quiet
 from edgeprune.files import write_atomically
+from edgeprune.formats.onnx.file import read_onnx
 from edgeprune.lines import error_reason
 from edgeprune.results import ExportedFile
 

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
-from edgeprune.export.onnxfile import read_onnx
 from edgeprune.export.parity import outputs_of, row_chunks
+from edgeprune.formats.onnx.file import read_onnx
 
 MIN_OPSET = 13  # the first with a scale for each channel
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -22,7 +22,7 @@ from onnxruntime.tools.onnx_model_utils import optimize_model
 
 from edgeprune.errors import InputError
 from edgeprune.export.fixed import is_batch_free, with_fixed_batch
-from edgeprune.export.onnxfile import read_onnx
+from edgeprune.formats.onnx.file import read_onnx
 from edgeprune.lines import error_reason
 
 Verdict = Literal["yes", "maybe", "no"]

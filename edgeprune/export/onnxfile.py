@@ -1,15 +1,12 @@
-"""Another program's ONNX file: read with care, and what onnxruntime makes of it, to compare what is made of it with."""
+"""What onnxruntime makes of another program's ONNX file, to compare what is made of it with."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from onnxruntime import InferenceSession
 
@@ -17,12 +14,11 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
 from edgeprune.export.onnxindices import index_bounds
 from edgeprune.export.parity import Sample, error_on, outputs_of, row_chunks
+from edgeprune.formats.onnx.file import parse_onnx
 from edgeprune.graph.drawn import Leaf, drawn_tensor
 from edgeprune.graph.indices import UNBOUNDED, IndexRange
-from edgeprune.lines import shown
-from edgeprune.reading import parse_json, read_file
+from edgeprune.reading import parse_json
 
-_MAX_NODES = 1_000_000  # with those of functions, each call counted
 _BATCHES = (1, 3, 7)
 _MAX_DRAWN = 2**27  # elements: 1 GiB while they are drawn
 _TYPES = {
@@ -35,81 +31,6 @@ _TYPES = {
     "tensor(int8)": np.int8,
     "tensor(bool)": np.bool_,
 }
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """An ONNX file that holds all of its weights.
-
-    Raises:
-        InputError: as for `parse_onnx`, or with weights elsewhere.
-    """
-    proto = parse_onnx(path)
-    elsewhere = next((t for t in tensors_in(proto) if t.external_data or t.data_location == t.EXTERNAL), None)
-    if elsewhere is not None:
-        where = next((entry.value for entry in elsewhere.external_data if entry.key == "location"), "another file")
-        raise InputError(
-            f"{path}: expected all weights in the file, got some in {shown(where)}; "
-            "save it with onnx.save(model, path, save_as_external_data=False)"
-        )
-    return proto
-
-
-def parse_onnx(path: Path) -> onnx.ModelProto:
-    """An ONNX file as it lies there, without weights that lie elsewhere.
-
-    Raises:
-        InputError: no such file, over 2 GiB, truncated, of another format, or without nodes.
-    """
-    content = read_file(path, "onnx")
-    try:
-        proto = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's own error, whose module has no types
-        raise InputError(f"{path}: expected an ONNX file, got one that is truncated or of another format") from error
-    if not proto.graph.node or not proto.graph.output:
-        raise InputError(f"{path}: expected an ONNX file, got one without a graph")
-    _check_functions(path, proto)
-    return proto
-
-
-def _check_functions(path: Path, proto: onnx.ModelProto) -> None:
-    """Raise InputError where functions that call functions stand for more nodes than any network has, or for no end."""
-    calls = {(f.domain, f.name, f.overload): _calls(f.node) for f in proto.functions}
-    sizes: dict[tuple[str, str, str], int] = {}
-    try:
-        for key in TopologicalSorter({key: calls.keys() & inner.keys() for key, inner in calls.items()}).static_order():
-            sizes[key] = sum(n * sizes.get(call, 1) for call, n in calls[key].items())
-    except CycleError as error:
-        raise InputError(f"{path}: expected functions that end, got some that call themselves") from error
-    total = sum(n * sizes.get(call, 1) for call, n in _calls(proto.graph.node).items())
-    if total > _MAX_NODES:
-        raise InputError(f"{path}: expected at most {_MAX_NODES:,} nodes, got functions that stand for more")
-
-
-def _calls(nodes: Iterable[Any]) -> Counter[tuple[str, str, str]]:
-    """How often each operator is called, in subgraphs too."""
-    found: Counter[tuple[str, str, str]] = Counter()
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
-        found[node.domain, node.op_type, node.overload] += 1
-        for attribute in node.attribute:
-            pending += attribute.g.node
-            for graph in attribute.graphs:
-                pending += graph.node
-    return found
-
-
-def tensors_in(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model, in subgraphs and attributes too."""
-    pending: list[Any] = [proto]
-    while pending:
-        message = pending.pop()
-        if isinstance(message, onnx.TensorProto):
-            yield message
-            continue
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                pending.extend([value] if hasattr(value, "ListFields") else value)
 
 
 def samples_of_file(path: Path, inputs: Any = None, batch: int | None = None) -> list[Sample]:

@@ -21,9 +21,10 @@ import onnxruntime
 
 from edgeprune.errors import InputError
 from edgeprune.export import ort
-from edgeprune.export.onnxfile import parity_with, read_onnx, samples_of_file
+from edgeprune.export.onnxfile import parity_with, samples_of_file
 from edgeprune.export.parity import PARITY_TOLERANCE, quiet
 from edgeprune.files import check_new, kept_folder, named_as
+from edgeprune.formats.onnx.file import read_onnx
 from edgeprune.lines import error_reason
 
 CONFIG_SUFFIX = ".required_operators_and_types.config"

@@ -10,7 +10,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from edgeprune.graph.binding import bind
-from edgeprune.graph.ops.registry import operator_name
+from edgeprune.graph.call import operator_name
 
 
 def with_padding_apart(program: ExportedProgram) -> ExportedProgram:

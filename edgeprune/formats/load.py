@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import os
 import pickle
@@ -25,9 +24,10 @@ from edgeprune.formats.pt2 import check_names, list_records, read_program, zip_n
 from edgeprune.formats.shards import shards_of
 from edgeprune.formats.statedict import StateChoice, fitted_weights, module_in
 from edgeprune.formats.trust import same_arch
-from edgeprune.graph.capture import Program, capture
+from edgeprune.graph.capture import Program
 from edgeprune.graph.faults import public
 from edgeprune.graph.openbatch import with_dynamic_batch
+from edgeprune.graph.single import capture_single
 from edgeprune.graph.sizes import Asked, free_dims
 from edgeprune.graph.weights import unfinite
 from edgeprune.lines import error_line, shown
@@ -39,7 +39,6 @@ __all__ = ["digest", "load", "load_model"]
 
 _WAY_OUT = "save model.state_dict() and give --arch, or trust the file and give --unsafe-pickle"
 _MAX_EXPANDED_BYTES = 2**26
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,29 +330,6 @@ def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInf
     program = capture_single(model, shape, dtype, request.dynamic_size, request.dynamic)
     check_names(program)  # before any work is done that could not be written down
     return program, ModelInfo(input_shape=shape, arch=request.arch, module=request.module)
-
-
-def capture_single(
-    model: nn.Module,
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    dynamic_size: bool = False,
-    dynamic: Mapping[str, Asked] | None = None,
-) -> Program:
-    """Capture a network that takes one input of `shape`, without the batch.
-
-    Raises:
-        InputError: it needs more inputs than one.
-        CaptureError: it cannot be exported, or fixes a height or width that was to be free.
-    """
-    needed = [
-        parameter.name
-        for parameter in inspect.signature(model.forward).parameters.values()
-        if parameter.default is parameter.empty and parameter.kind not in _VARIADIC
-    ]
-    if len(needed) > 1:
-        raise InputError(f"expected a network with one input, got {len(needed)}: {', '.join(needed)}")
-    return capture(model, torch.zeros(2, *shape, dtype=dtype), dynamic_size=dynamic_size, dynamic=dynamic)
 
 
 def _check_finite(program: ExportedProgram) -> None:

@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph import binding, reasons
+from edgeprune.graph.call import Call, operator_name
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.findings import Finding, Hint, Source, hinted, same_objects, same_result, with_most_units
 from edgeprune.graph.labels import Layer, Value, core, pack, spread, without_overlaps
-from edgeprune.graph.ops.registry import Call, Operator, lookup, operator_name
+from edgeprune.graph.ops.registry import Operator, lookup
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.solve import Reason, Solver

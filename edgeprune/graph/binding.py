@@ -11,8 +11,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from edgeprune.graph.call import Call, operator_name
 from edgeprune.graph.labels import Value
-from edgeprune.graph.ops.registry import Call, operator_name
 from edgeprune.graph.sizes import size_hint
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from edgeprune.graph.ops.registry import operator_name
+from edgeprune.graph.call import operator_name
 
 _aten = torch.ops.aten
 _OF_INDICES = {"argmax", "argmin", "argsort"}  # these give indices alone, the others values before them

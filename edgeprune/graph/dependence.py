@@ -21,7 +21,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from edgeprune.graph import binding
-from edgeprune.graph.ops.registry import Call
+from edgeprune.graph.call import Call
 
 _Rule = Callable[["Step"], Any]
 _CONVOLUTIONS = {

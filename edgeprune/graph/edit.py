@@ -13,10 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune.graph import binding
 from edgeprune.graph.analysis import Analysis
+from edgeprune.graph.call import Call
 from edgeprune.graph.labels import Value
 from edgeprune.graph.lift import Unlifted
 from edgeprune.graph.names import ADDED, GATHER
-from edgeprune.graph.ops.registry import Call, lookup
+from edgeprune.graph.ops.registry import lookup
 
 _INDEX = ADDED + "index_"  # + a number: buffer with indices into a pruned dim
 _TABLE = ADDED + "table_"  # + a number: buffer with a constant of another kind

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,7 @@ from torch import Tensor
 from edgeprune.graph import reasons
 from edgeprune.graph.labels import Layer, Value, core, remainder
 from edgeprune.graph.reasons import Cause
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
+from edgeprune.graph.rules import Labelling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,13 +49,13 @@ class Operand:
         kept = (x if letters.isdisjoint(self.over(x)) else remainder(x, dims, shape) for x in self.value.layers)
         return Operand(replace(self.value, layers=tuple(x for x in kept if x is not None)), self.letters)
 
-    def fix(self, analysis: Analysis, letter: str, told: Cause | str) -> None:
+    def fix(self, analysis: Labelling, letter: str, told: Cause | str) -> None:
         """No unit may vary along this letter."""
         if letter in self.letters:
             for layer in self.value.layers:
                 analysis.fix(layer, self.letters.index(letter), told)
 
-    def fix_all(self, analysis: Analysis, letters: set[str], told: Cause | str) -> None:
+    def fix_all(self, analysis: Labelling, letters: set[str], told: Cause | str) -> None:
         """No unit may vary along these letters; units along none but these are locked."""
         for layer in self.value.layers:
             over = self.over(layer)
@@ -69,7 +66,7 @@ class Operand:
                     analysis.fix(layer, self.letters.index(letter), told)
 
 
-def unify(analysis: Analysis, operands: Sequence[Operand]) -> list[Operand]:
+def unify(analysis: Labelling, operands: Sequence[Operand]) -> list[Operand]:
     """Unite the units of all operands along every letter that they share.
 
     Returns the operands without the units that are locked because another operand has none along their letter: what
@@ -94,7 +91,7 @@ def unify(analysis: Analysis, operands: Sequence[Operand]) -> list[Operand]:
     return [operand.without(unprunable) for operand in operands]
 
 
-def _match(analysis: Analysis, one: Operand, other: Operand, letter: str) -> None:
+def _match(analysis: Labelling, one: Operand, other: Operand, letter: str) -> None:
     """Unite the layers of two operands that vary along the same letters; leave what is not resolved yet."""
     mine, theirs = one.on(letter), other.on(letter)
     if any(layer.pending for layer in (*mine, *theirs)):
@@ -117,7 +114,7 @@ def _match(analysis: Analysis, one: Operand, other: Operand, letter: str) -> Non
 
 
 def _match_alone(
-    analysis: Analysis, one: tuple[Operand, list[Layer]], other: tuple[Operand, list[Layer]], letter: str
+    analysis: Labelling, one: tuple[Operand, list[Layer]], other: tuple[Operand, list[Layer]], letter: str
 ) -> None:
     """Unite single-dim layers: one with one, several with several in the same pattern, else none may be removed."""
     pairs = list(zip(one[1], other[1], strict=False))
@@ -155,7 +152,7 @@ def _pattern(labels: Tensor) -> Tensor:
 
 
 def contract(
-    analysis: Analysis,
+    analysis: Labelling,
     operands: Sequence[Operand],
     out: tuple[str, ...],
     shape: Sequence[int],
@@ -188,7 +185,7 @@ def contract(
     return analysis.value(shape, layers)
 
 
-def _choose_heads(analysis: Analysis, operands: Sequence[Operand]) -> None:
+def _choose_heads(analysis: Labelling, operands: Sequence[Operand]) -> None:
     """(heads, positions) times (heads, channels): both vary along the heads alone, or along what they do not share."""
     for one in operands:
         others = [other for other in operands if other is not one]
@@ -202,7 +199,7 @@ def _choose_heads(analysis: Analysis, operands: Sequence[Operand]) -> None:
                     analysis.prefer(layer, one.letters.index(letter), strong=True)
 
 
-def _count(analysis: Analysis, operands: Sequence[Operand]) -> None:
+def _count(analysis: Labelling, operands: Sequence[Operand]) -> None:
     """The cost of a product is proportional to the size along each of its letters."""
     if len(operands) < 2:
         return
@@ -212,7 +209,7 @@ def _count(analysis: Analysis, operands: Sequence[Operand]) -> None:
 
 
 def _stop(
-    analysis: Analysis, operands: Sequence[Operand], operand: Operand, layer: Layer, out: tuple[str, ...]
+    analysis: Labelling, operands: Sequence[Operand], operand: Operand, layer: Layer, out: tuple[str, ...]
 ) -> None:
     """Units along a contracted letter end here; where no operand reads zero there, they cannot be removed."""
     over = operand.over(layer)
@@ -223,7 +220,7 @@ def _stop(
 
 
 def _carry(
-    analysis: Analysis,
+    analysis: Labelling,
     operands: Sequence[Operand],
     operand: Operand,
     layer: Layer,
@@ -254,7 +251,9 @@ def _with(operand: Operand, over: frozenset[str]) -> list[Layer]:
     return [layer for layer in operand.value.layers if frozenset(operand.over(layer)) == over]
 
 
-def _better_letter(analysis: Analysis, operands: Sequence[Operand], over: tuple[str, ...], out: tuple[str, ...]) -> str:
+def _better_letter(
+    analysis: Labelling, operands: Sequence[Operand], over: tuple[str, ...], out: tuple[str, ...]
+) -> str:
     """Batch letters are heads: whole heads by default. Otherwise the contracted letter, which is the channels.
 
     A plain reduction has no choice but the letter that it keeps: what it reduces over are positions.

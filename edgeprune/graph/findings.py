@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from edgeprune.graph.call import Call
 from edgeprune.graph.labels import Layer, Value
-from edgeprune.graph.ops.registry import Call
 from edgeprune.graph.solve import count_units
 
 

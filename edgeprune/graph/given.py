@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
 from edgeprune.graph.weights import inside
-
-if TYPE_CHECKING:
-    from edgeprune.graph.capture import Program
 
 _ORIGIN, _GIVEN = "_edgeprune_origin", "_edgeprune_given"
 
@@ -38,10 +35,17 @@ class _Given:
         return _Given, ()
 
 
+class _Giver(Protocol):
+    """A program that gives modules away and takes their weights back."""
+
+    def with_weights(self, module: nn.Module) -> ExportedProgram:
+        """This program with the weights of a module that it gave away."""
+
+
 class _Origin:
     """What a module came from; its copies came from the same, and one that is pickled forgets it."""
 
-    def __init__(self, program: Program | None = None) -> None:
+    def __init__(self, program: _Giver | None = None) -> None:
         self.program = program
 
     def __deepcopy__(self, memo: object) -> _Origin:
@@ -54,7 +58,7 @@ class _Origin:
 # -- which module came from which program -----------------------------------------------------------------------------
 
 
-def give(program: Program, module: nn.Module) -> None:
+def give(program: _Giver, module: nn.Module) -> None:
     """Note that `module` is a copy of `program`, with its weights."""
     given: _Given = program.__dict__.setdefault(_GIVEN, _Given())
     given.modules.add(module)

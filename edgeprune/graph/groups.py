@@ -18,12 +18,12 @@ from edgeprune.errors import InputError
 from edgeprune.graph import reasons
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.binding import shape_of
+from edgeprune.graph.call import operator_name
 from edgeprune.graph.faults import public
 from edgeprune.graph.findings import Source
 from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.inputs import apply_rules, feature_grids
 from edgeprune.graph.lines import source_line
-from edgeprune.graph.ops.registry import operator_name
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.solve import Reason
 from edgeprune.records import FeatureRules

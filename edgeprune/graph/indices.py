@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from edgeprune.graph import binding
-from edgeprune.graph.ops.registry import lookup, operator_name
+from edgeprune.graph.call import operator_name
+from edgeprune.graph.ops.registry import lookup
 from edgeprune.graph.sizes import size_hint
 
 UNBOUNDED = 2**62

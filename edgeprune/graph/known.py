@@ -12,9 +12,10 @@ from torch.export.decomp_utils import CustomDecompTable
 from torch.export.graph_signature import InputKind
 
 from edgeprune.graph import binding
+from edgeprune.graph.call import operator_name
 from edgeprune.graph.decompose import decomposed
 from edgeprune.graph.memory import constants
-from edgeprune.graph.ops.registry import lookup, operator_name
+from edgeprune.graph.ops.registry import lookup
 
 
 def with_known_operators(program: ExportedProgram) -> ExportedProgram:

@@ -10,8 +10,8 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.graph.binding import static_nodes
+from edgeprune.graph.call import operator_name
 from edgeprune.graph.labels import Value, core
-from edgeprune.graph.ops.registry import operator_name
 from edgeprune.graph.reasons import advice
 from edgeprune.inspection.table import Inspection, explained
 from edgeprune.results import GroupRow

@@ -1,4 +1,4 @@
-"""Validation: two ONNX files, both in onnxruntime, on the whole test split."""
+"""Two ONNX files, checked, and both run in onnxruntime on the whole test split."""
 
 from __future__ import annotations
 
@@ -17,17 +17,13 @@ from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.front import raw_bytes
 from edgeprune.export.metadata import byte_scale_in, normalization_in
-from edgeprune.export.onnxfile import parse_onnx, tensors_in
-from edgeprune.formats.normalizing import asked_normalization, check_width
+from edgeprune.formats.onnx.file import parse_onnx, tensors_in
 from edgeprune.lines import shown
-from edgeprune.measure.chance import chance_text
 from edgeprune.measure.latency import compare_latency
-from edgeprune.progress import Progress, Silent
+from edgeprune.progress import Progress
 from edgeprune.reading import parse_json
 from edgeprune.records import IDENTITY, DataSource, Normalization
-from edgeprune.requests import ValidateRequest
-from edgeprune.results import LatencyComparison, ValidateRecord
-from edgeprune.tasks.intervals import compare_accuracy, luck
+from edgeprune.results import LatencyComparison
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +40,7 @@ _SLOWER = 20  # times the time for one sample, for each of a batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Network:
+class NetworkFile:
     """One file that is ready to run, and what makes its input from raw data: a normalisation, or preprocess.onnx."""
 
     path: Path
@@ -75,55 +71,10 @@ class _Network:
         return logits
 
 
-def validate_files(
-    request: ValidateRequest,
-    data: DataSource,
-    *,
-    progress: Progress | None = None,
-) -> ValidateRecord:
-    """Compare `request.dense` and `request.slim` on the whole test split of `data`.
-
-    A slim file that takes only the kept features gets them from the `preprocess.onnx` in its folder.
-
-    Args:
-        request: the two files, the budgets, and how to time; `request.data` is not read.
-        data: raw samples; their shape and classes must be the networks'.
-        progress: told of the stages.
-
-    Raises:
-        InputError: a file is missing, malformed, points outside its folder or does not fit the data; the dense network
-            is no better than guessing.
-    """
-    told = progress or Silent()
-    data = _with_classes(data, Path(request.dense))
-    for note in data.notes:
-        told.say(f"assumed: {note}")
-    dense, slim = _normalised(_open(Path(request.dense), data), _open(Path(request.slim), data), request, data, told)
-    told.stage("accuracy on the test split")
-    answers, labels, parity = _run_both(dense, slim, data, told)
-    found = luck(answers[0], labels)
-    if found.is_chance and not request.allow_chance:
-        raise InputError(
-            f"{dense.path}: {chance_text(found, 'the network')} of data {data.name}; give --normalize as it was "
-            "trained, and the classes in the order of that training; --allow-chance goes on nevertheless"
-        )
-    told.stage("latency")
-    latency = _latency(dense, slim, data, request, told)
-    record = ValidateRecord(
-        accuracy=compare_accuracy(answers[0] == labels, answers[1] == labels),
-        parity=parity,
-        dense_bytes=dense.size_bytes,
-        slim_bytes=slim.size_bytes,
-        latency=latency,
-        failures=(),
-    )
-    return _judged(record, request)
-
-
 # --- open
 
 
-def _with_classes(data: DataSource, path: Path) -> DataSource:
+def with_classes_of_file(data: DataSource, path: Path) -> DataSource:
     """The data with the class numbers of a network's file, by the names that it states or the number of its outputs."""
     proto = parse_onnx(path)
     stated = {entry.key: entry.value for entry in proto.metadata_props}.get("edgeprune.classes", "[]")
@@ -135,7 +86,7 @@ def _with_classes(data: DataSource, path: Path) -> DataSource:
     return with_classes_of(data, names, sizes[1] if len(sizes) == 2 and sizes[1] else None)
 
 
-def _open(path: Path, data: DataSource) -> _Network:
+def opened(path: Path, data: DataSource) -> NetworkFile:
     """A checked file, with the preprocessing that stands beside it where it takes only some of the features."""
     size_bytes = _check_file(path)
     bounds = _bounds(size_bytes, data)
@@ -146,43 +97,16 @@ def _open(path: Path, data: DataSource) -> _Network:
     if not _accepts(shape, data.input_shape):
         preprocess = _preprocess(path, shape, data)
         byte_scale = _byte_scale(path, preprocess)
-        return _timed(_Network(path, session, size_bytes, bounds, stated, preprocess, byte_scale), data)
+        return _timed(NetworkFile(path, session, size_bytes, bounds, stated, preprocess, byte_scale), data)
     if stated is not None and not {len(stated.mean), len(stated.std)} <= {1, data.input_shape[0]}:
         raise InputError(
             f"{path}: edgeprune.normalization: expected 1 or {data.input_shape[0]} values, "
             f"got {len(stated.mean)} and {len(stated.std)}"
         )
-    return _timed(_Network(path, session, size_bytes, bounds, stated, None, _byte_scale(path, session)), data)
+    return _timed(NetworkFile(path, session, size_bytes, bounds, stated, None, _byte_scale(path, session)), data)
 
 
-def _normalised(
-    dense: _Network, slim: _Network, request: ValidateRequest, data: DataSource, progress: Progress
-) -> tuple[_Network, _Network]:
-    """Both with a normalisation, and told where the file does not say: as asked, as the other file has it, or none."""
-    asked, why = IDENTITY, "none; inputs as the data hold them"
-    if request.normalize == "weights":
-        raise InputError("--normalize: expected none, data or numbers, as an ONNX file names no weights; got weights")
-    if request.normalize is not None:
-        asked, why = asked_normalization(request.normalize, data, None), f"--normalize {request.normalize}"
-        check_width(asked, data.input_shape)
-    elif data.states_normalization:
-        asked, why = data.normalization, f"as data {data.name} says"
-    else:
-        for network in (dense, slim):
-            stated = _of_network(network)
-            if stated is not None:
-                asked, why = stated, f"as {network.path} says"
-    both = []
-    for network in (dense, slim):
-        if network.normalization is None and network.preprocess is None:
-            taken = f"mean {_short(asked.mean)}, std {_short(asked.std)} ({why})"
-            progress.say(f"{network.path}: states no normalisation; taken: {taken}")
-            network = replace(network, normalization=asked)
-        both.append(network)
-    return both[0], both[1]
-
-
-def _of_network(network: _Network) -> Normalization | None:
+def trained_normalization(network: NetworkFile) -> Normalization | None:
     """What the network itself was trained with: where its file takes raw inputs, what is folded into it."""
     metadata = network.session.get_modelmeta().custom_metadata_map
     folded = metadata.get("edgeprune.folded_normalization")
@@ -200,7 +124,7 @@ def _bounds(size_bytes: int, data: DataSource) -> ort.Bounds:
     return ort.Bounds(_SPARE_BYTES + _COPIES * size_bytes + _ACTIVATIONS * batch_bytes, _SECONDS)
 
 
-def _timed(network: _Network, data: DataSource) -> _Network:
+def _timed(network: NetworkFile, data: DataSource) -> NetworkFile:
     """The network, once it has run on one sample; a run on more may take as many times as long."""
     x, _ = next(batches(data.test, 1))
     start = time.perf_counter()
@@ -288,15 +212,11 @@ def _sizes(shape: Sequence[int | str]) -> str:
     return "(" + ", ".join(map(str, shape)) + ")"
 
 
-def _short(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
-
-
 # --- measure
 
 
-def _run_both(
-    dense: _Network, slim: _Network, data: DataSource, progress: Progress
+def run_both(
+    dense: NetworkFile, slim: NetworkFile, data: DataSource, progress: Progress
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, float]:
     """What each answers and what is right, int64 `(n_samples,)`, and the largest difference of their logits."""
     answers: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
@@ -330,29 +250,19 @@ def _batch_of(data: DataSource) -> int:
     return max(1, min(_BATCH, 2**22 // max(1, elements)))
 
 
-def _latency(
-    dense: _Network, slim: _Network, data: DataSource, request: ValidateRequest, progress: Progress
+def latency_beside(  # noqa: PLR0913 - two files, their data and how to time them
+    dense: NetworkFile,
+    slim: NetworkFile,
+    data: DataSource,
+    *,
+    batch_size: int,
+    threads: int,
+    runs: int,
+    progress: Progress,
 ) -> LatencyComparison:
     """Time both on the same raw samples; preprocessing is not part of it."""
     x, _ = next(_test_batches(data))
-    raw = x[np.arange(request.batch_size) % len(x)]
+    raw = x[np.arange(batch_size) % len(x)]
     return compare_latency(
-        dense.path,
-        slim.path,
-        dense.inputs(raw),
-        slim.inputs(raw),
-        threads=request.threads,
-        runs=request.runs,
-        progress=progress,
+        dense.path, slim.path, dense.inputs(raw), slim.inputs(raw), threads=threads, runs=runs, progress=progress
     )
-
-
-def _judged(record: ValidateRecord, request: ValidateRequest) -> ValidateRecord:
-    """The record with a sentence for every budget that was missed."""
-    failures = []
-    drop, ratio = record.accuracy.drop_points, record.latency.ratio
-    if request.max_drop is not None and drop > request.max_drop:
-        failures.append(f"accuracy drop: at most {request.max_drop:g} points asked, got {drop:.2f}")
-    if request.max_latency_ratio is not None and ratio > request.max_latency_ratio:
-        failures.append(f"latency: at most {request.max_latency_ratio:g} of the dense time asked, got {ratio:.2f}")
-    return replace(record, failures=tuple(failures))

@@ -18,12 +18,12 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.graph import binding
+from edgeprune.graph.call import operator_name
 from edgeprune.graph.capture import Program, example_inputs, reexport_like
 from edgeprune.graph.dependence import Step, explore
 from edgeprune.graph.faults import public
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import Value, core
-from edgeprune.graph.ops.registry import operator_name
 from edgeprune.graph.prepare import prepared
 
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}  # name -> spatial dims

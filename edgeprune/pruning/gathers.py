@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from edgeprune.graph.call import operator_name
 from edgeprune.graph.names import GATHER
 from edgeprune.graph.ops.movement import same
 from edgeprune.graph.ops.pointwise import pointwise
-from edgeprune.graph.ops.registry import lookup, operator_name
+from edgeprune.graph.ops.registry import lookup
 from edgeprune.graph.sizes import size_hint
 from edgeprune.records import InputFeatures
 

@@ -10,10 +10,10 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
+from edgeprune.graph.call import Call, operator_name
 from edgeprune.graph.capture import Program
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import analyze
-from edgeprune.graph.ops.registry import Call, operator_name
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.state import state_partners
 from edgeprune.pruning.folding import fold

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
+from edgeprune.graph.call import Call
 from edgeprune.graph.capture import Program
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import ChannelGraph
@@ -22,7 +23,6 @@ from edgeprune.graph.labels import Value, core
 from edgeprune.graph.lift import unlifted
 from edgeprune.graph.names import GATHER
 from edgeprune.graph.ops.movement import SPLIT_DIMS, SPLITS
-from edgeprune.graph.ops.registry import Call
 
 # Operators whose sizes a module says in an attribute, or that take them from what comes in.
 _SAID = {

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from edgeprune.data import normalize, order, read
 from edgeprune.errors import InputError, TrainingError
-from edgeprune.formats.load import capture_single
 from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.graph.single import capture_single
 from edgeprune.lines import error_text, one_line
 from edgeprune.methods import NEED_GROUPS, Subject, make_method
 from edgeprune.progress import Progress, Silent

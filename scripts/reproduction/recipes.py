@@ -15,8 +15,8 @@ from edgeprune import analyze, cut, plan, plan_dead, prove
 from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.data import batches, normalize
 from edgeprune.errors import InputError
-from edgeprune.formats.load import capture_single
 from edgeprune.graph.capture import Program
+from edgeprune.graph.single import capture_single
 
 from .experiments import Run
 from .inputs import informative_features, n_features, only, random_features, units_sparsity

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from edgeprune.graph import reasons
+from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, contract, unify
 from edgeprune.graph.labels import Layer, Value, not_zero, pack
-from edgeprune.graph.ops.registry import Call, operator
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
-    from edgeprune.graph.edit import Edit
+from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.rules import Labelling, Rewriting
 
 
 def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
@@ -21,7 +17,7 @@ def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
     return Value(shape, tuple(pack(layer.labels.reshape(shape), layer.zero) for layer in value.layers))
 
 
-def add_bias(analysis: Analysis, result: Value, bias: Value | None, dim: int) -> Value:
+def add_bias(analysis: Labelling, result: Value, bias: Value | None, dim: int) -> Value:
     """Unite a bias vector with the result's `dim`; removed units still read zero only where the bias does too.
 
     Units along another dim alone read the whole bias where they are removed.
@@ -41,7 +37,7 @@ def add_bias(analysis: Analysis, result: Value, bias: Value | None, dim: int) ->
 
 
 @operator("linear")
-def linear(analysis: Analysis, call: Call) -> Value:
+def linear(analysis: Labelling, call: Call) -> Value:
     """`y[..., o] = sum_i x[..., i] w[o, i] + b[o]`."""
     x, weight = call["input"], call["weight"]
     free = tuple(f"x{d}" for d in range(len(x.shape) - 1))
@@ -52,12 +48,12 @@ def linear(analysis: Analysis, call: Call) -> Value:
 
 
 @operator("matmul", "bmm", "mm", "mv", "dot", "vdot")
-def matmul(analysis: Analysis, call: Call) -> Value:
+def matmul(analysis: Labelling, call: Call) -> Value:
     """`y[..., n, m] = sum_k a[..., n, k] b[..., k, m]`, leading dims broadcast, vectors as in torch.matmul."""
     return _product(analysis, call.values[0], call.values[1], call.shape)
 
 
-def _product(analysis: Analysis, a: Value, b: Value, shape: tuple[int, ...]) -> Value:
+def _product(analysis: Labelling, a: Value, b: Value, shape: tuple[int, ...]) -> Value:
     rank = max(len(a.shape), len(b.shape)) - 2
     lead_a = tuple(f"b{rank - (len(a.shape) - 2) + d}" for d in range(max(len(a.shape) - 2, 0)))
     lead_b = tuple(f"b{rank - (len(b.shape) - 2) + d}" for d in range(max(len(b.shape) - 2, 0)))
@@ -69,7 +65,7 @@ def _product(analysis: Analysis, a: Value, b: Value, shape: tuple[int, ...]) -> 
 
 
 @operator("addmm", "baddbmm", "addmv")
-def addmm(analysis: Analysis, call: Call) -> Value:
+def addmm(analysis: Labelling, call: Call) -> Value:
     """A matrix product plus a broadcast summand."""
     first, a, b = call.values
     product = _product(analysis, a, b, call.shape)
@@ -85,7 +81,7 @@ def addmm(analysis: Analysis, call: Call) -> Value:
     return Value(call.shape, tuple(layers))
 
 
-def _rewrite_groups(edit: Edit, call: Call) -> None:
+def _rewrite_groups(edit: Rewriting, call: Call) -> None:
     """As many groups as are left: each takes the input channels that its part of the weight has."""
     groups = call.get("groups", 1)
     if groups == 1:
@@ -110,7 +106,7 @@ def _spatial(call: Call) -> int:
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     rewrite=_rewrite_groups,
 )  # fmt: skip
-def convolution(analysis: Analysis, call: Call) -> Value:
+def convolution(analysis: Labelling, call: Call) -> Value:
     """`y[n, g, o, ...] = sum_{c, k} x[n, g, c, ...] w[g, o, c, k]`; positions that a kernel mixes stay whole.
 
     With groups there are two modes: whole groups go, or the same offset goes in every group: whichever has more units
@@ -154,14 +150,14 @@ def _keeps_position(call: Call, d: int) -> bool:
     return weight.shape[2 + d] == 1 and step == 1 and call.shape[from_end] == call["input"].shape[from_end]
 
 
-def _rewrite_attention(edit: Edit, call: Call) -> None:
+def _rewrite_attention(edit: Rewriting, call: Call) -> None:
     """The scale of the original head size stays, whatever is cut from it."""
     if call.get("scale") is None:
         edit.set(call, "scale", call["query"].shape[-1] ** -0.5)
 
 
 @operator("scaled_dot_product_attention", rewrite=_rewrite_attention)
-def attention(analysis: Analysis, call: Call) -> Value:
+def attention(analysis: Labelling, call: Call) -> Value:
     """`softmax(q k' / sqrt(d)) v`: channels of q and k are contracted, key positions stay whole."""
     q, k, v, mask = call["query"], call["key"], call["value"], call.get("attn_mask")
     lead = tuple(f"b{d}" for d in range(len(q.shape) - 2))

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
 from edgeprune.graph import reasons
+from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, contract, unify
 from edgeprune.graph.labels import Layer, Value, core, not_zero, pack, remainder, remainders
 from edgeprune.graph.ops.contraction import add_bias
-from edgeprune.graph.ops.registry import Call, operator
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
-    from edgeprune.graph.edit import Edit
+from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.rules import Labelling, Rewriting
 
 aten = torch.ops.aten
 
 
 @operator("einsum")
-def einsum(analysis: Analysis, call: Call) -> Value:
+def einsum(analysis: Labelling, call: Call) -> Value:
     """The rule itself; a letter twice in one operand takes the diagonal."""
     left, arrow, right = call["equation"].replace(" ", "").partition("->")
     terms = [_letters(term, len(value.shape)) for term, value in zip(left.split(","), call.values, strict=True)]
@@ -42,7 +39,7 @@ def _letters(term: str, rank: int) -> tuple[str, ...]:
     return (*head, *(f".{n_dots - k}" for k in range(n_dots)), *tail)
 
 
-def _diagonal(analysis: Analysis, value: Value, letters: tuple[str, ...]) -> Operand:
+def _diagonal(analysis: Labelling, value: Value, letters: tuple[str, ...]) -> Operand:
     """The operand with every letter once: the units of both dims of a diagonal are the same ones."""
     twice = next((letter for letter in letters if letters.count(letter) > 1), None)
     if twice is None:
@@ -60,7 +57,7 @@ def _diagonal(analysis: Analysis, value: Value, letters: tuple[str, ...]) -> Ope
 
 
 @operator("diagonal")
-def diagonal(analysis: Analysis, call: Call) -> Value:
+def diagonal(analysis: Labelling, call: Call) -> Value:
     """The units of rows and columns are the same ones; beside the middle they are locked."""
     x, rank = call["self"], len(call["self"].shape)
     one, other = call["dim1"] % rank, call["dim2"] % rank
@@ -82,7 +79,7 @@ def _line(value: Value, dim: int) -> Value:
 
 
 @operator("bilinear")
-def bilinear(analysis: Analysis, call: Call) -> Value:
+def bilinear(analysis: Labelling, call: Call) -> Value:
     """`y[..., o] = sum_ij a[..., i] w[o, i, j] b[..., j] + c[o]`."""
     free = tuple(f"x{d}" for d in range(len(call.shape) - 1))
     operands = [
@@ -94,7 +91,7 @@ def bilinear(analysis: Analysis, call: Call) -> Value:
 
 
 @operator("cdist", "_cdist_forward", "_euclidean_dist")
-def distances(analysis: Analysis, call: Call) -> Value:
+def distances(analysis: Labelling, call: Call) -> Value:
     """`y[..., p, r] = |a[..., p, :] - b[..., r, :]|`: a channel that reads zero on both sides adds nothing."""
     rank = len(call.shape)
     lead = tuple(f"b{d}" for d in range(rank - 2))
@@ -107,7 +104,7 @@ def distances(analysis: Analysis, call: Call) -> Value:
 
 
 @operator("_weight_norm")
-def weight_norm(analysis: Analysis, call: Call) -> Value:
+def weight_norm(analysis: Labelling, call: Call) -> Value:
     """`v g / |v|`, the norm over all dims but one, to which zeros add nothing."""
     v, g = call["v"], call["g"]
     letters = tuple(f"d{d}" for d in range(len(v.shape)))
@@ -117,7 +114,7 @@ def weight_norm(analysis: Analysis, call: Call) -> Value:
     return v
 
 
-def _rewrite_triangle(edit: Edit, call: Call) -> None:
+def _rewrite_triangle(edit: Rewriting, call: Call) -> None:
     """Of the kept rows and columns the same elements are zeroed as before."""
     x = call.input
     rank = len(x.shape)
@@ -131,7 +128,7 @@ def _rewrite_triangle(edit: Edit, call: Call) -> None:
 
 
 @operator("tril", "triu", rewrite=_rewrite_triangle)
-def triangle(analysis: Analysis, call: Call) -> Value:
+def triangle(analysis: Labelling, call: Call) -> Value:
     """Zeroes one side of a diagonal; which side an element is on must not depend on a size that is free."""
     x = call["self"]
     rank = len(x.shape)
@@ -143,7 +140,7 @@ def triangle(analysis: Analysis, call: Call) -> Value:
 
 
 @operator("im2col")
-def unfold(analysis: Analysis, call: Call) -> Value:
+def unfold(analysis: Labelling, call: Call) -> Value:
     """`(n, channels, height, width)` -> `(n, channels * kernel, windows)`: only channels are units."""
     x, shape = call["self"], call.shape
     rank = len(x.shape)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from edgeprune.graph import reasons
+from edgeprune.graph.call import Call
 from edgeprune.graph.labels import Layer, Value, core, remainders
 from edgeprune.graph.ops.movement import lock_all, moved
-from edgeprune.graph.ops.registry import Call, operator
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
-    from edgeprune.graph.edit import Edit
+from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.rules import Labelling, Rewriting
 
 
-def _rewrite_index(edit: Edit, call: Call) -> None:
+def _rewrite_index(edit: Rewriting, call: Call) -> None:
     """Rows of the index tensors that select removed units go; the others are remapped into the kept slices."""
     x, indices = call.input, call["indices"]
     used = [d for d, index in enumerate(indices) if index is not None]
@@ -40,7 +38,7 @@ def _rewrite_index(edit: Edit, call: Call) -> None:
 
 
 @operator("index", rewrite=_rewrite_index)
-def index(analysis: Analysis, call: Call) -> Any:
+def index(analysis: Labelling, call: Call) -> Any:
     """Constant index tensors move data; with computed ones the indexed dims are locked."""
     x, indices = call["self"], call["indices"]
     used = [d for d, i in enumerate(indices) if i is not None]
@@ -58,7 +56,7 @@ def index(analysis: Analysis, call: Call) -> Any:
     return analysis.value(call.shape, remainders(x, dims, call.shape))
 
 
-def _without_tables(analysis: Analysis, call: Call, used: list[int]) -> Call:
+def _without_tables(analysis: Labelling, call: Call, used: list[int]) -> Call:
     """The call without labels on rows that are read again and again along several dims, which are locked.
 
     Rows of a table of relative positions, say: `table[i - j]` reads each of them in many rows and columns.
@@ -94,7 +92,7 @@ def is_mask(call: Call, dim: int) -> bool:
     return given[dim].meta["val"].dtype in (torch.bool, torch.uint8)
 
 
-def _rewrite_index_select(edit: Edit, call: Call) -> None:
+def _rewrite_index_select(edit: Rewriting, call: Call) -> None:
     dim = call["dim"] % len(call.input.shape)
     kept = edit.kept(call.input, dim)
     if len(kept) != call.input.shape[dim]:
@@ -103,7 +101,7 @@ def _rewrite_index_select(edit: Edit, call: Call) -> None:
 
 
 @operator("index_select", rewrite=_rewrite_index_select, moves=True)
-def index_select(analysis: Analysis, call: Call) -> Any:
+def index_select(analysis: Labelling, call: Call) -> Any:
     """A constant index moves data; one that depends on the input locks the dim."""
     if call["index"].const is not None:
         return moved(analysis, call)

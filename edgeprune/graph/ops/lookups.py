@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeprune.graph import reasons
+from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import Layer, Value, remainder
 from edgeprune.graph.ops.indexing import is_mask, side_by_side
 from edgeprune.graph.ops.movement import lock_all
-from edgeprune.graph.ops.registry import Call, operator
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
+from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.rules import Labelling
 
 
-def _tables(analysis: Analysis, call: Call) -> list[Value]:
+def _tables(analysis: Labelling, call: Call) -> list[Value]:
     """The operands that have the result's rank; those of another size along a dim than the first stay whole there."""
     rank = len(call["self"].shape)
     tables = [value for value in call.values if len(value.shape) == rank]
@@ -30,7 +29,7 @@ def _tables(analysis: Analysis, call: Call) -> list[Value]:
     return tables
 
 
-def _passed(analysis: Analysis, call: Call, tables: list[Value], zero_of: list[Value]) -> Value:
+def _passed(analysis: Labelling, call: Call, tables: list[Value], zero_of: list[Value]) -> Value:
     """The units of all dims but the indexed one; they read zero where every tensor of `zero_of` does."""
     rank, dim = len(call["self"].shape), call["dim"] % len(call["self"].shape)
     dims = {d: d for d in range(rank) if d != dim and all(v.shape[d] == call.shape[d] for v in tables)}
@@ -45,13 +44,13 @@ def _passed(analysis: Analysis, call: Call, tables: list[Value], zero_of: list[V
 
 
 @operator("gather")
-def gather(analysis: Analysis, call: Call) -> Value:
+def gather(analysis: Labelling, call: Call) -> Value:
     """`y[i, j, k] = x[i, index[i, j, k], k]`."""
     return _passed(analysis, call, _tables(analysis, call), [call["self"]])
 
 
 @operator("index_add", "index_copy", "index_fill", "scatter", "scatter_add")
-def write_by_index(analysis: Analysis, call: Call) -> Value:
+def write_by_index(analysis: Labelling, call: Call) -> Value:
     """A copy of the first tensor with places along one dim written or added to."""
     source = call.get("source", call.get("src", call.get("value", 0)))
     zero_of = [call["self"], source] if isinstance(source, Value) else [call["self"]]
@@ -61,7 +60,7 @@ def write_by_index(analysis: Analysis, call: Call) -> Value:
 
 
 @operator("index_put", "_unsafe_index_put")
-def put(analysis: Analysis, call: Call) -> Value:
+def put(analysis: Labelling, call: Call) -> Value:
     """`x[index] = values`: with index tensors the indexed dims stay whole; with a mask of numbers all dims may go."""
     x, values, indices = call["self"], call["values"], call["indices"]
     used = [d for d, index in enumerate(indices) if index is not None]
@@ -102,7 +101,7 @@ def _writes_zero(source: Operand, over: tuple[str, ...]) -> bool:
     return source.reads_zero(over)
 
 
-def _put_by_mask(analysis: Analysis, call: Call, mask: Value) -> Value:
+def _put_by_mask(analysis: Labelling, call: Call, mask: Value) -> Value:
     x, values = call["self"], call["values"]
     if max(values.shape, default=1) > 1 or mask.shape != x.shape[: len(mask.shape)]:
         result: Value = lock_all(analysis, call, reasons.INDEXED)
@@ -114,7 +113,7 @@ def _put_by_mask(analysis: Analysis, call: Call, mask: Value) -> Value:
 
 
 @operator("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
-def embedding_bag(analysis: Analysis, call: Call) -> list[Any]:
+def embedding_bag(analysis: Labelling, call: Call) -> list[Any]:
     """Sums, means or maxima of rows that are looked up; columns are channels."""
     weight, shape = call["weight"], call.shape[0]
     for layer in weight.layers:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from edgeprune.graph import binding, reasons
+from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import FIXED, Layer, Value, pack, pending_over, reshape_labels, with_labels
-from edgeprune.graph.ops.registry import Call, operator
+from edgeprune.graph.ops.registry import operator
 from edgeprune.graph.reasons import Cause
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
-    from edgeprune.graph.edit import Edit
+from edgeprune.graph.rules import Labelling, Rewriting
 
 aten = torch.ops.aten
 
@@ -58,7 +56,7 @@ def _run(call: Call, source: Value, labels: Tensor) -> Any:
         return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to(torch.int64), result)
 
 
-def moved(analysis: Analysis, call: Call) -> Any:
+def moved(analysis: Labelling, call: Call) -> Any:
     """Labels go where the elements go."""
     source = call.input
     moved_layers = [(_run(call, source, layer.labels), layer) for layer in source.layers]
@@ -83,12 +81,12 @@ operator(
     "contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "float", "double", "half",
     "positive", moves=True,
 )  # fmt: skip
-def same(analysis: Analysis, call: Call) -> Value:
+def same(analysis: Labelling, call: Call) -> Value:
     """The same elements at the same places."""
     return Value(call.shape, call.input.layers)
 
 
-def _rewrite_channel_shuffle(edit: Edit, call: Call) -> None:
+def _rewrite_channel_shuffle(edit: Rewriting, call: Call) -> None:
     """The kept channels in their new order; their number need not be divisible by the groups any more."""
     order = np.arange(call.input.shape[1]).reshape(call["groups"], -1).T.reshape(-1)
     edit.select(call, 1, _positions(edit, call, 1, order))
@@ -98,7 +96,7 @@ operator("channel_shuffle", "native_channel_shuffle", rewrite=_rewrite_channel_s
 
 
 @operator("pixel_shuffle", "pixel_unshuffle", "unfold", "rot90", "repeat_interleave")
-def moved_in_blocks(analysis: Analysis, call: Call) -> Any:
+def moved_in_blocks(analysis: Labelling, call: Call) -> Any:
     """Labels go along, but blocks, windows and lines must stay whole: units may vary along one dim that is kept."""
     if len(call.values) > 1:  # repeats that are computed
         return lock_all(analysis, call, reasons.COMPUTED_REPEATS)
@@ -124,7 +122,7 @@ def _block_dims(call: Call, rank: int) -> tuple[int, ...]:
     return () if call.name == "repeat_interleave" else (rank - 2, rank - 1)
 
 
-def lock_all(analysis: Analysis, call: Call, told: Cause | str) -> Any:
+def lock_all(analysis: Labelling, call: Call, told: Cause | str) -> Any:
     """Nothing that goes in may be pruned."""
     for value in call.values:
         for layer in value.layers:
@@ -135,7 +133,7 @@ def lock_all(analysis: Analysis, call: Call, told: Cause | str) -> Any:
 # -- shapes -----------------------------------------------------------------------------------------------------------
 
 
-def rewrite_sizes(edit: Edit, call: Call) -> None:
+def rewrite_sizes(edit: Rewriting, call: Call) -> None:
     """Explicit sizes become those of the kept slices; -1 stays, symbolic sizes are scaled."""
     name = "shape" if "shape" in call.args else "sizes" if "sizes" in call.args else "size"
     given = list(edit.raw(call, name))
@@ -150,7 +148,7 @@ operator("view", "reshape", "_unsafe_view", "unflatten", rewrite=rewrite_sizes, 
 
 
 @operator("view_as", "reshape_as")
-def view_as(analysis: Analysis, call: Call) -> Value:
+def view_as(analysis: Labelling, call: Call) -> Value:
     """Takes its shape from a second tensor, so both are pruned alike."""
     layers = [with_labels(layer, reshape_labels(layer.labels, call.shape)) for layer in call["self"].layers]
     result = analysis.value(call.shape, layers)
@@ -160,7 +158,7 @@ def view_as(analysis: Analysis, call: Call) -> Value:
 
 
 @operator("expand_as")
-def expand_as(analysis: Analysis, call: Call) -> Value:
+def expand_as(analysis: Labelling, call: Call) -> Value:
     """Broadcast to a second tensor: where it has its own units, so does the result."""
     x, other, shape = call["self"], call["other"], call.shape
     letters = tuple(f"d{d}" for d in range(len(shape)))
@@ -176,13 +174,13 @@ def expand_as(analysis: Analysis, call: Call) -> Value:
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _positions(edit: Edit, call: Call, dim: int, original: np.ndarray) -> np.ndarray:
+def _positions(edit: Rewriting, call: Call, dim: int, original: np.ndarray) -> np.ndarray:
     """Where the kept ones among `original` indices along `dim` now stand in the kept input."""
     kept = edit.kept(call.input, dim)
     return np.searchsorted(kept, original[np.isin(original, kept)])
 
 
-def _rewrite_slice(edit: Edit, call: Call) -> None:
+def _rewrite_slice(edit: Rewriting, call: Call) -> None:
     dim = call["dim"] % len(call.input.shape)
     size = call.input.shape[dim]
     original = np.arange(size)[slice(call["start"], call["end"], call["step"])]
@@ -197,7 +195,7 @@ def _rewrite_slice(edit: Edit, call: Call) -> None:
         edit.select(call, dim, positions)
 
 
-def _rewrite_narrow(edit: Edit, call: Call) -> None:
+def _rewrite_narrow(edit: Rewriting, call: Call) -> None:
     dim = call["dim"] % len(call.input.shape)
     if edit.kept_size(call.input, dim) == call.input.shape[dim]:
         return
@@ -206,13 +204,13 @@ def _rewrite_narrow(edit: Edit, call: Call) -> None:
     edit.select(call, dim, positions)
 
 
-def _rewrite_single(edit: Edit, call: Call) -> None:
+def _rewrite_single(edit: Rewriting, call: Call) -> None:
     dim = call["dim"] % len(call.input.shape)
     index = call["index"] % call.input.shape[dim]
     edit.set(call, "index", int(np.searchsorted(edit.kept(call.input, dim), index)))
 
 
-def _part(analysis: Analysis, call: Call) -> Any:
+def _part(analysis: Labelling, call: Call) -> Any:
     """Labels go along; where the part is as long as a free size, any index may be asked for."""
     if any(isinstance(bound, fx.Node) for bound in call.node.args[2:]):
         for layer in call.input.layers:
@@ -226,7 +224,7 @@ operator("select", rewrite=_rewrite_single, moves=True)(moved)
 operator("unbind", moves=True)(moved)
 
 
-def _rewrite_split(edit: Edit, call: Call) -> None:
+def _rewrite_split(edit: Rewriting, call: Call) -> None:
     """Always explicit sizes: a chunk count gives other sizes on a narrower dim."""
     dim = SPLIT_DIMS.get(call.name, call.get("dim", 0)) % len(call.input.shape)
     if edit.kept_size(call.input, dim) == call.input.shape[dim]:
@@ -238,7 +236,7 @@ def _rewrite_split(edit: Edit, call: Call) -> None:
 operator(*SPLITS, rewrite=_rewrite_split, moves=True)(moved)
 
 
-def _rewrite_roll(edit: Edit, call: Call) -> None:
+def _rewrite_roll(edit: Rewriting, call: Call) -> None:
     """A roll by s moves the last s indices to the front: of the kept ones, as many as were among them."""
     shifts, dims = list(call["shifts"]), call["dims"]
     for k, dim in enumerate(dims):
@@ -255,7 +253,7 @@ operator("roll", rewrite=_rewrite_roll, moves=True)(moved)
 # -- joins ------------------------------------------------------------------------------------------------------------
 
 
-def _rewrite_without_empty(edit: Edit, call: Call) -> None:
+def _rewrite_without_empty(edit: Rewriting, call: Call) -> None:
     """An empty part adds nothing, but its other sizes would have to fit, and pooling before it takes no empty input."""
     nodes, parts = edit.raw(call, "tensors"), call["tensors"]
     full = [node for node, part in zip(nodes, parts, strict=True) if 0 not in edit.kept_shape(part)]
@@ -264,14 +262,14 @@ def _rewrite_without_empty(edit: Edit, call: Call) -> None:
 
 
 @operator("cat", "concat", "concatenate", rewrite=_rewrite_without_empty)
-def concatenate(analysis: Analysis, call: Call) -> Value:
+def concatenate(analysis: Labelling, call: Call) -> Value:
     """Along the joined dim labels stand side by side; along every other dim the parts are united."""
     parts = [part for part in call["tensors"] if len(part.shape) == len(call.shape)]
     return _join(analysis, call, parts, call["dim"] % len(call.shape))
 
 
 @operator("stack")
-def stack(analysis: Analysis, call: Call) -> Value:
+def stack(analysis: Labelling, call: Call) -> Value:
     """As a concatenation along a new dim."""
     dim = call["dim"] % len(call.shape)
     parts = []
@@ -282,7 +280,7 @@ def stack(analysis: Analysis, call: Call) -> Value:
     return _join(analysis, call, parts, dim)
 
 
-def _join(analysis: Analysis, call: Call, parts: list[Value], dim: int) -> Value:
+def _join(analysis: Labelling, call: Call, parts: list[Value], dim: int) -> Value:
     rank = len(call.shape)
     parts = [part for part in parts if 0 not in part.shape]
     operands = [Operand(p, tuple(f"{i}" if d == dim else f"d{d}" for d in range(rank))) for i, p in enumerate(parts)]
@@ -330,7 +328,7 @@ def _zero_over(part: Value, dims: tuple[int, ...]) -> bool:
 
 
 @operator("embedding")
-def embedding(analysis: Analysis, call: Call) -> Value:
+def embedding(analysis: Labelling, call: Call) -> Value:
     """Rows are looked up and stay; columns are channels."""
     weight = call["weight"]
     for layer in weight.layers:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from edgeprune.graph import reasons
+from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import Layer, Value
 from edgeprune.graph.ops.contraction import reshaped
-from edgeprune.graph.ops.registry import Call, operator
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
-    from edgeprune.graph.edit import Edit
+from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.rules import Labelling, Rewriting
 
 
 @operator("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
-def batch_norm(analysis: Analysis, call: Call) -> Value:
+def batch_norm(analysis: Labelling, call: Call) -> Value:
     """Each channel (dim 1) has its own statistics and affine parameters; what they are taken over is *renormalised*."""
     x = call["input"]
     letters = tuple(f"d{d}" for d in range(len(x.shape)))
@@ -41,7 +37,7 @@ def batch_norm(analysis: Analysis, call: Call) -> Value:
     return result if call.name in ("batch_norm", "instance_norm") else [result, *map(Value, call.shape[1:])]  # type: ignore[return-value]
 
 
-def _renormalise(analysis: Analysis, x: Value, normalised: set[int]) -> None:
+def _renormalise(analysis: Labelling, x: Value, normalised: set[int]) -> None:
     """Statistics are taken over these dims: units along them alone are *renormalised*, others must not vary there."""
     for layer in x.layers:
         inside = set(layer.dims) & normalised
@@ -54,13 +50,13 @@ def _renormalise(analysis: Analysis, x: Value, normalised: set[int]) -> None:
             analysis.fix(layer, dim, reasons.NORMALISED)
 
 
-def _rewrite_normalized_shape(edit: Edit, call: Call) -> None:
+def _rewrite_normalized_shape(edit: Rewriting, call: Call) -> None:
     rank = len(call["normalized_shape"])
     edit.set(call, "normalized_shape", list(edit.kept_shape(call["input"])[-rank:]))
 
 
 @operator("layer_norm", "rms_norm", rewrite=_rewrite_normalized_shape)
-def layer_norm(analysis: Analysis, call: Call) -> Value:
+def layer_norm(analysis: Labelling, call: Call) -> Value:
     """Unite with the affine parameters; units along the normalised dims change the statistics: *renormalised*."""
     x = call["input"]
     rank = len(call["normalized_shape"])
@@ -74,7 +70,7 @@ def layer_norm(analysis: Analysis, call: Call) -> Value:
     return Value(x.shape, tuple(layers))
 
 
-def _rewrite_num_groups(edit: Edit, call: Call) -> None:
+def _rewrite_num_groups(edit: Rewriting, call: Call) -> None:
     x, groups = call["input"], call["num_groups"]
     if groups > 1:
         per_group = x.shape[1] // groups
@@ -82,7 +78,7 @@ def _rewrite_num_groups(edit: Edit, call: Call) -> None:
 
 
 @operator("group_norm", rewrite=_rewrite_num_groups)
-def group_norm(analysis: Analysis, call: Call) -> Value:
+def group_norm(analysis: Labelling, call: Call) -> Value:
     """Whole groups go, exactly; with a single group the units are *renormalised*."""
     x, groups = call["input"], call["num_groups"]
     letters = tuple(f"d{d}" for d in range(len(x.shape)))

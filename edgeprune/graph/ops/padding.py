@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
 from edgeprune.graph import reasons
+from edgeprune.graph.call import Call
 from edgeprune.graph.labels import FIXED, Layer, Value, core, pending_over, remainders, spread, with_labels
-from edgeprune.graph.ops.registry import Call, operator
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
-    from edgeprune.graph.edit import Edit
+from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.rules import Labelling, Rewriting
 
 
-def _rewrite_pad(edit: Edit, call: Call) -> None:
+def _rewrite_pad(edit: Rewriting, call: Call) -> None:
     """What is cut off of a pruned dim is as many as are kept of it there."""
     sizes, rank = list(edit.raw(call, "pad")), len(call.shape)
     for dim, (before, after) in _amounts(call).items():
@@ -31,7 +27,7 @@ def _rewrite_pad(edit: Edit, call: Call) -> None:
 
 
 @operator("constant_pad_nd", "pad", rewrite=_rewrite_pad, moves=True)
-def pad(analysis: Analysis, call: Call) -> Value:
+def pad(analysis: Labelling, call: Call) -> Value:
     """Along dims without labels what is added has the labels of what it stands beside."""
     mode = call.get("mode", "constant")
     if call.input.raw:
@@ -39,7 +35,7 @@ def pad(analysis: Analysis, call: Call) -> Value:
     return _constant(analysis, call) if mode == "constant" else _repeated(analysis, call)
 
 
-def _around_input(analysis: Analysis, call: Call, mode: str) -> Value:
+def _around_input(analysis: Labelling, call: Call, mode: str) -> Value:
     """Around an input each added element goes with the one that it repeats, a constant with the nearest one.
 
     Nothing reads zero in an input, so that a constant may go with a feature: its readers' weights go too.
@@ -73,7 +69,7 @@ def _origins(size: int, before: int, after: int, mode: str) -> np.ndarray:
     return index.clip(0, size - 1)
 
 
-def _constant(analysis: Analysis, call: Call) -> Value:
+def _constant(analysis: Labelling, call: Call) -> Value:
     """Along labelled dims what is added is fixed; elsewhere the labels cover it."""
     x, shape = call.input, call.shape
     zero = not call.get("value")
@@ -95,7 +91,7 @@ def _constant(analysis: Analysis, call: Call) -> Value:
     return analysis.value(shape, [layer for layer in layers if layer.dims])
 
 
-def _repeated(analysis: Analysis, call: Call) -> Value:
+def _repeated(analysis: Labelling, call: Call) -> Value:
     """Units along a dim of which positions are repeated stay; other dims pass."""
     x = call.input
     padded = {d for d, amounts in _amounts(call).items() if any(amounts)}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import Layer, Value, pack
-from edgeprune.graph.ops.registry import Call, operator
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
-    from edgeprune.graph.edit import Edit
+from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.rules import Labelling, Rewriting
 
 
 def align(value: Value, rank: int) -> Operand:
@@ -20,7 +17,7 @@ def align(value: Value, rank: int) -> Operand:
     return Operand(value, tuple(f"d{d + offset}" for d in range(len(value.shape))))
 
 
-def combine(analysis: Analysis, call: Call, operands: list[Operand], shape: tuple[int, ...]) -> Value:
+def combine(analysis: Labelling, call: Call, operands: list[Operand], shape: tuple[int, ...]) -> Value:
     """The result of an element-wise function of aligned operands."""
     operands = unify(analysis, operands)
     layers = []
@@ -38,7 +35,7 @@ def combine(analysis: Analysis, call: Call, operands: list[Operand], shape: tupl
     return analysis.value(shape, layers)
 
 
-def _rewrite_dropout(edit: Edit, call: Call) -> None:
+def _rewrite_dropout(edit: Rewriting, call: Call) -> None:
     """Fewer units need less dropout: p shrinks with the square root of the kept share.
 
     Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015, equation 2.
@@ -54,7 +51,7 @@ def _rewrite_dropout(edit: Edit, call: Call) -> None:
     "pointwise", "hardswish", "relu6", "selu", "log_sigmoid", "rsub", "true_divide", "divide", "multiply", "subtract",
     "masked_fill", "where", "clamp", "float_power", "square", "expm1", "softsign", "rrelu", "_assert_tensor_metadata",
 )  # fmt: skip
-def pointwise(analysis: Analysis, call: Call) -> Value:
+def pointwise(analysis: Labelling, call: Call) -> Value:
     """Labels pass; of several operands they are united."""
     shape = call.shape
     if not isinstance(shape, tuple):
@@ -63,13 +60,13 @@ def pointwise(analysis: Analysis, call: Call) -> Value:
 
 
 @operator("type_as")
-def like_type(analysis: Analysis, call: Call) -> Value:
+def like_type(analysis: Labelling, call: Call) -> Value:
     """Takes no more than its type from the second tensor."""
     return Value(call.shape, call["self"].layers)
 
 
 @operator("prelu")
-def prelu(analysis: Analysis, call: Call) -> Value:
+def prelu(analysis: Labelling, call: Call) -> Value:
     """The slope has one entry for each channel (dim 1), or one for all."""
     x, weight = call["self"], call["weight"]
     operands = [align(x, len(x.shape)), Operand(weight, ("d1",) if len(x.shape) > 1 else ("d0",))]
@@ -78,7 +75,7 @@ def prelu(analysis: Analysis, call: Call) -> Value:
 
 
 @operator("glu")
-def glu(analysis: Analysis, call: Call) -> Value:
+def glu(analysis: Labelling, call: Call) -> Value:
     """The first half of a dim is gated by the second: unite the halves."""
     x, dim = call["self"], call["dim"] % len(call["self"].shape)
     half = x.shape[dim] // 2

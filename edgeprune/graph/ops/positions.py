@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from edgeprune.graph import reasons
+from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import Layer, Value, remainders, spread
 from edgeprune.graph.ops.movement import lock_all, moved, rewrite_sizes
-from edgeprune.graph.ops.registry import Call, operator
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
+from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.rules import Labelling
 
 
 @operator("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
-def grid_sample(analysis: Analysis, call: Call) -> Value:
+def grid_sample(analysis: Labelling, call: Call) -> Value:
     """`(n, channels, ...)` read at the places of a grid: channels pass, zeros stay zeros."""
     x, grid = call["input"], call["grid"]
     for layer in grid.layers:
@@ -27,14 +24,14 @@ def grid_sample(analysis: Analysis, call: Call) -> Value:
 
 
 @operator("affine_grid_generator")
-def affine_grid(analysis: Analysis, call: Call) -> Value:
+def affine_grid(analysis: Labelling, call: Call) -> Value:
     """A grid of places from a matrix, all of which is needed."""
     result: Value = lock_all(analysis, call, reasons.ALL_POSITIONS)
     return result
 
 
 @operator("max_unpool2d", "max_unpool3d")
-def max_unpool(analysis: Analysis, call: Call) -> Value:
+def max_unpool(analysis: Labelling, call: Call) -> Value:
     """Each value goes where its index tells, within its own channel; everywhere else are zeros."""
     x, indices = call["self"], call["indices"]
     n_lead = len(x.shape) - int(call.name[-2])
@@ -48,7 +45,7 @@ def max_unpool(analysis: Analysis, call: Call) -> Value:
 
 
 @operator("expand", "broadcast_to", rewrite=rewrite_sizes, moves=True)
-def expand(analysis: Analysis, call: Call) -> Value:
+def expand(analysis: Labelling, call: Call) -> Value:
     """Along a dim that is repeated the elements are all alike: it is as wide as its partners need, with own units.
 
     Heads that are repeated have units already, which decide.

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from edgeprune.errors import PlanError
 from edgeprune.graph import reasons
+from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, contract, unify
 from edgeprune.graph.labels import Layer, Value, not_zero, pack, spread
 from edgeprune.graph.ops.contraction import reshaped
 from edgeprune.graph.ops.movement import lock_all
-from edgeprune.graph.ops.registry import Call, operator
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
-    from edgeprune.graph.edit import Edit
+from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.rules import Labelling, Rewriting
 
 _N_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _STEP = ("n", "g", "h")  # batch, gate, hidden unit
@@ -58,7 +56,7 @@ def _by_gate(value: Value, n_gates: int) -> Value:
 
 
 def _step(
-    analysis: Analysis, name: str, x: Operand, states: Sequence[Value], weights: _Weights, share: float = 1.0
+    analysis: Labelling, name: str, x: Operand, states: Sequence[Value], weights: _Weights, share: float = 1.0
 ) -> _State:
     """One direction's units after any number of steps; `share` of the call's cost is this direction's.
 
@@ -97,7 +95,7 @@ def _step(
     return _State(output, cell)
 
 
-def _count(analysis: Analysis, factors: tuple[Operand, Operand, Operand], hr: Value | None, share: float) -> None:
+def _count(analysis: Labelling, factors: tuple[Operand, Operand, Operand], hr: Value | None, share: float) -> None:
     """Shares of the cost: gates x hidden x (features + previous), and hidden x projected."""
     x, ih, hh = factors
     n_gates, hidden, features = ih.value.shape
@@ -113,7 +111,7 @@ def _count(analysis: Analysis, factors: tuple[Operand, Operand, Operand], hr: Va
         analysis.add_term(projected / total, [*units, *before])
 
 
-def _check_projection(edit: Edit, call: Call) -> None:
+def _check_projection(edit: Rewriting, call: Call) -> None:
     """PyTorch tells a projection by a hidden state that is narrower than the cell's."""
     if call.name != "lstm" or len(call["params"]) % (5 if call["has_biases"] else 3):
         return
@@ -126,7 +124,7 @@ def _check_projection(edit: Edit, call: Call) -> None:
 
 
 @operator("lstm", "gru", "rnn_tanh", "rnn_relu", rewrite=_check_projection)
-def recurrent(analysis: Analysis, call: Call) -> Any:
+def recurrent(analysis: Labelling, call: Call) -> Any:
     """One layer, one or two directions, `hx` `(directions, batch, size)`; both directions have the same units."""
     if "input" not in call.args or call["num_layers"] != 1:
         return lock_all(analysis, call, reasons.PACKED)
@@ -155,7 +153,7 @@ def _direction(state: Value, index: int) -> Value:
     return Value(state.shape[1:], tuple(layer for layer in parts if layer.dims))
 
 
-def _laid_out(analysis: Analysis, values: Sequence[Value], shape: tuple[int, ...], times: int = 1) -> Value:
+def _laid_out(analysis: Labelling, values: Sequence[Value], shape: tuple[int, ...], times: int = 1) -> Value:
     """The units of `values`, one for each direction and all with the same, along the last dim of a result."""
     layers = []
     for position, layer in enumerate(values[0].layers):
@@ -166,7 +164,7 @@ def _laid_out(analysis: Analysis, values: Sequence[Value], shape: tuple[int, ...
 
 
 @operator("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-def cell(analysis: Analysis, call: Call) -> Any:
+def cell(analysis: Labelling, call: Call) -> Any:
     """A single step; the states of the step before have the same units."""
     states = call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
     biases = tuple(value for name in ("b_ih", "b_hh") if isinstance(value := call.get(name), Value))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from edgeprune.graph import binding, reasons
+from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, contract
 from edgeprune.graph.labels import Layer, Value, pack, remainders
 from edgeprune.graph.ops.contraction import reshaped
-from edgeprune.graph.ops.registry import Call, operator
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
-    from edgeprune.graph.edit import Edit
+from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.rules import Labelling, Rewriting
 
 
 def _reduced_dims(call: Call) -> tuple[int, ...]:
@@ -26,7 +24,7 @@ def _reduced_dims(call: Call) -> tuple[int, ...]:
     return tuple(d % rank for d in (dim if isinstance(dim, (list, tuple)) else (dim,)))
 
 
-def _mean_rescaled(edit: Edit, call: Call) -> None:
+def _mean_rescaled(edit: Rewriting, call: Call) -> None:
     """A mean over kept units divides by their number, the original by all: multiply by kept / original."""
     shape, kept = call.input.shape, edit.kept_shape(call.input)
     ratio = 1.0
@@ -37,7 +35,7 @@ def _mean_rescaled(edit: Edit, call: Call) -> None:
 
 
 @operator("linalg_vector_norm", "norm")
-def vector_norm(analysis: Analysis, call: Call) -> Any:
+def vector_norm(analysis: Labelling, call: Call) -> Any:
     """Zeros add nothing to a norm, unless it is of a negative order."""
     order = call.get("ord", call.get("p"))
     return other_reduction(analysis, call) if order is not None and order < 0 else total(analysis, call)
@@ -45,7 +43,7 @@ def vector_norm(analysis: Analysis, call: Call) -> Any:
 
 @operator("mean", rewrite=_mean_rescaled)
 @operator("sum", "nansum", "any")
-def total(analysis: Analysis, call: Call) -> Value:
+def total(analysis: Labelling, call: Call) -> Value:
     """Exact where removed units read zero; a mean is rescaled to the original count."""
     x, reduced = call.input, _reduced_dims(call)
     letters = tuple(f"d{d}" for d in range(len(x.shape)))
@@ -62,7 +60,7 @@ def _laid_out(value: Value, call: Call) -> Value:
 @operator("amax", "amin", "max", "min", "var", "std", "prod", "logsumexp", "argmax",
           "argmin", "median", "all", "var_mean", "std_mean", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
           "kthvalue", "mode", "topk", "sort")  # fmt: skip
-def other_reduction(analysis: Analysis, call: Call) -> Any:
+def other_reduction(analysis: Labelling, call: Call) -> Any:
     """Units along the reduced dims are locked: the result depends on which and how many there are."""
     if len(call.values) > 1:  # max(a, b) is pointwise
         from edgeprune.graph.ops.pointwise import pointwise
@@ -93,7 +91,7 @@ def _each_result(call: Call, x: Value, rest: list[int], keeps_zero: bool) -> Any
 
 
 @operator("softmax", "log_softmax", "_softmax", "_log_softmax")
-def softmax(analysis: Analysis, call: Call) -> Value:
+def softmax(analysis: Labelling, call: Call) -> Value:
     """The softmaxed dim stays whole; elsewhere labels pass, but a removed unit no longer reads zero."""
     x = call["self"]
     dim = call["dim"] % len(x.shape)
@@ -120,7 +118,7 @@ def _window(call: Call) -> int:
     "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
     "replication_pad3d",
 )  # fmt: skip
-def windowed(analysis: Analysis, call: Call) -> Any:
+def windowed(analysis: Labelling, call: Call) -> Any:
     """Works on trailing positions, which stay whole; all dims before them pass."""
     x, rank = call.input, len(call.input.shape)
     trailing = range(rank - _window(call), rank)
@@ -131,7 +129,7 @@ def windowed(analysis: Analysis, call: Call) -> Any:
 
 
 @operator("col2im")
-def fold(analysis: Analysis, call: Call) -> Value:
+def fold(analysis: Labelling, call: Call) -> Value:
     """`(n, channels * kernel, positions)` -> `(n, channels, height, width)`: only channels are units."""
     x = call.input
     offsets = math.prod(call["kernel_size"])

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from edgeprune.graph import reasons
+from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import unify
 from edgeprune.graph.labels import Layer, Value, pack
 from edgeprune.graph.ops.pointwise import align
-from edgeprune.graph.ops.registry import Call, operator
-
-if TYPE_CHECKING:
-    from edgeprune.graph.analysis import Analysis
-    from edgeprune.graph.edit import Edit
+from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.rules import Labelling, Rewriting
 
 aten = torch.ops.aten
 
 
 @operator("new_zeros", "new_ones", "new_full", "new_empty")
-def constant(analysis: Analysis, call: Call) -> Value:
+def constant(analysis: Labelling, call: Call) -> Value:
     """Takes no more than its type from the tensor: a constant, sliced where it meets labelled values."""
     sizes = call["size"]
     number = 1.0 if call.name == "new_ones" else call.get("fill_value", 0.0)
@@ -29,14 +27,14 @@ def constant(analysis: Analysis, call: Call) -> Value:
 
 
 @operator("zeros_like", "ones_like", "full_like", "empty_like", "fill", "zero")
-def like(analysis: Analysis, call: Call) -> Value:
+def like(analysis: Labelling, call: Call) -> Value:
     """Follows the shape of its tensor."""
     zero = call.name in ("zeros_like", "zero") or call.get("fill_value", call.get("value", 1)) == 0
     return Value(call.shape, tuple(Layer(layer.labels, zero) for layer in call.input.layers))
 
 
 @operator("copy")
-def copy(analysis: Analysis, call: Call) -> Value:
+def copy(analysis: Labelling, call: Call) -> Value:
     """The second tensor in the shape of the first."""
     into, source = (align(call[name], len(call.shape)) for name in ("self", "src"))
     unify(analysis, [into, source])
@@ -51,7 +49,7 @@ def copy(analysis: Analysis, call: Call) -> Value:
     return analysis.value(call.shape, layers)
 
 
-def _rewrite_slice_scatter(edit: Edit, call: Call) -> None:
+def _rewrite_slice_scatter(edit: Rewriting, call: Call) -> None:
     dim = call["dim"] % len(call.shape)
     kept = edit.kept(call["self"], dim)
     if len(kept) == call.shape[dim]:
@@ -62,13 +60,13 @@ def _rewrite_slice_scatter(edit: Edit, call: Call) -> None:
     edit.replace(call, aten.index_copy.default, (edit.source(call), dim, edit.indices(call, positions), source))
 
 
-def _rewrite_select_scatter(edit: Edit, call: Call) -> None:
+def _rewrite_select_scatter(edit: Rewriting, call: Call) -> None:
     dim = call["dim"] % len(call.shape)
     index = call["index"] % call.shape[dim]
     edit.set(call, "index", int(np.searchsorted(edit.kept(call["self"], dim), index)))
 
 
-def _scatter(analysis: Analysis, call: Call, window: Any) -> Value:
+def _scatter(analysis: Labelling, call: Call, window: Any) -> Value:
     """`window(tensor)` is the part of the first tensor that the second one replaces: they are united."""
     target, source = call["self"], call["src"]
     part = Value(source.shape, tuple(pack(window(layer.labels), layer.zero) for layer in target.layers))
@@ -86,13 +84,13 @@ def _scatter(analysis: Analysis, call: Call, window: Any) -> Value:
 
 
 @operator("slice_scatter", rewrite=_rewrite_slice_scatter)
-def slice_scatter(analysis: Analysis, call: Call) -> Value:
+def slice_scatter(analysis: Labelling, call: Call) -> Value:
     """A copy of the first tensor with one slice replaced."""
     dim, start, end, step = call["dim"], call["start"], call["end"], call["step"]
     return _scatter(analysis, call, lambda labels: aten.slice.Tensor(labels, dim, start, end, step))
 
 
 @operator("select_scatter", rewrite=_rewrite_select_scatter)
-def select_scatter(analysis: Analysis, call: Call) -> Value:
+def select_scatter(analysis: Labelling, call: Call) -> Value:
     """A copy of the first tensor with one index of a dim replaced."""
     return _scatter(analysis, call, lambda labels: labels.select(call["dim"], call["index"]))
