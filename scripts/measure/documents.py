@@ -18,7 +18,7 @@ _SHARES = (1.0, 0.95, 0.9, 0.75, 0.5, 0.0)
 
 def tool_versions() -> dict[str, str]:
     """Versions of what only the measurements need."""
-    return {name: importlib.metadata.version(name) for name in ("timm", "torch-pruning")}
+    return {name: importlib.metadata.version(name) for name in ("timm", "torch-pruning", "transformers")}
 
 
 def read_records(path: Path) -> list[Record]:
@@ -141,10 +141,11 @@ def _page(records: Sequence[Record], document: Record) -> str:
     )
 
 
-_NAMED = ("edgeprune", "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxsim")
+_NAMED = ("edgeprune", "torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime", "onnxsim")
 _METHOD = """
 Every network is built with random weights; batch-norm statistics, affine parameters and layer scales are random too,
-so that no branch is trivially zero. Detectors go through their backbone. One thread, one process a network, two at a
+so that no branch is trivially zero. Detectors of torchvision go through their backbone; networks of transformers are
+built small from a configuration, their token inputs with an attention mask. One thread, one process a network, two at a
 time; the times of those that took long were taken again alone, and the faster run counts.
 
 - **free**: share of the output channels of layers, the model's own outputs left out, that can be removed.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune.compat  # noqa: F401  (before torchvision and timm)
+from measure.transformers_networks import TRANSFORMERS, settle_batch_norms
 
 TIMM_LIST = Path(__file__).with_name("timm_networks.txt")
 _VIDEO = {"s3d": (16, 224), "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224)}  # frames, side; the others take 8 of 112
@@ -30,8 +31,8 @@ class Network:
 
 
 def all_networks() -> list[Network]:
-    """Every float network of torchvision and the listed ones of timm."""
-    return [*torchvision_networks(), *timm_networks()]
+    """Every float network of torchvision, the listed ones of timm, and those of transformers."""
+    return [*torchvision_networks(), *timm_networks(), *transformers_networks()]
 
 
 def torchvision_networks() -> list[Network]:
@@ -59,6 +60,11 @@ def timm_networks() -> list[Network]:
     return [Network(f"timm:{name}", "timm", family) for family, name, *_ in _timm_lines()]
 
 
+def transformers_networks() -> list[Network]:
+    """Networks of the package transformers, built small from their configurations."""
+    return [Network(f"transformers:{name}", "transformers", name) for name in TRANSFORMERS]
+
+
 def find(name: str) -> Network:
     """A network by its name, also one that is not listed."""
     known = {network.name: network for network in all_networks()}
@@ -70,9 +76,12 @@ def build(network: Network) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The network in eval mode with random weights, and random inputs with a batch of 2."""
     torch.manual_seed(0)
     library, _, name = network.name.partition(":")
-    model, inputs = _build_timm(name) if library == "timm" else _build_torchvision(name)
+    model, inputs = _BUILDERS.get(library, _build_torchvision)(name)
     randomize(model)
-    return model.eval(), inputs
+    model.eval()
+    if library == "transformers":
+        settle_batch_norms(model, inputs)
+    return model, inputs
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
@@ -163,6 +172,12 @@ def _build_torchvision(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     if kind == "optical_flow":
         return model, (torch.randn(2, 3, side, side), torch.randn(2, 3, side, side))
     return model.backbone if kind == "detection" else model, (torch.randn(2, 3, side, side),)
+
+
+_BUILDERS: dict[str, Callable[[str], tuple[nn.Module, tuple[Tensor, ...]]]] = {
+    "timm": _build_timm,
+    "transformers": lambda name: TRANSFORMERS[name](),
+}
 
 
 def build_detector(network: Network) -> tuple[nn.Module, list[Tensor]]:

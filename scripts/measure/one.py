@@ -111,7 +111,7 @@ def _stages(network: Network, record: Record, emit: Emit, until: str) -> None:
     if until == "cut":
         return
     with stage("prove"):
-        record["proof_error"] = prove(program, slim, pruning, inputs[0] if len(inputs) == 1 else None)
+        record["proof_error"] = prove(program, slim, pruning, inputs=inputs)
     with stage("distance"):
         record["masked_distance"] = relative_error(
             outputs(program.module(), inputs), outputs(masked(program, pruning), inputs)
