@@ -219,3 +219,13 @@ def changed(program: Program, change: Callable[[dict[str, Tensor]], object]) -> 
 def same(one: Program, other: Program, shape: tuple[int, ...]) -> bool:
     (x,) = sample((shape,), 5)
     return relative_error(outputs(one.module(), (x,)), outputs(other.module(), (x,))) <= 1e-12
+
+
+def test_a_batch_norm_over_another_dim_does_not_take_the_shift() -> None:
+    """As many positions as channels: the batch norm behind the layer is over the positions."""
+    net = nn.Sequential(nn.Linear(5, 6), nn.Sigmoid(), nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4))
+    program = captured(net, (4, 5))
+    program = changed(program, lambda tensors: tensors["0.weight"][:3].zero_())
+    inputs = sample(((4, 5),), 3)
+    expected = outputs(program.module(), inputs)
+    assert relative_error(expected, outputs(edgeprune.fold(program).module(), inputs)) <= 1e-10

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from types import ModuleType
+
 import pytest
 import torch
 from torch import nn
 
 import edgeprune
-from edgeprune.graph.ops.registry import operator
+from edgeprune.cost import layers
+from edgeprune.graph import dependence, marks
+from edgeprune.graph.ops.registry import Kind, kind_of, operator, operators
+from edgeprune.importance import activation
+from edgeprune.pruning import folding, gathers, slim_inputs
 from tests.cases import ACTIVATIONS, CASES, IMAGE, between, conv
 from tests.nets import Case, captured, cut_randomly, distance, n_units
 
@@ -54,4 +62,38 @@ def test_float32(name: str) -> None:
 
 def test_an_operator_has_one_rule() -> None:
     with pytest.raises(ValueError, match="conv2d has two rules"):
-        operator("conv2d")(lambda analysis, call: None)
+        operator("conv2d", kind=Kind.CONVOLUTION)(lambda analysis, call: None)
+
+
+READERS = (dependence, marks, folding, gathers, slim_inputs, activation)
+PRODUCTS = {"multiply"}  # of pointwise operators these alone can make nothing of something
+
+
+def argument_names() -> set[str]:
+    """The names of the arguments of all operators in the table, some of which are called as an operator is."""
+    packets = [getattr(torch.ops.aten, name, None) for name in operators()]
+    overloads = [
+        getattr(packet, overload) for packet in packets if packet is not None for overload in packet.overloads()
+    ]
+    return {argument.name for overload in overloads for argument in overload._schema.arguments}
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
+def test_no_reader_has_a_table_of_its_own(reader: ModuleType) -> None:
+    """What an operator does is asked of the one table."""
+    tree = ast.parse(inspect.getsource(reader))
+    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert not (strings & operators().keys()) - argument_names() - PRODUCTS
+
+
+@pytest.mark.parametrize("name", layers.POINTWISE)
+def test_what_is_timed_without_weights_is_known_as_such(name: str) -> None:
+    packet = getattr(torch.ops.aten, name)
+    kinds = {kind_of(getattr(packet, overload)) for overload in packet.overloads()}
+    assert kinds & {Kind.POINTWISE, Kind.NORMALISATION}
+
+
+def test_a_layer_is_described_by_its_kind() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
+    shapes = layers.layer_shapes(edgeprune.analyze(captured(net, (3, 8, 8))))
+    assert [shape.kind for shape in shapes.values()] == ["convolution", "linear"]  # of transposed ones the MACs count

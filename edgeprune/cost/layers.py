@@ -13,6 +13,8 @@ from torch import Tensor
 from edgeprune.graph.call import Call
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import Value, core
+from edgeprune.graph.ops.contraction import is_transposed
+from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.graph.sizes import input_values, size_hint
 
 Setting = int | str | tuple[int, ...]
@@ -73,7 +75,7 @@ def layer_shapes(graph: ChannelGraph) -> dict[str, LayerShape]:
     batch = next((size_hint(v.shape[0]) for v in input_values(graph.analysis.program) if v.dim()), 1)
     found = {}
     for node, call in graph.analysis.calls.items():
-        make = _KINDS.get(call.name)
+        make = _maker(call)
         shape = make(call, batch) if make is not None else None
         if shape is not None:
             found[node.name] = shape
@@ -83,7 +85,7 @@ def layer_shapes(graph: ChannelGraph) -> dict[str, LayerShape]:
 def _convolution(call: Call, batch: int) -> LayerShape | None:
     x, weight, groups = call["input"], call["weight"], call.get("groups", 1)
     spatial = len(weight.shape) - 2
-    if len(x.shape) != spatial + 2 or bool(call.get("transposed", False)):
+    if len(x.shape) != spatial + 2 or is_transposed(call):
         return None
     kernel, dilation = weight.shape[2:], _each(call.get("dilation", 1), spatial)
     settings: dict[str, Setting] = {
@@ -135,14 +137,15 @@ def _attention(call: Call, batch: int) -> LayerShape | None:
     return LayerShape("attention", settings, heads, heads)
 
 
-_KINDS: dict[str, Callable[[Call, int], LayerShape | None]] = {
-    "conv1d": _convolution,
-    "conv2d": _convolution,
-    "conv3d": _convolution,
-    "convolution": _convolution,
-    "linear": _linear,
-    "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(POINTWISE, _pointwise),
+def _maker(call: Call) -> Callable[[Call, int], LayerShape | None] | None:
+    """What describes a call, or None where its time goes with the MACs alone."""
+    return _pointwise if call.name in POINTWISE else _MAKERS.get(kind_of(call.operator))
+
+
+_MAKERS: dict[Kind | None, Callable[[Call, int], LayerShape | None]] = {
+    Kind.CONVOLUTION: _convolution,
+    Kind.LINEAR: _linear,
+    Kind.ATTENTION: _attention,
 }
 
 

@@ -19,11 +19,12 @@ from edgeprune.graph import binding, reasons
 from edgeprune.graph.call import Call, operator_name
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.findings import Finding, Hint, Source, hinted, same_objects, same_result, with_most_units
-from edgeprune.graph.labels import Layer, Value, core, pack, spread, without_overlaps
-from edgeprune.graph.ops.registry import Operator, lookup
+from edgeprune.graph.labels import Layer, Value, core, pack, without_overlaps
+from edgeprune.graph.ops.registry import Kind, Operator, lookup
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.solve import Reason, Solver
+from edgeprune.graph.sources import Sources
 from edgeprune.graph.state import state_partners
 from edgeprune.graph.tensors import Tensors
 
@@ -40,13 +41,11 @@ class Analysis:
         self.label_inputs = inputs
         self.attention = attention
         self.solver = Solver()
-        self.sources: dict[tuple[str, str, int | None], Source] = {}
+        self._sources = Sources(self.solver)
         self.env: dict[fx.Node, Any] = {}
         self.settled = False
         self._findings: dict[fx.Node, Finding] = {}
         self._finding = Finding((), False)
-        self._labelled_values: dict[tuple[str, str], tuple[list[Tensor], Value]] = {}
-        self._canonical = np.zeros(1, dtype=np.int64)
         self._node: fx.Node | None = None
         self._zero_probes: dict[Any, bool] = {}
         self._graph_inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
@@ -61,10 +60,7 @@ class Analysis:
             self.run_pass()
             if self.solver.merge():
                 continue
-            hints = [hint for finding in self._findings.values() for hint in finding.hints]
-            if self._resolve(sorted(hints, key=lambda hint: not hint.strong), hinted):
-                continue
-            if self._resolve([c for finding in self._findings.values() for c in finding.conflicts], with_most_units):
+            if self._resolve(self._hints(), hinted) or self._resolve(self._conflicts(), with_most_units):
                 continue
             if self.settled and not self._lock_unresolved() and not self._lock_whole_dims():
                 return
@@ -72,7 +68,7 @@ class Analysis:
 
     def run_pass(self) -> None:
         """Propagate labels through the whole graph once; what depends on nothing that changed is kept."""
-        self._canonical = self.solver.canonical
+        self._sources.begin_pass()
         self.env = {}
         for node in self.program.graph.nodes:
             self._node = node
@@ -84,6 +80,15 @@ class Analysis:
                 self._output(node)
             else:
                 raise CaptureError(f"{node.name}: expected a program of operators alone, got one with branches")
+
+    def _hints(self) -> list[Hint]:
+        """What calls prefer, strong preferences first."""
+        hints = [hint for finding in self._findings.values() for hint in finding.hints]
+        return sorted(hints, key=lambda hint: not hint.strong)
+
+    def _conflicts(self) -> list[Tensor]:
+        """Labels that vary along several dims still."""
+        return [labels for finding in self._findings.values() for labels in finding.conflicts]
 
     def _resolve(self, items: Sequence[Any], choose: Callable[[Any], tuple[Tensor, int]]) -> bool:
         """Settle along which one dim each layer varies; layers that share units wait for the next pass."""
@@ -125,6 +130,11 @@ class Analysis:
         return self.solver.merge()
 
     # -- what was found --------------------------------------------------------------------------------------------
+
+    @property
+    def sources(self) -> dict[tuple[str, str, int | None], Source]:
+        """What hands out units, by kind, name and dim."""
+        return self._sources.found
 
     @property
     def calls(self) -> dict[fx.Node, Call]:
@@ -194,12 +204,7 @@ class Analysis:
 
     def source(self, kind: str, name: str, dim: int | None, count: int) -> Tensor:
         """The present labels of a source, `(count,)`; handed out when it is first met."""
-        key = (kind, name, dim)
-        if key not in self.sources:
-            self.sources[key] = Source(kind, name, dim, self.solver.fresh(count))
-        ids = self.sources[key].ids
-        is_new = len(ids) and ids[0] >= len(self._canonical)  # met in this pass: nothing is known of them yet
-        return torch.from_numpy(ids if is_new else self._canonical[ids])
+        return self._sources.labels(kind, name, dim, count)
 
     def reads_zero(self, call: Call, pattern: tuple[bool, ...]) -> bool:
         """Whether a pointwise call gives 0 where the operands marked in `pattern` are 0, whatever the others are."""
@@ -236,8 +241,8 @@ class Analysis:
         if not node.users:
             return Value(shape)
         if not tensor.is_floating_point():
-            return self._remembered("tensor", name, (), lambda _: Value(shape, const=tensor))
-        return self._labelled("tensor", name, val.shape, Value(shape))
+            return self._sources.remembered("tensor", name, (), lambda _: Value(shape, const=tensor))
+        return self._sources.labelled("tensor", name, val.shape, Value(shape))
 
     def _user_input(self, name: str, val: Tensor, shape: tuple[int, ...]) -> Value:
         """An input's elements are units of their own; rules unite those that only go together.
@@ -245,10 +250,10 @@ class Analysis:
         Where sizes behind dim 1 are free, its indices (channels, columns) are the units.
         """
         if name in self.state:
-            return self._labelled("state", name, val.shape, Value(shape))
+            return self._sources.labelled("state", name, val.shape, Value(shape))
         labelled = val.dim() >= 2 and isinstance(val.shape[1], int) and val.is_floating_point()
         if not self.label_inputs or not labelled:
-            return self._remembered("input", name, (), lambda _: Value(shape, raw=True))
+            return self._sources.remembered("input", name, (), lambda _: Value(shape, raw=True))
         fixed_size = all(isinstance(size, int) for size in val.shape[2:])
         units = shape[1:] if fixed_size else (shape[1], *(1 for _ in shape[2:]))
 
@@ -256,39 +261,14 @@ class Analysis:
             layer = pack(labels[0].reshape(1, *units).expand(shape), zero=False)
             return Value(shape, self.value(shape, [layer]).layers, raw=True)  # one unit alone cannot go
 
-        return self._remembered("input", name, ((None, math.prod(units)),), build)
-
-    def _labelled(self, kind: str, name: str, sizes: Sequence[Any], bare: Value) -> Value:
-        """`bare` with a unit for each index of each dim; dims of symbolic size and of size 1 have none."""
-        dims = tuple((d, size) for d, size in enumerate(sizes) if isinstance(size, int) and size > 1)
-        if not math.prod(bare.shape):
-            return bare
-        zero = bare.const is None or not bool(bare.const.any())  # a parameter is zeroed where it is removed
-
-        def build(labels: list[Tensor]) -> Value:
-            spreads = (spread(vector, (d,), bare.shape) for vector, (d, _) in zip(labels, dims, strict=True))
-            layers = (pack(vector, zero) for vector in spreads)
-            return Value(bare.shape, tuple(layer for layer in layers if layer.dims), bare.const)
-
-        return self._remembered(kind, name, dims, build)
-
-    def _remembered(
-        self, kind: str, name: str, dims: Sequence[tuple[int | None, int]], build: Callable[[list[Tensor]], Value]
-    ) -> Value:
-        """The value that `build` makes of a source's labels; the very same object while they do not change."""
-        labels = [self.source(kind, name, dim, size) for dim, size in dims]
-        known = self._labelled_values.get((kind, name))
-        if known is None or not all(torch.equal(a, b) for a, b in zip(known[0], labels, strict=True)):
-            known = (labels, build(labels))
-            self._labelled_values[kind, name] = known
-        return known[1]
+        return self._sources.remembered("input", name, ((None, math.prod(units)),), build)
 
     def _operand(self, node: fx.Node) -> Any:
         """A node's value; a float constant gets a label on every dim, so that it can be sliced like a parameter."""
         value = self.env[node]
         if not isinstance(value, Value) or value.const is None or not value.const.is_floating_point():
             return value
-        return self._labelled("constant", node.name, node.meta["val"].shape, value)
+        return self._sources.labelled("constant", node.name, node.meta["val"].shape, value)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is python_operator.getitem:
@@ -312,13 +292,15 @@ class Analysis:
         values = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Value)]
         if not values and not node.users:
             return None  # an assertion on sizes
-        if not values:
-            return self._constant(binding.run(node, fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)))
-        if not binding.holds_tensor(node.meta.get("val")):
+        if values and not binding.holds_tensor(node.meta.get("val")):
             return size_hint(node.meta.get("val"))  # a size, or an assertion
         if all(value.const is not None for value in values):
             args = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
             return self._constant(binding.run(node, tree_map_only(Value, lambda v: v.const, args)))
+        return self._by_rule(node)
+
+    def _by_rule(self, node: fx.Node) -> Any:
+        """The result of a call on labelled values."""
         call = self._finding.call = binding.bind(node, self._operand)
         entry = lookup(node.target, call.name)
         raw = self._raw_operand(call, entry)
@@ -335,11 +317,14 @@ class Analysis:
         raws = [value for value in call.values if value.raw]
         if entry is None or len(raws) != 1:
             return None
-        others = [n for n in call.node.all_input_nodes if isinstance(v := self.env[n], Value) and not v.raw]
+        return raws[0] if self._keeps_raw(call, entry, raws[0]) else None
+
+    def _keeps_raw(self, call: Call, entry: Operator, raw: Value) -> bool:
+        values = [(n, self.env[n]) for n in call.node.all_input_nodes]
+        others = {n: value for n, value in values if isinstance(value, Value) and not value.raw}
         if entry.moves:
-            return raws[0] if call.input.raw and all(self.env[n].const is not None for n in others) else None
-        maps = entry.rule is lookup(None, "pointwise").rule and call.shape == raws[0].shape  # type: ignore[union-attr]
-        return raws[0] if maps and self._static.issuperset(others) else None
+            return call.input.raw and all(value.const is not None for value in others.values())
+        return entry.kind is Kind.POINTWISE and call.shape == raw.shape and self._static.issuperset(others)
 
     def _mapped(self, call: Call, raw: Value) -> Value:
         """An element-wise function of an input; what else goes in (a mean for each pixel) meets the whole input."""

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from edgeprune.errors import ApplyError, CaptureError
+from edgeprune.graph import binding
 from edgeprune.graph.apply import Applied, apply
 from edgeprune.graph.drawn import drawn_arguments, example_values
 from edgeprune.graph.faults import public
@@ -45,23 +46,7 @@ from edgeprune.graph.weights import check_answers, taken_weights
 from edgeprune.usercode import running_user_code
 
 _BATCH = 2  # rows of what is drawn to compare two networks on
-# Position of the train flag among an operator's arguments.
-_TRAIN_FLAG = {
-    torch.ops.aten.batch_norm.default: 5,
-    torch.ops.aten.instance_norm.default: 5,
-    torch.ops.aten.dropout.default: 2,
-    torch.ops.aten.dropout_.default: 2,
-    torch.ops.aten.feature_dropout.default: 2,
-    torch.ops.aten.feature_dropout_.default: 2,
-    torch.ops.aten.alpha_dropout.default: 2,
-    torch.ops.aten.alpha_dropout_.default: 2,
-    torch.ops.aten.feature_alpha_dropout.default: 2,
-    torch.ops.aten.rrelu.default: 3,
-    torch.ops.aten.lstm.input: 6,
-    torch.ops.aten.gru.input: 6,
-    torch.ops.aten.rnn_tanh.input: 6,
-    torch.ops.aten.rnn_relu.input: 6,
-}
+_TRAIN_FLAGS = {"train", "training", "use_input_stats"}
 
 
 class TrainableModule(fx.GraphModule):
@@ -75,19 +60,20 @@ class TrainableModule(fx.GraphModule):
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         for node in graph.nodes:
-            if node.target in _TRAIN_FLAG and "follows_train" not in node.meta:
-                _spell_out(node, _TRAIN_FLAG[node.target])
-                node.meta["follows_train"] = node.args[_TRAIN_FLAG[node.target]] is False
+            flag = train_flag(node)
+            if flag is not None and "follows_train" not in node.meta:
+                _spell_out(node, flag)
+                node.meta["follows_train"] = node.args[flag] is False
         super().__init__(root, graph)
 
     def train(self, mode: bool = True) -> TrainableModule:
         """Set the mode of every batch norm and dropout in the graph that follows it."""
         super().train(mode)
         self.has_trained = self.has_trained or mode
-        following = [node for node in self.graph.nodes if node.meta.get("follows_train")]
-        changed = [node for node in following if node.args[_TRAIN_FLAG[node.target]] is not mode]
-        for node in changed:
-            node.update_arg(_TRAIN_FLAG[node.target], mode)
+        following = [(node, train_flag(node)) for node in self.graph.nodes if node.meta.get("follows_train")]
+        changed = [(node, flag) for node, flag in following if flag is not None and node.args[flag] is not mode]
+        for node, flag in changed:
+            node.update_arg(flag, mode)
         if changed:
             self.recompile()
         return self
@@ -105,6 +91,13 @@ def _spell_out(node: fx.Node, position: int) -> None:
         given = {**node.kwargs}
         node.args = (*node.args, given.pop(argument.name, argument.default_value))
         node.kwargs = given
+
+
+def train_flag(node: fx.Node) -> int | None:
+    """The position of the argument that tells an operator whether it trains, or None where it has none."""
+    schema = binding.schema_of(node) if node.op == "call_function" else None
+    names = [] if schema is None else [argument.name for argument in schema.arguments]
+    return next((position for position, name in enumerate(names) if name in _TRAIN_FLAGS), None)
 
 
 def schema_arguments(node: fx.Node) -> Sequence[Any]:

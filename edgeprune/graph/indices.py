@@ -14,11 +14,10 @@ from torch.export import ExportedProgram
 
 from edgeprune.graph import binding
 from edgeprune.graph.call import operator_name
-from edgeprune.graph.ops.registry import lookup
+from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.graph.sizes import size_hint
 
 UNBOUNDED = 2**62
-_JOINS = {"cat", "concat", "stack"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,16 +58,7 @@ class _Walk:
 
     def ranges(self) -> dict[str, IndexRange]:
         """What was found, for each input."""
-        count = 1
-        for name in self._program.graph_signature.user_inputs:
-            node = next((n for n in self._program.graph.find_nodes(op="placeholder") if n.name == name), None)
-            val = None if node is None else node.meta.get("val")
-            if node is not None and isinstance(val, Tensor) and _is_whole(val):
-                shape = binding.shape_of(val)
-                size = torch.Size(shape).numel()
-                places = torch.arange(count, count + size).reshape(shape)
-                self._marks[node] = _Mark(places, torch.zeros_like(places))
-                self._shapes[name], count = shape, count + size
+        count = self._mark_inputs()
         if not self._shapes:
             return {}
         self._low, self._high = torch.zeros(count, dtype=torch.int64), torch.full((count,), UNBOUNDED)
@@ -76,6 +66,21 @@ class _Walk:
             if node.op == "call_function" and any(n in self._marks for n in node.all_input_nodes):
                 self._visit(node)
         return dict(self._by_input())
+
+    def _mark_inputs(self) -> int:
+        """Number the elements of the inputs of whole numbers from 1 on; the next number."""
+        nodes = {node.name: node for node in self._program.graph.find_nodes(op="placeholder")}
+        given = [nodes[name] for name in self._program.graph_signature.user_inputs if name in nodes]
+        count = 1
+        for node in (
+            node for node in given if isinstance(node.meta.get("val"), Tensor) and _is_whole(node.meta["val"])
+        ):
+            shape = binding.shape_of(node.meta["val"])
+            size = torch.Size(shape).numel()
+            places = torch.arange(count, count + size).reshape(shape)
+            self._marks[node] = _Mark(places, torch.zeros_like(places))
+            self._shapes[node.name], count = shape, count + size
+        return count
 
     def _by_input(self) -> Any:
         start = 1
@@ -110,14 +115,14 @@ class _Walk:
             return marks[position] if isinstance(marks, list) else None
         if not _is_whole(node.meta.get("val")):
             return None
-        if name in _JOINS:
+        kind = kind_of(node.target)
+        if kind is Kind.JOIN:
             return self._mapped(node, tuple(node.all_input_nodes))
         if not isinstance(source, fx.Node):
             return None
         if name in ("add", "sub"):
             return self._shifted(node, 1 if name == "add" else -1)
-        entry = lookup(node.target, name)
-        return self._mapped(node, (source,)) if entry is not None and entry.moves else None
+        return self._mapped(node, (source,)) if kind in (Kind.MOVE, Kind.COPY) else None
 
     def _mapped(self, node: fx.Node, sources: tuple[fx.Node, ...]) -> Any:
         """The operator itself, run on the places and on the shifts."""
@@ -125,10 +130,8 @@ class _Walk:
         others = {node: self._value(node) for node in node.all_input_nodes if node not in marks}
         if any(value is None for value in others.values()) or not all(isinstance(m, _Mark) for m in marks.values()):
             return None
-        places, shifts = (
-            binding.run(node, fx.node.map_arg((node.args, node.kwargs), {**others, **parts}.__getitem__))
-            for parts in ({n: m.places for n, m in marks.items()}, {n: m.shift for n, m in marks.items()})
-        )
+        places = _run(node, {**others, **{source: mark.places for source, mark in marks.items()}})
+        shifts = _run(node, {**others, **{source: mark.shift for source, mark in marks.items()}})
         if isinstance(places, Tensor):
             return _Mark(places, shifts)
         return [_Mark(*pair) for pair in zip(places, shifts, strict=True)]
@@ -161,12 +164,17 @@ class _Walk:
         known = {other: self._value(other) for other in node.all_input_nodes}
         if any(value is None for value in known.values()):
             return None
-        result = binding.run(node, fx.node.map_arg((node.args, node.kwargs), known.__getitem__))
+        result = _run(node, known)
         return result if isinstance(result, Tensor) else None
 
     def _value(self, node: fx.Node) -> Any:
         val = node.meta.get("val")
         return self._known(node) if isinstance(val, Tensor) else size_hint(val)
+
+
+def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """The operator's result on values in place of the nodes that it takes."""
+    return binding.run(node, fx.node.map_arg((node.args, node.kwargs), values.__getitem__))
 
 
 def _is_whole(val: Any) -> bool:

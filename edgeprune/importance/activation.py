@@ -10,20 +10,19 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from edgeprune.graph import binding
 from edgeprune.graph.capture import Program
+from edgeprune.graph.ops.contraction import is_transposed
+from edgeprune.graph.ops.registry import Kind, kind_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-_aten = torch.ops.aten
-_CONVOLUTIONS = (
-    _aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default,
-    _aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding,
-)  # fmt: skip
 
 
 def mean_activations(program: ExportedProgram, batches: Batches) -> dict[tuple[str, int], np.ndarray] | None:
     """The mean size of each channel that a weight produces (dim 0) or reads (dim 1), by the weight's name and dim.
 
-    Of linear layers and convolutions; what a grouped convolution reads is left out. None where there are no batches.
+    Of linear layers and convolutions, not transposed ones; what a grouped one reads is left out. None where there are
+    no batches.
     """
     module = Program.adopt(program).module()
     watch = _Watch(module)
@@ -46,9 +45,12 @@ class _Watch(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        is_linear = n.target is _aten.linear.default
-        if not is_linear and n.target not in _CONVOLUTIONS:
-            return result
+        kind = kind_of(n.target) if n.op == "call_function" else None
+        if kind is Kind.LINEAR or (kind is Kind.CONVOLUTION and not is_transposed(binding.bind(n, lambda node: node))):
+            self._look(n, result, is_linear=kind is Kind.LINEAR)
+        return result
+
+    def _look(self, n: fx.Node, result: Tensor, is_linear: bool) -> None:
         weight, x = n.args[1], n.args[0]
         if isinstance(weight, fx.Node) and weight.op == "get_attr" and isinstance(x, fx.Node):
             dim = -1 if is_linear else 1
@@ -56,7 +58,6 @@ class _Watch(fx.Interpreter):
             given = self.env[x]
             if is_linear or given.shape[1] == self.env[weight].shape[1]:
                 self._add((str(weight.target), 1), given, dim)
-        return result
 
     def _add(self, key: tuple[str, int], value: Tensor, dim: int) -> None:
         sizes = value.abs().double().movedim(dim, 0).flatten(1)

@@ -18,15 +18,16 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.graph import binding
-from edgeprune.graph.call import operator_name
+from edgeprune.graph.call import Call
 from edgeprune.graph.capture import Program, example_inputs, reexport_like
-from edgeprune.graph.dependence import Step, explore
+from edgeprune.graph.dependence import explore
 from edgeprune.graph.faults import public
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import Value, core
+from edgeprune.graph.marks import Step
+from edgeprune.graph.ops.contraction import is_transposed
+from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.graph.prepare import prepared
-
-_CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}  # name -> spatial dims
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +44,8 @@ def fold(program: ExportedProgram) -> Program:
     """The same network with all constants that its layers read folded into their biases, and their weights zero.
 
     Linear layers, and convolutions without padding, take any constant. A padded one sees zeros beside it at the border,
-    so that it takes constants of zero alone. A layer without a bias passes the shift to the batch norm behind it, or
-    gets a bias.
+    so that it takes constants of zero alone; a transposed one takes none. A layer without a bias passes the shift to
+    the batch norm behind it, or gets a bias.
 
     Returns the same object where nothing is constant. The output differs by rounding at most.
     """
@@ -146,14 +147,24 @@ def _is_bias(parameter: fx.Node) -> bool:
     return set(readings) == {"bias"}
 
 
+def _takes_constants(call: Call) -> bool:
+    """Whether it is a layer whose inputs are folded: one that is linear in them, and no transposed convolution."""
+    kind = kind_of(call.node.target)
+    return kind is Kind.LINEAR or (kind is Kind.CONVOLUTION and not is_transposed(call))
+
+
+def _n_spatial(weight: Tensor) -> int:
+    return max(weight.dim() - 2, 0)
+
+
 def _constants(step: Step, static: set[fx.Node]) -> _Constants | None:
     """The inputs of a linear layer or a convolution that are constant over samples and positions."""
-    if step.name != "linear" and step.name not in _CONVOLUTIONS:
+    if not _takes_constants(step.values):
         return None
     if step.is_computed("weight") or binding.bind(step.node, lambda node: node)["input"] in static:
         return None
     value, mark = step.values["input"], step.mark("input")
-    dim = value.dim() - 1 - _CONVOLUTIONS.get(step.name, 0)
+    dim = value.dim() - 1 - _n_spatial(step.values["weight"])
     lines, marks = (t.detach().movedim(dim, 0).reshape(value.shape[dim], -1) for t in (value, mark))
     fixed = (marks == 0).all(1) & (lines == lines[:, :1]).all(1)
     return _Constants(step.node.name, fixed, lines[:, 0].clone()) if bool(fixed.any()) else None
@@ -172,7 +183,7 @@ class _Layers:
         """Fold constants into one layer; whether it changed."""
         call = binding.bind(node, lambda n: n)
         weight = self._own(call["weight"])
-        if weight is None or operator_name(node.target) not in ("linear", *_CONVOLUTIONS):
+        if weight is None or not _takes_constants(call):
             return False
         groups = call.get("groups", 1)
         takes = constants.fixed & ((constants.values == 0) | _sees_no_border(call.args, weight))
@@ -200,20 +211,22 @@ class _Layers:
                 return False
             _shift(tensor, shift)
             return True
-        mean = self._mean_behind(node)
+        mean = self._mean_behind(node, self.tensors[weight])
         if mean is not None:
             _shift(mean, -shift)
             return True
         return self._new_bias(node, weight, shift)
 
-    def _mean_behind(self, node: fx.Node) -> Tensor | None:
-        """The running mean of a batch norm that alone reads the layer."""
+    def _mean_behind(self, node: fx.Node, weight: Tensor) -> Tensor | None:
+        """The running mean of a batch norm that alone reads the layer, whose outputs are its channels: dim 1."""
         user = next(iter(node.users))
-        if len(node.users) > 1 or operator_name(user.target) != "batch_norm":
+        has_channels = node.meta["val"].dim() - _n_spatial(weight) == 2
+        if len(node.users) > 1 or not has_channels or kind_of(user.target) is not Kind.NORMALISATION:
             return None
         call = binding.bind(user, lambda n: n)
-        mean = call["running_mean"]
-        if call["training"] or not isinstance(mean, fx.Node) or mean.op != "get_attr":
+        mean = call.get("running_mean")
+        by_batch = call.get("training") or call.get("use_input_stats")
+        if by_batch or not isinstance(mean, fx.Node) or mean.op != "get_attr":
             return None
         tensor = self.tensors.get(str(mean.target))
         return tensor if tensor is not None and self.uses[id(tensor)] == 1 else None

@@ -16,19 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from edgeprune.graph.call import operator_name
 from edgeprune.graph.names import GATHER
-from edgeprune.graph.ops.movement import same
-from edgeprune.graph.ops.pointwise import pointwise
-from edgeprune.graph.ops.registry import lookup
+from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.graph.sizes import size_hint
 from edgeprune.records import InputFeatures
 
 BATCH = 2
 _aten = torch.ops.aten
 _PADS: dict[Any, int] = {_aten.pad.default: 3, _aten.constant_pad_nd.default: 2}  # -> position of what is added
-
-_MAPS = (pointwise, same)  # the rules of what works on each element by itself, and of copies
+_MAPS = (Kind.POINTWISE, Kind.COPY)  # what works on each element by itself
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,8 +169,7 @@ def is_move(node: fx.Node, source: fx.Node) -> bool:
         return False
     if node.target is operator.getitem:
         return True
-    entry = lookup(node.target, operator_name(node.target))
-    return entry is not None and entry.moves and entry.rule not in _MAPS
+    return kind_of(node.target) is Kind.MOVE
 
 
 def is_pointwise(node: fx.Node, source: fx.Node) -> bool:
@@ -183,8 +178,7 @@ def is_pointwise(node: fx.Node, source: fx.Node) -> bool:
         return False
     if node.target._schema.is_mutable or not all(n is source or _is_static(n) for n in node.all_input_nodes):
         return False
-    entry = lookup(node.target, operator_name(node.target))
-    return entry is not None and entry.rule in _MAPS
+    return kind_of(node.target) in _MAPS
 
 
 def _is_static(node: fx.Node) -> bool:

@@ -14,6 +14,7 @@ from edgeprune.graph.call import Call, operator_name
 from edgeprune.graph.capture import Program
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import analyze
+from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.state import state_partners
 from edgeprune.pruning.folding import fold
@@ -159,13 +160,13 @@ def _normalise_over_kept(module: fx.GraphModule, program: ExportedProgram, plan:
 def _normalised_dims(call: Call) -> list[int]:
     """The dims that a normalisation takes its statistics over and whose units may go one by one."""
     rank = len(call.values[0].shape)
-    if call.name in ("layer_norm", "rms_norm"):
+    if kind_of(call.operator) is not Kind.NORMALISATION:
+        return []
+    if "normalized_shape" in call.args:
         return list(range(rank - len(call["normalized_shape"]), rank))
-    if call.name == "group_norm" and call["num_groups"] == 1:
+    if call.get("num_groups") == 1:
         return list(range(1, rank))
-    if call.name == "batch_norm" and call["training"]:
-        return [d for d in range(rank) if d != 1]
-    return []
+    return [d for d in range(rank) if d != 1] if call.get("training") else []
 
 
 def _over_kept(operator: Callable[..., Tensor], first: int, kept: dict[int, Tensor]) -> Callable[..., Tensor]:

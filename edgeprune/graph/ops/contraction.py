@@ -8,7 +8,7 @@ from edgeprune.graph import reasons
 from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, contract, unify
 from edgeprune.graph.labels import Layer, Value, not_zero, pack
-from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling, Rewriting
 
 
@@ -36,7 +36,7 @@ def add_bias(analysis: Labelling, result: Value, bias: Value | None, dim: int) -
     return Value(result.shape, tuple(layers))
 
 
-@operator("linear")
+@operator("linear", kind=Kind.LINEAR)
 def linear(analysis: Labelling, call: Call) -> Value:
     """`y[..., o] = sum_i x[..., i] w[o, i] + b[o]`."""
     x, weight = call["input"], call["weight"]
@@ -47,7 +47,7 @@ def linear(analysis: Labelling, call: Call) -> Value:
     return add_bias(analysis, result, call.get("bias"), -1) if len(weight.shape) == 2 else result
 
 
-@operator("matmul", "bmm", "mm", "mv", "dot", "vdot")
+@operator("matmul", "bmm", "mm", "mv", "dot", "vdot", kind=Kind.PRODUCT)
 def matmul(analysis: Labelling, call: Call) -> Value:
     """`y[..., n, m] = sum_k a[..., n, k] b[..., k, m]`, leading dims broadcast, vectors as in torch.matmul."""
     return _product(analysis, call.values[0], call.values[1], call.shape)
@@ -64,7 +64,7 @@ def _product(analysis: Labelling, a: Value, b: Value, shape: tuple[int, ...]) ->
     return contract(analysis, [Operand(a, lead_a + tail_a), Operand(b, lead_b + tail_b)], out, shape)
 
 
-@operator("addmm", "baddbmm", "addmv")
+@operator("addmm", "baddbmm", "addmv", kind=Kind.PRODUCT)
 def addmm(analysis: Labelling, call: Call) -> Value:
     """A matrix product plus a broadcast summand."""
     first, a, b = call.values
@@ -87,14 +87,15 @@ def _rewrite_groups(edit: Rewriting, call: Call) -> None:
     if groups == 1:
         return
     channels = edit.kept_size(call["input"], len(call["input"].shape) - 1 - _spatial(call))
-    if _is_transposed(call):
+    if is_transposed(call):
         kept = edit.kept(call["weight"], 0) // (call["weight"].shape[0] // groups)
         edit.set(call, "groups", len(np.unique(kept)))
     else:
         edit.set(call, "groups", channels // edit.kept_size(call["weight"], 1))
 
 
-def _is_transposed(call: Call) -> bool:
+def is_transposed(call: Call) -> bool:
+    """Whether a convolution is, whose weight is `(in, out / groups, *kernel)`."""
     return call.name.startswith("conv_transpose") or bool(call.get("transposed", False))
 
 
@@ -104,7 +105,7 @@ def _spatial(call: Call) -> int:
 
 @operator(
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    rewrite=_rewrite_groups,
+    kind=Kind.CONVOLUTION, rewrite=_rewrite_groups,
 )  # fmt: skip
 def convolution(analysis: Labelling, call: Call) -> Value:
     """`y[n, g, o, ...] = sum_{c, k} x[n, g, c, ...] w[g, o, c, k]`; positions that a kernel mixes stay whole.
@@ -112,34 +113,36 @@ def convolution(analysis: Labelling, call: Call) -> Value:
     With groups there are two modes: whole groups go, or the same offset goes in every group: whichever has more units
     where no other call has a preference.
     """
-    x, weight, groups = call["input"], call["weight"], call.get("groups", 1)
+    x, weight, groups, out = call["input"], call["weight"], call.get("groups", 1), call.shape
     spatial = _spatial(call)
-    batched = len(x.shape) == spatial + 2
-    lead = ("n",) if batched else ()
-    here, there, kernel = ([f"{kind}{d}" for d in range(spatial)] for kind in ("x", "y", "k"))
-    there = [here[d] if _keeps_position(call, d) else there[d] for d in range(spatial)]
-    mixed = [letter for letter in here if letter not in there]
-    if _is_transposed(call):  # weight (in, out / groups, *kernel)
-        w = reshaped(weight, (groups, weight.shape[0] // groups, *weight.shape[1:]))
-        w_letters = ("g", "c", "o", *kernel)
-        out_per_group = weight.shape[1]
-    else:  # weight (out, in / groups, *kernel)
-        w = reshaped(weight, (groups, weight.shape[0] // groups, *weight.shape[1:]))
-        w_letters = ("g", "o", "c", *kernel)
-        out_per_group = weight.shape[0] // groups
+    lead = ("n",) if len(x.shape) == spatial + 2 else ()
     channel = len(lead)
-    in_per_group = x.shape[channel] // groups
-    x = reshaped(x, (*x.shape[:channel], groups, in_per_group, *x.shape[channel + 1 :]))
-    operands = [Operand(x, (*lead, "g", "c", *here)), Operand(w, w_letters)]
+    here, kernel = [f"x{d}" for d in range(spatial)], [f"k{d}" for d in range(spatial)]
+    there = [here[d] if _keeps_position(call, d) else f"y{d}" for d in range(spatial)]
+    mixed = [letter for letter in here if letter not in there]
+    channels = ("c", "o") if is_transposed(call) else ("o", "c")
+    w = Operand(_grouped(weight, 0, groups), ("g", *channels, *kernel))
+    operands = [Operand(_grouped(x, channel, groups), (*lead, "g", "c", *here)), w]
     if groups > 1:
-        shared = [layer for o in operands for layer in o.value.layers if set(o.over(layer)) == {"g", "c"}]
-        analysis.choose_later(shared)  # heads of an attention may lie across these groups
-        if _is_transposed(call) and any(o.over(layer) == ("g",) for o in operands for layer in o.value.layers):
-            operands[1].fix(analysis, "o", reasons.TWO_PATTERNS)  # whole groups go: these are shared by all of them
-    out = call.shape
-    grouped_shape = (*out[:channel], groups, out_per_group, *out[channel + 1 :])
+        _choose_groups(analysis, call, operands)
+    per_group = w.value.shape[w.letters.index("o")]
+    grouped_shape = (*out[:channel], groups, per_group, *out[channel + 1 :])
     result = contract(analysis, operands, (*lead, "g", "o", *there), grouped_shape, fixed=(*mixed, *kernel))
     return add_bias(analysis, reshaped(result, out), call.get("bias"), channel)
+
+
+def _grouped(value: Value, dim: int, groups: int) -> Value:
+    """`(..., channels, ...)` as `(..., groups, channels / groups, ...)`."""
+    shape = value.shape
+    return reshaped(value, (*shape[:dim], groups, shape[dim] // groups, *shape[dim + 1 :]))
+
+
+def _choose_groups(analysis: Labelling, call: Call, operands: list[Operand]) -> None:
+    """Heads of an attention may lie across the groups of channels: which of them go is left to other calls."""
+    layers = [(layer, operand.over(layer)) for operand in operands for layer in operand.value.layers]
+    analysis.choose_later([layer for layer, over in layers if set(over) == {"g", "c"}])
+    if is_transposed(call) and any(over == ("g",) for _, over in layers):
+        operands[1].fix(analysis, "o", reasons.TWO_PATTERNS)  # whole groups go: these are shared by all of them
 
 
 def _keeps_position(call: Call, d: int) -> bool:
@@ -156,7 +159,7 @@ def _rewrite_attention(edit: Rewriting, call: Call) -> None:
         edit.set(call, "scale", call["query"].shape[-1] ** -0.5)
 
 
-@operator("scaled_dot_product_attention", rewrite=_rewrite_attention)
+@operator("scaled_dot_product_attention", kind=Kind.ATTENTION, rewrite=_rewrite_attention)
 def attention(analysis: Labelling, call: Call) -> Value:
     """`softmax(q k' / sqrt(d)) v`: channels of q and k are contracted, key positions stay whole."""
     q, k, v, mask = call["query"], call["key"], call["value"], call.get("attn_mask")

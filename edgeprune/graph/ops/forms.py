@@ -11,25 +11,27 @@ from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, contract, unify
 from edgeprune.graph.labels import Layer, Value, core, not_zero, pack, remainder, remainders
 from edgeprune.graph.ops.contraction import add_bias
-from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling, Rewriting
 
 aten = torch.ops.aten
 
 
-@operator("einsum")
+@operator("einsum", kind=Kind.PRODUCT)
 def einsum(analysis: Labelling, call: Call) -> Value:
     """The rule itself; a letter twice in one operand takes the diagonal."""
     left, arrow, right = call["equation"].replace(" ", "").partition("->")
     terms = [_letters(term, len(value.shape)) for term, value in zip(left.split(","), call.values, strict=True)]
     operands = [_diagonal(analysis, value, term) for value, term in zip(call.values, terms, strict=True)]
-    if arrow:
-        out = _letters(right, len(call.shape))
-    else:
-        written = [letter for term in terms for letter in term]
-        dots = sorted({letter for letter in written if letter.startswith(".")}, reverse=True)
-        out = (*dots, *sorted(letter for letter in written if written.count(letter) == 1 and letter not in dots))
+    out = _letters(right, len(call.shape)) if arrow else _implied(terms)
     return contract(analysis, operands, out, call.shape)
+
+
+def _implied(terms: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """The letters of the result where the equation does not say them: the ellipsis, and what stands once, in order."""
+    written = [letter for term in terms for letter in term]
+    dots = sorted({letter for letter in written if letter.startswith(".")}, reverse=True)
+    return (*dots, *sorted(letter for letter in written if written.count(letter) == 1 and letter not in dots))
 
 
 def _letters(term: str, rank: int) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ def _diagonal(analysis: Labelling, value: Value, letters: tuple[str, ...]) -> Op
     return _diagonal(analysis, kept, (*letters[:second], *letters[second + 1 :]))
 
 
-@operator("diagonal")
+@operator("diagonal", kind=Kind.ASSEMBLY)
 def diagonal(analysis: Labelling, call: Call) -> Value:
     """The units of rows and columns are the same ones; beside the middle they are locked."""
     x, rank = call["self"], len(call["self"].shape)
@@ -64,10 +66,9 @@ def diagonal(analysis: Labelling, call: Call) -> Value:
     square = call["offset"] == 0 and x.shape[one] == x.shape[other]
     if square:
         unify(analysis, [Operand(_line(x, one), ("x",)), Operand(_line(x, other), ("x",))])
-    for layer in x.layers:
-        if not square or len(layer.dims) > 1:
-            for dim in (one, other):
-                analysis.fix(layer, dim, reasons.BLOCKS)
+    for layer in [layer for layer in x.layers if not square or len(layer.dims) > 1]:
+        analysis.fix(layer, one, reasons.BLOCKS)
+        analysis.fix(layer, other, reasons.BLOCKS)
     rest = [d for d in range(rank) if d not in (one, other)]
     dims = {d: position for position, d in enumerate(rest)} | ({one: rank - 2} if square else {})
     return analysis.value(call.shape, remainders(x, dims, call.shape))
@@ -78,7 +79,7 @@ def _line(value: Value, dim: int) -> Value:
     return Value(value.shape[dim : dim + 1], tuple(Layer(core(y), y.zero) for y in value.layers if y.dims == (dim,)))
 
 
-@operator("bilinear")
+@operator("bilinear", kind=Kind.PRODUCT)
 def bilinear(analysis: Labelling, call: Call) -> Value:
     """`y[..., o] = sum_ij a[..., i] w[o, i, j] b[..., j] + c[o]`."""
     free = tuple(f"x{d}" for d in range(len(call.shape) - 1))
@@ -90,7 +91,7 @@ def bilinear(analysis: Labelling, call: Call) -> Value:
     return add_bias(analysis, contract(analysis, operands, (*free, "o"), call.shape), call.get("bias"), -1)
 
 
-@operator("cdist", "_cdist_forward", "_euclidean_dist")
+@operator("cdist", "_cdist_forward", "_euclidean_dist", kind=Kind.DISTANCE)
 def distances(analysis: Labelling, call: Call) -> Value:
     """`y[..., p, r] = |a[..., p, :] - b[..., r, :]|`: a channel that reads zero on both sides adds nothing."""
     rank = len(call.shape)
@@ -103,7 +104,7 @@ def distances(analysis: Labelling, call: Call) -> Value:
     return not_zero(contract(analysis, operands, (*lead, "p", "r"), call.shape))
 
 
-@operator("_weight_norm")
+@operator("_weight_norm", kind=Kind.WEIGHT_NORM)
 def weight_norm(analysis: Labelling, call: Call) -> Value:
     """`v g / |v|`, the norm over all dims but one, to which zeros add nothing."""
     v, g = call["v"], call["g"]
@@ -127,7 +128,7 @@ def _rewrite_triangle(edit: Rewriting, call: Call) -> None:
     edit.replace(call, aten.masked_fill.Scalar, (edit.source(call), edit.constant(call, outside), 0))
 
 
-@operator("tril", "triu", rewrite=_rewrite_triangle)
+@operator("tril", "triu", kind=Kind.ASSEMBLY, rewrite=_rewrite_triangle)
 def triangle(analysis: Labelling, call: Call) -> Value:
     """Zeroes one side of a diagonal; which side an element is on must not depend on a size that is free."""
     x = call["self"]
@@ -139,7 +140,7 @@ def triangle(analysis: Labelling, call: Call) -> Value:
     return x
 
 
-@operator("im2col")
+@operator("im2col", kind=Kind.ASSEMBLY)
 def unfold(analysis: Labelling, call: Call) -> Value:
     """`(n, channels, height, width)` -> `(n, channels * kernel, windows)`: only channels are units."""
     x, shape = call["self"], call.shape

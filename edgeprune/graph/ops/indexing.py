@@ -12,18 +12,18 @@ from edgeprune.graph import reasons
 from edgeprune.graph.call import Call
 from edgeprune.graph.labels import Layer, Value, core, remainders
 from edgeprune.graph.ops.movement import lock_all, moved
-from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling, Rewriting
 
 
 def _rewrite_index(edit: Rewriting, call: Call) -> None:
     """Rows of the index tensors that select removed units go; the others are remapped into the kept slices."""
     x, indices = call.input, call["indices"]
-    used = [d for d, index in enumerate(indices) if index is not None]
+    used = indexed(call)
     if all(edit.kept_size(x, d) == x.shape[d] for d in used):
         return
     block: Any = torch.broadcast_tensors(*(indices[d].const for d in used))
-    first = used[0] if side_by_side(used) else 0
+    first = block_position(used)
     given = list(edit.raw(call, "indices"))
     for d, tensor in zip(used, block, strict=True):
         positions = tensor.numpy() % x.shape[d]
@@ -37,20 +37,21 @@ def _rewrite_index(edit: Rewriting, call: Call) -> None:
     edit.set(call, "indices", given)
 
 
-@operator("index", rewrite=_rewrite_index)
+@operator("index", kind=Kind.ASSEMBLY, rewrite=_rewrite_index)
 def index(analysis: Labelling, call: Call) -> Any:
     """Constant index tensors move data; with computed ones the indexed dims are locked."""
     x, indices = call["self"], call["indices"]
-    used = [d for d, i in enumerate(indices) if i is not None]
-    if all(indices[d].const is not None for d in used) and not any(is_mask(call, d) for d in used):
+    used = indexed(call)
+    masked = any(is_mask(call, d) for d in used)
+    if not masked and all(indices[d].const is not None for d in used):
         return moved(analysis, _without_tables(analysis, call, used))
     for layer in x.layers:
         for dim in used:
             analysis.fix(layer, dim, reasons.SEVERAL_INDICES)
-    if any(is_mask(call, d) for d in used):
+    if masked:
         return lock_all(analysis, call, reasons.INDEXED)
     block = max(len(indices[d].shape) for d in used)
-    first = used[0] if side_by_side(used) else 0
+    first = block_position(used)
     rest = [d for d in range(len(x.shape)) if d not in used]
     dims = {d: position if position < first else position + block for position, d in enumerate(rest)}
     return analysis.value(call.shape, remainders(x, dims, call.shape))
@@ -81,9 +82,14 @@ def _recurs(labels: np.ndarray) -> bool:
     return len(varying) > 1 and len(np.unique(grid)) < grid.size
 
 
-def side_by_side(used: list[int]) -> bool:
-    """Whether the indexed dims are neighbours: the dims of the index tensors are then where those were, else first."""
-    return used == list(range(used[0], used[-1] + 1))
+def indexed(call: Call) -> list[int]:
+    """The dims that have an index tensor."""
+    return [d for d, index in enumerate(call["indices"]) if index is not None]
+
+
+def block_position(used: list[int]) -> int:
+    """Where the dims of the index tensors stand in the result: where the indexed dims were, if these are neighbours."""
+    return used[0] if used == list(range(used[0], used[-1] + 1)) else 0
 
 
 def is_mask(call: Call, dim: int) -> bool:
@@ -100,7 +106,7 @@ def _rewrite_index_select(edit: Rewriting, call: Call) -> None:
         edit.select(call, dim, np.searchsorted(kept, chosen[np.isin(chosen, kept)]))
 
 
-@operator("index_select", rewrite=_rewrite_index_select, moves=True)
+@operator("index_select", kind=Kind.MOVE, rewrite=_rewrite_index_select)
 def index_select(analysis: Labelling, call: Call) -> Any:
     """A constant index moves data; one that depends on the input locks the dim."""
     if call["index"].const is not None:

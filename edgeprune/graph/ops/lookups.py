@@ -8,48 +8,50 @@ from edgeprune.graph import reasons
 from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import Layer, Value, remainder
-from edgeprune.graph.ops.indexing import is_mask, side_by_side
+from edgeprune.graph.ops.indexing import block_position, indexed, is_mask
 from edgeprune.graph.ops.movement import lock_all
-from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling
 
 
 def _tables(analysis: Labelling, call: Call) -> list[Value]:
     """The operands that have the result's rank; those of another size along a dim than the first stay whole there."""
     rank = len(call["self"].shape)
-    tables = [value for value in call.values if len(value.shape) == rank]
-    dim = call["dim"] % rank
-    unlike = [d for d in range(rank) if len({value.shape[d] for value in tables}) > 1]
-    for value in tables:
-        for layer in value.layers:
-            for d in {dim, *unlike}:
-                analysis.fix(layer, d, reasons.COMPUTED_INDEX)
     letters = tuple(f"d{d}" for d in range(rank))
-    unify(analysis, [Operand(value, letters) for value in tables])
-    return tables
+    tables = [Operand(value, letters) for value in call.values if len(value.shape) == rank]
+    unlike = [d for d in range(rank) if len({table.value.shape[d] for table in tables}) > 1]
+    for table in tables:
+        for d in {call["dim"] % rank, *unlike}:
+            table.fix(analysis, letters[d], reasons.COMPUTED_INDEX)
+    unify(analysis, tables)
+    return [table.value for table in tables]
 
 
 def _passed(analysis: Labelling, call: Call, tables: list[Value], zero_of: list[Value]) -> Value:
     """The units of all dims but the indexed one; they read zero where every tensor of `zero_of` does."""
     rank, dim = len(call["self"].shape), call["dim"] % len(call["self"].shape)
     dims = {d: d for d in range(rank) if d != dim and all(v.shape[d] == call.shape[d] for v in tables)}
-    layers: list[Layer] = []
-    for value in tables:
-        for layer in value.layers:
-            found = remainder(layer, dims, call.shape)
-            if found is not None and all(found.dims != other.dims for other in layers):
-                zero = all(any(y.zero for y in v.layers if y.dims == layer.dims) for v in zero_of)
-                layers.append(Layer(found.labels, zero and not found.pending))
-    return analysis.value(call.shape, layers)
+    layers: dict[tuple[int, ...], Layer] = {}
+    for layer in (layer for value in tables for layer in value.layers):
+        found = remainder(layer, dims, call.shape)
+        if found is not None and found.dims not in layers:
+            zero = not found.pending and all(_zero_over(value, layer.dims) for value in zero_of)
+            layers[found.dims] = Layer(found.labels, zero)
+    return analysis.value(call.shape, list(layers.values()))
 
 
-@operator("gather")
+def _zero_over(value: Value, dims: tuple[int, ...]) -> bool:
+    return any(layer.zero for layer in value.layers if layer.dims == dims)
+
+
+@operator("gather", kind=Kind.ASSEMBLY)
 def gather(analysis: Labelling, call: Call) -> Value:
     """`y[i, j, k] = x[i, index[i, j, k], k]`."""
     return _passed(analysis, call, _tables(analysis, call), [call["self"]])
 
 
-@operator("index_add", "index_copy", "index_fill", "scatter", "scatter_add")
+@operator("index_copy", kind=Kind.ASSEMBLY)
+@operator("index_add", "index_fill", "scatter", "scatter_add", kind=Kind.LOOKUP)
 def write_by_index(analysis: Labelling, call: Call) -> Value:
     """A copy of the first tensor with places along one dim written or added to."""
     source = call.get("source", call.get("src", call.get("value", 0)))
@@ -59,38 +61,35 @@ def write_by_index(analysis: Labelling, call: Call) -> Value:
     return _passed(analysis, call, _tables(analysis, call), zero_of)
 
 
-@operator("index_put", "_unsafe_index_put")
+@operator("index_put", "_unsafe_index_put", kind=Kind.LOOKUP)
 def put(analysis: Labelling, call: Call) -> Value:
     """`x[index] = values`: with index tensors the indexed dims stay whole; with a mask of numbers all dims may go."""
     x, values, indices = call["self"], call["values"], call["indices"]
-    used = [d for d, index in enumerate(indices) if index is not None]
+    used = indexed(call)
     if len(used) == 1 and is_mask(call, used[0]):
         return _put_by_mask(analysis, call, indices[used[0]])
     if any(is_mask(call, d) for d in used):
         result: Value = lock_all(analysis, call, reasons.INDEXED)
         return result
-    block = max(len(indices[d].shape) for d in used)
-    first = used[0] if side_by_side(used) else 0
-    rest = [f"d{d}" for d in range(len(x.shape)) if d not in used]
-    letters = (*rest[:first], *(f"k{k}" for k in range(block)), *rest[first:])
+    return _put_by_tensors(analysis, x, values, [indices[d] for d in used], used)
+
+
+def _put_by_tensors(analysis: Labelling, x: Value, values: Value, tables: list[Value], used: list[int]) -> Value:
+    """The index tensors' own dims, k0, k1, ..., stand where the indexed dims of `x` were."""
+    block = [f"k{k}" for k in range(max(len(table.shape) for table in tables))]
+    dims = {d: d for d in range(len(x.shape)) if d not in used}
+    first, rest = block_position(used), [f"d{d}" for d in dims]
+    letters = (*rest[:first], *block, *rest[first:])
     target = Operand(x, tuple(f"d{d}" for d in range(len(x.shape))))
     source = Operand(values, letters[len(letters) - len(values.shape) :])
-    for letter in letters:
-        if letter not in rest:
-            source.fix(analysis, letter, reasons.SEVERAL_INDICES)
+    for letter in block:
+        source.fix(analysis, letter, reasons.SEVERAL_INDICES)
     for d in used:
         target.fix(analysis, f"d{d}", reasons.SEVERAL_INDICES)
     unify(analysis, [target, source])
-    dims = {d: d for d in range(len(x.shape)) if d not in used}
     found = [(layer, remainder(layer, dims, x.shape)) for layer in x.layers]
-    return analysis.value(
-        x.shape,
-        [
-            Layer(kept.labels, kept.zero and _writes_zero(source, target.over(y)))
-            for y, kept in found
-            if kept is not None
-        ],
-    )
+    layers = [(kept, _writes_zero(source, target.over(layer))) for layer, kept in found if kept is not None]
+    return analysis.value(x.shape, [Layer(kept.labels, kept.zero and zero) for kept, zero in layers])
 
 
 def _writes_zero(source: Operand, over: tuple[str, ...]) -> bool:
@@ -112,7 +111,7 @@ def _put_by_mask(analysis: Labelling, call: Call, mask: Value) -> Value:
     return analysis.value(x.shape, [Layer(layer.labels, layer.zero and zero) for layer in x.layers])
 
 
-@operator("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+@operator("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only", kind=Kind.LOOKUP)
 def embedding_bag(analysis: Labelling, call: Call) -> list[Any]:
     """Sums, means or maxima of rows that are looked up; columns are channels."""
     weight, shape = call["weight"], call.shape[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from edgeprune.graph import binding, reasons
 from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import FIXED, Layer, Value, pack, pending_over, reshape_labels, with_labels
-from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.rules import Labelling, Rewriting
 
@@ -30,19 +31,20 @@ SPLIT_DIMS = {"hsplit": 1, "vsplit": 0, "dsplit": 2}
 
 def _run(call: Call, source: Value, labels: Tensor) -> Any:
     """The call's own operator on `labels` in place of `source`; constants stay what they are."""
+    if call.name in _RESHAPES:
+        return reshape_labels(labels, call.shape)
+    if call.name in _REORDERS and not set(Layer(labels, False).dims) & {d % labels.dim() for d in call["dims"]}:
+        return labels
+    return _run_on(call, source, labels.detach())  # an in-place form may change the shape of what it gets
 
-    shown = labels.detach()  # an in-place form may change the shape of what it gets
 
+def _run_on(call: Call, source: Value, shown: Tensor) -> Any:
     def replace(value: Value) -> Tensor:
         if value is source:
             return shown
         assert value.const is not None
         return value.const
 
-    if call.name in _RESHAPES:
-        return reshape_labels(labels, call.shape)
-    if call.name in _REORDERS and not set(Layer(labels, False).dims) & {d % labels.dim() for d in call["dims"]}:
-        return labels
     args = torch.utils._pytree.tree_map_only(Value, replace, call.args)
     schema = call.operator._schema.arguments
     positional = [args[a.name] for a in schema if not a.kwarg_only]
@@ -73,13 +75,13 @@ def moved(analysis: Labelling, call: Call) -> Any:
 operator(
     "permute", "transpose", "t", "numpy_T", "mT", "mH", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis",
     "squeeze", "unsqueeze", "flip", "flatten", "repeat", "tile", "fliplr", "flipud", "atleast_2d", "view_as_real",
-    moves=True,
+    kind=Kind.MOVE,
 )(moved)  # fmt: skip
 
 
 @operator(
     "contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "float", "double", "half",
-    "positive", moves=True,
+    "positive", kind=Kind.COPY,
 )  # fmt: skip
 def same(analysis: Labelling, call: Call) -> Value:
     """The same elements at the same places."""
@@ -92,10 +94,10 @@ def _rewrite_channel_shuffle(edit: Rewriting, call: Call) -> None:
     edit.select(call, 1, _positions(edit, call, 1, order))
 
 
-operator("channel_shuffle", "native_channel_shuffle", rewrite=_rewrite_channel_shuffle, moves=True)(moved)
+operator("channel_shuffle", "native_channel_shuffle", kind=Kind.MOVE, rewrite=_rewrite_channel_shuffle)(moved)
 
 
-@operator("pixel_shuffle", "pixel_unshuffle", "unfold", "rot90", "repeat_interleave")
+@operator("pixel_shuffle", "pixel_unshuffle", "unfold", "rot90", "repeat_interleave", kind=Kind.ASSEMBLY)
 def moved_in_blocks(analysis: Labelling, call: Call) -> Any:
     """Labels go along, but blocks, windows and lines must stay whole: units may vary along one dim that is kept."""
     if len(call.values) > 1:  # repeats that are computed
@@ -144,10 +146,10 @@ def rewrite_sizes(edit: Rewriting, call: Call) -> None:
     edit.set(call, name, [edit.scaled(s, a, b) for s, a, b in zip(given, old, new, strict=True)])
 
 
-operator("view", "reshape", "_unsafe_view", "unflatten", rewrite=rewrite_sizes, moves=True)(moved)
+operator("view", "reshape", "_unsafe_view", "unflatten", kind=Kind.MOVE, rewrite=rewrite_sizes)(moved)
 
 
-@operator("view_as", "reshape_as")
+@operator("view_as", "reshape_as", kind=Kind.ASSEMBLY)
 def view_as(analysis: Labelling, call: Call) -> Value:
     """Takes its shape from a second tensor, so both are pruned alike."""
     layers = [with_labels(layer, reshape_labels(layer.labels, call.shape)) for layer in call["self"].layers]
@@ -157,7 +159,7 @@ def view_as(analysis: Labelling, call: Call) -> Value:
     return result
 
 
-@operator("expand_as")
+@operator("expand_as", kind=Kind.ASSEMBLY)
 def expand_as(analysis: Labelling, call: Call) -> Value:
     """Broadcast to a second tensor: where it has its own units, so does the result."""
     x, other, shape = call["self"], call["other"], call.shape
@@ -218,10 +220,10 @@ def _part(analysis: Labelling, call: Call) -> Any:
     return moved(analysis, call)
 
 
-operator("slice", rewrite=_rewrite_slice, moves=True)(_part)
-operator("narrow", rewrite=_rewrite_narrow, moves=True)(_part)
-operator("select", rewrite=_rewrite_single, moves=True)(moved)
-operator("unbind", moves=True)(moved)
+operator("slice", kind=Kind.MOVE, rewrite=_rewrite_slice)(_part)
+operator("narrow", kind=Kind.MOVE, rewrite=_rewrite_narrow)(_part)
+operator("select", kind=Kind.MOVE, rewrite=_rewrite_single)(moved)
+operator("unbind", kind=Kind.MOVE)(moved)
 
 
 def _rewrite_split(edit: Rewriting, call: Call) -> None:
@@ -233,7 +235,7 @@ def _rewrite_split(edit: Rewriting, call: Call) -> None:
     edit.replace(call, aten.split_with_sizes.default, (edit.source(call), sizes, dim))
 
 
-operator(*SPLITS, rewrite=_rewrite_split, moves=True)(moved)
+operator(*SPLITS, kind=Kind.MOVE, rewrite=_rewrite_split)(moved)
 
 
 def _rewrite_roll(edit: Rewriting, call: Call) -> None:
@@ -247,7 +249,7 @@ def _rewrite_roll(edit: Rewriting, call: Call) -> None:
         edit.set(call, "shifts", shifts)
 
 
-operator("roll", rewrite=_rewrite_roll, moves=True)(moved)
+operator("roll", kind=Kind.MOVE, rewrite=_rewrite_roll)(moved)
 
 
 # -- joins ------------------------------------------------------------------------------------------------------------
@@ -261,14 +263,14 @@ def _rewrite_without_empty(edit: Rewriting, call: Call) -> None:
         edit.set(call, "tensors", full)
 
 
-@operator("cat", "concat", "concatenate", rewrite=_rewrite_without_empty)
+@operator("cat", "concat", "concatenate", kind=Kind.JOIN, rewrite=_rewrite_without_empty)
 def concatenate(analysis: Labelling, call: Call) -> Value:
     """Along the joined dim labels stand side by side; along every other dim the parts are united."""
     parts = [part for part in call["tensors"] if len(part.shape) == len(call.shape)]
     return _join(analysis, call, parts, call["dim"] % len(call.shape))
 
 
-@operator("stack")
+@operator("stack", kind=Kind.JOIN)
 def stack(analysis: Labelling, call: Call) -> Value:
     """As a concatenation along a new dim."""
     dim = call["dim"] % len(call.shape)
@@ -285,25 +287,25 @@ def _join(analysis: Labelling, call: Call, parts: list[Value], dim: int) -> Valu
     parts = [part for part in parts if 0 not in part.shape]
     operands = [Operand(p, tuple(f"{i}" if d == dim else f"d{d}" for d in range(rank))) for i, p in enumerate(parts)]
     unify(analysis, operands)
-    layers = []
-    depth = max((len(_along(part, dim, call.shape)) for part in parts), default=0)
-    for k in range(depth):
+    return analysis.value(call.shape, [*_side_by_side(parts, dim), *_across(parts, dim, call.shape)])
+
+
+def _side_by_side(parts: list[Value], dim: int) -> Iterator[Layer]:
+    """The layers of the parts along the joined dim, one after the other; of size 1 one varies only with the others."""
+    along = [part.on(dim) for part in parts]
+    for k in range(max(map(len, along), default=0)):
         # A part with fewer layers is fixed there: label 0.
-        columns = _columns([_nth(_along(part, dim, call.shape), k, part.shape) for part in parts])
+        columns = _columns([_nth(layers, k, part.shape) for layers, part in zip(along, parts, strict=True)])
         labels = torch.cat([column.labels for column in columns], dim)
-        layers.append(pack(labels, all(column.zero for column in columns)))
-    across = next((p for p in parts if any(dim not in y.dims for y in p.layers)), None)
-    if across is not None:
-        for layer in across.layers:
-            if dim not in layer.dims:
-                column = layer.labels.narrow(dim, 0, 1).expand(call.shape)
-                layers.append(Layer(column, all(_zero_over(p, layer.dims) for p in parts)))
-    return analysis.value(call.shape, layers)
+        yield pack(labels, all(column.zero for column in columns))
 
 
-def _along(part: Value, dim: int, shape: tuple[int, ...]) -> list[Layer]:
-    """The layers that describe a part along the joined dim; a part of size 1 there varies only with the others."""
-    return [layer for layer in part.layers if dim in layer.dims]
+def _across(parts: list[Value], dim: int, shape: tuple[int, ...]) -> Iterator[Layer]:
+    """The layers along other dims alone, which all parts have: those of the first that has any."""
+    found = ([layer for layer in part.layers if dim not in layer.dims] for part in parts)
+    for layer in next(filter(None, found), []):
+        column = layer.labels.narrow(dim, 0, 1).expand(shape)
+        yield Layer(column, all(_zero_over(part, layer.dims) for part in parts))
 
 
 def _nth(layers: list[Layer], k: int, shape: tuple[int, ...]) -> Layer:
@@ -327,7 +329,7 @@ def _zero_over(part: Value, dims: tuple[int, ...]) -> bool:
 # -- lookups ----------------------------------------------------------------------------------------------------------
 
 
-@operator("embedding")
+@operator("embedding", kind=Kind.LOOKUP)
 def embedding(analysis: Labelling, call: Call) -> Value:
     """Rows are looked up and stay; columns are channels."""
     weight = call["weight"]

@@ -8,7 +8,7 @@ import torch
 from edgeprune.graph import reasons
 from edgeprune.graph.call import Call
 from edgeprune.graph.labels import FIXED, Layer, Value, core, pending_over, remainders, spread, with_labels
-from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling, Rewriting
 
 
@@ -26,7 +26,7 @@ def _rewrite_pad(edit: Rewriting, call: Call) -> None:
     edit.set(call, "pad", sizes)
 
 
-@operator("constant_pad_nd", "pad", rewrite=_rewrite_pad, moves=True)
+@operator("constant_pad_nd", "pad", kind=Kind.MOVE, rewrite=_rewrite_pad)
 def pad(analysis: Labelling, call: Call) -> Value:
     """Along dims without labels what is added has the labels of what it stands beside."""
     mode = call.get("mode", "constant")
@@ -78,17 +78,25 @@ def _constant(analysis: Labelling, call: Call) -> Value:
     for layer in x.layers:
         if padded.isdisjoint(layer.dims):
             layers.append(Layer(spread(core(layer), layer.dims, shape), layer.zero and zero))
-            continue
-        whole = tuple(shape[d] if d not in layer.dims else n for d, n in enumerate(x.shape))
-        sizes = [n if len(shape) - 1 - k // 2 in layer.dims else 0 for k, n in enumerate(call["pad"])]
-        labels = torch.nn.functional.pad(spread(core(layer), layer.dims, whole), sizes, value=FIXED)
-        if len(layer.dims) > 1:  # whether the units vary along this dim is not settled yet
-            added = torch.nn.functional.pad(torch.zeros(1).expand(whole), sizes, value=1.0) > 0
-            labels = torch.where(added, pending_over(layer.dims, shape).labels, labels)
-            varying = tuple(slice(None) if d in layer.dims else 0 for d in range(len(shape)))
-            labels = spread(labels[varying], layer.dims, shape)
-        layers.append(with_labels(Layer(labels, layer.zero and zero), labels))
+        else:
+            labels = _beside_fixed(call, layer)
+            layers.append(with_labels(Layer(labels, layer.zero and zero), labels))
     return analysis.value(shape, [layer for layer in layers if layer.dims])
+
+
+def _beside_fixed(call: Call, layer: Layer) -> torch.Tensor:
+    """The labels of a layer with what is added to the dims that it varies along."""
+    shape = call.shape
+    whole = tuple(shape[d] if d not in layer.dims else n for d, n in enumerate(call.input.shape))
+    sizes = [n if len(shape) - 1 - k // 2 in layer.dims else 0 for k, n in enumerate(call["pad"])]
+    labels = torch.nn.functional.pad(spread(core(layer), layer.dims, whole), sizes, value=FIXED)
+    if len(layer.dims) == 1:
+        return labels
+    # Whether the units vary along this dim is not settled yet.
+    added = torch.nn.functional.pad(torch.zeros(1).expand(whole), sizes, value=1.0) > 0
+    labels = torch.where(added, pending_over(layer.dims, shape).labels, labels)
+    varying = tuple(slice(None) if d in layer.dims else 0 for d in range(len(shape)))
+    return spread(labels[varying], layer.dims, shape)
 
 
 def _repeated(analysis: Labelling, call: Call) -> Value:

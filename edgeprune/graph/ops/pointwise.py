@@ -7,7 +7,7 @@ import math
 from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import Layer, Value, pack
-from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling, Rewriting
 
 
@@ -46,10 +46,14 @@ def _rewrite_dropout(edit: Rewriting, call: Call) -> None:
         edit.set(call, "p", call["p"] * math.sqrt(kept))
 
 
-@operator("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", rewrite=_rewrite_dropout)
+@operator(
+    "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
+    kind=Kind.POINTWISE, rewrite=_rewrite_dropout,
+)  # fmt: skip
 @operator(
     "pointwise", "hardswish", "relu6", "selu", "log_sigmoid", "rsub", "true_divide", "divide", "multiply", "subtract",
-    "masked_fill", "where", "clamp", "float_power", "square", "expm1", "softsign", "rrelu", "_assert_tensor_metadata",
+    "masked_fill", "where", "clamp", "float_power", "square", "expm1", "softsign", "rrelu",
+    kind=Kind.POINTWISE,
 )  # fmt: skip
 def pointwise(analysis: Labelling, call: Call) -> Value:
     """Labels pass; of several operands they are united."""
@@ -59,13 +63,16 @@ def pointwise(analysis: Labelling, call: Call) -> Value:
     return combine(analysis, call, [align(value, len(shape)) for value in call.values], shape)
 
 
-@operator("type_as")
+operator("_assert_tensor_metadata", kind=Kind.CHECK)(pointwise)
+
+
+@operator("type_as", kind=Kind.CONVERSION)
 def like_type(analysis: Labelling, call: Call) -> Value:
     """Takes no more than its type from the second tensor."""
     return Value(call.shape, call["self"].layers)
 
 
-@operator("prelu")
+@operator("prelu", kind=Kind.CHANNELWISE)
 def prelu(analysis: Labelling, call: Call) -> Value:
     """The slope has one entry for each channel (dim 1), or one for all."""
     x, weight = call["self"], call["weight"]
@@ -74,7 +81,7 @@ def prelu(analysis: Labelling, call: Call) -> Value:
     return Value(x.shape, x.layers)
 
 
-@operator("glu")
+@operator("glu", kind=Kind.GATE)
 def glu(analysis: Labelling, call: Call) -> Value:
     """The first half of a dim is gated by the second: unite the halves."""
     x, dim = call["self"], call["dim"] % len(call["self"].shape)

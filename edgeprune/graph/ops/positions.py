@@ -7,11 +7,11 @@ from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import Layer, Value, remainders, spread
 from edgeprune.graph.ops.movement import lock_all, moved, rewrite_sizes
-from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling
 
 
-@operator("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+@operator("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", kind=Kind.LOOKUP)
 def grid_sample(analysis: Labelling, call: Call) -> Value:
     """`(n, channels, ...)` read at the places of a grid: channels pass, zeros stay zeros."""
     x, grid = call["input"], call["grid"]
@@ -23,14 +23,14 @@ def grid_sample(analysis: Labelling, call: Call) -> Value:
     return analysis.value(call.shape, remainders(x, {0: 0, 1: 1}, call.shape))
 
 
-@operator("affine_grid_generator")
+@operator("affine_grid_generator", kind=Kind.LOOKUP)
 def affine_grid(analysis: Labelling, call: Call) -> Value:
     """A grid of places from a matrix, all of which is needed."""
     result: Value = lock_all(analysis, call, reasons.ALL_POSITIONS)
     return result
 
 
-@operator("max_unpool2d", "max_unpool3d")
+@operator("max_unpool2d", "max_unpool3d", kind=Kind.LOOKUP)
 def max_unpool(analysis: Labelling, call: Call) -> Value:
     """Each value goes where its index tells, within its own channel; everywhere else are zeros."""
     x, indices = call["self"], call["indices"]
@@ -44,7 +44,7 @@ def max_unpool(analysis: Labelling, call: Call) -> Value:
     return analysis.value(call.shape, remainders(x, {d: d for d in range(n_lead)}, call.shape))
 
 
-@operator("expand", "broadcast_to", rewrite=rewrite_sizes, moves=True)
+@operator("expand", "broadcast_to", kind=Kind.MOVE, rewrite=rewrite_sizes)
 def expand(analysis: Labelling, call: Call) -> Value:
     """Along a dim that is repeated the elements are all alike: it is as wide as its partners need, with own units.
 

@@ -19,7 +19,7 @@ from edgeprune.graph.einsum import Operand, contract, unify
 from edgeprune.graph.labels import Layer, Value, not_zero, pack, spread
 from edgeprune.graph.ops.contraction import reshaped
 from edgeprune.graph.ops.movement import lock_all
-from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling, Rewriting
 
 _N_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -82,17 +82,19 @@ def _step(
     own = [Operand(state, ("n", "h")) for state in (states[1:] if weights.hr is not None else states)]
     unify(analysis, [*sums, *own])
     _count(analysis, (x, ih, hh), weights.hr, share)
-    zero = all(operand.reads_zero(("h",)) for operand in sums)
-    if not name.startswith("rnn"):  # what is left of the last state
-        zero = zero and own[-1].reads_zero(("h",))
+    left = [] if name.startswith("rnn") else own[-1:]  # what is left of the last state
+    zero = all(operand.reads_zero(("h",)) for operand in (*sums, *left))
     layers = [pack(layer.labels[:, 0], zero) for layer in sums[0].value.layers if 2 in layer.dims]
     cell = Value((n, hidden), tuple(layers))
-    if weights.hr is None:
-        return _State(cell, cell)
-    projection = [Operand(cell, ("n", "h")), Operand(weights.hr, ("p", "h"))]
-    output = contract(analysis, projection, ("n", "p"), (n, weights.hr.shape[0]))
-    unify(analysis, [Operand(output, ("n", "p")), Operand(states[0], ("n", "p"))])
-    return _State(output, cell)
+    return _State(cell if weights.hr is None else _projected(analysis, cell, weights.hr, states[0]), cell)
+
+
+def _projected(analysis: Labelling, cell: Value, hr: Value, before: Value) -> Value:
+    """The output of a layer that projects its hidden units, `(batch, projected)`, which has the units of the state."""
+    projection = [Operand(cell, ("n", "h")), Operand(hr, ("p", "h"))]
+    output = contract(analysis, projection, ("n", "p"), (cell.shape[0], hr.shape[0]))
+    unify(analysis, [Operand(output, ("n", "p")), Operand(before, ("n", "p"))])
+    return output
 
 
 def _count(analysis: Labelling, factors: tuple[Operand, Operand, Operand], hr: Value | None, share: float) -> None:
@@ -123,13 +125,23 @@ def _check_projection(edit: Rewriting, call: Call) -> None:
         )
 
 
-@operator("lstm", "gru", "rnn_tanh", "rnn_relu", rewrite=_check_projection)
+@operator("lstm", "gru", "rnn_tanh", "rnn_relu", kind=Kind.RECURRENT, rewrite=_check_projection)
 def recurrent(analysis: Labelling, call: Call) -> Any:
     """One layer, one or two directions, `hx` `(directions, batch, size)`; both directions have the same units."""
     if "input" not in call.args or call["num_layers"] != 1:
         return lock_all(analysis, call, reasons.PACKED)
     x = Operand(call["input"], ("n", "t", "i") if call["batch_first"] else ("t", "n", "i"))
-    states = call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
+    found = _directions(analysis, call, x)
+    outputs, cells = [state.output for state in found], [state.cell for state in found]
+    for same in (outputs, cells):
+        unify(analysis, [Operand(value, ("n", "h")) for value in same])
+    results = [_laid_out(analysis, outputs, call.shape[0], len(found)), _laid_out(analysis, outputs, call.shape[1])]
+    return results + [_laid_out(analysis, cells, shape) for shape in call.shape[2:]]
+
+
+def _directions(analysis: Labelling, call: Call, x: Operand) -> list[_State]:
+    """What each direction leaves."""
+    states = _initial(call)
     n_directions = 2 if call["bidirectional"] else 1
     for state in states:
         for layer in state.layers:
@@ -140,11 +152,12 @@ def recurrent(analysis: Labelling, call: Call) -> Any:
         weights = _Weights.of(call["params"][k * n_weights : (k + 1) * n_weights], call["has_biases"])
         own = [_direction(state, k) for state in states]
         found.append(_step(analysis, call.name, x, own, weights, 1 / n_directions))
-    for pair in zip(*((state.output, state.cell) for state in found), strict=True):
-        unify(analysis, [Operand(value, ("n", "h")) for value in pair])
-    outputs, cells = [state.output for state in found], [state.cell for state in found]
-    results = [_laid_out(analysis, outputs, call.shape[0], n_directions), _laid_out(analysis, outputs, call.shape[1])]
-    return results + [_laid_out(analysis, cells, shape) for shape in call.shape[2:]]
+    return found
+
+
+def _initial(call: Call) -> list[Value]:
+    """The states before the first step: hidden, and for an LSTM the cell's."""
+    return list(call["hx"]) if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
 
 
 def _direction(state: Value, index: int) -> Value:
@@ -163,10 +176,10 @@ def _laid_out(analysis: Labelling, values: Sequence[Value], shape: tuple[int, ..
     return analysis.value(shape, layers)
 
 
-@operator("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+@operator("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", kind=Kind.RECURRENT)
 def cell(analysis: Labelling, call: Call) -> Any:
     """A single step; the states of the step before have the same units."""
-    states = call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
+    states = _initial(call)
     biases = tuple(value for name in ("b_ih", "b_hh") if isinstance(value := call.get(name), Value))
     weights = _Weights(call["w_ih"], call["w_hh"], biases, None)
     x = Operand(call["input"], ("n", "i"))

@@ -12,7 +12,7 @@ from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, contract
 from edgeprune.graph.labels import Layer, Value, pack, remainders
 from edgeprune.graph.ops.contraction import reshaped
-from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling, Rewriting
 
 
@@ -34,15 +34,15 @@ def _mean_rescaled(edit: Rewriting, call: Call) -> None:
         edit.scale(call, ratio)
 
 
-@operator("linalg_vector_norm", "norm")
+@operator("linalg_vector_norm", "norm", kind=Kind.REDUCTION)
 def vector_norm(analysis: Labelling, call: Call) -> Any:
     """Zeros add nothing to a norm, unless it is of a negative order."""
     order = call.get("ord", call.get("p"))
     return other_reduction(analysis, call) if order is not None and order < 0 else total(analysis, call)
 
 
-@operator("mean", rewrite=_mean_rescaled)
-@operator("sum", "nansum", "any")
+@operator("mean", kind=Kind.REDUCTION, rewrite=_mean_rescaled)
+@operator("sum", "nansum", "any", kind=Kind.REDUCTION)
 def total(analysis: Labelling, call: Call) -> Value:
     """Exact where removed units read zero; a mean is rescaled to the original count."""
     x, reduced = call.input, _reduced_dims(call)
@@ -57,9 +57,12 @@ def _laid_out(value: Value, call: Call) -> Value:
     return Value(call.shape, tuple(pack(layer.labels.reshape(call.shape), layer.zero) for layer in value.layers))
 
 
-@operator("amax", "amin", "max", "min", "var", "std", "prod", "logsumexp", "argmax",
-          "argmin", "median", "all", "var_mean", "std_mean", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
-          "kthvalue", "mode", "topk", "sort")  # fmt: skip
+@operator("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "topk", "sort", kind=Kind.SCAN)
+@operator(
+    "amax", "amin", "max", "min", "var", "std", "prod", "logsumexp", "argmax", "argmin", "median", "all", "var_mean",
+    "std_mean", "kthvalue", "mode",
+    kind=Kind.REDUCTION,
+)  # fmt: skip
 def other_reduction(analysis: Labelling, call: Call) -> Any:
     """Units along the reduced dims are locked: the result depends on which and how many there are."""
     if len(call.values) > 1:  # max(a, b) is pointwise
@@ -90,7 +93,7 @@ def _each_result(call: Call, x: Value, rest: list[int], keeps_zero: bool) -> Any
     return [result(shape, part) for shape, part in zip(call.shape, val, strict=True)]
 
 
-@operator("softmax", "log_softmax", "_softmax", "_log_softmax")
+@operator("softmax", "log_softmax", "_softmax", "_log_softmax", kind=Kind.SCAN)
 def softmax(analysis: Labelling, call: Call) -> Value:
     """The softmaxed dim stays whole; elsewhere labels pass, but a removed unit no longer reads zero."""
     x = call["self"]
@@ -100,12 +103,9 @@ def softmax(analysis: Labelling, call: Call) -> Value:
     return _each_result(call, x, [d for d in range(len(x.shape)) if d != dim], keeps_zero=False)
 
 
-def _window(call: Call) -> int:
-    """How many trailing dims a pooling or resampling operator works on."""
-    for digit in ("1d", "2d", "3d"):
-        if digit in call.name:
-            return int(digit[0])
-    return 2
+def n_window_dims(name: str) -> int:
+    """How many trailing dims a pooling or resampling operator works on, as its name tells: `max_pool2d`."""
+    return next(n for n in (1, 2, 3) if f"{n}d" in name)
 
 
 @operator(
@@ -116,19 +116,19 @@ def _window(call: Call) -> int:
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d",
     "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
     "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
-    "replication_pad3d",
+    "replication_pad3d", kind=Kind.WINDOW,
 )  # fmt: skip
 def windowed(analysis: Labelling, call: Call) -> Any:
     """Works on trailing positions, which stay whole; all dims before them pass."""
     x, rank = call.input, len(call.input.shape)
-    trailing = range(rank - _window(call), rank)
+    trailing = range(rank - n_window_dims(call.name), rank)
     for layer in x.layers:
         for dim in trailing:
             analysis.fix(layer, dim, reasons.ALL_POSITIONS)
     return _each_result(call, x, [d for d in range(rank) if d not in trailing], keeps_zero=True)
 
 
-@operator("col2im")
+@operator("col2im", kind=Kind.ASSEMBLY)
 def fold(analysis: Labelling, call: Call) -> Value:
     """`(n, channels * kernel, positions)` -> `(n, channels, height, width)`: only channels are units."""
     x = call.input

@@ -12,13 +12,13 @@ from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import unify
 from edgeprune.graph.labels import Layer, Value, pack
 from edgeprune.graph.ops.pointwise import align
-from edgeprune.graph.ops.registry import operator
+from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling, Rewriting
 
 aten = torch.ops.aten
 
 
-@operator("new_zeros", "new_ones", "new_full", "new_empty")
+@operator("new_zeros", "new_ones", "new_full", "new_empty", kind=Kind.CONSTANT)
 def constant(analysis: Labelling, call: Call) -> Value:
     """Takes no more than its type from the tensor: a constant, sliced where it meets labelled values."""
     sizes = call["size"]
@@ -26,14 +26,14 @@ def constant(analysis: Labelling, call: Call) -> Value:
     return Value(call.shape, const=torch.full(sizes, number, dtype=call.node.meta["val"].dtype))
 
 
-@operator("zeros_like", "ones_like", "full_like", "empty_like", "fill", "zero")
+@operator("zeros_like", "ones_like", "full_like", "empty_like", "fill", "zero", kind=Kind.CONSTANT)
 def like(analysis: Labelling, call: Call) -> Value:
     """Follows the shape of its tensor."""
     zero = call.name in ("zeros_like", "zero") or call.get("fill_value", call.get("value", 1)) == 0
     return Value(call.shape, tuple(Layer(layer.labels, zero) for layer in call.input.layers))
 
 
-@operator("copy")
+@operator("copy", kind=Kind.OVERWRITE)
 def copy(analysis: Labelling, call: Call) -> Value:
     """The second tensor in the shape of the first."""
     into, source = (align(call[name], len(call.shape)) for name in ("self", "src"))
@@ -83,14 +83,14 @@ def _scatter(analysis: Labelling, call: Call, window: Any) -> Value:
     return analysis.value(call.shape, layers)
 
 
-@operator("slice_scatter", rewrite=_rewrite_slice_scatter)
+@operator("slice_scatter", kind=Kind.ASSEMBLY, rewrite=_rewrite_slice_scatter)
 def slice_scatter(analysis: Labelling, call: Call) -> Value:
     """A copy of the first tensor with one slice replaced."""
     dim, start, end, step = call["dim"], call["start"], call["end"], call["step"]
     return _scatter(analysis, call, lambda labels: aten.slice.Tensor(labels, dim, start, end, step))
 
 
-@operator("select_scatter", rewrite=_rewrite_select_scatter)
+@operator("select_scatter", kind=Kind.ASSEMBLY, rewrite=_rewrite_select_scatter)
 def select_scatter(analysis: Labelling, call: Call) -> Value:
     """A copy of the first tensor with one index of a dim replaced."""
     return _scatter(analysis, call, lambda labels: labels.select(call["dim"], call["index"]))
