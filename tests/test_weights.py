@@ -356,3 +356,22 @@ def test_a_program_does_not_keep_what_it_gave_away(slim: Program) -> None:
     del module
     gc.collect()
     assert given() is None
+
+
+def test_a_module_in_training_goes_on_training(made: tuple[nn.Module, Program]) -> None:
+    """What is looked at in between follows no other mode afterwards: dropout draws, batch norm learns."""
+    _, slim = made
+    module = slim.module().train()
+    slim.with_weights(module)
+    x = torch.randn(4, *SHAPE)
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    assert module.training and not torch.equal(module(x), module(x))
+    assert any(not torch.equal(before[name], buffer) for name, buffer in module.named_buffers())
+
+
+def test_an_operator_in_place_follows_the_mode_too() -> None:
+    program = edgeprune.capture(nn.Sequential(nn.Linear(3, 8), nn.RReLU(0.1, 0.9, inplace=True)), torch.randn(2, 3))
+    module, x = program.module(), torch.randn(4, 3)
+    assert torch.equal(module(x), module(x))
+    module.train()
+    assert not torch.equal(module(x), module(x))

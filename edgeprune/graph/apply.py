@@ -21,13 +21,14 @@ from edgeprune.errors import ApplyError
 from edgeprune.graph.attributes import Shapes, attribute_changes
 from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relative_error
 from edgeprune.graph.drawn import first_accepted
+from edgeprune.graph.modulestate import restored
 from edgeprune.graph.names import GATHER
+from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
 from edgeprune.graph.refusals import error_on, explain_run, failing_layer, quiet_torch
 from edgeprune.graph.renaming import own_name
 
 _PLANNED = "plan for it with appliable=True or --keep-equal-chunks"
-_NORMS = {torch.ops.aten.batch_norm.default, torch.ops.aten.layer_norm.default, torch.ops.aten.group_norm.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def apply(
     _check_shapes(tensors, own)
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     placed = (tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, args) for args in candidates)
-    with as_it_is(model):
+    with evaluated(model):
         args = first_accepted(model, placed)
     failures = []
     for changes in attribute_changes(model, shapes, slim.graph):
@@ -192,12 +193,13 @@ def _replace_tensors(transaction: _Transaction, tensors: Mapping[str, Tensor], o
 @contextmanager
 def _bare_norms_fitted(transaction: _Transaction, model: nn.Module) -> Iterator[None]:
     """Layer norms without weights, whose shape no tensor tells, take the shape that comes in meanwhile."""
+    fitted: dict[nn.Module, Any] = {}
 
     def fit(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         shape: Any = module.normalized_shape
         coming = tuple(inputs[0].shape[-len(shape) :])
         if coming != tuple(shape):
-            transaction.set(module, "normalized_shape", type(shape)(coming))
+            module.normalized_shape = fitted[module] = type(shape)(coming)
 
     bare = [
         module
@@ -210,6 +212,8 @@ def _bare_norms_fitted(transaction: _Transaction, model: nn.Module) -> Iterator[
     finally:
         for hook in hooks:
             hook.remove()
+        for module, shape in fitted.items():  # what was run inside is as it was again
+            transaction.set(module, "normalized_shape", shape)
 
 
 def _like(old: Tensor, values: Tensor) -> Tensor:
@@ -228,7 +232,7 @@ def _like(old: Tensor, values: Tensor) -> Tensor:
 def _compared(model: nn.Module, slim: fx.GraphModule, args: tuple[Any, ...], shapes: Shapes) -> tuple[str, float]:
     """Why the module is not the slim program (nothing where it is), and the largest relative difference."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    with as_it_is(model):
+    with evaluated(model):
         raised = error_on(model, args)
         if raised is not None:
             told = explain_run(model, args, raised) + _to_leave(failing_layer(model, raised)[0], slim.graph, shapes)
@@ -253,8 +257,8 @@ def _to_leave(layer: str, graph: fx.Graph, shapes: Shapes) -> str:
     """Advice: the sliced layers whose units come into the layer that fails, or that are parts of it."""
     sliced = {name.rpartition(".")[0] for name, (old, new) in shapes.items() if old[:1] != new[:1] and len(old) > 1}
     before = [name for name in _layers_before(layer, graph) if name in sliced]
-    within = [name for name in sliced if name.startswith(layer + ".")] if layer else []
-    names = (before or sorted(within))[:3]
+    within = sorted(name for name in sliced if layer and name.startswith(layer + "."))
+    names = (before or within)[:3]
     if not names:
         return f"; {_PLANNED}"
     shown = ", ".join(map(repr, names))
@@ -263,20 +267,32 @@ def _to_leave(layer: str, graph: fx.Graph, shapes: Shapes) -> str:
 
 def _layers_before(layer: str, graph: fx.Graph) -> list[str]:
     """The names of the nearest layers with weights whose results a layer takes."""
-    reading = [node for node in graph.nodes if any(_is_of(n, layer) for n in node.all_input_nodes)]
-    waiting = [n for node in reading[:1] for n in node.all_input_nodes if n.op == "call_function"]
+    reading = next((node for node in graph.nodes if any(_is_of(n, layer) for n in node.all_input_nodes)), None)
+    waiting = [] if reading is None else _calls_read(reading)
     found: dict[str, None] = {}
     seen = set(waiting)
     while waiting:
         node = waiting.pop(0)
-        weights = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
-        if any(name.endswith(".weight") for name in weights) and node.target not in _NORMS:
-            found.setdefault(own_name(weights[0]).rpartition(".")[0])
+        producer = _layer_of(node)
+        if producer is not None:
+            found.setdefault(producer)
             continue
-        fresh = [n for n in node.all_input_nodes if n.op == "call_function" and n not in seen]
+        fresh = [n for n in _calls_read(node) if n not in seen]
         seen.update(fresh)
         waiting += fresh
     return list(found)
+
+
+def _calls_read(node: fx.Node) -> list[fx.Node]:
+    return [other for other in node.all_input_nodes if other.op == "call_function"]
+
+
+def _layer_of(node: fx.Node) -> str | None:
+    """The name of the layer with weights that a call is; None for a normalisation and for what has none."""
+    weights = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    if kind_of(node.target) is Kind.NORMALISATION or not any(name.endswith(".weight") for name in weights):
+        return None
+    return own_name(weights[0]).rpartition(".")[0]
 
 
 def _is_of(node: fx.Node, layer: str) -> bool:
@@ -284,21 +300,11 @@ def _is_of(node: fx.Node, layer: str) -> bool:
 
 
 @contextmanager
-def as_it_is(model: nn.Module) -> Iterator[None]:
-    """Run the model in eval mode; its mode and its buffers' values are as before afterwards."""
-    was_training = [(module, module.training) for module in model.modules()]
-    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    model.eval()
-    try:
-        with torch.no_grad(), quiet_torch():
-            yield
-    finally:
-        for module, training in was_training:
-            module.training = training
-        with torch.no_grad():
-            for buffer, value in values:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Run the model in eval mode; it is as before afterwards."""
+    with restored(model), torch.no_grad(), quiet_torch():
+        model.eval()
+        yield
 
 
 def _error_in_double(model: nn.Module, slim: nn.Module, args: tuple[Any, ...]) -> float | None:

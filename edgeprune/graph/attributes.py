@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from edgeprune.graph import binding
 from edgeprune.graph.renaming import own_name
 
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]  # shape before and after, by a tensor's name
@@ -97,9 +98,9 @@ def _attributes(
     if stored:
         own["weight"] = shapes[prefix + stored]
     found: dict[str, Any] = {}
-    if next(module.children(), None) is not None:
-        if any(old != new for name, (old, new) in shapes.items() if name.startswith(prefix)):
-            found |= _of_block(module, prefix, shapes, smaller_heads)
+    is_sliced = any(old != new for name, (old, new) in shapes.items() if name.startswith(prefix))
+    if is_sliced and next(module.children(), None) is not None:
+        found |= _of_block(module, prefix, shapes, smaller_heads)
     if any(old != new for old, new in own.values()):
         found |= _of_layer(module, own, groups.get(prefix + stored))
     return found
@@ -111,13 +112,7 @@ def _attributes(
 def _of_layer(
     module: nn.Module, own: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], groups: int | None
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for attribute, places in _BY_DIM.items():
-        for name, dim in places:
-            size = _resized(own, name, dim, getattr(module, attribute, None))
-            if size is not None:
-                found[attribute] = size
-                break
+    found: dict[str, Any] = dict(_by_dim(module, own))
     if isinstance(getattr(module, "hidden_size", None), int):
         found |= _hidden_size(module, own)
     if isinstance(module, nn.modules.conv._ConvNd) and "weight" in own:
@@ -128,6 +123,15 @@ def _of_layer(
     if isinstance(shape, (tuple, list)) and "weight" in own and tuple(shape) == own["weight"][0]:
         found["normalized_shape"] = type(shape)(own["weight"][1])
     return found
+
+
+def _by_dim(module: nn.Module, own: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> Iterator[tuple[str, int]]:
+    """The attributes that one dim of a tensor says."""
+    for attribute, places in _BY_DIM.items():
+        sizes = (_resized(own, name, dim, getattr(module, attribute, None)) for name, dim in places)
+        size = next((size for size in sizes if size is not None), None)
+        if size is not None:
+            yield attribute, size
 
 
 def _resized(own: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], name: str, dim: int, value: Any) -> int | None:
@@ -162,13 +166,10 @@ def _group_counts(graph: fx.Graph) -> dict[str, int]:
     for node in graph.nodes:
         if node.op != "call_function" or not hasattr(node.target, "_schema"):
             continue
-        names = [argument.name for argument in node.target._schema.arguments]
-        count = next((name for name in ("groups", "num_groups") if name in names), None)
-        if count is None or "weight" not in names:
-            continue
-        values = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()}
-        values |= {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        found |= {name: values[count] for name in _read_by(values["weight"])}
+        values = binding.bind(node, lambda other: other).args
+        count = next((name for name in ("groups", "num_groups") if name in values), None)
+        if count is not None and "weight" in values:
+            found |= {name: values[count] for name in _read_by(values["weight"])}
     return found
 
 
@@ -259,24 +260,30 @@ def _of_heads(
     if name is None:
         return {}
     heads: int = getattr(module, name)
-    found: dict[str, int] = {}
     inner = _inner(heads, layers)
     if smaller_heads:
-        if inner and inner[1] % heads == 0:
-            size = inner[1] // heads
-            found = {n: size for n in _HEAD_DIMS if getattr(module, n, None) == inner[0] // heads}
-        return found
+        return _smaller_heads(module, heads, inner)
     left = _left_of_heads(heads, prefix, shapes)
     if left is None and inner and inner[1] * heads % inner[0] == 0:
         left = inner[1] * heads // inner[0]
-    if left is None:
+    return {} if left is None else {name: left, **_fewer_kv_heads(module, heads, left)}
+
+
+def _smaller_heads(module: nn.Module, heads: int, inner: tuple[int, int] | None) -> dict[str, int]:
+    """The size of each head, where the width of all of them became another."""
+    if inner is None or inner[1] % heads:
         return {}
-    found[name] = left
-    for other in _KV_HEADS:
-        n_kv = getattr(module, other, None)
-        if type(n_kv) is int and heads % n_kv == 0 and left % (heads // n_kv) == 0:
-            found[other] = left // (heads // n_kv)
-    return found
+    return {name: inner[1] // heads for name in _HEAD_DIMS if getattr(module, name, None) == inner[0] // heads}
+
+
+def _fewer_kv_heads(module: nn.Module, heads: int, left: int) -> dict[str, int]:
+    """The heads of keys and values, which several heads of queries share."""
+    counts = {name: getattr(module, name, None) for name in _KV_HEADS}
+    return {
+        name: left // (heads // count)
+        for name, count in counts.items()
+        if type(count) is int and heads % count == 0 and left % (heads // count) == 0
+    }
 
 
 def _left_of_heads(heads: int, prefix: str, shapes: Shapes) -> int | None:

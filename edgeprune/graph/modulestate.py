@@ -50,10 +50,16 @@ class State:
 def restored(model: nn.Module) -> Iterator[None]:
     """Whatever is run inside, the model is as before afterwards, its mode included."""
     state = State(model)
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
         state.restore()
+        for module, mode in modes:
+            if type(module).train is not nn.Module.train:  # more than an attribute says the mode: a graph, say
+                module.train(mode)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _without_mode(attributes: dict[str, Any]) -> dict[str, Any]:

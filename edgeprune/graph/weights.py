@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from edgeprune.errors import InputError
-from edgeprune.graph.apply import as_it_is
+from edgeprune.graph.apply import evaluated
 from edgeprune.graph.comparison import TOLERANCE, outputs, relative_error
 from edgeprune.graph.refusals import failure_on
 
@@ -147,7 +147,7 @@ def check_answers(own: nn.Module, module: nn.Module, args: tuple[Any, ...]) -> N
     inner = _unwrapped(module, _tensors_of(own))
     device = next((tensor.device for tensor in inner.parameters()), torch.device("cpu"))
     args = tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, args)
-    with as_it_is(inner), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with evaluated(inner), torch.random.fork_rng([device] if device.type == "cuda" else []):
         failure = failure_on(inner, args)
         if failure:
             raise InputError(f"with_weights: the module does not run on the program's inputs: {failure}")
