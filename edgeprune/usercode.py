@@ -41,17 +41,13 @@ def calling_user_code(told: str) -> Iterator[None]:
         InputError: the body raised; names the user's file and line.
         KeyboardInterrupt: Ctrl-C was pressed while the body ran, even where the body made something else of it.
     """
-    with _watched_ctrl_c() as pressed:
-        try:
-            yield
-        except BaseException as error:
-            if pressed():
-                raise KeyboardInterrupt from error
-            if issubclass(type(error), InputError) and _is_ours(error):
-                raise
-            raise InputError(f"{told} {failure(error)}") from error
-        if pressed():
-            raise KeyboardInterrupt
+
+    def refused(error: BaseException) -> InputError | None:
+        own = issubclass(type(error), InputError) and _is_ours(error)
+        return None if own else InputError(f"{told} {failure(error)}")
+
+    with _turning_errors(refused):
+        yield
 
 
 @contextmanager
@@ -64,15 +60,34 @@ def running_user_code(kind: type[InputError] = InputError) -> Iterator[None]:
         InputError: as `calling_user_code`.
         KeyboardInterrupt: as there.
     """
+
+    def refused(error: BaseException) -> InputError | None:
+        theirs = _went_through_users(error) and not _is_ours(error)
+        return kind(f"expected code that runs, got {failure(error)}") if theirs else None
+
+    with _turning_errors(refused):
+        yield
+
+
+@contextmanager
+def _turning_errors(refused: Callable[[BaseException], InputError | None]) -> Iterator[None]:
+    """Around the user's code: what comes out of it is raised as what `refused` makes of it, None as it is.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed while the body ran, even where the body made something else of it.
+    """
     with _watched_ctrl_c() as pressed:
         try:
             yield
         except BaseException as error:
             if pressed():
                 raise KeyboardInterrupt from error
-            if _is_ours(error) or not _went_through_users(error):
+            told = refused(error)
+            if told is None:
                 raise
-            raise kind(f"expected code that runs, got {failure(error)}") from error
+            raise told from error
+        if pressed():
+            raise KeyboardInterrupt
 
 
 def failure(error: BaseException) -> str:

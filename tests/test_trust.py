@@ -20,7 +20,7 @@ from edgeprune.errors import InputError
 from edgeprune.formats.info import info_to_dict
 from edgeprune.formats.load import load
 from edgeprune.formats.save import save_checkpoint, save_program
-from edgeprune.formats.trust import recorded_arch, recorded_data, recorded_file, same_arch, shown
+from edgeprune.formats.trust import quoted, recorded_arch, recorded_data, recorded_file, same_arch
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
 from edgeprune.records import ModelInfo, Normalization
@@ -117,10 +117,10 @@ def test_libraries_networks_with_sizes_alone(spec: str, allowed: bool) -> None:
 
 def test_a_long_spec_is_shown_by_its_ends() -> None:
     spec = "evil.py:run?" + "&".join(f"k{n}={n}" for n in range(5000)) + "&command=rm"
-    text = shown(spec)
+    text = quoted(spec)
     assert len(text) < 200 and text.startswith("'evil.py:run?") and "command=rm'" in text
     assert f"({len(spec):,} characters)" in text
-    assert shown("a\x1b[2Kb\u202e") == repr("a\x1b[2Kb\u202e") and "\x1b" not in shown("a\x1b[2K")
+    assert quoted("a\x1b[2Kb\u202e") == repr("a\x1b[2Kb\u202e") and "\x1b" not in quoted("a\x1b[2K")
 
 
 def test_files_on_record_are_read_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,8 +44,8 @@ def recorded_data(spec: str, where: str, trusted: bool) -> str:
     place = specs.place_of(spec)
     if place is not None and _is_strange(place):
         raise InputError(
-            f"{where}: expected data on record that lie in a folder of their own here, got {shown(spec)}; --data names "
-            f"what to read, or {FLAG}"
+            f"{where}: expected data on record that lie in a folder of their own here, got {quoted(spec)}; --data "
+            f"names what to read, or {FLAG}"
         )
     return spec
 
@@ -75,7 +75,7 @@ def recorded_file(path: str, where: str, folder: Path, trusted: bool) -> Path:
     if not _is_remote(path):
         inside = any(_real(path).is_relative_to(_real(root)) for root in (os.curdir, folder))
     if not inside:
-        raise InputError(f"{where}: expected a recorded file in the working folder, got {shown(path)}")
+        raise InputError(f"{where}: expected a recorded file in the working folder, got {quoted(path)}")
     return Path(path)
 
 
@@ -91,17 +91,17 @@ def same_arch(one: str, other: str) -> bool:
     return sources[0] == sources[1] and parsed[0][1:] == parsed[1][1:]
 
 
-def shown(text: str) -> str:
+def quoted(text: str) -> str:
     """A recorded text as it stands, quoted; of a long one the ends and the length."""
-    quoted = repr(text)
-    if len(quoted) <= _SHOWN:
-        return quoted
-    return f"{quoted[: _SHOWN // 2]} ... {quoted[-_SHOWN // 2 :]} ({len(text):,} characters)"
+    whole = repr(text)
+    if len(whole) <= _SHOWN:
+        return whole
+    return f"{whole[: _SHOWN // 2]} ... {whole[-_SHOWN // 2 :]} ({len(text):,} characters)"
 
 
 def _names_code(option: str, expected: str, spec: str, where: str) -> InputError:
     return InputError(
-        f"{where}: expected {expected} on record, got {shown(spec)}, which is code: it runs only if --{option} names "
+        f"{where}: expected {expected} on record, got {quoted(spec)}, which is code: it runs only if --{option} names "
         f"it, or with {FLAG}"
     )
 
