@@ -68,12 +68,13 @@ class Option:
             return value in self.choices
         if self.form:
             return isinstance(value, str)
-        if self.whole and not isinstance(value, int):
-            return False
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            return False
+        kinds = (int,) if self.whole else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and self._is_within(value)
+
+    def _is_within(self, value: float) -> bool:
         above = value >= self.low if self.low_allowed else value > self.low
-        return above and (value <= self.high if self.high_allowed else value < self.high)
+        below = value <= self.high if self.high_allowed else value < self.high
+        return math.isfinite(value) and above and below
 
 
 _ANY_ZEROS = "element, kernel, channel, input column or channel group zeros"

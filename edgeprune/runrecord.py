@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from pathlib import PurePath
@@ -55,13 +56,15 @@ def _plain(value: Any, where: str) -> Any:
         return {str(key): _plain(part, f"{where}.{key}") for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(part, f"{where}[{index}]") for index, part in enumerate(value)]
-    if isinstance(value, PurePath):
-        return str(value)
+    return str(value) if isinstance(value, PurePath) else _plain_scalar(value, where)
+
+
+def _plain_scalar(value: Any, where: str) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar
         value = value.item()
     if value is not None and not isinstance(value, (bool, int, float, str)):
         raise ValueError(f"{where}: {type(value).__name__} has no place in JSON")
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where}: {value} has no place in JSON")
     return value
 
@@ -87,20 +90,19 @@ def _read(value: Any, kind: Any, where: str) -> Any:
 def _read_record(value: Any, kind: type, where: str) -> Any:
     _expect(isinstance(value, dict), "an object", value, where)
     hints = typing.get_type_hints(kind)
-    fields = dataclasses.fields(kind)
-    required = {
-        field.name
-        for field in fields
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
+    fields = {field.name: _is_required(field) for field in dataclasses.fields(kind)}
     derived = {"significant"} if hasattr(kind, "significant") else set()
-    missing = sorted(required - value.keys())
-    unknown = sorted(value.keys() - {field.name for field in fields} - derived)
+    missing = sorted(name for name, required in fields.items() if required and name not in value)
+    unknown = sorted(value.keys() - fields.keys() - derived)
     if missing or unknown:
         problem = f"missing {', '.join(missing)}" if missing else f"unknown {', '.join(unknown)}"
         raise InputError(f"{where}: expected the fields of {kind.__name__}, got {problem}")
     given = {name: part for name, part in value.items() if name not in derived}
     return kind(**{name: _read(part, hints[name], f"{where}: {name}") for name, part in given.items()})
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _read_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:

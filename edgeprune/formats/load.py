@@ -28,7 +28,7 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.faults import public
 from edgeprune.graph.openbatch import with_dynamic_batch
 from edgeprune.graph.single import capture_single
-from edgeprune.graph.sizes import Asked, free_dims
+from edgeprune.graph.sizes import Asked, free_dims, input_values
 from edgeprune.graph.weights import unfinite
 from edgeprune.lines import error_line, shown
 from edgeprune.reading import parse_json, read_file
@@ -342,21 +342,29 @@ def _check_finite(program: ExportedProgram) -> None:
 
 def _checked_input(program: Program, info: ModelInfo, asked: tuple[int, ...] | None) -> tuple[Program, ModelInfo]:
     """The program with a dynamic batch, and its info with the input's shape; both must agree with what was asked."""
-    names = set(program.graph_signature.user_inputs)
-    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    if len(tensors) != 1 or tensors[0].dim() == 0:
-        raise InputError(f"expected a network with one input tensor that has a batch, got {len(tensors)} input tensors")
-    [given] = tensors
+    given = _one_tensor(program)
     shape = info.input_shape or asked or tuple(_hint(size) for size in given.shape[1:])
     if asked is not None and tuple(asked) != shape:
         raise InputError(f"expected inputs of shape {list(shape)}, got --input-shape {list(asked)}")
-    fixed = [(size, own) for size, own in zip(given.shape[1:], shape, strict=False) if isinstance(size, int)]
-    if len(shape) != given.dim() - 1 or any(size != own for size, own in fixed):
+    if not _is_of_shape(given.shape[1:], shape):
         raise InputError(f"expected inputs of shape {[str(size) for size in given.shape[1:]]}, got {list(shape)}")
     if isinstance(given.shape[0], int):
         program = with_dynamic_batch(program, torch.zeros(given.shape[0], *shape, dtype=given.dtype))
     return program, replace(info, input_shape=shape)
+
+
+def _one_tensor(program: Program) -> torch.Tensor:
+    """What the program knows of its one input tensor."""
+    tensors = [value for value in input_values(program) if isinstance(value, torch.Tensor)]
+    if len(tensors) != 1 or tensors[0].dim() == 0:
+        raise InputError(f"expected a network with one input tensor that has a batch, got {len(tensors)} input tensors")
+    return tensors[0]
+
+
+def _is_of_shape(sizes: torch.Size, shape: tuple[int, ...]) -> bool:
+    """Whether a shape has these sizes, of which symbols may be anything."""
+    pairs = zip(sizes, shape, strict=False)
+    return len(shape) == len(sizes) and all(size == own for size, own in pairs if isinstance(size, int))
 
 
 def _check_free(program: Program, dynamic_size: bool, dynamic: Mapping[str, Asked]) -> None:

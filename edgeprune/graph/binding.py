@@ -96,22 +96,28 @@ def mutated(node: fx.Node) -> list[fx.Node]:
 
 def probe_zero(call: Call, pattern: tuple[bool, ...]) -> bool:
     """Run the operator on single numbers: zeros where `pattern` says so, two unlike numbers elsewhere."""
-    names = [argument.name for argument in schema_of(call.node).arguments if not argument.kwarg_only]
     masks = _masks(call)
     for number in (0.7, -1.3):
         probes = {
             id(value): _probe(0.0 if zero else number, id(value) in masks)
             for value, zero in zip(call.values, pattern, strict=True)
         }
-        args = {name: _replaced(value, probes) for name, value in call.args.items()}
-        kwargs = {name: value for name, value in args.items() if name not in names}
         try:
-            result = run(call.node, ([args[name] for name in names], kwargs))
+            result = _run_on(call, probes)
         except (RuntimeError, IndexError, TypeError):
             return False  # it takes no single numbers: nothing is promised
         if bool(result.ne(0).any()):
             return False
     return True
+
+
+def _run_on(call: Call, probes: dict[int, Tensor]) -> Tensor:
+    """The operator's result on numbers in place of its values."""
+    args = {name: _replaced(value, probes) for name, value in call.args.items()}
+    positional = [argument.name for argument in schema_of(call.node).arguments if not argument.kwarg_only]
+    keywords = {name: value for name, value in args.items() if name not in positional}
+    result: Tensor = run(call.node, ([args[name] for name in positional], keywords))
+    return result
 
 
 def _masks(call: Call) -> set[int]:
@@ -136,15 +142,20 @@ def hashable(value: Any) -> Any:
     return tuple(hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
+def _nodes(graph: fx.Graph, op: str) -> list[fx.Node]:
+    """The nodes of one kind, in the order of the graph."""
+    return [node for node in graph.nodes if node.op == op]
+
+
 def counterparts(program: ExportedProgram, edited: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Each call and each input of a program -> its node in the module made of it, where names may differ."""
     specs = program.graph_signature.input_specs
     user_inputs = {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}  # numbers among them too
-    inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
-    found = dict(zip(inputs, (node for node in edited.nodes if node.op == "placeholder"), strict=True))
-    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    inputs = [node for node in _nodes(program.graph, "placeholder") if node.name in user_inputs]
+    found = dict(zip(inputs, _nodes(edited, "placeholder"), strict=True))
     # In the module more may follow: writes to buffers.
-    for node, counterpart in zip(calls, (n for n in edited.nodes if n.op == "call_function"), strict=False):
+    calls = zip(_nodes(program.graph, "call_function"), _nodes(edited, "call_function"), strict=False)
+    for node, counterpart in calls:
         if node.target is not counterpart.target:
             raise AssertionError(f"{node.name} is not {counterpart.name}")
         found[node] = counterpart

@@ -29,11 +29,14 @@ def output_types(graph: fx.Graph) -> list[torch.dtype]:
     coarsest: dict[fx.Node, int] = {}
     order = list(TOLERANCE)
     for node in graph.nodes:
-        types = [leaf.dtype for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
-        own = [order.index(dtype) for dtype in types if dtype in TOLERANCE]
+        own = [order.index(dtype) for dtype in _types(node) if dtype in TOLERANCE]
         coarsest[node] = min([*own, *(coarsest[source] for source in node.all_input_nodes), len(order) - 1])
     tensors = [node for node in results if isinstance(node.meta.get("val"), Tensor)]
     return [order[coarsest[node]] for node in tensors]
+
+
+def _types(node: fx.Node) -> list[torch.dtype]:
+    return [leaf.dtype for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
 
 
 def relative_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:

@@ -131,12 +131,15 @@ def _leaves(program: ExportedProgram, batch: int, shapes: Shapes | None) -> Iter
         sizes = list((shapes and shapes[position]) or map(size_hint, value.shape))
         if 0 in free[position]:
             sizes[0] = batch
-        example = examples[position]
-        # Floats that are all zero stand for an example that nobody gave.
-        known = isinstance(example, Tensor) and (not value.is_floating_point() or bool(example.any()))
-        yield Leaf(
-            value.dtype, tuple(sizes), free[position], example.detach().cpu() if known else None, ranges.get(spec.name)
-        )
+        example = _known_example(examples[position])
+        yield Leaf(value.dtype, tuple(sizes), free[position], example, ranges.get(spec.name))
+
+
+def _known_example(example: Any) -> Tensor | None:
+    """An example that tells something: floats that are all zero stand for one that nobody gave."""
+    if not isinstance(example, Tensor) or (example.is_floating_point() and not bool(example.any())):
+        return None
+    return example.detach().cpu()
 
 
 def drawn_tensor(leaf: Leaf, generator: torch.Generator, surely: bool) -> Tensor:

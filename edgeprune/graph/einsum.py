@@ -6,6 +6,7 @@ contracted: its units stop here, which is exact where they read zero. The others
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -72,23 +73,23 @@ def unify(analysis: Labelling, operands: Sequence[Operand]) -> list[Operand]:
     Returns the operands without the units that are locked because another operand has none along their letter: what
     follows need not wait for a pass to see that they are gone.
     """
-    unprunable: set[str] = set()
     letters = dict.fromkeys(letter for operand in operands for letter in operand.letters)
-    for letter in letters:
-        sharing = [operand for operand in operands if operand.full(letter)]
-        if len(sharing) < 2:
-            continue
-        uncovered = [operand for operand in sharing if not operand.on(letter)]
-        if uncovered:
-            unprunable.add(letter)
-            continue
-        for other in sharing[1:]:
-            _match(analysis, sharing[0], other, letter)
+    unprunable = {letter for letter in letters if not _unify_along(analysis, operands, letter)}
     if not unprunable:
         return list(operands)
     for operand in operands:
         operand.fix_all(analysis, unprunable, reasons.UNPRUNABLE_DIM)
     return [operand.without(unprunable) for operand in operands]
+
+
+def _unify_along(analysis: Labelling, operands: Sequence[Operand], letter: str) -> bool:
+    """Unite the units along one letter; False where an operand has none along it, so that none may go."""
+    sharing = [operand for operand in operands if operand.full(letter)]
+    if len(sharing) > 1 and not all(operand.on(letter) for operand in sharing):
+        return False
+    for other in sharing[1:]:
+        _match(analysis, sharing[0], other, letter)
+    return True
 
 
 def _match(analysis: Labelling, one: Operand, other: Operand, letter: str) -> None:
@@ -102,15 +103,23 @@ def _match(analysis: Labelling, one: Operand, other: Operand, letter: str) -> No
         return
     for operand, partner, layers in ((one, other, mine), (other, one, theirs)):
         for layer in layers:
-            over = operand.over(layer)
-            for twin in partner.on(letter):
-                if len(over) > 1 and set(partner.over(twin)) == set(over):
-                    order = [partner.over(twin).index(x) for x in over]
-                    analysis.unite(core(layer), core(twin).permute(order))
-            if len(over) > 1 and _only(partner, partner.on(letter), letter):
-                # A layer over (heads, channels) meets one over heads alone: heads it is, unless something forces it.
-                if not any(partner.on(x) for x in over if x != letter):
-                    analysis.prefer(layer, operand.letters.index(letter))
+            if len(layer.dims) > 1:
+                _match_several(analysis, operand, layer, partner, letter)
+
+
+def _match_several(analysis: Labelling, operand: Operand, layer: Layer, partner: Operand, letter: str) -> None:
+    """Unite a layer along several letters with the partner's along the same ones.
+
+    A layer over (heads, channels) meets one over heads alone: heads it is, unless something forces it.
+    """
+    over = operand.over(layer)
+    for twin in partner.on(letter):
+        if set(partner.over(twin)) == set(over):
+            order = [partner.over(twin).index(x) for x in over]
+            analysis.unite(core(layer), core(twin).permute(order))
+    is_alone = not any(partner.on(x) for x in over if x != letter)
+    if is_alone and _only(partner, partner.on(letter), letter):
+        analysis.prefer(layer, operand.letters.index(letter))
 
 
 def _match_alone(
@@ -190,13 +199,12 @@ def _choose_heads(analysis: Labelling, operands: Sequence[Operand]) -> None:
     for one in operands:
         others = [other for other in operands if other is not one]
         partners = [set(o.over(twin)) for o in others for twin in o.value.layers if not analysis.is_undecided(twin)]
-        for layer in one.value.layers:
+        for layer, partner in itertools.product(one.value.layers, partners):
             over = set(one.over(layer))
-            for partner in partners:
-                shared, own = over & partner, over - partner
-                if len(shared) == 1 and own and len(partner) > 1:
-                    letter = shared.pop() if analysis.attention == "heads" else min(own)
-                    analysis.prefer(layer, one.letters.index(letter), strong=True)
+            shared, own = over & partner, over - partner
+            if len(shared) == 1 and own and len(partner) > 1:
+                letter = shared.pop() if analysis.attention == "heads" else min(own)
+                analysis.prefer(layer, one.letters.index(letter), strong=True)
 
 
 def _count(analysis: Labelling, operands: Sequence[Operand]) -> None:
@@ -260,8 +268,6 @@ def _better_letter(
     """
     if len(operands) == 1:
         return next(x for x in over if x in out)
-    batch = [x for x in over if x in out and sum(operand.full(x) for operand in operands) > 1]
-    contracted = [x for x in over if x not in out]
-    if batch and analysis.attention == "heads":
-        return batch[0]
-    return contracted[0]
+    shared = {x for x in over if sum(operand.full(x) for operand in operands) > 1}
+    batch = [x for x in over if x in out and x in shared]
+    return batch[0] if batch and analysis.attention == "heads" else next(x for x in over if x not in out)

@@ -182,16 +182,8 @@ def _groups(analysis: Analysis, canonical: np.ndarray, renormalised: np.ndarray)
     units, places = _occurrences(labels)
     if not len(units):
         return
-    produced = np.array([_is_producer(analysis, source) for source in sources])[places]
-    names, number = np.unique(units, return_inverse=True)
-    n_units = len(names)
-    homeless = ~np.isin(number, number[produced])  # columns of a table, say: together with what shares a place
-    joins = produced | homeless
-    edges = (number[joins], n_units + places[joins])
-    size = n_units + len(sources)
-    _, component = connected_components(coo_array((np.ones(len(edges[0])), edges), shape=(size, size)), directed=False)
+    group_of = _components(units, places, np.array([_is_producer(analysis, source) for source in sources]))
     inputs = [place for place, source in enumerate(sources) if source.kind == "input"]  # features that nothing reads
-    group_of = component[number]
     order = np.argsort(group_of, kind="stable")
     for mine in np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1):
         where = np.unique(places[mine]).tolist()
@@ -204,6 +196,18 @@ def _groups(analysis: Analysis, canonical: np.ndarray, renormalised: np.ndarray)
             continue
         slots = tuple(_slot(sources[place], labels[place], members) for place in where)
         yield ChannelGroup(_group_name(slots), members, slots, not np.isin(members, renormalised).any())
+
+
+def _components(units: np.ndarray, places: np.ndarray, is_producer: np.ndarray) -> np.ndarray:
+    """For each pair of a unit and a place the number of its group: of what shares a place that produces it."""
+    names, number = np.unique(units, return_inverse=True)
+    produced = is_producer[places]
+    homeless = ~np.isin(number, number[produced])  # columns of a table, say: together with what shares a place
+    joins = produced | homeless
+    edges = (number[joins], len(names) + places[joins])
+    size = len(names) + len(is_producer)
+    _, component = connected_components(coo_array((np.ones(len(edges[0])), edges), shape=(size, size)), directed=False)
+    return np.asarray(component[number])
 
 
 def _occurrences(labels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -81,16 +81,7 @@ def apply_rules(analysis: Analysis, rules: FeatureRules) -> None:
     """
     if not rules.always_keep and not rules.together:
         return
-    grids = list(feature_grids(analysis).values())
-    if len(grids) != 1:
-        raise InputError(
-            f"rules for input features: expected a network with one input whose features can be removed, "
-            f"got {len(grids) or 'none'}"
-        )
-    [grid] = grids
-    highest = max((*rules.always_keep, *(index for group in rules.together for index in group)))
-    if highest >= len(grid):
-        raise InputError(f"rules for input features: expected features below {len(grid)}, got {highest}")
+    grid = _ruled_grid(analysis, rules)
     node = next(node.name for node in analysis.program.graph.nodes if node.op == "placeholder")
     elements = torch.from_numpy(analysis.solver.canonical[grid.elements])
     for group in rules.together:
@@ -102,3 +93,18 @@ def apply_rules(analysis: Analysis, rules: FeatureRules) -> None:
         analysis.solver.lock(elements[list(rules.always_keep)], reason)
     if analysis.solver.merge():
         analysis.solve()  # the values carry the labels of the last pass
+
+
+def _ruled_grid(analysis: Analysis, rules: FeatureRules) -> FeatureGrid:
+    """The features of the one input that the rules are for, which has all that they name."""
+    grids = list(feature_grids(analysis).values())
+    if len(grids) != 1:
+        raise InputError(
+            f"rules for input features: expected a network with one input whose features can be removed, "
+            f"got {len(grids) or 'none'}"
+        )
+    [grid] = grids
+    highest = max((*rules.always_keep, *(index for group in rules.together for index in group)))
+    if highest >= len(grid):
+        raise InputError(f"rules for input features: expected features below {len(grid)}, got {highest}")
+    return grid

@@ -190,16 +190,20 @@ def without_overlaps(layers: Iterable[Layer]) -> list[Layer]:
     result: list[Layer] = []
     for layer in layers:
         twin = next((k for k, y in enumerate(result) if _says_the_same(y, layer)), None)
+        clash = next((y for y in result if _overlap(y, layer)), None)
         if twin is not None:
             result[twin] = layer if layer.pending else Layer(result[twin].labels, result[twin].zero and layer.zero)
-            continue
-        clash = next((y for y in result if y.dims != layer.dims and set(y.dims) & set(layer.dims)), None)
-        if clash is None:
+        elif clash is None:
             result.append(layer)
-            continue
-        pending = pending_over(tuple(sorted(set(clash.dims) | set(layer.dims))), tuple(layer.labels.shape))
-        result = without_overlaps([y for y in result if y is not clash] + [pending])
+        else:
+            pending = pending_over(tuple(sorted(set(clash.dims) | set(layer.dims))), tuple(layer.labels.shape))
+            result = without_overlaps([y for y in result if y is not clash] + [pending])
     return result
+
+
+def _overlap(one: Layer, other: Layer) -> bool:
+    """Whether two layers vary along different dims that have some in common."""
+    return one.dims != other.dims and not set(one.dims).isdisjoint(other.dims)
 
 
 def _says_the_same(one: Layer, other: Layer) -> bool:

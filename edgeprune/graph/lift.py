@@ -91,10 +91,7 @@ def lifted(
     mode = _fake_mode(program)
     if mode is None or not (_is_plain(program) and _reads_tensors_alone(module)):
         return None
-    graph = module.graph if isinstance(module, Unlifted) else copy.deepcopy(module.graph)
-    graph.eliminate_dead_code()
-    for node in graph.nodes:
-        node.meta.pop("follows_train", None)  # a module's own note
+    graph = _own_graph(module)
     specs = [*_tensor_specs(module, program), *_user_specs(program)]
     tensors = {str(spec.target): _tensor(module, str(spec.target)) for spec in specs if spec.target}
     _make_inputs(graph, specs)
@@ -113,6 +110,15 @@ def lifted(
     )
     made.graph_module.meta.update(program.graph_module.meta)
     return made
+
+
+def _own_graph(module: fx.GraphModule | Unlifted) -> fx.Graph:
+    """The module's graph, to be changed: a copy where the module is used on."""
+    graph = module.graph if isinstance(module, Unlifted) else copy.deepcopy(module.graph)
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        node.meta.pop("follows_train", None)  # a module's own note
+    return graph
 
 
 def _calls(program: ExportedProgram) -> list[ModuleCallEntry]:
@@ -174,11 +180,7 @@ def _tensor_specs(module: fx.GraphModule | Unlifted, program: ExportedProgram) -
     """
     known = {spec.target: spec for spec in program.graph_signature.input_specs if spec.target}
     taken = {spec.arg.name for spec in program.graph_signature.input_specs}
-    kinds = {name: InputKind.PARAMETER for name, _ in module.named_parameters(remove_duplicate=False)}
-    kinds |= {name: InputKind.BUFFER for name, _ in module.named_buffers(remove_duplicate=False)}
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            kinds.setdefault(str(node.target), InputKind.CONSTANT_TENSOR)
+    kinds = _kinds(module)
     specs = [spec for name, spec in known.items() if name in kinds]
     for name, kind in kinds.items():
         if name not in known:
@@ -186,6 +188,16 @@ def _tensor_specs(module: fx.GraphModule | Unlifted, program: ExportedProgram) -
             specs.append(InputSpec(kind, argument, name, True if kind is InputKind.BUFFER else None))
     order = list(_PREFIX)
     return sorted(specs, key=lambda spec: order.index(spec.kind))
+
+
+def _kinds(module: fx.GraphModule | Unlifted) -> dict[str, InputKind]:
+    """What each tensor is that the module holds, or that its graph reads by name."""
+    kinds = {name: InputKind.PARAMETER for name, _ in module.named_parameters(remove_duplicate=False)}
+    kinds |= {name: InputKind.BUFFER for name, _ in module.named_buffers(remove_duplicate=False)}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            kinds.setdefault(str(node.target), InputKind.CONSTANT_TENSOR)
+    return kinds
 
 
 def _free_name(wanted: str, taken: set[str]) -> str:

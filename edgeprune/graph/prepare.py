@@ -83,17 +83,9 @@ def _shuffle(graph: fx.Graph, start: fx.Node, groups: int, meta: dict[str, Any])
 
 def _shuffle_at(node: fx.Node) -> tuple[fx.Node, int] | None:
     """The value that is shuffled and the number of groups, where `node` is the last view of a shuffle."""
-    if node.target not in _VIEWS:
-        return None
-    chain = [node]
-    while isinstance(before := chain[0].args[0], fx.Node) and before.target in _SWAPS | _SAME | _VIEWS:
-        if len(before.users) > 1:
-            return None
-        chain.insert(0, before)
-        if before.target in _VIEWS:
-            break
-    start = chain[0].args[0]
-    if len(chain) < 3 or not isinstance(start, fx.Node):
+    chain = _swapped_views(node)
+    start = chain[0].args[0] if len(chain) > 2 else None
+    if not isinstance(start, fx.Node):
         return None
     shape = _shape(start)
     if len(shape) < 2 or shape != _shape(node):
@@ -102,6 +94,18 @@ def _shuffle_at(node: fx.Node) -> tuple[fx.Node, int] | None:
     groups = _groups(orders.pop(1))
     others_stay = all(order is not None and order == sorted(order) for order in orders)
     return (start, groups) if groups is not None and others_stay else None
+
+
+def _swapped_views(node: fx.Node) -> list[fx.Node]:
+    """The nodes from a view over swaps of dims to the view `node`; none where something else reads one between them."""
+    chain = [node] if node.target in _VIEWS else []
+    while chain and isinstance(before := chain[0].args[0], fx.Node) and before.target in _SWAPS | _SAME | _VIEWS:
+        if len(before.users) > 1:
+            return []
+        chain.insert(0, before)
+        if before.target in _VIEWS:
+            break
+    return chain
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ are free are the numbers of its dims, each with its least and its largest size; 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -204,19 +205,28 @@ def argument_names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
 
 def dynamic_shapes(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch: bool = True) -> Any:
     """`free` as torch.export takes it; all batches are one size, unless `strict_batch` is off."""
-    batches = [dims[0] for dims in free if 0 in dims]
-    most = min((high for _, high in batches if high is not None), default=None)
-    batch = Dim("batch", min=max([1, *(low for low, _ in batches)]), max=most) if strict_batch else _AUTO
+    batch = _batch_dim(free) if strict_batch else _AUTO
     leaves, tree = tree_flatten(args)
     shapes = [
         {d: batch if d == 0 else _bounded(dims[d]) for d in sorted(dims)} if isinstance(leaf, Tensor) and dims else None
         for leaf, dims in zip(leaves, free, strict=True)
     ]
-    by_argument: tuple[Any, ...] = tree_unflatten(shapes, tree)
+    return _by_parameter(model, tree_unflatten(shapes, tree))
+
+
+def _batch_dim(free: Free) -> Any:
+    """The one batch of all inputs, within the bounds of each."""
+    batches = [dims[0] for dims in free if 0 in dims]
+    most = min((high for _, high in batches if high is not None), default=None)
+    return Dim("batch", min=max([1, *(low for low, _ in batches)]), max=most)
+
+
+def _by_parameter(model: nn.Module, by_argument: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What is said of each argument by the parameters of the forward: `*args` takes one nested tuple."""
     kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds[: len(by_argument)]:
         first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-        return (*by_argument[:first], by_argument[first:])  # `*args` takes them as one nested tuple
+        return (*by_argument[:first], by_argument[first:])
     return by_argument
 
 
@@ -275,17 +285,21 @@ def _broken_guard(
     """A condition of the traced path that does not hold at multiples of the example's sizes."""
     hints = {_symbol(size): _hint(size) for size in _symbolic(values)}
     choices = [[symbol] for symbol in places] + ([list(places)] if len(places) > 1 else [])
-    for factor in _FACTORS:
-        for chosen in choices:
-            sizes = {
-                s: min(hint * factor, asked[s] or hint * factor) if s in chosen else hint for s, hint in hints.items()
-            }
-            for guard in _guards(values):
-                if guard.expr.xreplace({symbol: sympy.Integer(size) for symbol, size in sizes.items()}) == sympy.false:
-                    leaf, dim = places[next((s for s in chosen if s in guard.expr.free_symbols), chosen[0])]
-                    why = f"expected {_readable(guard.expr, places)}"
-                    return Fixed(leaf, dim, why, _grown(values, sizes, {}), _location(guard))
+    for factor, chosen in itertools.product(_FACTORS, choices):
+        grown = {symbol: hints[symbol] * factor for symbol in chosen}
+        sizes = hints | {symbol: min(size, asked[symbol] or size) for symbol, size in grown.items()}
+        guard = _first_broken(values, sizes)
+        if guard is not None:
+            leaf, dim = places[next((s for s in chosen if s in guard.expr.free_symbols), chosen[0])]
+            why = f"expected {_readable(guard.expr, places)}"
+            return Fixed(leaf, dim, why, _grown(values, sizes, {}), _location(guard))
     return None
+
+
+def _first_broken(values: Sequence[Any], sizes: Mapping[Any, int]) -> Any:
+    """The first condition of the traced path that does not hold at these sizes, or None."""
+    numbers = {symbol: sympy.Integer(size) for symbol, size in sizes.items()}
+    return next((guard for guard in _guards(values) if guard.expr.xreplace(numbers) == sympy.false), None)
 
 
 def _grown(

@@ -44,16 +44,10 @@ def state_partners(program: ExportedProgram, pairs: Mapping[str, str]) -> dict[i
         InputError: a name that the program does not have, or shapes that differ.
     """
     nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
-    buffers = {spec.target: spec.arg.name for spec in program.graph_signature.input_specs if spec.target}
-    specs = program.graph_signature.output_specs
-    found = {
-        position: nodes[buffers[spec.target]]
-        for position, spec in enumerate(specs)
-        if spec.kind is OutputKind.BUFFER_MUTATION and spec.target in buffers
-    }
+    found = {position: nodes[name] for position, name in _written_buffers(program).items()}
     users = [
         position
-        for position, spec in enumerate(specs)
+        for position, spec in enumerate(program.graph_signature.output_specs)
         if spec.kind is OutputKind.USER_OUTPUT and isinstance(spec.arg, TensorArgument)
     ]
     outputs = dict(zip(output_names(program), users, strict=True))
@@ -70,6 +64,16 @@ def state_partners(program: ExportedProgram, pairs: Mapping[str, str]) -> dict[i
             raise InputError(f"state {name!r}: expected {output!r} of its shape {shapes[0]}, got {shapes[1]}")
         found[outputs[output]] = comes
     return found
+
+
+def _written_buffers(program: ExportedProgram) -> dict[int, str]:
+    """Position of an output that is a buffer's new value -> name of the placeholder of that buffer."""
+    buffers = {spec.target: spec.arg.name for spec in program.graph_signature.input_specs if spec.target}
+    return {
+        position: buffers[spec.target]
+        for position, spec in enumerate(program.graph_signature.output_specs)
+        if spec.kind is OutputKind.BUFFER_MUTATION and spec.target in buffers
+    }
 
 
 class FromStart:

@@ -85,29 +85,15 @@ def _scatter_instead(graph: fx.Graph, write: fx.Node, memory: Memory) -> bool:
     """Make one write functional; False where it goes through more than slices of a tensor of the graph's own."""
     target = _target(write)
     root = memory.roots[target]
-    new_operator = _functional_form(write)
     again = [alias for alias in memory.aliases(target, write) if alias is target or _read_later(alias, write)]
-    plain = all(view.target in _SCATTER for view in _views(target, root)) and all(
-        view.target in _VIEWS for alias in again for view in _views(alias, root)
-    )
-    if new_operator is None or not plain or root.op == "placeholder":
+    if root.op == "placeholder" or _functional_form(write) is None or not _are_plain(target, root, again):
         return False
-    made = []
     with graph.inserting_before(write):
-        value = graph.call_function(new_operator, write.args, write.kwargs)
-        value.meta = dict(write.meta)
-        made.append(value)
-        view = target
-        while view is not root:  # put the new part into its parent, and that into its own
-            parent: Any = view.args[0]
-            value = graph.call_function(_SCATTER[view.target], (parent, value, *view.args[1:]), view.kwargs)
-            value.meta = dict(parent.meta)
-            made.append(value)
-            view = parent
-        fresh = {root: value}
+        made = _written(graph, write, root)
+        fresh = {root: made[-1]}
         for alias in again:  # views that are read later are taken again
             _taken_again(graph, alias, fresh)
-    made += [node for node in fresh.values() if node is not value]
+    made += [node for node in fresh.values() if node is not made[-1]]
     for alias, node in fresh.items():
         for user in _read_later(alias, write):
             user.replace_input_with(alias, node)
@@ -116,6 +102,26 @@ def _scatter_instead(graph: fx.Graph, write: fx.Node, memory: Memory) -> bool:
     for node in made:
         memory.add(node)
     return True
+
+
+def _are_plain(target: fx.Node, root: fx.Node, again: list[fx.Node]) -> bool:
+    """Whether all views between a tensor and what is written to, or read later, are ones that are taken again."""
+    return all(view.target in _SCATTER for view in _views(target, root)) and all(
+        view.target in _VIEWS for alias in again for view in _views(alias, root)
+    )
+
+
+def _written(graph: fx.Graph, write: fx.Node, root: fx.Node) -> list[fx.Node]:
+    """What is written, put into the view it is written to, that into its parent, and so on up to the tensor: last."""
+    value = graph.call_function(_functional_form(write), write.args, write.kwargs)
+    value.meta = dict(write.meta)
+    made = [value]
+    for view in _views(_target(write), root):
+        parent: Any = view.args[0]
+        value = graph.call_function(_SCATTER[view.target], (parent, value, *view.args[1:]), view.kwargs)
+        value.meta = dict(parent.meta)
+        made.append(value)
+    return made
 
 
 def _views(node: fx.Node, root: fx.Node) -> list[fx.Node]:

@@ -59,18 +59,22 @@ def relative(scores: np.ndarray) -> np.ndarray:
     return scores / mean if mean > 0 else scores
 
 
+def _dims(graph: ChannelGraph) -> list[np.ndarray]:
+    """The labels of every dim of a tensor, and of every size that a cost is proportional to."""
+    canonical = graph.analysis.solver.canonical
+    sources = [canonical[s.ids] for s in graph.analysis.sources.values() if s.kind == "tensor"]
+    return [*sources, *(labels for terms in graph.costs.values() for _, vectors in terms for labels in vectors)]
+
+
 def protected(graph: ChannelGraph, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Bool `(n_units,)` for each group: the most important unit of every tensor's dim, so that no dim is left empty.
 
     The units of a group may sit in different tensors: of a fused projection, say, some make queries and some values.
     """
-    canonical = graph.analysis.solver.canonical
     group_of = graph.group_numbers()
     group_of[0] = len(graph.groups)  # fixed elements stay, and so does the dim
     last = [np.zeros(group.n_units, dtype=bool) for group in graph.groups]
-    sources = [canonical[s.ids] for s in graph.analysis.sources.values() if s.kind == "tensor"]
-    products = [labels for terms in graph.costs.values() for _, vectors in terms for labels in vectors]
-    for labels in (*sources, *products):
+    for labels in _dims(graph):
         numbers = np.unique(group_of[labels])
         if len(numbers) > 1 or not 0 <= numbers[0] < len(graph.groups):
             continue

@@ -198,12 +198,7 @@ class SparseOptimizer(torch.optim.Optimizer):
             InputError: it is the state of another optimizer, structure or network. Nothing has changed then.
         """
         own = self.param_groups
-        saved = state_dict.get("param_groups")
-        if not isinstance(saved, list) or "state" not in state_dict:
-            raise InputError("optimizer state: expected a state dict with state and param_groups")
-        if [len(group["params"]) for group in saved] != [len(group["params"]) for group in own]:
-            counts = [[len(group["params"]) for group in groups] for groups in (own, saved)]
-            raise InputError(f"optimizer state: expected param groups of {counts[0]} parameters, got {counts[1]}")
+        saved = _saved_groups(state_dict, own)
         for mine, other in zip(own, saved, strict=True):
             self._check_saved_group(mine, other)
         values = [(param, state) for _, param, state in self._check_saved_state(saved, state_dict["state"])]
@@ -236,17 +231,27 @@ class SparseOptimizer(torch.optim.Optimizer):
                 if not state:  # it never had a gradient
                     continue
                 where = name or f"parameter {index}"
-                for key in self.shaped:
-                    got = state.get(key)
-                    if key not in state and key != self.shaped[0]:
-                        continue
-                    if not isinstance(got, Tensor) or got.shape != param.shape:
-                        what = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else "none"
-                        raise InputError(
-                            f"optimizer state of {where}: expected {key} with shape {tuple(param.shape)}, got {what}"
-                        )
+                for key in (key for key in self.shaped if key in state or key == self.shaped[0]):
+                    _check_shape(where, key, state.get(key), param)
                 found.append((where, param, state))
         return found
+
+
+def _check_shape(where: str, key: str, got: Any, param: Tensor) -> None:
+    if not isinstance(got, Tensor) or got.shape != param.shape:
+        what = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else "none"
+        raise InputError(f"optimizer state of {where}: expected {key} with shape {tuple(param.shape)}, got {what}")
+
+
+def _saved_groups(state_dict: dict[str, Any], own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The param groups of a state dict, each with as many parameters as the optimizer's own."""
+    saved = state_dict.get("param_groups")
+    if not isinstance(saved, list) or "state" not in state_dict:
+        raise InputError("optimizer state: expected a state dict with state and param_groups")
+    counts = [[len(group["params"]) for group in groups] for groups in (own, saved)]
+    if counts[0] != counts[1]:
+        raise InputError(f"optimizer state: expected param groups of {counts[0]} parameters, got {counts[1]}")
+    return saved
 
 
 def _named(group: dict[str, Any]) -> list[tuple[str | None, Tensor]]:

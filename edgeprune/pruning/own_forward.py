@@ -5,6 +5,7 @@ A slim program says its sizes where a forward may compute them: `x.chunk(2, 1)` 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,10 +63,14 @@ def not_taken(graph: ChannelGraph, keep: np.ndarray) -> set[int]:
     for call, form, known in zip(calls, before, readers, strict=True):
         more = [user for user in edit.node(call).users if user not in known and _name(user) == user.name]
         for value in _values(edit, call) if more else _untaken(edit, call, form, entering):
-            labels = [core(layer).numpy().ravel() for layer in value.layers]
-            units = np.unique(np.concatenate([np.zeros(0, np.int64), *labels]))
+            units = _units(value)
             found.update(group_of[units[(units > 0) & ~keep[units]]].tolist())
     return found - {-1}
+
+
+def _units(value: Value) -> np.ndarray:
+    labels = [core(layer).numpy().ravel() for layer in value.layers]
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *labels]))
 
 
 def evened(graph: ChannelGraph, group: int, order: np.ndarray, worth: np.ndarray, floor: int) -> Evened | None:
@@ -163,18 +168,25 @@ def _untaken(
         return _values(edit, call)
     if call.name not in _VIEWS:
         return []
-    sizes: Any = edit.node(call).args[-1]
-    others = entering.get(_module_of(call.node), ())
     # A size of the module's input may stand here, `b, c, h, w = x.shape` and then `y.view(b, c, h, w)`.
-    return [
-        value
-        for dim, size in enumerate(sizes if isinstance(sizes, (list, tuple)) else ())
-        if isinstance(size, int) and size != -1 and result.shape[dim] not in call.input.shape
-        for other in others
-        for d in range(len(other.shape))
-        if other.shape[d] == result.shape[dim] and edit.kept_size(other, d) != edit.kept_size(result, dim)
-        for value in (other, result)
-    ]
+    others = entering.get(_module_of(call.node), ())
+    pairs = itertools.product(_own_sizes(edit, call, result), others)
+    return [value for dim, other in pairs for value in (other, result) if _is_parted(edit, (result, dim), other)]
+
+
+def _own_sizes(edit: Edit, call: Call, result: Value) -> list[int]:
+    """The dims of a view whose size is written out and is none of the viewed value's."""
+    sizes: Any = edit.node(call).args[-1]
+    written = enumerate(sizes if isinstance(sizes, (list, tuple)) else ())
+    dims = [dim for dim, size in written if isinstance(size, int) and size != -1]
+    return [dim for dim in dims if result.shape[dim] not in call.input.shape]
+
+
+def _is_parted(edit: Edit, place: tuple[Value, int], other: Value) -> bool:
+    """Whether another value has a dim of the same size that a cut leaves another size."""
+    result, dim = place
+    same = [d for d in range(len(other.shape)) if other.shape[d] == result.shape[dim]]
+    return any(edit.kept_size(other, d) != edit.kept_size(result, dim) for d in same)
 
 
 def _values(edit: Edit, call: Call) -> list[Value]:

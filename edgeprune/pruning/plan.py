@@ -90,13 +90,7 @@ class PruningPlan:
         Raises:
             PlanError: not JSON, another format, or indices that are unsorted, doubled, negative or missing.
         """
-        try:
-            document = parse_json(text, "the plan: expected a JSON document")
-        except InputError as error:
-            raise PlanError(str(error)) from error
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            got = document.get("format") if isinstance(document, dict) else type(document).__name__
-            raise PlanError(f"the plan's format: expected {FORMAT!r}, got {shown(got)}")
+        document = _document(text)
         sha256 = document.get("source_sha256")
         if not isinstance(sha256, str):
             raise PlanError(f"the plan's source_sha256: expected a string, got {shown(sha256)}")
@@ -113,6 +107,18 @@ class PruningPlan:
         if not all(isinstance(output, str) for output in state.values()):
             raise PlanError("the plan's state: expected the names of outputs")
         return cls(sha256, tensors, inputs, groups, attention, folded, state)
+
+
+def _document(text: str | bytes) -> dict[str, Any]:
+    """The JSON object of a plan of this format."""
+    try:
+        document = parse_json(text, "the plan: expected a JSON document")
+    except InputError as error:
+        raise PlanError(str(error)) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        got = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise PlanError(f"the plan's format: expected {FORMAT!r}, got {shown(got)}")
+    return document
 
 
 def read_plan(path: Path) -> PruningPlan:

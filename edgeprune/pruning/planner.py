@@ -75,11 +75,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         BudgetError: a budget cannot be met; says which groups stood in the way.
     """
     shares = {"keep_macs": keep_macs, "keep_latency": keep_latency, "keep_bytes": keep_bytes}
-    _check_shares(shares)
-    if align < 1:
-        raise InputError(f"align: expected a whole number from 1, got {align}")
-    if keep_latency is not None and device is None:
-        raise InputError("keep_latency: expected a device to foretell the latency of, got none")
+    _check_numbers(shares, align, device)
     stair = 1 if device is None else main_step(graph, device)
     scores = score(program, graph, criterion, batches=batches, seed=seed)
     eligible = _eligible(graph, named_groups(graph, leave), exact_only)
@@ -136,10 +132,14 @@ def named_groups(graph: ChannelGraph, names: Collection[str]) -> set[int]:
     return found
 
 
-def _check_shares(shares: Mapping[str, float | None]) -> None:
+def _check_numbers(shares: Mapping[str, float | None], align: int, device: Device | None) -> None:
     for name, share in shares.items():
         if share is not None and not 0 < share <= 1:
             raise InputError(f"{name}: expected a share in (0, 1], got {share}")
+    if align < 1:
+        raise InputError(f"align: expected a whole number from 1, got {align}")
+    if shares["keep_latency"] is not None and device is None:
+        raise InputError("keep_latency: expected a device to foretell the latency of, got none")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -363,12 +363,8 @@ def _step(group: ChannelGroup, align: int, stair: int) -> int:
     return next((step for step in steps if 2 * step <= group.n_units), least)
 
 
-def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -> PruningPlan:
-    """The plan that keeps the units marked in `keep`, bool `(n_labels,)`.
-
-    Raises:
-        PlanError: nothing would be left of some tensor.
-    """
+def _kept_of_tensors(graph: ChannelGraph, keep: np.ndarray) -> dict[str, dict[int, tuple[int, ...]]]:
+    """The kept indices of every dim of a tensor that loses some, under each of its names."""
     canonical = graph.analysis.solver.canonical
     tensors: dict[str, dict[int, tuple[int, ...]]] = {}
     for (kind, name, dim), source in graph.analysis.sources.items():
@@ -380,6 +376,16 @@ def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -
         if not mask.all():
             for alias in graph.analysis.tensors.aliases(name) or [name]:
                 tensors.setdefault(alias, {})[dim] = tuple(np.flatnonzero(mask).tolist())
+    return tensors
+
+
+def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -> PruningPlan:
+    """The plan that keeps the units marked in `keep`, bool `(n_labels,)`.
+
+    Raises:
+        PlanError: nothing would be left of some tensor.
+    """
+    tensors = _kept_of_tensors(graph, keep)
     inputs: dict[str, InputFeatures] = {}
     for kind, name, _ in graph.analysis.sources:
         features = features_after(graph.analysis, name, keep) if kind == "input" else None

@@ -71,16 +71,21 @@ def slim_contract(program: ExportedProgram) -> Program:
         args[name] = torch.zeros((BATCH, *_slim_shape(one)), dtype=one.placeholder.meta["val"].dtype)
         for gather in one.gathers:
             _take_kept_only(module, one, gather)
-    module.graph.eliminate_dead_code()
-    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in module.named_buffers() if name.startswith(GATHER) and name not in used]:
-        delattr(module, name)
-    module.recompile()
+    _drop_unread(module)
     asked = zip(free_ranges(program), args.values(), strict=True)
     free = [
         {d: bounds for d, bounds in dims.items() if d < arg.dim()} for dims, arg in asked
     ]  # a flattened input has lost some
     return reexport(module, tuple(args.values()), free)
+
+
+def _drop_unread(module: fx.GraphModule) -> None:
+    """Take out what nothing reads any more, the indices of the gathers among it."""
+    module.graph.eliminate_dead_code()
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in module.named_buffers() if name.startswith(GATHER) and name not in used]:
+        delattr(module, name)
+    module.recompile()
 
 
 def _module(program: ExportedProgram) -> fx.GraphModule:

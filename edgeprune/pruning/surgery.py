@@ -198,6 +198,10 @@ def _check_couplings(
             for index in np.setdiff1d(np.arange(shapes[name][dim]), kept).tolist():
                 if (name, dim, index) not in removed:
                     raise PlanError(f"the plan removes index {index} of dim {dim} of {name!r}, which is locked")
+    _check_none_is_empty(graph, keep)
+
+
+def _check_none_is_empty(graph: ChannelGraph, keep: np.ndarray) -> None:
     for group in graph.groups:
         if not keep[group.units].any() and not (group.is_input and graph.features()[0]):
             raise PlanError(

@@ -25,7 +25,7 @@ _ASSUMPTIONS = frozenset(
     "positive negative nonpositive nonnegative nonzero zero integer real finite commutative even odd "
     "rational extended_real extended_positive extended_nonnegative extended_nonzero".split()
 )
-_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow)
+_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
 _COMPARISONS = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
 
@@ -54,22 +54,31 @@ def _refuse(node: ast.AST) -> UnsafeFileError:
 def _check(node: ast.expr, in_power: bool) -> None:
     if isinstance(node, ast.Call):
         _check_call(node, in_power)
-    elif isinstance(node, ast.BinOp) and isinstance(node.op, _OPERATORS):
-        if isinstance(node.op, ast.Pow):
-            _check_power(node, node.left, node.right, in_power)
-        else:
-            _check(node.left, in_power)
-            _check(node.right, in_power)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        _check(node.operand, in_power)
-    elif isinstance(node, ast.Compare) and all(isinstance(op, _COMPARISONS) for op in node.ops):
-        for part in (node.left, *node.comparators):
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        _check_power(node, node.left, node.right, in_power)
+    elif _is_atom(node):
+        return
+    else:
+        for part in _parts(node):
             _check(part, in_power)
-    elif isinstance(node, ast.Name):
-        if not SYMBOL.fullmatch(node.id) and node.id not in ("true", "false"):
-            raise _refuse(node)
-    elif _integer(node) is None and not (isinstance(node, ast.Constant) and isinstance(node.value, (bool, float))):
-        raise _refuse(node)
+
+
+def _is_atom(node: ast.expr) -> bool:
+    """Whether it is a symbol, true or false, or a number."""
+    if isinstance(node, ast.Name):
+        return bool(SYMBOL.fullmatch(node.id)) or node.id in ("true", "false")
+    return _integer(node) is not None or (isinstance(node, ast.Constant) and isinstance(node.value, (bool, float)))
+
+
+def _parts(node: ast.expr) -> list[ast.expr]:
+    """What an operator or a comparison of sizes takes; anything else is refused."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, _OPERATORS):
+        return [node.left, node.right]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return [node.operand]
+    if isinstance(node, ast.Compare) and all(isinstance(op, _COMPARISONS) for op in node.ops):
+        return [node.left, *node.comparators]
+    raise _refuse(node)
 
 
 def _check_call(node: ast.Call, in_power: bool) -> None:
@@ -78,11 +87,13 @@ def _check_call(node: ast.Call, in_power: bool) -> None:
         _check_symbol(node)
     elif name == "Float":
         _check_float(node)
-    elif name == "Integer" and len(node.args) == 1 and not node.keywords and _integer(node.args[0]) is not None:
+    elif node.keywords:
+        raise _refuse(node)
+    elif name == "Integer" and [_integer(argument) is not None for argument in node.args] == [True]:
         return
-    elif name in _POWERS and len(node.args) == 2 and not node.keywords:
+    elif name in _POWERS and len(node.args) == 2:
         _check_power(node, node.args[0], node.args[1], in_power)
-    elif name in _FUNCTIONS and not node.keywords:
+    elif name in _FUNCTIONS:
         for argument in node.args:
             _check(argument, in_power)
     else:
