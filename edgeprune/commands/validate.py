@@ -21,6 +21,7 @@ from edgeprune.progress import Progress, Silent
 from edgeprune.records import IDENTITY, DataSource
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import ValidateRecord
+from edgeprune.tasks.drop import is_within
 from edgeprune.tasks.intervals import compare_accuracy, luck
 from edgeprune.usercode import running_user_code
 
@@ -123,7 +124,7 @@ def _judged(record: ValidateRecord, request: ValidateRequest) -> ValidateRecord:
     """The record with a sentence for every budget that was missed."""
     failures = []
     drop, ratio = record.accuracy.drop_points, record.latency.ratio
-    if request.max_drop is not None and drop > request.max_drop:
+    if not is_within(drop, request.max_drop):
         failures.append(f"accuracy drop: at most {request.max_drop:g} points asked, got {drop:.2f}")
     if request.max_latency_ratio is not None and ratio > request.max_latency_ratio:
         failures.append(f"latency: at most {request.max_latency_ratio:g} of the dense time asked, got {ratio:.2f}")

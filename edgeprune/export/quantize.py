@@ -22,6 +22,7 @@ from edgeprune.export.quanttools import Reader, needs_reduced_range, prepared, t
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress, Silent
 from edgeprune.results import Kind
+from edgeprune.tasks.drop import drop_points, is_within
 
 MIN_SNR_DB = 20.0  # without labels or classes: an error of a tenth of the outputs
 # What onnxruntime has int8 kernels for on a CPU, and what only moves numbers. Left out although its tools know them:
@@ -144,7 +145,7 @@ class Judge:
         """
         agrees = agreement(self.file, path, self.threads)
         drop = self._drop(path, agrees)
-        within = agrees.snr_db >= MIN_SNR_DB if drop is None else drop <= self.max_drop
+        within = agrees.snr_db >= MIN_SNR_DB if drop is None else is_within(drop, self.max_drop)
         return Judged(path, drop, agrees, within)
 
     def _drop(self, path: Path, agrees: Agreement) -> float | None:
@@ -152,7 +153,7 @@ class Judge:
             return None if agrees.argmax is None else 100 * (1 - agrees.argmax)
         if self._baseline is None:
             self._baseline = self.accuracy(self.file.path)
-        return 100 * (self._baseline - self.accuracy(path))
+        return drop_points(self._baseline, self.accuracy(path))
 
     def in_words(self, judged: Judged) -> str:
         """What a file costs and what was asked, e.g. `a drop of 0.30 points (at most 1 asked)`."""
