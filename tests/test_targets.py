@@ -14,11 +14,6 @@ from edgeprune.units import LatencyLimit
 DENSE = Measured(ms=10.0, dense_ms=10.0, size_bytes=1000, dense_bytes=1000)
 
 
-def budgets(**fields: object) -> Budgets:
-    given = {"keep_macs": None, "max_drop": None, "n_features": None, "feature_ratio": None} | fields
-    return Budgets(**given, prune_features=False, criterion="l2", align=8, seed=0)  # type: ignore[arg-type]
-
-
 RUNTIMES: dict[str, Callable[[float], float]] = {
     "as foretold": lambda share: share,
     "an overhead": lambda share: 0.3 + 0.7 * share,
@@ -31,7 +26,7 @@ RUNTIMES: dict[str, Callable[[float], float]] = {
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("limit", [LatencyLimit(ratio=0.5), LatencyLimit(ms=5.0), LatencyLimit(ratio=0.8)])
 def test_a_few_trials_land_just_within_the_budget(runtime: str, limit: LatencyLimit) -> None:
-    targets = Targets(budgets(max_latency=limit), DENSE)
+    targets = Targets(Budgets(max_latency=limit), DENSE)
     for _ in range(6):
         planned = targets.shares.latency
         assert planned is not None
@@ -44,7 +39,7 @@ def test_a_few_trials_land_just_within_the_budget(runtime: str, limit: LatencyLi
 
 
 def test_where_no_trial_is_near_the_best_within_the_budget_is_taken() -> None:
-    targets = Targets(budgets(max_latency=LatencyLimit(ratio=0.5)), DENSE)
+    targets = Targets(Budgets(max_latency=LatencyLimit(ratio=0.5)), DENSE)
     tried = []
     for found in (0.7, 0.3, 0.6, 0.4, 0.55, 0.35):
         tried.append((targets.shares.latency, found))
@@ -56,7 +51,7 @@ def test_where_no_trial_is_near_the_best_within_the_budget_is_taken() -> None:
 
 
 def test_a_second_budget_that_binds_less_is_left_alone() -> None:
-    targets = Targets(budgets(max_latency=LatencyLimit(ratio=0.5), max_bytes=900), DENSE)
+    targets = Targets(Budgets(max_latency=LatencyLimit(ratio=0.5), max_bytes=900), DENSE)
     targets.see(Measured(4.8, 10.0, 400, 1000))
     assert targets.is_settled(macs_share=0.4)
     targets.see(Measured(7.0, 10.0, 400, 1000))
@@ -67,14 +62,14 @@ def test_a_second_budget_that_binds_less_is_left_alone() -> None:
 
 
 def test_macs_that_bind_settle_it() -> None:
-    targets = Targets(budgets(max_latency=LatencyLimit(ratio=0.9), keep_macs=0.5), DENSE)
+    targets = Targets(Budgets(max_latency=LatencyLimit(ratio=0.9), keep_macs=0.5), DENSE)
     targets.see(Measured(4.0, 10.0, 400, 1000))
     assert targets.is_settled(macs_share=0.49)
     assert not targets.is_settled(macs_share=0.3)
 
 
 def test_nothing_is_measured_where_nothing_is_asked() -> None:
-    targets = Targets(budgets(keep_macs=0.5), None)
+    targets = Targets(Budgets(keep_macs=0.5), None)
     assert targets.goals == {}
     assert targets.is_settled(0.2)
     assert targets.shares.macs == 0.5

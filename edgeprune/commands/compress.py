@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from edgeprune.commands.budgets import ASSUMED_DROP
 from edgeprune.commands.outcome import front_points, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
@@ -17,13 +18,11 @@ from edgeprune.records import ModelInfo
 from edgeprune.requests import CompressRequest
 from edgeprune.results import RunRecord
 from edgeprune.runrecord import to_json
-from edgeprune.search.candidate import Candidate
+from edgeprune.search.candidate import Candidate, Found
 from edgeprune.search.crop import find_crop
 from edgeprune.search.pareto import chosen
 from edgeprune.training import threads_set
 from edgeprune.usercode import running_user_code
-
-_LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said
 
 
 @running_user_code()
@@ -39,28 +38,21 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
 
     told, start = progress or Silent(), time.perf_counter()
     job = prepare(request, told)
-    with staged_folder(job.out, request.force) as folder, threads_set(job.threads):
-        found = _found(job)
-        best = chosen(found, job.search.dense, request.max_drop)
-        record = measured(job, best, told)
+    with staged_folder(job.out, request.force) as folder, threads_set(job.threads.training):
+        found = job.strategy.search(job.step, job.budgets)
+        best = chosen(found, ASSUMED_DROP if request.max_drop is None else request.max_drop)
+        record = measured(job, found, best, told)
         if request.pareto is not None:
             record = replace(record, front=front_points(job, found, best, told))
-        record = replace(record, advice=_advice(job, told), seconds=time.perf_counter() - start)
+        record = replace(record, advice=_advice(job, found, told), seconds=time.perf_counter() - start)
         info = completed(job.model.info, job.data, request.data) if job.data else job.model.info
         _save(folder, best, info)
-        for point, candidate in zip(record.front, found, strict=False):
+        for point, candidate in zip(record.front, found.networks, strict=False):
             (folder / point.folder).mkdir(parents=True)
             _save(folder / point.folder, candidate, info)
         write_atomically(folder / "run.json", to_json(record).encode())
         write_atomically(folder / "report.html", render(record).encode())
     return job.out, record
-
-
-def _found(job: Job) -> list[Candidate]:
-    """The network within the budgets, or several where they were asked for, from large to small."""
-    if job.request.pareto is not None:
-        return job.search.front(job.request.pareto, job.request.keep_macs or _LEAST)
-    return [job.search.run() if job.plan is None else job.search.replay(job.plan)]
 
 
 def _save(folder: Path, candidate: Candidate, info: ModelInfo) -> None:
@@ -69,13 +61,15 @@ def _save(folder: Path, candidate: Candidate, info: ModelInfo) -> None:
     write_atomically(folder / "plan.json", candidate.plan.to_json().encode())
 
 
-def _advice(job: Job, told: Progress) -> tuple[str, ...]:
+def _advice(job: Job, found: Found, told: Progress) -> tuple[str, ...]:
     """What could be done beside: how images can be cropped whose pixels cannot go one by one."""
-    if job.trainer is None or not job.search.budgets.prune_features or len(job.model.info.input_shape) != 3:
+    normalization = job.model.info.normalization
+    if job.data is None or not job.budgets.prune_features or len(job.model.info.input_shape) != 3:
         return ()
-    dims = {grid.dim for grid in feature_grids(job.search.graph.analysis).values()}
+    dims = {grid.dim for grid in feature_grids(found.graph.analysis).values()}
     if None in dims:
         return ()
     told.stage("look for a border that never matters")
-    crop = find_crop(job.search.dense.program.frozen_module(), job.trainer.data, job.trainer.normalization)
+    assert normalization is not None
+    crop = find_crop(found.dense.program.frozen_module(), job.data, normalization)
     return () if crop is None else (str(crop),)

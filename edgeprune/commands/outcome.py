@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from edgeprune.measure.profiling import is_here
 from edgeprune.progress import Progress
 from edgeprune.records import DataSource
 from edgeprune.requests import CompressRequest
-from edgeprune.results import FrontPoint, LatencyComparison, NetworkFigures, RunRecord
-from edgeprune.search.candidate import Candidate
+from edgeprune.results import AccuracyComparison, FrontPoint, LatencyComparison, NetworkFigures, RunRecord
+from edgeprune.search.candidate import Candidate, Found
 from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.training import evaluate, float_type
 from edgeprune.versions import versions
@@ -33,28 +32,19 @@ _PARITY_SAMPLES = 256
 _SECONDS = (8.0, 20.0)  # to measure the latency; longer where noise, which the search did not meet, misses the budget
 
 
-def measured(job: Job, best: Candidate, told: Progress) -> RunRecord:
+def measured(job: Job, found: Found, best: Candidate, told: Progress) -> RunRecord:
     """Everything that is reported, measured on the network that was found.
 
     Raises:
         BudgetError: its file misses a budget, by what was measured.
         ParityError: a file disagrees with PyTorch.
     """
-    search = job.search
-    dense = search.dense
     told.stage("measure in onnxruntime")
     sizes, parity, latency = _onnx_figures(job, best, told)
     _check_measured(job, sizes[1], latency)
-    plan = best.plan
+    dense, plan = found.dense, best.plan
     assert plan is not None
-    accuracy, test = None, (None, None)
-    if job.trainer is not None:
-        outcomes = [
-            evaluate(program.frozen_module(), job.trainer.data.test, job.trainer.normalization)
-            for program in (dense.program, best.program)
-        ]
-        accuracy = compare_accuracy(outcomes[0].correct, outcomes[1].correct)
-        test = (accuracy.dense, accuracy.slim)  # type: ignore[assignment]
+    accuracy = _compared(job, dense, best)
     features = next(iter(plan.inputs.values()), None)
     return RunRecord(
         command=job.request.command,
@@ -63,8 +53,8 @@ def measured(job: Job, best: Candidate, told: Progress) -> RunRecord:
         assumed=job.assumed,
         model={**asdict(job.model.info), "name": job.model.name, "path": job.request.model, "sha256": job.model.sha256},
         data=_data_facts(job.data),
-        dense=_figures(dense, sizes[0], test[0]),
-        slim=_figures(best, sizes[1], test[1]),
+        dense=_figures(dense, sizes[0], accuracy.dense if accuracy else None),
+        slim=_figures(best, sizes[1], accuracy.slim if accuracy else None),
         accuracy=accuracy,
         latency=latency,
         proof_error=best.proof_error,
@@ -73,13 +63,24 @@ def measured(job: Job, best: Candidate, told: Progress) -> RunRecord:
         widths=widths(dense.program, best.program),
         features=features,
         feature_weights=feature_weights(best.program, features) if features else (),
-        steps=tuple(search.steps),
-        selection=tuple(search.selection),
+        steps=found.steps,
+        selection=found.selection,
         locked=tuple(
-            {"name": row.name, "reason": explained(row), "layers": list(row.layers)}
-            for row in locked_rows(search.graph)
+            {"name": row.name, "reason": explained(row), "layers": list(row.layers)} for row in locked_rows(found.graph)
         ),
     )
+
+
+def _compared(job: Job, dense: Candidate, best: Candidate) -> AccuracyComparison | None:
+    """Both networks on the test split; None without data."""
+    if job.data is None:
+        return None
+    assert job.model.info.normalization is not None
+    outcomes = [
+        evaluate(network.program.frozen_module(), job.data.test, job.model.info.normalization).correct
+        for network in (dense, best)
+    ]
+    return compare_accuracy(*outcomes)
 
 
 def _figures(candidate: Candidate, onnx_bytes: int, test_accuracy: float | None) -> NetworkFigures:
@@ -103,9 +104,10 @@ def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int,
             export_onnx(program, path, inputs=inputs)
             for program, path in zip((job.model.program, best.program), (dense, slim), strict=True)
         ]
-        threads = job.request.threads or 1
         for seconds in _SECONDS:
-            latency = compare_latency(dense, slim, one, one, threads=threads, max_seconds=seconds, progress=told)
+            latency = compare_latency(
+                dense, slim, one, one, threads=job.threads.runtime, max_seconds=seconds, progress=told
+            )
             if _holds(job, latency):
                 break
     return (exports[0].size_bytes, exports[1].size_bytes), exports[1].parity, latency
@@ -113,7 +115,7 @@ def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int,
 
 def _holds(job: Job, latency: LatencyComparison) -> bool:
     """Whether the latency asked for was measured; one of another device is foretold by the search."""
-    limit, device = job.search.budgets.max_latency, job.search.budgets.device
+    limit, device = job.budgets.max_latency, job.device
     if limit is None or device is None or not is_here(device):
         return True
     return is_held(latency, limit.ratio, limit.ms)
@@ -121,7 +123,7 @@ def _holds(job: Job, latency: LatencyComparison) -> bool:
 
 def _check_measured(job: Job, slim_bytes: int, latency: LatencyComparison) -> None:
     """Raise BudgetError where the final file misses a budget, by what was measured."""
-    budgets = job.search.budgets
+    budgets = job.budgets
     if not _holds(job, latency):
         raise BudgetError(
             f"--max-latency {budgets.max_latency}: got {latency.slim_p50_ms:.3g} ms, {latency.ratio:.3f} of the dense "
@@ -133,10 +135,11 @@ def _check_measured(job: Job, slim_bytes: int, latency: LatencyComparison) -> No
 
 def _real_inputs(job: Job, count: int) -> np.ndarray | None:
     """Normalised test inputs `(count, *input_shape)`, or None where there are no data."""
-    if job.trainer is None:
+    if job.data is None:
         return None
-    x = first_inputs(job.trainer.data.test, count)
-    return normalize(torch.from_numpy(x).to(job.trainer.dtype), job.trainer.normalization).numpy()
+    assert job.model.info.normalization is not None
+    x = torch.from_numpy(first_inputs(job.data.test, count)).to(float_type(job.model.program))
+    return normalize(x, job.model.info.normalization).numpy()
 
 
 def _data_facts(data: DataSource | None) -> dict[str, Any] | None:
@@ -151,18 +154,17 @@ def _asked(request: CompressRequest) -> dict[str, Any]:
     return {name: value for name, value in asdict(request).items() if value is not None and name != "command"}
 
 
-def front_points(job: Job, found: Sequence[Candidate], best: Candidate, told: Progress) -> tuple[FrontPoint, ...]:
+def front_points(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[FrontPoint, ...]:
     """Every network of the front, measured beside the dense one."""
-    gauge, dense = job.search.gauge, job.search.dense
-    assert gauge is not None
+    assert job.gauge is not None
     points = []
-    for number, candidate in enumerate(found, 1):
-        told.stage(f"measure network {number} of {len(found)}")
-        measured = gauge(candidate.program, True)
+    for number, candidate in enumerate(found.networks, 1):
+        told.stage(f"measure network {number} of {len(found.networks)}")
+        measured = job.gauge(candidate.program, True)
         points.append(
             FrontPoint(
                 folder=f"pareto/{number}",
-                macs_ratio=candidate.macs / dense.macs,
+                macs_ratio=candidate.macs / found.dense.macs,
                 val_accuracy=candidate.val_accuracy,
                 p50_ms=measured.ms,
                 latency_ratio=measured.ms / measured.dense_ms,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch.export import ExportedProgram
@@ -49,22 +49,28 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
         state_key=request.state_key,
         ignore_keys=request.ignore_keys,
     )
-    recorded = None
-    if data is None and model.info.data is not None:
-        recorded = _recorded_spec(model.info.data, request)
+    recorded = None if data is not None else _recorded_spec(model.info.data, request)
     try:
         if recorded is not None:
-            data = open_data(recorded, seed=seed)
-            if recorded != model.info.data:
-                data = replace(data, notes=(*data.notes, f"the recorded data are {recorded}"))
-        if data is not None:
-            data = with_classes_of(data, model.info.classes, n_outputs(model.program))
-            check_fits(data, model.info, n_outputs(model.program))
+            data = _opened_recorded(recorded, model.info.data, seed)
+        return model, None if data is None else _fitting(data, model)
     except InputError as error:
         if request.data:
             raise
         raise InputError(f"{error} (these are the data that the model was trained on; --data names others)") from error
-    return model, data
+
+
+def _opened_recorded(found: str, recorded: str | None, seed: int) -> DataSource:
+    """The data that a model was trained on, where they were found."""
+    data = open_data(found, seed=seed)
+    return data if found == recorded else replace(data, notes=(*data.notes, f"the recorded data are {found}"))
+
+
+def _fitting(data: DataSource, model: Model) -> DataSource:
+    """The data with the model's classes, once the two fit each other."""
+    data = with_classes_of(data, model.info.classes, n_outputs(model.program))
+    check_fits(data, model.info, n_outputs(model.program))
+    return data
 
 
 def notes_of(model: Model, data: DataSource | None) -> tuple[str, ...]:
@@ -72,11 +78,26 @@ def notes_of(model: Model, data: DataSource | None) -> tuple[str, ...]:
     return model.notes if data is None else (*model.notes, *data.notes)
 
 
-def _recorded_spec(spec: str, request: CompressRequest | ExportRequest) -> str:
-    """The data that a model records, once they may be opened; they may lie beside its file instead."""
+def _recorded_spec(spec: str | None, request: CompressRequest | ExportRequest) -> str | None:
+    """The data that a model records, if any, once they may be opened; they may lie beside its file instead."""
+    if spec is None:
+        return None
     where, trusted = str(request.model), request.trust_recorded
     found = found_from(recorded_data(spec, where, trusted), Path(request.model or ""))
     return found if found == spec else recorded_data(found, where, trusted)
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """CPU threads: to train and score with, None being all cores; and of a runtime while a network is measured."""
+
+    training: int | None
+    runtime: int
+
+
+def threads_of(asked: int | None, program: ExportedProgram) -> Threads:
+    """As many as are asked for; else what the network's size suggests to train with, and one to measure with."""
+    return Threads(asked or threads_for(program), asked or 1)
 
 
 def threads_for(program: ExportedProgram) -> int | None:

@@ -1,57 +1,36 @@
-"""What the search is asked for, what it trains with, and the networks that it comes by."""
+"""What a search is asked for, the networks that it comes by, and what it hands on."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from edgeprune.cost.device import Device
-from edgeprune.data import batches, normalize
 from edgeprune.graph.capture import Program
+from edgeprune.graph.groups import ChannelGraph
 from edgeprune.pruning.plan import PruningPlan
-from edgeprune.records import DataSource, FeatureRules, Normalization
-from edgeprune.settings import MOST_FINETUNINGS, TrainSettings
-from edgeprune.training import evaluate
+from edgeprune.records import FeatureRules
+from edgeprune.results import FeatureCount, StepRecord
+from edgeprune.settings import MOST_FINETUNINGS
 from edgeprune.units import LatencyLimit
-
-ASSUMED_DROP = 1.0  # points on the validation split, where nothing is said
-_TAYLOR_BATCHES = 64
-_PROVED = 4  # samples
-_TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """What the search must meet, and how it goes about it.
+    """What the network that is found must meet; each may be None.
 
     `keep_macs` is a share of the dense MACs, `max_latency` the most that one inference may take, `max_bytes` the most
     that the ONNX file may weigh, `max_drop` is in accuracy points on the validation split, `n_features` a count of
-    input features and `feature_ratio` a share of them; each may be None. `prune_features` lets features go without a
-    count of their own; `rules` say which of them stay, or stay together. `appliable` cuts are those that the class's
-    own forward takes; layers in `leave` stay whole. With a `device`, units go by the milliseconds that they save on it.
-    `max_finetunings` bounds the training of a search that has no cost to reach.
+    input features and `feature_ratio` a share of them. `prune_features` lets features go without a count of their own.
     """
 
-    keep_macs: float | None
-    max_drop: float | None
-    n_features: int | None
-    feature_ratio: float | None
-    prune_features: bool
-    criterion: str
-    align: int
-    seed: int
-    attention: str = "heads"
-    appliable: bool = False
-    leave: tuple[str, ...] = ()
-    rules: FeatureRules | None = None
+    keep_macs: float | None = None
+    max_drop: float | None = None
+    n_features: int | None = None
+    feature_ratio: float | None = None
+    prune_features: bool = False
     max_latency: LatencyLimit | None = None
     max_bytes: int | None = None
-    device: Device | None = None
-    max_finetunings: int = MOST_FINETUNINGS
 
     @property
     def has_costs(self) -> bool:
@@ -68,34 +47,39 @@ class Budgets:
         """Whether input features may go at all."""
         return self.prune_features or self.n_features is not None or self.feature_ratio is not None
 
+    @property
+    def features_compete(self) -> bool:
+        """Whether features and channels go for the same costs, with no count or drop that holds up the features."""
+        return self.prune_features and self.max_drop is None and self.n_features is None
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Trainer:
-    """The data and settings that finetuning and scoring use.
+    def counted(self, available: int | None) -> Budgets:
+        """The same with the share of the features as a count, of those that the network has."""
+        if self.feature_ratio is None or not available:
+            return self
+        return replace(self, n_features=max(1, round(self.feature_ratio * available)))
 
-    `distill` makes the dense network the teacher; `dtype` is the type of its inputs.
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a network is made smaller, whatever the budgets.
+
+    `features` may go where it is set, and `compete` with the channels; `rules` say which of them stay, or stay
+    together. `appliable` cuts are those that the class's own forward takes; layers in `leave` stay whole. With a
+    `device`, units go by the milliseconds that they save on it. `max_finetunings` bounds the training of a search that
+    has no cost to reach.
     """
 
-    data: DataSource
-    normalization: Normalization
-    settings: TrainSettings
-    distill: bool = False
-    dtype: torch.dtype = torch.float32
-
-    def score_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """A few normalised training batches for the Taylor criterion."""
-        stream = batches(self.data.train, _TAYLOR_SIZE, shuffle=True, seed=self.settings.seed)
-        for x, y in itertools.islice(stream, _TAYLOR_BATCHES):
-            yield normalize(x.to(self.dtype), self.normalization), y
-
-    def some_inputs(self) -> Tensor:
-        """The first normalised training inputs, which a cut is proved on."""
-        x, _ = next(iter(batches(self.data.train, _PROVED)))
-        return normalize(x.to(self.dtype), self.normalization)
-
-    def val_accuracy(self, module: nn.Module) -> float:
-        """Accuracy on the validation split, in [0, 1]."""
-        return evaluate(module, self.data.val, self.normalization).accuracy
+    criterion: str = "l2"
+    align: int = 8
+    seed: int = 0
+    attention: str = "heads"
+    features: bool = False
+    compete: bool = False
+    rules: FeatureRules | None = None
+    appliable: bool = False
+    leave: tuple[str, ...] = ()
+    device: Device | None = None
+    max_finetunings: int = MOST_FINETUNINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +105,17 @@ class Candidate:
     n_features: int | None
     val_accuracy: float | None
     proof_error: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """What a search came to: the `networks` from large to small, beside the dense one and its channel groups.
+
+    `steps` tells what was tried, `selection` how the input features became fewer.
+    """
+
+    dense: Candidate
+    networks: tuple[Candidate, ...]
+    steps: tuple[StepRecord, ...]
+    selection: tuple[FeatureCount, ...]
+    graph: ChannelGraph

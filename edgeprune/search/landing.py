@@ -19,6 +19,11 @@ class Shares:
     latency: float | None = None
     size: float | None = None
 
+    @property
+    def named(self) -> dict[str, float | None]:
+        """The share of each cost by its name."""
+        return {"macs": self.macs, "latency": self.latency, "size": self.size}
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:

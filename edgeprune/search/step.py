@@ -1,4 +1,4 @@
-"""One step of the search: what a candidate costs, how it is cut, finetuned and judged."""
+"""One step of a search, which its strategies hold: a candidate is cut, proved, finetuned, judged and recorded."""
 
 from __future__ import annotations
 
@@ -7,203 +7,224 @@ from dataclasses import replace
 from torch import fx
 
 from edgeprune.cost.macs import macs
-from edgeprune.cost.models import bytes_model, latency_model
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.progress import Progress
+from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.plan import PruningPlan, compose
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
 from edgeprune.pruning.surgery import cut
 from edgeprune.results import FeatureCount, StepRecord
-from edgeprune.search.candidate import Budgets, Candidate, Gauge, Trainer
+from edgeprune.search.candidate import Candidate, Found, Gauge, Manner, Measured
+from edgeprune.search.costs import Costs
 from edgeprune.search.effort import Effort
 from edgeprune.search.landing import Shares
-from edgeprune.settings import TrainSettings
-from edgeprune.training import fit, recalibrate
+from edgeprune.search.trainer import FIRST, Round, Trainer
+from edgeprune.tasks.drop import drop_points, is_within
 
 FACTOR = 0.7  # share of the MACs that one step keeps
-NO_SHARES = Shares()
-_ROUNDS = 3  # how often what lost too much is finetuned again before it is given up
-_LONGEST = 4  # times the epochs of a finetuning: a further round
-_WANDERS = 2  # from this round on the learning rate stays, and passes by more networks than it does while it falls
+ROUNDS = 3  # how often what lost too much is finetuned again before it is given up
 
 
-class Steps:
-    """What a search is made of; `steps` tells what was tried, `selection` how the input features became fewer."""
+class Step:
+    """What a strategy does to one candidate, the same way for all of them; it serves one search.
+
+    It knows no budgets: what a candidate may lose, in points, is handed to it. `records` tells what was tried,
+    `selection` how the input features became fewer, `effort` how much was trained. Without a trainer nothing is
+    trained and every drop is within any limit; without a gauge nothing is measured as a file.
+    """
 
     def __init__(
         self,
         dense: Program,
-        budgets: Budgets,
+        manner: Manner,
         trainer: Trainer | None,
         progress: Progress,
         gauge: Gauge | None = None,
     ) -> None:
+        self.manner = manner
         self.trainer = trainer
-        self.gauge = gauge
         self.progress = progress
-        self.steps: list[StepRecord] = []
+        self.records: list[StepRecord] = []
         self.selection: list[FeatureCount] = []
-        self.effort = Effort(trainer.settings.epochs if trainer else 0, budgets.max_finetunings, progress)
+        self.effort = Effort(manner.max_finetunings, progress, is_free=not self.trains)
+        self.graph = self.analyzed(dense)
+        self.dense = Candidate(dense, None, macs(dense), count_features(self.graph), None)
+        self.costs = Costs(self.dense, self.graph_of, manner.device)
+        self._gauge = gauge
         self._failed: set[str] = set()
-        self._known_costs: dict[Program, dict[str, float]] = {}
-        self._teacher = dense.frozen_module() if trainer and trainer.distill else None
-        self.budgets = budgets
-        self.graph = self._analyzed(dense)
-        available = count_features(self.graph)
-        self.dense = Candidate(dense, None, macs(dense), available, None)
-        if budgets.feature_ratio is not None and available:
-            self.budgets = replace(budgets, n_features=max(1, round(budgets.feature_ratio * available)))
-
-    def _analyzed(self, program: Program) -> ChannelGraph:
-        asked = self.budgets
-        return analyze(program, inputs=asked.features, attention=asked.attention, rules=asked.rules)
-
-    def _graph_of(self, candidate: Candidate) -> ChannelGraph:
-        """Its channel groups; those of the dense network are known."""
-        return self.graph if candidate.plan is None else self._analyzed(candidate.program)
 
     @property
-    def _trains(self) -> bool:
-        return self.trainer is not None and self.trainer.settings.epochs > 0
+    def trains(self) -> bool:
+        """Whether a candidate's weights are trained on."""
+        return self.trainer is not None and self.trainer.trains
 
-    def _toward(self, best: Candidate, shares: Shares, least: float = 0.0) -> Shares:
-        """The shares of a candidate's own costs that come to these of the dense network's, none below `least`."""
-        dense, own = self._costs(self.dense), self._costs(best)
+    @property
+    def least_features(self) -> int:
+        """How few input features can be left at best."""
+        return max(1, self.graph.features()[0])
 
-        def step(name: str) -> float | None:
-            wanted = getattr(shares, name)
-            return None if wanted is None else min(max(wanted * dense[name] / own[name], least), 1.0)
+    def analyzed(self, program: Program) -> ChannelGraph:
+        """The channel groups of a program, input features among them where they may go."""
+        how = self.manner
+        return analyze(program, inputs=how.features, attention=how.attention, rules=how.rules)
 
-        return Shares(step("macs"), step("latency"), step("size"))
+    def graph_of(self, candidate: Candidate) -> ChannelGraph:
+        """Its channel groups; those of the dense network are known."""
+        return self.graph if candidate.plan is None else self.analyzed(candidate.program)
 
-    def _is_over(self, candidate: Candidate, shares: Shares) -> bool:
-        dense, own = self._costs(self.dense), self._costs(candidate)
-        wanted = {name: getattr(shares, name) for name in own}
-        return any(share is not None and own[name] > share * dense[name] for name, share in wanted.items())
+    # -- the dense network -----------------------------------------------------------------------------------------
 
-    def _costs(self, candidate: Candidate) -> dict[str, float]:
-        """What a candidate costs by the models of the planner."""
-        if candidate.program not in self._known_costs:
-            graph, device = self._graph_of(candidate), self.budgets.device
-            self._known_costs[candidate.program] = {
-                "macs": float(candidate.macs),
-                "latency": latency_model(graph, device).total if device is not None else 0.0,
-                "size": bytes_model(candidate.program, graph).total if self.budgets.max_bytes is not None else 0.0,
-            }
-        return self._known_costs[candidate.program]
+    def measure_dense(self) -> Candidate:
+        """The dense network with its accuracy; what follows is compared with it."""
+        if self.trainer is not None:
+            self.progress.stage("measure the dense network")
+            self.dense = replace(self.dense, val_accuracy=self.trainer.value(self.dense.program.frozen_module()))
+        return self.dense
 
-    def _rescued(self, candidate: Candidate, share: float = 1.0, rounds: int = _ROUNDS) -> Candidate:
-        """Finetune again what lost too much, longer each time; the best of all rounds."""
-        best = candidate
-        for extra in range(1, rounds + 1):
-            if self._within(best, share) or not self._trains:
-                break
-            again = self._finetuned(candidate, extra)
-            best = again if (again.val_accuracy or 0) > (best.val_accuracy or 0) else best
-        return best
+    def without_dead(self) -> Candidate:
+        """The dense network without units that are dead, as sparse training leaves them; its outputs are the same."""
+        how, dense = self.manner, self.dense
+        if how.appliable or how.leave:
+            return dense  # dead units matter least, and go with the others where they may
+        plan = plan_dead(dense.program, inputs=how.features, attention=how.attention, rules=how.rules)
+        if plan is None:
+            return dense
+        slim = cut(dense.program, plan)
+        dead = sum(group.before - group.after for group in plan.groups)
+        self.progress.say(f"{dead} units are dead: they go without a change of the output")
+        error = self.proved(dense.program, slim, plan)
+        candidate = Candidate(slim, plan, macs(slim), kept_features(dense, plan), dense.val_accuracy, error)
+        self.record(candidate, accepted=True)
+        return candidate
 
-    def _try(self, best: Candidate, *, n_features: int | None, shares: Shares) -> Candidate:
+    def cut_by(self, plan: PruningPlan) -> Program:
+        """The dense network cut by a plan of somebody else; PlanError where it does not fit."""
+        return cut(self.dense.program, plan, self.graph if not plan.inputs or self.dense.n_features else None)
+
+    def made_by(self, plan: PruningPlan) -> Candidate:
+        """The same, proved, and finetuned once."""
+        slim = self.cut_by(plan)
+        error = self.proved(self.dense.program, slim, plan)
+        return self.finetuned(Candidate(slim, plan, macs(slim), kept_features(self.dense, plan), None, error))
+
+    # -- one candidate ---------------------------------------------------------------------------------------------
+
+    def tried(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:
         """Prune what was accepted once more, prove the cut, finetune, look."""
-        return self._finetuned(self._pruned(best, n_features=n_features, shares=shares))
+        return self.finetuned(self.pruned(best, shares, n_features))
 
-    def _pruned(self, best: Candidate, *, n_features: int | None, shares: Shares) -> Candidate:
+    def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:
         """Prune what was accepted once more and prove the cut; what it loses is not known yet."""
-        graph = self._graph_of(best)
-        self.progress.stage(f"step {len(self.steps) + 1}: score and cut")
-        step = self._plan(best, graph, n_features, shares)
+        graph = self.graph_of(best)
+        self.progress.stage(f"step {len(self.records) + 1}: score and cut")
+        step = self.plan(best, graph, shares, n_features)
         slim = cut(best.program, step, graph)
-        error = self._proved(best.program, slim, step)
+        error = self.proved(best.program, slim, step)
         plan = step if best.plan is None else compose(best.plan, step)
-        return self._fresh(best, slim, plan, max(error, best.proof_error))
+        return Candidate(slim, plan, macs(slim), kept_features(best, plan), None, max(error, best.proof_error))
 
-    def _proved(self, program: Program, slim: Program, plan: PruningPlan) -> float:
+    def plan(self, best: Candidate, graph: ChannelGraph, shares: Shares, n_features: int | None = None) -> PruningPlan:
+        """Which units of a candidate go, for these shares of its own costs; without a count of features, none of them
+        unless they compete."""
+        how = self.manner
+        if n_features is None and not how.compete:
+            n_features = count_features(graph)
+        return make_step_plan(
+            best.program,
+            graph,
+            shares.macs,
+            how.criterion,
+            how.align,
+            n_features=n_features,
+            batches=self.trainer.score_batches() if self.trainer else (),
+            seed=how.seed,
+            device=how.device,
+            keep_latency=shares.latency,
+            keep_bytes=shares.size,
+            appliable=how.appliable,
+            leave=how.leave,
+        )
+
+    def proved(self, program: Program, slim: Program, plan: PruningPlan) -> float:
         """The error of a cut, on real inputs where there are data."""
         if self.trainer is None:
             return prove(program, slim, plan)
         return prove_on_data(program, slim, plan, self.trainer.some_inputs())
 
-    def _plan(
-        self, best: Candidate, graph: ChannelGraph, n_features: int | None = None, shares: Shares = NO_SHARES
-    ) -> PruningPlan:
-        """Which units of a candidate go, for these shares of its own costs."""
-        budgets = self.budgets
-        compete = budgets.prune_features and budgets.max_drop is None and budgets.n_features is None
-        return make_step_plan(
-            best.program,
-            graph,
-            shares.macs,
-            budgets.criterion,
-            budgets.align,
-            n_features=n_features if n_features is not None else None if compete else count_features(graph),
-            batches=self.trainer.score_batches() if self.trainer else (),
-            seed=budgets.seed,
-            device=budgets.device,
-            keep_latency=shares.latency,
-            keep_bytes=shares.size,
-            appliable=budgets.appliable,
-            leave=budgets.leave,
-        )
-
-    def _fresh(self, before: Candidate, slim: Program, plan: PruningPlan, error: float) -> Candidate:
-        """A cut that is not finetuned yet."""
-        return Candidate(slim, plan, macs(slim), kept_features(before, plan), None, error)
-
-    def _finetuned(self, candidate: Candidate, extra: int = 0) -> Candidate:
-        """Train a candidate's weights on, and look at it; `extra` counts further rounds, which see another order.
+    def finetuned(self, candidate: Candidate, training: Round = FIRST) -> Candidate:
+        """Train a candidate's weights on, and look at it.
 
         Without training, batch norm's statistics are estimated again all the same.
         """
-        trainer = self.trainer
-        if trainer is None:
+        if self.trainer is None:
             return candidate
         module = candidate.program.own_module()
         assert isinstance(module, fx.GraphModule)
-        if not self._trains:
-            if recalibrate(module, trainer.data, trainer.normalization):
-                candidate = replace(candidate, program=reexport_like(module, candidate.program))
-        else:
+        if self.trains:
             share = candidate.macs / self.dense.macs
-            again = f", round {extra + 1}" if extra else ""
-            self.progress.stage(f"step {len(self.steps) + 1}: finetune at {share:.0%} of MACs{again}")
-            settings = self._round(trainer.settings, extra)
-            self.effort.take(settings.epochs)
-            fit(module, trainer.data, trainer.normalization, settings, self.progress, self._teacher)
+            again = f", round {training.number + 1}" if training.number else ""
+            self.progress.stage(f"step {len(self.records) + 1}: finetune at {share:.0%} of MACs{again}")
+            self.effort.take(training.units)
+        if self.trainer.finetune(module, training):
             candidate = replace(candidate, program=reexport_like(module, candidate.program))
-        return replace(candidate, val_accuracy=trainer.val_accuracy(module))
+        return replace(candidate, val_accuracy=self.trainer.value(module))
 
-    @staticmethod
-    def _round(settings: TrainSettings, extra: int) -> TrainSettings:
-        """How the further round `extra` trains, 0 being the first finetuning."""
-        epochs, seed = settings.epochs * min(2**extra, _LONGEST), settings.seed + extra
-        schedule = "constant" if extra >= _WANDERS else settings.schedule
-        return replace(settings, epochs=epochs, seed=seed, schedule=schedule)
+    def rescued(self, candidate: Candidate, limit: float | None, rounds: int = ROUNDS) -> Candidate:
+        """Finetune again what lost too much, longer each time; the best of all rounds."""
+        best = candidate
+        for number in range(1, rounds + 1):
+            if self.is_within(best, limit) or not self.trains:
+                break
+            again = self.finetuned(candidate, Round(number))
+            best = again if (again.val_accuracy or 0) > (best.val_accuracy or 0) else best
+        return best
 
-    def _within(self, candidate: Candidate, share: float = 1.0) -> bool:
-        """Whether the accuracy budget, or a share of it, holds."""
-        limit, dense, slim = self.budgets.max_drop, self.dense.val_accuracy, candidate.val_accuracy
-        if limit is None or dense is None or slim is None:
+    def measured(self, candidate: Candidate, surely: bool = True) -> Measured | None:
+        """What it takes as a file; `surely`: again on a busy machine. None where there is nothing to measure with."""
+        return None if self._gauge is None else self._gauge(candidate.program, surely)
+
+    # -- judging ---------------------------------------------------------------------------------------------------
+
+    def drop(self, candidate: Candidate) -> float:
+        """What a candidate loses against the dense network, in points; both have been looked at."""
+        assert self.dense.val_accuracy is not None
+        assert candidate.val_accuracy is not None
+        return drop_points(self.dense.val_accuracy, candidate.val_accuracy)
+
+    def is_within(self, candidate: Candidate, limit: float | None) -> bool:
+        """Whether it loses at most so many points; what was never looked at loses none."""
+        if self.dense.val_accuracy is None or candidate.val_accuracy is None:
             return True
-        return (dense - slim) * 100 <= share * limit + 1e-9
+        return is_within(self.drop(candidate), limit)
 
-    def _judged(self, candidate: Candidate, share: float, rounds: int) -> Candidate | None:
-        """The candidate, finetuned once more if need be, or None where it loses too much all the same."""
-        candidate = self._rescued(candidate, share, rounds)
-        accepted = self._within(candidate, share)
-        self._record(candidate, accepted)
+    def may_be_chance(self, candidate: Candidate, limit: float) -> bool:
+        """Whether the drop is above the limit by no more than its standard error."""
+        assert self.trainer is not None
+        assert self.dense.val_accuracy is not None
+        assert candidate.val_accuracy is not None
+        error = self.trainer.standard_error(self.dense.val_accuracy, candidate.val_accuracy)
+        return is_within(self.drop(candidate), limit + error)
+
+    def judged(self, candidate: Candidate, limit: float | None, rounds: int) -> Candidate | None:
+        """The candidate, finetuned again if need be, or None where it loses too much all the same."""
+        candidate = self.rescued(candidate, limit, rounds)
+        accepted = self.is_within(candidate, limit)
+        self.record(candidate, accepted)
         return candidate if accepted else None
 
-    def _has_failed(self, candidate: Candidate) -> bool:
+    def has_failed(self, candidate: Candidate) -> bool:
         """Whether the very same units were kept by a network that lost too much."""
         return candidate.plan is not None and candidate.plan.to_json() in self._failed
 
-    def _record(self, candidate: Candidate, accepted: bool) -> None:
+    def record(self, candidate: Candidate, accepted: bool) -> None:
+        """Note what was tried, and whether the search goes on from it."""
         if not accepted and candidate.plan is not None:
             self._failed.add(candidate.plan.to_json())
-        self.steps.append(
+        self.records.append(
             StepRecord(
-                step=len(self.steps) + 1,
+                step=len(self.records) + 1,
                 macs_ratio=candidate.macs / self.dense.macs,
                 n_features=candidate.n_features,
                 val_accuracy=candidate.val_accuracy,
@@ -211,10 +232,9 @@ class Steps:
             )
         )
 
-    def _drop(self, candidate: Candidate) -> float:
-        assert self.dense.val_accuracy is not None
-        assert candidate.val_accuracy is not None
-        return (self.dense.val_accuracy - candidate.val_accuracy) * 100
+    def found(self, *networks: Candidate) -> Found:
+        """What the search came to: networks from large to small."""
+        return Found(self.dense, networks, tuple(self.records), tuple(self.selection), self.graph)
 
 
 def kept_features(before: Candidate, plan: PruningPlan) -> int | None:

@@ -1,0 +1,134 @@
+"""From a compress request to its budgets: what was asked for, checked, and what is assumed where nothing was said."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgeprune.errors import InputError
+from edgeprune.requests import CompressRequest
+from edgeprune.search.candidate import Budgets, Manner
+from edgeprune.units import parse_latency, parse_size
+
+ASSUMED_DROP = 1.0  # points on the validation split, where nothing is said
+_ASSUMED_KEEP = 0.5
+MOST_POINTS = 20  # of a front
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a search is to meet and how it goes about it; `assumed` says what of it nobody asked for."""
+
+    budgets: Budgets
+    manner: Manner
+    assumed: tuple[str, ...]
+
+
+def decide(request: CompressRequest, has_data: bool) -> Decision:
+    """The budgets of a request. It reads nothing else: no file, no network.
+
+    Raises:
+        InputError: an option is out of range, or does not go with another or without data.
+    """
+    check_share(request)
+    limits, of_costs = _costs(request, has_data)
+    criterion, of_criterion = _criterion(request, has_data)
+    features, of_features = _features(request, has_data)
+    budgets = replace(limits, **_feature_budget(features))
+    manner = Manner(
+        criterion=criterion,
+        align=request.align,
+        seed=request.seed,
+        attention=request.attention,
+        features=budgets.features,
+        compete=budgets.features_compete,
+        appliable=request.appliable,
+        leave=request.leave,
+        max_finetunings=request.max_finetunings,
+    )
+    return Decision(budgets, manner, (*of_costs, *of_criterion, *of_features))
+
+
+def check_share(request: CompressRequest) -> None:
+    """Raise InputError where the MACs to keep are no share."""
+    if request.keep_macs is not None and not 0 < request.keep_macs <= 1:
+        raise InputError(f"--keep-macs: expected a share in (0, 1], got {request.keep_macs}")
+
+
+def _costs(request: CompressRequest, has_data: bool) -> tuple[Budgets, tuple[str, ...]]:
+    """What the network may cost and lose."""
+    stated = _stated(request)
+    if stated.max_drop is not None and not has_data:
+        raise InputError("--max-drop: expected data to measure the accuracy on, got none; give --data")
+    if request.pareto is not None:
+        return _of_front(request, stated, has_data)
+    if stated.has_costs or stated.max_drop is not None or request.plan is not None:
+        return stated, ()
+    if has_data:
+        return replace(stated, max_drop=ASSUMED_DROP), (f"--max-drop {ASSUMED_DROP:g}",)
+    said = f"--keep-macs {_ASSUMED_KEEP:g} (there are no data to measure a drop on)"
+    return replace(stated, keep_macs=_ASSUMED_KEEP), (said,)
+
+
+def _stated(request: CompressRequest) -> Budgets:
+    return Budgets(
+        keep_macs=request.keep_macs,
+        max_drop=request.max_drop,
+        max_latency=parse_latency(request.max_latency) if request.max_latency is not None else None,
+        max_bytes=parse_size(request.max_size) if request.max_size is not None else None,
+    )
+
+
+def _of_front(request: CompressRequest, stated: Budgets, has_data: bool) -> tuple[Budgets, tuple[str, ...]]:
+    """A drop chooses among the networks of a front, and holds up none of them."""
+    _check_front(request)
+    said = f"--max-drop {ASSUMED_DROP:g} (of the networks, the smallest within it is taken)"
+    return replace(stated, max_drop=None), (said,) if stated.max_drop is None and has_data else ()
+
+
+def _check_front(request: CompressRequest) -> None:
+    """Raise InputError for options that do not go with several networks."""
+    assert request.pareto is not None
+    if not 2 <= request.pareto <= MOST_POINTS:
+        raise InputError(f"--pareto: expected 2 to {MOST_POINTS} networks, got {request.pareto}")
+    for option, got in (
+        ("--plan", request.plan),
+        ("--max-latency", request.max_latency),
+        ("--max-size", request.max_size),
+    ):
+        if got is not None:
+            raise InputError(f"--pareto: expected no {option}, got {got}; the networks go down to --keep-macs")
+
+
+def _criterion(request: CompressRequest, has_data: bool) -> tuple[str, tuple[str, ...]]:
+    if request.criterion is not None:
+        return request.criterion, ()
+    criterion = "taylor" if has_data else "l2"
+    return criterion, (f"--criterion {criterion}",)
+
+
+def _features(request: CompressRequest, has_data: bool) -> tuple[str, tuple[str, ...]]:
+    """What is asked of the input features; none go by themselves where nothing tells what they hold."""
+    if request.input_features != "auto":
+        return request.input_features, ()
+    if request.module is not None:
+        return "off", ("--input-features off (what a part takes comes from the rest of the network)",)
+    if not has_data and request.plan is None:
+        return "off", ("--input-features off (without data nothing tells what the inputs hold)",)
+    return "auto", ()
+
+
+def _feature_budget(text: str) -> dict[str, Any]:
+    """The budget's fields for `auto`, `off`, a count such as "20" or a ratio such as "0.5"."""
+    if text in ("auto", "off"):
+        return {"prune_features": text == "auto"}
+    if text.isdecimal() and int(text) >= 1:
+        return {"n_features": int(text)}
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = math.nan
+    if text.isdecimal() or not 0 < ratio <= 1:
+        raise InputError(f"--input-features: expected auto, off, a count from 1 or a ratio in (0, 1], got {text!r}")
+    return {"feature_ratio": ratio}

@@ -1,0 +1,50 @@
+"""What candidates cost by the models of the planner, beside what the dense network costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgeprune.cost.device import Device
+from edgeprune.cost.models import bytes_model, latency_model
+from edgeprune.graph.capture import Program
+from edgeprune.graph.groups import ChannelGraph
+from edgeprune.search.candidate import Candidate
+from edgeprune.search.landing import Shares
+
+
+class Costs:
+    """The MACs, the milliseconds that a device foretells and the bytes of candidates, each worked out once."""
+
+    def __init__(self, dense: Candidate, graph_of: Callable[[Candidate], ChannelGraph], device: Device | None) -> None:
+        self._dense, self._graph_of, self._device = dense, graph_of, device
+        self._known: dict[tuple[Program, str], float] = {}
+
+    def toward(self, candidate: Candidate, shares: Shares, least: float = 0.0) -> Shares:
+        """The shares of a candidate's own costs that come to these of the dense network's, none below `least`."""
+
+        def own(name: str, share: float | None) -> float | None:
+            if share is None:
+                return None
+            return min(max(share * self._of(self._dense, name) / self._of(candidate, name), least), 1.0)
+
+        return Shares(**{name: own(name, share) for name, share in shares.named.items()})
+
+    def is_over(self, candidate: Candidate, shares: Shares) -> bool:
+        """Whether it costs more than one of these shares of the dense network's costs."""
+        asked = {name: share for name, share in shares.named.items() if share is not None}
+        return any(self._of(candidate, name) > share * self._of(self._dense, name) for name, share in asked.items())
+
+    def _of(self, candidate: Candidate, name: str) -> float:
+        if name == "macs":
+            return float(candidate.macs)
+        key = (candidate.program, name)
+        if key not in self._known:
+            self._known[key] = self._modelled(candidate, name)
+        return self._known[key]
+
+    def _modelled(self, candidate: Candidate, name: str) -> float:
+        graph = self._graph_of(candidate)
+        if name == "size":
+            return bytes_model(candidate.program, graph).total
+        assert self._device is not None  # the planner refuses a latency without one
+        return latency_model(graph, self._device).total

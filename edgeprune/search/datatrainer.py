@@ -1,0 +1,92 @@
+"""The trainer of a data set: finetunes on its training split and judges by the accuracy on its validation split."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.data import batches, normalize
+from edgeprune.graph.groups import ChannelGraph
+from edgeprune.progress import Progress, Silent
+from edgeprune.records import DataSource, Normalization
+from edgeprune.results import FeatureCount
+from edgeprune.search.trainer import Round
+from edgeprune.settings import TrainSettings
+from edgeprune.tasks import drop
+from edgeprune.training import evaluate, fit, recalibrate
+
+_TAYLOR_BATCHES = 64
+_TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
+_PROVED = 4  # samples
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataTrainer:
+    """The data and settings that finetuning and scoring use.
+
+    `teacher` is the network whose outputs are learned beside the labels; `dtype` is the type of its inputs.
+    """
+
+    data: DataSource
+    normalization: Normalization
+    settings: TrainSettings
+    teacher: nn.Module | None = None
+    dtype: torch.dtype = torch.float32
+    progress: Progress = Silent()  # noqa: RUF009 - it has no state
+
+    @property
+    def trains(self) -> bool:
+        """Whether there are epochs to train."""
+        return self.settings.epochs > 0
+
+    def finetune(self, module: nn.Module, training: Round) -> bool:
+        """Train; a further round sees the samples in another order. With no epochs, estimate batch norm's statistics.
+
+        Returns:
+            Whether anything has changed.
+        """
+        if not self.trains:
+            return recalibrate(module, self.data, self.normalization) > 0
+        own = self.settings
+        settings = replace(
+            own,
+            epochs=own.epochs * training.units,
+            seed=own.seed + training.number,
+            schedule="constant" if training.wanders else own.schedule,
+        )
+        fit(module, self.data, self.normalization, settings, self.progress, self.teacher)
+        return True
+
+    def select(self, module: nn.Module, graph: ChannelGraph, n_features: int, units: int) -> tuple[FeatureCount, ...]:
+        """Train by the method `feature-selection`; what was left after each epoch."""
+        settings = replace(
+            self.settings,
+            epochs=units * self.settings.epochs,
+            method="feature-selection",
+            options={**self.settings.options, "n_features": n_features},
+        )
+        epochs = fit(module, self.data, self.normalization, settings, self.progress, self.teacher, graph=graph)
+        return tuple(FeatureCount(epoch.n_features or 0, epoch.val_accuracy) for epoch in epochs)
+
+    def value(self, module: nn.Module) -> float:
+        """Accuracy on the validation split, in [0, 1]."""
+        return evaluate(module, self.data.val, self.normalization).accuracy
+
+    def standard_error(self, dense: float, slim: float) -> float:
+        """That of the drop between two accuracies on the validation split, in points."""
+        return drop.standard_error(dense, slim, len(self.data.val))  # type: ignore[arg-type]
+
+    def score_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A few normalised training batches, small ones."""
+        stream = batches(self.data.train, _TAYLOR_SIZE, shuffle=True, seed=self.settings.seed)
+        for x, y in itertools.islice(stream, _TAYLOR_BATCHES):
+            yield normalize(x.to(self.dtype), self.normalization), y
+
+    def some_inputs(self) -> Tensor:
+        """The first normalised training inputs."""
+        x, _ = next(iter(batches(self.data.train, _PROVED)))
+        return normalize(x.to(self.dtype), self.normalization)

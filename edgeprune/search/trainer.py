@@ -1,0 +1,68 @@
+"""What a search trains with, and judges by: the seam between its strategies and the data, the loss and the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from edgeprune.graph.groups import ChannelGraph
+from edgeprune.results import FeatureCount
+
+_LONGEST = 4  # finetunings' worth: a further round
+_WANDERS = 2  # from this round on the learning rate stays, and passes by more networks than it does while it falls
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One training of a candidate: the finetuning after its cut is number 0, the further ones count on."""
+
+    number: int = 0
+
+    @property
+    def units(self) -> int:
+        """How many times as long as a finetuning it takes: 1, 2, 4, 4, ..."""
+        return min(2**self.number, _LONGEST)
+
+    @property
+    def wanders(self) -> bool:
+        """Whether the learning rate stays as it is."""
+        return self.number >= _WANDERS
+
+
+FIRST = Round()
+
+
+class Trainer(Protocol):
+    """Trains and judges the networks of one search; all that it is given are the search's own copies."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights are trained at all."""
+
+    def finetune(self, module: nn.Module, training: Round) -> bool:
+        """Train the module's weights on, in place; without training, mend what a cut has spoilt and no weight is.
+
+        Returns:
+            Whether anything has changed.
+        """
+
+    def select(self, module: nn.Module, graph: ChannelGraph, n_features: int, units: int) -> tuple[FeatureCount, ...]:
+        """Train as long as so many finetunings, in place, while the input features become as few as asked.
+
+        The weights that read the others are zero then.
+        """
+
+    def value(self, module: nn.Module) -> float:
+        """How good the module is on the validation split: its accuracy, in [0, 1]."""
+
+    def standard_error(self, dense: float, slim: float) -> float:
+        """How far the drop between two values may be off by chance, in points."""
+
+    def score_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """A few batches of inputs as the network takes them, with their targets, to score units by."""
+
+    def some_inputs(self) -> Tensor:
+        """A batch as the network takes it, which a cut is proved on."""

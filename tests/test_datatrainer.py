@@ -1,0 +1,88 @@
+"""What the search's trainer asks of the training: how long, in which order, towards which teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from edgeprune import analyze, capture
+from edgeprune.progress import Silent
+from edgeprune.records import DataSource
+from edgeprune.results import EpochRecord, FeatureCount
+from edgeprune.search.datatrainer import DataTrainer
+from edgeprune.search.trainer import Round
+from edgeprune.settings import TrainSettings
+from edgeprune.training import evaluate
+
+OWN = TrainSettings(epochs=10, seed=5, lr=3e-3, schedule="step", options={"gamma": 0.2})
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Every training that is asked for; none is done."""
+    calls: list[tuple[Any, ...]] = []
+
+    def fit(*given: Any, **named: Any) -> tuple[EpochRecord, ...]:
+        calls.append((*given, named))
+        return (EpochRecord(1, 0.0, 1.0, 0.8, 40), EpochRecord(2, 0.0, 1.0, 0.9, None))
+
+    monkeypatch.setattr("edgeprune.search.datatrainer.fit", fit)
+    return calls
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def test_further_rounds_are_longer_and_see_another_order(digits: DataSource, asked: list[tuple[Any, ...]]) -> None:
+    teacher, told = net(), Silent()
+    trainer = DataTrainer(digits, digits.normalization, OWN, teacher, progress=told)
+    assert trainer.trains
+    assert all(trainer.finetune(net(), Round(number)) for number in range(4))
+    settings = [call[3] for call in asked]
+    assert [one.epochs for one in settings] == [10, 20, 40, 40]
+    assert [one.seed for one in settings] == [5, 6, 7, 8]
+    assert [one.schedule for one in settings] == ["step", "step", "constant", "constant"]
+    assert {one.lr for one in settings} == {3e-3}
+    assert all(call[4] is told and call[5] is teacher for call in asked)
+
+
+def test_features_are_selected_by_their_method(digits: DataSource, asked: list[tuple[Any, ...]]) -> None:
+    trainer = DataTrainer(digits, digits.normalization, OWN)
+    module = net()
+    graph = analyze(capture(module, torch.randn(2, 1, 8, 8)), inputs=True)
+    assert trainer.select(module, graph, 20, units=2) == (FeatureCount(40, 0.8), FeatureCount(0, 0.9))
+    [(*_, settings, _, teacher, named)] = asked
+    assert (settings.epochs, settings.method, teacher) == (20, "feature-selection", None)
+    assert settings.options == {"gamma": 0.2, "n_features": 20}
+    assert named == {"graph": graph}
+
+
+def test_without_epochs_batch_norm_is_estimated_again(digits: DataSource, asked: list[tuple[Any, ...]]) -> None:
+    trainer = DataTrainer(digits, digits.normalization, TrainSettings(epochs=0))
+    assert not trainer.trains
+    assert not trainer.finetune(net(), Round())
+    normed = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10)).eval()
+    assert trainer.finetune(normed, Round())
+    assert normed[1].running_mean.abs().max() > 0
+    assert asked == []
+
+
+def test_it_judges_by_the_validation_split(digits: DataSource) -> None:
+    trainer, module = DataTrainer(digits, digits.normalization, OWN), net().eval()
+    assert trainer.value(module) == evaluate(module, digits.val, digits.normalization).accuracy
+    n_samples = len(digits.val)  # type: ignore[arg-type]
+    assert trainer.standard_error(0.5, 0.5) == pytest.approx(100 * (0.5 / n_samples) ** 0.5)
+
+
+def test_units_are_scored_on_small_batches_of_the_type_that_the_network_takes(digits: DataSource) -> None:
+    trainer = DataTrainer(digits, digits.normalization, OWN, dtype=torch.float64)
+    x, y = next(iter(trainer.score_batches()))
+    assert (tuple(x.shape), x.dtype, tuple(y.shape)) == ((16, 1, 8, 8), torch.float64, (16,))
+    assert len(list(trainer.score_batches())) == 64
+    inputs = trainer.some_inputs()
+    assert (tuple(inputs.shape), inputs.dtype) == ((4, 1, 8, 8), torch.float64)

@@ -1,0 +1,93 @@
+"""From a request to budgets: what is decided, and what of it is said to be assumed. No file, no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgeprune.commands.budgets import decide
+from edgeprune.errors import InputError
+from edgeprune.requests import CompressRequest
+from edgeprune.search.candidate import Budgets
+from edgeprune.tasks.drop import drop_points, is_within, standard_error
+from edgeprune.units import LatencyLimit
+
+TAYLOR, L2 = "--criterion taylor", "--criterion l2"
+DROP = "--max-drop 1"
+OF_FRONT = "--max-drop 1 (of the networks, the smallest within it is taken)"
+KEEP = "--keep-macs 0.5 (there are no data to measure a drop on)"
+OFF = "--input-features off (without data nothing tells what the inputs hold)"
+OF_PART = "--input-features off (what a part takes comes from the rest of the network)"
+AUTO = {"prune_features": True}
+
+CASES: list[tuple[dict[str, Any], bool, dict[str, Any], tuple[str, ...]]] = [
+    ({}, True, {"max_drop": 1.0, **AUTO}, (DROP, TAYLOR)),
+    ({}, False, {"keep_macs": 0.5}, (KEEP, L2, OFF)),
+    ({"keep_macs": 0.3}, True, {"keep_macs": 0.3, **AUTO}, (TAYLOR,)),
+    ({"keep_macs": 0.3, "max_drop": 0.0}, True, {"keep_macs": 0.3, "max_drop": 0.0, **AUTO}, (TAYLOR,)),
+    ({"max_latency": "0.5x"}, True, {"max_latency": LatencyLimit(ratio=0.5), **AUTO}, (TAYLOR,)),
+    ({"max_size": "2kB", "criterion": "l1"}, True, {"max_bytes": 2000, **AUTO}, ()),
+    ({"input_features": "20"}, True, {"max_drop": 1.0, "n_features": 20}, (DROP, TAYLOR)),
+    ({"input_features": "0.25"}, True, {"max_drop": 1.0, "feature_ratio": 0.25}, (DROP, TAYLOR)),
+    ({"input_features": "1.0", "keep_macs": 1.0}, True, {"keep_macs": 1.0, "feature_ratio": 1.0}, (TAYLOR,)),
+    ({"input_features": "off"}, True, {"max_drop": 1.0}, (DROP, TAYLOR)),
+    ({"module": "backbone"}, True, {"max_drop": 1.0}, (DROP, TAYLOR, OF_PART)),
+    ({"plan": "plan.json"}, False, AUTO, (L2,)),
+    ({"plan": "plan.json"}, True, AUTO, (TAYLOR,)),
+    ({"pareto": 3}, True, AUTO, (OF_FRONT, TAYLOR)),
+    ({"pareto": 3, "max_drop": 2.0}, True, AUTO, (TAYLOR,)),
+    ({"pareto": 3, "keep_macs": 0.4}, False, {"keep_macs": 0.4}, (L2, OFF)),
+]
+
+
+@pytest.mark.parametrize(("asked", "has_data", "budgets", "assumed"), CASES)
+def test_what_is_asked_becomes_budgets(
+    asked: dict[str, Any], has_data: bool, budgets: dict[str, Any], assumed: tuple[str, ...]
+) -> None:
+    decision = decide(CompressRequest("model.pt", **asked), has_data)
+    assert decision.budgets == Budgets(**budgets)
+    assert decision.assumed == assumed
+
+
+def test_how_it_is_done_goes_beside_the_budgets() -> None:
+    request = CompressRequest("m.pt", keep_macs=0.5, align=4, seed=7, leave=("fc",), max_finetunings=3, appliable=True)
+    manner = decide(request, has_data=True).manner
+    assert (manner.align, manner.seed, manner.leave, manner.max_finetunings) == (4, 7, ("fc",), 3)
+    assert manner.appliable and manner.features and manner.compete
+    held = decide(CompressRequest("m.pt", max_drop=1.0), has_data=True).manner
+    assert held.features and not held.compete  # a drop is there to hold the features up
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"keep_macs": 1.5}, r"--keep-macs: expected a share in \(0, 1\], got 1.5"),
+        ({"keep_macs": 0.0}, r"--keep-macs: expected a share in \(0, 1\], got 0.0"),
+        ({"input_features": "0"}, "--input-features: expected auto, off, a count from 1 or a ratio .* got '0'"),
+        ({"input_features": "1.5"}, "--input-features: expected auto"),
+        ({"input_features": "some"}, "--input-features: expected auto"),
+        ({"max_drop": 1.0}, "--max-drop: expected data to measure the accuracy on, got none; give --data"),
+        ({"pareto": 1}, "--pareto: expected 2 to 20 networks, got 1"),
+        ({"pareto": 3, "plan": "plan.json"}, "--pareto: expected no --plan, got plan.json"),
+        ({"pareto": 3, "max_size": "1kB"}, "--pareto: expected no --max-size, got 1kB"),
+        ({"pareto": 3, "max_latency": "1ms"}, "--pareto: expected no --max-latency, got 1ms"),
+    ],
+)
+def test_what_cannot_be_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decide(CompressRequest("model.pt", **asked), has_data=False)
+
+
+def test_a_share_of_the_features_becomes_a_count() -> None:
+    asked = Budgets(feature_ratio=0.3)
+    assert [asked.counted(n).n_features for n in (64, 10, 1, None, 0)] == [19, 3, 1, None, None]
+    assert Budgets(n_features=5).counted(64) == Budgets(n_features=5)
+
+
+def test_the_drop_has_one_rule() -> None:
+    assert drop_points(0.98, 0.97) > 1.0  # by rounding alone
+    assert is_within(drop_points(0.98, 0.97), 1.0)
+    assert not is_within(1.0001, 1.0)
+    assert is_within(-3.0, 0.0) and is_within(0.0, 0.0) and is_within(100.0, None)
+    assert standard_error(0.9, 0.9, 360) == pytest.approx(100 * (2 * 0.09 / 360) ** 0.5)

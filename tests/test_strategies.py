@@ -1,0 +1,429 @@
+"""The strategies of the search, with a trainer that trains nothing and says what it is told to: only they decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeprune import capture
+from edgeprune.errors import BudgetError, InputError
+from edgeprune.graph.capture import Program
+from edgeprune.graph.groups import ChannelGraph
+from edgeprune.progress import Silent
+from edgeprune.results import FeatureCount
+from edgeprune.search.candidate import Budgets, Found, Manner, Measured
+from edgeprune.search.checks import check
+from edgeprune.search.descent import Descent
+from edgeprune.search.pareto import Front, chosen
+from edgeprune.search.replay import Replay
+from edgeprune.search.shrink import Shrink
+from edgeprune.search.step import Step
+from edgeprune.search.strategy import Strategy
+from edgeprune.search.trainer import Round, Trainer
+
+N_FEATURES = 12
+
+
+@dataclass
+class Told(Silent):
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@dataclass
+class Fake:
+    """Trains nothing, and says how good each module is that it is shown."""
+
+    judge: Callable[[nn.Module], float]
+    trains: bool = True
+    error: float = 0.5
+    rounds: list[int] = field(default_factory=list)
+    selections: list[int] = field(default_factory=list)
+
+    def finetune(self, module: nn.Module, training: Round) -> bool:
+        self.rounds.append(training.number)
+        return False
+
+    def select(self, module: nn.Module, graph: ChannelGraph, n_features: int, units: int) -> tuple[FeatureCount, ...]:
+        self.selections.append(n_features)
+        weight = next(param for param in module.parameters() if param.dim() == 2)
+        with torch.no_grad():
+            weight[:, n_features:] = 0
+        return (FeatureCount(n_features, 1.0),)
+
+    def value(self, module: nn.Module) -> float:
+        return self.judge(module)
+
+    def standard_error(self, dense: float, slim: float) -> float:
+        return self.error
+
+    def score_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        return ()
+
+    def some_inputs(self) -> Tensor:
+        return torch.linspace(-1, 1, 4 * N_FEATURES).reshape(4, N_FEATURES)
+
+    @property
+    def units(self) -> float:
+        """What it was asked to train, in finetunings."""
+        return sum(Round(number).units for number in self.rounds) + 2 * len(self.selections)
+
+
+def says(*values: float) -> Callable[[nn.Module], float]:
+    """Each value in turn, of the dense network first; the last stays."""
+    left: Iterator[float] = iter(values)
+    last = [values[-1]]
+
+    def judge(_: nn.Module) -> float:
+        last[0] = next(left, values[-1])
+        return last[0]
+
+    return judge
+
+
+def params(module: nn.Module) -> int:
+    return sum(param.numel() for param in module.parameters())
+
+
+def falls_below(n_params: int, high: float = 0.99, low: float = 0.5) -> Callable[[nn.Module], float]:
+    """As good as dense down to so many parameters."""
+    return lambda module: high if params(module) >= n_params else low
+
+
+@pytest.fixture(scope="module")
+def net() -> Program:
+    torch.manual_seed(0)
+    return capture(nn.Sequential(nn.Linear(N_FEATURES, 32), nn.ReLU(), nn.Linear(32, 3)), torch.randn(2, N_FEATURES))
+
+
+@dataclass
+class Searched:
+    """One search, what came of it, and what was said of it."""
+
+    step: Step
+    trainer: Fake
+    budgets: Budgets
+    strategy: Strategy
+
+    def __call__(self) -> Found:
+        check(self.step, self.budgets)
+        return self.strategy.search(self.step, self.budgets)
+
+    @property
+    def said(self) -> list[str]:
+        assert isinstance(self.step.progress, Told)
+        return self.step.progress.lines
+
+    @property
+    def ratios(self) -> list[float]:
+        return [record.macs_ratio for record in self.step.records]
+
+    @property
+    def accepted(self) -> list[bool]:
+        return [record.accepted for record in self.step.records]
+
+
+def searched(
+    net: Program,
+    strategy: Strategy,
+    judge: Callable[[nn.Module], float] | Fake,
+    budgets: Budgets,
+    gauge: Callable[[Program, bool], Measured] | None = None,
+    **manner: Any,
+) -> Searched:
+    fake = judge if isinstance(judge, Fake) else Fake(judge)
+    how = Manner(**{"align": 4, "features": budgets.features, "compete": budgets.features_compete, **manner})
+    trainer: Trainer = fake  # a fake is a trainer, by its methods alone
+    step = Step(net, how, trainer, Told(), gauge)
+    return Searched(step, fake, budgets.counted(step.dense.n_features), strategy)
+
+
+# -- shrink: the costs are stated
+
+
+def test_shrink_takes_as_many_steps_as_a_cost_needs(net: Program) -> None:
+    search = searched(net, Shrink(), says(0.99), Budgets(keep_macs=0.4))
+    found = search()
+    [best] = found.networks
+    assert best.macs <= 0.4 * found.dense.macs
+    assert search.ratios == sorted(search.ratios, reverse=True) and len(search.ratios) == 2
+    assert search.accepted == [True] * 2
+    assert search.trainer.rounds == [0, 0]
+    assert search.step.effort.spent == 2
+    assert search.said == []
+    assert found.steps == tuple(search.step.records)
+
+
+def test_shrink_looks_at_the_drop_only_where_the_cost_is_reached(net: Program) -> None:
+    search = searched(net, Shrink(), says(0.99, 0.4, 0.985), Budgets(keep_macs=0.4, max_drop=1.0))
+    search()
+    assert search.accepted == [True] * 2
+    assert search.trainer.rounds == [0, 0]
+
+
+def test_shrink_finetunes_the_last_network_ever_longer_and_takes_the_best(net: Program) -> None:
+    search = searched(net, Shrink(), says(0.99, 0.9, 0.9, 0.95, 0.985), Budgets(keep_macs=0.4, max_drop=1.0))
+    [best] = search().networks
+    assert best.val_accuracy == 0.985
+    assert search.trainer.rounds == [0, 0, 1, 2]
+    assert search.step.effort.spent == search.trainer.units == 2 + 2 + 4
+
+
+def test_budgets_that_miss_each_other_are_refused(net: Program) -> None:
+    search = searched(net, Shrink(), falls_below(300), Budgets(keep_macs=0.2, max_drop=1.0))
+    with pytest.raises(BudgetError, match=r"got 49.00 at [0-9.]+% of the MACs; within it were [0-9.]+% of the MACs"):
+        search()
+    assert search.trainer.rounds[-4:] == [0, 1, 2, 3]
+    assert search.accepted[-1] is False
+    assert [line for line in search.said if "more than 10 finetunings" in line] == search.said
+
+
+def file_of(program: Program) -> int:
+    return 100 + 4 * params(program.module())
+
+
+def test_shrink_lands_on_a_size_that_is_measured(net: Program) -> None:
+    measured: list[bool] = []
+
+    def gauge(program: Program, surely: bool) -> Measured:
+        measured.append(surely)
+        return Measured(1.0, 1.0, file_of(program), file_of(net))
+
+    search = searched(net, Shrink(), says(0.99), Budgets(max_bytes=1200), gauge, align=1)
+    [best] = search().networks
+    assert 0.85 * 1200 <= file_of(best.program) <= 1200
+    assert measured[0] and not all(measured)  # trial cuts are measured once, the others surely
+
+
+def test_a_size_that_no_cut_brings_is_refused(net: Program) -> None:
+    def gauge(program: Program, surely: bool) -> Measured:
+        return Measured(1.0, 1.0, file_of(program), file_of(net))
+
+    search = searched(net, Shrink(), says(0.99), Budgets(max_bytes=50), gauge)
+    with pytest.raises(BudgetError, match="max-size 50B"):
+        search()
+    assert search.trainer.rounds == []
+
+
+# -- descent: the drop is
+
+
+@pytest.mark.parametrize(
+    ("values", "features"),
+    [
+        ((0.99, 0.99), False),  # all holds
+        ((0.99, 0.99, 0.99, 0.975), False),  # misses by chance from the third on
+        ((0.99, 0.985, 0.979, 0.98, 0.95, 0.985, 0.9, 0.985, 0.975), True),
+    ],
+)
+def test_a_search_without_a_cost_takes_ten_finetunings_at_most(
+    net: Program, values: Sequence[float], features: bool
+) -> None:
+    budgets = Budgets(max_drop=1.0, prune_features=features)
+    search = searched(net, Descent(), says(*values), budgets)
+    found = search()
+    assert found.networks[0].macs < found.dense.macs
+    assert 0 < search.trainer.units <= 10
+    assert search.step.effort.spent == search.trainer.units
+    assert search.step.effort.affords(1) or "--max-finetunings 10" in search.said[-1]
+
+
+def test_descent_ends_above_where_the_accuracy_falls(net: Program) -> None:
+    search = searched(net, Descent(), falls_below(250), Budgets(max_drop=1.0), align=1, max_finetunings=30)
+    [best] = search().networks
+    assert params(best.program.module()) >= 250
+    smallest = min(record.macs_ratio for record in search.step.records if record.accepted)
+    assert smallest == best.macs / search.step.dense.macs
+    assert search.accepted.count(False) == 3  # a step that lost too much is halved twice
+
+
+def test_what_loses_far_too_much_is_not_tried_for_long(net: Program) -> None:
+    search = searched(net, Descent(), says(0.99, 0.5), Budgets(max_drop=1.0))
+    with pytest.raises(BudgetError, match="no smaller network loses at most 1 accuracy points: .* loses 49.00"):
+        search()
+    assert search.trainer.rounds == [0, 0, 0]
+    assert search.ratios == sorted(set(search.ratios))  # never the same widths twice
+
+
+def test_widths_that_lost_too_much_are_not_finetuned_again(net: Program) -> None:
+    """Widths are multiples of 16 here, so that a smaller step comes to the same widths."""
+    search = searched(net, Descent(), says(0.99, 0.5), Budgets(max_drop=1.0), align=16)
+    with pytest.raises(BudgetError):
+        search()
+    assert len(set(search.ratios)) == len(search.ratios) == search.trainer.units
+
+
+def test_more_may_be_taken(net: Program) -> None:
+    values = (0.99, 0.985, 0.975)
+    few, many = (
+        searched(net, Descent(), says(*values), Budgets(max_drop=1.0), align=1, max_finetunings=n) for n in (3, 30)
+    )
+    [first], [second] = few().networks, many().networks
+    assert few.trainer.units <= 3 < many.trainer.units <= 30
+    assert second.macs <= first.macs
+
+
+def test_a_miss_by_chance_is_pruned_on_and_trained_longer_at_the_end(net: Program) -> None:
+    search = searched(net, Descent(), says(0.99, 0.99, 0.977, 0.977, 0.5, 0.99), Budgets(max_drop=1.0), align=1)
+    [best] = search().networks
+    assert search.trainer.rounds == [0, 0, 0, 0, 1, 1]  # of equal drops the larger network first
+    assert search.accepted == [True, False, False, False, True, True]
+    assert search.ratios[-2:] == search.ratios[1:3]
+    assert search.ratios[-1] == best.macs / search.step.dense.macs
+
+
+def test_what_is_certain_is_no_chance(net: Program) -> None:
+    sure = Fake(says(0.99, 0.99, 0.977, 0.977, 0.5), error=0.1)
+    search = searched(net, Descent(), sure, Budgets(max_drop=1.0), align=1)
+    search()
+    assert sure.rounds == [0, 0, 0, 0]
+    assert search.accepted == [True, False, False, False]
+
+
+def test_without_finetuning_the_small_steps_cost_nothing(net: Program) -> None:
+    free = Fake(says(*[0.99] * 5, 0.5), trains=False)
+    search = searched(net, Descent(), free, Budgets(max_drop=1.0), align=1)
+    [best] = search().networks
+    assert best.macs < 0.4 * search.step.dense.macs
+    assert search.step.effort.spent == 0
+    assert search.accepted == [True] * 4 + [False] * 3
+
+
+# -- input features
+
+
+def test_features_go_down_to_a_count_while_it_trains(net: Program) -> None:
+    budgets = Budgets(keep_macs=0.5, feature_ratio=0.5)
+    search = searched(net, Shrink(), says(0.99), budgets)
+    [best] = search().networks
+    assert search.budgets.n_features == best.n_features == 6
+    assert search.trainer.selections == [6]
+    assert search.step.effort.spent == search.trainer.units
+    assert search.step.selection == [FeatureCount(6, 1.0)]
+
+
+def test_features_go_by_half_while_half_of_the_drop_lasts(net: Program) -> None:
+    values = (0.99, 0.986, 0.983, 0.99)  # 6 features hold; 3 lose 0.7 points of 0.5
+    search = searched(net, Descent(), says(*values), Budgets(max_drop=1.0, prune_features=True))
+    found = search()
+    assert search.trainer.selections == [6, 3]
+    assert [record.n_features for record in search.step.records][:2] == [6, 3]
+    assert search.accepted[:2] == [True, False]
+    assert found.networks[0].n_features == 6
+
+
+def test_more_features_than_there_are_are_refused(net: Program) -> None:
+    search = searched(net, Shrink(), says(0.99), Budgets(keep_macs=0.5, n_features=13))
+    with pytest.raises(InputError, match="expected 1 to 12 .* got 13"):
+        search()
+
+
+# -- front
+
+
+def test_a_front_falls_evenly_and_each_goes_on_from_the_one_before(net: Program) -> None:
+    search = searched(net, Front(3, least=0.2), says(0.99), Budgets(), align=1)
+    found = search()
+    shares = [network.macs / found.dense.macs for network in found.networks]
+    assert len(shares) == 3
+    assert all(0.8 * most <= share <= most for share, most in zip(shares, (0.585, 0.342, 0.2), strict=True))
+    assert all(search.accepted)
+
+
+def test_a_front_has_fewer_networks_where_nothing_smaller_can_be_built(net: Program) -> None:
+    search = searched(net, Front(4, least=0.1), says(0.99), Budgets(), align=16)
+    found = search()
+    assert 0 < len(found.networks) < 4
+    assert f"{len(found.networks)} networks, not 4: " in search.said[0]
+    with pytest.raises(BudgetError):
+        searched(net, Front(4, least=1e-6), says(0.99), Budgets(), align=16)()
+
+
+@pytest.mark.parametrize(
+    ("values", "max_drop", "number"),
+    [
+        ((0.99, 0.985, 0.98, 0.5), 1.0, 1),  # the smallest within the drop
+        ((0.99, 0.985, 0.98, 0.98), 1.0, 2),
+        ((0.99, 0.5, 0.6, 0.55), 1.0, 1),  # all lose more: the best
+        ((0.99, 0.5, 0.6, 0.55), 50.0, 2),
+    ],
+)
+def test_of_a_front_the_smallest_within_the_drop_is_taken(
+    net: Program, values: Sequence[float], max_drop: float, number: int
+) -> None:
+    fake = Fake(says(*values), trains=False)
+    found = searched(net, Front(3, least=0.6), fake, Budgets(), align=1)()
+    assert [network.val_accuracy for network in found.networks] == list(values[1:])
+    assert chosen(found, max_drop) is found.networks[number]
+
+
+def test_without_data_the_smallest_of_a_front_is_taken(net: Program) -> None:
+    step = Step(net, Manner(align=1), None, Told())
+    found = Front(2, least=0.5).search(step, Budgets())
+    assert [network.val_accuracy for network in found.networks] == [None, None]
+    assert chosen(found, 1.0) is found.networks[-1]
+
+
+# -- replay
+
+
+def test_a_replay_is_finetuned_and_judged_but_not_searched(net: Program) -> None:
+    [made] = searched(net, Shrink(), says(0.99), Budgets(keep_macs=0.4, n_features=6))().networks
+    assert made.plan is not None
+
+    def replayed(judge: Callable[[nn.Module], float], **budgets: Any) -> Searched:
+        asked = Budgets(**{"prune_features": True, **budgets})
+        return searched(net, Replay(made.plan), judge, asked)  # type: ignore[arg-type]
+
+    search = replayed(says(0.99, 0.97, 0.985), max_drop=1.0)
+    found = search()
+    [best] = found.networks
+    assert (best.plan, best.macs, best.n_features, best.val_accuracy) == (made.plan, made.macs, 6, 0.985)
+    assert search.trainer.rounds == [0, 1]
+    assert found.steps == ()
+    for budgets, message in (
+        ({"keep_macs": 0.2}, "expected at most 0.2 of the MACs, got 0.3"),
+        ({"n_features": 5, "prune_features": False}, "expected at most 5 input features, got 6"),
+        ({"max_drop": 1.0}, "cannot be met together: expected a drop of at most 1 points .* got 19.00"),
+    ):
+        with pytest.raises(BudgetError, match=message):
+            replayed(says(0.99, 0.8), **budgets)()
+
+
+# -- what all of them share
+
+
+def test_without_a_trainer_the_cut_alone_is_made(net: Program) -> None:
+    step = Step(net, Manner(align=1), None, Told())
+    [best] = Shrink().search(step, Budgets(keep_macs=0.3)).networks
+    assert 0.25 <= best.macs / step.dense.macs <= 0.3
+    assert len(step.records) == 1
+    assert best.val_accuracy is None
+
+
+def test_dead_units_go_first_and_free_of_charge() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(N_FEATURES, 32), nn.ReLU(), nn.Linear(32, 3))
+    with torch.no_grad():
+        layers[0].weight[8:] = 0
+        layers[0].bias[8:] = 0
+    dense = capture(layers, torch.randn(2, N_FEATURES))
+    search = searched(dense, Shrink(), says(0.99), Budgets(keep_macs=0.3))
+    [best] = search().networks
+    assert search.said == ["24 units are dead: they go without a change of the output"]
+    assert (search.trainer.rounds, search.accepted) == ([], [True])
+    assert best.val_accuracy == 0.99
+
+
+def test_strategies_have_names(net: Program) -> None:
+    plan = searched(net, Shrink(), says(0.99), Budgets(keep_macs=0.4))().networks[0].plan
+    assert plan is not None
+    strategies: list[Strategy] = [Shrink(), Descent(), Front(3, 0.2), Replay(plan)]
+    assert [strategy.name for strategy in strategies] == ["shrink", "descent", "front", "replay"]
