@@ -25,6 +25,7 @@ _PUBLIC = {
     "export_onnx": "edgeprune.export.onnx",
     "load_model": "edgeprune.formats.load",
     "compress": "edgeprune.pipeline",
+    "Pruner": "edgeprune.pruner",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -24,33 +24,33 @@ class LatencyLimit:
         return f"{self.ratio:g}x" if self.ms is None else f"{self.ms:g}ms"
 
 
-def parse_latency(text: str) -> LatencyLimit:
-    """`5ms`, `800us` or `0.02s`; `0.5x` for a share of the dense network's time.
+def parse_latency(text: str, option: str = "--max-latency") -> LatencyLimit:
+    """`5ms`, `800us` or `0.02s`; `0.5x` for a share of the dense network's time. `option` is what a refusal calls it.
 
     Raises:
         InputError: another text, or a number that is not above 0 (or a share above 1).
     """
-    number, unit = _parts(text, "--max-latency", "a time such as 5ms, 800us or 0.5x (of the dense network's time)")
+    number, unit = _parts(text, option, "a time such as 5ms, 800us or 0.5x (of the dense network's time)")
     if unit == "x" and number <= 1:
         return LatencyLimit(ratio=number)
     if unit in _MILLISECONDS:
         return LatencyLimit(ms=number * _MILLISECONDS[unit])
     expected = "a share of at most 1x" if unit == "x" else "one of the units us, ms, s and x"
-    raise InputError(f"--max-latency: expected {expected}, got {text!r}")
+    raise InputError(f"{option}: expected {expected}, got {text!r}")
 
 
-def parse_size(text: str) -> int:
-    """Bytes, from `500kB`, `1.5MB`, `300KiB` or `120000B`.
+def parse_size(text: str, option: str = "--max-size") -> int:
+    """Bytes, from `500kB`, `1.5MB`, `300KiB` or `120000B`. `option` is what a refusal calls it.
 
     Raises:
         InputError: another text, or a number that is not above 0.
     """
-    number, unit = _parts(text, "--max-size", "a size such as 500kB or 1.5MB")
+    number, unit = _parts(text, option, "a size such as 500kB or 1.5MB")
     if unit not in _BYTES:
-        raise InputError(f"--max-size: expected one of the units {', '.join(_BYTES)}, got {text!r}")
+        raise InputError(f"{option}: expected one of the units {', '.join(_BYTES)}, got {text!r}")
     size = int(number * _BYTES[unit])
     if size < 1:
-        raise InputError(f"--max-size: expected at least one byte, got {text!r}")
+        raise InputError(f"{option}: expected at least one byte, got {text!r}")
     return size
 
 

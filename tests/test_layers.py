@@ -32,7 +32,8 @@ FLOORS = (
     {"search", "export", "report"},
     {"measure"},
     {"commands"},
-    {"pipeline"},
+    {"pruner"},
+    {"pipeline", "integrations"},
     {"cli"},
     {"__main__"},
 )

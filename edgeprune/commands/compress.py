@@ -10,14 +10,13 @@ from edgeprune.commands.budgets import ASSUMED_DROP
 from edgeprune.commands.outcome import front_points, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
-from edgeprune.files import staged_folder, write_atomically
-from edgeprune.formats.save import save_program
+from edgeprune.commands.runfolder import write_network, write_record
+from edgeprune.files import staged_folder
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import ModelInfo
 from edgeprune.requests import CompressRequest
 from edgeprune.results import RunRecord
-from edgeprune.runrecord import to_json
 from edgeprune.search.candidate import Candidate, Found
 from edgeprune.search.crop import find_crop
 from edgeprune.search.pareto import chosen
@@ -34,8 +33,6 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
         BudgetError: a budget cannot be met; says what stood in the way; nothing is written.
         ProofError, ParityError, TrainingError: a check failed; nothing is written.
     """
-    from edgeprune.report.html import render  # matplotlib: a second that the other commands need not wait
-
     told, start = progress or Silent(), time.perf_counter()
     job = prepare(request, told)
     with staged_folder(job.out, request.force) as folder, threads_set(job.threads.training):
@@ -46,19 +43,17 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
             record = replace(record, front=front_points(job, found, best, told))
         record = replace(record, advice=_advice(job, found, told), seconds=time.perf_counter() - start)
         info = completed(job.model.info, job.data, request.data) if job.data else job.model.info
-        _save(folder, best, info)
+        _write(folder, best, info)
         for point, candidate in zip(record.front, found.networks, strict=False):
             (folder / point.folder).mkdir(parents=True)
-            _save(folder / point.folder, candidate, info)
-        write_atomically(folder / "run.json", to_json(record).encode())
-        write_atomically(folder / "report.html", render(record).encode())
+            _write(folder / point.folder, candidate, info)
+        write_record(folder, record)
     return job.out, record
 
 
-def _save(folder: Path, candidate: Candidate, info: ModelInfo) -> None:
+def _write(folder: Path, candidate: Candidate, info: ModelInfo) -> None:
     assert candidate.plan is not None
-    save_program(folder / "slim.pt2", candidate.program, info)
-    write_atomically(folder / "plan.json", candidate.plan.to_json().encode())
+    write_network(folder, candidate.program, candidate.plan, info)
 
 
 def _advice(job: Job, found: Found, told: Progress) -> tuple[str, ...]:

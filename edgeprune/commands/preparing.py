@@ -11,7 +11,7 @@ import torch
 from edgeprune.commands.budgets import check_share, decide
 from edgeprune.commands.resolve import Threads, model_and_data, next_run, notes_of, own_device, threads_of
 from edgeprune.cost.device import Device, read_device
-from edgeprune.cost.models import known_share
+from edgeprune.cost.models import LEAST_KNOWN, known_share
 from edgeprune.errors import InputError
 from edgeprune.files import check_new
 from edgeprune.formats.normalizing import with_normalization
@@ -44,7 +44,6 @@ _FINETUNE_STEPS = 1500  # optimizer steps of one finetuning where no epochs are 
 _FINETUNE = TrainSettings(lr=1e-3)  # for a model that does not say how it was trained
 _SETTLED = 2 / 3  # of the epochs: at a high learning rate a good epoch is luck on the validation split
 _LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said
-_KNOWN = 0.5  # of the MACs: what a device's profile must at least cover
 
 Assume = Callable[[str], None]
 
@@ -177,7 +176,7 @@ def _device(
     if request.device is not None:
         device = read_device(request.device)
         known = known_share(analyze(opened.dense, attention=request.attention), device)
-        if known < _KNOWN:
+        if known < LEAST_KNOWN:
             raise InputError(
                 f"{request.device}: expected measurements of this network's layers, got those of {known:.0%} of its "
                 f"MACs; make it with: edgeprune profile {request.model}"

@@ -147,6 +147,9 @@ def latency_model(graph: ChannelGraph, device: Device, orders: Orders | None = N
     return CostModel([*products, *make.by_node(others)], len(graph.groups))
 
 
+LEAST_KNOWN = 0.5  # of a network's MACs: what a device's profile must cover to plan with it
+
+
 def known_share(graph: ChannelGraph, device: Device) -> float:
     """The share of the MACs whose layers were measured on a device."""
     by_node = macs_by_node(graph.analysis.program)

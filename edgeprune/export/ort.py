@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,19 @@ def run(model: InferenceSession, array: np.ndarray, bounds: Bounds | None = None
         return _bounded_run(model, {name: array}, bounds)
     except Exception as error:
         raise InputError(f"input {name!r} of shape {array.shape}: onnxruntime failed: {error_line(error)}") from error
+
+
+def run_by_name(model: InferenceSession, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """All outputs of a model for its inputs by name.
+
+    Raises:
+        InputError: inputs that are not the model's.
+    """
+    try:
+        return [np.asarray(output) for output in model.run(None, dict(inputs))]
+    except Exception as error:
+        shapes = ", ".join(f"input {name!r} of shape {array.shape}" for name, array in inputs.items())
+        raise InputError(f"{shapes}: onnxruntime failed: {error_line(error)}") from error
 
 
 def run_one(model: InferenceSession, array: np.ndarray, bounds: Bounds | None = None) -> np.ndarray:

@@ -126,6 +126,17 @@ def _same(own: Tensor, tensor: Tensor) -> bool:
     )
 
 
+def giver_of(module: nn.Module) -> _Giver | None:
+    """The program that gave a module away, or what it is a copy of, in a wrapper or not; None where none is known."""
+    inner: Any = module
+    while isinstance(inner, nn.Module):
+        origin: _Origin | None = inner.__dict__.get(_ORIGIN)
+        if origin is not None and origin.program is not None:
+            return origin.program
+        inner = inside(inner)
+    return None
+
+
 def current_program(given: ExportedProgram | nn.Module) -> ExportedProgram:
     """The program that is meant: itself, or that of a module, with the module's weights.
 
@@ -135,12 +146,9 @@ def current_program(given: ExportedProgram | nn.Module) -> ExportedProgram:
     if isinstance(given, ExportedProgram):
         check_untrained(given)
         return given
-    module: Any = given
-    while isinstance(module, nn.Module):
-        origin: _Origin | None = module.__dict__.get(_ORIGIN)
-        if origin is not None and origin.program is not None:
-            return origin.program.with_weights(module)
-        module = inside(module)
+    program = giver_of(given)
+    if program is not None:
+        return program.with_weights(given)
     raise InputError(
         f"expected a program, or a module that a program's .module() gave, got a {type(given).__name__} of another "
         "origin; use edgeprune.capture(module, example_inputs)"

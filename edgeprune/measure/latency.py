@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -16,6 +16,9 @@ from edgeprune.results import LatencyComparison
 
 MIN_RUNS = 5  # however slow a run is
 N_RESAMPLES = 2000
+Feed = (
+    np.ndarray | Mapping[str, np.ndarray]
+)  # what a file is run on: an array for its one input, or one for each by name
 _RESAMPLES_AT_ONCE = 200  # bounds the memory: 200 resamples of 10,000 runs are 16 MB an array
 _SEED = 0
 
@@ -37,8 +40,8 @@ class _Timing:
 def compare_latency(  # noqa: PLR0913 - the public entry point spells its options out
     dense_path: Path,
     slim_path: Path,
-    dense_inputs: np.ndarray,
-    slim_inputs: np.ndarray,
+    dense_inputs: Feed,
+    slim_inputs: Feed,
     *,
     threads: int = 1,
     runs: int = 200,
@@ -49,7 +52,7 @@ def compare_latency(  # noqa: PLR0913 - the public entry point spells its option
     """Time two ONNX files in onnxruntime, run by run in turn, so that what slows the machine slows both.
 
     Args:
-        dense_inputs: `(batch, ...)` for the dense file.
+        dense_inputs: `(batch, ...)` for the dense file; by name where it has several inputs.
         slim_inputs: `(batch, ...)` of the same batch for the slim file.
         threads: onnxruntime threads within an operator.
         runs: timed runs of each file.
@@ -59,8 +62,9 @@ def compare_latency(  # noqa: PLR0913 - the public entry point spells its option
     Raises:
         InputError: a file that cannot be run on its inputs, or options out of range.
     """
-    if len(dense_inputs) != len(slim_inputs):
-        raise InputError(f"expected the same batch for both files, got {len(dense_inputs)} and {len(slim_inputs)}")
+    batch = _batch_of(dense_inputs)
+    if batch != _batch_of(slim_inputs):
+        raise InputError(f"expected the same batch for both files, got {batch} and {_batch_of(slim_inputs)}")
     times = measure_files(
         (dense_path, slim_path),
         (dense_inputs, slim_inputs),
@@ -79,14 +83,14 @@ def compare_latency(  # noqa: PLR0913 - the public entry point spells its option
         ratio=float(slim_p50 / dense_p50),
         ratio_interval=ratio_interval(times),
         threads=threads,
-        batch_size=len(dense_inputs),
+        batch_size=batch,
         n_runs=len(times),
     )
 
 
 def measure_files(  # noqa: PLR0913 - the public entry point spells its options out
     paths: Sequence[Path],
-    inputs: Sequence[np.ndarray],
+    inputs: Sequence[Feed],
     *,
     threads: int = 1,
     runs: int = 200,
@@ -97,7 +101,7 @@ def measure_files(  # noqa: PLR0913 - the public entry point spells its options 
     """Milliseconds `(n_runs, n_files)` of ONNX files in onnxruntime, timed run by run in turn.
 
     Args:
-        inputs: `(batch, ...)` for each file.
+        inputs: `(batch, ...)` for each file; by name for one with several inputs.
         threads: onnxruntime threads within an operator.
         runs: timed runs of each file.
         warmup: untimed runs of each file before; they take at most a quarter of `max_seconds`.
@@ -141,11 +145,18 @@ def ratio_interval(times: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _runner(path: Path, inputs: np.ndarray, threads: int) -> Callable[[], None]:
+def _batch_of(inputs: Feed) -> int:
+    """The rows of what a file is run on: of its first input, where it has several."""
+    if isinstance(inputs, Mapping):
+        return next((len(array) for array in inputs.values() if array.ndim), 1)
+    return len(inputs)
+
+
+def _runner(path: Path, inputs: Feed, threads: int) -> Callable[[], None]:
     """One inference, with all that need not be timed done before."""
     model = ort.session(Path(path), threads)
-    ort.run(model, inputs)  # says what is wrong with the inputs, if anything
-    feed = {ort.input_name(model): inputs}
+    feed = dict(inputs) if isinstance(inputs, Mapping) else {ort.input_name(model): inputs}
+    ort.run_by_name(model, feed)  # says what is wrong with the inputs, if anything
 
     def run() -> None:
         model.run(None, feed)

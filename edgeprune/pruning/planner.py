@@ -19,7 +19,7 @@ from edgeprune.graph.faults import public
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup
 from edgeprune.graph.inputs import features_after
 from edgeprune.graph.labels import core
-from edgeprune.importance import Batches, protected, score
+from edgeprune.importance import Batches, Scores, protected, score
 from edgeprune.pruning.own_forward import even_step, evened, not_taken
 from edgeprune.pruning.plan import PlannedGroup, PruningPlan
 from edgeprune.pruning.surgery import kept_state
@@ -45,6 +45,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     keep_bytes: float | None = None,
     appliable: bool = False,
     leave: Collection[str] = (),
+    scores: Scores | None = None,
 ) -> PruningPlan:
     """Choose the units to keep: globally over all groups, least important first, until the costs are within budget.
 
@@ -69,15 +70,19 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         appliable: choose what the class's own forward takes, for `slim.apply_to(model)`: the parts of a `chunk` stay
             equally wide, and groups of which a line says the size (`x.view(-1, 512)`) are left alone.
         leave: layers or groups whose units all stay, by name.
+        scores: `(n_units,)` for each group, where they are known already: by this criterion, from elsewhere.
 
     Raises:
-        InputError: a number is out of range, a latency is asked for without a device, or no group is called so.
+        InputError: a number is out of range, a latency is asked for without a device, no group is called so, or the
+            scores are not those of the groups.
         BudgetError: a budget cannot be met; says which groups stood in the way.
     """
     shares = {"keep_macs": keep_macs, "keep_latency": keep_latency, "keep_bytes": keep_bytes}
     _check_numbers(shares, align, device)
     stair = 1 if device is None else main_step(graph, device)
-    scores = score(program, graph, criterion, batches=batches, seed=seed)
+    if scores is None:
+        scores = score(program, graph, criterion, batches=batches, seed=seed)
+    _check_scores(graph, scores)
     eligible = _eligible(graph, named_groups(graph, leave), exact_only)
     while True:
         chooser = _Chooser(graph, scores, align, stair, even=appliable)
@@ -130,6 +135,12 @@ def named_groups(graph: ChannelGraph, names: Collection[str]) -> set[int]:
             raise InputError(f"leave: expected the name of a layer or a group ({known}, ...), got {name!r}")
         found |= mine
     return found
+
+
+def _check_scores(graph: ChannelGraph, scores: Scores) -> None:
+    got, expected = [len(own) for own in scores], [group.n_units for group in graph.groups]
+    if got != expected:
+        raise InputError(f"scores: expected one for each unit of each group, {expected}, got {got}")
 
 
 def _check_numbers(shares: Mapping[str, float | None], align: int, device: Device | None) -> None:

@@ -1,0 +1,192 @@
+"""What a Pruner was asked, checked: its budgets, how many steps it takes and how far each of them goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from edgeprune.catalog import find
+from edgeprune.cost.device import Device, read_device
+from edgeprune.errors import InputError
+from edgeprune.importance import BY_DATA
+from edgeprune.pruning.plan import ATTENTION
+from edgeprune.search.candidate import Budgets
+from edgeprune.units import LatencyLimit, parse_latency, parse_size
+
+_STEPS = 4
+_MOST_STEPS = 1000
+# What is left of a cost when a part of the way is done, in [0, 1], where `final` is left in the end.
+_SCHEDULES: Mapping[str, Callable[[float, float], float]] = {
+    "geometric": lambda final, done: final**done,
+    "linear": lambda final, done: 1 - (1 - final) * done,
+    "cubic": lambda final, done: 1 - (1 - final) * (1 - (1 - done) ** 3),  # Zhu and Gupta, 2017, equation 1
+}
+_FED = "taylor"  # what `observe` accumulates
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The choices of a Pruner.
+
+    `ways` says how much of the way is done after each step, ascending, the last 1; `given` has the choices as they were
+    given, where they were.
+    """
+
+    budgets: Budgets
+    schedule: str
+    ways: tuple[float, ...]
+    threads: int
+    given: Mapping[str, Any]
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether the scores come from the loop's own gradients."""
+        return self.budgets.criterion == _FED
+
+    def share_after(self, step: int, final: float) -> float:
+        """What is left of a cost after `step` steps, where a share `final` of it is left in the end."""
+        done = self.ways[step - 1]
+        return final if done == 1 else _SCHEDULES[self.schedule](final, done)
+
+
+def asked(choices: Mapping[str, Any]) -> Asked:
+    """The choices of `Pruner(...)` by name, checked.
+
+    Raises:
+        InputError: one of them is of another kind or out of range, two do not go together, or no budget is among them.
+    """
+    steps, ways, schedule = _course(choices["steps"], choices["schedule"])
+    features = _features(choices["input_features"])
+    budgets = Budgets(
+        keep_macs=None if choices["keep_macs"] is None else _share("keep_macs", choices["keep_macs"]),
+        max_drop=None,
+        **features,
+        criterion=_criterion(choices["criterion"]),
+        align=_whole("align", choices["align"], 1),
+        seed=_whole("seed", choices["seed"], 0),
+        attention=_one_of("attention", choices["attention"], ATTENTION),
+        appliable=bool(choices["appliable"]),
+        leave=_names(choices["leave"]),
+        max_latency=None if choices["keep_latency"] is None else _latency(choices["keep_latency"]),
+        max_bytes=None if choices["max_size"] is None else _size(choices["max_size"]),
+        device=_device(choices["device"]),
+    )
+    counted = budgets.n_features is not None or budgets.feature_ratio is not None
+    if not budgets.has_costs and not counted:
+        raise InputError(
+            "Pruner: expected a budget, keep_macs, keep_latency, max_size or a count of input_features, got none"
+        )
+    given = {name: _plain(value) for name, value in choices.items() if value is not None and value not in ((), False)}
+    return Asked(budgets, schedule, ways, _whole("threads", choices["threads"], 1), {**given, "steps": steps})
+
+
+def _plain(value: Any) -> Any:
+    """A choice as JSON holds it."""
+    if isinstance(value, Device):
+        return f"{value.runtime} on {value.cpu}"
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _course(steps: Any, schedule: Any) -> tuple[int, tuple[float, ...], str]:
+    """How many steps there are, how much of the way is done after each, and the schedule's name."""
+    n_steps = _STEPS if steps is None else _whole("steps", steps, 1)
+    if n_steps > _MOST_STEPS:
+        raise InputError(f"steps: expected at most {_MOST_STEPS}, got {n_steps}")
+    if isinstance(schedule, str):
+        name = _one_of("schedule", schedule, tuple(_SCHEDULES))
+        return n_steps, tuple(step / n_steps for step in range(1, n_steps + 1)), name
+    ways = _ways(schedule)
+    if steps is not None and len(ways) != n_steps:
+        raise InputError(
+            f"steps and schedule: expected as many of both, got {n_steps} steps and {len(ways)} in schedule"
+        )
+    return len(ways), ways, "geometric"
+
+
+def _ways(schedule: Any) -> tuple[float, ...]:
+    """How much of the way is done after each step, as it is given in numbers."""
+    are_numbers = isinstance(schedule, Sequence) and len(schedule) > 0 and all(map(_is_number, schedule))
+    ways = tuple(map(float, schedule)) if are_numbers else ()
+    rising = all(before < after for before, after in pairwise((0.0, *ways)))
+    if not ways or not rising or ways[-1] != 1:
+        raise InputError(
+            f"schedule: expected {', '.join(_SCHEDULES)}, or how much of the way is done after each step, rising from "
+            f"above 0 to 1, as (0.5, 1), got {schedule!r}"
+        )
+    return ways
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _share(name: str, value: Any) -> float:
+    if not _is_number(value) or not 0 < value <= 1:
+        raise InputError(f"{name}: expected a share in (0, 1], got {value!r}")
+    return float(value)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}: expected a whole number from {least}, got {value!r}")
+    return value
+
+
+def _one_of(name: str, value: Any, known: Sequence[str]) -> str:
+    if value not in known:
+        raise InputError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    return str(value)
+
+
+def _criterion(value: Any) -> str:
+    """One that needs the weights alone, or that the loop feeds."""
+    find("criterion", value)
+    if value in BY_DATA and value != _FED:
+        raise InputError(f"criterion: expected one of the weights, or taylor, which observe() feeds, got {value!r}")
+    return str(value)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"leave: expected the names of layers or groups in a list, got {value!r}")
+    return tuple(value)
+
+
+def _latency(value: Any) -> LatencyLimit:
+    """A share of the dense network's time, or a text such as `5ms` or `0.5x`."""
+    if isinstance(value, str):
+        return parse_latency(value, "keep_latency")
+    return LatencyLimit(ratio=_share("keep_latency", value))
+
+
+def _size(value: Any) -> int:
+    """Bytes of the ONNX file, or a text such as `500kB`."""
+    if isinstance(value, str):
+        return parse_size(value, "max_size")
+    return _whole("max_size", value, 1)
+
+
+def _device(value: Any) -> Device | None:
+    if value is None or isinstance(value, Device):
+        return value
+    if isinstance(value, str | Path):
+        return read_device(str(value))
+    raise InputError(f"device: expected the file of a profile, as `edgeprune profile` writes it, got {value!r}")
+
+
+def _features(value: Any) -> dict[str, Any]:
+    """The budget's fields for `off`, `auto`, a count or a ratio of input features."""
+    fields: dict[str, Any] = {"n_features": None, "feature_ratio": None, "prune_features": value == "auto"}
+    if value in ("auto", "off"):
+        return fields
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return {**fields, "n_features": value}
+    if isinstance(value, float) and 0 < value <= 1:
+        return {**fields, "feature_ratio": value}
+    raise InputError(f"input_features: expected auto, off, a count from 1 or a ratio in (0, 1], got {value!r}")

@@ -1,0 +1,110 @@
+"""The way from the dense network to the budgets: which shares each step plans for, and files that are measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from edgeprune.cost.macs import macs
+from edgeprune.errors import BudgetError
+from edgeprune.graph.capture import Program
+from edgeprune.pruner.asked import Asked
+from edgeprune.pruner.network import Attempt
+from edgeprune.search.candidate import Gauge
+from edgeprune.search.landing import Goal, Shares, Targets
+
+_TRIALS = 10
+_NAMES = {"latency": "keep_latency", "size": "max_size"}
+
+
+class Course:
+    """What is planned for, step by step.
+
+    Budgets in milliseconds and bytes are held by measuring a file: `land` finds the shares to plan for by cuts that are
+    measured.
+    """
+
+    def __init__(self, asked: Asked, dense: Program, gauge: Gauge | None) -> None:
+        self._asked, self._gauge = asked, gauge
+        measured = gauge(dense, True) if gauge is not None and asked.budgets.is_measured else None
+        self._targets = Targets(asked.budgets, measured)
+        goals = self._targets.goals
+        self._targets.goals = {name: replace(goal, what=self._called(name)) for name, goal in goals.items()}
+
+    def _called(self, name: str) -> str:
+        return f"{_NAMES[name]} {self._asked.given[_NAMES[name]]}"
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a budget is held by measuring a file."""
+        return bool(self._targets.goals)
+
+    def shares_after(self, step: int) -> Shares:
+        """The shares of the dense network's costs that are left after a step; after the last the budgets themselves."""
+        final = self._targets.shares
+
+        def left(share: float | None) -> float | None:
+            return None if share is None else self._asked.share_after(step, share)
+
+        return Shares(left(final.macs), left(final.latency), left(final.size))
+
+    def features_after(self, step: int, available: int | None) -> int | None:
+        """How many of the input features are left after a step; None where nothing is said of them."""
+        budgets = self._asked.budgets
+        wanted = budgets.n_features
+        if budgets.feature_ratio is not None and available is not None:
+            wanted = max(1, round(budgets.feature_ratio * available))
+        if wanted is None or available is None:
+            return wanted
+        return max(wanted, round(available * self._asked.share_after(step, wanted / available)))
+
+    def land(self, attempt: Attempt, surely: bool) -> None:
+        """Find the shares that hold the measured budgets, by trial cuts.
+
+        Args:
+            attempt: what is cut.
+            surely: the last trial is the network that is kept, and has to hold; else the best of them is aimed at.
+
+        Raises:
+            BudgetError: no trial holds them; says how near the last one came.
+        """
+        targets = self._targets
+        assert self._gauge is not None
+        for _ in range(_TRIALS):
+            try:
+                program = attempt.trial(targets.shares)
+            except BudgetError as error:
+                raise BudgetError(f"{', '.join(goal.what for goal in targets.goals.values())}: {error}") from error
+            macs_share = macs(program) / attempt.dense_costs["macs"]
+            targets.see(self._gauge(program, surely))
+            if targets.is_settled(macs_share) or (surely and not targets.over()):
+                return
+            if targets.is_hopeless:
+                raise BudgetError(self._missed(macs_share))
+            targets.move()
+        if surely:
+            raise BudgetError(self._missed(macs_share))
+        targets.settle()
+
+    def _missed(self, macs_share: float) -> str:
+        missed = "; ".join(f"{goal.what}: {goal.measured / goal.most:.2f} times that" for goal in self._targets.over())
+        return (
+            f"the budgets cannot be met: the closest network, at {macs_share:.1%} of the MACs, has {missed}; allow "
+            "more, or a lower align"
+        )
+
+    # -- what is kept of it -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """The goals as plain values."""
+        return {
+            name: [goal.what, goal.most, goal.planned, [list(point) for point in goal.points]]
+            for name, goal in self._targets.goals.items()
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The goals of `state`, with all that was measured."""
+        self._targets.goals = {
+            name: Goal(what, most, planned, tuple((a, b) for a, b in points))
+            for name, (what, most, planned, points) in state.items()
+        }

@@ -1,0 +1,139 @@
+"""What a Pruner measures: this machine's profile where a latency is asked for, and files in onnxruntime."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from edgeprune.commands.resolve import own_device
+from edgeprune.cost.device import Device
+from edgeprune.cost.models import LEAST_KNOWN, known_share
+from edgeprune.errors import BudgetError, InputError
+from edgeprune.export.onnx import draft_onnx, export_onnx
+from edgeprune.export.parity import samples_of
+from edgeprune.graph.capture import Program
+from edgeprune.graph.groups import analyze
+from edgeprune.graph.specs import file_inputs, input_specs
+from edgeprune.measure.candidates import OnnxGauge, is_held
+from edgeprune.measure.latency import compare_latency
+from edgeprune.measure.profiling import Timing, is_here
+from edgeprune.progress import Progress
+from edgeprune.pruner.asked import Asked
+from edgeprune.results import LatencyComparison
+from edgeprune.search.candidate import Gauge, Measured
+
+_SECONDS = (8.0, 20.0)  # to measure the latency; longer where noise misses the budget
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Both networks as files: their bytes, the slim one's error against PyTorch, and how long both take."""
+
+    dense_bytes: int
+    slim_bytes: int
+    parity: float
+    latency: LatencyComparison
+
+
+class SizeGauge:
+    """Measures the file's size beside the dense network's, where no budget asks for the time: it counts as equal."""
+
+    def __init__(self, dense: Program) -> None:
+        self._dense_bytes = _draft_bytes(dense)
+
+    def __call__(self, program: Program, surely: bool) -> Measured:
+        """A size is sure at once."""
+        return Measured(1.0, 1.0, _draft_bytes(program), self._dense_bytes)
+
+
+def _draft_bytes(program: Program) -> int:
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        path = Path(folder) / "draft.onnx"
+        draft_onnx(program, path)
+        return path.stat().st_size
+
+
+def with_device(asked: Asked, dense: Program, told: Progress) -> Asked:
+    """The choices with the profile that is planned with: the one given, or this machine's where a latency is asked for.
+
+    Raises:
+        InputError: the one given has not the network's layers.
+    """
+    budgets = asked.budgets
+    if budgets.device is not None:
+        known = known_share(analyze(dense, attention=budgets.attention), budgets.device)
+        if known < LEAST_KNOWN:
+            raise InputError(
+                f"device: expected measurements of this network's layers, got those of {known:.0%} of its MACs; make "
+                "it with edgeprune profile, from the network as a .pt2"
+            )
+        return asked
+    if budgets.max_latency is None:
+        return asked
+    return replace(asked, budgets=replace(budgets, device=own_device(dense, Timing(threads=asked.threads), told)))
+
+
+def gauge_for(asked: Asked, dense: Program, told: Progress) -> Gauge | None:
+    """What measures the files, where a budget is held by measuring one."""
+    if not asked.budgets.is_measured:
+        return None
+    if asked.budgets.max_latency is None:
+        return SizeGauge(dense)
+    return OnnxGauge(dense, file_feed(dense), asked.threads, told, _foreign(asked))
+
+
+def _foreign(asked: Asked) -> Device | None:
+    """The profile of another device than this machine, which the latency is foretold by."""
+    device = asked.budgets.device
+    return device if device is not None and not is_here(device) else None
+
+
+def file_feed(program: ExportedProgram) -> dict[str, np.ndarray]:
+    """One row for each input of a program's file, by name; drawn, and seen to be taken. A state starts by itself."""
+    specs = input_specs(program)
+    inputs = samples_of(program)[0].inputs
+    rows = (array[:1] if spec.batched else array for spec, array in zip(specs, inputs, strict=True))
+    return dict(zip(file_inputs(program), rows, strict=True))
+
+
+def measured(asked: Asked, dense: Program, slim: Program, told: Progress) -> Measurements:
+    """Export both networks, check the slim one against PyTorch, and time them in turn.
+
+    Raises:
+        BudgetError: the slim file misses a budget, by what was measured.
+        InputError: ONNX cannot express the network.
+        ParityError: a file disagrees with PyTorch.
+    """
+    told.stage("measure in onnxruntime")
+    feed = file_feed(dense)
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        paths = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
+        exports = [export_onnx(program, path) for program, path in zip((dense, slim), paths, strict=True)]
+        for seconds in _SECONDS:
+            latency = compare_latency(*paths, feed, feed, threads=asked.threads, max_seconds=seconds, progress=told)
+            if _holds(asked, latency):
+                break
+    found = Measurements(exports[0].size_bytes, exports[1].size_bytes, exports[1].parity, latency)
+    _check(asked, found)
+    return found
+
+
+def _holds(asked: Asked, latency: LatencyComparison) -> bool:
+    """Whether the latency asked for was measured; one of another device is foretold while the network is cut."""
+    limit = asked.budgets.max_latency
+    return limit is None or _foreign(asked) is not None or is_held(latency, limit.ratio, limit.ms)
+
+
+def _check(asked: Asked, found: Measurements) -> None:
+    latency, most = found.latency, asked.budgets.max_bytes
+    if not _holds(asked, latency):
+        raise BudgetError(
+            f"keep_latency {asked.budgets.max_latency}: got {latency.slim_p50_ms:.3g} ms, {latency.ratio:.3f} of the "
+            f"dense network's {latency.dense_p50_ms:.3g} ms; try again on a quiet machine, or allow a little more"
+        )
+    if most is not None and found.slim_bytes > most:
+        raise BudgetError(f"max_size: expected at most {most:,} bytes of ONNX, got {found.slim_bytes:,}")

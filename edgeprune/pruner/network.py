@@ -1,0 +1,128 @@
+"""The network on its way: the program, the one plan that leads to it from the dense one, and the next cut of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeprune.cost.macs import macs
+from edgeprune.cost.models import bytes_model, latency_model
+from edgeprune.graph.capture import Program
+from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.importance import Scores
+from edgeprune.pruning.plan import PruningPlan, compose
+from edgeprune.pruning.planner import plan
+from edgeprune.pruning.proof import prove
+from edgeprune.pruning.surgery import cut
+from edgeprune.search.candidate import Budgets
+from edgeprune.search.landing import Shares
+
+Costs = dict[str, float]  # by "macs", "latency" (ms, by a device) and "size" (bytes of parameters and buffers)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Network:
+    """A program, the plan that makes its shapes of the dense one's, and the largest error of the proofs on the way."""
+
+    program: Program
+    plan: PruningPlan | None = None
+    proof_error: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """One cut: what came of it, and what it kept of the network before, by the names of that network's tensors."""
+
+    network: Network
+    step: PruningPlan
+
+
+def analyzed(program: Program, budgets: Budgets) -> ChannelGraph:
+    """The channel groups of a program, with input features where these may go."""
+    return analyze(program, inputs=budgets.features, attention=budgets.attention)
+
+
+def costs(program: Program, graph: ChannelGraph, budgets: Budgets) -> Costs:
+    """What a program costs by the models of the planner, as far as a budget asks for it."""
+    return {
+        "macs": float(macs(program)),
+        "latency": latency_model(graph, budgets.device).total if budgets.device is not None else 0.0,
+        "size": bytes_model(program, graph).total if budgets.max_bytes is not None else 0.0,
+    }
+
+
+def own_shares(dense: Costs, own: Costs, shares: Shares) -> Shares:
+    """The shares of a network's own costs that come to these of the dense network's; at most all of them."""
+
+    def own_share(name: str) -> float | None:
+        wanted = getattr(shares, name)
+        return None if wanted is None else min(wanted * dense[name] / own[name], 1.0)
+
+    return Shares(own_share("macs"), own_share("latency"), own_share("size"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attempt:
+    """The next cut of a network, for whatever shares of the dense network's costs are asked of it.
+
+    `n_features` says how many input features stay, None lets them compete with the channels; `scores` are those of each
+    group where the criterion is fed, None has them made of the weights.
+    """
+
+    network: Network
+    budgets: Budgets
+    dense_costs: Costs
+    n_features: int | None
+    scores: Scores | None
+    graph: ChannelGraph
+    own_costs: Costs
+
+    def plan(self, shares: Shares) -> PruningPlan:
+        """What is kept for these shares.
+
+        Raises:
+            BudgetError: they cannot be met; says which groups stood in the way.
+        """
+        own, budgets = own_shares(self.dense_costs, self.own_costs, shares), self.budgets
+        return plan(
+            self.network.program,
+            self.graph,
+            own.macs,
+            budgets.criterion,
+            budgets.align,
+            n_features=self.n_features,
+            seed=budgets.seed,
+            device=budgets.device,
+            keep_latency=own.latency,
+            keep_bytes=own.size,
+            appliable=budgets.appliable,
+            leave=budgets.leave,
+            scores=self.scores,
+        )
+
+    def trial(self, shares: Shares) -> Program:
+        """A network that is measured and thrown away; errors as `plan`."""
+        return cut(self.network.program, self.plan(shares), self.graph)
+
+    def cut(self, shares: Shares) -> Cut:
+        """The cut, proved.
+
+        Raises:
+            BudgetError: as `plan`.
+            ProofError: it is not the network with the removed channels set to zero.
+        """
+        network, step = self.network, self.plan(shares)
+        slim = cut(network.program, step, self.graph)
+        error = max(prove(network.program, slim, step), network.proof_error)
+        whole = step if network.plan is None else compose(network.plan, step)
+        return Cut(Network(slim, whole, error), step)
+
+
+def replayed(dense: Program, whole: PruningPlan | None, proof_error: float) -> Network:
+    """The network that a plan makes of the dense one, with the dense one's weights."""
+    return Network(dense if whole is None else cut(dense, whole), whole, proof_error)
+
+
+def n_features(graph: ChannelGraph) -> int | None:
+    """How many input features there are; None where none of them can be removed."""
+    fixed, sizes = graph.features()
+    return fixed + int(sum(size.sum() for size in sizes)) if any(group.is_input for group in graph.groups) else None

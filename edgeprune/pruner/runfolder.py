@@ -1,0 +1,85 @@
+"""The run folder of a Pruner: what `compress` writes, without the accuracies that nothing measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprune.commands.runfolder import write_network, write_record
+from edgeprune.cost.macs import count_parameters, macs
+from edgeprune.files import staged_folder
+from edgeprune.formats.digests import digest
+from edgeprune.graph.capture import Program
+from edgeprune.graph.specs import input_specs
+from edgeprune.inspection.table import explained, feature_weights, locked_rows, widths
+from edgeprune.progress import Progress
+from edgeprune.pruner.asked import Asked
+from edgeprune.pruner.measuring import Measurements, measured
+from edgeprune.pruner.network import Network, analyzed
+from edgeprune.records import ModelInfo
+from edgeprune.results import NetworkFigures, RunRecord, StepRecord
+from edgeprune.versions import versions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Told:
+    """What is told of a run beside its networks: the class, what was asked, the steps, how long it took."""
+
+    name: str
+    asked: Asked
+    steps: tuple[StepRecord, ...]
+    seconds: float
+    progress: Progress
+
+
+def save_run(folder: Path, force: bool, dense: Program, network: Network, told: Told) -> None:
+    """Measure both networks and write the folder, whole or not at all."""
+    assert network.plan is not None
+    info = ModelInfo(input_shape=_input_shape(dense))
+    with staged_folder(folder, force) as staged:
+        found = measured(told.asked, dense, network.program, told.progress)
+        write_network(staged, network.program, network.plan, info)
+        write_record(staged, _record(dense, network, info, found, told))
+
+
+def _input_shape(program: Program) -> tuple[int, ...]:
+    """The first input's shape as it was captured, without the batch."""
+    first = input_specs(program)[0]
+    return first.example[1:] if first.batched else first.example
+
+
+def _record(dense: Program, network: Network, info: ModelInfo, found: Measurements, told: Told) -> RunRecord:
+    plan = network.plan
+    assert plan is not None
+    features = next((kept for name, kept in plan.inputs.items() if name not in plan.state), None)
+    return RunRecord(
+        command=_call(told.asked.given),
+        versions=versions(),
+        asked=dict(told.asked.given),
+        assumed=(),
+        model={**asdict(info), "name": told.name, "path": None, "sha256": digest(dense)},
+        data=None,
+        dense=NetworkFigures(macs(dense), count_parameters(dense), found.dense_bytes),
+        slim=NetworkFigures(macs(network.program), count_parameters(network.program), found.slim_bytes),
+        accuracy=None,
+        latency=found.latency,
+        proof_error=network.proof_error,
+        proof_exact=plan.exact,
+        onnx_parity=found.parity,
+        widths=widths(dense, network.program),
+        features=features,
+        steps=told.steps,
+        feature_weights=feature_weights(network.program, features) if features else (),
+        locked=tuple(
+            {"name": row.name, "reason": explained(row), "layers": list(row.layers)}
+            for row in locked_rows(analyzed(dense, told.asked.budgets))
+        ),
+        seconds=told.seconds,
+    )
+
+
+def _call(given: Mapping[str, Any]) -> str:
+    """The call that asked for it, e.g. `edgeprune.Pruner(model, example_inputs, keep_macs=0.5)`."""
+    return ", ".join(("edgeprune.Pruner(model, example_inputs", *(f"{k}={v!r}" for k, v in given.items()))) + ")"
