@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeprune.settings import TrainSettings
 
@@ -64,9 +64,28 @@ class Model:
     notes: tuple[str, ...] = ()
 
 
+TargetKind = Literal["classes", "values", "flags", "masks", "none", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the targets of a data set are.
+
+    `kind` is `"classes"` (an int a sample), `"values"` (floats), `"flags"` (a row of 0 and 1), `"masks"` (an int a
+    pixel), `"none"`, or `"other"`, which only the user's own task knows. `shape` is that of one sample. `spread` is the
+    standard deviation of values on the train split, one for all or one a column.
+    """
+
+    kind: TargetKind = "classes"
+    shape: tuple[int, ...] = ()
+    spread: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSource:
-    """A data set cut into three splits; each split yields `(x, y)`: x float32 `info.input_shape`, raw; y an int.
+    """A data set cut into three splits; each split yields `(x, y)`: x float32 `info.input_shape`, raw; y a target.
+
+    `classes` are the names of the classes, or of the flags, in the order of their numbers.
 
     `byte_scale` is what a byte is multiplied by to be a raw value, e.g. 1/255; None where the data are no bytes.
     `measured` is the mean and std of `train` where they were measured: another `normalization` is one that somebody
@@ -84,6 +103,7 @@ class DataSource:
     byte_scale: float | None = None
     measured: Normalization | None = None
     notes: tuple[str, ...] = ()
+    targets: Targets = Targets()
 
     @property
     def states_normalization(self) -> bool:

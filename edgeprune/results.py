@@ -10,6 +10,62 @@ from edgeprune.records import InputFeatures
 
 
 @dataclass(frozen=True, slots=True)
+class Metric:
+    """What quality is measured by. A value times `scale` is in the `unit`, in which drops and budgets count.
+
+    Accuracy is a fraction, told in points: scale 100. An error has the unit of the targets, `""` where none is known.
+    """
+
+    name: str
+    unit: str = "points"
+    scale: float = 100.0
+    higher_is_better: bool = True
+
+    def drop(self, dense: float, slim: float) -> float:
+        """How much worse `slim` is than `dense`, in the metric's unit; below 0 where it is better."""
+        return (dense - slim if self.higher_is_better else slim - dense) * self.scale
+
+    def better(self, value: float, other: float) -> bool:
+        """Whether `value` is better than `other`."""
+        return value > other if self.higher_is_better else value < other
+
+    def shown(self, value: float) -> str:
+        """E.g. "97.2 %" of a metric in points, "41.3" of another."""
+        if self.unit == "points":
+            return f"{self.scale * value:.1f} %"
+        return f"{self.scale * value:.4g} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class BesideFigure:
+    """A figure that goes beside the metric, e.g. R2 beside the mean absolute error; no budget counts in it."""
+
+    name: str
+    dense: float
+    slim: float
+
+
+@dataclass(frozen=True, slots=True)
+class MetricComparison:
+    """Dense against slim on the same samples, by the metric of the task.
+
+    `drop` is how much worse slim is, in the metric's unit. Intervals are of 95 %, None of a single sample, which tells
+    nothing of others. `p_value` is that of a paired test, None where there is none.
+    """
+
+    metric: Metric
+    dense: float
+    slim: float
+    dense_interval: tuple[float, float] | None
+    slim_interval: tuple[float, float] | None
+    drop: float
+    drop_interval: tuple[float, float] | None
+    n_samples: int
+    p_value: float | None = None
+    beside: tuple[BesideFigure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EpochRecord:
     """One epoch of training; accuracies are fractions in [0, 1].
 

@@ -8,13 +8,15 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 from edgeprune.errors import InputError
+from edgeprune.reading import open_file
 from edgeprune.usercode import calling_user_code, name_own
 
 
@@ -46,6 +48,29 @@ def run_file(path: str | os.PathLike[str], told: str) -> ModuleType:
     name_own(path)
     with calling_user_code(told):
         return import_file(path)
+
+
+def load_function(path: Path, function: str) -> Callable[..., Any]:
+    """What a file of the user's defines by this name, which can be called.
+
+    Raises:
+        InputError: the file is none, raises as it is imported, or defines no such function.
+    """
+    open_file(path, "code").close()  # a pipe would be waited for
+    module = run_file(path, f"{path}: importing it raised")
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise InputError(f"{path}: expected a function {function!r}, got nothing of that name that can be called")
+    check_defined(module, function, str(path))
+    return found
+
+
+def literal(value: str) -> Any:
+    """An option's value as Python writes it; what is none stays a text."""
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
 
 
 def check_defined(module: ModuleType, name: str, where: str) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import torch
 from edgeprune.data.arrays import NAMES, Pair, from_arrays, names_in, pairs
 from edgeprune.data.usersplit import guarded
 from edgeprune.errors import InputError
-from edgeprune.reading import open_file
 from edgeprune.records import DataSource
 from edgeprune.usercode import calling_user_code
-from edgeprune.userfile import check_defined, run_file
+from edgeprune.userfile import literal, load_function
 
 
 def open_factory(file: str, function: str, options: Mapping[str, str], seed: int) -> DataSource:
@@ -28,8 +26,8 @@ def open_factory(file: str, function: str, options: Mapping[str, str], seed: int
     `feature_names` too.
     """
     where = f"{file}:{function}"
-    factory = _load(Path(file), function)
-    arguments = {key: _literal(value) for key, value in options.items()}
+    factory = load_function(Path(file), function)
+    arguments = {key: literal(value) for key, value in options.items()}
     with calling_user_code(f"{where}: the factory raised"):
         if "seed" in inspect.signature(factory).parameters:
             arguments.setdefault("seed", seed)
@@ -38,23 +36,6 @@ def open_factory(file: str, function: str, options: Mapping[str, str], seed: int
             return _checked(guarded(made, where), where)
         parts, names = _parts(made, where), _names(made, where)
     return from_arrays(where, parts, *names)
-
-
-def _load(path: Path, function: str) -> Callable[..., Any]:
-    open_file(path, "code").close()  # a pipe would be waited for
-    module = run_file(path, f"{path}: importing it raised")
-    factory = getattr(module, function, None)
-    if not callable(factory):
-        raise InputError(f"{path}: expected a function {function!r}, got nothing of that name that can be called")
-    check_defined(module, function, str(path))
-    return factory
-
-
-def _literal(value: str) -> Any:
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
 
 
 def _parts(made: Any, where: str) -> dict[str, Pair]:

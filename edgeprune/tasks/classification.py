@@ -1,15 +1,124 @@
-"""Classification: one output, the scores of the classes."""
+"""Classification: one output, the scores of the classes; cross entropy is trained for, accuracy is measured."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
+from torch.nn import functional as F
 
 from edgeprune.errors import InputError
 from edgeprune.graph.specs import output_names
 from edgeprune.records import DataSource
+from edgeprune.results import AccuracyComparison, Metric, MetricComparison
+from edgeprune.tasks.intervals import compare_accuracy
+from edgeprune.tasks.outputs import described, only_tensor, to_array
+from edgeprune.tasks.task import BaseTask, Outcomes
 
+ACCURACY = Metric("accuracy")
 _WITHOUT_DATA = "without data `edgeprune compress --keep-macs` can cut it"
+_SCORES = "expected logits (batch, n_classes) as output"
+_LABELS = "labels: expected one int a sample, its class"
+
+
+@dataclass(frozen=True)
+class Classification(BaseTask):
+    """One class a sample. With `n_classes` labels are looked at whether they are below it."""
+
+    n_classes: int | None = None
+    name = "classification"
+    metric = ACCURACY
+
+    def check(self, outputs: Any, data: DataSource) -> None:
+        logits = scores(outputs)
+        if logits.shape[1] != len(data.classes):
+            raise InputError(
+                f"data {data.name}: expected outputs (batch, {len(data.classes)}), the scores of the classes, got "
+                f"{described(outputs)}"
+            )
+
+    def targets(self, raw: Any) -> Tensor:
+        """Classes int64 `(n,)`; whole numbers and truth values alone are taken, of any width."""
+        if not isinstance(raw, Tensor) or raw.is_floating_point() or raw.is_complex() or raw.numel() != len(raw):
+            floats = isinstance(raw, Tensor) and raw.is_floating_point()
+            raise InputError(f"{_LABELS}, got {described(raw)}" + ("; floats are the targets of a regression" * floats))
+        labels = raw.reshape(len(raw)).to(torch.int64)
+        if self.n_classes is not None and len(labels) and not 0 <= labels.min() <= labels.max() < self.n_classes:
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise InputError(f"labels: expected classes from 0 to {self.n_classes - 1}, got {int(wrong)}")
+        return labels
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        return F.cross_entropy(scores(outputs), targets)
+
+    def distillation(self, outputs: Any, teacher_outputs: Any) -> Tensor:
+        """The divergence from the teacher's probabilities.
+
+        Hinton et al., Distilling the Knowledge in a Neural Network, 2015, at temperature 1: finetuning is short, and a
+        higher temperature spends it on the classes that the teacher finds unlikely.
+        """
+        return _divergence(F.log_softmax(scores(outputs), dim=1), teacher_outputs)
+
+    def taught_loss(self, outputs: Any, targets: Any, teacher_outputs: Any) -> Tensor:
+        """As the sum of both, with one softmax for the two."""
+        got = F.log_softmax(scores(outputs), dim=1)
+        return F.nll_loss(got, targets) + _divergence(got, teacher_outputs)
+
+    def outcomes(self, outputs: Any, targets: Any) -> np.ndarray:
+        """Whether each sample is right, bool `(n,)`."""
+        logits = scores(outputs)
+        if isinstance(logits, Tensor) and isinstance(targets, Tensor):
+            return to_array(logits.argmax(dim=1) == targets.to(logits.device))
+        return np.asarray(to_array(logits).argmax(axis=1) == to_array(targets))
+
+    def value(self, outcomes: Outcomes) -> float:
+        """The share of samples that are right, in [0, 1]."""
+        return float(np.asarray(outcomes, bool).mean())
+
+    def resampled(self, outcomes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return np.asarray(counts @ outcomes / counts.shape[1])
+
+    def compare(self, dense: Outcomes, slim: Outcomes) -> MetricComparison:
+        """With the intervals of proportions and McNemar's test, see `compare_accuracy`."""
+        return as_metric(compare_accuracy(np.asarray(dense), np.asarray(slim)))
+
+    def agrees(self, want: Any, got: Any) -> float:
+        """The share of samples that are given the same class."""
+        pair = (to_array(scores(outputs)).argmax(axis=1) for outputs in (want, got))
+        return float(np.equal(*pair).mean())
+
+
+def scores(outputs: Any) -> Any:
+    """The one output `(n, n_classes)`; raises InputError for another."""
+    logits = only_tensor(outputs, _SCORES)
+    if logits.ndim != 2:
+        raise InputError(f"outputs: {_SCORES}, got {described(outputs)}")
+    return logits
+
+
+def _divergence(got: Tensor, teacher_outputs: Any) -> Tensor:
+    with torch.no_grad():
+        wanted = F.log_softmax(scores(teacher_outputs), dim=1)
+    return F.kl_div(got, wanted, reduction="batchmean", log_target=True)
+
+
+def as_metric(found: AccuracyComparison) -> MetricComparison:
+    """A comparison of accuracies as that of any metric."""
+    return MetricComparison(
+        metric=ACCURACY,
+        dense=found.dense,
+        slim=found.slim,
+        dense_interval=found.dense_interval,
+        slim_interval=found.slim_interval,
+        drop=found.drop_points,
+        drop_interval=found.drop_interval,
+        n_samples=found.n_samples,
+        p_value=found.mcnemar_p,
+    )
 
 
 def check_logits(program: ExportedProgram, data: DataSource, instead: str = _WITHOUT_DATA) -> None:
@@ -17,26 +126,30 @@ def check_logits(program: ExportedProgram, data: DataSource, instead: str = _WIT
 
     Of several outputs none is taken for the scores. `instead` says what can be done.
     """
-    output = next(node for node in program.graph.nodes if node.op == "output")
-    values = [node.meta.get("val") for node in output.all_input_nodes]
-    shapes = [tuple(value.shape) for value in values if isinstance(value, torch.Tensor)]
-    if len(shapes) == 1 and len(shapes[0]) == 2 and isinstance(shapes[0][1], int):
-        return
+    if n_outputs(program) is None:
+        raise InputError(
+            f"data {data.name}: expected a network with one output (batch, {len(data.classes)}), the scores of the "
+            f"classes, got {_outputs_of(program) or 'none'}; {instead}"
+        )
+
+
+def _outputs_of(program: ExportedProgram) -> str:
+    """E.g. "(batch, 10, 4)", or "boxes (batch, 4) and scores (batch)"."""
+    shapes = [tuple(value.shape) for value in _values(program) if isinstance(value, torch.Tensor)]
     names = output_names(program)
     named = [f"{name} " for name in names] if len(names) == len(shapes) > 1 else [""] * len(shapes)
-    got = " and ".join(
-        f"{name}({', '.join(['batch', *map(str, shape[1:])])})" for name, shape in zip(named, shapes, strict=True)
-    )
-    raise InputError(
-        f"data {data.name}: expected a network with one output (batch, {len(data.classes)}), the scores of the "
-        f"classes, got {got or 'none'}; {instead}"
-    )
+    sizes = [", ".join(["batch", *map(str, shape[1:])]) for shape in shapes]
+    return " and ".join(f"{name}({text})" for name, text in zip(named, sizes, strict=True))
+
+
+def _values(program: ExportedProgram) -> list[Any]:
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    return [node.meta.get("val") for node in output.all_input_nodes]
 
 
 def n_outputs(program: ExportedProgram) -> int | None:
     """The number of classes of a network whose one output is `(batch, n_classes)`; None for another."""
-    output = next(node for node in program.graph.nodes if node.op == "output")
-    values = [node.meta.get("val") for node in output.all_input_nodes]
+    values = _values(program)
     if len(values) != 1 or not isinstance(values[0], torch.Tensor) or values[0].dim() != 2:
         return None
     size = values[0].shape[-1]

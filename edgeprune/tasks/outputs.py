@@ -1,0 +1,92 @@
+"""What a network gives out, whatever holds it: tensors in dicts, tuples, lists and dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeprune.errors import InputError
+from edgeprune.lines import one_line
+
+_MOST_SHOWN = 160
+
+
+def leaves(outputs: Any, name: str = "") -> list[tuple[str, Any]]:
+    """The tensors and arrays in `outputs`, by name, in their order; None holds nothing.
+
+    Example: of `{"boxes": a, "heads": (b, c)}` they are `boxes`, `heads.0` and `heads.1`.
+
+    Raises:
+        InputError: something else in it.
+    """
+    if outputs is None:
+        return []
+    if isinstance(outputs, (Tensor, np.ndarray)):
+        return [(name, outputs)]
+    parts = _parts(outputs)
+    if parts is None:
+        where = f"output {name}" if name else "outputs"
+        raise InputError(
+            f"{where}: expected tensors, in dicts, tuples, lists or dataclasses, got {type(outputs).__name__}"
+        )
+    return [leaf for key, part in parts for leaf in leaves(part, f"{name}.{key}" if name else key)]
+
+
+def _parts(value: Any) -> list[tuple[str, Any]] | None:
+    if isinstance(value, Mapping):
+        return [(str(key), part) for key, part in value.items()]
+    if isinstance(value, (tuple, list)):
+        return [(str(index), part) for index, part in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return None
+
+
+def described(outputs: Any) -> str:
+    """Shapes and types in one line, e.g. "(8, 10) float32", "boxes (8, 4) float32 and scores (8,) float32"."""
+    try:
+        found = leaves(outputs)
+    except InputError:
+        return type(outputs).__name__
+    texts = [f"{name} {shape_of(value)} {_type(value)}".lstrip() for name, value in found]
+    return one_line(" and ".join(texts), _MOST_SHOWN) or "nothing"
+
+
+def shape_of(value: Any) -> str:
+    """The shape as a tuple is written; sizes that are free are written by their symbols."""
+    sizes = [str(size) for size in value.shape]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+
+def _type(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def only_tensor(outputs: Any, expected: str) -> Any:
+    """The one tensor or array in `outputs`; of several none is taken.
+
+    Raises:
+        InputError: none, or several; begins with `expected`, e.g. "expected an output (batch, n_classes)".
+    """
+    found = leaves(outputs)
+    if len(found) != 1:
+        raise InputError(f"outputs: {expected}, got {described(outputs)}")
+    return found[0][1]
+
+
+def to_array(value: Any) -> np.ndarray:
+    """A tensor, on whatever device, or an array, as an array."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        return np.asarray(value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy())
+    return np.asarray(value)
+
+
+def to_tensor(value: Any) -> Tensor:
+    """A tensor, or an array, as a tensor on the CPU without gradients."""
+    return value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))

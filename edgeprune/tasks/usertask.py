@@ -1,0 +1,174 @@
+"""A task of the user's own: what it raises, or gives that no stage can use, is told by its file and line."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeprune.errors import InputError
+from edgeprune.lines import shown
+from edgeprune.records import DataSource
+from edgeprune.results import Metric, MetricComparison
+from edgeprune.tasks.outputs import leaves
+from edgeprune.tasks.task import Outcomes, compared, with_distillation
+from edgeprune.usercode import calling_user_code
+
+_NEEDED = ("loss", "outcomes", "value")
+_RESAMPLES = 200  # each calls the user's `value` twice
+_FIELDS = {"name": str, "unit": str, "scale": (int, float), "higher_is_better": bool}
+
+
+class UserTask:
+    """A task whose every answer is looked at; of what it leaves out, what can be is made up from the rest.
+
+    It needs `metric` (an `edgeprune.results.Metric`, or anything with its fields), `loss(outputs, targets)`,
+    `outcomes(outputs, targets)` and `value(outcomes)`. It may have `check`, `targets`, `distillation`, `scoring`,
+    `beside`, `compare` and `agrees`, and say `by_reference`.
+
+    Raises:
+        InputError: one of those that it needs is missing, or its metric is none.
+    """
+
+    def __init__(self, own: Any, where: str) -> None:
+        self._own, self._where = own, where
+        self.name = where
+        missing = [name for name in _NEEDED if not callable(self._attribute(name))]
+        if missing:
+            raise InputError(
+                f"{where}: expected a task with metric, {', '.join(_NEEDED)}; got {type(own).__name__} without "
+                f"{', '.join(missing)}"
+            )
+        self.metric = self._metric()
+        self.by_reference = self._attribute("by_reference") is True
+
+    def check(self, outputs: Any, data: DataSource) -> None:
+        if self._has("check"):
+            self._call("check", outputs, data)
+
+    def targets(self, raw: Any) -> Any:
+        return self._call("targets", raw) if self._has("targets") else raw
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        return self._scalar("loss", outputs, self._call("loss", outputs, targets))
+
+    def distillation(self, outputs: Any, teacher_outputs: Any) -> Tensor | None:
+        found = self._call("distillation", outputs, teacher_outputs) if self._has("distillation") else None
+        return None if found is None else self._scalar("distillation", outputs, found)
+
+    def taught_loss(self, outputs: Any, targets: Any, teacher_outputs: Any) -> Tensor:
+        return with_distillation(self, outputs, targets, teacher_outputs)
+
+    def scoring(self, outputs: Any, targets: Any, seed: int) -> Tensor:
+        if not self._has("scoring"):
+            return self.loss(outputs, targets)
+        return self._scalar("scoring", outputs, self._call("scoring", outputs, targets, seed))
+
+    def outcomes(self, outputs: Any, targets: Any) -> Outcomes:
+        found = self._call("outcomes", outputs, targets)
+        if isinstance(found, Tensor):
+            found = found.detach().cpu().numpy()
+        is_sequence = isinstance(found, (Sequence, np.ndarray)) and not isinstance(found, str)
+        expected = next((len(value) for _, value in leaves(outputs) if value.ndim), None)
+        if not is_sequence or (expected is not None and len(found) != expected):
+            got = f"{len(found)} of them" if is_sequence else type(found).__name__
+            raise self._refusal("outcomes", f"a sequence with one outcome for each of {expected} samples", got)
+        return found
+
+    def value(self, outcomes: Outcomes) -> float:
+        return self._number("value", self._call("value", outcomes))
+
+    def beside(self, outcomes: Outcomes) -> Mapping[str, float]:
+        if not self._has("beside"):
+            return {}
+        found = self._call("beside", outcomes)
+        if not isinstance(found, Mapping):
+            raise self._refusal("beside", "figures by name", type(found).__name__)
+        return {str(name): self._number("beside", value) for name, value in found.items()}
+
+    def compare(self, dense: Outcomes, slim: Outcomes) -> MetricComparison:
+        """The user's own comparison; else by the bootstrap, over samples drawn anew 200 times."""
+        if self._has("compare"):
+            found = self._call("compare", dense, slim)
+            if not isinstance(found, MetricComparison):
+                raise self._refusal("compare", "a MetricComparison", type(found).__name__)
+            return found
+
+        def resampled(counts: np.ndarray) -> list[np.ndarray]:
+            drawn = [np.repeat(np.arange(len(row)), row) for row in counts]
+            return [np.array([self.value(_chosen(own, index)) for index in drawn]) for own in (dense, slim)]
+
+        return compared(self, dense, slim, resampled, _RESAMPLES)
+
+    def agrees(self, want: Any, got: Any) -> float | None:
+        found = self._call("agrees", want, got) if self._has("agrees") else None
+        return None if found is None else self._number("agrees", found)
+
+    # -- what the user's code gives ----------------------------------------------------------------------------------
+
+    def _has(self, name: str) -> bool:
+        return callable(self._attribute(name))
+
+    def _attribute(self, name: str) -> Any:
+        with calling_user_code(f"{self._where}: {name} raised"):
+            return getattr(self._own, name, None)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        with calling_user_code(f"{self._where}: {name} raised"):
+            return getattr(self._own, name)(*arguments)
+
+    def _metric(self) -> Metric:
+        own = self._attribute("metric")
+        if isinstance(own, Metric):
+            return own
+        given: dict[str, Any] = {}
+        for name, kind in _FIELDS.items():
+            with calling_user_code(f"{self._where}: metric.{name} raised"):
+                value = getattr(own, name, None)
+            if isinstance(value, kind):  # type: ignore[arg-type]  # a type or a tuple of them
+                given[name] = value
+        if set(given) != set(_FIELDS):
+            missing = ", ".join(name for name in _FIELDS if name not in given)
+            raise InputError(f"{self._where}: expected a metric with {', '.join(_FIELDS)}, got one without {missing}")
+        return Metric(given["name"], given["unit"], float(given["scale"]), given["higher_is_better"])
+
+    def _scalar(self, name: str, outputs: Any, found: Any) -> Tensor:
+        """A loss that can be trained for; NaN is the task's fault where the outputs are finite."""
+        if not isinstance(found, Tensor) or found.numel() != 1 or not found.is_floating_point():
+            got = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+            raise self._refusal(name, "a float tensor with one number, the mean over the batch", got)
+        if not bool(found.detach().isfinite().all()) and _are_finite(outputs):
+            raise self._refusal(name, "a finite number for finite outputs", shown(found.detach().item()))
+        return found.reshape(())
+
+    def _number(self, name: str, found: Any) -> float:
+        if isinstance(found, (Tensor, np.ndarray)) and found.ndim == 0:
+            found = found.item()
+        if isinstance(found, bool) or not isinstance(found, (int, float, np.integer, np.floating)):
+            raise self._refusal(name, "a number", type(found).__name__)
+        if not math.isfinite(found):
+            raise self._refusal(name, "a finite number", shown(float(found)))
+        return float(found)
+
+    def _refusal(self, name: str, expected: str, got: str) -> InputError:
+        return InputError(f"{self._where}: {name}: expected {expected}, got {got}{_place(getattr(self._own, name))}")
+
+
+def _place(method: Callable[..., Any]) -> str:
+    """E.g. " (at tasks.py:12 in value)"; empty for what has no lines of Python."""
+    code = getattr(inspect.unwrap(getattr(method, "__func__", method)), "__code__", None)
+    return f" (at {code.co_filename}:{code.co_firstlineno} in {code.co_name})" if code else ""
+
+
+def _are_finite(outputs: Any) -> bool:
+    values = [value for _, value in leaves(outputs)]
+    return all(bool(torch.isfinite(value).all()) for value in values if isinstance(value, Tensor))
+
+
+def _chosen(outcomes: Outcomes, index: np.ndarray) -> Outcomes:
+    return outcomes[index] if isinstance(outcomes, np.ndarray) else [outcomes[i] for i in index]
