@@ -21,7 +21,7 @@ from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import macs
 from edgeprune.errors import ApplyError, BudgetError, InputError
 from edgeprune.formats.load import load
-from edgeprune.graph.apply import as_it_is
+from edgeprune.graph.apply import evaluated
 from edgeprune.importance import score
 from edgeprune.requests import ExportRequest
 from edgeprune.runrecord import run_from_json
@@ -90,7 +90,7 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer | None = None, ste
 
 
 def same_outputs(one: nn.Module, other: nn.Module, *args: Any) -> bool:
-    with as_it_is(one), as_it_is(other):
+    with evaluated(one), evaluated(other):
         pairs = zip(outputs_of(one, args), outputs_of(other, args), strict=True)
         return all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
 

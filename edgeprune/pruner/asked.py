@@ -14,7 +14,7 @@ from edgeprune.cost.device import Device, read_device
 from edgeprune.errors import InputError
 from edgeprune.importance import BY_DATA
 from edgeprune.pruning.plan import ATTENTION
-from edgeprune.search.candidate import Budgets
+from edgeprune.search.candidate import Budgets, Manner
 from edgeprune.units import LatencyLimit, parse_latency, parse_size
 
 _STEPS = 4
@@ -37,6 +37,7 @@ class Asked:
     """
 
     budgets: Budgets
+    manner: Manner
     schedule: str
     ways: tuple[float, ...]
     threads: int
@@ -45,7 +46,7 @@ class Asked:
     @property
     def is_fed(self) -> bool:
         """Whether the scores come from the loop's own gradients."""
-        return self.budgets.criterion == _FED
+        return self.manner.criterion == _FED
 
     def share_after(self, step: int, final: float) -> float:
         """What is left of a cost after `step` steps, where a share `final` of it is left in the end."""
@@ -63,16 +64,18 @@ def asked(choices: Mapping[str, Any]) -> Asked:
     features = _features(choices["input_features"])
     budgets = Budgets(
         keep_macs=None if choices["keep_macs"] is None else _share("keep_macs", choices["keep_macs"]),
-        max_drop=None,
         **features,
+        max_latency=None if choices["keep_latency"] is None else _latency(choices["keep_latency"]),
+        max_bytes=None if choices["max_size"] is None else _size(choices["max_size"]),
+    )
+    manner = Manner(
         criterion=_criterion(choices["criterion"]),
         align=_whole("align", choices["align"], 1),
         seed=_whole("seed", choices["seed"], 0),
         attention=_one_of("attention", choices["attention"], ATTENTION),
+        features=budgets.features,
         appliable=bool(choices["appliable"]),
         leave=_names(choices["leave"]),
-        max_latency=None if choices["keep_latency"] is None else _latency(choices["keep_latency"]),
-        max_bytes=None if choices["max_size"] is None else _size(choices["max_size"]),
         device=_device(choices["device"]),
     )
     counted = budgets.n_features is not None or budgets.feature_ratio is not None
@@ -81,7 +84,7 @@ def asked(choices: Mapping[str, Any]) -> Asked:
             "Pruner: expected a budget, keep_macs, keep_latency, max_size or a count of input_features, got none"
         )
     given = {name: _plain(value) for name, value in choices.items() if value is not None and value not in ((), False)}
-    return Asked(budgets, schedule, ways, _whole("threads", choices["threads"], 1), {**given, "steps": steps})
+    return Asked(budgets, manner, schedule, ways, _whole("threads", choices["threads"], 1), {**given, "steps": steps})
 
 
 def _plain(value: Any) -> Any:

@@ -50,10 +50,7 @@ class Course:
 
     def features_after(self, step: int, available: int | None) -> int | None:
         """How many of the input features are left after a step; None where nothing is said of them."""
-        budgets = self._asked.budgets
-        wanted = budgets.n_features
-        if budgets.feature_ratio is not None and available is not None:
-            wanted = max(1, round(budgets.feature_ratio * available))
+        wanted = self._asked.budgets.counted(available).n_features
         if wanted is None or available is None:
             return wanted
         return max(wanted, round(available * self._asked.share_after(step, wanted / available)))

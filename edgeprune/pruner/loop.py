@@ -128,7 +128,7 @@ class Pruner:
         self._moved: Parameters | None = None
         self._is_resumed = False
         self._begin(Network(self._dense))
-        self._dense_costs = costs(self._dense, self._graph, self._asked.budgets)
+        self._dense_costs = costs(self._dense, self._graph, self._asked.budgets, self._asked.manner.device)
         self._n_features = n_features(self._graph)
         self._course = Course(self._asked, self._dense, gauge_for(self._asked, self._dense, self._told))
         self._probe()
@@ -136,7 +136,7 @@ class Pruner:
     def _begin(self, network: Network) -> None:
         """Stand at a network that nobody has trained or observed yet."""
         self._network = network
-        self._graph = analyzed(network.program, self._asked.budgets)
+        self._graph = analyzed(network.program, self._asked.manner)
         self._module: nn.Module | None = None
         self._giver: Program | None = None
         self._observed = Observed()
@@ -217,18 +217,18 @@ class Pruner:
 
     def _attempt(self, network: Network, number: int, is_fed: bool) -> Attempt:
         """What step `number` cuts; scored by the weights where nothing is fed."""
-        budgets = self._asked.budgets
+        manner = self._asked.manner
         if self._asked.is_fed and not is_fed:
-            budgets = replace(budgets, criterion="l2")
-        graph = analyzed(network.program, budgets)
+            manner = replace(manner, criterion="l2")
+        graph = analyzed(network.program, manner)
         return Attempt(
             network,
-            budgets,
+            manner,
             self._dense_costs,
             self._course.features_after(number, self._n_features),
             self._observed.scores() if is_fed else None,
             graph,
-            costs(network.program, graph, budgets),
+            costs(network.program, graph, self._asked.budgets, manner.device),
         )
 
     def _accept(self, before: Network, cut: Cut) -> None:

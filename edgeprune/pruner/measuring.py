@@ -63,18 +63,19 @@ def with_device(asked: Asked, dense: Program, told: Progress) -> Asked:
     Raises:
         InputError: the one given has not the network's layers.
     """
-    budgets = asked.budgets
-    if budgets.device is not None:
-        known = known_share(analyze(dense, attention=budgets.attention), budgets.device)
+    device = asked.manner.device
+    if device is not None:
+        known = known_share(analyze(dense, attention=asked.manner.attention), device)
         if known < LEAST_KNOWN:
             raise InputError(
                 f"device: expected measurements of this network's layers, got those of {known:.0%} of its MACs; make "
                 "it with edgeprune profile, from the network as a .pt2"
             )
         return asked
-    if budgets.max_latency is None:
+    if asked.budgets.max_latency is None:
         return asked
-    return replace(asked, budgets=replace(budgets, device=own_device(dense, Timing(threads=asked.threads), told)))
+    device = own_device(dense, Timing(threads=asked.threads), told)
+    return replace(asked, manner=replace(asked.manner, device=device))
 
 
 def gauge_for(asked: Asked, dense: Program, told: Progress) -> Gauge | None:
@@ -88,7 +89,7 @@ def gauge_for(asked: Asked, dense: Program, told: Progress) -> Gauge | None:
 
 def _foreign(asked: Asked) -> Device | None:
     """The profile of another device than this machine, which the latency is foretold by."""
-    device = asked.budgets.device
+    device = asked.manner.device
     return device if device is not None and not is_here(device) else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgeprune.cost.device import Device
 from edgeprune.cost.macs import macs
 from edgeprune.cost.models import bytes_model, latency_model
 from edgeprune.graph.capture import Program
@@ -13,7 +14,7 @@ from edgeprune.pruning.plan import PruningPlan, compose
 from edgeprune.pruning.planner import plan
 from edgeprune.pruning.proof import prove
 from edgeprune.pruning.surgery import cut
-from edgeprune.search.candidate import Budgets
+from edgeprune.search.candidate import Budgets, Manner
 from edgeprune.search.landing import Shares
 
 Costs = dict[str, float]  # by "macs", "latency" (ms, by a device) and "size" (bytes of parameters and buffers)
@@ -36,16 +37,16 @@ class Cut:
     step: PruningPlan
 
 
-def analyzed(program: Program, budgets: Budgets) -> ChannelGraph:
+def analyzed(program: Program, manner: Manner) -> ChannelGraph:
     """The channel groups of a program, with input features where these may go."""
-    return analyze(program, inputs=budgets.features, attention=budgets.attention)
+    return analyze(program, inputs=manner.features, attention=manner.attention)
 
 
-def costs(program: Program, graph: ChannelGraph, budgets: Budgets) -> Costs:
+def costs(program: Program, graph: ChannelGraph, budgets: Budgets, device: Device | None) -> Costs:
     """What a program costs by the models of the planner, as far as a budget asks for it."""
     return {
         "macs": float(macs(program)),
-        "latency": latency_model(graph, budgets.device).total if budgets.device is not None else 0.0,
+        "latency": latency_model(graph, device).total if device is not None else 0.0,
         "size": bytes_model(program, graph).total if budgets.max_bytes is not None else 0.0,
     }
 
@@ -69,7 +70,7 @@ class Attempt:
     """
 
     network: Network
-    budgets: Budgets
+    manner: Manner
     dense_costs: Costs
     n_features: int | None
     scores: Scores | None
@@ -82,20 +83,20 @@ class Attempt:
         Raises:
             BudgetError: they cannot be met; says which groups stood in the way.
         """
-        own, budgets = own_shares(self.dense_costs, self.own_costs, shares), self.budgets
+        own, manner = own_shares(self.dense_costs, self.own_costs, shares), self.manner
         return plan(
             self.network.program,
             self.graph,
             own.macs,
-            budgets.criterion,
-            budgets.align,
+            manner.criterion,
+            manner.align,
             n_features=self.n_features,
-            seed=budgets.seed,
-            device=budgets.device,
+            seed=manner.seed,
+            device=manner.device,
             keep_latency=own.latency,
             keep_bytes=own.size,
-            appliable=budgets.appliable,
-            leave=budgets.leave,
+            appliable=manner.appliable,
+            leave=manner.leave,
             scores=self.scores,
         )
 

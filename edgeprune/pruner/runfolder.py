@@ -74,7 +74,7 @@ def _record(dense: Program, network: Network, info: ModelInfo, found: Measuremen
         feature_weights=feature_weights(network.program, features) if features else (),
         locked=tuple(
             {"name": row.name, "reason": explained(row), "layers": list(row.layers)}
-            for row in locked_rows(analyzed(dense, told.asked.budgets))
+            for row in locked_rows(analyzed(dense, told.asked.manner))
         ),
         seconds=told.seconds,
     )
