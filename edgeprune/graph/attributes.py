@@ -93,10 +93,8 @@ def _attributes(
     prefix = path + "." if path else ""
     if isinstance(module, nn.MultiheadAttention):
         return _multihead(module, prefix, shapes)
-    own = {name: shapes[prefix + name] for name in (*module._parameters, *module._buffers) if prefix + name in shapes}
     stored = next((name for name in _WEIGHTS if prefix + name in shapes), "")
-    if stored:
-        own["weight"] = shapes[prefix + stored]
+    own = _own_shapes(module, prefix, stored, shapes)
     found: dict[str, Any] = {}
     is_sliced = any(old != new for name, (old, new) in shapes.items() if name.startswith(prefix))
     if is_sliced and next(module.children(), None) is not None:
@@ -104,6 +102,14 @@ def _attributes(
     if any(old != new for old, new in own.values()):
         found |= _of_layer(module, own, groups.get(prefix + stored))
     return found
+
+
+def _own_shapes(
+    module: nn.Module, prefix: str, stored: str, shapes: Shapes
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The shapes of a module's own tensors; of its weight under that name, whatever it is `stored` as."""
+    own = {name: shapes[prefix + name] for name in (*module._parameters, *module._buffers) if prefix + name in shapes}
+    return own | {"weight": shapes[prefix + stored]} if stored else own
 
 
 # -- layers that own the tensors --------------------------------------------------------------------------------------

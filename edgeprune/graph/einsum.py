@@ -268,6 +268,6 @@ def _better_letter(
     """
     if len(operands) == 1:
         return next(x for x in over if x in out)
-    shared = {x for x in over if sum(operand.full(x) for operand in operands) > 1}
-    batch = [x for x in over if x in out and x in shared]
-    return batch[0] if batch and analysis.attention == "heads" else next(x for x in over if x not in out)
+    kept, contracted = ([x for x in over if (x in out) is stays] for stays in (True, False))
+    batch = [x for x in kept if sum(operand.full(x) for operand in operands) > 1]
+    return batch[0] if batch and analysis.attention == "heads" else contracted[0]

@@ -127,7 +127,7 @@ class _Walk:
     def _mapped(self, node: fx.Node, sources: tuple[fx.Node, ...]) -> Any:
         """The operator itself, run on the places and on the shifts."""
         marks = {source: self._marks.get(source) or _nothing(source) for source in sources}
-        others = {node: self._value(node) for node in node.all_input_nodes if node not in marks}
+        others = {other: self._value(other) for other in node.all_input_nodes if other not in marks}
         if any(value is None for value in others.values()) or not all(isinstance(m, _Mark) for m in marks.values()):
             return None
         places = _run(node, {**others, **{source: mark.places for source, mark in marks.items()}})

@@ -93,15 +93,16 @@ def lifted(
         return None
     graph = _own_graph(module)
     specs = [*_tensor_specs(module, program), *_user_specs(program)]
-    tensors = {str(spec.target): _tensor(module, str(spec.target)) for spec in specs if spec.target}
+    tensors = {name: _tensor(module, name) for name in (str(spec.target) for spec in specs if spec.target)}
     _make_inputs(graph, specs)
     _know_sizes(graph, mode, _fake_inputs(program, specs, tensors, mode))
-    state = {spec.target for spec in specs if spec.kind is InputKind.PARAMETER or spec.persistent}
+    kept = {spec.target for spec in specs if spec.kind is InputKind.PARAMETER or spec.persistent}
+    state = {name: tensor for name, tensor in tensors.items() if name in kept}
     made = ExportedProgram(
         root={},
         graph=graph,
         graph_signature=ExportGraphSignature(specs, _output_specs(graph, program)),
-        state_dict={name: tensor for name, tensor in tensors.items() if name in state},
+        state_dict=state,
         range_constraints=dict(program.range_constraints),
         module_call_graph=_calls(program),
         example_inputs=(args, {}),

@@ -88,20 +88,17 @@ def _overwritten(step: Step) -> Tensor:
 
 def _moved(step: Step) -> Any:
     """Marks go where the elements go: the operator itself runs on them, unless places are computed."""
-    tensors = {
-        name: [v for v in tree_leaves(value) if isinstance(v, Tensor)] for name, value in step.values.args.items()
-    }
-    if any(step.is_computed(name) for name in _INDICES & tensors.keys()):
+    values = step.values.args
+    if any(step.is_computed(name) for name in _INDICES & values.keys()) or any(map(_is_complex, tree_leaves(values))):
         return None
-    if any(tensor.is_complex() for found in tensors.values() for tensor in found):
-        return None
-    args = {
-        name: value if name in _INDICES else _shown(value, step.marks.get(name))
-        for name, value in step.values.args.items()
-    }
-    if tensors.get("value") == []:  # the number that a padding adds depends on nothing
-        args["value"] = 0.0
-    return call_with(step, args)
+    shown = {name: _shown(value, step.marks.get(name)) for name, value in values.items() if name not in _INDICES}
+    if "value" in values:  # the number that a padding adds depends on nothing
+        shown["value"] = 0.0
+    return call_with(step, {**values, **shown})
+
+
+def _is_complex(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_complex()
 
 
 def _shown(value: Any, mark: Any) -> Any:

@@ -85,7 +85,7 @@ def _scatter_instead(graph: fx.Graph, write: fx.Node, memory: Memory) -> bool:
     """Make one write functional; False where it goes through more than slices of a tensor of the graph's own."""
     target = _target(write)
     root = memory.roots[target]
-    again = [alias for alias in memory.aliases(target, write) if alias is target or _read_later(alias, write)]
+    again = _read_again(target, write, memory)
     if root.op == "placeholder" or _functional_form(write) is None or not _are_plain(target, root, again):
         return False
     with graph.inserting_before(write):
@@ -93,15 +93,19 @@ def _scatter_instead(graph: fx.Graph, write: fx.Node, memory: Memory) -> bool:
         fresh = {root: made[-1]}
         for alias in again:  # views that are read later are taken again
             _taken_again(graph, alias, fresh)
-    made += [node for node in fresh.values() if node is not made[-1]]
     for alias, node in fresh.items():
         for user in _read_later(alias, write):
             user.replace_input_with(alias, node)
     write.replace_all_uses_with(fresh[target])
     graph.erase_node(write)
-    for node in made:
+    for node in dict.fromkeys([*made, *fresh.values()]):
         memory.add(node)
     return True
+
+
+def _read_again(target: fx.Node, write: fx.Node, memory: Memory) -> list[fx.Node]:
+    """What is written to, and what shows the same memory and is read after the write."""
+    return [alias for alias in memory.aliases(target, write) if alias is target or _read_later(alias, write)]
 
 
 def _are_plain(target: fx.Node, root: fx.Node, again: list[fx.Node]) -> bool:

@@ -50,11 +50,15 @@ def index(analysis: Labelling, call: Call) -> Any:
             analysis.fix(layer, dim, reasons.SEVERAL_INDICES)
     if masked:
         return lock_all(analysis, call, reasons.INDEXED)
-    block = max(len(indices[d].shape) for d in used)
+    return analysis.value(call.shape, remainders(x, _dims_left(call, used), call.shape))
+
+
+def _dims_left(call: Call, used: list[int]) -> dict[int, int]:
+    """The dims that are not indexed -> where they stand in the result, around those of the index tensors."""
+    block = max(len(call["indices"][d].shape) for d in used)
     first = block_position(used)
-    rest = [d for d in range(len(x.shape)) if d not in used]
-    dims = {d: position if position < first else position + block for position, d in enumerate(rest)}
-    return analysis.value(call.shape, remainders(x, dims, call.shape))
+    rest = [d for d in range(len(call["self"].shape)) if d not in used]
+    return {d: position if position < first else position + block for position, d in enumerate(rest)}
 
 
 def _without_tables(analysis: Labelling, call: Call, used: list[int]) -> Call:

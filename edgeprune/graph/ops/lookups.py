@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from edgeprune.graph import reasons
@@ -29,10 +31,11 @@ def _tables(analysis: Labelling, call: Call) -> list[Value]:
 
 def _passed(analysis: Labelling, call: Call, tables: list[Value], zero_of: list[Value]) -> Value:
     """The units of all dims but the indexed one; they read zero where every tensor of `zero_of` does."""
-    rank, dim = len(call["self"].shape), call["dim"] % len(call["self"].shape)
-    dims = {d: d for d in range(rank) if d != dim and all(v.shape[d] == call.shape[d] for v in tables)}
+    rank = len(call["self"].shape)
+    unlike = {call["dim"] % rank, *(d for value in tables for d in range(rank) if value.shape[d] != call.shape[d])}
+    dims = {d: d for d in range(rank) if d not in unlike}
     layers: dict[tuple[int, ...], Layer] = {}
-    for layer in (layer for value in tables for layer in value.layers):
+    for layer in itertools.chain.from_iterable(value.layers for value in tables):
         found = remainder(layer, dims, call.shape)
         if found is not None and found.dims not in layers:
             zero = not found.pending and all(_zero_over(value, layer.dims) for value in zero_of)
@@ -78,18 +81,24 @@ def _put_by_tensors(analysis: Labelling, x: Value, values: Value, tables: list[V
     """The index tensors' own dims, k0, k1, ..., stand where the indexed dims of `x` were."""
     block = [f"k{k}" for k in range(max(len(table.shape) for table in tables))]
     dims = {d: d for d in range(len(x.shape)) if d not in used}
-    first, rest = block_position(used), [f"d{d}" for d in dims]
-    letters = (*rest[:first], *block, *rest[first:])
     target = Operand(x, tuple(f"d{d}" for d in range(len(x.shape))))
+    first, rest = block_position(used), [target.letters[d] for d in dims]
+    letters = (*rest[:first], *block, *rest[first:])
     source = Operand(values, letters[len(letters) - len(values.shape) :])
     for letter in block:
         source.fix(analysis, letter, reasons.SEVERAL_INDICES)
     for d in used:
-        target.fix(analysis, f"d{d}", reasons.SEVERAL_INDICES)
+        target.fix(analysis, target.letters[d], reasons.SEVERAL_INDICES)
     unify(analysis, [target, source])
-    found = [(layer, remainder(layer, dims, x.shape)) for layer in x.layers]
-    layers = [(kept, _writes_zero(source, target.over(layer))) for layer, kept in found if kept is not None]
-    return analysis.value(x.shape, [Layer(kept.labels, kept.zero and zero) for kept, zero in layers])
+    return analysis.value(x.shape, list(_beside_written(target, source, dims)))
+
+
+def _beside_written(target: Operand, source: Operand, dims: dict[int, int]) -> Iterator[Layer]:
+    """The target's layers along the dims that are not indexed; they read zero where what is written does too."""
+    for layer in target.value.layers:
+        kept = remainder(layer, dims, target.value.shape)
+        if kept is not None:
+            yield Layer(kept.labels, kept.zero and _writes_zero(source, target.over(layer)))
 
 
 def _writes_zero(source: Operand, over: tuple[str, ...]) -> bool:

@@ -79,7 +79,7 @@ def _step(
     ]
     for operand in sums:
         operand.fix(analysis, "g", reasons.NOT_FOLLOWED)
-    own = [Operand(state, ("n", "h")) for state in (states[1:] if weights.hr is not None else states)]
+    own = [Operand(state, ("n", "h")) for state in _unprojected(states, weights)]
     unify(analysis, [*sums, *own])
     _count(analysis, (x, ih, hh), weights.hr, share)
     left = [] if name.startswith("rnn") else own[-1:]  # what is left of the last state
@@ -87,6 +87,11 @@ def _step(
     layers = [pack(layer.labels[:, 0], zero) for layer in sums[0].value.layers if 2 in layer.dims]
     cell = Value((n, hidden), tuple(layers))
     return _State(cell if weights.hr is None else _projected(analysis, cell, weights.hr, states[0]), cell)
+
+
+def _unprojected(states: Sequence[Value], weights: _Weights) -> Sequence[Value]:
+    """The states that have the hidden units: all but the first, where that is projected."""
+    return states if weights.hr is None else states[1:]
 
 
 def _projected(analysis: Labelling, cell: Value, hr: Value, before: Value) -> Value:
