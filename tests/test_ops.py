@@ -6,6 +6,7 @@ import ast
 import inspect
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,8 +17,9 @@ from edgeprune.graph import dependence, marks
 from edgeprune.graph.ops.registry import Kind, kind_of, operator, operators
 from edgeprune.importance import activation
 from edgeprune.pruning import folding, gathers, slim_inputs
+from edgeprune.pruning.planner import make_plan
 from tests.cases import ACTIVATIONS, CASES, IMAGE, between, conv
-from tests.nets import Case, captured, cut_randomly, distance, n_units
+from tests.nets import Case, Net, captured, cut_randomly, distance, n_units
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -97,3 +99,21 @@ def test_a_layer_is_described_by_its_kind() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
     shapes = layers.layer_shapes(edgeprune.analyze(captured(net, (3, 8, 8))))
     assert [shape.kind for shape in shapes.values()] == ["convolution", "linear"]  # of transposed ones the MACs count
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_a_mean_of_a_part_of_which_nothing_is_left_is_zero(dtype: torch.dtype | None) -> None:
+    """As the masked network's is; PyTorch's mean of nothing is NaN."""
+
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        one, other = m.first(x).chunk(2, 1)
+        return m.head(torch.cat([part.mean((1, 2, 3), dtype=dtype)[:, None] for part in (one, other)], 1).to(x.dtype))
+
+    program = edgeprune.capture(Net(forward, first=conv(3, 8), head=nn.Linear(2, 3)), torch.randn(2, *IMAGE))
+    graph = edgeprune.analyze(program)
+    keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
+    labels = graph.labels("tensor", "first.weight", 0)
+    assert labels is not None
+    keep[labels[4:]] = False
+    plan = make_plan(program, graph, keep)
+    assert edgeprune.prove(program, edgeprune.cut(program, plan), plan) <= 1e-5

@@ -97,10 +97,10 @@ class Edit:
         else:
             node.update_kwarg(name, value)
 
-    def replace(self, call: Call, target: Any, args: tuple[Any, ...]) -> None:
+    def replace(self, call: Call, target: Any, args: tuple[Any, ...], **keywords: Any) -> None:
         """Make the call another operator's."""
         node = self.node(call)
-        node.target, node.args, node.kwargs = target, args, {}
+        node.target, node.args, node.kwargs = target, args, keywords
 
     def select(self, call: Call, dim: int, positions: np.ndarray) -> None:
         """Make the call an index_select of `positions` in the kept slices of its first argument."""

@@ -86,7 +86,7 @@ class Rewriting(Protocol):
     def set(self, call: Call, name: str, value: Any) -> None:
         """Set the argument called `name`."""
 
-    def replace(self, call: Call, target: Any, args: tuple[Any, ...]) -> None:
+    def replace(self, call: Call, target: Any, args: tuple[Any, ...], **keywords: Any) -> None:
         """Make the call another operator's."""
 
     def select(self, call: Call, dim: int, positions: np.ndarray) -> None:

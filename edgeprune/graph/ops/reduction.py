@@ -15,6 +15,8 @@ from edgeprune.graph.ops.contraction import reshaped
 from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling, Rewriting
 
+aten = torch.ops.aten
+
 
 def _reduced_dims(call: Call) -> tuple[int, ...]:
     rank = len(call.input.shape)
@@ -25,12 +27,18 @@ def _reduced_dims(call: Call) -> tuple[int, ...]:
 
 
 def _mean_rescaled(edit: Rewriting, call: Call) -> None:
-    """A mean over kept units divides by their number, the original by all: multiply by kept / original."""
+    """A mean over kept units divides by their number, the original by all: multiply by kept / original.
+
+    Where none is left, of one part of several, their sum is what the mean of zeros is, and a mean of nothing is NaN.
+    """
     shape, kept = call.input.shape, edit.kept_shape(call.input)
     ratio = 1.0
     for dim in _reduced_dims(call):
         ratio *= kept[dim] / shape[dim]
-    if ratio != 1.0:
+    if ratio == 0.0:
+        arguments = (edit.source(call), list(_reduced_dims(call)), call.get("keepdim", False))
+        edit.replace(call, aten.sum.dim_IntList, arguments, dtype=call["dtype"])
+    elif ratio != 1.0:
         edit.scale(call, ratio)
 
 
