@@ -28,6 +28,7 @@ from edgeprune.records import DataSource, FeatureRules, Model
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Gauge
 from edgeprune.search.checks import check
+from edgeprune.search.cutter import Cutter
 from edgeprune.search.datatrainer import DataTrainer
 from edgeprune.search.descent import Descent
 from edgeprune.search.pareto import Front
@@ -98,9 +99,9 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     trainer = _trainer(request, opened, told, assume)
     device = _device(request, decision.budgets.max_latency, opened, told, assume)
     gauge = _gauge(request, decision.budgets, device, opened, told)
-    step = Step(opened.dense, replace(decision.manner, rules=opened.rules, device=device), trainer, told, gauge)
-    budgets = decision.budgets.counted(step.dense.n_features)
-    check(step, budgets, plan)
+    cutter = Cutter(opened.dense, replace(decision.manner, rules=opened.rules, device=device), trainer)
+    budgets = decision.budgets.counted(cutter.dense.n_features)
+    check(cutter, budgets, plan)
     _check_classes(request, opened, assume)
     for text in assumed:
         told.say(f"assumed: {text}")
@@ -109,7 +110,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         model=opened.model,
         data=opened.data,
         trainer=trainer,
-        step=step,
+        step=Step(cutter, trainer, told, gauge),
         strategy=_strategy(request, budgets, plan),
         budgets=budgets,
         device=device,

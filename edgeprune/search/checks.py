@@ -7,10 +7,10 @@ from edgeprune.pruning.folding import has_zeros, is_constant
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.search.candidate import Budgets
-from edgeprune.search.step import Step
+from edgeprune.search.cutter import Cutter
 
 
-def check(step: Step, budgets: Budgets, plan: PruningPlan | None = None) -> None:
+def check(cutter: Cutter, budgets: Budgets, plan: PruningPlan | None = None) -> None:
     """Refuse at once what no search can reach, or a plan that does not fit.
 
     Raises:
@@ -19,29 +19,29 @@ def check(step: Step, budgets: Budgets, plan: PruningPlan | None = None) -> None
             as before a last layer that starts at zero is trained.
         BudgetError: nothing can be pruned, or not down to the MACs asked for; says which groups stand in the way.
     """
-    _check_features(step, budgets)
+    _check_features(cutter, budgets)
     if plan is not None:
-        step.cut_by(plan)
+        cutter.cut_by(plan)
         return
-    _check_influence(step)
-    if not step.graph.groups:
-        reasons = sorted({f"{lock.name}: {lock.reason}" for lock in step.graph.locked})
+    _check_influence(cutter)
+    if not cutter.graph.groups:
+        reasons = sorted({f"{lock.name}: {lock.reason}" for lock in cutter.graph.locked})
         raise BudgetError(f"nothing can be pruned; {'; '.join(reasons[:4]) or 'the network has no channels'}")
     if budgets.keep_macs is not None:
         make_step_plan(
-            step.dense.program,
-            step.graph,
+            cutter.dense.program,
+            cutter.graph,
             budgets.keep_macs,
             "l2",
-            step.manner.align,
+            cutter.manner.align,
             n_features=budgets.n_features,
-            appliable=step.manner.appliable,
-            leave=step.manner.leave,
+            appliable=cutter.manner.appliable,
+            leave=cutter.manner.leave,
         )
 
 
-def _check_influence(step: Step) -> None:
-    program = step.dense.program
+def _check_influence(cutter: Cutter) -> None:
+    program = cutter.dense.program
     if has_zeros(program) and is_constant(program):
         zero = [name for name, p in program.named_parameters() if p.dim() > 1 and not p.any()]
         raise InputError(
@@ -50,8 +50,8 @@ def _check_influence(step: Step) -> None:
         )
 
 
-def _check_features(step: Step, budgets: Budgets) -> None:
-    wanted, available = budgets.n_features, step.dense.n_features
+def _check_features(cutter: Cutter, budgets: Budgets) -> None:
+    wanted, available = budgets.n_features, cutter.dense.n_features
     if wanted is None and budgets.feature_ratio is None:
         return
     if not available:
@@ -60,6 +60,6 @@ def _check_features(step: Step, budgets: Budgets) -> None:
             "weights over all positions, so that single pixels cannot go); use --input-features off, or auto, "
             "which tells what border of the images never matters"
         )
-    if wanted is None or not step.least_features <= wanted <= available:
-        of = ", ".join(group.name for group in step.graph.groups if group.is_input)
-        raise InputError(f"--input-features: expected {step.least_features} to {available} (of {of}), got {wanted}")
+    if wanted is None or not cutter.least_features <= wanted <= available:
+        of = ", ".join(group.name for group in cutter.graph.groups if group.is_input)
+        raise InputError(f"--input-features: expected {cutter.least_features} to {available} (of {of}), got {wanted}")

@@ -38,7 +38,7 @@ class Front:
         found: list[Candidate] = []
         for number in range(1, self.count + 1):
             share = self.least ** (number / self.count)
-            shares = Shares(latency=share) if step.manner.device is not None else Shares(macs=share)
+            shares = Shares(latency=share) if step.cutter.manner.device is not None else Shares(macs=share)
             try:
                 smaller = down_to_shares(step, budgets, best, shares)
             except BudgetError as error:

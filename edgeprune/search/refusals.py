@@ -41,7 +41,7 @@ def nothing_found(step: Step, budgets: Budgets) -> str:
     if tried is None or tried.val_accuracy is None or step.dense.val_accuracy is None:
         return (
             "nothing smaller can be built: every group is at its least width; a lower --align may help "
-            f"(groups: {', '.join(group.name for group in step.graph.groups[:4])})"
+            f"(groups: {', '.join(group.name for group in step.cutter.graph.groups[:4])})"
         )
     return (
         f"no smaller network loses at most {budgets.max_drop:g} accuracy points: the closest, at "

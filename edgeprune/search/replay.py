@@ -29,8 +29,8 @@ class Replay:
             PlanError: the plan does not fit.
             BudgetError: the network that it makes is not within a budget.
         """
-        dense = step.measure_dense()
-        best = step.rescued(step.made_by(self.plan), budgets.max_drop)
+        dense = step.begin()
+        best = step.rescued(step.replayed(self.plan), budgets.max_drop)
         share, wanted = best.macs / dense.macs, budgets.n_features
         if budgets.keep_macs is not None and share > budgets.keep_macs:
             raise BudgetError(f"--plan: expected at most {budgets.keep_macs:g} of the MACs, got {share:.4f}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from edgeprune.cost.macs import macs
 from edgeprune.errors import BudgetError
-from edgeprune.pruning.surgery import cut
 from edgeprune.search import refusals
 from edgeprune.search.candidate import Budgets, Candidate, Found, Measured
 from edgeprune.search.landing import Shares, Targets
@@ -47,10 +45,10 @@ class Shrink:
 
 def down_to_shares(step: Step, budgets: Budgets, start: Candidate, shares: Shares) -> Candidate:
     """Shrink in steps to shares of the dense network's costs; the accuracy is judged there, not on the way."""
-    best, limit = start, budgets.max_drop
-    while best.plan is None or step.costs.is_over(best, shares):
-        best = step.tried(best, step.costs.toward(best, shares, FACTOR if step.trainer else 0.0))
-        reached = not step.costs.is_over(best, shares)
+    best, limit, costs = start, budgets.max_drop, step.cutter.costs
+    while best.plan is None or costs.is_over(best, shares):
+        best = step.tried(best, costs.toward(best, shares, FACTOR if step.trainer else 0.0))
+        reached = not costs.is_over(best, shares)
         if reached:
             best = step.rescued(best, limit)
         step.record(best, accepted=not reached or step.is_within(best, limit))
@@ -61,15 +59,12 @@ def _aim(step: Step, start: Candidate, targets: Targets) -> None:
     """Find the shares to plan for by cuts that are measured and thrown away; weights do not matter here."""
     if not targets.goals:
         return
-    graph = step.graph_of(start)
     for trial in range(_TRIALS):
         step.progress.stage(f"measure a trial cut ({trial + 1})")
         try:
-            plan = step.plan(start, graph, step.costs.toward(start, targets.shares))
+            candidate = step.cutter.trial(start, step.cutter.costs.toward(start, targets.shares))
         except BudgetError as error:
             raise BudgetError(f"{', '.join(goal.what for goal in targets.goals.values())}: {error}") from error
-        slim = cut(start.program, plan, graph)
-        candidate = Candidate(slim, plan, macs(slim), None, None)
         targets.see(_measured(step, candidate, surely=False))
         if targets.is_settled(candidate.macs / step.dense.macs):
             return

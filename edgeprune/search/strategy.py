@@ -28,7 +28,7 @@ class Strategy(Protocol):
 
 def begun(step: Step, budgets: Budgets) -> Candidate:
     """The dense network, looked at, without dead units and with as few input features as are asked for."""
-    step.measure_dense()
+    step.begin()
     best = step.without_dead()
     if budgets.n_features is not None:
         return down_to_features(step, budgets, best)

@@ -1,0 +1,155 @@
+"""What makes the networks of a search smaller: units are planned, cut and proved. Nothing is trained here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import fx, nn
+
+from edgeprune.cost.macs import macs
+from edgeprune.formats.digests import digest
+from edgeprune.graph.capture import Program, reexport_like
+from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.importance import score
+from edgeprune.pruning.dead_units import plan_dead
+from edgeprune.pruning.plan import PruningPlan, compose
+from edgeprune.pruning.planner import make_plan
+from edgeprune.pruning.planner import plan as make_step_plan
+from edgeprune.pruning.proof import prove, prove_on_data
+from edgeprune.pruning.surgery import cut
+from edgeprune.search.candidate import Candidate, Manner
+from edgeprune.search.costs import Costs
+from edgeprune.search.landing import Shares
+from edgeprune.search.trainer import Trainer
+
+
+class Cutter:
+    """Makes candidates of the `dense` network and of one another, as its `manner` says; it knows no budgets.
+
+    Units are scored and cuts are proved on the trainer's samples, where there is one. What a candidate that was cut
+    does is not known yet: its `val_accuracy` is None.
+    """
+
+    def __init__(self, dense: Program, manner: Manner, trainer: Trainer | None) -> None:
+        self.manner = manner
+        self._samples = trainer
+        self.graph = self._analyzed(dense)
+        self.dense = Candidate(dense, None, macs(dense), _count_features(self.graph), None)
+        self.costs = Costs(self.dense, self.graph_of, manner.device)
+        self._latest = (dense, self.graph)
+
+    @property
+    def least_features(self) -> int:
+        """How few input features can be left at best."""
+        return max(1, self.graph.features()[0])
+
+    def graph_of(self, candidate: Candidate) -> ChannelGraph:
+        """Its channel groups, input features among them where they may go."""
+        if candidate.plan is None:
+            return self.graph
+        if self._latest[0] is not candidate.program:
+            self._latest = (candidate.program, self._analyzed(candidate.program))
+        return self._latest[1]
+
+    def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:
+        """The candidate with less in it, proved: at these shares of its own costs, or with so many input features."""
+        slim, step = self._cut(best, shares, n_features)
+        return self._made(best, slim, step, self._proved(best.program, slim, step))
+
+    def trial(self, best: Candidate, shares: Shares) -> Candidate:
+        """The same to be looked at and thrown away: not proved."""
+        return self._made(best, *self._cut(best, shares, None), 0.0)
+
+    def without_dead(self) -> Candidate | None:
+        """The dense network without units that are dead, as sparse training leaves them; None where there are none.
+
+        Its outputs are the same.
+        """
+        how, program = self.manner, self.dense.program
+        if how.appliable or how.leave:
+            return None  # dead units matter least, and go with the others where they may
+        plan = plan_dead(program, inputs=how.features, attention=how.attention, rules=how.rules)
+        if plan is None:
+            return None
+        slim = cut(program, plan)
+        return self._made(self.dense, slim, plan, self._proved(program, slim, plan))
+
+    def without_unread(self, best: Candidate, trained: nn.Module) -> Candidate:
+        """The candidate with the weights of `trained`, without the input features that only feed zeros there."""
+        program = _exported(trained, best.program)
+        graph = self._analyzed(program)
+        keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
+        for group, scores in zip(graph.groups, score(program, graph, "l1"), strict=True):
+            if group.is_input:
+                keep[group.units[scores == 0]] = False
+        plan = make_plan(program, graph, keep)
+        slim = cut(program, plan, graph)
+        error = self._proved(program, slim, plan)
+        # The plan is to be replayed on the network as it was before this training.
+        return self._made(best, slim, replace(plan, source_sha256=digest(best.program)), error)
+
+    def cut_by(self, plan: PruningPlan) -> Program:
+        """The dense network cut by a plan of somebody else; PlanError where it does not fit."""
+        return cut(self.dense.program, plan, self.graph if not plan.inputs or self.dense.n_features else None)
+
+    def made_by(self, plan: PruningPlan) -> Candidate:
+        """The same, proved."""
+        slim = self.cut_by(plan)
+        return self._made(self.dense, slim, plan, self._proved(self.dense.program, slim, plan))
+
+    def retrained(self, candidate: Candidate, module: nn.Module) -> Candidate:
+        """The candidate with the weights of its own module, which were trained on."""
+        return replace(candidate, program=_exported(module, candidate.program))
+
+    def _analyzed(self, program: Program) -> ChannelGraph:
+        how = self.manner
+        return analyze(program, inputs=how.features, attention=how.attention, rules=how.rules)
+
+    def _cut(self, best: Candidate, shares: Shares, n_features: int | None) -> tuple[Program, PruningPlan]:
+        """Without a count of features, none of them go unless they compete."""
+        how, graph = self.manner, self.graph_of(best)
+        if n_features is None and not how.compete:
+            n_features = _count_features(graph)
+        plan = make_step_plan(
+            best.program,
+            graph,
+            shares.macs,
+            how.criterion,
+            how.align,
+            n_features=n_features,
+            batches=self._samples.score_batches() if self._samples else (),
+            seed=how.seed,
+            device=how.device,
+            keep_latency=shares.latency,
+            keep_bytes=shares.size,
+            appliable=how.appliable,
+            leave=how.leave,
+        )
+        return cut(best.program, plan, graph), plan
+
+    def _proved(self, program: Program, slim: Program, plan: PruningPlan) -> float:
+        """The error of a cut, on real inputs where there are data."""
+        if self._samples is None:
+            return prove(program, slim, plan)
+        return prove_on_data(program, slim, plan, self._samples.some_inputs())
+
+    @staticmethod
+    def _made(before: Candidate, slim: Program, step: PruningPlan, error: float) -> Candidate:
+        """What one more cut has come to, counted from the dense network."""
+        plan = step if before.plan is None else compose(before.plan, step)
+        n_features = before.n_features
+        if plan.inputs:
+            n_features = sum(len(features.keep) for features in plan.inputs.values())
+        return Candidate(slim, plan, macs(slim), n_features, None, max(error, before.proof_error))
+
+
+def _exported(module: nn.Module, program: Program) -> Program:
+    assert isinstance(module, fx.GraphModule)
+    return reexport_like(module, program)
+
+
+def _count_features(graph: ChannelGraph) -> int | None:
+    """How many input features there are; None where none of them can be removed."""
+    fixed, sizes = graph.features()
+    return fixed + int(sum(size.sum() for size in sizes)) if any(group.is_input for group in graph.groups) else None
