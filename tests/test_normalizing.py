@@ -230,7 +230,7 @@ def test_training_records_what_it_was_asked(table: Case) -> None:
     info = load(table.folder / "own.pt").info
     assert info.normalization == IDENTITY and record.test_accuracy > 0.6
     job = prepare(replace(table.request, model=str(table.folder / "own.pt"), arch=None), Silent())
-    assert job.trainer is not None and job.trainer.normalization == IDENTITY
+    assert job.data is not None and job.model.info.normalization == IDENTITY
     assert not any("--normalize" in text for text in job.assumed)
 
 

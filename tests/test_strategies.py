@@ -1,220 +1,25 @@
-"""The strategies of the search decide; here nothing is cut or trained, and the trainer says what it is told to say.
-
-The network is a hidden layer of so many units over so many input features, and nothing else of it is real.
-"""
+"""The strategies of the search decide what is tried next, what is accepted and when it ends; see `fakes.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 from edgeprune.errors import BudgetError
-from edgeprune.graph.groups import ChannelGraph
-from edgeprune.progress import Silent
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.results import FeatureCount
-from edgeprune.search.candidate import Budgets, Candidate, Found, Manner, Measured
-from edgeprune.search.costs import Costs
+from edgeprune.search.candidate import Budgets, Manner, Measured
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.descent import Descent
-from edgeprune.search.landing import Shares
 from edgeprune.search.pareto import Front, chosen
 from edgeprune.search.replay import Replay
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
-from edgeprune.search.trainer import Round, Trainer
-
-WIDTH, N_FEATURES, N_CLASSES = 32, 12, 3
-
-
-class Net(nn.Module):
-    """A network of no weights; it is its own program."""
-
-    def __init__(self, width: int = WIDTH, n_features: int = N_FEATURES) -> None:
-        super().__init__()
-        self.width, self.n_features = width, n_features
-
-    @property
-    def macs(self) -> int:
-        return self.width * (self.n_features + N_CLASSES)
-
-    def own_module(self) -> Net:
-        return Net(self.width, self.n_features)
-
-    def frozen_module(self) -> Net:
-        return self
-
-
-@dataclass(frozen=True)
-class Plan:
-    width: int
-    n_features: int
-    groups: tuple[Any, ...] = ()
-
-    def to_json(self) -> str:
-        return f"{self.width} units over {self.n_features} features"
-
-
-def candidate(width: int, n_features: int, groups: tuple[Any, ...] = ()) -> Candidate:
-    net, plan = Net(width, n_features), Plan(width, n_features, groups)
-    return Candidate(cast(Any, net), cast(Any, plan), net.macs, n_features, None)
-
-
-class EveryCost(Costs):
-    """All that it costs goes with the MACs."""
-
-    def _modelled(self, candidate: Candidate, name: str) -> float:
-        return float(candidate.macs)
-
-
-class FakeCutter:
-    """Plans as the planner does, in multiples of `align` and to no less than that."""
-
-    least_features = 1
-
-    def __init__(self, manner: Manner, dead: int = 0) -> None:
-        self.manner, self.dead = manner, dead
-        self.graph = cast(ChannelGraph, SimpleNamespace(groups=[SimpleNamespace(name="hidden")]))
-        self.dense = replace(candidate(WIDTH, N_FEATURES), plan=None)
-        self.costs = EveryCost(self.dense, self.graph_of, None)
-        self.n_cuts = 0
-
-    def graph_of(self, _: Candidate) -> ChannelGraph:
-        return self.graph
-
-    def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:
-        self.n_cuts += 1
-        net = cast(Any, best.program)
-        share = min((share for share in shares.named.values() if share is not None), default=1.0)
-        align = self.manner.align
-        width = int(net.width * share + 1e-9) // align * align
-        if width < align:
-            raise BudgetError("groups at their least width")
-        return candidate(width, n_features or net.n_features)
-
-    trial = pruned
-
-    def without_dead(self) -> Candidate | None:
-        left = WIDTH - self.dead
-        return candidate(left, N_FEATURES, (SimpleNamespace(before=WIDTH, after=left),)) if self.dead else None
-
-    def without_unread(self, best: Candidate, trained: Net) -> Candidate:
-        return candidate(trained.width, trained.n_features)
-
-    def made_by(self, plan: Plan) -> Candidate:
-        return replace(candidate(plan.width, plan.n_features), plan=cast(Any, plan))
-
-
-@dataclass
-class Told(Silent):
-    lines: list[str] = field(default_factory=list)
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
-
-
-@dataclass
-class Fake:
-    """Trains nothing, and says how good each network is that it is shown."""
-
-    judge: Callable[[Net], float]
-    trains: bool = True
-    error: float = 0.5
-    rounds: list[int] = field(default_factory=list)
-    selections: list[int] = field(default_factory=list)
-
-    def finetune(self, module: nn.Module, training: Round) -> bool:
-        self.rounds.append(training.number)
-        return False
-
-    def select(self, module: nn.Module, graph: ChannelGraph, n_features: int, units: int) -> tuple[FeatureCount, ...]:
-        assert isinstance(module, Net)
-        self.selections.append(n_features)
-        module.n_features = n_features
-        return (FeatureCount(n_features, 1.0),)
-
-    def value(self, module: nn.Module) -> float:
-        assert isinstance(module, Net)
-        return self.judge(module)
-
-    def standard_error(self, dense: float, slim: float) -> float:
-        return self.error
-
-    def score_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
-        return ()
-
-    def some_inputs(self) -> Tensor:
-        return torch.zeros(1, N_FEATURES)
-
-    @property
-    def units(self) -> float:
-        """What it was asked to train, in finetunings."""
-        return sum(Round(number).units for number in self.rounds) + 2 * len(self.selections)
-
-
-def says(*values: float) -> Callable[[Net], float]:
-    """Each value in turn, of the dense network first; the last stays."""
-    left: Iterator[float] = iter(values)
-    return lambda _: next(left, values[-1])
-
-
-def falls_below(width: int) -> Callable[[Net], float]:
-    """As good as dense down to so many units."""
-    return lambda net: 0.99 if net.width >= width else 0.5
-
-
-@dataclass
-class Searched:
-    """One search, what came of it, and what was said of it."""
-
-    step: Step
-    trainer: Fake
-    budgets: Budgets
-    strategy: Strategy
-
-    def __call__(self) -> Found:
-        return self.strategy.search(self.step, self.budgets)
-
-    @property
-    def said(self) -> list[str]:
-        assert isinstance(self.step.progress, Told)
-        return self.step.progress.lines
-
-    @property
-    def ratios(self) -> list[float]:
-        return [record.macs_ratio for record in self.step.records]
-
-    @property
-    def accepted(self) -> list[bool]:
-        return [record.accepted for record in self.step.records]
-
-
-def searched(
-    strategy: Strategy,
-    judge: Callable[[Net], float] | Fake,
-    budgets: Budgets,
-    gauge: Callable[[Any, bool], Measured] | None = None,
-    *,
-    dead: int = 0,
-    **manner: Any,
-) -> Searched:
-    fake = judge if isinstance(judge, Fake) else Fake(judge)
-    trainer: Trainer = fake  # a fake is a trainer, by its methods alone
-    cutter = FakeCutter(Manner(**{"align": 4, **manner}), dead)
-    step = Step(cast(Cutter, cutter), trainer, Told(), gauge)
-    return Searched(step, fake, budgets.counted(N_FEATURES), strategy)
-
-
-def width(network: Candidate) -> int:
-    return int(cast(Any, network.program).width)
-
+from tests.fakes import FakeCutter, FakeTrainer, Net, Plan, Searched, Told, falls_below, says, searched, width
 
 # -- shrink: the costs are stated
 
@@ -360,7 +165,7 @@ def test_a_miss_by_chance_is_pruned_on_and_trained_longer_at_the_end() -> None:
 
 
 def test_what_is_certain_is_no_chance() -> None:
-    sure = Fake(says(0.99, 0.99, 0.977, 0.977, 0.5), error=0.1)
+    sure = FakeTrainer(says(0.99, 0.99, 0.977, 0.977, 0.5), error=0.1)
     search = searched(Descent(), sure, Budgets(max_drop=1.0), align=1)
     search()
     assert sure.rounds == [0, 0, 0, 0]
@@ -368,7 +173,7 @@ def test_what_is_certain_is_no_chance() -> None:
 
 
 def test_without_finetuning_the_small_steps_cost_nothing() -> None:
-    free = Fake(says(*[0.99] * 5, 0.5), trains=False)
+    free = FakeTrainer(says(*[0.99] * 5, 0.5), trains=False)
     search = searched(Descent(), free, Budgets(max_drop=1.0), align=1)
     [best] = search().networks
     assert best.macs < 0.4 * search.step.dense.macs
@@ -432,7 +237,7 @@ def test_a_front_has_fewer_networks_where_nothing_smaller_can_be_built() -> None
 def test_of_a_front_the_smallest_within_the_drop_is_taken(
     values: Sequence[float], max_drop: float, number: int
 ) -> None:
-    fake = Fake(says(*values), trains=False)
+    fake = FakeTrainer(says(*values), trains=False)
     found = searched(Front(3, least=0.6), fake, Budgets(), align=1)()
     assert [network.val_accuracy for network in found.networks] == list(values[1:])
     assert chosen(found, max_drop) is found.networks[number]

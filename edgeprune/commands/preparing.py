@@ -59,7 +59,6 @@ class Job:
     request: CompressRequest
     model: Model
     data: DataSource | None
-    trainer: DataTrainer | None
     step: Step
     strategy: Strategy
     budgets: Budgets
@@ -109,7 +108,6 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         request=request,
         model=opened.model,
         data=opened.data,
-        trainer=trainer,
         step=Step(cutter, trainer, told, gauge),
         strategy=_strategy(request, budgets, plan),
         budgets=budgets,
