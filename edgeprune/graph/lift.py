@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, disable_fake_tensor_cache
 from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -251,7 +251,8 @@ def _know_sizes(graph: fx.Graph, mode: FakeTensorMode, values: Sequence[Any]) ->
     assert mode.shape_env is not None
     owner: Any = nn.Module()  # every tensor is an input: nothing is read by name, and no code is needed
     owner.graph = graph
-    with torch.no_grad(), enable_python_dispatcher(), mode.shape_env.suppress_guards():
+    # Hardly two calls of a cut graph are alike, and remembering one takes as long as the call.
+    with torch.no_grad(), enable_python_dispatcher(), mode.shape_env.suppress_guards(), disable_fake_tensor_cache(mode):
         _Sizes(owner, mode).propagate_dont_convert_inputs(*values)
     for node, value in zip(graph.find_nodes(op="placeholder"), values, strict=True):
         node.meta["val"] = value  # an argument that is None among them
