@@ -383,7 +383,7 @@ def test_ctrl_c_is_one_line_and_exit_130() -> None:
 
 def test_a_closed_pipe_is_not_an_error_message() -> None:
     body = (
-        "from edgeprune.records import GroupRow, InspectRecord; "
+        "from edgeprune.results import GroupRow, InspectRecord; "
         'return InspectRecord("m", 1, 1, (GroupRow("g" * 100, "channels", (), 1, 1, 1.0, True),) * 5000)'
     )
     script = f"import os, sys; os.close(0)\n{textwrap.dedent(PROCESS.format(body=body))}"

@@ -286,7 +286,7 @@ def test_disagreement_leaves_nothing(existing: bool, tmp_path: Path, monkeypatch
     ("info", "raw", "message"),
     [
         (ModelInfo((64,)), None, "the model file states"),
-        (IMAGE, np.zeros((4, 8, 8)), r"expected \(n, 1, 8, 8\), got \(4, 8, 8\)"),
+        (IMAGE, np.zeros((4, 8, 8)), r"expected \(\*, 1, 8, 8\), got \(4, 8, 8\)"),
         (IMAGE, np.zeros((0, 1, 8, 8)), r"got \(0, 1, 8, 8\)"),
         (
             replace(IMAGE, normalization=Normalization((1.0, 2.0), (1.0, 1.0))),

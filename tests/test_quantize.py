@@ -262,7 +262,7 @@ def test_fixed_batch_is_kept(tmp_path: Path) -> None:
     source = linear_chain(tmp_path / "float.onnx", normals(8, 6), normals(3, 8), batch=4)
     write_int8(source, tmp_path / "int8.onnx", normals(10, 6))  # two batches; two rows are left over
     assert ort.run(ort.session(tmp_path / "int8.onnx"), normals(4, 6)).shape == (4, 3)
-    with pytest.raises(InputError, match=r"input 'input': expected \(4, 6\), got \(3, 6\)"):
+    with pytest.raises(InputError, match="calibration: input: expected 4 rows for a batch, got 3"):
         write_int8(source, tmp_path / "other.onnx", normals(3, 6))
 
 
@@ -312,9 +312,9 @@ def test_raw_bytes_go_through_int8_both_ways(cnn: Digits, tmp_path: Path) -> Non
     ("calibration", "message"),
     [
         (np.zeros((0, 6), np.float32), r"expected \(\*, 6\), got \(0, 6\)"),
-        (normals(4, 5), r"input 'input': expected \(\*, 6\), got \(4, 5\)"),
+        (normals(4, 5), r"calibration: input: expected \(\*, 6\), got \(4, 5\)"),
         (normals(6), r"expected \(\*, 6\), got \(6,\)"),
-        ([normals(4, 6), normals(4, 6)], r"expected 1 arrays \(input\), got 2"),
+        ([normals(4, 6), normals(4, 6)], r"expected 1 array \(input\), got 2"),
         (np.full((4, 6), np.nan, np.float32), "expected finite numbers"),
         (np.full((4, 6), "a"), "expected float32, got <U1"),
         (np.full((4, 6), 3e38, np.float32), "expected finite outputs on the calibration inputs"),

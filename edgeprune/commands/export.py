@@ -32,7 +32,6 @@ from edgeprune.export.front import kept, normalized, raw_bytes
 from edgeprune.export.mobile import check_mobile
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.ortformat import write_ort
-from edgeprune.export.parity import row_chunks
 from edgeprune.export.probes import probes_of, reference_probes
 from edgeprune.export.quantize import QuantizedFile, write_int8
 from edgeprune.export.state import check_stateless, in_words, states_of
@@ -42,7 +41,7 @@ from edgeprune.files import check_new, staged_files
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.drawn import drawn_input
 from edgeprune.graph.groups import analyze
-from edgeprune.graph.specs import input_specs
+from edgeprune.graph.specs import input_specs, row_chunks
 from edgeprune.measure.chance import check_above_chance
 from edgeprune.measure.exports import Dense, beside_dense
 from edgeprune.measure.latency import measure_files, ratio_interval

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import torch
 from onnx import helper
 from torch.export import ExportedProgram
 
@@ -40,11 +39,11 @@ from edgeprune.export.front import (
 )
 from edgeprune.export.metadata import metadata_of
 from edgeprune.export.onnx import OnnxExport, export_onnx
-from edgeprune.export.parity import largest_error, outputs_of, row_chunks
+from edgeprune.export.parity import largest_error, outputs_of
 from edgeprune.export.state import Whole, check_stateless
 from edgeprune.files import check_folder, staged_files, write_atomically
 from edgeprune.graph.drawn import drawn_input
-from edgeprune.graph.specs import input_specs
+from edgeprune.graph.specs import fits, fitted, input_specs, row_chunks
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
 from edgeprune.records import InputFeatures, ModelInfo
 from edgeprune.results import ExportedFile
@@ -250,23 +249,24 @@ def _written(writing: _Writing, name: str, content: bytes) -> ExportedFile:
 def _raw_inputs(writing: _Writing, program: ExportedProgram, given: np.ndarray | None) -> np.ndarray:
     """Raw inputs of the program's type, the caller's or ones that are as drawn for the program after normalisation."""
     [spec] = input_specs(program)
-    shape, dtype = spec.shape, spec.dtype
-    want, normalization = tuple(writing.info.input_shape), writing.info.normalization
-    fits = len(want) + 1 == len(shape) and all(size in (None, have) for size, have in zip(shape[1:], want, strict=True))
-    if not fits:
-        raise InputError(f"the program takes inputs of shape {shape[1:]}, but the model file states {want}")
-    array_type = torch.zeros((), dtype=dtype).numpy().dtype
+    want = tuple(writing.info.input_shape)
+    if not fits(spec.shape[1:], want):
+        raise InputError(f"the program takes inputs of shape {spec.shape[1:]}, but the model file states {want}")
     if given is None:
-        given = drawn_input(program, _CHUNK, want)
-        if normalization is not None:
-            mean, std = (along_dim_1(np.asarray(v), given.ndim) for v in (normalization.mean, normalization.std))
-            given = given * std + mean
-        if writing.fold and writing.byte_scale is not None:
-            given = np.clip(np.rint(given / writing.byte_scale), 0, 255) * writing.byte_scale
-    given = np.asarray(given)
-    if given.shape[1:] != want or not len(given):
-        raise InputError(f"inputs to check the export on: expected (n, {str(want)[1:-1]}), got {given.shape}")
-    return np.ascontiguousarray(given, dtype=array_type)
+        given = _drawn_raw(writing, program).astype(spec.array_type)
+    [raw] = fitted([replace(spec, shape=(None, *want))], np.asarray(given), "inputs to check the export on")
+    return raw.numpy()
+
+
+def _drawn_raw(writing: _Writing, program: ExportedProgram) -> np.ndarray:
+    """Drawn inputs before normalisation, and bytes where the folded network takes these."""
+    drawn, normalization = drawn_input(program, _CHUNK, writing.info.input_shape), writing.info.normalization
+    if normalization is not None:
+        mean, std = (along_dim_1(np.asarray(v), drawn.ndim) for v in (normalization.mean, normalization.std))
+        drawn = drawn * std + mean
+    if writing.fold and writing.byte_scale is not None:
+        drawn = np.clip(np.rint(drawn / writing.byte_scale), 0, 255) * writing.byte_scale
+    return drawn
 
 
 # --- preprocess.onnx and features.json

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper
+from torch import Tensor
 
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
-from edgeprune.export.parity import outputs_of, row_chunks
+from edgeprune.export.parity import outputs_of
 from edgeprune.formats.onnx.file import read_onnx
+from edgeprune.graph.specs import InputSpec, batches_of, fitted, fitted_apart
 
 MIN_OPSET = 13  # the first with a scale for each channel
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
+
+_WHAT = "calibration"
 
 Feed = dict[str, np.ndarray]
 
@@ -86,12 +92,11 @@ def agreement(file: FloatFile, path: Path, threads: int = 1) -> Agreement:
     given = [outputs_of(session, list(feed.values())) for feed in file.feeds]
     alone = _first_rows(file)
     singles = outputs_of(session, list(alone.values())) if file.batched else ()
-    shapes = [[array.shape for array in outputs] for outputs in (*file.outputs, *given)]
-    if not all(_finite(outputs) for outputs in (*given, singles)) or shapes[: len(given)] != shapes[len(given) :]:
+    finite = all(_finite(outputs) for outputs in (*given, singles))
+    if not finite or _shapes(file.outputs) != _shapes(given):
         raise ParityError(f"{path.name}: expected finite outputs of the float network's shapes, got others")
     columns = list(zip(zip(*file.outputs, strict=True), zip(*given, strict=True), strict=True))
-    floats = [(want, got) for want, got in columns if want[0].dtype.kind == "f" and want[0].ndim]
-    worst = min((_snr_db(want, got) for want, got in floats), default=math.inf)
+    worst = min((_snr_db(want, got) for want, got in columns), default=math.inf)
     return Agreement(worst, _same_argmax(*columns[0]) if len(columns) == 1 else None)
 
 
@@ -165,58 +170,50 @@ def _is_quantized(node: onnx.NodeProto) -> bool:
 
 def _feeds(proto: onnx.ModelProto, inputs: Any) -> Iterator[Feed]:
     """The inputs by name, in batches: of the size that the file fixes, else as many rows as it can take at once."""
-    values = list(proto.graph.input)
-    given = [np.asarray(inputs)] if isinstance(inputs, np.ndarray) else [np.asarray(array) for array in inputs]
-    if len(given) != len(values):
-        raise InputError(f"calibration: expected {len(values)} arrays ({_names(values)}), got {len(given)}")
-    arrays = {value.name: _fitted(value, array) for value, array in zip(values, given, strict=True)}
-    free = [value.name for value in values if is_batched(value)]
-    rows = {len(arrays[name]) for name in free}
-    if len(rows) > 1:
-        raise InputError(f"calibration: expected as many rows of each input, got {sorted(rows)}")
-    if free:
-        chunks = row_chunks(rows.pop(), max(arrays[name][0].size for name in free))
-        for chunk in chunks:
-            yield {name: array[chunk] if name in free else array for name, array in arrays.items()}
-        return
-    yield from _fixed_batches(values, arrays)
+    specs = [_spec(value) for value in proto.graph.input]
+    if any(spec.batched for spec in specs):
+        batches = batches_of(_finite_inputs(specs, fitted(specs, inputs, _WHAT)), specs, sizes=())
+    else:
+        batches = _fixed_batches(specs, inputs)
+    for tensors in batches:
+        yield {spec.name: tensor.numpy() for spec, tensor in zip(specs, tensors, strict=True)}
 
 
-def _fixed_batches(values: Sequence[onnx.ValueInfoProto], arrays: Feed) -> Iterator[Feed]:
+def _fixed_batches(specs: Sequence[InputSpec], inputs: Any) -> Iterator[tuple[Tensor, ...]]:
     """Batches of the fixed size; rows that fill none are left out."""
-    steps = {value.name: _sizes(value)[0] if _sizes(value) else None for value in values}
-    count = min((len(arrays[name]) // step for name, step in steps.items() if step), default=1)
-    for k in range(count):
-        yield {
-            name: arrays[name] if step is None else arrays[name][k * step : (k + 1) * step]
-            for name, step in steps.items()
-        }
+    of_any_rows = [replace(spec, shape=(None, *spec.shape[1:])) if spec.shape else spec for spec in specs]
+    tensors = _finite_inputs(specs, fitted_apart(of_any_rows, inputs, _WHAT))
+    batches = [_split(spec, tensor) for spec, tensor in zip(specs, tensors, strict=True)]
+    yield from zip(*batches, strict=False) if any(spec.shape for spec in specs) else [tuple(tensors)]
 
 
-def _fitted(value: onnx.ValueInfoProto, array: np.ndarray) -> np.ndarray:
-    """The array in the type of an input, its shape checked."""
-    sizes = _sizes(value)
-    wanted = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-    rows = sizes[0] if sizes and sizes[0] is not None else 1
-    fits = array.ndim == len(sizes) and all(
-        want in (None, got) for want, got in zip(sizes[1:], array.shape[1:], strict=True)
-    )
-    if not fits or (sizes and len(array) < rows) or 0 in array.shape:
-        want = "(" + ", ".join("*" if size is None else str(size) for size in sizes) + ")"
-        raise InputError(f"calibration: input {value.name!r}: expected {want}, got {array.shape}")
-    if not np.can_cast(array.dtype, wanted, "same_kind"):
-        raise InputError(f"calibration: input {value.name!r}: expected {wanted}, got {array.dtype}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputError(f"calibration: input {value.name!r}: expected finite numbers, got NaN or infinity")
-    return np.ascontiguousarray(array, dtype=wanted)
+def _split(spec: InputSpec, tensor: Tensor) -> Iterable[Tensor]:
+    """The rows of an input in batches of its own size; a number again and again."""
+    if not spec.shape or spec.shape[0] is None:
+        return itertools.repeat(tensor)
+    step = spec.shape[0]
+    if len(tensor) < step:
+        raise InputError(f"{_WHAT}: {spec.name}: expected {step} rows for a batch, got {len(tensor)}")
+    return [tensor[start : start + step] for start in range(0, len(tensor) - step + 1, step)]
 
 
-def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
-    return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
+def _finite_inputs(specs: Sequence[InputSpec], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    for spec, tensor in zip(specs, tensors, strict=True):
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{_WHAT}: {spec.name}: expected finite numbers, got NaN or infinity")
+    return tensors
 
 
-def _names(values: Sequence[onnx.ValueInfoProto]) -> str:
-    return ", ".join(value.name for value in values)
+def _spec(value: onnx.ValueInfoProto) -> InputSpec:
+    """What a graph says of an input."""
+    kind = value.type.tensor_type
+    sizes = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+    try:
+        array = np.zeros(0, helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        return InputSpec(value.name, sizes, torch.from_numpy(array).dtype)
+    except (KeyError, TypeError) as error:
+        got = TensorProto.DataType.Name(kind.elem_type)
+        raise InputError(f"{_WHAT}: {value.name}: expected an input of numbers, got {got}") from error
 
 
 # --- outputs
@@ -227,15 +224,19 @@ def _first_rows(file: FloatFile) -> Feed:
     return {name: array[:1] if name in free else array for name, array in file.feeds[0].items()}
 
 
+def _shapes(batches: Sequence[Sequence[np.ndarray]]) -> list[list[tuple[int, ...]]]:
+    return [[array.shape for array in outputs] for outputs in batches]
+
+
 def _finite(outputs: Sequence[np.ndarray]) -> bool:
     return all(np.isfinite(array).all() for array in outputs if array.dtype.kind == "f")
 
 
 def _snr_db(want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:
-    """E.g. 20 for an error of a tenth; infinity where there is none."""
+    """E.g. 20 for an error of a tenth; infinity where there is none, and for single and whole numbers."""
     from onnxruntime.quantization.qdq_loss_debug import compute_signal_to_quantization_noice_ratio
 
-    if all(np.array_equal(a, b) for a, b in zip(want, got, strict=True)):
+    if want[0].dtype.kind != "f" or not want[0].ndim or all(map(np.array_equal, want, got)):
         return math.inf
     return float(compute_signal_to_quantization_noice_ratio(list(want), list(got)))
 

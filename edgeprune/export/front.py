@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeprune.data import normalize
 from edgeprune.errors import InputError
 from edgeprune.records import IDENTITY, InputFeatures, Normalization
 
@@ -77,13 +79,10 @@ def along_dim_1(values: np.ndarray, n_dims: int) -> np.ndarray:
 
 
 def normalized(raw: np.ndarray, normalization: Normalization | None) -> np.ndarray:
-    """`(raw - mean) / std` along dim 1 of `(n, ...)`."""
-    if normalization is None:
+    """Raw inputs `(n, ...)` as `data.normalize` makes them; as they are where that changes nothing."""
+    if normalization is None or is_identity(normalization):
         return raw
-    mean, std = (
-        along_dim_1(np.asarray(values, dtype=raw.dtype), raw.ndim) for values in (normalization.mean, normalization.std)
-    )
-    return (raw - mean) / std
+    return normalize(torch.from_numpy(raw), normalization).numpy()
 
 
 def kept(inputs: np.ndarray, features: InputFeatures) -> np.ndarray:

@@ -23,19 +23,16 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
 from edgeprune.graph.comparison import TOLERANCE, output_types
 from edgeprune.graph.decisions import Choice, Recording, chosen_outputs
-from edgeprune.graph.drawn import Shapes, drawn_leaves
+from edgeprune.graph.drawn import drawn_tensors
 from edgeprune.graph.precision import float64_by_default, in_float64
 from edgeprune.graph.sizes import arguments, grown_shapes
-from edgeprune.graph.specs import InputSpec, fitted, input_specs
+from edgeprune.graph.specs import BATCHES, batches_of, fitted, input_specs
 from edgeprune.lines import error_reason
 
 PARITY_TOLERANCE = 1e-4
 _HALF = (torch.float16, torch.bfloat16)
 _TIMES_ROUNDING = 4.0  # another order of the same sums rounds otherwise, by about as much
 _FEW = 2  # rows at other sizes
-_BATCHES = (1, 3, 7)  # a batch size that was baked into the graph survives at most one of these
-_CHUNK = 256
-_CHUNK_ELEMENTS = 2**22  # keeps the activations of a large image network in memory
 _CHATTY = ("torch.onnx", "torch.onnx._internal", "onnxscript", "onnx_ir", "onnx")
 
 
@@ -73,39 +70,11 @@ def samples_of(program: ExportedProgram, inputs: Any = None) -> list[Sample]:
     if inputs is not None:
         samples = reference.samples(batches_of(fitted(specs, inputs, "inputs to check the export on"), specs))
     else:
-        samples = reference.first(batches_of(tensors, specs) for tensors in drawn_tensors(program, max(_BATCHES)))
+        samples = reference.first(batches_of(tensors, specs) for tensors in drawn_tensors(program, max(BATCHES)))
     shapes = grown_shapes(program)
     if shapes is not None:
         samples += reference.first(iter([tensors]) for tensors in drawn_tensors(program, _FEW, shapes))
     return samples
-
-
-def drawn_tensors(
-    program: ExportedProgram, batch: int, shapes: Shapes | None = None, seed: int = 0
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The input tensors of `drawn_leaves`."""
-    for leaves in drawn_leaves(program, batch, shapes, seed):
-        yield tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
-
-
-def batches_of(inputs: tuple[torch.Tensor, ...], specs: Sequence[InputSpec]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """All rows in chunks, then batches of several sizes (rows repeat where there are too few); whole if it is fixed."""
-    if not any(spec.batched for spec in specs):
-        yield inputs
-        return
-    n_rows = next(len(tensor) for tensor, spec in zip(inputs, specs, strict=True) if spec.batched)
-    width = max(tensor[0].numel() for tensor, spec in zip(inputs, specs, strict=True) if spec.batched)
-    rows = [torch.arange(n_rows)[chunk] for chunk in row_chunks(n_rows, width)]
-    present = {len(chunk) for chunk in rows}
-    rows += [torch.arange(size) % n_rows for size in _BATCHES if size not in present]
-    for chunk in rows:
-        yield tuple(tensor[chunk] if spec.batched else tensor for tensor, spec in zip(inputs, specs, strict=True))
-
-
-def row_chunks(n_rows: int, row_elements: int) -> list[slice]:
-    """Rows in chunks that a network can take at once; `row_elements` is the size of one row."""
-    step = max(1, min(_CHUNK, _CHUNK_ELEMENTS // max(1, row_elements)))
-    return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
 
 
 class Reference:

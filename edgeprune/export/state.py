@@ -21,11 +21,11 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import InputError, ParityError
-from edgeprune.export.parity import Reference, Sample, batches_of, drawn_tensors, error_on, quiet, torch_outputs
+from edgeprune.export.parity import Reference, Sample, error_on, quiet, torch_outputs
 from edgeprune.graph.capture import Program, reexport
-from edgeprune.graph.drawn import drawn_arguments, first_accepted
+from edgeprune.graph.drawn import drawn_arguments, drawn_tensors, first_accepted
 from edgeprune.graph.sizes import arguments, free_ranges
-from edgeprune.graph.specs import file_inputs, fitted, input_specs, output_names
+from edgeprune.graph.specs import batches_of, file_inputs, fitted, input_specs, output_names
 from edgeprune.graph.state import N_STEPS, FromStart, state_buffers
 
 _BATCH = 2

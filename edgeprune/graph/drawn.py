@@ -62,10 +62,18 @@ def drawn_leaves(
         ]
 
 
+def drawn_tensors(
+    program: ExportedProgram, batch: int, shapes: Shapes | None = None, seed: int = 0
+) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors among them."""
+    for leaves in drawn_leaves(program, batch, shapes, seed):
+        yield tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+
 def drawn_arguments(
     program: ExportedProgram, batch: int, shapes: Shapes | None = None, seed: int = 0
 ) -> Iterator[tuple[Any, ...]]:
-    """The same as positional arguments of the program."""
+    """The values of `drawn_leaves` as positional arguments of the program."""
     for leaves in drawn_leaves(program, batch, shapes, seed):
         args, _ = tree_unflatten(leaves, program.call_spec.in_spec)
         yield tuple(args)
