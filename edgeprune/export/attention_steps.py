@@ -42,14 +42,13 @@ def _bound(node: fx.Node) -> dict[str, Any]:
 
 
 def _is_plain(call: dict[str, Any]) -> bool:
-    operands = [call[name].meta["val"] for name in ("query", "key", "value")]
+    shapes = [tuple(call[name].meta["val"].shape) for name in ("query", "key", "value")]
     mask = call["attn_mask"]
-    return (
-        not (call["dropout_p"] or call["is_causal"] or call["enable_gqa"])
-        and all(isinstance(size, int) for operand in operands for size in operand.shape)
-        and len({tuple(operand.shape[:-2]) for operand in operands}) == 1
-        and (mask is None or mask.meta["val"].is_floating_point())
-    )
+    if any(call[name] for name in ("dropout_p", "is_causal", "enable_gqa")):
+        return False
+    if mask is not None and not mask.meta["val"].is_floating_point():
+        return False
+    return all(isinstance(size, int) for shape in shapes for size in shape) and len({s[:-2] for s in shapes}) == 1
 
 
 def _written_out(graph: fx.Graph, node: fx.Node, call: dict[str, Any]) -> fx.Node:

@@ -83,10 +83,9 @@ def _weights_as_matmul_takes_them(path: Path) -> onnx.GraphProto:
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     turned: dict[str, str] = {}
     for node in proto.graph.node:
-        flag = next((entry for entry in node.attribute if entry.name == "transB" and entry.i), None)
-        if node.op_type != "Gemm" or flag is None or node.input[1] not in weights:
+        flag, name = _transposes(node), node.input[1] if len(node.input) > 1 else ""
+        if flag is None or name not in weights:
             continue
-        name = node.input[1]
         if name not in turned:
             turned[name] = f"{name}_transposed"
             array = np.ascontiguousarray(numpy_helper.to_array(weights[name]).T)
@@ -98,6 +97,13 @@ def _weights_as_matmul_takes_them(path: Path) -> onnx.GraphProto:
         proto.graph.initializer.remove(weights[name])
     path.write_bytes(proto.SerializeToString())
     return proto.graph
+
+
+def _transposes(node: onnx.NodeProto) -> onnx.AttributeProto | None:
+    """What says that a linear layer transposes its weights; None where nothing does."""
+    if node.op_type != "Gemm":
+        return None
+    return next((entry for entry in node.attribute if entry.name == "transB" and entry.i), None)
 
 
 def write_half(

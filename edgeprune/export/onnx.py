@@ -21,6 +21,7 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.attention import with_plain_attention
 from edgeprune.export.padding import with_padding_apart
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, parity_of, quiet, samples_of
+from edgeprune.export.refusals import check_weights, refusal, told_by
 from edgeprune.export.signatures import signatures_read_once
 from edgeprune.export.state import at_start, file_names, in_words, put_starts, states_of, steps_of, with_state_apart
 from edgeprune.export.state import metadata as state_metadata
@@ -130,14 +131,7 @@ def draft_onnx(program: ExportedProgram, path: str | Path) -> None:
 
 
 def _check_weights(program: ExportedProgram) -> None:
-    tensors = [*program.state_dict.values(), *(v for v in program.constants.values() if isinstance(v, torch.Tensor))]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if size > MAX_BYTES:
-        raise InputError(f"the weights take {size / 1e9:.2f} GB: one ONNX file holds at most {MAX_BYTES / 1e9:.2f} GB")
-    if any(tensor.dtype is torch.bfloat16 for tensor in tensors):
-        raise InputError(
-            "the weights are bfloat16, which onnxruntime does not run on a CPU: convert with model.float()"
-        )
+    check_weights(program, "one ONNX file", MAX_BYTES, "onnxruntime does not run on a CPU")
 
 
 # --- translate
@@ -241,17 +235,9 @@ def _with_names_apart(program: ExportedProgram, taken: set[str]) -> ExportedProg
 
 def _explain(error: BaseException) -> str:
     """One line that names the operators which stopped the exporter."""
-    chain: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        chain.append(str(cause))
-        cause = cause.__cause__
-    found = re.findall(r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'", "\n".join(chain))
-    if found:
-        names = ", ".join(sorted({f"{name}.{overload}" for name, overload in found}))
-        return f"ONNX cannot express {names}; replace it in the model, or export the part of the model before it"
-    last = chain[-1].strip().splitlines()
-    return f"the program cannot be exported to ONNX: {last[0] if last else type(error).__name__}"
+    pattern = r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'"
+    found = re.findall(pattern, "\n".join(told_by(error)))
+    return refusal(error, "ONNX", sorted({f"{name}.{overload}" for name, overload in found}))
 
 
 def _check_opset(proto: onnx.ModelProto, opset: int | None) -> None:

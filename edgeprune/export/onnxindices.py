@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import onnx
 from onnx import numpy_helper
 
@@ -11,27 +14,32 @@ _INDEXED = {"Gather", "GatherElements", "GatherND"}
 
 def index_bounds(graph: onnx.GraphProto) -> dict[str, int]:
     """For every input that indexes a dim of a tensor the least of their sizes: its numbers are below that."""
-    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    numbers = {tensor.name: tensor for tensor in graph.initializer if not tensor.dims or tuple(tensor.dims) == (1,)}
-    origin = {value.name: value.name for value in graph.input if value.name not in sizes}
-    bounds: dict[str, int] = {}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    origin = {value.name: value.name for value in graph.input if value.name not in constants}
+    bounds: dict[str, float] = {}
     for node in graph.node:
-        bound = _bound(node, sizes, numbers)
-        index = node.input[1] if node.op_type in _INDEXED else node.input[0] if node.input else ""
-        if bound is not None and index in origin:
-            name = origin[index]
-            bounds[name] = min(bound, bounds.get(name, bound))
+        name = origin.get(_index(node))
+        if name is not None:
+            bounds[name] = min(_bound(node, constants), bounds.get(name, math.inf))
         if node.op_type in _SAME and node.input[0] in origin:
             origin.update(dict.fromkeys(node.output, origin[node.input[0]]))
-    return bounds
+    return {name: int(bound) for name, bound in bounds.items() if bound < math.inf}
 
 
-def _bound(node: onnx.NodeProto, sizes: dict[str, tuple[int, ...]], numbers: dict[str, onnx.TensorProto]) -> int | None:
-    """How many entries a node's indices choose among; None for what indexes nothing of a known size."""
+def _index(node: onnx.NodeProto) -> str:
+    """The value by which a node would index."""
     if node.op_type in _INDEXED:
-        shape = sizes.get(node.input[0])
+        return str(node.input[1])
+    return str(node.input[0]) if node.input else ""
+
+
+def _bound(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> float:
+    """How many entries a node's indices choose among; infinity for what indexes nothing of a known size."""
+    if node.op_type in _INDEXED:
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-        return shape[axis] if shape else None
-    if node.op_type == "OneHot" and node.input[1] in numbers:
-        return int(numpy_helper.to_array(numbers[node.input[1]]).reshape(-1)[0])
-    return None
+        indexed = constants.get(node.input[0])
+        return indexed.dims[axis] if indexed is not None and indexed.dims else math.inf
+    depth = constants.get(node.input[1]) if node.op_type == "OneHot" else None
+    if depth is None or tuple(depth.dims) not in ((), (1,)):
+        return math.inf
+    return int(numpy_helper.to_array(depth).reshape(-1)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -80,28 +80,41 @@ def _means_to_pools(graph: onnx.GraphProto) -> None:
     """
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    nodes, given = [], set()
+    nodes: list[onnx.NodeProto] = []
+    given: set[str] = set()
     for node in graph.node:
-        nodes.append(node)
-        if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != _IMAGE_RANK:
-            continue
-        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        axes = attributes.get("axes", [])
-        if len(node.input) > 1 and node.input[1] in constants:
-            axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
-            given.add(node.input[1])
-        if sorted(axis % _IMAGE_RANK for axis in axes) != [2, 3]:
-            continue
-        node.op_type = "GlobalAveragePool"
-        del node.attribute[:], node.input[1:]
-        if not attributes.get("keepdims", 1):
-            result, node.output[0] = node.output[0], f"{node.output[0]}_pooled"
-            nodes.append(helper.make_node("Flatten", [node.output[0]], [result], f"{node.name}_flat", axis=1))
+        if node.op_type == "ReduceMean" and ranks.get(node.input[0]) == _IMAGE_RANK:
+            given.update(node.input[1:])
+            nodes += _pooled(node, constants)
+        else:
+            nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in all_nodes(nodes) for name in node.input}
-    for axes in [constants[name] for name in sorted(given) if name not in used]:
-        graph.initializer.remove(axes)
+    for name in sorted(given & constants.keys() - used):
+        graph.initializer.remove(constants[name])
+
+
+def _is_over_images(mean: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a mean goes over height and width, which an attribute says, or a constant in later operator sets."""
+    attribute = next((entry for entry in mean.attribute if entry.name == "axes"), None)
+    axes = [] if attribute is None else helper.get_attribute_value(attribute)
+    if len(mean.input) > 1 and mean.input[1] in constants:
+        axes = numpy_helper.to_array(constants[mean.input[1]]).tolist()
+    return sorted(axis % _IMAGE_RANK for axis in axes) == [2, 3]
+
+
+def _pooled(mean: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
+    """A mean over height and width made a pool, and what drops these dims where the mean did; another as it is."""
+    if not _is_over_images(mean, constants):
+        return [mean]
+    keeps_dims = next((entry.i for entry in mean.attribute if entry.name == "keepdims"), 1)
+    mean.op_type = "GlobalAveragePool"
+    del mean.attribute[:], mean.input[1:]
+    if keeps_dims:
+        return [mean]
+    result, mean.output[0] = mean.output[0], f"{mean.output[0]}_pooled"
+    return [mean, helper.make_node("Flatten", [mean.output[0]], [result], f"{mean.name}_flat", axis=1)]
 
 
 def has_vnni() -> bool | None:

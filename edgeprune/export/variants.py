@@ -48,18 +48,21 @@ def compare_variants(  # noqa: PLR0913 - what is compared, and the three ways of
     Example: `compare_variants(slim, [int8], x, max_drop=1.0, measure=measure_files, interval=ratio_interval)`.
     """
     files = [one for one in made if isinstance(one, QuantizedFile)]
-    names = [FLOAT, *(file.kind for file in files)]
+    _check_kinds([file.kind for file in files], accuracies)
+    times = measure([source, *(Path(file.path) for file in files)], [inputs] * (1 + len(files)))
+    judged = [_row(FLOAT, source, times[:, [0, 0]], interval).judged(accuracies, None, max_drop)]
+    for column, file in enumerate(files, 1):
+        row = _row(file.kind, Path(file.path), times[:, [0, column]], interval)
+        judged.append(row.judged(accuracies, file, max_drop))
+    ship, why = _choice(judged)
+    return VariantTable(tuple(judged), tuple(one for one in made if isinstance(one, LeftOut)), ship, why)
+
+
+def _check_kinds(kinds: Sequence[str], accuracies: Mapping[str, float] | None) -> None:
+    names = [FLOAT, *kinds]
     missing = [] if accuracies is None else [name for name in names if name not in accuracies]
     if len(set(names)) < len(names) or missing:
         raise InputError(f"variants: expected each once, with its accuracy, got {names}, none for {missing}")
-    times = measure([source, *(Path(file.path) for file in files)], [inputs] * len(names))
-    rows = [_row(FLOAT, source, times[:, [0, 0]], interval)]
-    for column, file in enumerate(files, 1):
-        rows.append(_row(file.kind, Path(file.path), times[:, [0, column]], interval))
-    judged = [rows[0].judged(accuracies, None, max_drop)]
-    judged += [row.judged(accuracies, file, max_drop) for row, file in zip(rows[1:], files, strict=True)]
-    ship, why = _choice(judged)
-    return VariantTable(tuple(judged), tuple(one for one in made if isinstance(one, LeftOut)), ship, why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,12 @@ def _choice(variants: Sequence[Variant]) -> tuple[str, str]:
         best = min(faster, key=lambda variant: variant.ratio)
         low, high = best.ratio_interval
         return best.name, f"the fastest within the budget: {best.ratio:.2f} of fp32's time ({low:.2f} to {high:.2f})"
-    smaller = [v for v in affordable if v.size_bytes < reference.size_bytes and not v.slower]
+    return _smallest([variant for variant in affordable if not variant.slower], reference)
+
+
+def _smallest(variants: Sequence[Variant], reference: Variant) -> tuple[str, str]:
+    """The smallest of those that are not slower, if it is smaller than fp32."""
+    smaller = [variant for variant in variants if variant.size_bytes < reference.size_bytes]
     if smaller:
         best = min(smaller, key=lambda variant: variant.size_bytes)
         share = best.size_bytes / reference.size_bytes

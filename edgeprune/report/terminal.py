@@ -232,12 +232,18 @@ def inspect(record: InspectRecord) -> RenderableType:
         parts.append(_prunable_table(title, prunable))
     if locked:
         parts.append(_locked_table(f"{record.model}: locked", locked))
-    told = f"  {len(prunable)} of {len(record.groups)} groups can be pruned"
+    told = Text(f"  {len(prunable)} of {len(record.groups)} groups can be pruned{_remarks(prunable)}", "dim")
+    return _Sheet(*parts, told, *(_unbroken("  drawn   ", file, "") for file in record.files))
+
+
+def _remarks(prunable: Sequence[GroupRow]) -> str:
+    """What there is to know of some of the groups."""
+    told = ""
     if any(row.kind == "heads" for row in prunable):
         told += "; whole heads go (--attention head-dim: channels within them)"
     if any(not row.exact for row in prunable):
         told += "; ≈ removal changes the statistics of a normalisation"
-    return _Sheet(*parts, Text(told, "dim"), *(_unbroken("  drawn   ", file, "") for file in record.files))
+    return told
 
 
 def _prunable_table(title: str, rows: Sequence[GroupRow]) -> Table:

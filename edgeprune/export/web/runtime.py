@@ -7,6 +7,7 @@ package is ever written anywhere. Whatever the package claims is checked first: 
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import re
 import shutil
@@ -100,11 +101,11 @@ def _fetched(version: str, folder: Path) -> Path:
 def _npm_reason(log: str) -> str:
     """What went wrong, in npm's words, without addresses: e.g. "E404, No matching version found"."""
     lines = [line.removeprefix("npm error").removeprefix("npm ERR!").strip() for line in log.splitlines()]
-    lines = [re.sub(r"\b\w+://\S+", "the registry", line) for line in lines if line]
+    lines = [re.sub(r"\b\w+://\S+", "the registry", line) for line in filter(None, lines)]
     code = next((line.removeprefix("code ") for line in lines if line.startswith("code ")), "")
     lines = [re.sub(r"^(notarget|network|404|enoent) +", "", line) for line in lines]
-    told = next((line for line in lines if not re.match(r"code |errno |syscall |A complete log", line)), "")
-    return ", ".join(part for part in (code, told.rstrip(".")) if part)[:300] or "it gave no reason"
+    told = next(itertools.filterfalse(re.compile(r"code |errno |syscall |A complete log").match, lines), "")
+    return ", ".join(filter(None, (code, told.rstrip("."))))[:300] or "it gave no reason"
 
 
 # --- from a path

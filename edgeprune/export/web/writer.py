@@ -251,13 +251,21 @@ def _weight_bytes(probe: WebProbe) -> int:
     except Exception as error:  # protobuf's class of it is not public
         raise InputError(f"{_named(probe)}: expected an ONNX model, got something else") from error
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    inputs = {value.name: value.type.tensor_type.elem_type for value in graph.input if value.name not in constants}
+    _check_inputs(probe, graph)
+    shapes = [list(tensor.dims) for tensor in constants.values()]
+    shapes += [
+        onnx.numpy_helper.to_array(constants[node.input[0]]).tolist()
+        for node in graph.node
+        if node.op_type == "ConstantOfShape" and node.input[0] in constants
+    ]
+    return sum(map(math.prod, shapes)) * _FLOAT_BYTES
+
+
+def _check_inputs(probe: WebProbe, graph: onnx.GraphProto) -> None:
+    held = {tensor.name for tensor in graph.initializer}
+    inputs = {value.name: value.type.tensor_type.elem_type for value in graph.input if value.name not in held}
     if set(inputs) != set(probe.inputs) or set(inputs.values()) - {onnx.TensorProto.FLOAT}:
         raise InputError(f"{_named(probe)}: expected float32 inputs {sorted(probe.inputs)}, got {sorted(inputs)}")
-    sizes = [math.prod(tensor.dims) for tensor in constants.values()]
-    shapes = [constants.get(node.input[0]) for node in graph.node if node.op_type == "ConstantOfShape"]
-    sizes += [math.prod(onnx.numpy_helper.to_array(shape).tolist()) for shape in shapes if shape is not None]
-    return sum(sizes) * _FLOAT_BYTES
 
 
 def _named(probe: WebProbe) -> str:
