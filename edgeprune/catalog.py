@@ -1,4 +1,4 @@
-"""What training and scoring can be asked for, by name: one line each, its paper, what it leads to; no torch.
+"""What training, scoring and export can be asked for, by name: one line each, its paper, what it leads to; no torch.
 
 The command line makes its options and its listing of this, and the library checks settings against it.
 """
@@ -259,3 +259,36 @@ def check_options(options: Mapping[str, Any], chosen: Sequence[Entry]) -> None:
             raise InputError(f"{name}: belongs to {', '.join(owners(name))}, got {got}")
         if not OPTIONS[name].allows(value):
             raise InputError(f"{name}: expected {OPTIONS[name].expected}, got {value}")
+
+
+# -- what an export is written for ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TargetEntry:
+    """One target of `edgeprune export`: its option without the dashes, and the extra of edgeprune that it needs."""
+
+    name: str
+    summary: str
+    extra: str | None = None
+
+    @property
+    def install(self) -> str:
+        """What installs all that it needs, e.g. `pip install 'edgeprune[executorch]'`."""
+        return f"pip install 'edgeprune[{self.extra}]'" if self.extra else "pip install edgeprune"
+
+
+TARGETS = (
+    TargetEntry("c-header", "Write features.json as C too: features.h, kept inputs, scaling and classes for firmware."),
+    TargetEntry("ort", "Write the ORT format too, and the list of operators for a reduced build."),
+    TargetEntry("executorch", "Write a .pte for ExecuTorch (XNNPACK) too.", "executorch"),
+    TargetEntry("web", "Write a page that runs the dense and this network in a phone's browser; see edgeprune serve."),
+)
+
+
+def target(name: str) -> TargetEntry:
+    """The entry of a target; InputError where there is none."""
+    found = next((entry for entry in TARGETS if entry.name == name), None)
+    if found is None:
+        raise InputError(f"target: expected one of {', '.join(entry.name for entry in TARGETS)}, got {name!r}")
+    return found

@@ -75,9 +75,9 @@ class CompressRequest:
 class ExportRequest:
     """What `edgeprune export` was asked; without `model` the newest run under `runs/` is taken.
 
-    `batch` None leaves it free; `max_drop` is what int8 may lose, in accuracy points; `dense` is the network beside
-    which the web page runs this one, by default that of the run. `trust_recorded` as for `CompressRequest`, and for the
-    run's dense network.
+    `targets` names what is written beside the ONNX files, as the catalog does. `batch` None leaves it free; `max_drop`
+    is what int8 may lose, in accuracy points; `dense` is the network beside which the web page runs this one, by
+    default that of the run. `trust_recorded` as for `CompressRequest`, and for the run's dense network.
     """
 
     model: str | None = None
@@ -89,13 +89,10 @@ class ExportRequest:
     dynamic: Dynamic | None = None
     opset: int | None = None
     simplify: bool = True
-    c_header: bool = False
-    ort: bool = False
+    targets: tuple[str, ...] = ()
     ort_platform: Literal["arm", "amd64"] | None = None
     int8: bool = False
-    executorch: bool = False
     mobile: bool = False
-    web: bool = False
     batch: int | None = None
     preprocess: Literal["apart", "fold"] = "apart"
     max_drop: float = 1.0

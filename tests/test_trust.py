@@ -285,7 +285,7 @@ def test_no_field_of_a_run_runs_code(place: Path, program: Any, bare: bool) -> N
     tries = [(way, "evil.py:run") for way in [*_places(model), ("new",)]]
     for way, spec in tries + [(way, spec) for way in texts for spec in SPECS[1:]]:
         (place / "run.json").write_text(json.dumps({"model": _with({**model, "new": 0}, way, spec)}))
-        request = ExportRequest("slim.pt2", web=way in texts)
+        request = ExportRequest("slim.pt2", targets=("web",) if way in texts else ())
         _told(lambda request=request: dense_network(request, place / "slim.pt2", info, Told()))
         assert not (place / "MARKER").exists(), way
     (place / "run.json").write_text(json.dumps({"model": {**model, "arch": "evil.py:run"}}))
@@ -299,7 +299,7 @@ def test_no_field_of_a_run_runs_code(place: Path, program: Any, bare: bool) -> N
 
 def test_the_dense_network_of_a_run_is_found_where_the_user_works(place: Path, program: Any) -> None:
     model, info = _run(place, program, False), dataclasses.replace(INFO, arch=None, module=None)
-    request = ExportRequest("run/slim.pt2", web=True)
+    request = ExportRequest("run/slim.pt2", targets=("web",))
     (place / "run").mkdir()
     slim = place / "run" / "slim.pt2"
 
@@ -316,9 +316,9 @@ def test_the_dense_network_of_a_run_is_found_where_the_user_works(place: Path, p
     write(path=str(place / "dense.pt"))
     assert dense_network(request, slim, info, Silent()) is not None
     os.chdir(place / "run")
-    for asked in (request, dataclasses.replace(request, web=False)):
+    for asked in (request, dataclasses.replace(request, targets=())):
         told = _told(lambda asked=asked: dense_network(asked, slim, info, Silent()))
-        assert ("--web: expected the dense network, got none; give --dense" in told) == asked.web
+        assert ("--web: expected the dense network, got none; give --dense" in told) == bool(asked.targets)
     named = dense_network(dataclasses.replace(request, dense="../dense.pt"), slim, info, Silent())
     assert named is not None
     trusted = dense_network(dataclasses.replace(request, trust_recorded=True), slim, info, Silent())

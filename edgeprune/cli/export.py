@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from edgeprune.catalog import target
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
 from edgeprune.errors import InputError
@@ -20,19 +21,11 @@ def export(
     ] = False,
     c_header: Annotated[
         bool,
-        typer.Option(
-            "--c-header",
-            help="Write features.json as C too: features.h, kept inputs, scaling and classes for firmware.",
-            rich_help_panel=opt.WHAT,
-        ),
+        typer.Option("--c-header", help=target("c-header").summary, rich_help_panel=opt.WHAT),
     ] = False,
     ort: Annotated[
         bool,
-        typer.Option(
-            "--ort",
-            help="Write the ORT format too, and the list of operators for a reduced build.",
-            rich_help_panel=opt.WHAT,
-        ),
+        typer.Option("--ort", help=target("ort").summary, rich_help_panel=opt.WHAT),
     ] = False,
     int8: Annotated[
         bool,
@@ -44,7 +37,7 @@ def export(
     ] = False,
     executorch: Annotated[
         bool,
-        typer.Option("--executorch", help="Write a .pte for ExecuTorch (XNNPACK) too.", rich_help_panel=opt.WHAT),
+        typer.Option("--executorch", help=target("executorch").summary, rich_help_panel=opt.WHAT),
     ] = False,
     mobile: Annotated[
         bool,
@@ -52,11 +45,7 @@ def export(
     ] = False,
     web: Annotated[
         bool,
-        typer.Option(
-            "--web",
-            help="Write a page that runs the dense and this network in a phone's browser; see edgeprune serve.",
-            rich_help_panel=opt.WHAT,
-        ),
+        typer.Option("--web", help=target("web").summary, rich_help_panel=opt.WHAT),
     ] = False,
     data: opt.Data = None,
     normalize: opt.Normalize = None,
@@ -147,7 +136,8 @@ def export(
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import ExportRequest
 
-        if not any((onnx, c_header, ort, int8, executorch, mobile, web)):
+        asked = {"c-header": c_header, "ort": ort, "executorch": executorch, "web": web}
+        if not any((onnx, int8, mobile, *asked.values())):
             raise InputError(
                 "export: no target given: expected --onnx, or one of --c-header, --ort, --int8, --executorch, --mobile "
                 "and --web"
@@ -161,13 +151,10 @@ def export(
             dynamic_size=dynamic_size,
             dynamic=opt.parse_dynamic(dynamic),
             opset=opset,
-            c_header=c_header,
-            ort=ort,
+            targets=tuple(name for name, is_asked in asked.items() if is_asked),
             ort_platform=ort_platform,  # type: ignore[arg-type]
             int8=int8,
-            executorch=executorch,
             mobile=mobile,
-            web=web,
             batch=None if batch == "dynamic" else int(batch),
             preprocess=preprocess,
             max_drop=max_drop,

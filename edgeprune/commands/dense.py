@@ -51,11 +51,11 @@ def dense_network(request: ExportRequest, path: Path, info: ModelInfo, told: Pro
     try:
         found = None if recorded is None else _of_run(recorded, file, request, info)
     except InputError as error:
-        if request.web:
+        if "web" in request.targets:
             raise InputError(f"--web: expected the dense network, got none; give --dense ({error})") from error
         told.say(f"the files are not timed beside the dense network of the run; --dense names it ({error})")
         return None
-    if found is None and request.web:
+    if found is None and "web" in request.targets:
         raise InputError(f"--web: expected a {file} that names the dense network; give --dense")
     return found
 

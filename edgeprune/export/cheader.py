@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
 from edgeprune.export.description import FEATURES_FILE
+from edgeprune.export.target import Material, Runtime
 from edgeprune.files import write_atomically
+from edgeprune.progress import Progress
 from edgeprune.results import ExportedFile
 
 HEADER_FILE = "features.h"
@@ -30,6 +33,28 @@ _TYPES = {
 }  # fmt: skip
 _MAX_LITERAL = 4095  # characters that a C99 compiler has to take
 _PER_LINE = 8
+
+
+class CHeader:
+    """features.h as a target; a compiler reads it, and nothing on this machine runs it."""
+
+    name = "c-header"
+    runtime: Runtime | None = None
+    free_batch = False
+
+    def files(self, model: str) -> tuple[str, ...]:
+        """The header, whatever the model's name."""
+        return (HEADER_FILE,)
+
+    def check_installed(self) -> None:
+        """It needs nothing."""
+
+    def check(self, program: ExportedProgram) -> None:
+        """What it refuses is told by features.json, see `write_header`."""
+
+    def write(self, material: Material, told: Progress) -> tuple[ExportedFile, ...]:
+        """Write features.h; errors as `write_header`."""
+        return (write_header(material.folder),)
 
 
 def write_header(folder: Path) -> ExportedFile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,66 @@ from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
 from edgeprune.export.attention_steps import write_out_attention
-from edgeprune.export.executorch_runtime import MAX_BYTES, Method, check_installed, kernels
+from edgeprune.export.executorch_runtime import MAX_BYTES, Method, check_installed, executorch_runner, kernels
 from edgeprune.export.parity import PARITY_TOLERANCE, Reference, Sample, error_on, quiet
+from edgeprune.export.refusals import cannot_express, check_weights, refusal, told_by
 from edgeprune.export.state import check_stateless
+from edgeprune.export.target import Inputs, Material, Runner, Runtime
 from edgeprune.files import check_new, write_atomically
 from edgeprune.graph.capture import reexport
-from edgeprune.graph.drawn import drawn_leaves
+from edgeprune.graph.drawn import drawn_tensors
 from edgeprune.graph.sizes import arguments, input_values
-from edgeprune.graph.specs import fitted, input_specs
+from edgeprune.graph.specs import batches_of_one_size, fitted, input_specs
+from edgeprune.progress import Progress
+from edgeprune.results import ExportedFile
 
 _N_DRAWN = 7
 _RANK_OF_IMAGES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorchRuntime:
+    """ExecuTorch's own runtime."""
+
+    name: str = "ExecuTorch"
+
+    def draft(self, program: ExportedProgram, folder: Path, batch: int) -> Path:
+        """A .pte file for one batch."""
+        return Path(write_executorch(program, folder / "draft.pte", batch=batch).path)
+
+    def runner(self, file: Path, inputs: Inputs, threads: int = 1) -> Runner:
+        """See `executorch_runner`."""
+        return executorch_runner(file, inputs.program, threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Executorch:
+    """ExecuTorch as a target."""
+
+    name: str = "executorch"
+    runtime: Runtime | None = ExecutorchRuntime()
+    free_batch: bool = False
+
+    def files(self, model: str) -> tuple[str, ...]:
+        """The one file."""
+        return (f"{model}.pte",)
+
+    def check_installed(self) -> None:
+        """Raise InputError where ExecuTorch is missing or broken."""
+        check_installed()
+
+    def check(self, program: ExportedProgram) -> None:
+        """Raise InputError for a network with a state."""
+        check_stateless(program, "ExecuTorch")
+
+    def write(self, material: Material, told: Progress) -> tuple[ExportedFile, ...]:
+        """Write the file, and say how much of it XNNPACK runs; errors as `write_executorch`."""
+        told.stage("write for ExecuTorch and run it")
+        inputs = None if material.real is None else material.real.program
+        out = material.folder / f"{material.name}.pte"
+        made = write_executorch(material.program, out, inputs, batch=material.batch or 1)
+        told.say(made.words)
+        return (ExportedFile(made.path, made.size_bytes, made.parity),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +145,7 @@ def write_executorch(
     if out.suffix != ".pte":
         raise InputError(f"{out}: expected a name that ends in .pte")
     check_new(out, force=True, kind="file")
-    _check_weights(program)
+    check_weights(program, "one .pte file", MAX_BYTES, "XNNPACK does not run")
     check_stateless(program, "ExecuTorch")
     samples = Reference(program).first(_batches(program, inputs, batch))
     lowered = _lowered(_with_fixed_sizes(program, samples[0].inputs))
@@ -116,35 +165,16 @@ def write_executorch(
 # --- inputs
 
 
-def _check_weights(program: ExportedProgram) -> None:
-    tensors = [*program.state_dict.values(), *(v for v in program.constants.values() if isinstance(v, torch.Tensor))]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if size > MAX_BYTES:
-        raise InputError(f"the weights take {size / 1e9:.2f} GB: one .pte file holds at most {MAX_BYTES / 1e9:.2f} GB")
-    if any(tensor.dtype is torch.bfloat16 for tensor in tensors):
-        raise InputError("the weights are bfloat16, which XNNPACK does not run: convert with model.float()")
-
-
-def _batches(program: ExportedProgram, inputs: Any, batch: int) -> Iterator[list[tuple[torch.Tensor, ...]]]:
+def _batches(program: ExportedProgram, inputs: Any, batch: int) -> Iterator[Iterator[tuple[torch.Tensor, ...]]]:
     """All rows of the inputs in batches of one size, as they are where no batch is free; several such, best first."""
     specs = input_specs(program)
     if batch < 1:
         raise InputError(f"batch: expected at least 1, got {batch}")
     if inputs is not None:
-        candidates: Iterable[Sequence[torch.Tensor]] = [fitted(specs, inputs, "inputs to check the export on")]
-    else:
-        drawn = drawn_leaves(program, _N_DRAWN)
-        candidates = ([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)] for leaves in drawn)
-    for given in candidates:
-        n_rows = max((len(tensor) for tensor, spec in zip(given, specs, strict=True) if spec.batched), default=0)
-        if not n_rows:
-            yield [tuple(given)]
-            continue
-        rows = [torch.arange(start, start + batch) % n_rows for start in range(0, n_rows, batch)]
-        yield [
-            tuple(tensor[chunk] if spec.batched else tensor for tensor, spec in zip(given, specs, strict=True))
-            for chunk in rows
-        ]
+        yield batches_of_one_size(fitted(specs, inputs, "inputs to check the export on"), specs, batch)
+        return
+    for drawn in drawn_tensors(program, _N_DRAWN):
+        yield batches_of_one_size(drawn, specs, batch)
 
 
 def _batch_size(program: ExportedProgram, batch: Sequence[np.ndarray]) -> int:
@@ -225,30 +255,21 @@ def _check_kernels(program: ExportedProgram) -> None:
     called = {f"{schema.name}.{schema.overload_name}".rstrip(".") for schema in schemas}
     missing = sorted(name for name in called - kernels() if name.startswith("aten::"))
     if missing:
-        raise InputError(_cannot(missing))
+        raise InputError(cannot_express("ExecuTorch", [_shown(name) for name in missing]))
 
 
 def _explain(error: BaseException) -> str:
     """One line that names the operators which ExecuTorch refused."""
-    chain: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        chain.append(str(cause))
-        cause = cause.__cause__
-    text = "\n".join(chain)
+    text = "\n".join(told_by(error))
     found = re.findall(r"torch\._ops\.(aten\.[\w.]+) is not in Core ATen", text)
     for name, types in re.findall(r"Operator: <EdgeOpOverload: (aten\.[\w.]+)>.*? with args: {(.*?)}", text):
         found.append(f"{name} on {', '.join(sorted(set(re.findall('torch[.]([a-z0-9]+)', types))))}")
     found += re.findall(r"aten::[\w.]+", text) if "out variant" in text else []
-    if found:
-        return _cannot(sorted({name.replace("aten::", "aten.") for name in found}))
-    last = chain[-1].strip().splitlines()
-    return f"the program cannot be exported to ExecuTorch: {last[0] if last else type(error).__name__}"
+    return refusal(error, "ExecuTorch", sorted({_shown(name) for name in found}))
 
 
-def _cannot(names: Sequence[str]) -> str:
-    shown = ", ".join(name.replace("::", ".") for name in names)
-    return f"ExecuTorch cannot express {shown}; replace it in the model, or export the part of the model before it"
+def _shown(name: str) -> str:
+    return name.replace("::", ".")
 
 
 # --- run

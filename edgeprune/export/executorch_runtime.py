@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgeprune.catalog import target
 from edgeprune.errors import InputError
 
-EXTRA = "edgeprune[executorch]"
 MAX_BYTES = 2**31 - 2**20
 _METHOD = "forward"
 
@@ -28,7 +28,7 @@ def check_installed() -> None:
     Raises:
         InputError: says which extra to install.
     """
-    advice = f"pip install '{EXTRA}'"
+    advice = target("executorch").install
     if importlib.util.find_spec("executorch") is None:
         raise InputError(f"ExecuTorch is not installed: {advice}")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 _FATAL_ONLY = 4  # onnxruntime's own log goes to stderr; what matters comes as an exception
+
+# What a file is run on: an array for its one input, or one for each by name.
+Feed = np.ndarray | Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,18 @@ def run_by_name(model: InferenceSession, inputs: Mapping[str, np.ndarray]) -> li
     except Exception as error:
         shapes = ", ".join(f"input {name!r} of shape {array.shape}" for name, array in inputs.items())
         raise InputError(f"{shapes}: onnxruntime failed: {error_line(error)}") from error
+
+
+def runner(path: Path, inputs: Feed, threads: int = 1) -> Callable[[], None]:
+    """One inference of a file a call, with all that need not be timed done before; errors as `run_by_name`."""
+    model = session(path, threads)
+    feed = dict(inputs) if isinstance(inputs, Mapping) else {input_name(model): inputs}
+    run_by_name(model, feed)  # says what is wrong with the inputs, if anything
+
+    def once() -> None:
+        model.run(None, feed)
+
+    return once
 
 
 def run_one(model: InferenceSession, array: np.ndarray, bounds: Bounds | None = None) -> np.ndarray:

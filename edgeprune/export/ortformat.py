@@ -18,18 +18,69 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnxruntime
+from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
 from edgeprune.export import ort
+from edgeprune.export.onnx import draft_onnx
 from edgeprune.export.onnxfile import parity_with, samples_of_file
 from edgeprune.export.parity import PARITY_TOLERANCE, quiet
+from edgeprune.export.state import check_stateless
+from edgeprune.export.target import Inputs, Material, Runner, Runtime
 from edgeprune.files import check_new, kept_folder, named_as
 from edgeprune.formats.onnx.file import read_onnx
 from edgeprune.lines import error_reason
+from edgeprune.progress import Progress
+from edgeprune.results import ExportedFile
 
 CONFIG_SUFFIX = ".required_operators_and_types.config"
 Platform = Literal["arm", "amd64"]
 _ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxRuntime:
+    """onnxruntime, which runs ONNX files and those in its own format."""
+
+    name: str = "onnxruntime"
+
+    def draft(self, program: ExportedProgram, folder: Path, batch: int) -> Path:
+        """An ONNX file, whose batch is as in the program."""
+        draft_onnx(program, folder / "draft.onnx")
+        return folder / "draft.onnx"
+
+    def runner(self, file: Path, inputs: Inputs, threads: int = 1) -> Runner:
+        """See `ort.runner`."""
+        return ort.runner(file, inputs.file, threads)
+
+
+@dataclass(frozen=True, slots=True)
+class OrtFormat:
+    """The ORT format as a target; `platform` as for `write_ort`."""
+
+    platform: Platform | None = None
+    name: str = "ort"
+    runtime: Runtime | None = OnnxRuntime()
+    free_batch: bool = False
+
+    def files(self, model: str) -> tuple[str, ...]:
+        """The network, and the operators that a build for it needs."""
+        return f"{model}.ort", f"{model}{CONFIG_SUFFIX}"
+
+    def check_installed(self) -> None:
+        """It is a part of onnxruntime."""
+
+    def check(self, program: ExportedProgram) -> None:
+        """Raise InputError for a network with a state."""
+        check_stateless(program, "--ort")
+
+    def write(self, material: Material, told: Progress) -> tuple[ExportedFile, ...]:
+        """Write both files; errors as `write_ort`."""
+        told.stage("write the ORT format and run it")
+        inputs = None if material.real is None else material.real.file[: material.batch]
+        made = write_ort(material.network, material.folder / f"{material.name}.ort", inputs, platform=self.platform)
+        config = ExportedFile(made.config_path, Path(made.config_path).stat().st_size, None)
+        return ExportedFile(made.path, made.size_bytes, made.parity), config
 
 
 @dataclass(frozen=True, slots=True)

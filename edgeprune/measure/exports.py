@@ -4,73 +4,70 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from edgeprune.export.executorch import write_executorch
-from edgeprune.export.executorch_runtime import executorch_runner
-from edgeprune.export.onnx import draft_onnx
-from edgeprune.measure.latency import measure_files, measure_runners
+from edgeprune.export.target import Inputs, Runner, Runtime
+from edgeprune.measure.latency import measure_runners
 from edgeprune.progress import Progress
 from edgeprune.records import Model
-from edgeprune.results import ExportedFile
 
 _SECONDS = 6.0  # of one runtime
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Dense:
-    """The dense network, and one of its inputs, `(1, ...)`."""
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A file that holds the network, and what runs it."""
 
-    model: Model
-    example: np.ndarray
+    path: Path
+    runtime: Runtime
 
 
-def beside_dense(
-    files: Sequence[ExportedFile], dense: Dense, example: np.ndarray, plain: np.ndarray, told: Progress
-) -> list[ExportedFile]:
-    """The files with their latency, where they hold the network.
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One inference of a file, and that over the dense network's in the same runtime."""
+
+    p50_ms: float
+    ratio: float
+
+
+def beside_dense(files: Sequence[Timed], dense: Model, inputs: Inputs, told: Progress) -> dict[Path, Figures]:
+    """The files' latency; one that its runtime cannot run on this machine has none, and that is said.
 
     Args:
-        files: what was written, in a folder of its own.
+        files: each in a runtime of its own, or sharing one.
         dense: what they are timed beside.
-        example: one input `(batch, ...)` of the ONNX and the ORT file.
-        plain: the same, normalised, as the .pte file takes it.
+        inputs: one batch.
         told: told of the progress.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeprune-") as place:
-        timed = _in_onnxruntime(files, dense, example, Path(place), told)
-        timed |= _in_executorch(files, dense, plain, Path(place), told)
-    figures = [timed.get(file.path, (None, None)) for file in files]
-    return [replace(file, p50_ms=ms, ratio=ratio) for file, (ms, ratio) in zip(files, figures, strict=True)]
+    found: dict[Path, Figures] = {}
+    for runtime in dict.fromkeys(file.runtime for file in files):
+        paths = [file.path for file in files if file.runtime == runtime]
+        with tempfile.TemporaryDirectory(prefix="edgeprune-") as place:
+            found |= _in_runtime(runtime, paths, dense, inputs, Path(place), told)
+    return found
 
 
-def _in_onnxruntime(
-    files: Sequence[ExportedFile], dense: Dense, example: np.ndarray, place: Path, told: Progress
-) -> dict[str, tuple[float, float]]:
-    paths = [Path(file.path) for file in files if Path(file.path).suffix in (".onnx", ".ort")]
-    paths = [path for path in paths if path.name not in ("full.onnx", "preprocess.onnx")]
-    draft_onnx(dense.model.program, place / "dense.onnx")
-    inputs = [np.repeat(dense.example, len(example), axis=0), *[example] * len(paths)]
-    times = measure_files([place / "dense.onnx", *paths], inputs, max_seconds=_SECONDS, progress=told)
-    return _figures([str(path) for path in paths], times)
-
-
-def _in_executorch(
-    files: Sequence[ExportedFile], dense: Dense, plain: np.ndarray, place: Path, told: Progress
-) -> dict[str, tuple[float, float]]:
-    paths = [Path(file.path) for file in files if Path(file.path).suffix == ".pte"]
-    if not paths:
+def _in_runtime(  # noqa: PLR0913 - what is timed, on what and where
+    runtime: Runtime, paths: Sequence[Path], dense: Model, inputs: Inputs, place: Path, told: Progress
+) -> dict[Path, Figures]:
+    """The files that one runtime runs, timed run by run in turn with the dense network."""
+    runners: dict[Path, Runner] = {}
+    for path in paths:
+        runner = runtime.runner(path, inputs)
+        if runner is None:
+            told.say(f"{path.name} is not timed: {runtime.name} does not run it on this machine")
+        else:
+            runners[path] = runner
+    if not runners:
         return {}
-    file, inputs = place / "dense.pte", np.repeat(dense.example, len(plain), axis=0)
-    write_executorch(dense.model.program, file, None, batch=len(plain))
-    runners = [executorch_runner(file, inputs), *(executorch_runner(path, plain) for path in paths)]
-    return _figures([str(path) for path in paths], measure_runners(runners, max_seconds=_SECONDS, progress=told))
-
-
-def _figures(names: Sequence[str], times: np.ndarray) -> dict[str, tuple[float, float]]:
-    """File -> its p50 and that over the first column's, the dense network's."""
-    medians = np.median(times, axis=0)
-    return {name: (float(ms), float(ms / medians[0])) for name, ms in zip(names, medians[1:], strict=True)}
+    draft = runtime.draft(dense.program, place, len(inputs.full))
+    base = runtime.runner(draft, Inputs(inputs.full, inputs.full, inputs.full))
+    if base is None:
+        told.say(f"nothing is timed in {runtime.name}: it does not run the dense network on this machine")
+        return {}
+    times = measure_runners([base, *runners.values()], max_seconds=_SECONDS, progress=told)
+    dense_ms, *medians = np.median(times, axis=0)
+    return {path: Figures(float(ms), float(ms / dense_ms)) for path, ms in zip(runners, medians, strict=True)}

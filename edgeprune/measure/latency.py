@@ -16,9 +16,6 @@ from edgeprune.results import LatencyComparison
 
 MIN_RUNS = 5  # however slow a run is
 N_RESAMPLES = 2000
-Feed = (
-    np.ndarray | Mapping[str, np.ndarray]
-)  # what a file is run on: an array for its one input, or one for each by name
 _RESAMPLES_AT_ONCE = 200  # bounds the memory: 200 resamples of 10,000 runs are 16 MB an array
 _SEED = 0
 
@@ -40,8 +37,8 @@ class _Timing:
 def compare_latency(  # noqa: PLR0913 - the public entry point spells its options out
     dense_path: Path,
     slim_path: Path,
-    dense_inputs: Feed,
-    slim_inputs: Feed,
+    dense_inputs: ort.Feed,
+    slim_inputs: ort.Feed,
     *,
     threads: int = 1,
     runs: int = 200,
@@ -90,7 +87,7 @@ def compare_latency(  # noqa: PLR0913 - the public entry point spells its option
 
 def measure_files(  # noqa: PLR0913 - the public entry point spells its options out
     paths: Sequence[Path],
-    inputs: Sequence[Feed],
+    inputs: Sequence[ort.Feed],
     *,
     threads: int = 1,
     runs: int = 200,
@@ -111,7 +108,7 @@ def measure_files(  # noqa: PLR0913 - the public entry point spells its options 
         InputError: a file that cannot be run on its inputs, or options out of range.
     """
     _Timing(runs, warmup, max_seconds).check()
-    runners = [_runner(path, array, threads) for path, array in zip(paths, inputs, strict=True)]
+    runners = [ort.runner(Path(path), array, threads) for path, array in zip(paths, inputs, strict=True)]
     return measure_runners(runners, runs=runs, warmup=warmup, max_seconds=max_seconds, progress=progress)
 
 
@@ -145,23 +142,11 @@ def ratio_interval(times: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _batch_of(inputs: Feed) -> int:
+def _batch_of(inputs: ort.Feed) -> int:
     """The rows of what a file is run on: of its first input, where it has several."""
     if isinstance(inputs, Mapping):
         return next((len(array) for array in inputs.values() if array.ndim), 1)
     return len(inputs)
-
-
-def _runner(path: Path, inputs: Feed, threads: int) -> Callable[[], None]:
-    """One inference, with all that need not be timed done before."""
-    model = ort.session(Path(path), threads)
-    feed = dict(inputs) if isinstance(inputs, Mapping) else {ort.input_name(model): inputs}
-    ort.run_by_name(model, feed)  # says what is wrong with the inputs, if anything
-
-    def run() -> None:
-        model.run(None, feed)
-
-    return run
 
 
 def _measure(runners: Sequence[Callable[[], object]], timing: _Timing, progress: Progress) -> np.ndarray:

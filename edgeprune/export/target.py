@@ -1,0 +1,151 @@
+"""What `edgeprune export` writes for: a target, what it makes its files of, and the runtime that runs them.
+
+A new runtime is one file with a `Target`, its name in `targets.py` and its entry, with the extra that it needs, in the
+catalog. Nothing else knows it: the command checks places, writes and times whatever is registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from edgeprune.data import first_inputs
+from edgeprune.export import ort
+from edgeprune.export.front import kept, normalized, raw_bytes
+from edgeprune.graph.drawn import drawn_input
+from edgeprune.graph.specs import exactly, input_specs, row_chunks
+from edgeprune.progress import Progress
+from edgeprune.pruning.slim_inputs import gathered, slim_contract
+from edgeprune.records import DataSource, Model, ModelInfo
+from edgeprune.results import ExportedFile
+
+Runner = Callable[[], object]  # one inference a call
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """The same samples in the three forms in which networks take them, `(n, ...)` each.
+
+    `file` is what the network's ONNX file takes (raw where preprocessing is folded), `program` what its program takes
+    (normalised, the kept features alone), `full` what the dense network takes (normalised, all features).
+    """
+
+    file: np.ndarray
+    program: np.ndarray
+    full: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """What the files of a target are made of.
+
+    The network's ONNX files lie in `folder`, where the target's go too; `name` is the model's. `dense` is the network
+    that this one came from, where it is known; `batch` the fixed one, None where it is free; `byte_scale` what a byte
+    stands for where the files take bytes. `real` holds real samples to check on, None where there are no data.
+    """
+
+    model: Model
+    info: ModelInfo
+    folder: Path
+    name: str
+    data: DataSource | None = None
+    dense: Model | None = None
+    batch: int | None = None
+    byte_scale: float | None = None
+    real: Inputs | None = None
+
+    @property
+    def network(self) -> Path:
+        """The ONNX file of the network."""
+        return self.folder / f"{self.name}.onnx"
+
+    @property
+    def program(self) -> ExportedProgram:
+        """The program of the network's contract: without the Gather, where it has one."""
+        program = self.model.program
+        return program if gathered(program) is None else slim_contract(program)
+
+    def raw(self, split: str, count: int | None) -> np.ndarray | None:
+        """Raw inputs of the first samples of a split, `(count, *input_shape)`; None without data."""
+        return None if self.data is None else self.held(first_inputs(getattr(self.data, split), count))
+
+    def held(self, raw: np.ndarray) -> np.ndarray:
+        """What a data set holds, in the type that the network takes; raises InputError where that would change it."""
+        return exactly(raw, input_specs(self.model.program)[0], "inputs of the data")
+
+    def samples(self, count: int) -> Inputs:
+        """So many samples of the test split, or drawn ones where there are no data; see `inputs`."""
+        raw = self.raw("test", count)
+        if raw is None:
+            raw = drawn_input(self.model.program, count, self.info.input_shape)
+        return self.inputs(raw[np.arange(count) % len(raw)])
+
+    def inputs(self, raw: np.ndarray) -> Inputs:
+        """Raw inputs in every form; while the files' batch is free, as preprocess.onnx is run."""
+        features = gathered(self.model.program)
+        full = normalized(raw, self.info.normalization)
+        return Inputs(self._taken(raw), full if features is None else kept(full, features), full)
+
+    def _taken(self, raw: np.ndarray) -> np.ndarray:
+        handed = raw if self.byte_scale is None else raw_bytes(raw, self.byte_scale)
+        preprocess = self.folder / "preprocess.onnx"
+        if not preprocess.exists():
+            return handed
+        model = ort.session(preprocess)
+        return np.concatenate([ort.run(model, handed[rows]) for rows in row_chunks(len(handed), handed[0].size)])
+
+
+class Runtime(Protocol):
+    """What runs files on this machine."""
+
+    @property
+    def name(self) -> str:
+        """As it is told of, e.g. `onnxruntime`."""
+
+    def draft(self, program: ExportedProgram, folder: Path, batch: int) -> Path:
+        """A file of a network in `folder`, to be timed beside others and thrown away."""
+
+    def runner(self, file: Path, inputs: Inputs, threads: int = 1) -> Runner | None:
+        """One inference of a file a call, with all that need not be timed done before; None if not on this machine.
+
+        Raises:
+            InputError: the file does not load, or not run on the inputs.
+        """
+
+
+class Target(Protocol):
+    """One of the things that an export can be written for."""
+
+    @property
+    def name(self) -> str:
+        """That of its option and of its entry in the catalog, e.g. `c-header`."""
+
+    @property
+    def runtime(self) -> Runtime | None:
+        """What runs its first file; None where nothing does on this machine."""
+
+    @property
+    def free_batch(self) -> bool:
+        """Whether it is written of ONNX files whose batch is still free."""
+
+    def files(self, model: str) -> tuple[str, ...]:
+        """What it writes for a model of this name; a folder's name ends in a slash, and it holds a manifest.json."""
+
+    def check_installed(self) -> None:
+        """Have at hand what it needs; raises InputError, before anything takes long, that says what to install."""
+
+    def check(self, program: ExportedProgram) -> None:
+        """Raise InputError for a network that it cannot express, as far as that can be told at once."""
+
+    def write(self, material: Material, told: Progress) -> tuple[ExportedFile, ...]:
+        """Write its files and run them, as far as they can be run here.
+
+        Raises:
+            InputError: it cannot express the network.
+            ParityError: a file gives something else than PyTorch.
+        """
