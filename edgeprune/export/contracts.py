@@ -29,7 +29,7 @@ from edgeprune.export import ort
 from edgeprune.export.description import FEATURES_FILE, Described, write_description
 from edgeprune.export.front import (
     Preprocessing,
-    along_dim_1,
+    drawn_raw,
     fold_preprocessing,
     is_identity,
     kept,
@@ -42,7 +42,6 @@ from edgeprune.export.onnx import OnnxExport, export_onnx
 from edgeprune.export.parity import largest_error, outputs_of
 from edgeprune.export.state import Whole, check_stateless
 from edgeprune.files import check_folder, staged_files, write_atomically
-from edgeprune.graph.drawn import drawn_input
 from edgeprune.graph.specs import fits, fitted, input_specs, row_chunks
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
 from edgeprune.records import InputFeatures, ModelInfo
@@ -253,20 +252,10 @@ def _raw_inputs(writing: _Writing, program: ExportedProgram, given: np.ndarray |
     if not fits(spec.shape[1:], want):
         raise InputError(f"the program takes inputs of shape {spec.shape[1:]}, but the model file states {want}")
     if given is None:
-        given = _drawn_raw(writing, program).astype(spec.array_type)
+        byte_scale = writing.byte_scale if writing.fold else None
+        given = drawn_raw(program, _CHUNK, want, writing.info.normalization, byte_scale)
     [raw] = fitted([replace(spec, shape=(None, *want))], np.asarray(given), "inputs to check the export on")
     return raw.numpy()
-
-
-def _drawn_raw(writing: _Writing, program: ExportedProgram) -> np.ndarray:
-    """Drawn inputs before normalisation, and bytes where the folded network takes these."""
-    drawn, normalization = drawn_input(program, _CHUNK, writing.info.input_shape), writing.info.normalization
-    if normalization is not None:
-        mean, std = (along_dim_1(np.asarray(v), drawn.ndim) for v in (normalization.mean, normalization.std))
-        drawn = drawn * std + mean
-    if writing.fold and writing.byte_scale is not None:
-        drawn = np.clip(np.rint(drawn / writing.byte_scale), 0, 255) * writing.byte_scale
-    return drawn
 
 
 # --- preprocess.onnx and features.json

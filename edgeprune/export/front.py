@@ -10,16 +10,18 @@ are other raw values than 0, so the border pixels would come out wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch.export import ExportedProgram
 
 from edgeprune.data import normalize
 from edgeprune.errors import InputError
+from edgeprune.graph.drawn import drawn_input
 from edgeprune.records import IDENTITY, InputFeatures, Normalization
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
@@ -83,6 +85,24 @@ def normalized(raw: np.ndarray, normalization: Normalization | None) -> np.ndarr
     if normalization is None or is_identity(normalization):
         return raw
     return normalize(torch.from_numpy(raw), normalization).numpy()
+
+
+def drawn_raw(
+    program: ExportedProgram,
+    count: int,
+    sizes: Sequence[int],
+    normalization: Normalization | None,
+    byte_scale: float | None = None,
+) -> np.ndarray:
+    """Raw inputs `(count, *sizes)` that are as drawn for the program once they are normalised; bytes times a scale."""
+    drawn = drawn_input(program, count, sizes)
+    raw = drawn
+    if normalization is not None:
+        mean, std = (along_dim_1(np.asarray(values), drawn.ndim) for values in (normalization.mean, normalization.std))
+        raw = raw * std + mean
+    if byte_scale is not None:
+        raw = np.clip(np.rint(raw / byte_scale), 0, 255) * byte_scale
+    return raw.astype(drawn.dtype)
 
 
 def kept(inputs: np.ndarray, features: InputFeatures) -> np.ndarray:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnxruntime
 from torch.export import ExportedProgram
 
@@ -77,7 +78,9 @@ class OrtFormat:
     def write(self, material: Material, told: Progress) -> tuple[ExportedFile, ...]:
         """Write both files; errors as `write_ort`."""
         told.stage("write the ORT format and run it")
-        inputs = None if material.real is None else material.real.file[: material.batch]
+        inputs = None if material.real is None else material.real.file
+        if inputs is not None and material.batch is not None:  # as many rows as the file takes, whatever there are
+            inputs = inputs[np.arange(material.batch) % len(inputs)]
         made = write_ort(material.network, material.folder / f"{material.name}.ort", inputs, platform=self.platform)
         config = ExportedFile(made.config_path, Path(made.config_path).stat().st_size, None)
         return ExportedFile(made.path, made.size_bytes, made.parity), config

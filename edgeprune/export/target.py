@@ -16,8 +16,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.data import first_inputs
 from edgeprune.export import ort
-from edgeprune.export.front import kept, normalized, raw_bytes
-from edgeprune.graph.drawn import drawn_input
+from edgeprune.export.front import drawn_raw, kept, normalized, raw_bytes
 from edgeprune.graph.specs import exactly, input_specs, row_chunks
 from edgeprune.progress import Progress
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
@@ -82,7 +81,7 @@ class Material:
         """So many samples of the test split, or drawn ones where there are no data; see `inputs`."""
         raw = self.raw("test", count)
         if raw is None:
-            raw = drawn_input(self.model.program, count, self.info.input_shape)
+            raw = drawn_raw(self.model.program, count, self.info.input_shape, self.info.normalization)
         return self.inputs(raw[np.arange(count) % len(raw)])
 
     def inputs(self, raw: np.ndarray) -> Inputs:
