@@ -287,6 +287,11 @@ class Pruner:
         trained = self.module if module is None else unwrapped(module)
         return self._observed.add(self._graph, parameters_of(trained, self._network.program))
 
+    def trains_before(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer trains parameters of the step before, so that it is to be migrated."""
+        known = {id(tensor) for tensor in self._moved.before.values()} if self._moved is not None else set()
+        return any(id(tensor) in known for group in optimizer.param_groups for tensor in group["params"])
+
     @public("migrate")
     def migrate(self, optimizer: Optimizer) -> Migrated:
         """Let an optimizer of the module before train the present one, with its state cut as the parameters are.
@@ -295,8 +300,7 @@ class Pruner:
             InputError: no step was made, or the optimizer trains none of the parameters of the step before.
         """
         moved = self._moved
-        known = {id(tensor) for tensor in moved.before.values()} if moved is not None else set()
-        if moved is None or not any(id(p) in known for group in optimizer.param_groups for p in group["params"]):
+        if moved is None or not self.trains_before(optimizer):
             raise InputError(
                 "migrate: expected an optimizer of the module before the last step, got one of others; make a new one "
                 "of module.parameters()"

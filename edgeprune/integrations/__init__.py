@@ -1,0 +1,1 @@
+"""Pruning inside other tools' trainers. Each file needs the package that it is named after."""
