@@ -478,6 +478,28 @@ def test_a_class_of_ones_own_shrinks_step_by_step() -> None:
         pruner.shrink(model)
 
 
+def test_layers_may_be_called_as_what_a_graph_calls_its_own() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.meta, self.graph = nn.Linear(6, 32), nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.graph(torch.relu(self.meta(x)))
+
+    torch.manual_seed(0)
+    model = Named()
+    pruner = edgeprune.Pruner(model, torch.randn(2, 6), keep_macs=0.5, steps=2, align=1, criterion="taylor")
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(2):
+        model(torch.randn(4, 6)).square().mean().backward()
+        assert pruner.observe(model)
+        optimizer.step()
+        pruner.shrink(model)
+        assert len(pruner.migrate(optimizer).carried) == 4
+    assert model.meta.out_features == 16
+
+
 # -- the run folder --
 
 

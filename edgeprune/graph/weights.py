@@ -15,6 +15,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.apply import evaluated
 from edgeprune.graph.comparison import TOLERANCE, outputs, relative_error
 from edgeprune.graph.refusals import failure_on
+from edgeprune.graph.renaming import own_name
 
 _WRAPPED = ("_orig_mod", "module")  # where torch.compile, DataParallel and AveragedModel keep what they wrap
 _MAX_NAMED = 3
@@ -88,12 +89,15 @@ def _unwrapped(module: nn.Module, wanted: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _tensor_at(module: nn.Module, name: str) -> Tensor | None:
-    """What the module computes with under a name: of a parametrised tensor its value."""
-    try:
-        value = operator.attrgetter(name)(module)
-    except AttributeError:
-        return None
-    return value if isinstance(value, Tensor) else None
+    """What the module computes with under a name, or its own name for it: of a parametrised tensor its value."""
+    for known in (name, own_name(name)):
+        try:
+            value = operator.attrgetter(known)(module)
+        except AttributeError:
+            continue
+        if isinstance(value, Tensor):
+            return value
+    return None
 
 
 def _misfit(name: str, own: Tensor, tensor: Tensor) -> str:
