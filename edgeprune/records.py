@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,6 +82,20 @@ class Targets:
     spread: tuple[float, ...] = ()
 
 
+CLASSES = Targets()
+
+
+@dataclass(frozen=True, slots=True)
+class WantedTargets:
+    """What a task wants targets read as; `kind` None leaves it to the data.
+
+    `ignore` is a value of masks that counts nowhere, None if each counts.
+    """
+
+    kind: TargetKind | None = None
+    ignore: int | None = 255
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSource:
     """A data set cut into three splits; each split yields `(x, y)`: x float32 `info.input_shape`, raw; y a target.
@@ -103,7 +118,7 @@ class DataSource:
     byte_scale: float | None = None
     measured: Normalization | None = None
     notes: tuple[str, ...] = ()
-    targets: Targets = Targets()
+    targets: Targets = CLASSES
 
     @property
     def states_normalization(self) -> bool:
@@ -113,15 +128,22 @@ class DataSource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """Per-sample outcome over one split: `correct` is bool `(n_samples,)`."""
+    """What a network makes of one split: the outcome of each sample, the task's metric over all, and the mean loss."""
 
-    correct: np.ndarray
+    outcomes: Sequence[Any] | np.ndarray
+    value: float
     loss: float
 
     @property
+    def correct(self) -> np.ndarray:
+        """Of a classification: which samples are right, bool `(n_samples,)`."""
+        assert not isinstance(self.outcomes, Sequence)
+        return self.outcomes
+
+    @property
     def accuracy(self) -> float:
-        """Fraction of samples classified correctly, in [0, 1]."""
-        return float(self.correct.mean())
+        """Of a classification: the fraction of samples that are right, in [0, 1]."""
+        return self.value
 
 
 @dataclass(frozen=True, slots=True)

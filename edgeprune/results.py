@@ -67,16 +67,32 @@ class MetricComparison:
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """One epoch of training; accuracies are fractions in [0, 1].
+    """One epoch of training, by the metric of the task; accuracies are fractions in [0, 1].
 
     `n_features` counts the input features that are left at its end, where they are being chosen.
     """
 
     epoch: int
     loss: float
-    train_accuracy: float
-    val_accuracy: float
+    train_value: float | None
+    val_value: float
     n_features: int | None = None
+    metric: str = "accuracy"
+
+    @property
+    def json_names(self) -> dict[str, str | None]:
+        """What the fields are called in JSON: values by the name of the metric."""
+        return {"train_value": f"train_{self.metric}", "val_value": f"val_{self.metric}", "metric": None}
+
+    @property
+    def train_accuracy(self) -> float | None:
+        """Of a classification."""
+        return self.train_value
+
+    @property
+    def val_accuracy(self) -> float:
+        """Of a classification."""
+        return self.val_value
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,13 @@ FORMAT = "edgeprune-run/1"
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    """The record as plain JSON values; a tuple becomes a list.
+    """The record as plain JSON values; a tuple becomes a list. `json_names` of a record name fields otherwise, or not.
 
     Raises: ValueError for a value that JSON cannot hold, named by its place, e.g. `latency.ratio: nan`.
     """
-    plain = {field.name: _plain(getattr(record, field.name), field.name) for field in dataclasses.fields(record)}
+    others: dict[str, str | None] = getattr(record, "json_names", {})
+    named = [(others.get(field.name, field.name), getattr(record, field.name)) for field in dataclasses.fields(record)]
+    plain = {name: _plain(value, name) for name, value in named if name is not None}
     if hasattr(record, "significant"):
         plain["significant"] = record.significant
     return plain

@@ -14,6 +14,7 @@ from edgeprune.data.labels import with_classes_of
 from edgeprune.data.places import found_from
 from edgeprune.data.splits import LazySplit
 from edgeprune.errors import InputError
+from edgeprune.tasks.classification import CLASSIFICATION
 
 X = np.random.default_rng(0).normal(size=(50, 3))
 Y = np.arange(50) % 5
@@ -83,10 +84,11 @@ def test_targets_that_are_no_classes_are_refused(y):
     x = torch.zeros(4, 3)
     samples = [(x[i], y[i]) for i in range(4)]
     for split in (TensorDataset(x, y), samples, LazySplit(samples, np.arange(4))):
+        [(_, targets)] = batches(split, 4)
         with pytest.raises(InputError, match="labels: expected one int a sample, its class, got"):
-            list(batches(split, 4))
+            CLASSIFICATION.targets(targets)
     [(_, labels)] = batches(TensorDataset(x, torch.arange(4)[:, None]), 4)
-    assert labels.tolist() == [0, 1, 2, 3]
+    assert CLASSIFICATION.targets(labels).tolist() == [0, 1, 2, 3]
 
 
 # names in arrays ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import edgeprune.compat  # noqa: F401 - what torchmetrics imports
 from edgeprune.errors import InputError
-from edgeprune.records import IDENTITY, DataSource, Targets
+from edgeprune.records import IDENTITY, DataSource, Targets, WantedTargets
 from edgeprune.results import Metric, MetricComparison
 from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.intervals import compare_accuracy
@@ -496,7 +496,8 @@ def test_options_reach_the_task():
     assert open_task("segmentation?ignore=none", data("masks", (2, 2), 3)) == Segmentation(None, 3)
     assert open_task("segmentation?ignore=0", data("masks", (2, 2), 3)) == Segmentation(0, 3)
     assert open_task("regression?unit=mmol", data("values", (), 0, (4.0,))) == Regression((4.0,), "mmol")
-    assert wanted_targets("regression?unit=mmol") == "values" and wanted_targets(None) is None
+    assert wanted_targets("regression?unit=mmol").kind == "values" and wanted_targets(None) == WantedTargets()
+    assert wanted_targets("segmentation?ignore=none") == WantedTargets("masks", None)
     with pytest.raises(InputError, match="expected options unit"):
         wanted_targets("regression?units=mmol")
 

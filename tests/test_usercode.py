@@ -198,7 +198,7 @@ def test_lengths_and_mappings_are_the_users_code_too(data_file: Path, name: str)
 
 def test_a_label_that_is_no_number_is_refused_without_running_it(data_file: Path) -> None:
     data = open_data(f"{data_file}:labels")
-    with pytest.raises(InputError, match="expected one int a sample, its class, got"):
+    with pytest.raises(InputError, match="targets: expected numbers or arrays of them, got object"):
         list(batches(data.val, 4))
 
 

@@ -10,26 +10,27 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from edgeprune.data.labels import class_labels
 from edgeprune.data.limits import check_unpacked
 from edgeprune.data.npy import members, read_array
 from edgeprune.data.splits import TensorSplit, build, cut, to_tensor
+from edgeprune.data.targets import found_targets
 from edgeprune.errors import InputError
 from edgeprune.lines import one_line
 from edgeprune.reading import open_file
-from edgeprune.records import DataSource
+from edgeprune.records import DataSource, WantedTargets
 
-Pair = tuple[np.ndarray, np.ndarray]
+Pair = tuple[np.ndarray, np.ndarray | None]  # None: no targets
+_Samples = tuple[torch.Tensor, torch.Tensor | None, float]
 _SPLITS = ("train", "val", "test")
 NAMES = ("class_names", "feature_names")
 
 
-def open_npz(file: str) -> DataSource:
+def open_npz(file: str, wanted: WantedTargets | None = None) -> DataSource:
     """A .npz file with `x` and `y`, or `x_train`, `y_train` and the same for `test` and, if wanted, `val`.
 
-    `x` is `(n, ...)`, floats as they are or bytes that are read as 0..1; `y` holds the classes, as `class_labels` takes
-    them; `class_names` and `feature_names` are texts. `X` is taken for `x`. `x` and `y` alone are cut 60/20/20. Sizes
-    are checked in the headers before any array is read.
+    `x` is `(n, ...)`, floats as they are or bytes that are read as 0..1; `y` holds the targets, as `found_targets`
+    takes them, and may be left out; `class_names` and `feature_names` are texts. `X` is taken for `x`. `x` and `y`
+    alone are cut 60/20/20. Sizes are checked in the headers before any array is read.
     """
     path = Path(file)
     with open_file(path, "npz") as stream:
@@ -38,18 +39,18 @@ def open_npz(file: str) -> DataSource:
         infos = [found[key] for key in keys]
         check_unpacked(sum(i.file_size for i in infos), sum(i.compress_size for i in infos), str(path))
         arrays = {key.lower(): read_array(archive, found[key], f"{path}, {key}") for key in keys}
-    return from_arrays(f"npz:{file}", pairs(arrays, str(path)), *names_in(arrays, str(path)))
+    return from_arrays(f"npz:{file}", pairs(arrays, str(path)), *names_in(arrays, str(path)), wanted)
 
 
 def pairs(arrays: Mapping[str, np.ndarray], where: str) -> dict[str, Pair]:
-    """Split name -> (x, y), from arrays named `x`, `y` (the split is then called "all") or `x_train`, ..., `y_test`."""
+    """Split name -> (x, y or None), from arrays `x`, `y` (the split is then called "all") or `x_train` to `y_test`."""
     found: dict[str, Pair] = {}
     for split, suffix in {"all": "", **{name: f"_{name}" for name in _SPLITS}}.items():
-        has = [key for key in (f"x{suffix}", f"y{suffix}") if key in arrays]
-        if len(has) == 1:
-            raise InputError(f"{where}: expected x{suffix} and y{suffix}, got {has[0]} alone")
-        if has:
-            found[split] = (arrays[has[0]], arrays[has[1]])
+        x, y = arrays.get(f"x{suffix}"), arrays.get(f"y{suffix}")
+        if x is None and y is not None:
+            raise InputError(f"{where}: expected x{suffix} and y{suffix}, got y{suffix} alone")
+        if x is not None:
+            found[split] = (x, y)
     if not found:
         raise InputError(f"{where}: expected arrays x and y, or x_train, y_train, x_test, y_test; got none of them")
     return found
@@ -75,31 +76,35 @@ def names_in(arrays: Mapping[str, np.ndarray], where: str) -> tuple[tuple[str, .
 
 
 def from_arrays(
-    name: str, parts: Mapping[str, Pair], classes: tuple[str, ...] = (), feature_names: tuple[str, ...] = ()
+    name: str,
+    parts: Mapping[str, Pair],
+    classes: tuple[str, ...] = (),
+    feature_names: tuple[str, ...] = (),
+    wanted: WantedTargets | None = None,
 ) -> DataSource:
-    """A data set from split name -> (x, y): "all", or "train" with "val" or "test" or both.
+    """A data set from split name -> (x, y): "all", or "train" with "val" or "test" or both; y None without targets.
 
-    `classes` are their names, which int labels count in; `feature_names` those of the columns (or channels), or of the
-    flattened input.
+    `classes` are the names of classes or flags, which int labels count in; `feature_names` those of the columns
+    (or channels), or of the flattened input.
 
     Where one of val and test is missing, the other is the test split and a tenth of train is held out.
 
     Raises:
         InputError: parts that do not make three splits, x and y of different lengths, shapes that differ between
-            splits, labels that are no classes (see `class_labels`), NaN or infinite values.
+            splits, targets that are not what is wanted (see `found_targets`), NaN or infinite values.
     """
-    labels = class_labels({split: y for split, (_, y) in parts.items()}, name, classes)
-    tensors = {split: _samples(x, labels.indices[split], f"{name}, {split}") for split, (x, _) in parts.items()}
+    found = found_targets({split: y for split, (_, y) in parts.items()}, name, classes, wanted)
+    tensors = {split: _samples(x, found.values[split], f"{name}, {split}") for split, (x, _) in parts.items()}
     shapes = {split: tuple(x.shape[1:]) for split, (x, _, _) in tensors.items()}
     if len(set(shapes.values())) > 1:
         raise InputError(f"{name}: expected samples of one shape in every split, got {shapes}")
     shape = next(iter(shapes.values()))
     if feature_names and len(feature_names) not in (shape[0], math.prod(shape)):
         raise InputError(f"{name}: expected {shape[0]} feature names for inputs {shape}, got {len(feature_names)}")
-    return build(name, _three(tensors, name), labels.classes, feature_names, notes=labels.notes)
+    return build(name, _three(tensors, name), found.classes, feature_names, notes=found.notes, targets=found.info)
 
 
-def _three(tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor, float]], name: str) -> list[Dataset[object]]:
+def _three(tensors: Mapping[str, _Samples], name: str) -> list[Dataset[object]]:
     splits = {split: TensorSplit(*samples) for split, samples in tensors.items()}
     if set(splits) == {"all"}:
         return list(cut(*tensors["all"][:2], (0.6, 0.2, 0.2), tensors["all"][2]))
@@ -111,14 +116,15 @@ def _three(tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor, float]], name
     return [*cut(x, y, (0.9, 0.1), scale), splits["test" if "test" in splits else "val"]]
 
 
-def _samples(x: np.ndarray, y: np.ndarray, where: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _samples(x: np.ndarray, y: torch.Tensor | None, where: str) -> _Samples:
     x = np.asarray(x)
-    if x.ndim < 2 or len(x) != len(y):
-        raise InputError(f"{where}: expected x of shape ({len(y)}, ...), one sample per label, got {x.shape}")
-    if len(y) == 0:
+    if x.ndim < 2 or (y is not None and len(x) != len(y)):
+        n = "n" if y is None else len(y)
+        raise InputError(f"{where}: expected x of shape ({n}, ...), one sample per label, got {x.shape}")
+    if len(x) == 0:
         raise InputError(f"{where}: expected at least one sample, got none")
     tensor, scale = to_tensor(x, where)
-    return tensor, torch.from_numpy(y), scale
+    return tensor, y, scale
 
 
 def _wanted(found: Mapping[str, object], path: Path) -> list[str]:

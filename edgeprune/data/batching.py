@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from edgeprune.data.splits import TensorSplit, check_finite, class_index
-from edgeprune.data.usersplit import UserSplit
+from edgeprune.data.splits import TensorSplit, check_finite
+from edgeprune.data.usersplit import UserSplit, target_of
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.records import DataSource, ModelInfo, Normalization
 from edgeprune.usercode import calling_user_code, running_user_code
@@ -20,8 +20,8 @@ from edgeprune.usercode import calling_user_code, running_user_code
 
 def batches(
     split: Dataset[Any], batch_size: int, *, shuffle: bool = False, seed: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """All samples of a split, once, as raw batches: x float32 `(batch, ...)`, y int64 `(batch,)`.
+) -> Iterator[tuple[Tensor, Any]]:
+    """All samples of a split, once, as raw batches: x float32 `(batch, ...)` and targets, see `read`.
 
     The order is that of `order`.
     """
@@ -59,8 +59,11 @@ class Share:
 
 def read(
     split: Dataset[Any], indices: Sequence[Tensor], workers: int = 0, seed: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The samples at each of `indices`, as raw batches: x float32 `(batch, ...)`, y int64 `(batch,)`.
+) -> Iterator[tuple[Tensor, Any]]:
+    """The samples at each of `indices`, as raw batches: x float32 `(batch, ...)` and targets `(batch, ...)`.
+
+    Targets that are whole numbers are int64, floats float32. Dicts, lists and tuples, which may differ in size from
+    sample to sample, come as a list of them; where there are no targets, None.
 
     Args:
         workers: so many processes read ahead; a split in memory needs none.
@@ -98,7 +101,7 @@ class _Batches(Dataset[Any]):
     def __init__(self, split: Dataset[Any]) -> None:
         self.split = split
 
-    def __getitem__(self, index: np.ndarray) -> tuple[Tensor, Tensor] | EdgepruneError:
+    def __getitem__(self, index: np.ndarray) -> tuple[Tensor, Any] | EdgepruneError:
         try:
             with running_user_code():
                 return _take(self.split, torch.from_numpy(index))
@@ -110,14 +113,12 @@ def _only(batch: list[Any]) -> Any:
     return batch[0]
 
 
-def _take(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Tensor]:
+def _take(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Any]:
     if isinstance(split, TensorSplit):
         return split.take(index)
-    if isinstance(split, TensorDataset) and len(split.tensors) == 2:
-        labels = split.tensors[1][index]
-        if labels.dim() != 1 or labels.is_floating_point():
-            class_index(labels[0])  # for what it says of it
-        x, y = split.tensors[0][index].to(torch.float32), labels.reshape(len(index)).to(torch.int64)
+    if isinstance(split, TensorDataset) and len(split.tensors) <= 2:
+        x, *targets = (tensor[index] for tensor in split.tensors)
+        x, y = x.to(torch.float32), _plain(targets[0]) if targets else None
     else:
         x, y = _stacked(split, index)
     # TensorSplits were checked when they were made; these come from the user's own code.
@@ -125,13 +126,44 @@ def _take(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _stacked(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Tensor]:
+def _stacked(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Any]:
     if isinstance(split, UserSplit):
         with calling_user_code(f"{split.where}: reading samples {int(index[0])} and on raised"):
             return _stacked(split.split, index)
     samples = [split[int(i)] for i in index]
-    x = torch.stack([torch.as_tensor(sample[0], dtype=torch.float32) for sample in samples])
-    return x, torch.tensor([class_index(sample[1]) for sample in samples], dtype=torch.int64)
+    inputs = [sample[0] if isinstance(sample, (tuple, list)) else sample for sample in samples]
+    x = torch.stack([torch.as_tensor(one, dtype=torch.float32) for one in inputs])
+    return x, _collated([target_of(sample) for sample in samples])
+
+
+def _collated(targets: Sequence[Any]) -> Any:
+    """The targets of a batch: numbers and arrays stacked, what holds several of them in a list.
+
+    Raises:
+        InputError: none of these, or arrays of different shapes.
+    """
+    if all(target is None for target in targets):
+        return None
+    if any(isinstance(target, (Mapping, list, tuple)) for target in targets):
+        return list(targets)
+    arrays = [_numbers(target) for target in targets]
+    shapes = sorted({tuple(array.shape) for array in arrays})
+    if len(shapes) > 1:
+        raise InputError(f"targets: expected one shape for all samples, got {shapes[0]} and {shapes[1]}")
+    return _plain(torch.stack(arrays))
+
+
+def _numbers(target: Any) -> Tensor:
+    if isinstance(target, Tensor):
+        return target.detach().cpu()
+    array = np.asarray(target)
+    if array.dtype.kind not in "iubf":
+        raise InputError(f"targets: expected numbers or arrays of them, got {array.dtype} {array.shape}")
+    return torch.as_tensor(array)
+
+
+def _plain(targets: Tensor) -> Tensor:
+    return targets.to(torch.float32 if targets.is_floating_point() else torch.int64)
 
 
 def normalize(x: Tensor, normalization: Normalization) -> Tensor:
@@ -154,16 +186,14 @@ def normalize(x: Tensor, normalization: Normalization) -> Tensor:
 
 
 def check_fits(data: DataSource, info: ModelInfo, n_outputs: int | None) -> None:
-    """Raise InputError when the shape, the class count or the column names of the data do not fit the model."""
+    """Raise InputError when the shape, the number of classes or the column names of the data do not fit the model."""
     if tuple(data.input_shape) != tuple(info.input_shape):
         raise InputError(
             f"data {data.name}: the model expects inputs of shape {tuple(info.input_shape)}, "
             f"got {tuple(data.input_shape)}"
         )
-    n_classes = len(info.classes) or n_outputs
-    for expected in {n_outputs, n_classes} - {None}:
-        if expected != len(data.classes):
-            raise InputError(f"data {data.name}: the model has {expected} classes, got {len(data.classes)}")
+    if data.targets.kind == "classes":
+        _check_classes(data, info, n_outputs)
     if info.feature_names and data.feature_names and info.feature_names != data.feature_names:
         pairs = zip(info.feature_names, data.feature_names, strict=False)
         at = next(i for i, (expected, got) in enumerate(pairs) if expected != got)
@@ -171,6 +201,13 @@ def check_fits(data: DataSource, info: ModelInfo, n_outputs: int | None) -> None
             f"data {data.name}: column {at} differs from the model's: expected {info.feature_names[at]!r}, "
             f"got {data.feature_names[at]!r}"
         )
+
+
+def _check_classes(data: DataSource, info: ModelInfo, n_outputs: int | None) -> None:
+    n_classes = len(info.classes) or n_outputs
+    for expected in {n_outputs, n_classes} - {None}:
+        if expected != len(data.classes):
+            raise InputError(f"data {data.name}: the model has {expected} classes, got {len(data.classes)}")
 
 
 def first_inputs(split: Dataset[Any], count: int | None) -> np.ndarray:

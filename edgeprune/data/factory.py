@@ -11,19 +11,23 @@ import numpy as np
 import torch
 
 from edgeprune.data.arrays import NAMES, Pair, from_arrays, names_in, pairs
-from edgeprune.data.usersplit import guarded
+from edgeprune.data.usersplit import described, guarded
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource
+from edgeprune.records import DataSource, WantedTargets
 from edgeprune.usercode import calling_user_code
 from edgeprune.userfile import literal, load_function
 
+_SPLITS = ("train", "val", "test")
 
-def open_factory(file: str, function: str, options: Mapping[str, str], seed: int) -> DataSource:
+
+def open_factory(
+    file: str, function: str, options: Mapping[str, str], seed: int, wanted: WantedTargets | None = None
+) -> DataSource:
     """Call the factory with `options` (read as Python literals, else as strings), and with `seed` if it takes one.
 
     It returns a DataSource; or (x, y) arrays of train, val and test as a tuple of three pairs or as a dict; or
-    one pair, which is cut 60/20/20; or a dict named as in an .npz file. A dict may have `class_names` and
-    `feature_names` too.
+    one pair, which is cut 60/20/20; or x alone, without targets; or a dict named as in an .npz file. A dict may have
+    `class_names` and `feature_names` too.
     """
     where = f"{file}:{function}"
     factory = load_function(Path(file), function)
@@ -33,28 +37,34 @@ def open_factory(file: str, function: str, options: Mapping[str, str], seed: int
             arguments.setdefault("seed", seed)
         made = factory(**arguments)
         if isinstance(made, DataSource):
-            return _checked(guarded(made, where), where)
+            return _checked(guarded(described(made), where), where)
         parts, names = _parts(made, where), _names(made, where)
-    return from_arrays(where, parts, *names)
+    return from_arrays(where, parts, *names, wanted)
 
 
 def _parts(made: Any, where: str) -> dict[str, Pair]:
-    """Split name -> (x, y) from what a factory returned."""
-    if isinstance(made, tuple | list) and len(made) == 3 and all(_is_pair(part) for part in made):
-        made = dict(zip(("train", "val", "test"), made, strict=True))
-    if _is_pair(made):
-        made = {"x": made[0], "y": made[1]}
+    """Split name -> (x, y), or (x, None) without targets, from what a factory returned."""
+    made = _named(made)
     if not isinstance(made, Mapping):
         raise InputError(
             f"{where}: expected a DataSource, (x, y) arrays, or those of train, val and test; got {type(made).__name__}"
         )
-    if any(key in made for key in ("train", "val", "test")):
-        made = {key: part for key, part in made.items() if key not in NAMES}
-        wrong = [key for key, part in made.items() if key not in ("train", "val", "test") or not _is_pair(part)]
-        if wrong:
-            raise InputError(f"{where}: expected (x, y) arrays under train, val and test, got {wrong[0]!r}")
-        return {key: (_array(part[0]), _array(part[1])) for key, part in made.items()}
-    return pairs({str(key).lower(): _array(value) for key, value in made.items()}, where)
+    if not any(key in made for key in _SPLITS):
+        return pairs({str(key).lower(): _array(value) for key, value in made.items()}, where)
+    made = {key: part for key, part in made.items() if key not in NAMES}
+    wrong = [key for key, part in made.items() if key not in _SPLITS or not _is_part(part)]
+    if wrong:
+        raise InputError(f"{where}: expected (x, y) arrays under train, val and test, got {wrong[0]!r}")
+    return {key: _arrays(part) for key, part in made.items()}
+
+
+def _named(made: Any) -> Any:
+    """Arrays without names as a mapping: three parts are train, val and test, one is x and y or x alone."""
+    if isinstance(made, tuple | list) and len(made) == 3 and all(_is_part(part) for part in made):
+        return dict(zip(_SPLITS, made, strict=True))
+    if _is_pair(made):
+        return {"x": made[0], "y": made[1]}
+    return {"x": made} if isinstance(made, np.ndarray | torch.Tensor) else made
 
 
 def _names(made: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -66,6 +76,15 @@ def _names(made: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _is_pair(value: Any) -> bool:
     arrays = (np.ndarray, torch.Tensor)
     return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(part, arrays) for part in value)
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, np.ndarray | torch.Tensor) or _is_pair(value)
+
+
+def _arrays(part: Any) -> Pair:
+    """The (x, y) of a split, or x alone."""
+    return (_array(part[0]), _array(part[1])) if _is_pair(part) else (_array(part), None)
 
 
 def _array(value: Any) -> np.ndarray:

@@ -55,7 +55,7 @@ def class_labels(values: Mapping[str, np.ndarray], name: str, classes: Sequence[
 def _flat(values: Mapping[str, np.ndarray], name: str) -> tuple[dict[str, np.ndarray], int]:
     """Labels `(n,)` of each split, all of one kind, and the width of one-hot rows, or 0."""
     arrays = {split: _column(np.asarray(value)) for split, value in values.items()}
-    widths = {y.shape[1] if _is_one_hot(y) else 0 for y in arrays.values()}
+    widths = {y.shape[1] if is_one_hot(y) else 0 for y in arrays.values()}
     if len(widths) == 1 and widths != {0}:
         return {split: y.argmax(axis=1) for split, y in arrays.items()}, widths.pop()
     _check_kinds(arrays, name)
@@ -81,10 +81,11 @@ def _expected(y: np.ndarray) -> str:
     if y.dtype.kind != "f" or not y.size:
         return text
     shown = _some([f"{value:g}" for value in y.ravel()[:_SHOWN]])
-    return f"{text} such as {shown}; if these are classes give them as ints, targets of a regression are not supported"
+    return f"{text} such as {shown}; if these are classes give them as ints, else as targets of a regression"
 
 
-def _is_one_hot(y: np.ndarray) -> bool:
+def is_one_hot(y: np.ndarray) -> bool:
+    """Whether it holds rows with a single 1 among 0."""
     if y.ndim != 2 or y.shape[1] < 2 or not len(y) or y.dtype.kind not in "iubf":
         return False
     return bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
@@ -134,7 +135,7 @@ def with_classes_of(data: DataSource, classes: Sequence[str], n_outputs: int | N
     if not names and n_outputs is not None and len(data.classes) < n_outputs <= MAX_CLASSES:  # a file may state any
         names = tuple(map(str, range(n_outputs)))
         why = f"labels are the numbers of the network's {n_outputs} outputs"
-    if data.classes == names or not set(data.classes) <= set(names):
+    if data.targets.kind != "classes" or data.classes == names or not set(data.classes) <= set(names):
         return data
     place = {name: number for number, name in enumerate(names)}
     return _renumbered(data, [place[name] for name in data.classes], names, why)

@@ -16,7 +16,7 @@ from edgeprune.data.images import DEFAULT_SIZE, open_image_folder
 from edgeprune.data.table import open_csv
 from edgeprune.data.vision import open_caltech, open_cifar, open_idx_set
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource
+from edgeprune.records import DataSource, WantedTargets
 
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 KNOWN = (
@@ -33,6 +33,7 @@ class _Spec:
     kind: str
     place: str | None
     options: Mapping[str, str]
+    wanted: WantedTargets | None = None
 
     def required_place(self) -> str:
         if not self.place:
@@ -54,9 +55,9 @@ _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
     "cifar100": (lambda spec: open_cifar("cifar100", spec.place), ()),
     "caltech101": (lambda spec: open_caltech(spec.place, spec.size()), ("size",)),
     "imagefolder": (lambda spec: open_image_folder(spec.required_place(), spec.size()), ("size",)),
-    "npz": (lambda spec: open_npz(spec.required_place()), ()),
+    "npz": (lambda spec: open_npz(spec.required_place(), spec.wanted), ()),
     "csv": (
-        lambda spec: open_csv(spec.required_place(), spec.options.get("target"), spec.options),
+        lambda spec: open_csv(spec.required_place(), spec.options.get("target"), spec.options, spec.wanted),
         ("target", *dialect.OPTIONS),
     ),
 }
@@ -74,11 +75,12 @@ def place_of(spec: str) -> str | None:
     return os.path.expanduser(place) or None
 
 
-def open_data(spec: str, *, seed: int = 0) -> DataSource:
+def open_data(spec: str, *, seed: int = 0, wanted: WantedTargets | None = None) -> DataSource:
     """Open the data set that `spec` names; nothing is downloaded.
 
     The splits never depend on `seed`: a model trained with one seed and compressed with another must not be tested on
-    what it was trained on. It is handed to a factory that has a parameter of that name.
+    what it was trained on. It is handed to a factory that has a parameter of that name. `wanted` says what the targets
+    of arrays and tables are read as; else they are what they look like, see `found_targets`.
 
     Example: `open_data("digits").input_shape == (1, 8, 8)`.
 
@@ -92,7 +94,7 @@ def open_data(spec: str, *, seed: int = 0) -> DataSource:
         raise InputError(f"data {spec!r}: expected key=value&key=value after '?', got {query!r}") from None
     match = _FACTORY.fullmatch(head)
     if match:
-        return open_factory(os.path.expanduser(match["file"]), match["function"], options, seed)
+        return open_factory(os.path.expanduser(match["file"]), match["function"], options, seed, wanted)
     kind, _, place = head.partition(":")
     if head == "digits" and not query:
         return open_digits()
@@ -102,4 +104,4 @@ def open_data(spec: str, *, seed: int = 0) -> DataSource:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InputError(f"data {spec!r}: expected options {', '.join(known) or '(none)'}, got {unknown[0]!r}")
-    return opener(_Spec(spec, kind, os.path.expanduser(place) if place else None, options))
+    return opener(_Spec(spec, kind, os.path.expanduser(place) if place else None, options, wanted))

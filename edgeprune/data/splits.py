@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource, Normalization
+from edgeprune.records import CLASSES, DataSource, Normalization, Targets
 
 SPLIT_SEED = 20240229  # never the user's seed: train and compress must agree on what the test split is
 MAX_STATISTICS_SAMPLES = 2000  # a lazily read set is measured on this many samples, evenly spaced
@@ -19,9 +19,12 @@ _CHUNK_ELEMENTS = 2**22  # of what is held as float64 at a time
 
 
 class TensorSplit(Dataset[Any]):
-    """A split in memory: `x` `(n, ...)` float32, or uint8 that is read as float32 times `scale`; `y` int64 `(n,)`."""
+    """A split in memory: `x` `(n, ...)` float32, or uint8 that is read as float32 times `scale`.
 
-    def __init__(self, x: Tensor, y: Tensor, scale: float = 1.0) -> None:
+    `y` are the targets `(n, ...)`, e.g. classes int64 `(n,)`; None where there are none.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor | None, scale: float = 1.0) -> None:
         self.x, self.y, self.scale = x, y, scale
 
     @property
@@ -32,12 +35,13 @@ class TensorSplit(Dataset[Any]):
     def __len__(self) -> int:
         return self.x.shape[0]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._raw(self.x[index]), int(self.y[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        x, y = self._raw(self.x[index]), None if self.y is None else self.y[index]
+        return x, int(y) if y is not None and y.dim() == 0 and not y.is_floating_point() else y
 
-    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The samples at `index` `(k,)`: x float32 `(k, ...)` and y int64 `(k,)`."""
-        return self._raw(self.x[index]), self.y[index]
+    def take(self, index: Tensor) -> tuple[Tensor, Any]:
+        """The samples at `index` `(k,)`: x float32 `(k, ...)` and y `(k, ...)`, or None."""
+        return self._raw(self.x[index]), None if self.y is None else self.y[index]
 
     def _raw(self, x: Tensor) -> Tensor:
         return x if x.dtype == torch.float32 and self.scale == 1.0 else x.to(torch.float32) * self.scale
@@ -57,22 +61,8 @@ class LazySplit(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        x, y = self.dataset[int(self.index[index])]
-        return x, class_index(y)
-
-
-def class_index(value: Any) -> int:
-    """A sample's label as an int; InputError for a float, which would be cut, or for what is no single number."""
-    if type(value) is int:
-        return value
-    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-    if array.size != 1 or array.dtype.kind not in "iub":
-        got = f"{array.dtype} {array.shape}" if array.size != 1 or array.dtype.kind != "f" else f"{array.item():g}"
-        raise InputError(
-            f"labels: expected one int a sample, its class, got {got}; targets of a regression are not supported"
-        )
-    return int(array.item())
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[int(self.index[index])]
 
 
 def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int = SPLIT_SEED) -> list[np.ndarray]:
@@ -99,10 +89,11 @@ def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int = SPLIT
     return [np.sort(np.concatenate(part)) if part else np.empty(0, np.int64) for part in parts]
 
 
-def cut(x: Tensor, y: Tensor, fractions: Sequence[float], scale: float = 1.0) -> list[TensorSplit]:
-    """Stratified parts of the samples `x` `(n, ...)` with labels `y` `(n,)`."""
-    parts = stratified(y.numpy(), fractions)
-    return [TensorSplit(x[torch.from_numpy(part)], y[torch.from_numpy(part)], scale) for part in parts]
+def cut(x: Tensor, y: Tensor | None, fractions: Sequence[float], scale: float = 1.0) -> list[TensorSplit]:
+    """Parts of the samples `x` `(n, ...)` with targets `y` `(n, ...)`; by classes, where these are int `(n,)`."""
+    labels = np.zeros(len(x), np.int64) if y is None or y.dim() != 1 or y.is_floating_point() else y.numpy()
+    parts = [torch.from_numpy(part) for part in stratified(labels, fractions)]
+    return [TensorSplit(x[part], None if y is None else y[part], scale) for part in parts]
 
 
 def to_tensor(array: np.ndarray, where: str) -> tuple[Tensor, float]:
@@ -171,19 +162,20 @@ def _chunks(split: Dataset[Any]) -> Iterator[Tensor]:
         yield split[int(index)][0].unsqueeze(0)
 
 
-def build(
+def build(  # noqa: PLR0913 - the fields of a DataSource
     name: str,
     splits: Sequence[Dataset[Any]],
     classes: Sequence[str],
     feature_names: Sequence[str] = (),
     notes: Sequence[str] = (),
+    targets: Targets = CLASSES,
 ) -> DataSource:
     """A DataSource from train, val and test; the normalisation is measured on train.
 
     Raises:
         InputError: an empty split, fewer than two classes, or samples without a feature dim.
     """
-    if len(classes) < 2:
+    if targets.kind == "classes" and len(classes) < 2:
         raise InputError(f"{name}: expected at least 2 classes, got {len(classes)}")
     for split_name, split in zip(("train", "val", "test"), splits, strict=True):
         if len(split) == 0:  # type: ignore[arg-type]
@@ -209,4 +201,5 @@ def build(
         feature_names=tuple(feature_names),
         byte_scale=getattr(train, "byte_scale", None),
         notes=tuple(notes),
+        targets=targets,
     )

@@ -1,4 +1,4 @@
-"""CSV tables: numeric columns are the input features, one column is the class."""
+"""CSV tables: numeric columns are the input features, one column is the class or the number to be foretold."""
 
 from __future__ import annotations
 
@@ -13,22 +13,31 @@ import torch
 from edgeprune.data.dialect import HEAD_BYTES, Dialect, detect, no_target
 from edgeprune.data.limits import MAX_CLASSES, need
 from edgeprune.data.splits import build, cut
+from edgeprune.data.targets import FoundTargets, found_targets
 from edgeprune.errors import InputError
 from edgeprune.lines import error_text, one_line, shown
 from edgeprune.reading import open_file
-from edgeprune.records import DataSource
+from edgeprune.records import CLASSES, DataSource, Targets, WantedTargets
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 MAX_COLUMNS = 32_768
+_FRACTIONS = (0.6, 0.2, 0.2)
 
 
-def open_csv(file: str, target: str | None = None, asked: Mapping[str, str] | None = None) -> DataSource:
-    """A table with a header line, cut 60/20/20: x float32 `(n_columns,)`, y the class in the column `target`.
+def open_csv(
+    file: str,
+    target: str | None = None,
+    asked: Mapping[str, str] | None = None,
+    wanted: WantedTargets | None = None,
+) -> DataSource:
+    """A table with a header line, cut 60/20/20: x float32 `(n_columns,)`, y the class or number in the column `target`.
 
-    Classes are the target's values, sorted; features keep the names and the order of their columns. How the table is
-    written is found out, see `edgeprune.data.dialect`, unless it is `asked`.
+    Classes are the target's values, sorted; a target of decimal numbers is a value, and so are whole ones where values
+    are wanted. Where no targets are wanted none has to be named: every column is then a feature. Features keep the
+    names and the order of their columns. How the table is written is found out, see `edgeprune.data.dialect`, unless it
+    is `asked`.
 
     Raises:
         InputError: pandas is missing; not a table; no such target; columns that are not numeric; missing values.
@@ -41,13 +50,17 @@ def open_csv(file: str, target: str | None = None, asked: Mapping[str, str] | No
         _check_width(head, dialect, path)
         table.seek(0)
         frame = _read(pandas, table, path, dialect)
+    if target is None and wanted is not None and wanted.kind == "none":
+        x, names = _features(frame, path)
+        return build(f"csv:{file}", cut(x, None, _FRACTIONS), (), names, dialect.notes, Targets("none"))
     if target is None or target not in frame.columns:
         raise no_target(dialect, path, list(frame.columns), target, _some(list(frame.columns)))
     if dialect.first.count(target) > 1:
         raise InputError(f"{path}: expected one column {shown(target)}, got {dialect.first.count(target)}")
     x, names = _features(frame.drop(columns=[target]), path)
-    y, classes = _classes(frame[target], path, target)
-    return build(f"csv:{file}", cut(x, y, (0.6, 0.2, 0.2)), classes, names, notes=dialect.notes)
+    found = _targets(frame[target], path, target, wanted or WantedTargets())
+    parts = cut(x, found.values["all"], _FRACTIONS)
+    return build(f"csv:{file}", parts, found.classes, names, dialect.notes, found.info)
 
 
 def _read(pandas: Any, file: BinaryIO, path: Path, dialect: Dialect) -> DataFrame:
@@ -98,11 +111,21 @@ def _features(frame: DataFrame, path: Path) -> tuple[torch.Tensor, list[str]]:
     return torch.from_numpy(x), names
 
 
+def _targets(column: Any, path: Path, target: str, wanted: WantedTargets) -> FoundTargets:
+    missing = np.flatnonzero(column.isna().to_numpy())
+    if len(missing):
+        raise InputError(f"{path}, row {missing[0] + 1}, column {shown(target)}: expected a target, got nothing")
+    kind = wanted.kind
+    if kind in (None, "none"):
+        kind = "values" if column.dtype.kind == "f" else "classes"
+    if kind != "classes":
+        return found_targets({"all": column.to_numpy()}, f"{path}, column {shown(target)}", (), WantedTargets(kind))
+    y, classes = _classes(column, path, target)
+    return FoundTargets({"all": y}, CLASSES, tuple(classes))
+
+
 def _classes(values: Any, path: Path, target: str) -> tuple[torch.Tensor, list[str]]:
     """Class indices int64 `(n_rows,)` and class names."""
-    missing = np.flatnonzero(values.isna().to_numpy())
-    if len(missing):
-        raise InputError(f"{path}, row {missing[0] + 1}, column {shown(target)}: expected a class, got nothing")
     if values.dtype.kind == "f":
         raise InputError(f"{path}, column {shown(target)}: expected ints or strings as classes, got {values.dtype}")
     unique = values.unique().tolist()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from edgeprune.data.splits import TensorSplit
-from edgeprune.records import DataSource
+from edgeprune.data.splits import MAX_STATISTICS_SAMPLES, TensorSplit
+from edgeprune.data.targets import spread_of
+from edgeprune.records import DataSource, Targets
 from edgeprune.usercode import calling_user_code
 
 
@@ -25,6 +29,36 @@ class UserSplit(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         with calling_user_code(f"{self.where}: sample {index} raised"):
             return self.split[index]
+
+
+def described(source: DataSource) -> DataSource:
+    """The data set with what its targets are, where it does not say: by the first sample of train.
+
+    Without names of classes they are no class labels. The spread of values is measured on some of train, evenly spaced.
+    """
+    if source.classes or source.targets != Targets() or not len(source.train):  # type: ignore[arg-type]
+        return source
+    n_samples = len(source.train)  # type: ignore[arg-type]
+    chosen = np.unique(np.linspace(0, n_samples - 1, min(n_samples, MAX_STATISTICS_SAMPLES)).astype(int))
+    first = target_of(source.train[0])
+    if not _is_float(first):
+        return replace(source, targets=Targets("none" if first is None else "other"))
+    values = [np.asarray(torch.as_tensor(target_of(source.train[int(i)]))) for i in chosen]
+    shape = values[0].shape
+    if any(value.shape != shape for value in values):
+        return replace(source, targets=Targets("other"))
+    return replace(source, targets=Targets("values", () if shape == (1,) else shape, spread_of(np.stack(values))))
+
+
+def target_of(sample: Any) -> Any:
+    """A sample's target; None of an input alone."""
+    return sample[1] if isinstance(sample, (tuple, list)) and len(sample) > 1 else None
+
+
+def _is_float(target: Any) -> bool:
+    if target is None or isinstance(target, (Mapping, tuple, list, str)):
+        return False
+    return torch.as_tensor(target).is_floating_point()
 
 
 def guarded(source: DataSource, where: str) -> DataSource:

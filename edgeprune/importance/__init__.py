@@ -11,6 +11,8 @@ from edgeprune.graph.groups import ChannelGraph
 from edgeprune.importance import criteria
 from edgeprune.importance.activation import Batches
 from edgeprune.importance.units import Scores, Tensors, protected
+from edgeprune.tasks.classification import CLASSIFICATION
+from edgeprune.tasks.task import Task
 
 # Those that need nothing but the weights.
 BY_WEIGHTS: Mapping[str, Callable[[ChannelGraph, Tensors], Scores]] = {
@@ -21,20 +23,27 @@ BY_WEIGHTS: Mapping[str, Callable[[ChannelGraph, Tensors], Scores]] = {
     "fpgm": criteria.fpgm,
 }
 # Those that need real batches.
-BY_DATA: Mapping[str, Callable[[ExportedProgram, ChannelGraph, Batches], Scores]] = {
+BY_DATA: Mapping[str, Callable[[ExportedProgram, ChannelGraph, Batches, Task], Scores]] = {
     "taylor": criteria.taylor,
-    "activation": criteria.activation,
+    "activation": lambda program, graph, batches, task: criteria.activation(program, graph, batches),
 }
 
 
-def score(
-    program: ExportedProgram, graph: ChannelGraph, criterion: str, *, batches: Batches = (), seed: int = 0
+def score(  # noqa: PLR0913 - whose units, by what, and what they are looked at with
+    program: ExportedProgram,
+    graph: ChannelGraph,
+    criterion: str,
+    *,
+    batches: Batches = (),
+    seed: int = 0,
+    task: Task = CLASSIFICATION,
 ) -> Scores:
     """Scores `(n_units,)` for each group by one of the catalog's criteria; higher matters more.
 
     Args:
-        batches: normalised inputs and classes, for "taylor" and "activation".
+        batches: normalised inputs and targets, for "taylor" and "activation".
         seed: for "random".
+        task: what "taylor" takes the gradients of.
 
     Raises:
         InputError: an unknown criterion, or one that the network or the data do not serve.
@@ -43,7 +52,7 @@ def score(
     if criterion in BY_WEIGHTS:
         return BY_WEIGHTS[criterion](graph, {**program.constants, **program.state_dict})
     if criterion in BY_DATA:
-        return BY_DATA[criterion](program, graph, batches)
+        return BY_DATA[criterion](program, graph, batches, task)
     return criteria.random_scores(graph, seed)
 
 

@@ -15,7 +15,7 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.ops.contraction import is_transposed
 from edgeprune.graph.ops.registry import Kind, kind_of
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Any]]  # normalised inputs and targets
 
 
 def mean_activations(program: ExportedProgram, batches: Batches) -> dict[tuple[str, int], np.ndarray] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
@@ -15,6 +15,8 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph, Slot
 from edgeprune.importance.activation import Batches, mean_activations
 from edgeprune.importance.units import Scores, Tensors, along, by_unit, relative, tensor_slots, vectors
+from edgeprune.tasks.classification import CLASSIFICATION
+from edgeprune.tasks.task import Task
 
 _FAST = "use_mm_for_euclid_dist"  # within 1e-7 of the norms, in float64
 
@@ -83,12 +85,12 @@ def batch_norm_scales(graph: ChannelGraph) -> set[str]:
     return {names[weight.name] for weight in weights if isinstance(weight, torch.fx.Node) and weight.name in names}
 
 
-def taylor(program: ExportedProgram, graph: ChannelGraph, batches: Batches) -> Scores:
+def taylor(program: ExportedProgram, graph: ChannelGraph, batches: Batches, task: Task = CLASSIFICATION) -> Scores:
     """First-order effect on the loss of removing a unit, over real batches.
 
     The mean over batches of `(sum of g w over the unit's weights in a tensor) ** 2`, summed over its tensors (Molchanov
     et al., Importance Estimation for Neural Network Pruning, CVPR 2019). `batches` yields normalised inputs and
-    classes.
+    the targets of the task.
     """
     module = Program.adopt(program).module()
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -96,7 +98,7 @@ def taylor(program: ExportedProgram, graph: ChannelGraph, batches: Batches) -> S
     n_batches = 0
     for x, y in batches:
         module.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(module(x), y).backward()
+        task.scoring(module(x), y, seed=n_batches).backward()
         n_batches += 1
         for total, step in zip(totals, effects(graph, parameters), strict=True):
             total += step

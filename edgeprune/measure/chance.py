@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
+from edgeprune.data import order
 from edgeprune.data.splits import LazySplit
 from edgeprune.errors import InputError
 from edgeprune.formats.normalizing import other_normalizations
 from edgeprune.formats.pretrained import option_text
 from edgeprune.graph.capture import Program
 from edgeprune.records import IDENTITY, DataSource, Model, Normalization
+from edgeprune.tasks.classification import CLASSIFICATION, scores
 from edgeprune.tasks.intervals import Luck, compare_accuracy, luck
-from edgeprune.training import answers
+from edgeprune.training import outputs_of
 
+_BATCH = 512
 _MOST_SAMPLES = 1000
 _FEW_SAMPLES = 200  # to look whether another normalisation would do better
 _CLEARLY = 0.01  # p of McNemar's test
@@ -88,4 +92,10 @@ def _some_of(split: Dataset[object], count: int) -> Dataset[object]:
 
 
 def _answers(model: Model, split: Dataset[object], normalization: Normalization) -> Answers:
-    return answers(Program.adopt(model.program).frozen_module(), split, normalization)
+    """The predicted and the true classes of a split, int64 `(n_samples,)` each, in its order."""
+    module = Program.adopt(model.program).frozen_module()
+    indices = order(len(split), _BATCH)  # type: ignore[arg-type]
+    answered = outputs_of(module, split, normalization, indices)
+    pairs = [(scores(outputs).argmax(dim=1), CLASSIFICATION.targets(y)) for _, outputs, y in answered]
+    predicted, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*pairs, strict=True))
+    return predicted, labels

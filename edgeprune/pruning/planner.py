@@ -24,6 +24,8 @@ from edgeprune.pruning.own_forward import even_step, evened, not_taken
 from edgeprune.pruning.plan import PlannedGroup, PruningPlan
 from edgeprune.pruning.surgery import kept_state
 from edgeprune.records import InputFeatures
+from edgeprune.tasks.classification import CLASSIFICATION
+from edgeprune.tasks.task import Task
 
 _NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
 
@@ -46,6 +48,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     appliable: bool = False,
     leave: Collection[str] = (),
     scores: Scores | None = None,
+    task: Task = CLASSIFICATION,
 ) -> PruningPlan:
     """Choose the units to keep: globally over all groups, least important first, until the costs are within budget.
 
@@ -62,7 +65,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         n_features: how many input features to keep at most: exactly so many where they go one by one, fewer where they
             are a layer's channels too (a depthwise first layer) and the costs are not met otherwise; None lets them
             compete with the channels.
-        batches: normalised inputs and class numbers, for the criteria that look at data.
+        batches: normalised inputs and the task's targets, for the criteria that look at data.
         seed: for "random".
         device: what a unit saves is then milliseconds on this device, whatever the budget is in.
         keep_latency: largest share of the milliseconds that `device` foretells to keep, in (0, 1].
@@ -71,6 +74,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
             equally wide, and groups of which a line says the size (`x.view(-1, 512)`) are left alone.
         leave: layers or groups whose units all stay, by name.
         scores: `(n_units,)` for each group, where they are known already: by this criterion, from elsewhere.
+        task: what the network is for, whose loss "taylor" goes by.
 
     Raises:
         InputError: a number is out of range, a latency is asked for without a device, no group is called so, or the
@@ -81,7 +85,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     _check_numbers(shares, align, device)
     stair = 1 if device is None else main_step(graph, device)
     if scores is None:
-        scores = score(program, graph, criterion, batches=batches, seed=seed)
+        scores = score(program, graph, criterion, batches=batches, seed=seed, task=task)
     _check_scores(graph, scores)
     eligible = _eligible(graph, named_groups(graph, leave), exact_only)
     while True:

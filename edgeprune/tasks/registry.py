@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource, TargetKind
+from edgeprune.records import DataSource, TargetKind, WantedTargets
 from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.match import Match
 from edgeprune.tasks.multilabel import Multilabel
@@ -48,7 +48,7 @@ def _classification(data: DataSource, options: Mapping[str, str]) -> Task:
 
 
 def _segmentation(data: DataSource, options: Mapping[str, str]) -> Task:
-    return Segmentation(ignored_value(options), len(data.classes) or None)
+    return Segmentation(_ignored_value(options), len(data.classes) or None)
 
 
 _BUILDERS: Mapping[str, tuple[Callable[[DataSource, Mapping[str, str]], Task], tuple[str, ...]]] = {
@@ -85,22 +85,22 @@ def open_task(spec: str | None, data: DataSource) -> Task:
     return _BUILDERS[head][0](data, options)
 
 
-def wanted_targets(spec: str | None) -> TargetKind | None:
-    """What the data are to be read as for a task; None leaves it to the data.
+def wanted_targets(spec: str | None) -> WantedTargets:
+    """What the targets of the data are to be read as for a task.
 
     Raises:
         InputError: an unknown task or option.
     """
     if spec is None:
-        return None
+        return WantedTargets()
     head, options = _parsed(spec)
     if _FACTORY.fullmatch(head):
-        return None
+        return WantedTargets()
     _check_known(spec, head, options)
-    return TARGETS[head]
+    return WantedTargets(TARGETS[head], _ignored_value(options))
 
 
-def ignored_value(options: Mapping[str, str]) -> int | None:
+def _ignored_value(options: Mapping[str, str]) -> int | None:
     """The value of masks that counts nowhere, from `ignore=N` or `ignore=none`."""
     text = options.get("ignore", str(IGNORED))
     if text == "none":
@@ -108,11 +108,6 @@ def ignored_value(options: Mapping[str, str]) -> int | None:
     if not re.fullmatch(r"-?\d{1,9}", text):
         raise InputError(f"task segmentation: expected ?ignore= with a whole number or none, got {text[:40]!r}")
     return int(text)
-
-
-def options_of(spec: str | None) -> dict[str, str]:
-    """What stands behind the `?` of a task."""
-    return {} if spec is None else _parsed(spec)[1]
 
 
 def _parsed(spec: str) -> tuple[str, dict[str, str]]:

@@ -30,7 +30,8 @@ class Batch:
 class Task(Protocol):
     """What the stages ask of a task. Outputs are a network's own: a tensor, or several in dicts, tuples, dataclasses.
 
-    `by_reference` says that the targets are the dense network's answers, rather than those of the data.
+    `by_reference` says that the targets are the dense network's answers, rather than those of the data;
+    `in_training` that outcomes can be made of what a network gives out while it is trained, too.
     """
 
     @property
@@ -45,6 +46,10 @@ class Task(Protocol):
     def by_reference(self) -> bool:
         """Whether the targets are what the dense network answers."""
 
+    @property
+    def in_training(self) -> bool:
+        """Whether training tells the metric on the samples that it trains on."""
+
     def check(self, outputs: Any, data: DataSource) -> None:
         """Refuse outputs `(n, ...)` of a few samples that the task cannot take: an InputError in one line."""
 
@@ -53,6 +58,9 @@ class Task(Protocol):
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """What training makes small, a mean over the batch, `()`."""
+
+    def summed_loss(self, outputs: Any, targets: Any, n: int) -> float:
+        """The loss over `n` samples that are evaluated, summed up."""
 
     def distillation(self, outputs: Any, teacher_outputs: Any) -> Tensor | None:
         """How far a network is from its teacher, `()`; None where a task does not know."""
@@ -85,6 +93,7 @@ class BaseTask(ABC):
     name: str
     metric: Metric
     by_reference: bool = False
+    in_training: bool = True
 
     @abstractmethod
     def check(self, outputs: Any, data: DataSource) -> None: ...
@@ -105,6 +114,9 @@ class BaseTask(ABC):
     def targets(self, raw: Any) -> Any:
         return raw
 
+    def summed_loss(self, outputs: Any, targets: Any, n: int) -> float:
+        return n * self.loss(outputs, targets).item()
+
     def distillation(self, outputs: Any, teacher_outputs: Any) -> Tensor | None:
         return None
 
@@ -123,6 +135,13 @@ class BaseTask(ABC):
 
     def agrees(self, want: Any, got: Any) -> float | None:
         return None
+
+
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """The outcomes of several batches, one after the other."""
+    if parts and all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate([np.asarray(part) for part in parts])
+    return [outcome for part in parts for outcome in part]
 
 
 def with_distillation(task: Task, outputs: Any, targets: Any, teacher_outputs: Any) -> Tensor:

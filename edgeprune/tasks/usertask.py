@@ -37,7 +37,7 @@ class UserTask:
 
     def __init__(self, own: Any, where: str) -> None:
         self._own, self._where = own, where
-        self.name = where
+        self.name, self.in_training = where, False  # a network may give out something else while it is trained
         missing = [name for name in _NEEDED if not callable(self._attribute(name))]
         if missing:
             raise InputError(
@@ -56,6 +56,9 @@ class UserTask:
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         return self._scalar("loss", outputs, self._call("loss", outputs, targets))
+
+    def summed_loss(self, outputs: Any, targets: Any, n: int) -> float:
+        return n * self.loss(outputs, targets).item()
 
     def distillation(self, outputs: Any, teacher_outputs: Any) -> Tensor | None:
         found = self._call("distillation", outputs, teacher_outputs) if self._has("distillation") else None

@@ -1,6 +1,7 @@
-"""Training and evaluation of a classifier, in one process or in several, with batch norm over all of them."""
+"""Training and evaluation of a network for its task, in one process or in several, with batch norm over all of them."""
 
-from edgeprune.training.evaluation import answers, evaluate, layer_zeros, predict
+from edgeprune.training.evaluation import evaluate, layer_zeros, predict
+from edgeprune.training.judging import Judge, outputs_of
 from edgeprune.training.loop import fit
 from edgeprune.training.placement import float_type, threads_set
 from edgeprune.training.recalibration import recalibrate
@@ -8,13 +9,14 @@ from edgeprune.training.state import StateFile
 from edgeprune.training.team import Team
 
 __all__ = [
+    "Judge",
     "StateFile",
     "Team",
-    "answers",
     "evaluate",
     "fit",
     "float_type",
     "layer_zeros",
+    "outputs_of",
     "predict",
     "recalibrate",
     "threads_set",

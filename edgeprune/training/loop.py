@@ -23,8 +23,9 @@ from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, Normalization
 from edgeprune.results import EpochRecord
 from edgeprune.settings import TrainSettings
-from edgeprune.training.evaluation import evaluate
-from edgeprune.training.loss import Loss, make_loss
+from edgeprune.tasks.classification import CLASSIFICATION
+from edgeprune.tasks.task import Outcomes, Task, joined
+from edgeprune.training.judging import Judge
 from edgeprune.training.optimizer import make_optimizer, make_schedule
 from edgeprune.training.placement import (
     device_of,
@@ -39,6 +40,7 @@ from edgeprune.training.placement import (
 from edgeprune.training.state import StateFile, check_alike
 from edgeprune.training.team import Team
 
+_FIGURES = 5  # of an epoch's record that its state holds; what they measure is the task's
 _MAX_STEP = 1e30  # weights are float32: a step of more is infinite
 
 
@@ -52,18 +54,20 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
     *,
     checkpoint: StateFile | None = None,
     graph: ChannelGraph | None = None,
+    task: Task = CLASSIFICATION,
 ) -> tuple[EpochRecord, ...]:
-    """Train `module` in place; it ends in eval mode with the weights of its best epoch.
+    """Train `module` in place for a task; it ends in eval mode with the weights of its best epoch.
 
-    The best epoch has the highest validation accuracy and, among equals, the lowest validation loss; where the settings
-    are sparse it is the last one, since zeros become ever more until then. With the same
-    seed and thread count the weights are the same, and PyTorch's random state is left as it was. Started by
-    `torchrun`, the processes share every batch, and the weights are those of one process to rounding; what the network
-    draws at random (dropout) differs, and so do rules of its own that mix samples, other than batch norm.
+    The best epoch does best on the validation split by the task's metric and, among equals, has the lowest loss there;
+    where the settings are sparse it is the last one, since zeros become ever more until then. With the same seed and
+    thread count the weights are the same, and PyTorch's random state is left as it was. Started by `torchrun`, the
+    processes share every batch, and the weights are those of one process to rounding; what the network draws at random
+    (dropout) differs, and so do rules of its own that mix samples, other than batch norm.
 
     Args:
-        module: takes normalised inputs `(batch, *data.input_shape)`, gives logits `(batch, n_classes)`.
-        teacher: a trained network with the same inputs and outputs, see `make_loss`.
+        module: takes normalised inputs `(batch, *data.input_shape)`, gives outputs that the task takes.
+        teacher: a trained network with the same inputs and outputs, to which it is drawn; for a task whose targets are
+            the dense network's answers, that network.
         checkpoint: where the state is kept after each epoch; where it is to be resumed, training goes on from there
             and ends with the same weights, bit for bit, as if it had not stopped.
         graph: the module's channel groups, for a method that works on them; else they are found here.
@@ -84,8 +88,9 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
         if teacher is not None:
             stack.enter_context(in_eval(teacher))
             stack.enter_context(placed(teacher, device, settings.channels_last))
-        loss = make_loss(teacher)
-        return _Run(module, data, normalization, settings, team, progress, loss, checkpoint, graph).epochs()
+        judge = Judge(task, normalization, teacher if task.by_reference else None)
+        taught = None if task.by_reference else teacher
+        return _Run(module, data, judge, settings, team, progress, taught, checkpoint, graph).epochs()
 
 
 @dataclass(eq=False)
@@ -94,17 +99,18 @@ class _Run:
 
     module: nn.Module
     data: DataSource
-    normalization: Normalization
+    judge: Judge
     settings: TrainSettings
     team: Team
     progress: Progress
-    loss: Loss
+    teacher: nn.Module | None
     checkpoint: StateFile | None
     graph: ChannelGraph | None = None
     records: list[EpochRecord] = field(default_factory=list)
     best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
+        self.task = self.judge.task
         self.device, self.dtype = device_of(self.module), float_type(self.module)
         self.n_steps = math.ceil(len(self.data.train) / self.settings.batch_size)  # type: ignore[arg-type]
         n_all = self.settings.epochs * self.n_steps
@@ -121,18 +127,19 @@ class _Run:
         n_epochs, workers = self.settings.epochs, self.settings.workers
         self._resume()
         for epoch in range(len(self.records) + 1, n_epochs + 1):
-            loss, train_accuracy = self._epoch(epoch)
+            loss, train_value = self._epoch(epoch)
             if epoch == n_epochs:
                 self.method.finish()
             self.module.eval()
             with self.method.shown():
-                val = evaluate(self.module, self.data.val, self.normalization, workers=workers, team=self.team)
-            if not math.isfinite(val.loss):
-                raise self._diverged(f"validation loss {val.loss} after epoch {epoch}")
-            self.records.append(EpochRecord(epoch, loss, train_accuracy, val.accuracy, self.method.n_features))
-            self._keep_best((val.accuracy, -val.loss))
+                outcomes, val_loss = self.judge.outcomes(self.module, self.data.val, workers, self.team)
+            if not math.isfinite(val_loss):
+                raise self._diverged(f"validation loss {val_loss} after epoch {epoch}")
+            value, metric = self.task.value(outcomes), self.task.metric
+            self.records.append(EpochRecord(epoch, loss, train_value, value, self.method.n_features, metric.name))
+            self._keep_best((value if metric.higher_is_better else -value, -val_loss))
             self._keep_state()
-            note = f"epoch {epoch}/{n_epochs} loss {loss:.2f} val {100 * val.accuracy:.1f} %"
+            note = f"epoch {epoch}/{n_epochs} loss {loss:.2f} val {metric.shown(value)}"
             self._tell(epoch * self.n_steps, note)
         if self.best is not None:
             self.module.load_state_dict(self.best[1])
@@ -141,10 +148,11 @@ class _Run:
 
     # -- an epoch --------------------------------------------------------------------------------------------------
 
-    def _epoch(self, epoch: int) -> tuple[float, float]:
-        """Mean loss and accuracy over the train split while it is trained on."""
+    def _epoch(self, epoch: int) -> tuple[float, float | None]:
+        """Mean loss, and the metric where training tells it, over the train split while it is trained on."""
         self.module.train()
-        loss_sum, n_correct, n_seen = 0.0, 0, 0
+        loss_sum, n_seen = 0.0, 0
+        outcomes: list[Outcomes] = []
         n_samples = len(self.data.train)  # type: ignore[arg-type]
         seed = self.settings.seed * 1_000_003 + epoch
         plan = order(n_samples, self.settings.batch_size, shuffle=True, seed=seed)
@@ -153,7 +161,7 @@ class _Run:
         for step, (batch, batch_parts) in enumerate(zip(plan, parts, strict=True), start=1):
             self.optimizer.zero_grad()
             self.method.begin(training=True)
-            loss, correct = self._gradients(batch_parts, samples)
+            loss, found = self._gradients(batch_parts, samples)
             self.method.end(self.team.loss_scale)
             if not math.isfinite(loss):
                 raise self._diverged(f"loss {loss} in epoch {epoch}, step {step}")
@@ -161,41 +169,51 @@ class _Run:
             self.method.after_step(self.plain_optimizer.param_groups[0]["lr"])
             self.schedule.step()
             loss_sum += loss * len(batch)
-            n_correct += correct
+            outcomes += found
             n_seen += len(batch)
             if step < self.n_steps:  # the epoch's last step is told with its validation accuracy
                 note = f"epoch {epoch}/{self.settings.epochs} loss {loss_sum / n_seen:.2f}"
                 self._tell((epoch - 1) * self.n_steps + step, note)
-        return loss_sum / n_seen, n_correct / n_seen
+        gathered = self.team.gathered(outcomes)
+        return loss_sum / n_seen, self.task.value(joined(gathered)) if self.task.in_training else None
 
-    def _samples(self, parts: Sequence[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _samples(self, parts: Sequence[Tensor], seed: int) -> Iterator[tuple[Tensor, Any]]:
         """This process's share of each part; where it has none, a sample that does not count, to step along with."""
         own = [self.team.share.of(part) for part in parts]
         indices = [index if len(index) else part[:1] for index, part in zip(own, parts, strict=True)]
         return read(self.data.train, indices, self.settings.workers, seed)
 
-    def _gradients(self, parts: Sequence[Tensor], samples: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, int]:
-        """Add up the gradients of a batch, which comes in parts; its mean loss and how many it has right."""
+    def _gradients(
+        self, parts: Sequence[Tensor], samples: Iterator[tuple[Tensor, Any]]
+    ) -> tuple[float, list[Outcomes]]:
+        """Add up the gradients of a batch, which comes in parts; its mean loss and this process's outcomes."""
         n_batch = sum(len(part) for part in parts)
-        figures = torch.zeros(2, dtype=torch.float64, device=self.device)
+        total, outcomes = torch.zeros((), dtype=torch.float64, device=self.device), []
         for part in parts:
             n_own = len(self.team.share.of(part))
-            raw, labels = next(samples)
-            x, y = self._input(raw), labels.to(self.device)
+            x, y = self._prepared(*next(samples))
             with self.team.forward(n_own, len(part)):
-                logits = self.module(x)
-                loss = self.loss(x, logits, y)
+                outputs = self.module(x)
+                loss = self._loss(x, outputs, y)
             weight = n_own / n_batch  # a mean over few samples counts less
             self.team.backward(loss * weight)
-            n_correct = (logits.argmax(dim=1) == y)[:n_own].sum()
-            figures += torch.stack([loss.detach().double() * weight, n_correct.double()])
+            total += loss.detach().double() * weight
+            if self.task.in_training and n_own:
+                outcomes.append(self.task.outcomes(outputs, y)[:n_own])
         self.team.add_up(self.params)
-        mean_loss, n_correct = self.team.summed(figures).tolist()
-        return mean_loss, int(n_correct)
+        return self.team.summed(total).item(), outcomes
 
-    def _input(self, raw: Tensor) -> Tensor:
-        x = normalize(raw.to(self.device, self.dtype), self.normalization)
-        return x.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else x
+    def _loss(self, x: Tensor, outputs: Any, y: Any) -> Tensor:
+        if self.teacher is None:
+            return self.task.loss(outputs, y)
+        with torch.no_grad():
+            wanted = self.teacher(x)
+        return self.task.taught_loss(outputs, y, wanted)
+
+    def _prepared(self, raw: Tensor, targets: Any) -> tuple[Tensor, Any]:
+        x = normalize(raw.to(self.device, self.dtype), self.judge.normalization)
+        x = x.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else x
+        return x, self.judge.targets(x, targets)
 
     def _tell(self, done: int, note: str) -> None:
         if self.team.is_main:
@@ -228,7 +246,7 @@ class _Run:
                     "schedule": self.schedule.state_dict(),
                     "scaler": self.team.scaler.state_dict() if self.team.scaler else {},
                     "best": self.best,
-                    "records": [astuple(record) for record in self.records],
+                    "records": [astuple(record)[:_FIGURES] for record in self.records],
                     "random": random,
                 }
             )
@@ -269,7 +287,7 @@ class _Run:
         self.schedule.load_state_dict(state["schedule"])
         if self.team.scaler:
             self.team.scaler.load_state_dict(state["scaler"])
-        self.records = [_epoch_record(*figures) for figures in state["records"]]
+        self.records = [_epoch_record(self.task.metric.name, *figures) for figures in state["records"]]
         if len(self.records) != state["epoch"] or not 0 < state["epoch"] <= self.settings.epochs:
             raise ValueError(f"{len(self.records)} records of {state['epoch']} epochs")
         if state["best"] is not None:
@@ -291,7 +309,8 @@ class _Run:
                 if isinstance(value, Tensor) and value.shape not in (shapes[index], ()):
                     raise ValueError(f"optimizer.{name}: expected {tuple(shapes[index])}, got {tuple(value.shape)}")
         for record in state["records"]:
-            check_alike([0, 0.0, 0.0, 0.0, None][: len(record)], record, "records")
+            expected = [0, 0.0, 0.0 if self.task.in_training else None, 0.0, None]
+            check_alike(expected[: len(record)], record, "records")
 
     def _change_lr(self, asked: Sequence[float]) -> None:
         """Go on with the learning rates that are asked for, at the place in the schedule that was reached."""
@@ -312,8 +331,11 @@ class _Run:
         return TrainingError(f"training diverged: {what}; {advice}")
 
 
-def _epoch_record(epoch: int, loss: float, train: float, val: float, n_features: int | None) -> EpochRecord:
-    return EpochRecord(int(epoch), float(loss), float(train), float(val), n_features and int(n_features))
+def _epoch_record(  # noqa: PLR0913 - the fields of the record
+    metric: str, epoch: int, loss: float, train: float | None, val: float, n_features: int | None
+) -> EpochRecord:
+    train = None if train is None else float(train)
+    return EpochRecord(int(epoch), float(loss), train, float(val), n_features and int(n_features), metric)
 
 
 def _parts(batch: Tensor, n_parts: int) -> tuple[Tensor, ...]:

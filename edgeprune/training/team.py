@@ -94,6 +94,14 @@ class Team:
             buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         return self.summed(buffer).numpy().tobytes()
 
+    def gathered(self, rows: list[Any]) -> list[Any]:
+        """What the processes have, one after the other, on all of them."""
+        if self.share.n_ranks == 1:
+            return rows
+        from accelerate.utils import gather_object
+
+        return gather_object(rows)
+
     def make_same(self, module: nn.Module) -> None:
         """Give every process the main one's weights and buffers."""
         if self.share.n_ranks == 1:
