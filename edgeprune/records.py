@@ -35,7 +35,7 @@ class ModelInfo:
 
     `input_shape` is without the batch, e.g. `(1, 8, 8)`; `training` is how it was trained, which finetuning goes by;
     `module` is the part of the network that it is, e.g. `"backbone"`; `feature_groups` are inputs that come together,
-    e.g. `(("accelerometer", (0, 1, 2)),)`, as the user named them.
+    e.g. `(("accelerometer", (0, 1, 2)),)`, as the user named them; `task` is the one that was asked for.
     What a file does not say is None or empty.
     """
 
@@ -48,6 +48,7 @@ class ModelInfo:
     training: TrainSettings | None = None
     module: str | None = None
     feature_groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    task: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,3 +171,50 @@ class FeatureRules:
     always_keep: tuple[int, ...] = ()
     together: tuple[tuple[int, ...], ...] = ()
     names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What quality is measured by. A value times `scale` is in the `unit`, in which drops and budgets count.
+
+    Accuracy is a fraction, told in points: scale 100. An error has the unit of the targets, `""` where none is known.
+    """
+
+    name: str
+    unit: str = "points"
+    scale: float = 100.0
+    higher_is_better: bool = True
+
+    def drop(self, dense: float, slim: float) -> float:
+        """How much worse `slim` is than `dense`, in the metric's unit; below 0 where it is better."""
+        return (dense - slim if self.higher_is_better else slim - dense) * self.scale
+
+    def better(self, value: float, other: float) -> bool:
+        """Whether `value` is better than `other`."""
+        return value > other if self.higher_is_better else value < other
+
+    def shown(self, value: float) -> str:
+        """E.g. "97.2 %" of a metric in points, "41.3" of another."""
+        if self.unit == "points":
+            return f"{self.scale * value:.1f} %"
+        return f"{self.scale * value:.4g} {self.unit}".rstrip()
+
+
+ACCURACY = Metric("accuracy")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure that goes beside the metric of one network."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class BesideFigure:
+    """A figure that goes beside the metric, e.g. R2 beside the mean absolute error; no budget counts in it."""
+
+    name: str
+    dense: float
+    slim: float

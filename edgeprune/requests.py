@@ -24,6 +24,7 @@ class TrainRequest:
     force: bool = False
     resume: bool = False
     normalize: str = "data"
+    task: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,43 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgeprune.catalog import Entry
-from edgeprune.records import InputFeatures
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """What quality is measured by. A value times `scale` is in the `unit`, in which drops and budgets count.
-
-    Accuracy is a fraction, told in points: scale 100. An error has the unit of the targets, `""` where none is known.
-    """
-
-    name: str
-    unit: str = "points"
-    scale: float = 100.0
-    higher_is_better: bool = True
-
-    def drop(self, dense: float, slim: float) -> float:
-        """How much worse `slim` is than `dense`, in the metric's unit; below 0 where it is better."""
-        return (dense - slim if self.higher_is_better else slim - dense) * self.scale
-
-    def better(self, value: float, other: float) -> bool:
-        """Whether `value` is better than `other`."""
-        return value > other if self.higher_is_better else value < other
-
-    def shown(self, value: float) -> str:
-        """E.g. "97.2 %" of a metric in points, "41.3" of another."""
-        if self.unit == "points":
-            return f"{self.scale * value:.1f} %"
-        return f"{self.scale * value:.4g} {self.unit}".rstrip()
-
-
-@dataclass(frozen=True, slots=True)
-class BesideFigure:
-    """A figure that goes beside the metric, e.g. R2 beside the mean absolute error; no budget counts in it."""
-
-    name: str
-    dense: float
-    slim: float
+from edgeprune.records import ACCURACY, BesideFigure, Figure, InputFeatures, Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +197,11 @@ class LayerZeros:
 
 @dataclass(frozen=True, slots=True)
 class TrainRecord:
-    """What `edgeprune train` did; accuracies in [0, 1].
+    """What `edgeprune train` did, by the metric of the task; accuracies in [0, 1].
 
     `best_epoch` is the one whose weights were kept. `zero_share` is the share of weights that are exactly zero, biases
-    and other 1-D parameters not counted; `layers` says it of each tensor.
+    and other 1-D parameters not counted; `layers` says it of each tensor. `beside` are the task's further figures on
+    the test split.
     """
 
     out: str
@@ -245,11 +210,19 @@ class TrainRecord:
     params: int
     epochs: tuple[EpochRecord, ...]
     best_epoch: int
-    val_accuracy: float
-    test_accuracy: float
+    val_value: float
+    test_value: float
     seconds: float
     zero_share: float = 0.0
     layers: tuple[LayerZeros, ...] = ()
+    metric: Metric = ACCURACY
+    beside: tuple[Figure, ...] = ()
+
+    @property
+    def json_names(self) -> dict[str, str | None]:
+        """What the fields are called in JSON: values by the name of the metric."""
+        names: dict[str, str | None] = {f"{split}_value": f"{split}_{self.metric.name}" for split in ("val", "test")}
+        return names if self.metric != ACCURACY else {**names, "metric": None, "beside": None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 import edgeprune.compat  # noqa: F401 - what torchmetrics imports
 from edgeprune.errors import InputError
-from edgeprune.records import IDENTITY, DataSource, Targets, WantedTargets
-from edgeprune.results import Metric, MetricComparison
+from edgeprune.records import ACCURACY, IDENTITY, DataSource, Metric, Targets, WantedTargets
+from edgeprune.results import MetricComparison
+from edgeprune.tasks.budget import parse_max_drop
 from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.tasks.match import Match
@@ -283,6 +284,43 @@ def test_a_comparison_is_the_same_each_time_and_none_of_a_single_sample():
     assert alone.drop > 0 and alone.drop_interval is None and alone.dense_interval is None
     with pytest.raises(InputError, match="expected outcomes of the same samples, got 30 and 29"):
         task.compare(dense, slim[1:])
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "dense", "limit"),
+    [
+        ("1.5", ACCURACY, 0.8, 1.5),
+        ("1.5 points", ACCURACY, 0.8, 1.5),
+        ("2%", ACCURACY, 0.8, 1.6),
+        ("0", ACCURACY, 0.8, 0),
+        ("3", Metric("MAE", "mmol", 1.0, False), 40.0, 3),
+        (".5mmol", Metric("MAE", "mmol", 1.0, False), 40.0, 0.5),
+        ("5 %", Metric("MAE", "", 1.0, False), 40.0, 2),
+    ],
+)
+def test_a_budget_is_in_the_metrics_unit_or_relative(text, metric, dense, limit):
+    budget = parse_max_drop(text)
+    assert budget.limit(metric, dense) == pytest.approx(limit)
+    worse = -1 if metric.higher_is_better else 1
+    assert budget.allows(metric, dense, dense + worse * limit / metric.scale)
+    assert not budget.allows(metric, dense, dense + worse * (limit + 0.01) / metric.scale)
+    assert budget.allows(metric, dense, dense - worse), "better is always allowed"
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "message"),
+    [
+        ("3 points", Metric("MAE", "mmol", 1.0, False), "expected mmol or %, as MAE is measured in, got 'points'"),
+        ("3 mmol", Metric("MAE", "", 1.0, False), "expected a bare number or %, as MAE is measured in, got 'mmol'"),
+        ("3 mmol", ACCURACY, "expected points or %, as accuracy is measured in, got 'mmol'"),
+        ("-1", ACCURACY, "expected a number of at least 0, with % or the metric's unit, got '-1'"),
+        ("nan", ACCURACY, "got 'nan'"),
+        ("", ACCURACY, "got ''"),
+    ],
+)
+def test_a_budget_in_a_unit_that_the_metric_has_not_is_refused(text, metric, message):
+    with pytest.raises(InputError, match=message):
+        parse_max_drop(text).limit(metric, 0.5)
 
 
 # -- the chance that an interval misses --------------------------------------------------------------------------------

@@ -21,6 +21,15 @@ def train(
         ),
     ],
     data: Annotated[str, typer.Option(metavar="DATA", help=opt.DATA_HELP + ".", rich_help_panel=opt.WHAT)],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help="What to train for: classification, multilabel, regression, segmentation or path/file.py:factory, "
+            "with ?key=value arguments. Default: what the targets of the data call for.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
     normalize: Annotated[
         str,
         typer.Option(
@@ -168,7 +177,7 @@ def train(
         method=method,
         options={name: value for name, value in own.items() if value is not None},
     )
-    request = TrainRequest(arch, data, out, settings, force, resume, normalize)
+    request = TrainRequest(arch, data, out, settings, force, resume, normalize, task)
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:
             from edgeprune import pipeline

@@ -29,7 +29,7 @@ def state_path(request: TrainRequest) -> Path:
 
 def state_file(request: TrainRequest, data: DataSource) -> StateFile:
     """The state of this training."""
-    whose = identity(request.arch, request.data, data, request.settings)
+    whose = identity(request.arch, request.data, data, request.settings, request.task)
     return StateFile(state_path(request), whose, request.resume)
 
 

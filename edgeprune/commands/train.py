@@ -22,12 +22,14 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.single import capture_single
 from edgeprune.processes import is_main
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import DataSource, ModelInfo
+from edgeprune.records import DataSource, Evaluation, Figure, Metric, ModelInfo
 from edgeprune.requests import TrainRequest
 from edgeprune.results import EpochRecord, LayerZeros, TrainRecord
 from edgeprune.settings import TrainSettings
-from edgeprune.tasks.classification import check_logits, n_outputs
-from edgeprune.training import Team, evaluate, fit, layer_zeros, threads_set
+from edgeprune.tasks.classification import Classification, check_logits, n_outputs
+from edgeprune.tasks.registry import open_task, wanted_targets
+from edgeprune.tasks.task import Task
+from edgeprune.training import Judge, Team, evaluate, fit, layer_zeros, threads_set
 from edgeprune.usercode import running_user_code
 
 
@@ -46,37 +48,28 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
     request.settings.check()
     if is_main():
         check_places(request, told)
-    data = _normalised(open_data(request.data), request)
+    data = _normalised(open_data(request.data, wanted=wanted_targets(request.task)), request)
+    task = _task(request, data)
     torch.manual_seed(request.settings.seed)
     model = build(request.arch)
-    program = _captured(model, request, data)
-    info = ModelInfo(
-        input_shape=data.input_shape,
-        arch=request.arch,
-        classes=data.classes,
-        normalization=data.normalization,
-        data=request.data,
-        feature_names=data.feature_names,
-        training=request.settings,
-    )
+    program = _captured(model, request, data, task)
+    info = _info(request, data)
     check_fits(data, info, n_outputs(program))
     settings = replace(request.settings, threads=request.settings.threads or threads_for(program) or own_cores())
     team, state = Team(settings), state_file(request, data)
     with threads_set(settings.threads):
         if team.any(is_main() and is_done(request)):
-            return replace(_done_before(request, info, data, team, told), seconds=time.perf_counter() - start)
+            return replace(_done_before(request, info, data, task, team, told), seconds=time.perf_counter() - start)
         if team.is_main:
-            for note in data.notes:
-                told.say(f"assumed: {note}")
-            for name, value in settings.assumed.items():
-                told.say(f"assumed: --{name.replace('_', '-')} {value}")
+            for assumed in _assumed(request, data, task, settings):
+                told.say(f"assumed: {assumed}")
         told.stage(f"train {request.arch}")
         with interruptible(state, told):
-            epochs = fit(model, data, data.normalization, settings, told, checkpoint=state)
+            epochs = fit(model, data, data.normalization, settings, told, checkpoint=state, task=task)
         program = capture_single(model, data.input_shape)
         module = program.module()
         val, test = (
-            evaluate(module, split, data.normalization, workers=settings.workers, team=team).accuracy
+            evaluate(module, split, data.normalization, task, workers=settings.workers, team=team)
             for split in (data.val, data.test)
         )
     if team.is_main:
@@ -90,13 +83,55 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         data=request.data,
         params=count_parameters(program),
         epochs=epochs,
-        best_epoch=_kept_epoch(epochs, request.settings),
-        val_accuracy=val,
-        test_accuracy=test,
+        best_epoch=_kept_epoch(epochs, request.settings, task.metric),
+        val_value=val.value,
+        test_value=test.value,
         seconds=time.perf_counter() - start,
         zero_share=_zero_share(layers),
         layers=layers,
+        metric=task.metric,
+        beside=_beside(task, test),
     )
+
+
+def _info(request: TrainRequest, data: DataSource) -> ModelInfo:
+    return ModelInfo(
+        input_shape=data.input_shape,
+        arch=request.arch,
+        classes=data.classes,
+        normalization=data.normalization,
+        data=request.data,
+        feature_names=data.feature_names,
+        training=request.settings,
+        task=request.task,
+    )
+
+
+def _assumed(request: TrainRequest, data: DataSource, task: Task, settings: TrainSettings) -> tuple[str, ...]:
+    """What was decided where the user said nothing."""
+    default = request.task is None and data.targets.kind != "classes"
+    return (
+        *data.notes,
+        *((f"--task {task.name}, as the targets are",) if default else ()),
+        *(f"--{name.replace('_', '-')} {value}" for name, value in settings.assumed.items()),
+    )
+
+
+def _task(request: TrainRequest, data: DataSource) -> Task:
+    """The task that is trained for.
+
+    Raises:
+        InputError: as `open_task`, or one whose targets are the answers of a network, of which there is none.
+    """
+    task = open_task(request.task, data)
+    if task.by_reference:
+        got = "none" if data.targets.kind == "none" else f"the task {task.name}, which is to answer as a network does"
+        raise InputError(f"data {data.name}: expected targets to train for, got {got}")
+    return task
+
+
+def _beside(task: Task, test: Evaluation) -> tuple[Figure, ...]:
+    return tuple(Figure(name, value) for name, value in task.beside(test.outcomes).items())
 
 
 def _normalised(data: DataSource, request: TrainRequest) -> DataSource:
@@ -110,37 +145,46 @@ def _zero_share(layers: Sequence[LayerZeros]) -> float:
     return sum(layer.zeros for layer in layers) / max(1, sum(layer.size for layer in layers))
 
 
-def _kept_epoch(epochs: Sequence[EpochRecord], settings: TrainSettings) -> int:
+def _kept_epoch(epochs: Sequence[EpochRecord], settings: TrainSettings, metric: Metric) -> int:
     """The epoch whose weights `fit` ends with; 0 where there are none."""
     if not epochs or settings.is_sparse:
         return len(epochs)
-    return max(epochs, key=lambda record: record.val_accuracy).epoch
+    sign = 1 if metric.higher_is_better else -1
+    return max(epochs, key=lambda record: sign * record.val_value).epoch
 
 
-def _captured(model: nn.Module, request: TrainRequest, data: DataSource) -> Program:
-    """The program of the network on the data's inputs, which has one output with a score for each class."""
+def _captured(model: nn.Module, request: TrainRequest, data: DataSource, task: Task) -> Program:
+    """The program of the network on the data's inputs, which gives out what the task takes."""
     try:
         program = capture_single(model, data.input_shape)
     except InputError as error:
         shape = tuple(data.input_shape)
         raise type(error)(f"{request.arch} on inputs {shape} of data {data.name}: {error}") from error
-    check_logits(program, data)
+    if isinstance(task, Classification):
+        check_logits(program, data)
+    else:
+        Judge(task, data.normalization).check(model, data)
     write_program(program, {}, with_weights=False)  # what cannot be written down is found before the training
     return program
 
 
-def _done_before(request: TrainRequest, info: ModelInfo, data: DataSource, team: Team, told: Progress) -> TrainRecord:
+def _done_before(  # noqa: PLR0913 - what was asked, for what, and who is told
+    request: TrainRequest, info: ModelInfo, data: DataSource, task: Task, team: Team, told: Progress
+) -> TrainRecord:
     """What came of a training that is to be resumed but is done; the main process measures it for all."""
     figures = torch.zeros(3, dtype=torch.float64)
     layers: tuple[LayerZeros, ...] = ()
+    beside: tuple[Figure, ...] = ()
     if team.is_main:
         program = check_same(request, info).program
         told.say(f"{request.out}: this training is done; nothing is left to resume")
         module = program.module()
         layers = layer_zeros(module)
-        accuracies = [evaluate(module, split, data.normalization).accuracy for split in (data.val, data.test)]
-        figures = torch.tensor([count_parameters(program), *accuracies], dtype=torch.float64)
+        found = [evaluate(module, split, data.normalization, task) for split in (data.val, data.test)]
+        beside = _beside(task, found[1])
+        figures = torch.tensor([count_parameters(program), *(one.value for one in found)], dtype=torch.float64)
     params, val, test = team.summed(figures).tolist()
     team.disband()
     out, arch, spec = request.out, request.arch, request.data
-    return TrainRecord(out, arch, spec, int(params), (), 0, val, test, 0.0, _zero_share(layers), layers)
+    zeros = _zero_share(layers)
+    return TrainRecord(out, arch, spec, int(params), (), 0, val, test, 0.0, zeros, layers, task.metric, beside)

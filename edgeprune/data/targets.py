@@ -84,8 +84,8 @@ def _kind(given: Mapping[str, np.ndarray]) -> TargetKind:
         return "classes"
     if "f" not in kinds and all(y.ndim > 2 for y in arrays):
         return "masks"
-    if all(_is_flags(y) for y in arrays):
-        return "classes" if all(is_one_hot(y) for y in arrays) else "flags"
+    if all(map(_is_flags, arrays)):
+        return "classes" if all(map(is_one_hot, arrays)) else "flags"
     return "values" if "f" in kinds else "classes"
 
 

@@ -28,6 +28,8 @@ def info_to_dict(info: ModelInfo) -> dict[str, Any]:
     for name in ("input_shape", "classes", "feature_names"):
         fields[name] = list(fields[name])
     fields["feature_groups"] = {name: list(members) for name, members in info.feature_groups}
+    if info.task is None:  # as files were before there were tasks
+        del fields["task"]
     if info.normalization is not None:
         fields["normalization"] = {"mean": list(info.normalization.mean), "std": list(info.normalization.std)}
     return fields
@@ -48,6 +50,7 @@ def info_from_dict(value: Any) -> ModelInfo:
         training=_training(value.get("training")),
         module=_text(value, "module"),
         feature_groups=_groups(value.get("feature_groups") or {}),
+        task=_text(value, "task"),
     )
 
 

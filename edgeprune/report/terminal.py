@@ -97,8 +97,10 @@ def train(record: TrainRecord) -> RenderableType:
     table.add_row("data", record.data)
     if record.epochs:  # none where the training had been done before
         table.add_row("epoch kept", f"{record.best_epoch} of {len(record.epochs)}")
-    table.add_row("validation accuracy", fmt.percent(record.val_accuracy))
-    table.add_row("test accuracy", fmt.percent(record.test_accuracy))
+    table.add_row(f"validation {record.metric.name}", record.metric.shown(record.val_value))
+    table.add_row(f"test {record.metric.name}", record.metric.shown(record.test_value))
+    for figure in record.beside:
+        table.add_row(f"test {figure.name}", f"{figure.value:.4g}")
     if record.zero_share:
         table.add_row("weights exactly zero", fmt.percent(record.zero_share))
     table.add_row("time", fmt.seconds(record.seconds))

@@ -13,13 +13,12 @@ from torch.nn import functional as F
 
 from edgeprune.errors import InputError
 from edgeprune.graph.specs import output_names
-from edgeprune.records import DataSource
-from edgeprune.results import AccuracyComparison, Metric, MetricComparison
+from edgeprune.records import ACCURACY, DataSource
+from edgeprune.results import AccuracyComparison, MetricComparison
 from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.tasks.outputs import described, only_tensor, to_array
 from edgeprune.tasks.task import BaseTask, Outcomes
 
-ACCURACY = Metric("accuracy")
 _WITHOUT_DATA = "without data `edgeprune compress --keep-macs` can cut it"
 _SCORES = "expected logits (batch, n_classes) as output"
 _LABELS = "labels: expected one int a sample, its class"

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource
-from edgeprune.results import Metric
+from edgeprune.records import DataSource, Metric
 from edgeprune.tasks.outputs import described, leaves, to_array
 from edgeprune.tasks.task import BaseTask, Outcomes, finite
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource
-from edgeprune.results import Metric
+from edgeprune.records import DataSource, Metric
 from edgeprune.tasks.outputs import described, only_tensor, shape_of, to_array
 from edgeprune.tasks.task import BaseTask, Outcomes, finite
 from edgeprune.tasks.torchmetric import functional

@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource
-from edgeprune.results import BesideFigure, Metric, MetricComparison
+from edgeprune.records import BesideFigure, DataSource, Metric
+from edgeprune.results import MetricComparison
 from edgeprune.tasks.intervals import paired_bootstrap
 
 Outcomes = Sequence[Any] | np.ndarray  # one for each sample, `(n, ...)`

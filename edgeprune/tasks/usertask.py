@@ -13,8 +13,8 @@ from torch import Tensor
 
 from edgeprune.errors import InputError
 from edgeprune.lines import shown
-from edgeprune.records import DataSource
-from edgeprune.results import Metric, MetricComparison
+from edgeprune.records import DataSource, Metric
+from edgeprune.results import MetricComparison
 from edgeprune.tasks.outputs import leaves
 from edgeprune.tasks.task import Outcomes, compared, with_distillation
 from edgeprune.usercode import calling_user_code
@@ -27,7 +27,7 @@ _FIELDS = {"name": str, "unit": str, "scale": (int, float), "higher_is_better": 
 class UserTask:
     """A task whose every answer is looked at; of what it leaves out, what can be is made up from the rest.
 
-    It needs `metric` (an `edgeprune.results.Metric`, or anything with its fields), `loss(outputs, targets)`,
+    It needs `metric` (an `edgeprune.records.Metric`, or anything with its fields), `loss(outputs, targets)`,
     `outcomes(outputs, targets)` and `value(outcomes)`. It may have `check`, `targets`, `distillation`, `scoring`,
     `beside`, `compare` and `agrees`, and say `by_reference`.
 

@@ -28,12 +28,15 @@ _MAX_NAMED = 3
 _LARGEST = 2.0**63  # number that a training keeps
 
 
-def identity(arch: str, spec: str, data: DataSource, settings: TrainSettings) -> dict[str, Any]:
+def identity(
+    arch: str, spec: str, data: DataSource, settings: TrainSettings, task: str | None = None
+) -> dict[str, Any]:
     """What makes a training this one and no other, as plain values.
 
     Args:
         arch: what builds the network.
         spec: the data as they were asked for; `data` is what was found there.
+        task: what was asked for beside what the data call for.
     """
     plain = {name: value for name, value in asdict(settings).items() if name not in _FREE}
     sizes = {f"{name} samples": len(getattr(data, name)) for name in ("train", "val", "test")}
@@ -42,7 +45,8 @@ def identity(arch: str, spec: str, data: DataSource, settings: TrainSettings) ->
         "classes": list(data.classes),
         "normalisation": [list(data.normalization.mean), list(data.normalization.std)],
     }
-    return {"arch": arch, "data": spec, **sizes, **facts, **plain}
+    asked = {} if task is None else {"task": task}
+    return {"arch": arch, "data": spec, **sizes, **facts, **plain, **asked}
 
 
 @dataclass(frozen=True, slots=True)
