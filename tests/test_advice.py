@@ -50,6 +50,8 @@ SAID_BY = {
     "report/terminal.py --attention": {"inspect"},
     "serving.py": {"serve"},
     "commands/resuming.py": {"train"},
+    "commands/train.py": {"train"},
+    "tasks/budget.py": {"compress", "export", "validate"},
     "training/loop.py": {"train"},
     "files.py": {"compress", "export", "inspect", "profile", "train"},
 }

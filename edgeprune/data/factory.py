@@ -51,11 +51,11 @@ def _parts(made: Any, where: str) -> dict[str, Pair]:
         )
     if not any(key in made for key in _SPLITS):
         return pairs({str(key).lower(): _array(value) for key, value in made.items()}, where)
-    made = {key: part for key, part in made.items() if key not in NAMES}
-    wrong = [key for key, part in made.items() if key not in _SPLITS or not _is_part(part)]
-    if wrong:
-        raise InputError(f"{where}: expected (x, y) arrays under train, val and test, got {wrong[0]!r}")
-    return {key: _arrays(part) for key, part in made.items()}
+    parts = {key: part for key, part in made.items() if key not in NAMES}
+    for key in parts:
+        if key not in _SPLITS or not _is_part(parts[key]):
+            raise InputError(f"{where}: expected (x, y) arrays under train, val and test, got {key!r}")
+    return {key: _arrays(part) for key, part in parts.items()}
 
 
 def _named(made: Any) -> Any:
