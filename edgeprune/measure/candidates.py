@@ -9,10 +9,11 @@ import numpy as np
 
 from edgeprune.cost.device import Device
 from edgeprune.cost.models import latency_model
+from edgeprune.export import ort
 from edgeprune.export.onnx import draft_onnx
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
-from edgeprune.measure.latency import Feed, measure_files, ratio_interval
+from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress
 from edgeprune.results import LatencyComparison
 from edgeprune.search.candidate import Measured
@@ -30,7 +31,7 @@ class OnnxGauge:
     """
 
     def __init__(
-        self, dense: Program, example: Feed, threads: int, progress: Progress, foreign: Device | None = None
+        self, dense: Program, example: ort.Feed, threads: int, progress: Progress, foreign: Device | None = None
     ) -> None:
         self._example, self._threads, self._progress, self._foreign = example, threads, progress, foreign
         self._folder = tempfile.TemporaryDirectory(prefix="edgeprune-")
@@ -57,7 +58,9 @@ class OnnxGauge:
         return 0.0 if self._foreign is None else latency_model(analyze(program), self._foreign).total
 
 
-def steady_times(paths: tuple[Path, Path], inputs: tuple[Feed, Feed], threads: int, progress: Progress) -> np.ndarray:
+def steady_times(
+    paths: tuple[Path, Path], inputs: tuple[ort.Feed, ort.Feed], threads: int, progress: Progress
+) -> np.ndarray:
     """Milliseconds `(n_runs, 2)` of two files; on a busy machine they are taken again, and it is said."""
     for again in range(_AGAIN + 1):
         times = measure_files(paths, inputs, threads=threads, max_seconds=_SECONDS * (again + 1), progress=progress)

@@ -1,0 +1,241 @@
+"""Which units go: the least important first, over all groups, until every cost is within its limit."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils._pytree import tree_leaves
+
+from edgeprune.cost.models import CostModel
+from edgeprune.errors import BudgetError, InputError
+from edgeprune.graph.groups import ChannelGraph, ChannelGroup
+from edgeprune.graph.labels import core
+from edgeprune.importance import protected
+from edgeprune.pruning.own_forward import even_step, evened
+
+_NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Limit:
+    """A cost and the largest share of it that may be left; `what` it is, e.g. "the MACs"."""
+
+    what: str
+    model: CostModel
+    share: float
+
+    @property
+    def most(self) -> float:
+        return self.share * self.model.total
+
+    def excess(self, left: float) -> float:
+        return left - self.most
+
+
+class Chooser:
+    """How many units of each group stay; the lowest scores go first within a group."""
+
+    def __init__(
+        self, graph: ChannelGraph, scores: Sequence[np.ndarray], align: int, stair: int, even: bool = False
+    ) -> None:
+        self.graph = graph
+        self.counts = np.array([group.n_units for group in graph.groups], dtype=float)
+        _, self.sizes = graph.features()
+        last = protected(graph, scores)
+        self.floors = [int(own.sum()) for own in last]
+        worth = [s / sizes.clip(min=1) for s, sizes in zip(scores, self.sizes, strict=True)]  # of a feature
+        self.orders = [np.lexsort(keys) for keys in zip(worth, last, strict=True)]
+        self.steps = [_step(group, align, stair) for group in graph.groups]
+        for g in range(len(graph.groups)) if even else ():
+            self._even(g, worth[g])
+        self.sums = [np.concatenate([[0.0], np.cumsum(s[o])]) for s, o in zip(scores, self.orders, strict=True)]
+
+    def _even(self, g: int, worth: np.ndarray) -> None:
+        """Let the parts of a call lose as many units each."""
+        even = evened(self.graph, g, self.orders[g], worth, self.floors[g])
+        if even is not None:
+            self.orders[g], self.floors[g] = even.order, even.floor
+            self.steps[g] = even_step(self.steps[g], even.n_parts, len(even.order))
+
+    def kept(self) -> np.ndarray:
+        """Bool `(n_labels,)`: which units stay."""
+        keep = np.ones(len(self.graph.analysis.solver.canonical), dtype=bool)
+        for group, order, count in zip(self.graph.groups, self.orders, self.counts, strict=True):
+            keep[group.units[order[: group.n_units - int(count)]]] = False
+        return keep
+
+    def keep_features(self, n_features: int) -> None:
+        """Keep at most this many input features, the most important ones over all inputs."""
+        inputs = [g for g, group in enumerate(self.graph.groups) if group.is_input]
+        if not inputs:
+            raise InputError("input features: the network has none that can be removed; see `edgeprune inspect`")
+        left, _ = self.graph.features()
+        last = (self.sizes[g][self.orders[g]][len(self.orders[g]) - self.floors[g] :] for g in inputs)
+        least = left + sum(int(sizes.sum()) for sizes in last)
+        left += sum(int(self.sizes[g].sum()) for g in inputs)
+        if not least <= n_features <= left:
+            raise InputError(f"input features: expected to keep {least} to {left}, got {n_features}")
+        while left > n_features:
+            removable = (g for g in inputs if self.counts[g] > self.floors[g])
+            weakest = min(removable, key=lambda g: self.lost(g, 1) / self._next_size(g))
+            left -= self._next_size(weakest)
+            self.counts[weakest] -= 1
+
+    def _next_size(self, group: int) -> int:
+        """How many features the next unit of a group has."""
+        removed = self.graph.groups[group].n_units - int(self.counts[group])
+        return int(self.sizes[group][self.orders[group][removed]])
+
+    def lost(self, group: int, chunk: int) -> float:
+        """Importance of the next `chunk` units of a group."""
+        removed = self.graph.groups[group].n_units - int(self.counts[group])
+        return float(self.sums[group][removed + chunk] - self.sums[group][removed])
+
+    def chunk(self, group: int) -> int:
+        """How many units to remove to come to the next lower aligned width; 0 at the last one."""
+        count, step = int(self.counts[group]), self.steps[group]
+        lower = (count - 1) // step * step
+        return count - lower if lower >= self.floors[group] else 0
+
+
+class Pruning:
+    """Removes the cheapest aligned chunk, again and again, until every cost is within its limit.
+
+    A chunk's price only rises while others go (it saves less, and less is left to save), so a stale entry of the heap
+    is re-examined when it comes up.
+    """
+
+    def __init__(
+        self,
+        chooser: Chooser,
+        limits: Sequence[Limit],
+        saved: CostModel | None,
+        by_saving: bool,
+        eligible: Sequence[int],
+    ) -> None:
+        self.chooser = chooser
+        self.limits = limits
+        self.saved = saved
+        self.by_saving = by_saving
+        self.left = [limit.model.cost(chooser.counts) for limit in limits]
+        self.eligible = eligible
+
+    def run(self, features: bool) -> None:
+        """Remove channels, and input features where they compete; else those alone that are channels, at the last.
+
+        Raises:
+            BudgetError: a cost is over its limit when nothing is left that can go.
+        """
+        groups = self.chooser.graph.groups
+        inputs = [g for g in self.eligible if groups[g].is_input and not features]
+        self._remove_cheapest([g for g in self.eligible if g not in inputs])
+        if inputs and self._is_over():
+            given = _given(self.chooser.graph)
+            self._remove_cheapest([g for g in inputs if given[groups[g].units].any()])
+        if self._is_over():
+            raise BudgetError(self._in_the_way())
+
+    def _remove_cheapest(self, eligible: Sequence[int]) -> None:
+        heap = [entry for g in eligible if (entry := self._entry(g)) is not None]
+        heapq.heapify(heap)
+        while heap and self._is_over():
+            _, group = heapq.heappop(heap)
+            fresh = self._entry(group)
+            if fresh is None:
+                continue
+            if heap and fresh > heap[0]:
+                heapq.heappush(heap, fresh)
+                continue
+            self._remove(group)
+            following = self._entry(group) if self._is_over() else None
+            if following is not None:
+                heapq.heappush(heap, following)
+
+    def _is_over(self) -> bool:
+        return any(limit.excess(left) > 0 for limit, left in zip(self.limits, self.left, strict=True))
+
+    def _remove(self, group: int) -> None:
+        counts, chunk = self.chooser.counts, self.chooser.chunk(group)
+        savings = [limit.model.saving(counts, group, chunk) for limit in self.limits]
+        self.left = [left - saving for left, saving in zip(self.left, savings, strict=True)]
+        counts[group] -= chunk
+
+    def _entry(self, group: int) -> tuple[float, int] | None:
+        """Price of the next chunk of a group, and the group; None where nothing more can go or nothing is saved."""
+        chunk = self.chooser.chunk(group)
+        if chunk == 0:
+            return None
+        saving, useful = self._savings(group, chunk)
+        if useful <= 0:
+            return None
+        lost = self.chooser.lost(group, chunk) * saving / useful  # saving more than the budgets ask counts for nothing
+        if self.saved is None:
+            return lost / (saving if self.by_saving else chunk), group
+        saved = max(self.saved.saving(self.chooser.counts, group, chunk) / self.saved.total, _NOTHING)
+        # Scores that are relative to their group's mean are compared unit by unit, at the milliseconds that they save
+        # for what they save of the budgets; others by what is lost in all for each millisecond.
+        return lost / (saved if self.by_saving else chunk * saved / saving), group
+
+    def _savings(self, group: int, chunk: int) -> tuple[float, float]:
+        """Shares of the costs that the next chunk saves, and of those what is over the budgets: more counts nothing."""
+        saving = useful = 0.0
+        for limit, left in zip(self.limits, self.left, strict=True):
+            excess = limit.excess(left)
+            if excess > 0 and limit.model.touching[group]:
+                # On a stair of a device a chunk saves nothing, and the next one does: it stays in the race.
+                own = max(limit.model.saving(self.chooser.counts, group, chunk), _NOTHING * limit.model.total)
+                saving += own / limit.model.total
+                useful += min(own, excess) / limit.model.total
+        return saving, useful
+
+    def _in_the_way(self) -> str:
+        limit, left = max(
+            ((limit, left) for limit, left in zip(self.limits, self.left, strict=True) if limit.excess(left) > 0),
+            key=lambda pair: pair[0].excess(pair[1]) / pair[0].model.total,
+        )
+        graph, counts = self.chooser.graph, self.chooser.counts
+        costs = ((limit.model.share(g, counts), group.name) for g, group in enumerate(graph.groups))
+        held = ", ".join(name for _, name in sorted(costs, reverse=True)[:4]) or "none"
+        locked = sorted({f"{lock.name} ({lock.reason})" for lock in graph.locked if lock.dim == 0})
+        message = (
+            f"{limit.share:.3g} of {limit.what} cannot be met: expected at most {_amount(limit.most)}, "
+            f"got no lower than {_amount(left)}; in the way: groups at their least width ({held})"
+        )
+        if locked:
+            more = f" and {len(locked) - 4} more" if len(locked) > 4 else ""
+            message += f"; locked: {', '.join(locked[:4])}{more}"
+        return message + "; a lower --align may help"
+
+
+def _given(graph: ChannelGraph) -> np.ndarray:
+    """Bool `(n_labels,)`: the units that a layer gives, input features among them where it keeps them apart."""
+    given = np.zeros(len(graph.analysis.solver.canonical), dtype=bool)
+    for node in graph.analysis.costs:
+        for value in tree_leaves(graph.analysis.env[node]):
+            for layer in value.layers:
+                given[core(layer).numpy().clip(min=0)] = True
+    return given
+
+
+def _amount(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _step(group: ChannelGroup, align: int, stair: int) -> int:
+    """Units to remove at a time so that the width stays a multiple of `align`; narrow layers are not held to it.
+
+    It stays one of a device's `stair` too, or of the part of it of which the layer holds two at least.
+    """
+    if group.is_input:
+        return 1
+    least = align // math.gcd(align, group.indices_per_unit)
+    if group.n_units < least:
+        return 1
+    both = math.lcm(align, stair)
+    steps = (both >> halved for halved in range(both.bit_length()) if (both >> halved) % align == 0)
+    steps = (width // math.gcd(width, group.indices_per_unit) for width in steps)
+    return next((step for step in steps if 2 * step <= group.n_units), least)
