@@ -12,6 +12,10 @@ from typer.testing import CliRunner
 from edgeprune.cli.app import app
 from edgeprune.data import open_data
 from edgeprune.formats.load import load
+from edgeprune.graph.capture import capture
+from edgeprune.graph.groups import analyze
+from edgeprune.importance import score
+from edgeprune.pruning.planner import plan
 from edgeprune.settings import TrainSettings
 from edgeprune.tasks.match import Match
 from edgeprune.tasks.regression import Regression
@@ -284,3 +288,16 @@ def test_the_best_epoch_of_an_error_is_the_one_with_the_least(tmp_path):
     values = [record.val_value for record in records]
     assert evaluate(net, data.val, data.normalization, task).value == min(values)
     assert min(values) != values[-1] or values == sorted(values, reverse=True)
+
+
+def test_taylor_scores_go_by_the_task():
+    program = capture(linear().eval(), torch.zeros(2, 6))
+    graph, x = analyze(program), torch.randn(64, 6)
+    answers = program.module()(x).detach()
+    batches = [(x[i : i + 16], answers[i : i + 16]) for i in range(0, 64, 16)]
+    (matched,) = score(program, graph, "taylor", batches=batches, task=Match())
+    (flat,) = score(program, graph, "taylor", batches=batches, task=Regression())
+    assert (matched > 0).sum() > 8 and not flat.any(), "the loss of a network's own answers has no gradient"
+    shifted = [(x, y + 1) for x, y in batches]
+    (regressed,) = score(program, graph, "taylor", batches=shifted, task=Regression())
+    assert regressed.any() and plan(program, graph, 0.5, "taylor", 1, batches=batches, task=Match()).groups
