@@ -18,6 +18,7 @@ from edgeprune.graph.drawn import drawn_arguments, example_values
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained, forget_given, give, give_copy
 from edgeprune.graph.lift import Unlifted, lifted
+from edgeprune.graph.modes import recompile
 from edgeprune.graph.modulestate import State, restored
 from edgeprune.graph.recurrence import not_unrolled
 from edgeprune.graph.refusals import (
@@ -75,7 +76,7 @@ class TrainableModule(fx.GraphModule):
         for node, flag in changed:
             node.update_arg(flag, mode)
         if changed:
-            self.recompile()
+            recompile(self)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
