@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import resource
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -173,9 +172,11 @@ def test_help_is_quick(tmp_path: Path) -> None:
         return own / processor_seconds(tmp_path, "-c", BARE_HELP, says="Usage")
 
     ratio()  # from now on the modules are compiled, as they are after a user's first command
-    # In turns: how fast the processor is varies from minute to minute.
-    got = statistics.median(ratio() for _ in range(9))
-    assert got <= HELP_RATIO, f"edgeprune --help took {got:.2f} times an empty command's, {HELP_RATIO} is allowed"
+    # In turns: how fast the processor is varies from minute to minute. Five of nine tell what the median is.
+    got: list[float] = []
+    while len(got) < 9 and max(sum(r <= HELP_RATIO for r in got), sum(r > HELP_RATIO for r in got)) < 5:
+        got.append(ratio())
+    assert sum(r <= HELP_RATIO for r in got) >= 5, f"edgeprune --help took {got} times an empty command's: {HELP_RATIO}"
 
 
 def processor_seconds(compiled: Path, *arguments: str, says: str) -> float:
