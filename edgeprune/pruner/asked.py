@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -156,7 +156,8 @@ def _criterion(value: Any) -> str:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+    named = isinstance(value, Collection) and not isinstance(value, str)
+    if not named or not all(isinstance(name, str) for name in value):
         raise InputError(f"leave: expected the names of layers or groups in a list, got {value!r}")
     return tuple(value)
 

@@ -99,9 +99,14 @@ class Course:
             for name, goal in self._targets.goals.items()
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """The goals of `state`, with all that was measured."""
-        self._targets.goals = {
-            name: Goal(what, most, planned, tuple((a, b) for a, b in points))
-            for name, (what, most, planned, points) in state.items()
-        }
+    def restore(self, goals: dict[str, Goal]) -> None:
+        """Go on from goals that `goals_of` read."""
+        self._targets.goals = goals
+
+
+def goals_of(state: dict[str, Any]) -> dict[str, Goal]:
+    """The goals that `Course.state` gave, with all that was measured."""
+    return {
+        name: Goal(what, float(most), float(planned), tuple((float(a), float(b)) for a, b in points))
+        for name, (what, most, planned, points) in state.items()
+    }

@@ -28,7 +28,6 @@ from edgeprune.pruner.modules import (
     check_origin,
     device_of,
     handed_out,
-    is_as_given,
     on_cpu,
     parameters_of,
     unwrapped,
@@ -36,7 +35,7 @@ from edgeprune.pruner.modules import (
 from edgeprune.pruner.network import Attempt, Cut, Network, analyzed, costs, n_features
 from edgeprune.pruner.observing import Observed
 from edgeprune.pruner.runfolder import Told, save_run
-from edgeprune.pruner.state import networks_of, state_of
+from edgeprune.pruner.state import networks_of, progress_of, state_of
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.results import StepRecord
 
@@ -250,8 +249,7 @@ class Pruner:
         assert self._giver is not None
         self._device = device_of(self._module)
         program = self._giver.with_weights(self._module)
-        if is_as_given(self._module, self._giver):
-            check_no_other(self._giver)
+        check_no_other(self._module, self._giver)
         return replace(self._network, program=program)
 
     @public("take")
@@ -391,14 +389,11 @@ class Pruner:
         Raises:
             InputError: it is no such state, or of another network or other options.
         """
-        self._dense, network = networks_of(state, self._asked, self._dense)
+        dense, network = networks_of(state, self._asked, self._dense)
+        progressed = progress_of(state)
+        self._dense, self._moved, self._records = dense, None, list(progressed.records)
         self._begin(network)
-        self._moved = None
-        self._records = [
-            StepRecord(number, float(ratio), count, None, True)
-            for number, (ratio, count) in enumerate(state["records"], 1)
-        ]
-        self._course.restore(state["goals"])
-        self._observed = Observed.of(state["observed"])
-        self._started, self._seconds_before = time.perf_counter(), float(state["seconds"])
+        self._course.restore(progressed.goals)
+        self._observed = progressed.observed
+        self._started, self._seconds_before = time.perf_counter(), progressed.seconds
         self._is_resumed = True

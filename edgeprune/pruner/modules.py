@@ -76,8 +76,10 @@ def check_origin(module: nn.Module, program: Program | None) -> None:
     """Refuse a module that another program gave; one of the user's class came from none.
 
     Raises:
-        InputError: it is of an earlier step, or of another Pruner.
+        InputError: it is of an earlier step, or of another Pruner, or no module.
     """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"Pruner: expected an nn.Module, got a {type(module).__name__}")
     giver = giver_of(module)
     if giver is not None and giver is not program:
         raise InputError(
@@ -86,19 +88,23 @@ def check_origin(module: nn.Module, program: Program | None) -> None:
         )
 
 
-def is_as_given(module: nn.Module, program: Program) -> bool:
+def _is_as_given(module: nn.Module, program: Program) -> bool:
     """Whether a module still has the values of the program that gave it: nobody has trained it."""
     own = {**program.constants, **program.state_dict}
     named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
     return all(torch.equal(own[name].detach(), tensor.detach().cpu()) for name, tensor in named if name in own)
 
 
-def check_no_other(program: Program) -> None:
+def check_no_other(module: nn.Module, program: Program) -> None:
     """Refuse a loop that trained a copy of what a program gave, and not that itself: a Pruner does not see it.
+
+    An average beside a module that is trained is no such copy.
 
     Raises:
         InputError: a copy has been trained.
     """
+    if not _is_as_given(module, program):
+        return
     try:
         check_untrained(program)
     except InputError as error:

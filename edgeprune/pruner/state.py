@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,12 @@ from edgeprune.errors import InputError
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program
 from edgeprune.pruner.asked import Asked
+from edgeprune.pruner.course import goals_of
 from edgeprune.pruner.network import Network, replayed
+from edgeprune.pruner.observing import Observed
 from edgeprune.pruning.plan import PruningPlan
+from edgeprune.results import StepRecord
+from edgeprune.search.landing import Goal
 
 FORMAT = "edgeprune-pruner/1"
 _FIELDS: Mapping[str, type | tuple[type, ...]] = {
@@ -34,6 +39,34 @@ def state_of(asked: Asked, dense: Program, network: Network) -> dict[str, Any]:
         "dense": _tensors_of(dense),
         "weights": _tensors_of(network.program),
     }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Progressed:
+    """How far a Pruner has come, beside its networks."""
+
+    records: tuple[StepRecord, ...]
+    goals: dict[str, Goal]
+    observed: Observed
+    seconds: float
+
+
+def progress_of(state: Mapping[str, Any]) -> Progressed:
+    """What a state says of that.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        records = tuple(
+            StepRecord(number, float(ratio), None if count is None else int(count), None, True)
+            for number, (ratio, count) in enumerate(state["records"], 1)
+        )
+        return Progressed(records, goals_of(state["goals"]), Observed.of(state["observed"]), float(state["seconds"]))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"load_state_dict: expected a whole state of a Pruner, got a damaged one ({error!r})"
+        ) from error
 
 
 def networks_of(state: Mapping[str, Any], asked: Asked, dense: Program) -> tuple[Program, Network]:
