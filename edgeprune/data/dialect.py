@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def _notes(dialect: Dialect, path: Path, asked: Mapping[str, str]) -> Iterator[s
         yield f"{path.name} has {_shown(dialect.sep)} between columns"
     if not dialect.header:
         return
-    twice = sorted({name for name in dialect.first if dialect.first.count(name) > 1})
+    twice = sorted(name for name, count in Counter(dialect.first).items() if count > 1)
     if twice:
         yield f"columns of {path.name} that are called the same are numbered: {', '.join(twice[:3])}"
     if "" in dialect.first:
