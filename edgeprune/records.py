@@ -135,17 +135,6 @@ class Evaluation:
     value: float
     loss: float
 
-    @property
-    def correct(self) -> np.ndarray:
-        """Of a classification: which samples are right, bool `(n_samples,)`."""
-        assert not isinstance(self.outcomes, Sequence)
-        return self.outcomes
-
-    @property
-    def accuracy(self) -> float:
-        """Of a classification: the fraction of samples that are right, in [0, 1]."""
-        return self.value
-
 
 @dataclass(frozen=True, slots=True)
 class InputFeatures:
@@ -173,6 +162,9 @@ class FeatureRules:
     names: tuple[str, ...] = ()
 
 
+POINTS = "points"  # of a share in [0, 1]
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """What quality is measured by. A value times `scale` is in the `unit`, in which drops and budgets count.
@@ -181,7 +173,7 @@ class Metric:
     """
 
     name: str
-    unit: str = "points"
+    unit: str = POINTS
     scale: float = 100.0
     higher_is_better: bool = True
 
@@ -193,9 +185,13 @@ class Metric:
         """Whether `value` is better than `other`."""
         return value > other if self.higher_is_better else value < other
 
+    def number(self, change: float) -> str:
+        """A change in the unit, without it: "1.39" of one in points, "0.003125" of another."""
+        return f"{change:.2f}" if self.unit == POINTS else f"{change:.4g}"
+
     def shown(self, value: float) -> str:
         """E.g. "97.2 %" of a metric in points, "41.3" of another."""
-        if self.unit == "points":
+        if self.unit == POINTS:
             return f"{self.scale * value:.1f} %"
         return f"{self.scale * value:.4g} {self.unit}".rstrip()
 
@@ -218,3 +214,23 @@ class BesideFigure:
     name: str
     dense: float
     slim: float
+
+
+@dataclass(frozen=True, slots=True)
+class MetricComparison:
+    """Dense against slim on the same samples, by the metric of the task.
+
+    `drop` is how much worse slim is, in the metric's unit. Intervals are of 95 %, None of a single sample, which tells
+    nothing of others. `p_value` is that of a paired test, None where there is none.
+    """
+
+    metric: Metric
+    dense: float
+    slim: float
+    dense_interval: tuple[float, float] | None
+    slim_interval: tuple[float, float] | None
+    drop: float
+    drop_interval: tuple[float, float] | None
+    n_samples: int
+    p_value: float | None = None
+    beside: tuple[BesideFigure, ...] = ()

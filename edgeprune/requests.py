@@ -31,6 +31,7 @@ class TrainRequest:
 class CompressRequest:
     """What `edgeprune compress` was asked; None means "not given", and what is assumed instead is printed.
 
+    `max_drop` is a number in the metric's unit, or a text with the unit or `%`, see `tasks.budget`.
     `trust_recorded` lets the model's file name code that runs, see `trust.py`.
     """
 
@@ -38,7 +39,7 @@ class CompressRequest:
     data: str | None = None
     out: str | None = None
     keep_macs: float | None = None
-    max_drop: float | None = None
+    max_drop: float | str | None = None
     input_features: str = "auto"
     always_keep: str | None = None
     feature_groups: str | None = None
@@ -70,6 +71,7 @@ class CompressRequest:
     trust_recorded: bool = False
     state_key: str | None = None
     ignore_keys: str | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class ExportRequest:
     trust_recorded: bool = False
     state_key: str | None = None
     ignore_keys: str | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,27 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgeprune.catalog import Entry
-from edgeprune.records import ACCURACY, BesideFigure, Figure, InputFeatures, Metric
-
-
-@dataclass(frozen=True, slots=True)
-class MetricComparison:
-    """Dense against slim on the same samples, by the metric of the task.
-
-    `drop` is how much worse slim is, in the metric's unit. Intervals are of 95 %, None of a single sample, which tells
-    nothing of others. `p_value` is that of a paired test, None where there is none.
-    """
-
-    metric: Metric
-    dense: float
-    slim: float
-    dense_interval: tuple[float, float] | None
-    slim_interval: tuple[float, float] | None
-    drop: float
-    drop_interval: tuple[float, float] | None
-    n_samples: int
-    p_value: float | None = None
-    beside: tuple[BesideFigure, ...] = ()
+from edgeprune.records import ACCURACY, Figure, InputFeatures, Metric, MetricComparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +28,6 @@ class EpochRecord:
         """What the fields are called in JSON: values by the name of the metric."""
         return {"train_value": f"train_{self.metric}", "val_value": f"val_{self.metric}", "metric": None}
 
-    @property
-    def train_accuracy(self) -> float | None:
-        """Of a classification."""
-        return self.train_value
-
-    @property
-    def val_accuracy(self) -> float:
-        """Of a classification."""
-        return self.val_value
-
 
 @dataclass(frozen=True, slots=True)
 class AccuracyComparison:
@@ -74,6 +44,13 @@ class AccuracyComparison:
     drop_interval: tuple[float, float]
     mcnemar_p: float
     n_samples: int
+
+    @property
+    def as_metric(self) -> MetricComparison:
+        """The same as that of any metric."""
+        intervals = self.dense_interval, self.slim_interval
+        drop = self.drop_points, self.drop_interval
+        return MetricComparison(ACCURACY, self.dense, self.slim, *intervals, *drop, self.n_samples, self.mcnemar_p)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +75,13 @@ class LatencyComparison:
 
 @dataclass(frozen=True, slots=True)
 class NetworkFigures:
-    """What a network costs and how well it does; accuracies in [0, 1], None where there was no data."""
+    """What a network costs and how well it does by the metric of the run; None where there was no data."""
 
     macs: int
     params: int
     onnx_bytes: int
-    val_accuracy: float | None = None
-    test_accuracy: float | None = None
+    val_value: float | None = None
+    test_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +95,12 @@ class LayerWidth:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One pruning step: the share of dense MACs kept and the validation accuracy after finetuning."""
+    """One pruning step: the share of dense MACs kept and the metric on the validation split after finetuning."""
 
     step: int
     macs_ratio: float
     n_features: int | None
-    val_accuracy: float | None
+    val_value: float | None
     accepted: bool
 
 
@@ -136,7 +113,7 @@ class FrontPoint:
 
     folder: str
     macs_ratio: float
-    val_accuracy: float | None
+    val_value: float | None
     p50_ms: float
     latency_ratio: float
     size_bytes: int
@@ -148,7 +125,7 @@ class FeatureCount:
     """How well a network did on the validation split with so many input features, on the way to fewer."""
 
     n_features: int
-    val_accuracy: float
+    val_value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +136,7 @@ class RunRecord:
     what could be done beside, e.g. how the images can be cropped; `front` lists several networks where they were asked
     for.
     `feature_weights` goes with `features.keep`: the norm of the weights that read each, the largest 1.
+    `metric` is what the values are of: accuracy, or that of another task, which has a `comparison` and no `accuracy`.
     """
 
     command: str
@@ -184,6 +162,28 @@ class RunRecord:
     advice: tuple[str, ...] = ()
     front: tuple[FrontPoint, ...] = ()
     format: str = field(default="edgeprune-run/1")
+    metric: Metric = ACCURACY
+    comparison: MetricComparison | None = None
+
+    @property
+    def compared(self) -> MetricComparison | None:
+        """Both networks on the test split, whatever the metric; None without data."""
+        return self.comparison if self.accuracy is None else self.accuracy.as_metric
+
+    @property
+    def json_names(self) -> dict[str, str | None]:
+        """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
+        return {"metric": None, "comparison": None} if self.metric == ACCURACY else {"accuracy": None}
+
+    @property
+    def json_values(self) -> dict[str, str]:
+        """What values are called in the records within: by the name of the metric."""
+        return values_of(self.metric.name)
+
+
+def values_of(metric: str) -> dict[str, str]:
+    """What the values on both splits are called in JSON."""
+    return {f"{split}_value": f"{split}_{metric}" for split in ("val", "test")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ class TrainRecord:
     @property
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON: values by the name of the metric."""
-        names: dict[str, str | None] = {f"{split}_value": f"{split}_{self.metric.name}" for split in ("val", "test")}
+        names: dict[str, str | None] = {**values_of(self.metric.name)}
         return names if self.metric != ACCURACY else {**names, "metric": None, "beside": None}
 
 

@@ -7,25 +7,32 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, Union
 
 from edgeprune.errors import InputError
 from edgeprune.lines import one_line, shown
 from edgeprune.reading import parse_json
-from edgeprune.results import RunRecord
+from edgeprune.records import ACCURACY, Metric
+from edgeprune.results import RunRecord, values_of
 
 FORMAT = "edgeprune-run/1"
+_WITH_VALUES = ("dense", "slim", "steps", "selection", "front")  # parts of a run that hold values of its metric
 
 
-def to_dict(record: Any) -> dict[str, Any]:
+def to_dict(record: Any, values: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
     """The record as plain JSON values; a tuple becomes a list. `json_names` of a record name fields otherwise, or not.
+
+    `values` name fields of any record in it; a record's `json_values` do for those within.
 
     Raises: ValueError for a value that JSON cannot hold, named by its place, e.g. `latency.ratio: nan`.
     """
-    others: dict[str, str | None] = getattr(record, "json_names", {})
+    values = {**values, **getattr(record, "json_values", {})}
+    others: dict[str, str | None] = {**values, **getattr(record, "json_names", {})}
     named = [(others.get(field.name, field.name), getattr(record, field.name)) for field in dataclasses.fields(record)]
-    plain = {name: _plain(value, name) for name, value in named if name is not None}
+    plain = {name: _plain(value, name, values) for name, value in named if name is not None}
     if hasattr(record, "significant"):
         plain["significant"] = record.significant
     return plain
@@ -46,18 +53,34 @@ def run_from_json(text: str, where: str = "run.json") -> RunRecord:
         raise InputError(f"{where}: expected a JSON object, got {_kind(value)}")
     if value.get("format") != FORMAT:
         raise InputError(f"{where}: format: expected {FORMAT!r}, got {shown(value.get('format'))}")
-    record: RunRecord = _read(value, RunRecord, where)
+    record: RunRecord = _read(_with_field_names(value, where), RunRecord, where)
     return record
 
 
-def _plain(value: Any, where: str) -> Any:
+def _with_field_names(value: dict[str, Any], where: str) -> dict[str, Any]:
+    """The document of a run with the fields that its values are in, whatever the metric."""
+    metric = ACCURACY
+    if "metric" in value:
+        metric = _read(value["metric"], Metric, f"{where}: metric")
+        value = {"accuracy": None, **value}
+    names = {name: field for field, name in values_of(metric.name).items()}
+    return {key: _renamed(part, names) if key in _WITH_VALUES else part for key, part in value.items()}
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_renamed(part, names) for part in value]
+    return {names.get(key, key): part for key, part in value.items()} if isinstance(value, dict) else value
+
+
+def _plain(value: Any, where: str, values: Mapping[str, str]) -> Any:
     if dataclasses.is_dataclass(value):
-        inner = to_dict(value)
-        return {name: _plain(part, f"{where}.{name}") for name, part in inner.items()}
+        inner = to_dict(value, values)
+        return {name: _plain(part, f"{where}.{name}", values) for name, part in inner.items()}
     if isinstance(value, dict):
-        return {str(key): _plain(part, f"{where}.{key}") for key, part in value.items()}
+        return {str(key): _plain(part, f"{where}.{key}", values) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(part, f"{where}[{index}]") for index, part in enumerate(value)]
+        return [_plain(part, f"{where}[{index}]", values) for index, part in enumerate(value)]
     return str(value) if isinstance(value, PurePath) else _plain_scalar(value, where)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgeprune.errors import BudgetError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Silent
+from edgeprune.records import ACCURACY, Evaluation, Metric
 from edgeprune.results import FeatureCount
 from edgeprune.search.candidate import Budgets, Candidate, Found, Manner, Measured
 from edgeprune.search.costs import Costs
@@ -24,6 +25,8 @@ from edgeprune.search.landing import Shares
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
 from edgeprune.search.trainer import Round, Trainer
+from edgeprune.tasks.classification import Classification
+from edgeprune.tasks.task import Outcomes, Task
 
 WIDTH, N_FEATURES, N_CLASSES = 32, 12, 3
 
@@ -114,6 +117,17 @@ class Told(Silent):
         self.lines.append(message)
 
 
+@dataclass(frozen=True)
+class Doubting(Classification):
+    """Drops of any metric may be off by so much."""
+
+    error: float = 0.0
+    metric: Metric = ACCURACY
+
+    def standard_error(self, dense: Outcomes, slim: Outcomes) -> float:
+        return self.error
+
+
 @dataclass
 class FakeTrainer:
     """Trains nothing, and says how good each network is that it is shown."""
@@ -121,6 +135,7 @@ class FakeTrainer:
     judge: Callable[[Net], float]
     trains: bool = True
     error: float = 0.5
+    metric: Metric = ACCURACY
     rounds: list[int] = field(default_factory=list)
     selections: list[int] = field(default_factory=list)
 
@@ -134,14 +149,15 @@ class FakeTrainer:
         module.n_features = n_features
         return (FeatureCount(n_features, 1.0),)
 
-    def value(self, module: nn.Module) -> float:
+    def evaluation(self, module: nn.Module) -> Evaluation:
         assert isinstance(module, Net)
-        return self.judge(module)
+        return Evaluation((), self.judge(module), 0.0)
 
-    def standard_error(self, dense: float, slim: float) -> float:
-        return self.error
+    @property
+    def task(self) -> Task:
+        return Doubting(error=self.error, metric=self.metric)
 
-    def score_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+    def score_batches(self) -> Iterable[tuple[Tensor, Any]]:
         return ()
 
     def some_inputs(self) -> Tensor:

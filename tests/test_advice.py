@@ -23,6 +23,7 @@ LOADING = {"compress", "export", "inspect", "profile"}
 SAID_BY = {
     "commands/preparing.py": {"compress"},
     "commands/resolve.py --data": {"compress", "export"},
+    "commands/resolve.py --task": {"compress", "export"},
     "measure/chance.py": {"compress", "export"},
     "formats/normalizing.py": {"compress", "export"},
     "formats/pretrained.py": {"compress", "export"},

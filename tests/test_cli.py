@@ -130,7 +130,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["compress", "m.pt", "--keep-macs", "1.5"], "'--keep-macs': expected a share in (0, 1], got 1.5"),
         (["compress", "m.pt", "--keep-macs", "nan"], "'--keep-macs': expected a share in (0, 1], got nan"),
         (["compress", "m.pt", "--keep-macs", "half"], "'--keep-macs': "),
-        (["compress", "m.pt", "--max-drop", "-1"], "'--max-drop': expected accuracy points in [0, 100], got -1.0"),
+        (["compress", "m.pt", "--max-drop", "-1"], "'--max-drop': expected a number of at least 0, with % or"),
         (["compress", "m.pt", "--criterion", "l3"], "'--criterion': 'l3' is not one of"),
         (["compress", "m.pt", "--input-features", "some"], "'--input-features': expected auto, off, a count"),
         (["compress", "m.pt", "--input-features", "0"], "'--input-features': "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Silent
+from edgeprune.records import Evaluation
 from edgeprune.results import FeatureCount
 from edgeprune.search.candidate import Budgets, Manner
 from edgeprune.search.checks import check
@@ -23,6 +25,9 @@ from edgeprune.search.replay import Replay
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.trainer import Round
+from edgeprune.tasks.budget import MaxDrop
+from edgeprune.tasks.classification import CLASSIFICATION
+from edgeprune.tasks.task import Task
 
 N_FEATURES = 12
 
@@ -44,13 +49,14 @@ class Nudging:
             next(param for param in module.parameters() if param.dim() == 2)[:, n_features:] = 0
         return (FeatureCount(n_features, 0.9),)
 
-    def value(self, module: nn.Module) -> float:
-        return 0.9
+    def evaluation(self, module: nn.Module) -> Evaluation:
+        return Evaluation((), 0.9, 0.0)
 
-    def standard_error(self, dense: float, slim: float) -> float:
-        return 0.0
+    @property
+    def task(self) -> Task:
+        return CLASSIFICATION
 
-    def score_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+    def score_batches(self) -> Iterable[tuple[Tensor, Any]]:
         return ()
 
     def some_inputs(self) -> Tensor:
@@ -79,7 +85,7 @@ def test_it_cuts_and_proves_and_trains_on(net: Program) -> None:
     step = Step(Cutter(net, WITH_FEATURES, Nudging()), Nudging(), Silent())
     found = Shrink().search(step, Budgets(keep_macs=0.5, n_features=6))
     [best] = found.networks
-    assert (best.n_features, best.val_accuracy, found.selection) == (6, 0.9, (FeatureCount(6, 0.9),))
+    assert (best.n_features, best.val_value, found.selection) == (6, 0.9, (FeatureCount(6, 0.9),))
     assert 0 < best.proof_error < 1e-5
     assert best.macs <= 0.5 * found.dense.macs
     assert best.plan is not None
@@ -145,4 +151,4 @@ def test_a_network_that_gives_the_same_whatever_comes_in_is_refused() -> None:
     with torch.no_grad():
         module[2].weight.zero_()
     with pytest.raises(InputError, match="the same outputs whatever comes in"):
-        check(Cutter(captured(module), Manner(), None), Budgets(max_drop=1.0))
+        check(Cutter(captured(module), Manner(), None), Budgets(max_drop=MaxDrop(1.0)))

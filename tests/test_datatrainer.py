@@ -15,6 +15,8 @@ from edgeprune.results import EpochRecord, FeatureCount
 from edgeprune.search.datatrainer import DataTrainer
 from edgeprune.search.trainer import Round
 from edgeprune.settings import TrainSettings
+from edgeprune.tasks.classification import CLASSIFICATION
+from edgeprune.tasks.match import Match
 from edgeprune.training import evaluate
 
 OWN = TrainSettings(epochs=10, seed=5, lr=3e-3, schedule="step", options={"gamma": 0.2})
@@ -40,7 +42,7 @@ def net() -> nn.Sequential:
 
 def test_further_rounds_are_longer_and_see_another_order(digits: DataSource, asked: list[tuple[Any, ...]]) -> None:
     teacher, told = net(), Silent()
-    trainer = DataTrainer(digits, digits.normalization, OWN, teacher, progress=told)
+    trainer = DataTrainer(digits, digits.normalization, OWN, CLASSIFICATION, teacher, progress=told)
     assert trainer.trains
     assert all(trainer.finetune(net(), Round(number)) for number in range(4))
     settings = [call[3] for call in asked]
@@ -52,18 +54,18 @@ def test_further_rounds_are_longer_and_see_another_order(digits: DataSource, ask
 
 
 def test_features_are_selected_by_their_method(digits: DataSource, asked: list[tuple[Any, ...]]) -> None:
-    trainer = DataTrainer(digits, digits.normalization, OWN)
+    trainer = DataTrainer(digits, digits.normalization, OWN, CLASSIFICATION)
     module = net()
     graph = analyze(capture(module, torch.randn(2, 1, 8, 8)), inputs=True)
     assert trainer.select(module, graph, 20, units=2) == (FeatureCount(40, 0.8), FeatureCount(0, 0.9))
     [(*_, settings, _, teacher, named)] = asked
     assert (settings.epochs, settings.method, teacher) == (20, "feature-selection", None)
     assert settings.options == {"gamma": 0.2, "n_features": 20}
-    assert named == {"graph": graph}
+    assert named == {"graph": graph, "task": CLASSIFICATION}
 
 
 def test_without_epochs_batch_norm_is_estimated_again(digits: DataSource, asked: list[tuple[Any, ...]]) -> None:
-    trainer = DataTrainer(digits, digits.normalization, TrainSettings(epochs=0))
+    trainer = DataTrainer(digits, digits.normalization, TrainSettings(epochs=0), CLASSIFICATION)
     assert not trainer.trains
     assert not trainer.finetune(net(), Round())
     normed = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10)).eval()
@@ -73,14 +75,24 @@ def test_without_epochs_batch_norm_is_estimated_again(digits: DataSource, asked:
 
 
 def test_it_judges_by_the_validation_split(digits: DataSource) -> None:
-    trainer, module = DataTrainer(digits, digits.normalization, OWN), net().eval()
-    assert trainer.value(module) == evaluate(module, digits.val, digits.normalization).accuracy
-    n_samples = len(digits.val)  # type: ignore[arg-type]
-    assert trainer.standard_error(0.5, 0.5) == pytest.approx(100 * (0.5 / n_samples) ** 0.5)
+    trainer, module = DataTrainer(digits, digits.normalization, OWN, CLASSIFICATION), net().eval()
+    assert trainer.evaluation(module).value == evaluate(module, digits.val, digits.normalization).value
+
+
+def test_the_dense_network_is_the_teacher_of_a_match_and_its_target(
+    digits: DataSource, asked: list[tuple[Any, ...]]
+) -> None:
+    dense, module = net().eval(), net().eval()
+    trainer = DataTrainer(digits, digits.normalization, OWN, Match(), dense)
+    assert trainer.finetune(module, Round()) and trainer.judge.reference is dense
+    assert (asked[0][5], asked[0][6]["task"]) == (dense, Match())
+    assert trainer.evaluation(dense).value == 1.0
+    x, targets = next(iter(trainer.score_batches()))
+    assert torch.equal(targets, dense(x))
 
 
 def test_units_are_scored_on_small_batches_of_the_type_that_the_network_takes(digits: DataSource) -> None:
-    trainer = DataTrainer(digits, digits.normalization, OWN, dtype=torch.float64)
+    trainer = DataTrainer(digits, digits.normalization, OWN, CLASSIFICATION, dtype=torch.float64)
     x, y = next(iter(trainer.score_batches()))
     assert (tuple(x.shape), x.dtype, tuple(y.shape)) == ((16, 1, 8, 8), torch.float64, (16,))
     assert len(list(trainer.score_batches())) == 64

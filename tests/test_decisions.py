@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgeprune.commands.budgets import decide
 from edgeprune.errors import InputError
+from edgeprune.records import ACCURACY, Metric
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets
-from edgeprune.tasks.drop import drop_points, is_within, standard_error
+from edgeprune.tasks.budget import MaxDrop, is_within
+from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.units import LatencyLimit
 
 TAYLOR, L2 = "--criterion taylor", "--criterion l2"
@@ -22,17 +25,17 @@ OF_PART = "--input-features off (what a part takes comes from the rest of the ne
 AUTO = {"prune_features": True}
 
 CASES: list[tuple[dict[str, Any], bool, dict[str, Any], tuple[str, ...]]] = [
-    ({}, True, {"max_drop": 1.0, **AUTO}, (DROP, TAYLOR)),
+    ({}, True, {"max_drop": MaxDrop(1.0), **AUTO}, (DROP, TAYLOR)),
     ({}, False, {"keep_macs": 0.5}, (KEEP, L2, OFF)),
     ({"keep_macs": 0.3}, True, {"keep_macs": 0.3, **AUTO}, (TAYLOR,)),
-    ({"keep_macs": 0.3, "max_drop": 0.0}, True, {"keep_macs": 0.3, "max_drop": 0.0, **AUTO}, (TAYLOR,)),
+    ({"keep_macs": 0.3, "max_drop": 0.0}, True, {"keep_macs": 0.3, "max_drop": MaxDrop(0.0), **AUTO}, (TAYLOR,)),
     ({"max_latency": "0.5x"}, True, {"max_latency": LatencyLimit(ratio=0.5), **AUTO}, (TAYLOR,)),
     ({"max_size": "2kB", "criterion": "l1"}, True, {"max_bytes": 2000, **AUTO}, ()),
-    ({"input_features": "20"}, True, {"max_drop": 1.0, "n_features": 20}, (DROP, TAYLOR)),
-    ({"input_features": "0.25"}, True, {"max_drop": 1.0, "feature_ratio": 0.25}, (DROP, TAYLOR)),
+    ({"input_features": "20"}, True, {"max_drop": MaxDrop(1.0), "n_features": 20}, (DROP, TAYLOR)),
+    ({"input_features": "0.25"}, True, {"max_drop": MaxDrop(1.0), "feature_ratio": 0.25}, (DROP, TAYLOR)),
     ({"input_features": "1.0", "keep_macs": 1.0}, True, {"keep_macs": 1.0, "feature_ratio": 1.0}, (TAYLOR,)),
-    ({"input_features": "off"}, True, {"max_drop": 1.0}, (DROP, TAYLOR)),
-    ({"module": "backbone"}, True, {"max_drop": 1.0}, (DROP, TAYLOR, OF_PART)),
+    ({"input_features": "off"}, True, {"max_drop": MaxDrop(1.0)}, (DROP, TAYLOR)),
+    ({"module": "backbone"}, True, {"max_drop": MaxDrop(1.0)}, (DROP, TAYLOR, OF_PART)),
     ({"plan": "plan.json"}, False, AUTO, (L2,)),
     ({"plan": "plan.json"}, True, AUTO, (TAYLOR,)),
     ({"pareto": 3}, True, AUTO, (OF_FRONT, TAYLOR)),
@@ -45,17 +48,17 @@ CASES: list[tuple[dict[str, Any], bool, dict[str, Any], tuple[str, ...]]] = [
 def test_what_is_asked_becomes_budgets(
     asked: dict[str, Any], has_data: bool, budgets: dict[str, Any], assumed: tuple[str, ...]
 ) -> None:
-    decision = decide(CompressRequest("model.pt", **asked), has_data)
+    decision = decide(CompressRequest("model.pt", **asked), ACCURACY if has_data else None)
     assert decision.budgets == Budgets(**budgets)
     assert decision.assumed == assumed
 
 
 def test_how_it_is_done_goes_beside_the_budgets() -> None:
     request = CompressRequest("m.pt", keep_macs=0.5, align=4, seed=7, leave=("fc",), max_finetunings=3, appliable=True)
-    manner = decide(request, has_data=True).manner
+    manner = decide(request, ACCURACY).manner
     assert (manner.align, manner.seed, manner.leave, manner.max_finetunings) == (4, 7, ("fc",), 3)
     assert manner.appliable and manner.features and manner.compete
-    held = decide(CompressRequest("m.pt", max_drop=1.0), has_data=True).manner
+    held = decide(CompressRequest("m.pt", max_drop=1.0), ACCURACY).manner
     assert held.features and not held.compete  # a drop is there to hold the features up
 
 
@@ -67,7 +70,7 @@ def test_how_it_is_done_goes_beside_the_budgets() -> None:
         ({"input_features": "0"}, "--input-features: expected auto, off, a count from 1 or a ratio .* got '0'"),
         ({"input_features": "1.5"}, "--input-features: expected auto"),
         ({"input_features": "some"}, "--input-features: expected auto"),
-        ({"max_drop": 1.0}, "--max-drop: expected data to measure the accuracy on, got none; give --data"),
+        ({"max_drop": 1.0}, "--max-drop: expected data to measure the drop on, got none; give --data"),
         ({"pareto": 1}, "--pareto: expected 2 to 20 networks, got 1"),
         ({"pareto": 3, "plan": "plan.json"}, "--pareto: expected no --plan, got plan.json"),
         ({"pareto": 3, "max_size": "1kB"}, "--pareto: expected no --max-size, got 1kB"),
@@ -76,7 +79,7 @@ def test_how_it_is_done_goes_beside_the_budgets() -> None:
 )
 def test_what_cannot_be_is_refused(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        decide(CompressRequest("model.pt", **asked), has_data=False)
+        decide(CompressRequest("model.pt", **asked), None)
 
 
 def test_a_share_of_the_features_becomes_a_count() -> None:
@@ -86,8 +89,43 @@ def test_a_share_of_the_features_becomes_a_count() -> None:
 
 
 def test_the_drop_has_one_rule() -> None:
-    assert drop_points(0.98, 0.97) > 1.0  # by rounding alone
-    assert is_within(drop_points(0.98, 0.97), 1.0)
+    assert ACCURACY.drop(0.98, 0.97) > 1.0  # by rounding alone
+    assert is_within(ACCURACY.drop(0.98, 0.97), 1.0)
     assert not is_within(1.0001, 1.0)
     assert is_within(-3.0, 0.0) and is_within(0.0, 0.0) and is_within(100.0, None)
-    assert standard_error(0.9, 0.9, 360) == pytest.approx(100 * (2 * 0.09 / 360) ** 0.5)
+    right = np.arange(360) % 10 > 0  # nine of ten
+    assert CLASSIFICATION.standard_error(right, right) == pytest.approx(100 * (2 * 0.09 / 360) ** 0.5)
+
+
+MAE = Metric("MAE", "mmol", 1.0, higher_is_better=False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "asked", "drop", "said"),
+    [
+        (ACCURACY, None, MaxDrop(1.0), "--max-drop 1"),
+        (MAE, None, MaxDrop(1.0, "%"), "--max-drop 1%"),
+        (MAE, 250.0, MaxDrop(250.0), None),
+        (MAE, "3 mmol", MaxDrop(3.0, "mmol"), None),
+        (ACCURACY, "2%", MaxDrop(2.0, "%"), None),
+    ],
+)
+def test_a_drop_counts_in_the_unit_of_the_metric(
+    metric: Metric, asked: float | str | None, drop: MaxDrop, said: str | None
+) -> None:
+    decision = decide(CompressRequest("m.pt", max_drop=asked, criterion="l2"), metric)
+    assert decision.budgets.max_drop == drop
+    assert decision.assumed == ((said,) if said else ())
+
+
+@pytest.mark.parametrize(
+    ("metric", "asked", "message"),
+    [
+        (MAE, "3 points", "--max-drop: expected mmol or %, as MAE is measured in, got 'points'"),
+        (ACCURACY, 101.0, r"--max-drop: expected accuracy points in \[0, 100\], got 101"),
+        (MAE, "250%", "--max-drop: expected at most 100 % of what the dense network has, got 250%"),
+    ],
+)
+def test_a_drop_that_the_metric_has_not_is_refused(metric: Metric, asked: float | str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decide(CompressRequest("m.pt", max_drop=asked), metric)

@@ -31,7 +31,7 @@ def test_a_plan_is_replayed(tmp_path: Path) -> None:
     assert slim.plan is not None
     assert slim.plan.to_json() == (RUN / "plan.json").read_text()
     assert (found.dense.macs, slim.macs, slim.n_features) == (recorded.dense.macs, recorded.slim.macs, 20)
-    assert found.dense.val_accuracy == pytest.approx(recorded.dense.val_accuracy, abs=0.01)
+    assert found.dense.val_value == pytest.approx(recorded.dense.val_value, abs=0.01)
     assert slim.proof_error < 1e-5
 
 
@@ -51,13 +51,13 @@ def test_a_run_is_read() -> None:
     assert run.versions["edgeprune"] == "0.1.0"
     assert (run.asked["pareto"], run.asked["input_features"]) == (2, "20")
     assert run.model["path"] == "models/digits_mlp.pt"
-    assert run.slim.test_accuracy == document["slim"]["test_accuracy"]
+    assert run.slim.test_value == document["slim"]["test_accuracy"]
     assert run.accuracy is not None
     assert run.accuracy.drop_points == document["accuracy"]["drop_points"]
-    assert [step.val_accuracy for step in run.steps] == [step["val_accuracy"] for step in document["steps"]]
+    assert [step.val_value for step in run.steps] == [step["val_accuracy"] for step in document["steps"]]
     assert [type(point) for point in run.front] == [FrontPoint] * 2
-    assert [point.val_accuracy for point in run.front] == [point["val_accuracy"] for point in document["front"]]
-    assert run.selection[-1] == FeatureCount(**document["selection"][-1])
+    assert [point.val_value for point in run.front] == [point["val_accuracy"] for point in document["front"]]
+    assert run.selection[-1] == FeatureCount(*document["selection"][-1].values())
     assert run.features is not None
     assert run.features.keep == next(iter(read_plan(RUN / "plan.json").inputs.values())).keep
     assert "digits_mlp" in render(run)

@@ -198,7 +198,7 @@ def selected(data: DataSource, rules: FeatureRules | None = None, **options: obj
     counts = [epoch.n_features or 0 for epoch in epochs]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == len(found)
-    assert epochs[-1].val_accuracy > 0.9
+    assert epochs[-1].val_value > 0.9
     return module, found
 
 

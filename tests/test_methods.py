@@ -45,7 +45,7 @@ def wanted(method: str, epochs: int = 15, optimizer: str = "sgd", **options: obj
 def trained(module: nn.Module, data: DataSource, settings: TrainSettings) -> float:
     """Its accuracy after training."""
     fit(module, data, data.normalization, settings)
-    return evaluate(module, data.test, data.normalization).accuracy
+    return evaluate(module, data.test, data.normalization).value
 
 
 def zeros(module: nn.Module) -> list[int]:

@@ -120,7 +120,7 @@ def run(path: Path, array: np.ndarray) -> np.ndarray:
 def test_foreign_weights_take_raw_values_from_the_data_to_the_device(table: Case) -> None:
     notes = Notes()
     folder, record = pipeline.compress(replace(table.request, input_features="4"), notes)
-    assert record.dense.test_accuracy == pytest.approx(table.accuracy, abs=1e-6) and table.accuracy > 0.95
+    assert record.dense.test_value == pytest.approx(table.value, abs=1e-6) and table.value > 0.95
     (told,) = [text for text in record.assumed if text.startswith("--normalize none (edgeprune did not train")]
     assert f"assumed: {told}" in notes.said and "mean=12" in told
     assert load(folder / "slim.pt2").info.normalization == IDENTITY

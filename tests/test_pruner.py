@@ -387,7 +387,7 @@ def test_the_run_folder_is_read_by_export_and_claims_no_accuracy(tmp_path: Path)
     pruner.save(tmp_path / "run")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"slim.pt2", "plan.json", "run.json", "report.html"}
     record = run_from_json((tmp_path / "run/run.json").read_text())
-    assert record.accuracy is None and record.slim.test_accuracy is None and record.data is None
+    assert record.accuracy is None and record.slim.test_value is None and record.data is None
     assert record.slim.macs / record.dense.macs <= 0.4
     assert [step.step for step in record.steps] == [1, 2]
     assert record.command.startswith("edgeprune.Pruner(model, example_inputs, keep_macs=0.4, ")

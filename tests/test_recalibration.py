@@ -52,12 +52,12 @@ def test_statistics_are_the_mean_over_the_batches(digits, exported):
 def test_it_mends_what_only_the_statistics_were_wrong_about(digits):
     module = net()
     fit(module, digits, digits.normalization, TrainSettings(epochs=8, threads=1))
-    good = evaluate(module, digits.test, digits.normalization).accuracy
+    good = evaluate(module, digits.test, digits.normalization).value
     with torch.no_grad():
         module[0].weight.mul_(torch.linspace(0.05, 8, 16).reshape(-1, 1, 1, 1))  # batch norm makes up for it
-    spoilt = evaluate(module, digits.test, digits.normalization).accuracy
+    spoilt = evaluate(module, digits.test, digits.normalization).value
     recalibrate(module, digits, digits.normalization)
-    mended = evaluate(module, digits.test, digits.normalization).accuracy
+    mended = evaluate(module, digits.test, digits.normalization).value
     assert spoilt < good - 0.05 and mended > good - 0.03
 
 

@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from edgeprune import runrecord
 from edgeprune.errors import InputError
 from edgeprune.lines import printable
-from edgeprune.records import InputFeatures
+from edgeprune.records import ACCURACY, InputFeatures
 from edgeprune.report import formats as fmt
 from edgeprune.report import plots, terminal
 from edgeprune.report.html import render
@@ -158,7 +158,7 @@ def test_the_kept_features_are_drawn_to_their_shape(
 
 def test_a_run_without_data_features_or_steps_renders(make_run: MakeRun) -> None:
     run = make_run(accuracy=None, data=None, features=None, steps=(), locked=(), widths=(), assumed=())
-    page = Page(render(replace(run, dense=replace(run.dense, val_accuracy=None, test_accuracy=None))))
+    page = Page(render(replace(run, dense=replace(run.dense, val_value=None, test_value=None))))
     assert "none was given" in page.text and "Accuracy over steps" not in page.text
     assert "test accuracy" not in printed(terminal.run(run, Path("run")))
 
@@ -216,10 +216,11 @@ def test_percents_end_at_a_hundred(make_run: MakeRun) -> None:
     steps = [StepRecord(k, 1 - k / 10, None, accuracy, True) for k, accuracy in enumerate((1.0, 0.999, 1.0, 0.97))]
     points = [FrontPoint(f"pareto/{k}", 0.5, 1.0, 0.1, 0.5, 1000, k == 1) for k in (1, 2)]
     counts = [FeatureCount(2 ** (6 - k), 1.0 - k / 1000) for k in range(4)]
+    scale = plots.Scale(ACCURACY, 1.0, 1.0)
     pictures = (
-        plots.steps_svg(steps, 1.0, 1.0),
-        plots.front_svg(points, 1.0, 1.0),
-        plots.selection_svg(counts, 1.0, 1.0),
+        plots.steps_svg(steps, scale),
+        plots.front_svg(points, scale),
+        plots.selection_svg(counts, scale),
     )
     for svg in pictures:
         assert svg is not None

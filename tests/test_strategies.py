@@ -10,6 +10,7 @@ import pytest
 
 from edgeprune.errors import BudgetError
 from edgeprune.pruning.plan import PruningPlan
+from edgeprune.records import ACCURACY, Metric
 from edgeprune.results import FeatureCount
 from edgeprune.search.candidate import Budgets, Manner, Measured
 from edgeprune.search.cutter import Cutter
@@ -19,6 +20,7 @@ from edgeprune.search.replay import Replay
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
+from edgeprune.tasks.budget import MaxDrop
 from tests.fakes import FakeCutter, FakeTrainer, Net, Plan, Searched, Told, falls_below, says, searched, width
 
 # -- shrink: the costs are stated
@@ -38,22 +40,22 @@ def test_shrink_takes_as_many_steps_as_a_cost_needs() -> None:
 
 
 def test_shrink_looks_at_the_drop_only_where_the_cost_is_reached() -> None:
-    search = searched(Shrink(), says(0.99, 0.4, 0.985), Budgets(keep_macs=0.4, max_drop=1.0))
+    search = searched(Shrink(), says(0.99, 0.4, 0.985), Budgets(keep_macs=0.4, max_drop=MaxDrop(1.0)))
     search()
     assert search.accepted == [True] * 2
     assert search.trainer.rounds == [0, 0]
 
 
 def test_shrink_finetunes_the_last_network_ever_longer_and_takes_the_best() -> None:
-    search = searched(Shrink(), says(0.99, 0.9, 0.9, 0.95, 0.985), Budgets(keep_macs=0.4, max_drop=1.0))
+    search = searched(Shrink(), says(0.99, 0.9, 0.9, 0.95, 0.985), Budgets(keep_macs=0.4, max_drop=MaxDrop(1.0)))
     [best] = search().networks
-    assert best.val_accuracy == 0.985
+    assert best.val_value == 0.985
     assert search.trainer.rounds == [0, 0, 1, 2]
     assert search.step.effort.spent == search.trainer.units == 2 + 2 + 4
 
 
 def test_budgets_that_miss_each_other_are_refused() -> None:
-    search = searched(Shrink(), falls_below(20), Budgets(keep_macs=0.25, max_drop=1.0))
+    search = searched(Shrink(), falls_below(20), Budgets(keep_macs=0.25, max_drop=MaxDrop(1.0)))
     with pytest.raises(BudgetError, match=r"got 49.00 at [0-9.]+% of the MACs; within it were [0-9.]+% of the MACs"):
         search()
     assert search.trainer.rounds[-4:] == [0, 1, 2, 3]
@@ -113,7 +115,7 @@ def test_a_size_that_no_cut_brings_is_refused() -> None:
     ],
 )
 def test_a_search_without_a_cost_takes_ten_finetunings_at_most(values: Sequence[float], features: bool) -> None:
-    budgets = Budgets(max_drop=1.0, prune_features=features)
+    budgets = Budgets(max_drop=MaxDrop(1.0), prune_features=features)
     search = searched(Descent(), says(*values), budgets)
     found = search()
     assert found.networks[0].macs < found.dense.macs
@@ -123,7 +125,7 @@ def test_a_search_without_a_cost_takes_ten_finetunings_at_most(values: Sequence[
 
 
 def test_descent_ends_above_where_the_accuracy_falls() -> None:
-    search = searched(Descent(), falls_below(15), Budgets(max_drop=1.0), align=1, max_finetunings=30)
+    search = searched(Descent(), falls_below(15), Budgets(max_drop=MaxDrop(1.0)), align=1, max_finetunings=30)
     [best] = search().networks
     assert width(best) in (15, 16)
     smallest = min(record.macs_ratio for record in search.step.records if record.accepted)
@@ -132,7 +134,7 @@ def test_descent_ends_above_where_the_accuracy_falls() -> None:
 
 
 def test_what_loses_far_too_much_is_not_tried_for_long() -> None:
-    search = searched(Descent(), says(0.99, 0.5), Budgets(max_drop=1.0))
+    search = searched(Descent(), says(0.99, 0.5), Budgets(max_drop=MaxDrop(1.0)))
     with pytest.raises(BudgetError, match="no smaller network loses at most 1 accuracy points: .* loses 49.00"):
         search()
     assert search.trainer.rounds == [0, 0, 0]
@@ -141,7 +143,7 @@ def test_what_loses_far_too_much_is_not_tried_for_long() -> None:
 
 def test_widths_that_lost_too_much_are_not_finetuned_again() -> None:
     """Widths are multiples of 16 here, so that a smaller step comes to the same widths."""
-    search = searched(Descent(), says(0.99, 0.5), Budgets(max_drop=1.0), align=16)
+    search = searched(Descent(), says(0.99, 0.5), Budgets(max_drop=MaxDrop(1.0)), align=16)
     with pytest.raises(BudgetError):
         search()
     assert len(set(search.ratios)) == len(search.ratios) == search.trainer.units
@@ -149,14 +151,16 @@ def test_widths_that_lost_too_much_are_not_finetuned_again() -> None:
 
 def test_more_may_be_taken() -> None:
     values = (0.99, 0.985, 0.975)
-    few, many = (searched(Descent(), says(*values), Budgets(max_drop=1.0), align=1, max_finetunings=n) for n in (3, 30))
+    few, many = (
+        searched(Descent(), says(*values), Budgets(max_drop=MaxDrop(1.0)), align=1, max_finetunings=n) for n in (3, 30)
+    )
     [first], [second] = few().networks, many().networks
     assert few.trainer.units <= 3 < many.trainer.units <= 30
     assert second.macs <= first.macs
 
 
 def test_a_miss_by_chance_is_pruned_on_and_trained_longer_at_the_end() -> None:
-    search = searched(Descent(), says(0.99, 0.99, 0.977, 0.977, 0.5, 0.99), Budgets(max_drop=1.0), align=1)
+    search = searched(Descent(), says(0.99, 0.99, 0.977, 0.977, 0.5, 0.99), Budgets(max_drop=MaxDrop(1.0)), align=1)
     [best] = search().networks
     assert search.trainer.rounds == [0, 0, 0, 0, 1, 1]  # of equal drops the larger network first
     assert search.accepted == [True, False, False, False, True, True]
@@ -166,7 +170,7 @@ def test_a_miss_by_chance_is_pruned_on_and_trained_longer_at_the_end() -> None:
 
 def test_what_is_certain_is_no_chance() -> None:
     sure = FakeTrainer(says(0.99, 0.99, 0.977, 0.977, 0.5), error=0.1)
-    search = searched(Descent(), sure, Budgets(max_drop=1.0), align=1)
+    search = searched(Descent(), sure, Budgets(max_drop=MaxDrop(1.0)), align=1)
     search()
     assert sure.rounds == [0, 0, 0, 0]
     assert search.accepted == [True, False, False, False]
@@ -174,7 +178,7 @@ def test_what_is_certain_is_no_chance() -> None:
 
 def test_without_finetuning_the_small_steps_cost_nothing() -> None:
     free = FakeTrainer(says(*[0.99] * 5, 0.5), trains=False)
-    search = searched(Descent(), free, Budgets(max_drop=1.0), align=1)
+    search = searched(Descent(), free, Budgets(max_drop=MaxDrop(1.0)), align=1)
     [best] = search().networks
     assert best.macs < 0.4 * search.step.dense.macs
     assert search.step.effort.spent == 0
@@ -196,7 +200,7 @@ def test_features_go_down_to_a_count_while_it_trains() -> None:
 
 def test_features_go_by_half_while_half_of_the_drop_lasts() -> None:
     values = (0.99, 0.986, 0.983, 0.99)  # 6 features hold; 3 lose 0.7 points of 0.5
-    search = searched(Descent(), says(*values), Budgets(max_drop=1.0, prune_features=True))
+    search = searched(Descent(), says(*values), Budgets(max_drop=MaxDrop(1.0), prune_features=True))
     found = search()
     assert search.trainer.selections == [6, 3]
     assert [record.n_features for record in search.step.records][:2] == [6, 3]
@@ -239,15 +243,15 @@ def test_of_a_front_the_smallest_within_the_drop_is_taken(
 ) -> None:
     fake = FakeTrainer(says(*values), trains=False)
     found = searched(Front(3, least=0.6), fake, Budgets(), align=1)()
-    assert [network.val_accuracy for network in found.networks] == list(values[1:])
-    assert chosen(found, max_drop) is found.networks[number]
+    assert [network.val_value for network in found.networks] == list(values[1:])
+    assert chosen(found, ACCURACY, MaxDrop(max_drop)) is found.networks[number]
 
 
 def test_without_data_the_smallest_of_a_front_is_taken() -> None:
     step = Step(cast(Cutter, FakeCutter(Manner(align=1))), None, Told())
     found = Front(2, least=0.5).search(step, Budgets())
-    assert [network.val_accuracy for network in found.networks] == [None, None]
-    assert chosen(found, 1.0) is found.networks[-1]
+    assert [network.val_value for network in found.networks] == [None, None]
+    assert chosen(found, ACCURACY, MaxDrop(1.0)) is found.networks[-1]
 
 
 # -- replay
@@ -259,16 +263,16 @@ def test_a_replay_is_finetuned_and_judged_but_not_searched() -> None:
     def replayed(judge: Callable[[Net], float], **budgets: Any) -> Searched:
         return searched(Replay(plan), judge, Budgets(**budgets))
 
-    search = replayed(says(0.99, 0.97, 0.985), max_drop=1.0)
+    search = replayed(says(0.99, 0.97, 0.985), max_drop=MaxDrop(1.0))
     found = search()
     [best] = found.networks
-    assert (best.plan, best.macs, best.n_features, best.val_accuracy) == (plan, 144, 6, 0.985)
+    assert (best.plan, best.macs, best.n_features, best.val_value) == (plan, 144, 6, 0.985)
     assert search.trainer.rounds == [0, 1]
     assert found.steps == ()
     for budgets, message in (
         ({"keep_macs": 0.2}, "expected at most 0.2 of the MACs, got 0.3"),
         ({"n_features": 5}, "expected at most 5 input features, got 6"),
-        ({"max_drop": 1.0}, "cannot be met together: expected a drop of at most 1 points .* got 19.00"),
+        ({"max_drop": MaxDrop(1.0)}, "cannot be met together: expected a drop of at most 1 points .* got 19.00"),
     ):
         with pytest.raises(BudgetError, match=message):
             replayed(says(0.99, 0.8), **budgets)()
@@ -280,7 +284,7 @@ def test_a_replay_is_finetuned_and_judged_but_not_searched() -> None:
 def test_without_a_trainer_the_cost_is_reached_in_one_cut() -> None:
     step = Step(cast(Cutter, FakeCutter(Manner(align=1))), None, Told())
     [best] = Shrink().search(step, Budgets(keep_macs=0.3)).networks
-    assert (width(best), best.val_accuracy, len(step.records)) == (9, None, 1)
+    assert (width(best), best.val_value, len(step.records)) == (9, None, 1)
 
 
 def test_dead_units_go_first_and_free_of_charge() -> None:
@@ -288,9 +292,33 @@ def test_dead_units_go_first_and_free_of_charge() -> None:
     [best] = search().networks
     assert search.said == ["24 units are dead: they go without a change of the output"]
     assert (search.trainer.rounds, search.accepted) == ([], [True])
-    assert (width(best), best.val_accuracy) == (8, 0.99)
+    assert (width(best), best.val_value) == (8, 0.99)
 
 
 def test_strategies_have_names() -> None:
     strategies: list[Strategy] = [Shrink(), Descent(), Front(3, 0.2), Replay(cast(PruningPlan, Plan(16, 6)))]
     assert [strategy.name for strategy in strategies] == ["shrink", "descent", "front", "replay"]
+
+
+ERROR = Metric("MAE", "mmol", 1.0, higher_is_better=False)
+
+
+def test_an_error_that_rises_is_a_drop() -> None:
+    fake = FakeTrainer(says(40.0, 43.0, 55.0, 41.5), metric=ERROR)
+    search = searched(Shrink(), fake, Budgets(keep_macs=0.4, max_drop=MaxDrop(5.0, "%")))  # 2 mmol
+    [best] = search().networks
+    assert best.val_value == 41.5
+    assert search.trainer.rounds == [0, 0, 1] and search.accepted == [True, True]
+
+
+def test_a_refusal_speaks_of_the_metric() -> None:
+    missed = searched(Shrink(), FakeTrainer(says(40.0, 50.0), metric=ERROR), Budgets(0.4, MaxDrop(2.0)))
+    with pytest.raises(
+        BudgetError, match=r"expected a drop of at most 2 mmol on the validation split, got 10 at 37.5%"
+    ):
+        missed()
+    nothing = searched(Descent(), FakeTrainer(says(40.0, 50.0), metric=ERROR), Budgets(max_drop=MaxDrop(5.0, "%")))
+    with pytest.raises(
+        BudgetError, match=r"no smaller network loses at most 2 MAE mmol: .* loses 10 on the validation"
+    ):
+        nothing()

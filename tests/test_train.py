@@ -93,7 +93,7 @@ def test_fit_learns_digits(digits, optimizer):
     records = fit(module, digits, digits.normalization, TrainSettings(epochs=25, optimizer=optimizer))
     assert [record.epoch for record in records] == list(range(1, 26))
     assert records[-1].loss < 0.3 * records[0].loss
-    assert evaluate(module, digits.test, digits.normalization).accuracy > 0.9
+    assert evaluate(module, digits.test, digits.normalization).value > 0.9
     assert not module.training
 
 
@@ -102,7 +102,7 @@ def test_the_shipped_networks_train(digits, zoo, make):
     torch.manual_seed(0)
     module = getattr(zoo, make)()
     fit(module, digits, digits.normalization, TrainSettings(epochs={"mlp": 15, "cnn": 5}[make]))
-    assert evaluate(module, digits.val, digits.normalization).accuracy > 0.93
+    assert evaluate(module, digits.val, digits.normalization).value > 0.93
 
 
 def test_the_same_seed_gives_the_same_weights(digits):
@@ -129,9 +129,9 @@ def test_the_best_epoch_is_restored(digits):
     module = small_mlp(dropout=0.5)
     # So high a rate that accuracy goes up and down.
     records = fit(module, digits, digits.normalization, TrainSettings(epochs=6, lr=0.2))
-    accuracies = [record.val_accuracy for record in records]
+    accuracies = [record.val_value for record in records]
     assert len(set(accuracies)) > 1
-    assert evaluate(module, digits.val, digits.normalization).accuracy == max(accuracies)
+    assert evaluate(module, digits.val, digits.normalization).value == max(accuracies)
 
 
 def test_no_epochs_change_nothing(digits):
@@ -150,7 +150,7 @@ def test_an_exported_network_trains_with_its_dropout_and_batch_norm(digits):
     fit(module, digits, digits.normalization, TrainSettings(epochs=10))
     mean_after = next(value for name, value in module.state_dict().items() if "running_mean" in name)
     assert not torch.equal(mean_before, mean_after)
-    assert evaluate(module, digits.test, digits.normalization).accuracy > 0.9
+    assert evaluate(module, digits.test, digits.normalization).value > 0.9
 
 
 def test_progress_counts_batches_and_tells_accuracy(digits):
@@ -222,7 +222,7 @@ def test_a_teacher_teaches_what_labels_do_not(digits):
     alone, taught = small_mlp(2), small_mlp(2)
     fit(alone, noisy, digits.normalization, settings)
     fit(taught, noisy, digits.normalization, settings, teacher=teacher)
-    scores = [evaluate(module, digits.test, digits.normalization).accuracy for module in (alone, taught)]
+    scores = [evaluate(module, digits.test, digits.normalization).value for module in (alone, taught)]
     assert scores[0] < 0.3 and scores[1] > 0.7
     assert equal(before, state(teacher)) and teacher.training is mode is True
 
@@ -238,7 +238,7 @@ def test_predict_and_evaluate_agree_and_keep_the_mode(digits):
     with torch.no_grad():
         expected = module.eval()(x)
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
-    assert outcome.correct.tolist() == (expected.argmax(1) == y).tolist()
+    assert outcome.outcomes.tolist() == (expected.argmax(1) == y).tolist()
     assert outcome.loss == pytest.approx(nn.functional.cross_entropy(expected, y).item(), rel=1e-5)
 
 
@@ -302,11 +302,11 @@ def test_half_precision_learns_with_weights_of_full_precision(digits):
     module, seen = small_mlp(), []
     module[1].register_forward_hook(lambda layer, args, output: seen.append((layer.training, output.dtype)))
     records = fit(module, digits, digits.normalization, TrainSettings(epochs=8, precision="bf16"))
-    assert records[-1].val_accuracy > 0.85
+    assert records[-1].val_value > 0.85
     assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}  # what is kept is measured as it is shipped
     assert {value.dtype for value in module.state_dict().values()} == {torch.float32}
     full = fit(small_mlp(), digits, digits.normalization, TrainSettings(epochs=8))
-    assert records != full and records[-1].val_accuracy == pytest.approx(full[-1].val_accuracy, abs=0.05)
+    assert records != full and records[-1].val_value == pytest.approx(full[-1].val_value, abs=0.05)
 
 
 class Read(Dataset):

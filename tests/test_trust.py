@@ -185,7 +185,7 @@ def run(**options):
 INFO = ModelInfo(
     input_shape=(4,), arch="torchvision:resnet18", classes=("a", "b", "c"), normalization=Normalization((0.0,), (1.0,)),
     data="digits", feature_names=("p", "q", "r", "s"), training=TrainSettings(options={"lam": 0.1}), module="part",
-    feature_groups=(("axes", (0, 1)),),
+    feature_groups=(("axes", (0, 1)),), task="regression",
 )  # fmt: skip
 
 
@@ -247,13 +247,14 @@ def test_no_field_of_a_models_info_runs_code(place: Path, program: Any) -> None:
             told[way, spec] = _told(lambda request=request: model_and_data(request))
             assert not (place / "MARKER").exists(), way
     assert all(repr(spec) in told[("data",), spec] and "--trust-recorded" in told[("data",), spec] for spec in SPECS)
+    assert all(repr(spec) in told[("task",), spec] and "--trust-recorded" in told[("task",), spec] for spec in SPECS)
     torch.save({**checkpoint, "data": "evil.py:run"}, place / "m.pt")
     _told(lambda: model_and_data(CompressRequest("m.pt", trust_recorded=True)))
     assert (place / "MARKER").exists()  # so that the rest of this says something
 
 
 def test_nor_does_one_of_a_program(place: Path, program: Any) -> None:
-    for name in ("data", "arch", "module"):
+    for name in ("data", "arch", "module", "task"):
         save_program(place / "slim.pt2", program, dataclasses.replace(INFO, **{name: "evil.py:run"}))
         for request in (CompressRequest("slim.pt2"), ExportRequest("slim.pt2")):
             _told(lambda request=request: model_and_data(request))

@@ -19,13 +19,24 @@ def compress(
     ],
     data: opt.Data = None,
     normalize: opt.Normalize = None,
-    max_drop: Annotated[
-        float | None,
+    task: Annotated[
+        str | None,
         typer.Option(
-            metavar="POINTS",
-            help="The smallest network that loses at most this many accuracy points on the validation set; "
-            "assumed to be 1.0 where there is data and no other budget.",
-            parser=opt.number("accuracy points in [0, 100]", 0, 100),
+            metavar="TASK",
+            help="What the network is for, and judged by: classification, multilabel, regression, segmentation, match "
+            "(to answer as the dense network does, without labels) or path/file.py:factory, with ?key=value "
+            "arguments. Default: the model's own, else what the targets of the data call for.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DROP",
+            help="The smallest network that loses at most this much on the validation set: accuracy points, or the "
+            "unit of the task's metric, or a share such as 2% of what the dense network has. Assumed to be 1 point, or "
+            "1% of a metric in another unit, where there is data and no other budget.",
+            parser=opt.max_drop,
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -224,6 +235,7 @@ def compress(
             state_key=state_key,
             ignore_keys=ignore_keys,
             normalize=normalize,
+            task=task,
             allow_chance=allow_chance,
             trust_recorded=trust_recorded,
             command=output.command,

@@ -90,6 +90,15 @@ def export(
             rich_help_panel=opt.HOW,
         ),
     ] = "apart",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help="What the network is for, and int8 is judged by; default: the model's own, else what the targets of "
+            "the data call for.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
     max_drop: Annotated[
         float,
         typer.Option(
@@ -158,6 +167,7 @@ def export(
             batch=None if batch == "dynamic" else int(batch),
             preprocess=preprocess,
             max_drop=max_drop,
+            task=task,
             dense=dense,
             web_runtime=web_runtime,
             simplify=simplify,

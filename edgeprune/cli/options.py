@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from edgeprune.catalog import OPTIONS, names, owners
+from edgeprune.errors import InputError
+from edgeprune.tasks.budget import parse_max_drop
 from edgeprune.units import parse_latency, parse_normalization, parse_size
 
 N = TypeVar("N", int, float)
@@ -17,6 +19,7 @@ WHAT = "What to do"
 HOW = "How to do it"
 SPARSE = "Sparse training; see edgeprune methods"
 OUTPUT = "Output"
+_DROP = "a number of at least 0, with % or the metric's unit"
 _WIDE = 24  # characters
 
 
@@ -48,6 +51,20 @@ def _parser(kind: Callable[[Any], N], expected: str, low: float, high: float, lo
         return value
 
     return parse
+
+
+def max_drop(text: str | float) -> float | str:
+    """A drop: a bare number is in the unit of the metric, which is not known yet; a text says the unit, or %."""
+    try:
+        value = float(text)
+    except ValueError:
+        try:
+            return str(parse_max_drop(str(text)))
+        except InputError:
+            raise _fail(_DROP, text) from None
+    if not (math.isfinite(value) and value >= 0):
+        raise _fail(_DROP, value)
+    return value
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:

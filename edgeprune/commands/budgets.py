@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeprune.errors import InputError
+from edgeprune.records import POINTS, Metric
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Manner
+from edgeprune.tasks.budget import RELATIVE, MaxDrop, parse_max_drop
 from edgeprune.units import parse_latency, parse_size
 
-ASSUMED_DROP = 1.0  # points on the validation split, where nothing is said
+_ASSUMED_POINTS = MaxDrop(1.0)  # on the validation split, where nothing is said
+_ASSUMED_SHARE = MaxDrop(1.0, RELATIVE)  # of what is not measured in points
 _ASSUMED_KEEP = 0.5
+_MOST = 100  # per cent
 MOST_POINTS = 20  # of a front
 
 
@@ -25,14 +29,18 @@ class Decision:
     assumed: tuple[str, ...]
 
 
-def decide(request: CompressRequest, has_data: bool) -> Decision:
+def decide(request: CompressRequest, metric: Metric | None) -> Decision:
     """The budgets of a request. It reads nothing else: no file, no network.
 
+    Args:
+        metric: what drops count in; None without data.
+
     Raises:
-        InputError: an option is out of range, or does not go with another or without data.
+        InputError: an option is out of range, or does not go with another, with the metric or without data.
     """
     check_share(request)
-    limits, of_costs = _costs(request, has_data)
+    has_data = metric is not None
+    limits, of_costs = _costs(request, metric)
     criterion, of_criterion = _criterion(request, has_data)
     features, of_features = _features(request, has_data)
     budgets = replace(limits, **_feature_budget(features))
@@ -56,35 +64,54 @@ def check_share(request: CompressRequest) -> None:
         raise InputError(f"--keep-macs: expected a share in (0, 1], got {request.keep_macs}")
 
 
-def _costs(request: CompressRequest, has_data: bool) -> tuple[Budgets, tuple[str, ...]]:
+def drop_of(request: CompressRequest, metric: Metric) -> MaxDrop:
+    """What may be lost: as asked for, else what is assumed.
+
+    Raises:
+        InputError: a unit that the metric has not, or more points than there are.
+    """
+    if request.max_drop is None:
+        return _ASSUMED_POINTS if metric.unit == POINTS else _ASSUMED_SHARE
+    asked = parse_max_drop(str(request.max_drop))
+    asked.limit(metric, 1.0)
+    if asked.unit == RELATIVE and asked.amount > _MOST:
+        raise InputError(f"--max-drop: expected at most {_MOST} % of what the dense network has, got {asked}")
+    if asked.unit != RELATIVE and metric.unit == POINTS and asked.amount > metric.scale:
+        raise InputError(f"--max-drop: expected {metric.name} points in [0, {metric.scale:g}], got {asked}")
+    return asked
+
+
+def _costs(request: CompressRequest, metric: Metric | None) -> tuple[Budgets, tuple[str, ...]]:
     """What the network may cost and lose."""
-    stated = _stated(request)
-    if stated.max_drop is not None and not has_data:
-        raise InputError("--max-drop: expected data to measure the accuracy on, got none; give --data")
+    if request.max_drop is not None and metric is None:
+        raise InputError("--max-drop: expected data to measure the drop on, got none; give --data")
+    stated = _stated(request, metric)
     if request.pareto is not None:
-        return _of_front(request, stated, has_data)
+        return _of_front(request, stated, metric)
     if stated.has_costs or stated.max_drop is not None or request.plan is not None:
         return stated, ()
-    if has_data:
-        return replace(stated, max_drop=ASSUMED_DROP), (f"--max-drop {ASSUMED_DROP:g}",)
+    if metric is not None:
+        drop = drop_of(request, metric)
+        return replace(stated, max_drop=drop), (f"--max-drop {drop}",)
     said = f"--keep-macs {_ASSUMED_KEEP:g} (there are no data to measure a drop on)"
     return replace(stated, keep_macs=_ASSUMED_KEEP), (said,)
 
 
-def _stated(request: CompressRequest) -> Budgets:
+def _stated(request: CompressRequest, metric: Metric | None) -> Budgets:
     return Budgets(
         keep_macs=request.keep_macs,
-        max_drop=request.max_drop,
+        max_drop=None if metric is None or request.max_drop is None else drop_of(request, metric),
         max_latency=parse_latency(request.max_latency) if request.max_latency is not None else None,
         max_bytes=parse_size(request.max_size) if request.max_size is not None else None,
     )
 
 
-def _of_front(request: CompressRequest, stated: Budgets, has_data: bool) -> tuple[Budgets, tuple[str, ...]]:
+def _of_front(request: CompressRequest, stated: Budgets, metric: Metric | None) -> tuple[Budgets, tuple[str, ...]]:
     """A drop chooses among the networks of a front, and holds up none of them."""
     _check_front(request)
-    said = f"--max-drop {ASSUMED_DROP:g} (of the networks, the smallest within it is taken)"
-    return replace(stated, max_drop=None), (said,) if stated.max_drop is None and has_data else ()
+    if metric is None or stated.max_drop is not None:
+        return replace(stated, max_drop=None), ()
+    return stated, (f"--max-drop {drop_of(request, metric)} (of the networks, the smallest within it is taken)",)
 
 
 def _check_front(request: CompressRequest) -> None:

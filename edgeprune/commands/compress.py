@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from edgeprune.commands.budgets import ASSUMED_DROP
+from edgeprune.commands.budgets import drop_of
 from edgeprune.commands.outcome import front_points, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
@@ -20,6 +20,7 @@ from edgeprune.results import RunRecord
 from edgeprune.search.candidate import Candidate, Found
 from edgeprune.search.crop import find_crop
 from edgeprune.search.pareto import chosen
+from edgeprune.tasks.classification import Classification
 from edgeprune.training import threads_set
 from edgeprune.usercode import running_user_code
 
@@ -37,18 +38,23 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
     job = prepare(request, told)
     with staged_folder(job.out, request.force) as folder, threads_set(job.threads.training):
         found = job.strategy.search(job.step, job.budgets)
-        best = chosen(found, ASSUMED_DROP if request.max_drop is None else request.max_drop)
+        best = _chosen(job, found)
         record = measured(job, found, best, told)
         if request.pareto is not None:
             record = replace(record, front=front_points(job, found, best, told))
         record = replace(record, advice=_advice(job, found, told), seconds=time.perf_counter() - start)
-        info = completed(job.model.info, job.data, request.data) if job.data else job.model.info
+        info = completed(job.model.info, job.data, request.data, request.task) if job.data else job.model.info
         _write(folder, best, info)
         for point, candidate in zip(record.front, found.networks, strict=False):
             (folder / point.folder).mkdir(parents=True)
             _write(folder / point.folder, candidate, info)
         write_record(folder, record)
     return job.out, record
+
+
+def _chosen(job: Job, found: Found) -> Candidate:
+    metric = job.step.metric
+    return chosen(found, metric, drop_of(job.request, metric))
 
 
 def _write(folder: Path, candidate: Candidate, info: ModelInfo) -> None:
@@ -59,12 +65,17 @@ def _write(folder: Path, candidate: Candidate, info: ModelInfo) -> None:
 def _advice(job: Job, found: Found, told: Progress) -> tuple[str, ...]:
     """What could be done beside: how images can be cropped whose pixels cannot go one by one."""
     normalization = job.model.info.normalization
-    if job.data is None or not job.budgets.prune_features or len(job.model.info.input_shape) != 3:
+    if (
+        not isinstance(job.task, Classification)
+        or not job.budgets.prune_features
+        or len(job.model.info.input_shape) != 3
+    ):
         return ()
     dims = {grid.dim for grid in feature_grids(found.graph.analysis).values()}
     if None in dims:
         return ()
     told.stage("look for a border that never matters")
+    assert job.data is not None
     assert normalization is not None
     crop = find_crop(found.dense.program.frozen_module(), job.data, normalization)
     return () if crop is None else (str(crop),)

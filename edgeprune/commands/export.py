@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeprune.commands.dense import dense_network
-from edgeprune.commands.resolve import RUNS, completed, model_and_data, newest_run, notes_of
+from edgeprune.commands.resolve import RUNS, assumed_task, completed, model_and_data, newest_run, notes_of, task_of
 from edgeprune.commands.variants import CALIBRATION, variant_files, write_variants
 from edgeprune.errors import InputError
 from edgeprune.export.contracts import check_contracts, write_contracts
@@ -27,7 +27,8 @@ from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, Model
 from edgeprune.requests import ExportRequest
 from edgeprune.results import ExportedFile, ExportRecord, VariantTable
-from edgeprune.tasks.classification import check_logits
+from edgeprune.tasks.classification import Classification, check_logits
+from edgeprune.tasks.task import Task
 from edgeprune.usercode import running_user_code
 
 
@@ -103,12 +104,14 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     """The model with its data and its dense network, and all that was assumed; refuses what cannot be exported."""
     request, assumed = asked.request, list(asked.assumed)
     model, data = model_and_data(replace(request, model=str(asked.path)))
-    _check_judged(request, model, data)
+    task = task_of(request, model, data)
+    _check_judged(request, model, data, task)
+    assumed += assumed_task(request, model, task)
     for target in asked.targets:
         target.check(model.program)
     assumed += notes_of(model, data)
     model = with_normalization(model, data, request.normalize, assumed.append)
-    info = completed(model.info, data, request.data) if data else model.info
+    info = completed(model.info, data, request.data, request.task) if data else model.info
     for text in assumed:
         told.say(f"assumed: {text}")
     dense = dense_network(request, asked.path, info, told)
@@ -116,12 +119,15 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     return Material(model, info, asked.out, asked.name, data, dense, request.batch, byte_scale), assumed
 
 
-def _check_judged(request: ExportRequest, model: Model, data: DataSource | None) -> None:
+def _check_judged(request: ExportRequest, model: Model, data: DataSource | None, task: Task | None) -> None:
     """Raise InputError where smaller numbers have nothing to be calibrated on or to be judged by, or lose a state."""
     if not request.int8:
         return
     if data is None:
         raise InputError("--int8: expected data to calibrate on, got none; give --data")
+    if not isinstance(task, Classification):
+        named = "none" if task is None else task.name
+        raise InputError(f"--int8: expected a classification to judge it by, got the task {named}; leave out --int8")
     check_logits(model.program, data, "without --int8 it can be exported")
     check_stateless(model.program, "--int8")
 

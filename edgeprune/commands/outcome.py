@@ -20,12 +20,19 @@ from edgeprune.measure.candidates import is_held
 from edgeprune.measure.latency import compare_latency
 from edgeprune.measure.profiling import is_here
 from edgeprune.progress import Progress
-from edgeprune.records import DataSource
+from edgeprune.records import MetricComparison
 from edgeprune.requests import CompressRequest
-from edgeprune.results import AccuracyComparison, FrontPoint, LatencyComparison, NetworkFigures, RunRecord
+from edgeprune.results import (
+    AccuracyComparison,
+    FrontPoint,
+    LatencyComparison,
+    NetworkFigures,
+    RunRecord,
+)
 from edgeprune.search.candidate import Candidate, Found
+from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.intervals import compare_accuracy
-from edgeprune.training import evaluate, float_type
+from edgeprune.training import Judge, float_type
 from edgeprune.versions import versions
 
 _PARITY_SAMPLES = 256
@@ -44,18 +51,19 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> RunReco
     _check_measured(job, sizes[1], latency)
     dense, plan = found.dense, best.plan
     assert plan is not None
-    accuracy = _compared(job, dense, best)
+    comparison = _compared(job, dense, best)
+    metric = job.step.metric
     features = next(iter(plan.inputs.values()), None)
     return RunRecord(
         command=job.request.command,
         versions=versions(),
         asked=_asked(job.request),
         assumed=job.assumed,
-        model={**asdict(job.model.info), "name": job.model.name, "path": job.request.model, "sha256": job.model.sha256},
-        data=_data_facts(job.data),
-        dense=_figures(dense, sizes[0], accuracy.dense if accuracy else None),
-        slim=_figures(best, sizes[1], accuracy.slim if accuracy else None),
-        accuracy=accuracy,
+        model=_model_facts(job),
+        data=_data_facts(job),
+        dense=_figures(dense, sizes[0], comparison.dense if comparison else None),
+        slim=_figures(best, sizes[1], comparison.slim if comparison else None),
+        accuracy=comparison if isinstance(comparison, AccuracyComparison) else None,
         latency=latency,
         proof_error=best.proof_error,
         proof_exact=plan.exact,
@@ -68,28 +76,31 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> RunReco
         locked=tuple(
             {"name": row.name, "reason": explained(row), "layers": list(row.layers)} for row in locked_rows(found.graph)
         ),
+        metric=metric,
+        comparison=comparison if isinstance(comparison, MetricComparison) else None,
     )
 
 
-def _compared(job: Job, dense: Candidate, best: Candidate) -> AccuracyComparison | None:
-    """Both networks on the test split; None without data."""
-    if job.data is None:
+def _compared(job: Job, dense: Candidate, best: Candidate) -> AccuracyComparison | MetricComparison | None:
+    """Both networks on the test split, by accuracy or by the metric of another task; None without data."""
+    if job.data is None or job.task is None:
         return None
     assert job.model.info.normalization is not None
-    outcomes = [
-        evaluate(network.program.frozen_module(), job.data.test, job.model.info.normalization).correct
-        for network in (dense, best)
-    ]
-    return compare_accuracy(*outcomes)
+    reference = dense.program.frozen_module()
+    judge = Judge(job.task, job.model.info.normalization, reference if job.task.by_reference else None)
+    outcomes = [judge.outcomes(module, job.data.test)[0] for module in (reference, best.program.frozen_module())]
+    if isinstance(job.task, Classification):
+        return compare_accuracy(*map(np.asarray, outcomes))
+    return job.task.compare(*outcomes)
 
 
-def _figures(candidate: Candidate, onnx_bytes: int, test_accuracy: float | None) -> NetworkFigures:
+def _figures(candidate: Candidate, onnx_bytes: int, test_value: float | None) -> NetworkFigures:
     return NetworkFigures(
         macs=candidate.macs,
         params=count_parameters(candidate.program),
         onnx_bytes=onnx_bytes,
-        val_accuracy=candidate.val_accuracy,
-        test_accuracy=test_accuracy,
+        val_value=candidate.val_value,
+        test_value=test_value,
     )
 
 
@@ -142,11 +153,21 @@ def _real_inputs(job: Job, count: int) -> np.ndarray | None:
     return normalize(x, job.model.info.normalization).numpy()
 
 
-def _data_facts(data: DataSource | None) -> dict[str, Any] | None:
-    if data is None:
+def _model_facts(job: Job) -> dict[str, Any]:
+    facts = {**asdict(job.model.info), "name": job.model.name, "path": job.request.model, "sha256": job.model.sha256}
+    if job.model.info.task is None:  # as runs were before there were tasks
+        del facts["task"]
+    return facts
+
+
+def _data_facts(job: Job) -> dict[str, Any] | None:
+    data, task = job.data, job.task
+    if data is None or task is None:
         return None
-    sizes = {name: len(getattr(data, name)) for name in ("train", "val", "test")}
-    return {"name": data.name, **sizes, "classes": len(data.classes)}
+    facts = {"name": data.name, **{name: len(getattr(data, name)) for name in ("train", "val", "test")}}
+    if isinstance(task, Classification):
+        return {**facts, "classes": len(data.classes)}
+    return {**facts, **({"classes": len(data.classes)} if data.classes else {}), "task": task.name}
 
 
 def _asked(request: CompressRequest) -> dict[str, Any]:
@@ -165,7 +186,7 @@ def front_points(job: Job, found: Found, best: Candidate, told: Progress) -> tup
             FrontPoint(
                 folder=f"pareto/{number}",
                 macs_ratio=candidate.macs / found.dense.macs,
-                val_accuracy=candidate.val_accuracy,
+                val_value=candidate.val_value,
                 p50_ms=measured.ms,
                 latency_ratio=measured.ms / measured.dense_ms,
                 size_bytes=measured.size_bytes,

@@ -9,7 +9,16 @@ from pathlib import Path
 import torch
 
 from edgeprune.commands.budgets import check_share, decide
-from edgeprune.commands.resolve import Threads, model_and_data, next_run, notes_of, own_device, threads_of
+from edgeprune.commands.resolve import (
+    Threads,
+    assumed_task,
+    model_and_data,
+    next_run,
+    notes_of,
+    own_device,
+    task_of,
+    threads_of,
+)
 from edgeprune.cost.device import Device, read_device
 from edgeprune.cost.models import LEAST_KNOWN, known_share
 from edgeprune.errors import InputError
@@ -37,8 +46,9 @@ from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
 from edgeprune.settings import TrainSettings
-from edgeprune.tasks.classification import check_logits
-from edgeprune.training import float_type
+from edgeprune.tasks.classification import Classification, check_logits
+from edgeprune.tasks.task import Task
+from edgeprune.training import Judge, float_type
 from edgeprune.units import LatencyLimit
 
 _FINETUNE_STEPS = 1500  # optimizer steps of one finetuning where no epochs are given
@@ -59,6 +69,7 @@ class Job:
     request: CompressRequest
     model: Model
     data: DataSource | None
+    task: Task | None
     step: Step
     strategy: Strategy
     budgets: Budgets
@@ -71,7 +82,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Opened:
-    """The model and the data that fit it.
+    """The model, the data that fit it and the task.
 
     `rules` say which input features stay; `is_guess` is set where nobody said how the inputs are normalised.
     """
@@ -79,6 +90,7 @@ class _Opened:
     model: Model
     dense: Program
     data: DataSource | None
+    task: Task | None
     rules: FeatureRules | None
     threads: Threads
     is_guess: bool
@@ -93,7 +105,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     plan = read_plan(Path(request.plan)) if request.plan else None
     told.stage("load")
     opened = _opened(request, assume)
-    decision = decide(request, has_data=opened.data is not None)
+    decision = decide(request, opened.task.metric if opened.task else None)
     assumed += decision.assumed
     trainer = _trainer(request, opened, told, assume)
     device = _device(request, decision.budgets.max_latency, opened, told, assume)
@@ -101,13 +113,14 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     cutter = Cutter(opened.dense, replace(decision.manner, rules=opened.rules, device=device), trainer)
     budgets = decision.budgets.counted(cutter.dense.n_features)
     check(cutter, budgets, plan)
-    _check_classes(request, opened, assume)
+    _check_answers(request, opened, assume)
     for text in assumed:
         told.say(f"assumed: {text}")
     return Job(
         request=request,
         model=opened.model,
         data=opened.data,
+        task=opened.task,
         step=Step(cutter, trainer, told, gauge),
         strategy=_strategy(request, budgets, plan),
         budgets=budgets,
@@ -134,10 +147,14 @@ def _place(request: CompressRequest, assume: Assume) -> Path:
 
 def _opened(request: CompressRequest, assume: Assume) -> _Opened:
     model, data = model_and_data(request, request.seed)
+    task = task_of(request, model, data)
     if data is not None:
-        check_logits(model.program, data)
+        if isinstance(task, Classification):
+            check_logits(model.program, data)
         if request.data is None:
             assume(f"--data {model.info.data} (the data that the model was trained on)")
+    for text in assumed_task(request, model, task):
+        assume(text)
     for note in notes_of(model, data):
         assume(note)
     is_guess = request.normalize is None and model.info.normalization is None
@@ -145,7 +162,7 @@ def _opened(request: CompressRequest, assume: Assume) -> _Opened:
     rules = _rules(request, model, data)
     model = replace(model, info=replace(model.info, feature_groups=named_groups(rules) or model.info.feature_groups))
     threads = threads_of(request.threads, model.program)
-    return _Opened(model, Program.adopt(model.program), data, rules, threads, is_guess)
+    return _Opened(model, Program.adopt(model.program), data, task, rules, threads, is_guess)
 
 
 def _strategy(request: CompressRequest, budgets: Budgets, plan: PruningPlan | None) -> Strategy:
@@ -157,9 +174,13 @@ def _strategy(request: CompressRequest, budgets: Budgets, plan: PruningPlan | No
     return Shrink() if budgets.has_costs else Descent()
 
 
-def _check_classes(request: CompressRequest, opened: _Opened, assume: Assume) -> None:
-    """Raise InputError where the network does not tell the classes apart; tell what would do better than a guess."""
-    if opened.data is None:
+def _check_answers(request: CompressRequest, opened: _Opened, assume: Assume) -> None:
+    """Raise InputError where the network does not do its task; tell what would do better than a guess."""
+    if opened.data is None or opened.task is None:
+        return
+    if not isinstance(opened.task, Classification):
+        assert opened.model.info.normalization is not None
+        Judge(opened.task, opened.model.info.normalization).check(opened.dense.frozen_module(), opened.data)
         return
     if not request.allow_chance:
         check_above_chance(opened.model, opened.data)
@@ -230,8 +251,8 @@ def _check_choice(request: CompressRequest) -> None:
 
 def _trainer(request: CompressRequest, opened: _Opened, told: Progress, assume: Assume) -> DataTrainer | None:
     """What finetunes and judges; None without data."""
-    model, data = opened.model, opened.data
-    if data is None:
+    model, data, task = opened.model, opened.data, opened.task
+    if data is None or task is None:
         return None
     settings = replace((model.info.training or _FINETUNE).recipe(), seed=request.seed)
     epochs = request.finetune_epochs
@@ -241,5 +262,5 @@ def _trainer(request: CompressRequest, opened: _Opened, told: Progress, assume: 
         assume(f"--finetune-epochs {epochs}")
     settings = replace(settings, epochs=epochs, threads=opened.threads.training, best_from=_SETTLED)
     assert model.info.normalization is not None
-    teacher = opened.dense.frozen_module() if request.distill else None
-    return DataTrainer(data, model.info.normalization, settings, teacher, float_type(model.program), told)
+    teacher = opened.dense.frozen_module() if request.distill or task.by_reference else None
+    return DataTrainer(data, model.info.normalization, settings, task, teacher, float_type(model.program), told)

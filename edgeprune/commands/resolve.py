@@ -16,13 +16,15 @@ from edgeprune.data.places import found_from
 from edgeprune.errors import InputError
 from edgeprune.formats.architectures import is_spec
 from edgeprune.formats.load import load, load_architecture
-from edgeprune.formats.trust import recorded_data
+from edgeprune.formats.trust import recorded_data, recorded_task
 from edgeprune.graph.groups import analyze
 from edgeprune.measure.profiling import Timing, profile
 from edgeprune.progress import Progress
-from edgeprune.records import DataSource, Model, ModelInfo
+from edgeprune.records import DataSource, Model, ModelInfo, WantedTargets
 from edgeprune.requests import CompressRequest, ExportRequest, InspectRequest, ProfileRequest
-from edgeprune.tasks.classification import n_outputs
+from edgeprune.tasks.classification import Classification, n_outputs
+from edgeprune.tasks.registry import judges_classes, open_task, wanted_targets
+from edgeprune.tasks.task import Task
 
 RUNS = Path("runs")
 _SMALL = 20_000_000  # MACs below which more than one thread costs more than it gains
@@ -35,41 +37,113 @@ def own_device(program: ExportedProgram, timing: Timing, told: Progress, fresh: 
 
 
 def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> tuple[Model, DataSource | None]:
-    """The model and its data, which fit each other: the data asked for, else those that the model was trained on."""
-    data = open_data(request.data, seed=seed) if request.data else None
-    model = load(
-        request.model or "",
-        arch=request.arch,
-        input_shape=request.input_shape,
-        unsafe_pickle=request.unsafe_pickle,
-        data_shape=data.input_shape if data else None,
-        dynamic_size=request.dynamic_size,
-        dynamic=request.dynamic,
-        module=request.module if isinstance(request, CompressRequest) else None,
-        state_key=request.state_key,
-        ignore_keys=request.ignore_keys,
-    )
-    recorded = None if data is not None else _recorded_spec(model.info.data, request)
+    """The model and its data, which fit each other: the data asked for, else those that the model was trained on.
+
+    Targets are read as the task wants them: the one asked for, else the one that the model was trained for.
+    """
+    asked = _Asked.of(request, seed)
+    model = _loaded(request, asked)
+    recorded = None if request.data else _recorded_spec(model.info.data, request)
     try:
+        task = _task_spec(request, model) if request.data or recorded else None
+        data = asked.read_for(task)
         if recorded is not None:
-            data = _opened_recorded(recorded, model.info.data, seed)
-        return model, None if data is None else _fitting(data, model)
+            data = _opened_recorded(recorded, model.info.data, seed, wanted_targets(task))
+        return model, None if data is None else _fitting(data, model, task)
     except InputError as error:
         if request.data:
             raise
         raise InputError(f"{error} (these are the data that the model was trained on; --data names others)") from error
 
 
-def _opened_recorded(found: str, recorded: str | None, seed: int) -> DataSource:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """The data asked for, or why they cannot be read as the targets look: the model may know better."""
+
+    request: CompressRequest | ExportRequest
+    seed: int
+    data: DataSource | None = None
+    refusal: InputError | None = None
+
+    @classmethod
+    def of(cls, request: CompressRequest | ExportRequest, seed: int) -> _Asked:
+        if not request.data:
+            return cls(request, seed)
+        try:
+            data = open_data(request.data, seed=seed, wanted=wanted_targets(request.task))
+        except InputError as error:
+            if request.task is not None or not Path(request.model or "").exists():
+                raise
+            return cls(request, seed, refusal=error)
+        return cls(request, seed, data)
+
+    def read_for(self, task: str | None) -> DataSource | None:
+        """The data with their targets as the task wants them."""
+        if self.request.data and task != self.request.task:  # only the model's file said what its targets are
+            return open_data(self.request.data, seed=self.seed, wanted=wanted_targets(task))
+        if self.refusal is not None:
+            raise self.refusal
+        return self.data
+
+
+def _loaded(request: CompressRequest | ExportRequest, asked: _Asked) -> Model:
+    try:
+        return load(
+            request.model or "",
+            arch=request.arch,
+            input_shape=request.input_shape,
+            unsafe_pickle=request.unsafe_pickle,
+            data_shape=asked.data.input_shape if asked.data else None,
+            dynamic_size=request.dynamic_size,
+            dynamic=request.dynamic,
+            module=request.module if isinstance(request, CompressRequest) else None,
+            state_key=request.state_key,
+            ignore_keys=request.ignore_keys,
+        )
+    except InputError:
+        if asked.refusal is not None:
+            raise asked.refusal from None
+        raise
+
+
+def task_of(request: CompressRequest | ExportRequest, model: Model, data: DataSource | None) -> Task | None:
+    """The task: the one asked for, else the model's, else what the targets call for; None without data.
+
+    Raises:
+        InputError: as `open_task`, or one is asked for without data.
+    """
+    if data is not None:
+        return open_task(_task_spec(request, model), data)
+    if request.task is not None:
+        raise InputError(f"--task {request.task}: expected data to do it on, got none; give --data")
+    return None
+
+
+def assumed_task(request: CompressRequest | ExportRequest, model: Model, task: Task | None) -> tuple[str, ...]:
+    """What is assumed of the task where nothing was asked; of a classification nothing is said."""
+    if task is None or request.task is not None or isinstance(task, Classification):
+        return ()
+    if model.info.task is not None:
+        return (f"--task {model.info.task} (the task that the model was trained for)",)
+    return (f"--task {task.name}, as the targets are",)
+
+
+def _task_spec(request: CompressRequest | ExportRequest, model: Model) -> str | None:
+    if request.task is not None or model.info.task is None:
+        return request.task
+    return recorded_task(model.info.task, str(request.model), request.trust_recorded)
+
+
+def _opened_recorded(found: str, recorded: str | None, seed: int, wanted: WantedTargets) -> DataSource:
     """The data that a model was trained on, where they were found."""
-    data = open_data(found, seed=seed)
+    data = open_data(found, seed=seed, wanted=wanted)
     return data if found == recorded else replace(data, notes=(*data.notes, f"the recorded data are {found}"))
 
 
-def _fitting(data: DataSource, model: Model) -> DataSource:
+def _fitting(data: DataSource, model: Model, task: str | None) -> DataSource:
     """The data with the model's classes, once the two fit each other."""
     data = with_classes_of(data, model.info.classes, n_outputs(model.program))
-    check_fits(data, model.info, n_outputs(model.program))
+    check_fits(data, model.info, n_outputs(model.program), judges_classes(task, data))
     return data
 
 
@@ -110,11 +184,12 @@ def next_run(name: str) -> Path:
     return RUNS / f"{name}-{max(numbers, default=0) + 1}"
 
 
-def completed(info: ModelInfo, data: DataSource, spec: str | None) -> ModelInfo:
+def completed(info: ModelInfo, data: DataSource, spec: str | None, task: str | None = None) -> ModelInfo:
     """What a model's file says of it, and what its data say where it says nothing."""
     return replace(
         info,
         data=spec or info.data,
+        task=task or info.task,
         classes=info.classes or data.classes,
         feature_names=info.feature_names or data.feature_names,
     )

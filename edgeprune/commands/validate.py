@@ -21,7 +21,7 @@ from edgeprune.progress import Progress, Silent
 from edgeprune.records import IDENTITY, DataSource
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import ValidateRecord
-from edgeprune.tasks.drop import is_within
+from edgeprune.tasks.budget import is_within
 from edgeprune.tasks.intervals import compare_accuracy, luck
 from edgeprune.usercode import running_user_code
 
@@ -56,6 +56,11 @@ def validate_files(
             is no better than guessing.
     """
     told = progress or Silent()
+    if data.targets.kind != "classes":
+        raise InputError(
+            f"data {data.name}: expected class labels, as validate judges by accuracy, got targets of another task; "
+            "compress compares both networks by its metric"
+        )
     data = with_classes_of_file(data, Path(request.dense))
     for note in data.notes:
         told.say(f"assumed: {note}")

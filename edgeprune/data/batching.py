@@ -185,14 +185,17 @@ def normalize(x: Tensor, normalization: Normalization) -> Tensor:
     return (x - mean.reshape(shape)) / std.reshape(shape)
 
 
-def check_fits(data: DataSource, info: ModelInfo, n_outputs: int | None) -> None:
-    """Raise InputError when the shape, the number of classes or the column names of the data do not fit the model."""
+def check_fits(data: DataSource, info: ModelInfo, n_outputs: int | None, classes: bool = True) -> None:
+    """Raise InputError when the shape, the number of classes or the column names of the data do not fit the model.
+
+    `classes` is False where the task does not tell the classes apart.
+    """
     if tuple(data.input_shape) != tuple(info.input_shape):
         raise InputError(
             f"data {data.name}: the model expects inputs of shape {tuple(info.input_shape)}, "
             f"got {tuple(data.input_shape)}"
         )
-    if data.targets.kind == "classes":
+    if classes and data.targets.kind == "classes":
         _check_classes(data, info, n_outputs)
     if info.feature_names and data.feature_names and info.feature_names != data.feature_names:
         pairs = zip(info.feature_names, data.feature_names, strict=False)

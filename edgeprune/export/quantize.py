@@ -21,8 +21,9 @@ from edgeprune.export.int8shapes import fit_to_kernels
 from edgeprune.export.quanttools import Reader, needs_reduced_range, prepared, tools_for
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress, Silent
+from edgeprune.records import ACCURACY
 from edgeprune.results import Kind
-from edgeprune.tasks.drop import drop_points, is_within
+from edgeprune.tasks.budget import is_within
 
 MIN_SNR_DB = 20.0  # without labels or classes: an error of a tenth of the outputs
 # What onnxruntime has int8 kernels for on a CPU, and what only moves numbers. Left out although its tools know them:
@@ -153,7 +154,7 @@ class Judge:
             return None if agrees.argmax is None else 100 * (1 - agrees.argmax)
         if self._baseline is None:
             self._baseline = self.accuracy(self.file.path)
-        return drop_points(self._baseline, self.accuracy(path))
+        return ACCURACY.drop(self._baseline, self.accuracy(path))
 
     def in_words(self, judged: Judged) -> str:
         """What a file costs and what was asked, e.g. `a drop of 0.30 points (at most 1 asked)`."""

@@ -10,8 +10,9 @@ import numpy as np
 
 from edgeprune.errors import InputError
 from edgeprune.export.quantize import QuantizedFile
+from edgeprune.records import ACCURACY
 from edgeprune.results import LeftOut, Variant, VariantTable
-from edgeprune.tasks.drop import drop_points, is_within
+from edgeprune.tasks.budget import is_within
 
 FLOAT = "fp32"
 Measure = Callable[[Sequence[Path], Sequence[np.ndarray]], np.ndarray]
@@ -81,7 +82,7 @@ class _Row:
         accuracy = None if accuracies is None else accuracies[self.name]
         drop, within = (0.0, True) if file is None else (file.drop_points, file.within_budget)
         if accuracies is not None:
-            drop = drop_points(accuracies[FLOAT], accuracies[self.name])
+            drop = ACCURACY.drop(accuracies[FLOAT], accuracies[self.name])
             within = is_within(drop, max_drop)
         return Variant(
             name=self.name,

@@ -16,6 +16,7 @@ from typing import Any
 from edgeprune.data import specs
 from edgeprune.errors import InputError
 from edgeprune.formats import architectures
+from edgeprune.tasks.registry import is_own
 
 FLAG = "--trust-recorded"
 _LIBRARIES = ("torchvision", "timm")
@@ -59,6 +60,13 @@ def recorded_arch(spec: str, where: str, trusted: bool) -> str:
     if not known or not all(_is_harmless(*argument) for argument in arguments.items()):
         raise _names_code("arch", "torchvision:NAME or timm:NAME without weights", spec, where)
     return spec
+
+
+def recorded_task(spec: str, where: str, trusted: bool) -> str:
+    """The task that a file records, once it may be opened; arguments and errors as `recorded_data`."""
+    if trusted or not is_own(spec):
+        return spec
+    raise _names_code("task", "a task of edgeprune's", spec, where)
 
 
 def recorded_file(path: str, where: str, folder: Path, trusted: bool) -> Path:

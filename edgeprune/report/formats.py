@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgeprune.records import POINTS
+
 if TYPE_CHECKING:
-    from edgeprune.results import AccuracyComparison, LatencyComparison
+    from edgeprune.records import Metric, MetricComparison
+    from edgeprune.results import LatencyComparison
 
 NONE = "–"
 _SLOW_TAIL = 1.25
@@ -21,14 +24,51 @@ def percent_interval(interval: tuple[float, float]) -> str:
     return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
 
 
+def value(metric: Metric, found: float | None) -> str:
+    """A metric as it is told, e.g. "97.22 %" of one in points, "41.27 mmol" of another."""
+    if metric.unit == POINTS:
+        return percent(found)
+    return NONE if found is None else f"{metric.scale * found:.4g} {metric.unit}".rstrip()
+
+
+def interval(metric: Metric, found: tuple[float, float] | None) -> str:
+    """An interval of a metric, e.g. "95.1 to 98.6 %", "39.2 to 43.1 mmol"; of one sample there is none."""
+    if found is None:
+        return NONE
+    if metric.unit == POINTS:
+        return percent_interval(found)
+    low, high = (metric.scale * end for end in found)
+    return f"{low:.4g} to {high:.4g} {metric.unit}".rstrip()
+
+
+def change(metric: Metric, drop: float) -> str:
+    """What became of a value that dropped by so much, e.g. "−0.28 points", "+3.1 mmol" of an error."""
+    return f"{_signed(metric, drop)} {metric.unit}".rstrip()
+
+
+def change_interval(metric: Metric, drop: tuple[float, float] | None) -> str:
+    """An interval of changes from that of the drop, e.g. "−0.40 to +0.90"."""
+    if drop is None:
+        return NONE
+    low, high = (drop[1], drop[0]) if metric.higher_is_better else drop
+    return f"{_signed(metric, low)} to {_signed(metric, high)}"
+
+
+def _signed(metric: Metric, drop: float) -> str:
+    went = -drop if metric.higher_is_better else drop
+    if metric.unit == POINTS:
+        return points(went)
+    return f"{went:+.4g}".replace("-", "−") if went else "0"
+
+
+def title(metric: Metric) -> str:
+    """The metric's name at the beginning of a line, e.g. "Accuracy"."""
+    return metric.name[:1].upper() + metric.name[1:]
+
+
 def points(value: float) -> str:
     """A signed change in points, e.g. "+0.28" or "0.00"."""
     return f"{value:+.2f}".replace("+0.00", "0.00").replace("-0.00", "0.00").replace("-", "−")
-
-
-def points_interval(interval: tuple[float, float]) -> str:
-    """An interval of signed changes, e.g. "−0.40 to +0.90"."""
-    return f"{points(interval[0])} to {points(interval[1])}"
 
 
 def count(value: int) -> str:
@@ -109,14 +149,24 @@ def _slow_tail(latency: LatencyComparison) -> bool:
     return _tail(latency) > _SLOW_TAIL * max(1.0, latency.ratio)
 
 
-def accuracy_change(accuracy: AccuracyComparison) -> str:
-    """What became of the test accuracy, e.g. "0.84 points of test accuracy lost"; no change that may be chance."""
-    change, (low, high) = -accuracy.drop_points, accuracy.drop_interval
-    if low <= 0 <= high:
-        same = points(change) == "0.00"
-        told = "the same test accuracy" if same else f"test accuracy {points(change)} points"
-        return f"{told}, no significant change (95 % interval {points_interval((-high, -low))})"
-    return f"{abs(change):.2f} points of test accuracy {'lost' if change < 0 else 'gained'}"
+def quality_change(found: MetricComparison) -> str:
+    """What became of the test split's metric, e.g. "0.84 points of test accuracy lost", "test MAE 2.1 mmol higher".
+
+    A change that may be chance is called none.
+    """
+    metric, told = found.metric, change(found.metric, found.drop)
+    if found.drop_interval is None or found.drop_interval[0] <= 0 <= found.drop_interval[1]:
+        same = _signed(metric, found.drop) in ("0", "0.00")
+        told = f"the same test {metric.name}" if same else f"test {metric.name} {told}"
+        within = f" (95 % interval {change_interval(metric, found.drop_interval)})" if found.drop_interval else ""
+        return f"{told}, no significant change{within}"
+    if metric.unit == POINTS:
+        lost = (found.drop > 0) == metric.higher_is_better
+        return f"{abs(found.drop):.2f} points of test {metric.name} {'lost' if lost else 'gained'}"
+    grown = (found.drop < 0) == metric.higher_is_better
+    return f"test {metric.name} {metric.number(abs(found.drop))} {metric.unit}".rstrip() + (
+        " higher" if grown else " lower"
+    )
 
 
 def latency_method(latency: LatencyComparison) -> str:

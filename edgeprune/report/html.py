@@ -10,9 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgeprune.lines import printable
+from edgeprune.records import ACCURACY, MetricComparison
 from edgeprune.report import formats as fmt
 from edgeprune.report import plots
 from edgeprune.results import RunRecord
+from edgeprune.tasks.budget import parse_max_drop
 
 _MAX_LISTED = 400
 
@@ -73,14 +75,14 @@ def _headline(run: RunRecord) -> str:
         parts.append(f"{len(run.features.keep):,} of {run.features.size:,} input features")
     parts.append(f"{fmt.share(run.slim.onnx_bytes, run.dense.onnx_bytes)} of the bytes")
     text = ", ".join(parts)
-    if run.accuracy is not None:
-        text += f"; {fmt.accuracy_change(run.accuracy)}"
+    if run.compared is not None:
+        text += f"; {fmt.quality_change(run.compared)}"
     return text + "."
 
 
 def _figures(run: RunRecord) -> list[_Figure]:
     dense, slim, latency = run.dense, run.slim, run.latency
-    figures = _accuracies(run)
+    figures = _qualities(run)
     figures += [
         _cost("MACs", dense.macs, slim.macs, fmt.count),
         _cost("Parameters", dense.params, slim.params, fmt.count),
@@ -96,28 +98,35 @@ def _figures(run: RunRecord) -> list[_Figure]:
     return figures
 
 
-def _accuracies(run: RunRecord) -> list[_Figure]:
-    figures = []
-    accuracy = run.accuracy
-    if accuracy is not None:
-        low, high = accuracy.drop_interval
+def _qualities(run: RunRecord) -> list[_Figure]:
+    figures, metric, found = [], run.metric, run.compared
+    if found is not None:
         figures.append(
             _Figure(
-                "Test accuracy",
-                fmt.percent(accuracy.dense),
-                fmt.percent(accuracy.slim),
-                f"{fmt.points(-accuracy.drop_points)} points",
-                note=f"95 % interval {fmt.points_interval((-high, -low))}; McNemar p = {accuracy.mcnemar_p:.3g}; "
-                f"{accuracy.n_samples:,} samples",
-                dense_note=fmt.percent_interval(accuracy.dense_interval),
-                slim_note=fmt.percent_interval(accuracy.slim_interval),
+                f"Test {metric.name}",
+                fmt.value(metric, found.dense),
+                fmt.value(metric, found.slim),
+                fmt.change(metric, found.drop),
+                note=_tested(found),
+                dense_note=fmt.interval(metric, found.dense_interval),
+                slim_note=fmt.interval(metric, found.slim_interval),
             )
         )
-    dense, slim = run.dense.val_accuracy, run.slim.val_accuracy
+        figures += [_Figure(f"Test {one.name}", f"{one.dense:.4g}", f"{one.slim:.4g}", "") for one in found.beside]
+    dense, slim = run.dense.val_value, run.slim.val_value
     if dense is not None and slim is not None:
-        change = f"{fmt.points(100 * (slim - dense))} points"
-        figures.append(_Figure("Validation accuracy", fmt.percent(dense), fmt.percent(slim), change))
+        change = fmt.change(metric, metric.drop(dense, slim))
+        values = fmt.value(metric, dense), fmt.value(metric, slim)
+        figures.append(_Figure(f"Validation {metric.name}", *values, change))
     return figures
+
+
+def _tested(found: MetricComparison) -> str:
+    """How sure the change is, e.g. "95 % interval −0.40 to +0.90; McNemar p = 0.5; 360 samples"."""
+    test = "McNemar p" if found.metric == ACCURACY else "p"
+    p_value = () if found.p_value is None else (f"{test} = {found.p_value:.3g}",)
+    interval = f"95 % interval {fmt.change_interval(found.metric, found.drop_interval)}"
+    return "; ".join((interval, *p_value, f"{found.n_samples:,} samples"))
 
 
 def _cost(name: str, dense: float, slim: float, form: Any, note: str = "") -> _Figure:
@@ -155,7 +164,7 @@ def _kept_groups(run: RunRecord) -> list[str]:
 def _selection(run: RunRecord) -> _Picture | None:
     if not run.selection:
         return None
-    svg = plots.selection_svg(run.selection, run.dense.val_accuracy, _limit(run))
+    svg = plots.selection_svg(run.selection, _scale(run))
     caption = (
         "Features go while the network is trained. A dot is an epoch, the line their mean at each number of features."
     )
@@ -163,13 +172,19 @@ def _selection(run: RunRecord) -> _Picture | None:
 
 
 def _limit(run: RunRecord) -> float | None:
-    """The drop that was asked for, in points."""
-    max_drop = run.asked.get("max_drop")
-    return float(max_drop) if isinstance(max_drop, (int, float)) else None
+    """The drop that was asked for, in the metric's unit."""
+    max_drop, dense = run.asked.get("max_drop"), run.dense.val_value
+    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float, str)) or dense is None:
+        return None
+    return parse_max_drop(max_drop).limit(run.metric, dense) if isinstance(max_drop, str) else float(max_drop)
+
+
+def _scale(run: RunRecord) -> plots.Scale:
+    return plots.Scale(run.metric, run.dense.val_value, _limit(run))
 
 
 def _steps(run: RunRecord) -> _Picture | None:
-    svg = plots.steps_svg(run.steps, run.dense.val_accuracy, _limit(run))
+    svg = plots.steps_svg(run.steps, _scale(run))
     if svg is None:
         return None
     caption = "Each step prunes and finetunes; a cross is a step that was tried and not taken."
@@ -179,7 +194,7 @@ def _steps(run: RunRecord) -> _Picture | None:
 def _front(run: RunRecord) -> _Picture | None:
     if not run.front:
         return None
-    svg = plots.front_svg(run.front, run.dense.val_accuracy, _limit(run))
+    svg = plots.front_svg(run.front, _scale(run))
     if svg is None:
         return None
     caption = "Each point is a network that lies in the run folder; the one with a ring is the run's slim.pt2."

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import matplotlib
@@ -15,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from edgeprune.lines import printable
-from edgeprune.records import InputFeatures
+from edgeprune.records import POINTS, InputFeatures, Metric
 from edgeprune.results import FeatureCount, FrontPoint, StepRecord
 
 # Stand-ins that are replaced by the page's CSS variables once the SVG is written.
@@ -68,26 +70,56 @@ def _svg(figure: Figure, label: str) -> str:
     return svg
 
 
-def steps_svg(steps: Sequence[StepRecord], dense_accuracy: float | None, max_drop: float | None) -> str | None:
-    """Validation accuracy over the pruning steps, or None where no step measured it."""
-    measured = [step for step in steps if step.val_accuracy is not None]
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What values are drawn in: a metric, what the dense network has of it, and the drop allowed, in its unit."""
+
+    metric: Metric
+    dense: float | None
+    max_drop: float | None
+
+    def drawn(self, values: Iterable[float | None]) -> np.ndarray:
+        """In the unit: a share in percent."""
+        return np.array([self.metric.scale * (value or 0.0) for value in values])
+
+    @property
+    def limit(self) -> float | None:
+        """The value beyond which a network is not taken, as drawn; None where there is no such limit."""
+        if self.dense is None or self.max_drop is None:
+            return None
+        down = self.metric.scale * self.dense - self.max_drop
+        return down if self.metric.higher_is_better else self.metric.scale * self.dense + self.max_drop
+
+    @property
+    def label(self) -> str:
+        """Of the axis, e.g. "validation accuracy, %"."""
+        unit = "%" if self.metric.unit == POINTS else self.metric.unit
+        return ", ".join(part for part in (f"validation {_shortened(self.metric.name)}", _shortened(unit)) if part)
+
+    @property
+    def title(self) -> str:
+        """In HTML, e.g. "Validation accuracy"."""
+        return f"Validation {escape(_shortened(self.metric.name))}"
+
+
+def steps_svg(steps: Sequence[StepRecord], scale: Scale) -> str | None:
+    """The metric on the validation split over the pruning steps, or None where no step measured it."""
+    measured = [step for step in steps if step.val_value is not None]
     if not measured:
         return None
     with _style("steps"):
         figure = Figure(figsize=(_WIDTH_INCHES, 2.9), layout="constrained")
         axes = figure.subplots()
-        _draw_steps(axes, measured)
-        _draw_budget(axes, dense_accuracy, max_drop)
-        _finish_accuracy(axes)
-        return _svg(figure, "Validation accuracy over the pruning steps")
+        _draw_steps(axes, measured, scale)
+        _draw_budget(axes, scale)
+        _finish(axes, scale)
+        return _svg(figure, f"{scale.title} over the pruning steps")
 
 
-def _draw_budget(axes: Axes, dense_accuracy: float | None, max_drop: float | None) -> None:
-    """The accuracy below which a network is not taken, where there is such a limit."""
-    if dense_accuracy is None or max_drop is None:
-        return
-    limit = 100 * dense_accuracy - max_drop
-    if limit <= 0:
+def _draw_budget(axes: Axes, scale: Scale) -> None:
+    """The value beyond which a network is not taken, where there is such a limit."""
+    limit = scale.limit
+    if limit is None or limit <= 0:
         return
     axes.axhline(limit, color=_WARN, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.annotate(
@@ -101,65 +133,70 @@ def _draw_budget(axes: Axes, dense_accuracy: float | None, max_drop: float | Non
     )
 
 
-def _finish_accuracy(axes: Axes, x_margin: float = 0.05) -> None:
-    """An axis of percents, which end at 0 and at 100; marks at its ends are drawn whole."""
-    axes.set_ylabel("validation accuracy, %")
+def _finish(axes: Axes, scale: Scale, x_margin: float = 0.05) -> None:
+    """An axis of values; percents end at 0, where none is below, and at 100. Marks at the ends are drawn whole."""
+    axes.set_ylabel(scale.label)
+    lowest = axes.dataLim.y0
     axes.margins(x=x_margin, y=0.18)
     axes.grid(axis="y", color=_FAINT, linewidth=0.8)
     axes.tick_params(length=0)
     low, high = axes.get_ylim()
-    axes.set_ylim(max(0.0, low), min(100.0, high))
+    if lowest >= 0:
+        low = max(0.0, low)
+    axes.set_ylim(low, min(100.0, high) if scale.metric.unit == POINTS else high)
     for mark in (*axes.lines, *axes.collections):
         mark.set_clip_on(False)
 
 
-def selection_svg(points: Sequence[FeatureCount], dense_accuracy: float | None, max_drop: float | None) -> str:
-    """Validation accuracy while the input features became fewer, from many on the left to few on the right."""
+def selection_svg(points: Sequence[FeatureCount], scale: Scale) -> str:
+    """The validation metric while the input features became fewer, from many on the left to few on the right."""
     with _style("selection"):
         figure = Figure(figsize=(_WIDTH_INCHES, 2.9), layout="constrained")
         axes = figure.subplots()
         x = np.array([point.n_features for point in points])
-        y = np.array([100 * point.val_accuracy for point in points])
+        y = scale.drawn(point.val_value for point in points)
         counts = np.unique(x)
         axes.plot(counts, [y[x == count].mean() for count in counts], color=_ACCENT, linewidth=2, zorder=3)
         axes.scatter(x, y, s=10, color=_MUTED, alpha=0.5, linewidths=0, zorder=2)
-        _draw_budget(axes, dense_accuracy, max_drop)
+        _draw_budget(axes, scale)
         axes.set_xscale("log", base=2)
         ticks = [2**k for k in range(int(np.log2(min(x))), int(np.log2(max(x))) + 1)]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         axes.invert_xaxis()
         axes.set_xlabel("input features left")
-        _finish_accuracy(axes)
-        return _svg(figure, "Validation accuracy over the number of input features")
+        _finish(axes, scale)
+        return _svg(figure, f"{scale.title} over the number of input features")
 
 
-def front_svg(points: Sequence[FrontPoint], dense_accuracy: float | None, max_drop: float | None) -> str | None:
-    """Validation accuracy over the latency of several networks and the dense one; None without accuracies."""
-    if dense_accuracy is None or any(point.val_accuracy is None for point in points):
+def front_svg(points: Sequence[FrontPoint], scale: Scale) -> str | None:
+    """The metric over the latency of several networks and the dense one; None where it was not measured."""
+    if scale.dense is None or any(point.val_value is None for point in points):
         return None
     with _style("front"):
         figure = Figure(figsize=(_WIDTH_INCHES, 2.9), layout="constrained")
         axes = figure.subplots()
         x = np.array([1.0, *(point.latency_ratio for point in points)])
-        y = 100 * np.array([dense_accuracy, *(point.val_accuracy or 0.0 for point in points)])
+        y = scale.drawn([scale.dense, *(point.val_value for point in points)])
         axes.plot(x, y, color=_ACCENT, linewidth=2, zorder=2)
         axes.scatter(x[1:], y[1:], s=36, color=_ACCENT, zorder=3)
         axes.scatter(x[:1], y[:1], s=36, color=_MUTED, zorder=3)
         axes.annotate("dense", (x[0], y[0]), xytext=(-8, -4), textcoords="offset points", color=_MUTED, ha="right")
         for point in points:
             if point.chosen:
-                place = (point.latency_ratio, 100 * (point.val_accuracy or 0.0))
-                axes.scatter(*place, s=130, facecolors="none", edgecolors=_INK, linewidths=1.5, zorder=4)
-        _draw_budget(axes, dense_accuracy, max_drop)
+                [value] = scale.drawn([point.val_value])
+                axes.scatter(
+                    point.latency_ratio, value, s=130, facecolors="none", edgecolors=_INK, linewidths=1.5, zorder=4
+                )
+        _draw_budget(axes, scale)
         axes.set_xlabel("latency, share of the dense network's")
-        _finish_accuracy(axes, 0.08)
-        return _svg(figure, "Validation accuracy over latency")
+        _finish(axes, scale, 0.08)
+        return _svg(figure, f"{scale.title} over latency")
 
 
-def _draw_steps(axes: Axes, steps: Sequence[StepRecord]) -> None:
+def _draw_steps(axes: Axes, steps: Sequence[StepRecord], scale: Scale) -> None:
     x = np.array([step.step for step in steps])
-    y = np.array([100 * (step.val_accuracy or 0.0) for step in steps])
+    y = scale.drawn(step.val_value for step in steps)
     taken = np.array([step.accepted for step in steps])
     axes.plot(x[taken], y[taken], color=_ACCENT, linewidth=2, zorder=2)
     axes.scatter(x[taken], y[taken], s=34, color=_ACCENT, edgecolors=_SURFACE, linewidths=1.2, zorder=3)

@@ -17,9 +17,9 @@ from rich.text import Text
 from edgeprune.catalog import ASKED_BY
 from edgeprune.graph.reasons import advice
 from edgeprune.lines import printable
+from edgeprune.records import Metric, MetricComparison
 from edgeprune.report import formats as fmt
 from edgeprune.results import (
-    AccuracyComparison,
     ExportedFile,
     ExportRecord,
     FrontPoint,
@@ -52,7 +52,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     """What `compress` made: dense against slim, the proof, what was assumed and what to do next."""
     name = str(record.model.get("name", "model"))
     table = _comparison(f"{name}: dense and slim")
-    _accuracy_rows(table, record)
+    _quality_rows(table, record)
     dense, slim = record.dense, record.slim
     table.add_row("MACs", fmt.count(dense.macs), fmt.count(slim.macs), fmt.share(slim.macs, dense.macs))
     table.add_row("parameters", fmt.count(dense.params), fmt.count(slim.params), fmt.share(slim.params, dense.params))
@@ -66,7 +66,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     exactness = "exact" if record.proof_exact else "exact up to renormalisation"
     return _Sheet(
         table,
-        *([_front(record.front)] if record.front else []),
+        *([_front(record.front, record.metric)] if record.front else []),
         _check(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
         _check(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
@@ -77,16 +77,16 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     )
 
 
-def _front(points: Sequence[FrontPoint]) -> Table:
+def _front(points: Sequence[FrontPoint], metric: Metric) -> Table:
     """Several networks, from large to small."""
     table = _table("along the front")
-    for name in ("network", "MACs", "p50", "vs dense", "ONNX file", "val. accuracy"):
+    for name in ("network", "MACs", "p50", "vs dense", "ONNX file", f"val. {metric.name}"):
         table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
     for point in points:
         figures = (f"{point.p50_ms:.3g} ms", f"{point.latency_ratio:.2f}×", fmt.size(point.size_bytes))
         style = "bold green" if point.chosen else ""
-        macs, accuracy = fmt.percent(point.macs_ratio), fmt.percent(point.val_accuracy)
-        table.add_row(point.folder, macs, *figures, accuracy, style=style)
+        macs, value = fmt.percent(point.macs_ratio), fmt.value(metric, point.val_value)
+        table.add_row(point.folder, macs, *figures, value, style=style)
     return table
 
 
@@ -208,7 +208,7 @@ def validate(record: ValidateRecord) -> RenderableType:
     """Dense against slim in the runtime, and the budgets that were missed."""
     accuracy = record.accuracy
     table = _comparison(f"dense and slim on {accuracy.n_samples:,} test samples")
-    _test_accuracy_rows(table, accuracy)
+    _test_rows(table, accuracy.as_metric)
     table.add_row(
         "ONNX file",
         fmt.size(record.dense_bytes),
@@ -308,21 +308,23 @@ def _comparison(title: str) -> Table:
     return table
 
 
-def _accuracy_rows(table: Table, record: RunRecord) -> None:
-    dense, slim = record.dense.val_accuracy, record.slim.val_accuracy
+def _quality_rows(table: Table, record: RunRecord) -> None:
+    dense, slim, metric = record.dense.val_value, record.slim.val_value, record.metric
     if dense is not None and slim is not None:
-        change = f"{fmt.points(100 * (slim - dense))} points"
-        table.add_row("validation accuracy", fmt.percent(dense), fmt.percent(slim), change)
-    if record.accuracy is not None:
-        _test_accuracy_rows(table, record.accuracy)
+        change = fmt.change(metric, metric.drop(dense, slim))
+        table.add_row(f"validation {metric.name}", fmt.value(metric, dense), fmt.value(metric, slim), change)
+    if record.compared is not None:
+        _test_rows(table, record.compared)
 
 
-def _test_accuracy_rows(table: Table, accuracy: AccuracyComparison) -> None:
-    change = f"{fmt.points(-accuracy.drop_points)} points"
-    table.add_row("test accuracy", fmt.percent(accuracy.dense), fmt.percent(accuracy.slim), change)
-    low, high = accuracy.drop_interval
-    intervals = (fmt.percent_interval(accuracy.dense_interval), fmt.percent_interval(accuracy.slim_interval))
-    table.add_row("  95 % interval", *intervals, fmt.points_interval((-high, -low)), style="dim")
+def _test_rows(table: Table, found: MetricComparison) -> None:
+    metric = found.metric
+    change = fmt.change(metric, found.drop)
+    table.add_row(f"test {metric.name}", fmt.value(metric, found.dense), fmt.value(metric, found.slim), change)
+    intervals = (fmt.interval(metric, found.dense_interval), fmt.interval(metric, found.slim_interval))
+    table.add_row("  95 % interval", *intervals, fmt.change_interval(metric, found.drop_interval), style="dim")
+    for figure in found.beside:
+        table.add_row(f"test {figure.name}", f"{figure.dense:.4g}", f"{figure.slim:.4g}", "")
 
 
 def _latency_rows(table: Table, latency: LatencyComparison) -> None:

@@ -1,4 +1,4 @@
-"""Smaller and smaller for as long as the accuracy holds: a step that lost too much makes the next one smaller."""
+"""Smaller and smaller for as long as the quality holds: a step that lost too much makes the next one smaller."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Propose = Callable[[Candidate, float], Candidate | None]  # the next of the best
 
 
 def while_it_holds(step: Step, start: Candidate, propose: Propose, limit: float | None, factor: float) -> Candidate:
-    """Take what `propose` makes while no more than `limit` points are lost; `start` where nothing holds."""
+    """Take what `propose` makes while it loses at most `limit`, in the metric's unit; `start` where nothing holds."""
     best, failures = start, 0
     while failures <= PATIENCE:
         candidate = propose(best, factor)

@@ -9,9 +9,10 @@ from edgeprune.cost.device import Device
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.pruning.plan import PruningPlan
-from edgeprune.records import FeatureRules
+from edgeprune.records import Evaluation, FeatureRules
 from edgeprune.results import FeatureCount, StepRecord
 from edgeprune.settings import MOST_FINETUNINGS
+from edgeprune.tasks.budget import MaxDrop
 from edgeprune.units import LatencyLimit
 
 
@@ -20,12 +21,12 @@ class Budgets:
     """What the network that is found must meet; each may be None.
 
     `keep_macs` is a share of the dense MACs, `max_latency` the most that one inference may take, `max_bytes` the most
-    that the ONNX file may weigh, `max_drop` is in accuracy points on the validation split, `n_features` a count of
+    that the ONNX file may weigh, `max_drop` is what may be lost on the validation split, `n_features` a count of
     input features and `feature_ratio` a share of them. `prune_features` lets features go without a count of their own.
     """
 
     keep_macs: float | None = None
-    max_drop: float | None = None
+    max_drop: MaxDrop | None = None
     n_features: int | None = None
     feature_ratio: float | None = None
     prune_features: bool = False
@@ -97,14 +98,22 @@ Gauge = Callable[[Program, bool], Measured]  # whether it has to be sure, or onc
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A network on the way: the program, the plan that leads to it from the dense one, and what it does."""
+    """A network on the way: the program, the plan that leads to it from the dense one, and what it does.
+
+    `val` is what it makes of the validation split; None where nobody has looked.
+    """
 
     program: Program
     plan: PruningPlan | None
     macs: int
     n_features: int | None
-    val_accuracy: float | None
+    val: Evaluation | None
     proof_error: float = 0.0
+
+    @property
+    def val_value(self) -> float | None:
+        """The task's metric on the validation split."""
+        return None if self.val is None else self.val.value
 
 
 @dataclass(frozen=True, slots=True, eq=False)

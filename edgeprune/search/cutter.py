@@ -22,13 +22,14 @@ from edgeprune.search.candidate import Candidate, Manner
 from edgeprune.search.costs import Costs
 from edgeprune.search.landing import Shares
 from edgeprune.search.trainer import Trainer
+from edgeprune.tasks.classification import CLASSIFICATION
 
 
 class Cutter:
     """Makes candidates of the `dense` network and of one another, as its `manner` says; it knows no budgets.
 
     Units are scored and cuts are proved on the trainer's samples, where there is one. What a candidate that was cut
-    does is not known yet: its `val_accuracy` is None.
+    does is not known yet: its `val` is None.
     """
 
     def __init__(self, dense: Program, manner: Manner, trainer: Trainer | None) -> None:
@@ -125,6 +126,7 @@ class Cutter:
             keep_bytes=shares.size,
             appliable=how.appliable,
             leave=how.leave,
+            task=self._samples.task if self._samples else CLASSIFICATION,
         )
         return cut(best.program, plan, graph), plan
 

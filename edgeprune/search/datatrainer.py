@@ -1,10 +1,11 @@
-"""The trainer of a data set: finetunes on its training split and judges by the accuracy on its validation split."""
+"""The trainer of a data set: finetunes on its training split and judges by the task on its validation split."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 from edgeprune.data import batches, normalize
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import DataSource, Normalization
+from edgeprune.records import DataSource, Evaluation, Normalization
 from edgeprune.results import FeatureCount
 from edgeprune.search.trainer import Round
 from edgeprune.settings import TrainSettings
-from edgeprune.tasks import drop
-from edgeprune.training import evaluate, fit, recalibrate
+from edgeprune.tasks.task import Task
+from edgeprune.training import Judge, fit, recalibrate
 
 _TAYLOR_BATCHES = 64
 _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
@@ -26,17 +27,24 @@ _PROVED = 4  # samples
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataTrainer:
-    """The data and settings that finetuning and scoring use.
+    """The data, the task and the settings that finetuning and scoring use.
 
-    `teacher` is the network whose outputs are learned beside the labels; `dtype` is the type of its inputs.
+    `teacher` is the network whose outputs are learned beside the targets, or that are the targets; `dtype` is the type
+    of its inputs.
     """
 
     data: DataSource
     normalization: Normalization
     settings: TrainSettings
+    task: Task
     teacher: nn.Module | None = None
     dtype: torch.dtype = torch.float32
     progress: Progress = Silent()  # noqa: RUF009 - it has no state
+
+    @property
+    def judge(self) -> Judge:
+        """The task at work on normalised inputs."""
+        return Judge(self.task, self.normalization, self.teacher if self.task.by_reference else None)
 
     @property
     def trains(self) -> bool:
@@ -58,7 +66,7 @@ class DataTrainer:
             seed=own.seed + training.number,
             schedule="constant" if training.wanders else own.schedule,
         )
-        fit(module, self.data, self.normalization, settings, self.progress, self.teacher)
+        fit(module, self.data, self.normalization, settings, self.progress, self.teacher, task=self.task)
         return True
 
     def select(self, module: nn.Module, graph: ChannelGraph, n_features: int, units: int) -> tuple[FeatureCount, ...]:
@@ -69,22 +77,20 @@ class DataTrainer:
             method="feature-selection",
             options={**self.settings.options, "n_features": n_features},
         )
-        epochs = fit(module, self.data, self.normalization, settings, self.progress, self.teacher, graph=graph)
-        return tuple(FeatureCount(epoch.n_features or 0, epoch.val_accuracy) for epoch in epochs)
+        told, teacher = self.progress, self.teacher
+        epochs = fit(module, self.data, self.normalization, settings, told, teacher, graph=graph, task=self.task)
+        return tuple(FeatureCount(epoch.n_features or 0, epoch.val_value) for epoch in epochs)
 
-    def value(self, module: nn.Module) -> float:
-        """Accuracy on the validation split, in [0, 1]."""
-        return evaluate(module, self.data.val, self.normalization).accuracy
+    def evaluation(self, module: nn.Module) -> Evaluation:
+        """What the task makes of the validation split."""
+        return self.judge.evaluation(module, self.data.val)
 
-    def standard_error(self, dense: float, slim: float) -> float:
-        """That of the drop between two accuracies on the validation split, in points."""
-        return drop.standard_error(dense, slim, len(self.data.val))  # type: ignore[arg-type]
-
-    def score_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """A few normalised training batches, small ones."""
+    def score_batches(self) -> Iterator[tuple[Tensor, Any]]:
+        """A few normalised training batches with the task's targets, small ones."""
         stream = batches(self.data.train, _TAYLOR_SIZE, shuffle=True, seed=self.settings.seed)
-        for x, y in itertools.islice(stream, _TAYLOR_BATCHES):
-            yield normalize(x.to(self.dtype), self.normalization), y
+        for raw, targets in itertools.islice(stream, _TAYLOR_BATCHES):
+            x = normalize(raw.to(self.dtype), self.normalization)
+            yield x, self.judge.targets(x, targets)
 
     def some_inputs(self) -> Tensor:
         """The first normalised training inputs."""

@@ -1,4 +1,4 @@
-"""The way down where no cost is stated: ever smaller networks, for as long as the accuracy holds and a step pays."""
+"""The way down where no cost is stated: ever smaller networks, for as long as the quality holds and a step pays."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Descent:
         return "descent"
 
     def search(self, step: Step, budgets: Budgets) -> Found:
-        """The smallest network found within the accuracy budget.
+        """The smallest network found within the drop.
 
         Raises:
             BudgetError: none was found.
         """
-        start = begun(step, budgets)
+        start, limit = begun(step, budgets), step.limit(budgets.max_drop)
         if step.trains:
-            best = _smallest_that_holds(step, budgets.max_drop, start)
+            best = _smallest_that_holds(step, limit, start)
         else:
-            best = while_it_holds(step, start, lambda last, by: _next(step, last, by), budgets.max_drop, FACTOR)
+            best = while_it_holds(step, start, lambda last, by: _next(step, last, by), limit, FACTOR)
         return ended(step, budgets, best)
 
 

@@ -8,7 +8,7 @@ from edgeprune.search.landing import Shares
 from edgeprune.search.step import Step
 
 _FACTOR = 0.5  # share of the features that one step keeps
-_SHARE = 0.5  # of the accuracy budget may go into dropping input features; channels need the rest
+_SHARE = 0.5  # of the drop allowed may go into dropping input features; channels need the rest
 
 
 def down_to_features(step: Step, budgets: Budgets, start: Candidate) -> Candidate:
@@ -17,13 +17,13 @@ def down_to_features(step: Step, budgets: Budgets, start: Candidate) -> Candidat
     assert wanted is not None
     while best.n_features is not None and best.n_features > wanted:
         least = wanted if step.trains else max(wanted, int(best.n_features * _FACTOR))
-        best = step.rescued(_with_features(step, best, least), _half_of(budgets.max_drop), rounds=1)
+        best = step.rescued(_with_features(step, best, least), _half_of(step.limit(budgets.max_drop)), rounds=1)
         step.record(best, accepted=True)
     return best
 
 
 def fewest_features(step: Step, budgets: Budgets, start: Candidate) -> Candidate:
-    """Remove features for as long as half of the accuracy budget lasts."""
+    """Remove features for as long as half of the drop allowed lasts."""
     least = step.cutter.least_features
 
     def fewer(best: Candidate, factor: float) -> Candidate | None:
@@ -34,11 +34,11 @@ def fewest_features(step: Step, budgets: Budgets, start: Candidate) -> Candidate
         wanted = min(best.n_features - 1, int(best.n_features * factor))
         return _with_features(step, best, max(least, wanted))
 
-    return while_it_holds(step, start, fewer, _half_of(budgets.max_drop), _FACTOR)
+    return while_it_holds(step, start, fewer, _half_of(step.limit(budgets.max_drop)), _FACTOR)
 
 
-def _half_of(max_drop: float | None) -> float | None:
-    return None if max_drop is None else _SHARE * max_drop
+def _half_of(limit: float | None) -> float | None:
+    return None if limit is None else _SHARE * limit
 
 
 def _with_features(step: Step, best: Candidate, n_features: int) -> Candidate:

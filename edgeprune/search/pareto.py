@@ -1,16 +1,17 @@
-"""Several networks along the front of accuracy and latency, and which of them is taken."""
+"""Several networks along the front of quality and latency, and which of them is taken."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from edgeprune.errors import BudgetError
+from edgeprune.records import Metric
 from edgeprune.search.candidate import Budgets, Candidate, Found
 from edgeprune.search.landing import Shares
 from edgeprune.search.shrink import down_to_shares
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import begun
-from edgeprune.tasks.drop import drop_points, is_within
+from edgeprune.tasks.budget import MaxDrop, is_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,15 @@ class Front:
         return step.found(*found)
 
 
-def chosen(found: Found, max_drop: float) -> Candidate:
-    """The smallest network that loses at most `max_drop` points; the best one where all lose more.
+def chosen(found: Found, metric: Metric, max_drop: MaxDrop) -> Candidate:
+    """The smallest network that loses at most `max_drop`; the best one where all lose more.
 
-    Without accuracies it is the smallest.
+    Where none was looked at it is the smallest.
     """
-    smallest, dense = found.networks[-1], found.dense.val_accuracy
-    known = [(network, network.val_accuracy) for network in found.networks if network.val_accuracy is not None]
+    smallest, dense = found.networks[-1], found.dense.val_value
+    known = [(network, network.val_value) for network in found.networks if network.val_value is not None]
     if dense is None or len(known) < len(found.networks) or len(known) == 1:
         return smallest
-    held = [network for network, value in known if is_within(drop_points(dense, value), max_drop)]
-    return held[-1] if held else max(known, key=lambda pair: pair[1])[0]
+    limit = max_drop.limit(metric, dense)
+    held = [network for network, value in known if is_within(metric.drop(dense, value), limit)]
+    return held[-1] if held else min(known, key=lambda pair: metric.drop(dense, pair[1]))[0]

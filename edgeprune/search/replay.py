@@ -30,12 +30,13 @@ class Replay:
             BudgetError: the network that it makes is not within a budget.
         """
         dense = step.begin()
-        best = step.rescued(step.replayed(self.plan), budgets.max_drop)
+        limit = step.limit(budgets.max_drop)
+        best = step.rescued(step.replayed(self.plan), limit)
         share, wanted = best.macs / dense.macs, budgets.n_features
         if budgets.keep_macs is not None and share > budgets.keep_macs:
             raise BudgetError(f"--plan: expected at most {budgets.keep_macs:g} of the MACs, got {share:.4f}")
         if wanted is not None and best.n_features is not None and best.n_features > wanted:
             raise BudgetError(f"--plan: expected at most {wanted} input features, got {best.n_features}")
-        if not step.is_within(best, budgets.max_drop):
+        if not step.is_within(best, limit):
             raise BudgetError(refusals.missed(step, budgets, best))
         return step.found(best)

@@ -44,8 +44,8 @@ class Shrink:
 
 
 def down_to_shares(step: Step, budgets: Budgets, start: Candidate, shares: Shares) -> Candidate:
-    """Shrink in steps to shares of the dense network's costs; the accuracy is judged there, not on the way."""
-    best, limit, costs = start, budgets.max_drop, step.cutter.costs
+    """Shrink in steps to shares of the dense network's costs; the drop is judged there, not on the way."""
+    best, limit, costs = start, step.limit(budgets.max_drop), step.cutter.costs
     while best.plan is None or costs.is_over(best, shares):
         best = step.tried(best, costs.toward(best, shares, FACTOR if step.trainer else 0.0))
         reached = not costs.is_over(best, shares)

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from edgeprune.progress import Progress
 from edgeprune.pruning.plan import PruningPlan
+from edgeprune.records import ACCURACY, Metric
 from edgeprune.results import FeatureCount, StepRecord
 from edgeprune.search.candidate import Candidate, Found, Gauge, Measured
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.effort import Effort
 from edgeprune.search.landing import Shares
 from edgeprune.search.trainer import FIRST, Round, Trainer
-from edgeprune.tasks.drop import drop_points, is_within
+from edgeprune.tasks.budget import MaxDrop, is_within
 
 FACTOR = 0.7  # share of the MACs that one step keeps
 ROUNDS = 3  # how often what lost too much is finetuned again before it is given up
@@ -22,8 +23,8 @@ _SELECTION = 2  # how many times as long as a finetuning it is trained while fea
 class Step:
     """What a strategy does to one candidate, the same way for all of them; it serves one search.
 
-    It knows no budgets: what a candidate may lose, in points, is handed to it. `records` tells what was tried,
-    `selection` how the input features became fewer, `effort` how much was trained. Without a trainer nothing is
+    It knows no budgets: what a candidate may lose, in the metric's unit, is handed to it. `records` tells what was
+    tried, `selection` how the input features became fewer, `effort` how much was trained. Without a trainer nothing is
     trained and every drop is within any limit; without a gauge nothing is measured as a file.
     """
 
@@ -39,6 +40,11 @@ class Step:
         self._failed: set[str] = set()
 
     @property
+    def metric(self) -> Metric:
+        """What candidates are judged by; accuracy where nothing is."""
+        return ACCURACY if self.trainer is None else self.trainer.task.metric
+
+    @property
     def trains(self) -> bool:
         """Whether a candidate's weights are trained on."""
         return self.trainer is not None and self.trainer.trains
@@ -47,7 +53,7 @@ class Step:
         """The dense network, looked at: what follows is compared with it."""
         if self.trainer is not None:
             self.progress.stage("measure the dense network")
-            self.dense = replace(self.dense, val_accuracy=self.trainer.value(self.dense.program.frozen_module()))
+            self.dense = replace(self.dense, val=self.trainer.evaluation(self.dense.program.frozen_module()))
         return self.dense
 
     def without_dead(self) -> Candidate:
@@ -58,7 +64,7 @@ class Step:
         assert slim.plan is not None
         dead = sum(group.before - group.after for group in slim.plan.groups)
         self.progress.say(f"{dead} units are dead: they go without a change of the output")
-        slim = replace(slim, val_accuracy=self.dense.val_accuracy)
+        slim = replace(slim, val=self.dense.val)
         self.record(slim, accepted=True)
         return slim
 
@@ -85,7 +91,7 @@ class Step:
         module, graph = best.program.own_module(), self.cutter.graph_of(best)
         self.selection += self.trainer.select(module, graph, n_features, _SELECTION)
         slim = self.cutter.without_unread(best, module)
-        return replace(slim, val_accuracy=self.trainer.value(slim.program.frozen_module()))
+        return replace(slim, val=self.trainer.evaluation(slim.program.frozen_module()))
 
     def affords_selection(self, share: float) -> bool:
         """Whether choosing features once more is within the share of the training that the search may take."""
@@ -106,7 +112,7 @@ class Step:
             self.effort.take(training.units)
         if self.trainer.finetune(module, training):
             candidate = self.cutter.retrained(candidate, module)
-        return replace(candidate, val_accuracy=self.trainer.value(module))
+        return replace(candidate, val=self.trainer.evaluation(module))
 
     def rescued(self, candidate: Candidate, limit: float | None, rounds: int = ROUNDS) -> Candidate:
         """Finetune again what lost too much, longer each time; the best of all rounds."""
@@ -115,7 +121,9 @@ class Step:
             if self.is_within(best, limit) or not self.trains:
                 break
             again = self.finetuned(candidate, Round(number))
-            best = again if (again.val_accuracy or 0) > (best.val_accuracy or 0) else best
+            assert again.val is not None
+            assert best.val is not None
+            best = again if self.metric.better(again.val.value, best.val.value) else best
         return best
 
     def measured(self, candidate: Candidate, surely: bool = True) -> Measured | None:
@@ -125,23 +133,29 @@ class Step:
     # -- judging ---------------------------------------------------------------------------------------------------
 
     def drop(self, candidate: Candidate) -> float:
-        """What a candidate loses against the dense network, in points; both have been looked at."""
-        assert self.dense.val_accuracy is not None
-        assert candidate.val_accuracy is not None
-        return drop_points(self.dense.val_accuracy, candidate.val_accuracy)
+        """What a candidate loses against the dense network, in the metric's unit; both have been looked at."""
+        assert self.dense.val is not None
+        assert candidate.val is not None
+        return self.metric.drop(self.dense.val.value, candidate.val.value)
+
+    def limit(self, max_drop: MaxDrop | None) -> float | None:
+        """What may be lost of what the dense network has, in the metric's unit; None for any."""
+        if max_drop is None or self.dense.val is None:
+            return None
+        return max_drop.limit(self.metric, self.dense.val.value)
 
     def is_within(self, candidate: Candidate, limit: float | None) -> bool:
-        """Whether it loses at most so many points; what was never looked at loses none."""
-        if self.dense.val_accuracy is None or candidate.val_accuracy is None:
+        """Whether it loses at most so much; what was never looked at loses nothing."""
+        if self.dense.val is None or candidate.val is None:
             return True
         return is_within(self.drop(candidate), limit)
 
     def may_be_chance(self, candidate: Candidate, limit: float) -> bool:
         """Whether the drop is above the limit by no more than its standard error."""
         assert self.trainer is not None
-        assert self.dense.val_accuracy is not None
-        assert candidate.val_accuracy is not None
-        error = self.trainer.standard_error(self.dense.val_accuracy, candidate.val_accuracy)
+        assert self.dense.val is not None
+        assert candidate.val is not None
+        error = self.trainer.task.standard_error(self.dense.val.outcomes, candidate.val.outcomes)
         return is_within(self.drop(candidate), limit + error)
 
     def judged(self, candidate: Candidate, limit: float | None, rounds: int) -> Candidate | None:
@@ -164,7 +178,7 @@ class Step:
                 step=len(self.records) + 1,
                 macs_ratio=candidate.macs / self.dense.macs,
                 n_features=candidate.n_features,
-                val_accuracy=candidate.val_accuracy,
+                val_value=candidate.val_value,
                 accepted=accepted,
             )
         )

@@ -43,7 +43,7 @@ def ended(step: Step, budgets: Budgets, best: Candidate) -> Found:
     Raises:
         BudgetError: it loses too much, or it is the dense one.
     """
-    if not step.is_within(best, budgets.max_drop):
+    if not step.is_within(best, step.limit(budgets.max_drop)):
         raise BudgetError(refusals.missed(step, budgets, best))
     if best.plan is None:
         raise BudgetError(refusals.nothing_found(step, budgets))

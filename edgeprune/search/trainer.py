@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from edgeprune.graph.groups import ChannelGraph
+from edgeprune.records import Evaluation
 from edgeprune.results import FeatureCount
+from edgeprune.tasks.task import Task
 
 _LONGEST = 4  # finetunings' worth: a further round
 _WANDERS = 2  # from this round on the learning rate stays, and passes by more networks than it does while it falls
@@ -42,6 +44,10 @@ class Trainer(Protocol):
     def trains(self) -> bool:
         """Whether weights are trained at all."""
 
+    @property
+    def task(self) -> Task:
+        """What is trained for and judged by."""
+
     def finetune(self, module: nn.Module, training: Round) -> bool:
         """Train the module's weights on, in place; without training, mend what a cut has spoilt and no weight is.
 
@@ -55,13 +61,10 @@ class Trainer(Protocol):
         The weights that read the others are zero then.
         """
 
-    def value(self, module: nn.Module) -> float:
-        """How good the module is on the validation split: its accuracy, in [0, 1]."""
+    def evaluation(self, module: nn.Module) -> Evaluation:
+        """How good the module is on the validation split, by the task's metric."""
 
-    def standard_error(self, dense: float, slim: float) -> float:
-        """How far the drop between two values may be off by chance, in points."""
-
-    def score_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+    def score_batches(self) -> Iterable[tuple[Tensor, Any]]:
         """A few batches of inputs as the network takes them, with their targets, to score units by."""
 
     def some_inputs(self) -> Tensor:

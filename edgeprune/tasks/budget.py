@@ -10,7 +10,7 @@ from edgeprune.errors import InputError
 from edgeprune.records import Metric
 
 _DROP = re.compile(r"\s*(?P<amount>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>\S.*?)?\s*")
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # what a difference is off by, at most
 RELATIVE = "%"
 
 
@@ -23,6 +23,9 @@ class MaxDrop:
 
     amount: float
     unit: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.amount:g}{'' if self.unit in (None, RELATIVE) else ' '}{self.unit or ''}"
 
     def limit(self, metric: Metric, dense: float) -> float:
         """In the metric's unit.
@@ -37,13 +40,17 @@ class MaxDrop:
             raise InputError(f"--max-drop: expected {own}, as {metric.name} is measured in, got {self.unit[:40]!r}")
         return self.amount
 
-    def allows(self, metric: Metric, dense: float, slim: float, share: float = 1.0) -> bool:
-        """Whether what is lost from `dense` to `slim` is within the drop, or within a share of it."""
-        return metric.drop(dense, slim) <= share * self.limit(metric, dense) + _ROUNDING
+
+def is_within(drop: float, limit: float | None) -> bool:
+    """Whether a drop is at most the limit, both in the metric's unit; None allows any. It is judged here alone.
+
+    Example: of an accuracy 0.98 to 0.97 is 1.0000000000000009 points, and within 1.
+    """
+    return limit is None or drop <= limit + _ROUNDING
 
 
 def parse_max_drop(text: str) -> MaxDrop:
-    """From what is written: `1.5`, `2%`, `1.5 points`, `3 mmol`.
+    """From what is written: `1.5`, `2%`, `1.5 points`, `3 mmol`; `str` of what it gives can be read again.
 
     Raises:
         InputError: no number of at least 0 in front.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,7 @@ from torch.nn import functional as F
 
 from edgeprune.errors import InputError
 from edgeprune.graph.specs import output_names
-from edgeprune.records import ACCURACY, DataSource
-from edgeprune.results import AccuracyComparison, MetricComparison
+from edgeprune.records import ACCURACY, DataSource, MetricComparison
 from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.tasks.outputs import described, only_tensor, to_array
 from edgeprune.tasks.task import BaseTask, Outcomes
@@ -87,7 +87,12 @@ class Classification(BaseTask):
 
     def compare(self, dense: Outcomes, slim: Outcomes) -> MetricComparison:
         """With the intervals of proportions and McNemar's test, see `compare_accuracy`."""
-        return as_metric(compare_accuracy(np.asarray(dense), np.asarray(slim)))
+        return compare_accuracy(np.asarray(dense), np.asarray(slim)).as_metric
+
+    def standard_error(self, dense: Outcomes, slim: Outcomes) -> float:
+        """As of two accuracies that are measured apart from each other, in points."""
+        shares = self.value(dense), self.value(slim)
+        return 100 * math.sqrt((shares[1] * (1 - shares[1]) + shares[0] * (1 - shares[0])) / len(dense))
 
     def agrees(self, want: Any, got: Any) -> float:
         """The share of samples that are given the same class."""
@@ -110,21 +115,6 @@ def _divergence(got: Tensor, teacher_outputs: Any) -> Tensor:
     with torch.no_grad():
         wanted = F.log_softmax(scores(teacher_outputs), dim=1)
     return F.kl_div(got, wanted, reduction="batchmean", log_target=True)
-
-
-def as_metric(found: AccuracyComparison) -> MetricComparison:
-    """A comparison of accuracies as that of any metric."""
-    return MetricComparison(
-        metric=ACCURACY,
-        dense=found.dense,
-        slim=found.slim,
-        dense_interval=found.dense_interval,
-        slim_interval=found.slim_interval,
-        drop=found.drop_points,
-        drop_interval=found.drop_interval,
-        n_samples=found.n_samples,
-        p_value=found.mcnemar_p,
-    )
 
 
 def check_logits(program: ExportedProgram, data: DataSource, instead: str = _WITHOUT_DATA) -> None:

@@ -85,6 +85,17 @@ def open_task(spec: str | None, data: DataSource) -> Task:
     return _BUILDERS[head][0](data, options)
 
 
+def is_own(spec: str) -> bool:
+    """Whether a file of the user's is run for it; so is whatever else is no name of a task."""
+    return spec.partition("?")[0] not in TARGETS
+
+
+def judges_classes(spec: str | None, data: DataSource) -> bool:
+    """Whether the task is classification, by its name or by the targets."""
+    kind = data.targets.kind if spec is None else TARGETS.get(spec.partition("?")[0])
+    return kind == "classes"
+
+
 def wanted_targets(spec: str | None) -> WantedTargets:
     """What the targets of the data are to be read as for a task.
 

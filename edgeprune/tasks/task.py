@@ -11,9 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from edgeprune.errors import InputError
-from edgeprune.records import BesideFigure, DataSource, Metric
-from edgeprune.results import MetricComparison
-from edgeprune.tasks.intervals import paired_bootstrap
+from edgeprune.records import BesideFigure, DataSource, Metric, MetricComparison
+from edgeprune.tasks.intervals import Z95, paired_bootstrap
 
 Outcomes = Sequence[Any] | np.ndarray  # one for each sample, `(n, ...)`
 
@@ -83,6 +82,9 @@ class Task(Protocol):
     def compare(self, dense: Outcomes, slim: Outcomes) -> MetricComparison:
         """Both on the same samples in the same order, with a paired interval."""
 
+    def standard_error(self, dense: Outcomes, slim: Outcomes) -> float:
+        """How far the drop between both may be off by chance, in the metric's unit."""
+
     def agrees(self, want: Any, got: Any) -> float | None:
         """The share of answers that are the same, in [0, 1]; None where answers are no decisions."""
 
@@ -132,6 +134,9 @@ class BaseTask(ABC):
     def compare(self, dense: Outcomes, slim: Outcomes) -> MetricComparison:
         rows = np.asarray(dense), np.asarray(slim)
         return compared(self, dense, slim, lambda counts: [self.resampled(row, counts) for row in rows])
+
+    def standard_error(self, dense: Outcomes, slim: Outcomes) -> float:
+        return standard_error_of(self.compare(dense, slim))
 
     def agrees(self, want: Any, got: Any) -> float | None:
         return None
@@ -184,6 +189,14 @@ def compared(task: Task, dense: Outcomes, slim: Outcomes, resampled: Any, resamp
             BesideFigure(name, figures[0][name], figures[1][name]) for name in figures[0] if name in figures[1]
         ),
     )
+
+
+def standard_error_of(found: MetricComparison) -> float:
+    """That of the drop, from its 95 % interval; 0 where there is none."""
+    if found.drop_interval is None:
+        return 0.0
+    low, high = found.drop_interval
+    return (high - low) / (2 * Z95)
 
 
 def finite(value: float, metric: Metric) -> float:

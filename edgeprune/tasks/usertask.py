@@ -13,10 +13,9 @@ from torch import Tensor
 
 from edgeprune.errors import InputError
 from edgeprune.lines import shown
-from edgeprune.records import DataSource, Metric
-from edgeprune.results import MetricComparison
+from edgeprune.records import DataSource, Metric, MetricComparison
 from edgeprune.tasks.outputs import leaves
-from edgeprune.tasks.task import Outcomes, compared, with_distillation
+from edgeprune.tasks.task import Outcomes, compared, standard_error_of, with_distillation
 from edgeprune.usercode import calling_user_code
 
 _NEEDED = ("loss", "outcomes", "value")
@@ -107,6 +106,9 @@ class UserTask:
             return [np.array([self.value(_chosen(own, index)) for index in drawn]) for own in (dense, slim)]
 
         return compared(self, dense, slim, resampled, _RESAMPLES)
+
+    def standard_error(self, dense: Outcomes, slim: Outcomes) -> float:
+        return standard_error_of(self.compare(dense, slim))
 
     def agrees(self, want: Any, got: Any) -> float | None:
         found = self._call("agrees", want, got) if self._has("agrees") else None

@@ -102,7 +102,7 @@ class Place:
         data = data or self.data
         device = self.machine.torch_device if is_movable(module) else torch.device("cpu")
         with threads_set(self.machine.threads), placed(module, device):
-            found = (evaluate(module, split, data.normalization).accuracy for split in (data.val, data.test))
+            found = (evaluate(module, split, data.normalization).value for split in (data.val, data.test))
             return dict(zip(("val_accuracy", "test_accuracy"), found, strict=True))
 
     def forget(self) -> None:

@@ -152,7 +152,7 @@ def test_a_large_network_without_data(tmp_path: Path) -> None:
     fewer = done(tmp_path, "compress", "resnet.pt", "--keep-macs", "0.5", "--input-features", "2", *arch, "--json").json
     assert len(fewer["features"]["keep"]) == 2
     missing = refused(tmp_path, "compress", "resnet.pt", *arch, "--max-drop", "1")
-    assert "--max-drop: expected data to measure the accuracy on, got none; give --data" in missing
+    assert "--max-drop: expected data to measure the drop on, got none; give --data" in missing
 
 
 def test_a_drop_alone_gives_the_smallest_network_within_it(tmp_path: Path) -> None:

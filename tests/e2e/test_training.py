@@ -153,7 +153,7 @@ def trained(make, data=data, teacher=None, dtype=torch.float64, **changes):
     torch.manual_seed(0)
     module = make().to(dtype)
     records = fit(module, data, data.normalization, replace(settings, **changes), teacher=teacher)
-    return module.state_dict(), [records[-1].loss, records[-1].train_accuracy, records[-1].val_accuracy]
+    return module.state_dict(), [records[-1].loss, records[-1].train_value, records[-1].val_value]
 
 
 def graph():
@@ -389,7 +389,7 @@ def test_inference_needs_no_accelerate() -> None:
         "import sys; from edgeprune import pipeline; from edgeprune.data import open_data;"
         "from edgeprune.formats.load import load; from edgeprune.training import evaluate;"
         f"data, model = open_data('digits'), load({str(ROOT / 'models' / 'digits_mlp.pt')!r});"
-        "assert evaluate(model.program.module(), data.test, data.normalization).accuracy > 0.9;"
+        "assert evaluate(model.program.module(), data.test, data.normalization).value > 0.9;"
         "sys.exit('accelerate' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,212 @@
+"""`edgeprune compress --task` from a network and its data to the run folder: what is judged, told and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from edgeprune.cli.app import app
+from edgeprune.formats.load import load
+from edgeprune.formats.save import save_checkpoint
+from edgeprune.graph.capture import capture
+from edgeprune.records import IDENTITY, ModelInfo
+from edgeprune.runrecord import run_from_json, to_json
+
+QUICK = ("--keep-macs", "0.5", "--finetune-epochs", "1", "--input-features", "off", "--align", "1", "--threads", "1")
+TASK = """
+import numpy as np, torch
+from types import SimpleNamespace
+
+class Quantile:
+    metric = SimpleNamespace(name="pinball <b>", unit="mm", scale=1.0, higher_is_better=False)
+    def loss(self, outputs, targets):
+        off = targets - outputs[:, 0]
+        return torch.maximum(0.3 * off, -0.7 * off).mean()
+    def outcomes(self, outputs, targets):
+        off = targets - outputs[:, 0]
+        return torch.maximum(0.3 * off, -0.7 * off)
+    def value(self, outcomes):
+        return float(np.mean(outcomes))
+
+def quantile():
+    return Quantile()
+"""
+
+
+class Both(nn.Module):
+    """An embedding of six numbers and what is made of it: two outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Sequential(nn.Linear(6, 16), nn.ReLU()), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        inner = self.inner(x)
+        return {"scores": self.head(inner), "norm": inner.sum(dim=1)}
+
+
+def fitted(x: np.ndarray, y: np.ndarray) -> nn.Sequential:
+    """A network of two layers that has learned `y` `(n,)` of `x` `(n, 6)`."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (module(torch.from_numpy(x))[:, 0] - torch.from_numpy(y)).square().mean().backward()
+        optimizer.step()
+    return module.eval()
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency is measured, but not for long: nothing here goes by it."""
+    monkeypatch.setattr("edgeprune.commands.outcome._SECONDS", (0.01,))
+    monkeypatch.setattr("edgeprune.measure.candidates._SECONDS", 0.01)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of six numbers, with the networks for them."""
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "tasks.py").write_text(TASK)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 6)).astype(np.float32)
+    y = (3 * np.abs(x[:, 0]) + x[:, 1]).astype(np.float32)
+    images = rng.normal(size=(120, 1, 8, 8)).astype(np.float32)
+    np.savez(folder / "values.npz", x=x, y=y)
+    np.savez(folder / "none.npz", x=x)
+    np.savez(folder / "classes.npz", x=x, y=(y > 2).astype(np.int64))
+    np.savez(folder / "flags.npz", x=x, y=np.stack([x[:, 0] > 0, x[:, 1] > 0, x[:, 0] > x[:, 1]], axis=1).astype(int))
+    np.savez(folder / "masks.npz", x=images, y=(images[:, 0] > 0).astype(np.uint8))
+    torch.manual_seed(0)
+    nets = {
+        "values": fitted(x, y),
+        "flags": nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)),
+        "masks": nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)),
+        "both": Both(),
+    }
+    for name, net in nets.items():
+        shape = (1, 8, 8) if name == "masks" else (6,)
+        save_checkpoint(
+            folder / f"{name}.pt2",
+            capture(net.eval(), torch.randn(2, *shape)),
+            ModelInfo(shape, normalization=IDENTITY),
+        )
+    return folder
+
+
+def compress(place: Path, model: str, *arguments: str, expect: int = 0) -> str:
+    """What `compress` writes to the terminal, or its line of refusal."""
+    command = ["compress", str(place / model), "--out", str(place / "run"), "--force", *arguments]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == expect, found.output
+    return " ".join(found.output.split())
+
+
+def record_of(place: Path) -> dict:
+    text = (place / "run" / "run.json").read_text()
+    assert to_json(run_from_json(text)) == text, "what is written can be read, to the byte"
+    return json.loads(text)
+
+
+def test_an_error_is_judged_in_its_unit(place):
+    data = ("--data", f"npz:{place / 'values.npz'}", "--task", "regression?unit=mmol")
+    said = compress(place, "values.pt2", *data, *QUICK, "--max-drop", "2 mmol")
+    record = record_of(place)
+    assert record["metric"] == {"name": "MAE", "unit": "mmol", "scale": 1.0, "higher_is_better": False}
+    found = record["comparison"]
+    assert "accuracy" not in record and found["drop"] == pytest.approx(found["slim"] - found["dense"])
+    assert found["slim"] == record["slim"]["test_MAE"] and [one["name"] for one in found["beside"]] == ["RMSE", "R2"]
+    assert record["slim"]["val_MAE"] - record["dense"]["val_MAE"] <= 2
+    assert record["slim"]["macs"] <= 0.5 * record["dense"]["macs"]
+    assert record["data"]["task"] == "regression" and "classes" not in record["data"]
+    assert "validation MAE" in said and "mmol" in said
+    page = (place / "run" / "report.html").read_text()
+    assert "MAE over steps" in page and "mmol" in page
+    assert not any(word in text.lower() for word in ("accuracy", "mcnemar") for text in (said, page))
+    slim = load(str(place / "run" / "slim.pt2"))
+    assert slim.info.task == "regression?unit=mmol"
+
+
+def test_what_was_recorded_goes_on(place):
+    """The slim network knows its task: integers are then values again, not classes."""
+    data = ("--data", f"npz:{place / 'values.npz'}", "--task", "regression")
+    compress(place, "values.pt2", *data, *QUICK)
+    (place / "again.pt2").write_bytes((place / "run" / "slim.pt2").read_bytes())
+    x = np.random.default_rng(1).normal(size=(60, 6)).astype(np.float32)
+    np.savez(place / "whole.npz", x=x, y=(10 * x[:, 0]).round().astype(int))
+    said = compress(place, "again.pt2", "--data", f"npz:{place / 'whole.npz'}", *QUICK)
+    assert "assumed --task regression (the task that the model was trained for)" in said
+    assert record_of(place)["metric"]["name"] == "MAE"
+
+
+def test_without_a_word_the_targets_say_the_task(place):
+    said = compress(place, "flags.pt2", "--data", f"npz:{place / 'flags.npz'}", *QUICK)
+    assert "assumed --task multilabel, as the targets are" in said and "test mAP" in said
+    assert record_of(place)["comparison"]["metric"]["name"] == "mAP"
+    said = compress(place, "masks.pt2", "--data", f"npz:{place / 'masks.npz'}", *QUICK)
+    record = record_of(place)
+    assert "assumed --task segmentation" in said and 0 < record["slim"]["test_mIoU"] < 1
+    assert record["data"]["classes"] == 2 and record["advice"] == []
+
+
+def test_without_targets_the_dense_network_is_met(place):
+    data = ("--data", f"npz:{place / 'none.npz'}")
+    said = compress(place, "both.pt2", *data, *QUICK, "--no-distill", "--finetune-epochs", "5")
+    record = record_of(place)
+    assert "assumed --task match, as the targets are" in said and "agreement" in said
+    assert record["dense"]["val_agreement"] == record["dense"]["test_agreement"] == 1
+    assert 0.3 < record["slim"]["test_agreement"] < 1
+    assert record["slim"]["test_agreement"] == record["comparison"]["slim"]
+    compress(place, "both.pt2", *data, *QUICK, "--no-distill", "--finetune-epochs", "0")
+    assert record_of(place)["slim"]["test_agreement"] < record["slim"]["test_agreement"], "it learns from the dense one"
+
+
+def test_a_network_that_scores_no_classes_is_matched_on_their_data(place):
+    compress(place, "both.pt2", "--data", f"npz:{place / 'classes.npz'}", "--task", "match", *QUICK)
+    assert record_of(place)["metric"]["name"] == "agreement"
+    refused = compress(place, "both.pt2", "--data", f"npz:{place / 'classes.npz'}", *QUICK, expect=2)
+    assert "expected a network with one output (batch, 2)" in refused
+
+
+def test_a_task_of_ones_own_is_judged_by_its_own_metric(place, monkeypatch):
+    data = ("--data", f"npz:{place / 'values.npz'}")
+    own = f"{place / 'tasks.py'}:quantile"
+    compress(place, "values.pt2", *data, "--task", own, *QUICK, "--max-drop", "90%", "--pareto", "2")
+    record = record_of(place)
+    assert record["asked"]["max_drop"] == "90%" and record["metric"]["name"] == "pinball <b>"
+    assert [point["val_pinball <b>"] > 0 for point in record["front"]] == [True, True]
+    page = (place / "run" / "report.html").read_text()
+    assert '<b>" over' not in page and "pinball &lt;b&gt;" in page and "pinball <b>" not in page
+    (place / "own.pt2").write_bytes((place / "run" / "slim.pt2").read_bytes())
+    refused = compress(place, "own.pt2", *data, *QUICK, expect=2)
+    assert "expected a task of edgeprune's on record" in refused and "which is code" in refused
+    compress(place, "own.pt2", *data, *QUICK, "--trust-recorded")
+    assert record_of(place)["metric"]["unit"] == "mm"
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "arguments", "message"),
+    [
+        ("values", "values", ("--max-drop", "3 points"), "--max-drop: expected a bare number or %, as MAE is measured"),
+        ("values", "values", ("--max-drop", "3 x y\n"), "--max-drop: expected a bare number or %"),
+        ("values", "values", ("--task", "classification"), "expected labels y as ints or texts (n,), the classes"),
+        ("values", "values", ("--task", "detection"), "task: expected classification, multilabel"),
+        ("both", "values", (), "outputs: expected one output, the values, got scores (4, 3) float32 and norm"),
+        ("values", "masks", (), "the model expects inputs of shape (6,), got (1, 8, 8)"),
+        ("flags", "values", (), "expected outputs like the targets, (batch), got (4, 3) float32"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_once(place, model, data, arguments, message):
+    said = compress(place, f"{model}.pt2", "--data", f"npz:{place / data}.npz", *arguments, *QUICK, expect=2)
+    assert message in said
+
+
+def test_a_task_needs_data(place):
+    assert "--task match: expected data to do it on" in compress(place, "both.pt2", "--task", "match", expect=2)
