@@ -40,7 +40,7 @@ SAID_BY = {
     "data/batching.py": {"train"},
     "search/refusals.py": {"compress"},
     "search/replay.py": {"compress"},
-    "pruning/planner.py": {"compress"},
+    "pruning/choosing.py": {"compress"},
     "search/landing.py": {"compress"},
     "units.py": {"compress"},
     "commands/outcome.py": {"compress"},
