@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,17 @@ from torch import nn
 from typer.testing import CliRunner
 
 from edgeprune.cli.app import app
+from edgeprune.commands.preparing import Job, prepare
 from edgeprune.formats.load import load
 from edgeprune.formats.save import save_checkpoint
 from edgeprune.graph.capture import capture
+from edgeprune.progress import Silent
 from edgeprune.records import IDENTITY, ModelInfo
+from edgeprune.requests import CompressRequest
 from edgeprune.runrecord import run_from_json, to_json
+from edgeprune.tasks.budget import MaxDrop
 
+MODELS = Path(__file__).parents[1] / "models"
 QUICK = ("--keep-macs", "0.5", "--finetune-epochs", "1", "--input-features", "off", "--align", "1", "--threads", "1")
 TASK = """
 import numpy as np, torch
@@ -109,6 +115,12 @@ def compress(place: Path, model: str, *arguments: str, expect: int = 0) -> str:
     return " ".join(found.output.split())
 
 
+def prepared(place: Path, model: str, data: str, **asked: object) -> Job:
+    """The job of a request, before anything is searched."""
+    quick = {"keep_macs": 0.5, "input_features": "off", "align": 1, "threads": 1, "out": str(place / "none")}
+    return prepare(CompressRequest(str(place / model), data=data, **{**quick, **asked}), Silent())
+
+
 def record_of(place: Path) -> dict:
     text = (place / "run" / "run.json").read_text()
     assert to_json(run_from_json(text)) == text, "what is written can be read, to the byte"
@@ -135,15 +147,38 @@ def test_an_error_is_judged_in_its_unit(place):
 
 
 def test_what_was_recorded_goes_on(place):
-    """The slim network knows its task: integers are then values again, not classes."""
-    data = ("--data", f"npz:{place / 'values.npz'}", "--task", "regression")
-    compress(place, "values.pt2", *data, *QUICK)
-    (place / "again.pt2").write_bytes((place / "run" / "slim.pt2").read_bytes())
+    """A network knows its task: integers are then values again, not classes."""
+    model, recorded = load(str(place / "values.pt2")), str(place / "again.pt2")
+    save_checkpoint(recorded, model.program, replace(model.info, task="regression"))
     x = np.random.default_rng(1).normal(size=(60, 6)).astype(np.float32)
     np.savez(place / "whole.npz", x=x, y=(10 * x[:, 0]).round().astype(int))
-    said = compress(place, "again.pt2", "--data", f"npz:{place / 'whole.npz'}", *QUICK)
-    assert "assumed --task regression (the task that the model was trained for)" in said
-    assert record_of(place)["metric"]["name"] == "MAE"
+    job = prepared(place, "again.pt2", f"npz:{place / 'whole.npz'}", keep_macs=None)
+    assert "--task regression (the task that the model was trained for)" in job.assumed
+    assert job.task.name == "regression" and job.data.targets.kind == "values"
+    assert job.budgets.max_drop == MaxDrop(1.0, "%") and "--max-drop 1%" in job.assumed
+
+
+def test_a_table_is_halved_within_its_error(place, monkeypatch):
+    """The example of docs/TASKS.md, with fewer epochs."""
+    from sklearn.datasets import load_diabetes
+
+    load_diabetes(as_frame=True).frame.to_csv(place / "diabetes.csv", index=False)
+    data, arch = f"csv:{place / 'diabetes.csv'}?target=target", f"{MODELS / 'tasks.py'}:regressor"
+    train = ["train", "--arch", arch, "--data", data, "--epochs", "20", "--out", str(place / "diabetes.pt")]
+    assert CliRunner().invoke(app, [*train, "--threads", "1"]).exit_code == 0
+    budget = ("--keep-macs", "0.5", "--max-drop", "10%", "--finetune-epochs", "5", "--threads", "1")
+    compress(place, "diabetes.pt", "--data", data, "--arch", arch, *budget)
+    record = record_of(place)
+    assert record["slim"]["val_MAE"] <= 1.1 * record["dense"]["val_MAE"] < 60
+    assert record["slim"]["macs"] <= 0.5 * record["dense"]["macs"]
+    exported = CliRunner().invoke(app, ["export", "--onnx", str(place / "run" / "slim.pt2"), "--data", data, "--int8"])
+    assert (
+        exported.exit_code == 2
+        and "--int8: expected a classification to judge it by, got the task regr" in exported.output
+    )
+    files = [str(place / "dense.onnx"), str(place / "slim.onnx")]
+    validated = CliRunner().invoke(app, ["validate", *files, "--data", data])
+    assert validated.exit_code == 2 and "expected class labels, as validate judges by accuracy" in validated.output
 
 
 def test_without_a_word_the_targets_say_the_task(place):
@@ -164,8 +199,9 @@ def test_without_targets_the_dense_network_is_met(place):
     assert record["dense"]["val_agreement"] == record["dense"]["test_agreement"] == 1
     assert 0.3 < record["slim"]["test_agreement"] < 1
     assert record["slim"]["test_agreement"] == record["comparison"]["slim"]
-    compress(place, "both.pt2", *data, *QUICK, "--no-distill", "--finetune-epochs", "0")
-    assert record_of(place)["slim"]["test_agreement"] < record["slim"]["test_agreement"], "it learns from the dense one"
+    job = prepared(place, "both.pt2", f"npz:{place / 'none.npz'}", finetune_epochs=0)
+    [untrained] = job.strategy.search(job.step, job.budgets).networks
+    assert untrained.val_value < record["slim"]["val_agreement"], "it learns from the dense one"
 
 
 def test_a_network_that_scores_no_classes_is_matched_on_their_data(place):
@@ -178,17 +214,16 @@ def test_a_network_that_scores_no_classes_is_matched_on_their_data(place):
 def test_a_task_of_ones_own_is_judged_by_its_own_metric(place, monkeypatch):
     data = ("--data", f"npz:{place / 'values.npz'}")
     own = f"{place / 'tasks.py'}:quantile"
-    compress(place, "values.pt2", *data, "--task", own, *QUICK, "--max-drop", "90%", "--pareto", "2")
+    compress(place, "values.pt2", *data, "--task", own, *QUICK, "--max-drop", "5mm")
     record = record_of(place)
-    assert record["asked"]["max_drop"] == "90%" and record["metric"]["name"] == "pinball <b>"
-    assert [point["val_pinball <b>"] > 0 for point in record["front"]] == [True, True]
+    assert record["asked"]["max_drop"] == "5 mm" and record["metric"]["name"] == "pinball <b>"
+    assert record["steps"][-1]["val_pinball <b>"] == record["slim"]["val_pinball <b>"] > 0
     page = (place / "run" / "report.html").read_text()
     assert '<b>" over' not in page and "pinball &lt;b&gt;" in page and "pinball <b>" not in page
     (place / "own.pt2").write_bytes((place / "run" / "slim.pt2").read_bytes())
     refused = compress(place, "own.pt2", *data, *QUICK, expect=2)
     assert "expected a task of edgeprune's on record" in refused and "which is code" in refused
-    compress(place, "own.pt2", *data, *QUICK, "--trust-recorded")
-    assert record_of(place)["metric"]["unit"] == "mm"
+    assert prepared(place, "own.pt2", f"npz:{place / 'values.npz'}", trust_recorded=True).step.metric.unit == "mm"
 
 
 @pytest.mark.parametrize(

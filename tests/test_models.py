@@ -49,6 +49,18 @@ def with_statistics(model: nn.Module, x: torch.Tensor) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.parametrize(("arch", "shape"), [("tasks.py:regressor", (10,)), ("tasks.py:unet", (1, 8, 8))])
+def test_networks_of_other_tasks_are_cut_to_half(arch: str, shape: tuple[int, ...], one_thread: None) -> None:
+    x = torch.randn(8, *shape, generator=torch.Generator().manual_seed(1))
+    model = with_statistics(network(arch), x)
+    program = capture(model, x[:2])
+    pruning = plan(program, analyze(program), keep_macs=0.5)
+    slim = cut(program, pruning)
+    assert macs(slim) <= 0.5 * macs(program) and prove(program, slim, pruning) <= 1e-4
+    with torch.no_grad():
+        assert slim.module()(x).shape == model(x).shape
+
+
 @pytest.mark.parametrize(("arch", "count", "published", "unit"), PUBLISHED)
 def test_as_many_parameters_as_published(arch: str, count: int, published: float, unit: float) -> None:
     """Exactly as many as counted by hand, and the published number in the digits it is given with."""

@@ -120,7 +120,7 @@ def run(path: Path, array: np.ndarray) -> np.ndarray:
 def test_foreign_weights_take_raw_values_from_the_data_to_the_device(table: Case) -> None:
     notes = Notes()
     folder, record = pipeline.compress(replace(table.request, input_features="4"), notes)
-    assert record.dense.test_value == pytest.approx(table.value, abs=1e-6) and table.value > 0.95
+    assert record.dense.test_value == pytest.approx(table.accuracy, abs=1e-6) and table.accuracy > 0.95
     (told,) = [text for text in record.assumed if text.startswith("--normalize none (edgeprune did not train")]
     assert f"assumed: {told}" in notes.said and "mean=12" in told
     assert load(folder / "slim.pt2").info.normalization == IDENTITY
@@ -228,7 +228,7 @@ def test_training_records_what_it_was_asked(table: Case) -> None:
     request = replace(request, settings=TrainSettings(epochs=20, lr=1e-2, batch_size=32, threads=1), normalize="none")
     record = pipeline.train(request)
     info = load(table.folder / "own.pt").info
-    assert info.normalization == IDENTITY and record.test_accuracy > 0.6
+    assert info.normalization == IDENTITY and record.test_value > 0.6
     job = prepare(replace(table.request, model=str(table.folder / "own.pt"), arch=None), Silent())
     assert job.data is not None and job.model.info.normalization == IDENTITY
     assert not any("--normalize" in text for text in job.assumed)

@@ -1,0 +1,63 @@
+"""Networks for other jobs than telling classes apart: a regression over a table, and a U-Net for masks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Regressor(nn.Module):
+    """Two hidden layers over a row of a table; what they give out is brought to the scale of the target."""
+
+    def __init__(self, n_columns: int, width: int, mean: float, std: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(n_columns, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
+        )
+        self.mean, self.std = mean, std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, n_columns)` in, `(batch, 1)` out."""
+        out: Tensor = self.layers(x)
+        return out * self.std + self.mean
+
+
+def regressor(n_columns: int = 10, width: int = 64, mean: float = 152.0, std: float = 77.0) -> nn.Module:
+    """The network, for a target of this mean and standard deviation: by default those of scikit-learn's diabetes."""
+    return Regressor(n_columns, width, mean, std)
+
+
+class Double(nn.Sequential):
+    """Two 3x3 convolutions with batch norm."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(
+            *(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()),
+            *(nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()),
+        )
+
+
+class UNet(nn.Module):
+    """A U-Net of one level: what is seen at full size is joined to what is seen at half size.
+
+    Ronneberger, Fischer and Brox, U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015.
+    """
+
+    def __init__(self, n_classes: int, width: int, in_channels: int) -> None:
+        super().__init__()
+        self.down, self.middle = Double(in_channels, width), Double(width, 2 * width)
+        self.up, self.join = nn.ConvTranspose2d(2 * width, width, 2, stride=2), Double(2 * width, width)
+        self.head = nn.Conv2d(width, n_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images `(batch, in_channels, h, w)` in, scores `(batch, n_classes, h, w)` out; h and w are even."""
+        whole = self.down(x)
+        half = self.middle(F.max_pool2d(whole, 2))
+        out: Tensor = self.head(self.join(torch.cat([whole, self.up(half)], dim=1)))
+        return out
+
+
+def unet(n_classes: int = 2, width: int = 16, in_channels: int = 1) -> nn.Module:
+    """The U-Net."""
+    return UNet(n_classes, width, in_channels)
