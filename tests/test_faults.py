@@ -21,7 +21,7 @@ def broken(analysis: Any, call: Any) -> None:
 
 def test_a_fault_says_stage_node_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
     program = edgeprune.capture(randomized(mlp()), torch.randn(2, 8))
-    monkeypatch.setitem(registry._TABLE, "linear", registry.Operator(broken))
+    monkeypatch.setitem(registry._TABLE, "linear", registry.Operator(registry.Kind.LINEAR, broken))
     with pytest.raises(
         InternalError, match=r"^analyze, at node 'linear'( \(.*\))?: StopIteration; .*report it"
     ) as told:
