@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import edgeprune
 from edgeprune.errors import InputError
-from edgeprune.graph.apply import as_it_is
+from edgeprune.graph.apply import evaluated
 from edgeprune.integrations.inplace import InPlace, positional
 from edgeprune.integrations.lightning import PruningCallback as LightningCallback
 from edgeprune.integrations.transformers import PruningCallback as TransformersCallback
@@ -93,7 +93,7 @@ def test_lightning_trains_ever_smaller_networks_and_resumes_where_it_was(tmp_pat
     trainer.fit(whole, table())
     pruner = callback.pruner
     assert pruner.step == 2 and whole.net[0].out_features < 32
-    with as_it_is(whole):
+    with evaluated(whole):
         assert torch.allclose(whole(torch.ones(3, 6)), pruner.program.module()(torch.ones(3, 6)), atol=1e-6)
     optimizer = trainer.optimizers[0]
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in whole.parameters()}
@@ -202,7 +202,7 @@ def test_transformers_trains_its_own_class_and_resumes_where_it_was(tmp_path: Pa
     assert callback.pruner.step == 2
     assert whole.bert.encoder.layer[0].intermediate.dense.out_features < 32
     batch = {name: torch.stack([row[name] for row in tokens()[:3]]) for name in ("input_ids", "attention_mask")}
-    with as_it_is(whole):
+    with evaluated(whole):
         expected = whole(**batch).logits
     got = callback.pruner.program.module()(batch["input_ids"], batch["attention_mask"])
     assert torch.allclose(expected, got["logits"], atol=1e-5)
