@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from edgeprune.commands.preparing import Job
+from edgeprune.commands.runfolder import model_facts
 from edgeprune.cost.macs import count_parameters
 from edgeprune.data import first_inputs, normalize
 from edgeprune.errors import BudgetError
@@ -59,7 +60,7 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> RunReco
         versions=versions(),
         asked=_asked(job.request),
         assumed=job.assumed,
-        model=_model_facts(job),
+        model=model_facts(job.model.info, job.model.name, job.request.model, job.model.sha256),
         data=_data_facts(job),
         dense=_figures(dense, sizes[0], comparison.dense if comparison else None),
         slim=_figures(best, sizes[1], comparison.slim if comparison else None),
@@ -151,13 +152,6 @@ def _real_inputs(job: Job, count: int) -> np.ndarray | None:
     assert job.model.info.normalization is not None
     x = torch.from_numpy(first_inputs(job.data.test, count)).to(float_type(job.model.program))
     return normalize(x, job.model.info.normalization).numpy()
-
-
-def _model_facts(job: Job) -> dict[str, Any]:
-    facts = {**asdict(job.model.info), "name": job.model.name, "path": job.request.model, "sha256": job.model.sha256}
-    if job.model.info.task is None:  # as runs were before there were tasks
-        del facts["task"]
-    return facts
 
 
 def _data_facts(job: Job) -> dict[str, Any] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch.export import ExportedProgram
 
@@ -26,3 +28,11 @@ def write_record(folder: Path, record: RunRecord) -> None:
 
     write_atomically(folder / "run.json", to_json(record).encode())
     write_atomically(folder / "report.html", render(record).encode())
+
+
+def model_facts(info: ModelInfo, name: str, path: str | None, sha256: str) -> dict[str, Any]:
+    """What run.json says of the dense model; its task only where it has one, as runs were before there were tasks."""
+    facts = {**asdict(info), "name": name, "path": path, "sha256": sha256}
+    if info.task is None:
+        del facts["task"]
+    return facts

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprune.commands.runfolder import write_network, write_record
+from edgeprune.commands.runfolder import model_facts, write_network, write_record
 from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.files import staged_folder
 from edgeprune.formats.digests import digest
@@ -59,7 +59,7 @@ def _record(dense: Program, network: Network, info: ModelInfo, found: Measuremen
         versions=versions(),
         asked=dict(told.asked.given),
         assumed=(),
-        model={**asdict(info), "name": told.name, "path": None, "sha256": digest(dense)},
+        model=model_facts(info, told.name, None, digest(dense)),
         data=None,
         dense=NetworkFigures(macs(dense), count_parameters(dense), found.dense_bytes),
         slim=NetworkFigures(macs(network.program), count_parameters(network.program), found.slim_bytes),
