@@ -69,7 +69,7 @@ def literal(value: str) -> Any:
     """An option's value as Python writes it; what is none stays a text."""
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return value
 
 

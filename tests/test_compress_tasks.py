@@ -72,7 +72,7 @@ def fitted(x: np.ndarray, y: np.ndarray) -> nn.Sequential:
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is measured, but not for long: nothing here goes by it."""
-    monkeypatch.setattr("edgeprune.commands.outcome._SECONDS", (0.01,))
+    monkeypatch.setattr("edgeprune.measure.candidates._FINAL_SECONDS", (0.01,))
     monkeypatch.setattr("edgeprune.measure.candidates._SECONDS", 0.01)
 
 

@@ -17,9 +17,7 @@ from edgeprune.data import first_inputs, normalize
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import export_onnx
 from edgeprune.inspection.table import explained, feature_weights, locked_rows, widths
-from edgeprune.measure.candidates import is_held
-from edgeprune.measure.latency import compare_latency
-from edgeprune.measure.profiling import is_here
+from edgeprune.measure.candidates import is_held, timed
 from edgeprune.progress import Progress
 from edgeprune.records import MetricComparison
 from edgeprune.requests import CompressRequest
@@ -37,7 +35,6 @@ from edgeprune.training import Judge, float_type
 from edgeprune.versions import versions
 
 _PARITY_SAMPLES = 256
-_SECONDS = (8.0, 20.0)  # to measure the latency; longer where noise, which the search did not meet, misses the budget
 
 
 def measured(job: Job, found: Found, best: Candidate, told: Progress) -> RunRecord:
@@ -116,27 +113,15 @@ def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int,
             export_onnx(program, path, inputs=inputs)
             for program, path in zip((job.model.program, best.program), (dense, slim), strict=True)
         ]
-        for seconds in _SECONDS:
-            latency = compare_latency(
-                dense, slim, one, one, threads=job.threads.runtime, max_seconds=seconds, progress=told
-            )
-            if _holds(job, latency):
-                break
+        limit, threads = job.budgets.max_latency, job.threads.runtime
+        latency = timed((dense, slim), one, limit, job.device, threads=threads, progress=told)
     return (exports[0].size_bytes, exports[1].size_bytes), exports[1].parity, latency
-
-
-def _holds(job: Job, latency: LatencyComparison) -> bool:
-    """Whether the latency asked for was measured; one of another device is foretold by the search."""
-    limit, device = job.budgets.max_latency, job.device
-    if limit is None or device is None or not is_here(device):
-        return True
-    return is_held(latency, limit.ratio, limit.ms)
 
 
 def _check_measured(job: Job, slim_bytes: int, latency: LatencyComparison) -> None:
     """Raise BudgetError where the final file misses a budget, by what was measured."""
     budgets = job.budgets
-    if not _holds(job, latency):
+    if not is_held(latency, budgets.max_latency, job.device):
         raise BudgetError(
             f"--max-latency {budgets.max_latency}: got {latency.slim_p50_ms:.3g} ms, {latency.ratio:.3f} of the dense "
             f"network's {latency.dense_p50_ms:.3g} ms; on a quiet machine, or with a little more allowed, try again"

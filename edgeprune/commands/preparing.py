@@ -20,16 +20,16 @@ from edgeprune.commands.resolve import (
     threads_of,
 )
 from edgeprune.cost.device import Device, read_device
-from edgeprune.cost.models import LEAST_KNOWN, known_share
+from edgeprune.cost.models import check_known
 from edgeprune.errors import InputError
 from edgeprune.files import check_new
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
-from edgeprune.measure.candidates import OnnxGauge
+from edgeprune.measure.candidates import OnnxGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
-from edgeprune.measure.profiling import Timing, is_here
+from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_rules import feature_rules, named_groups
 from edgeprune.pruning.plan import PruningPlan, read_plan
@@ -195,12 +195,8 @@ def _device(
     """The profile that is planned with: the one given, or this machine's where a latency is asked for."""
     if request.device is not None:
         device = read_device(request.device)
-        known = known_share(analyze(opened.dense, attention=request.attention), device)
-        if known < LEAST_KNOWN:
-            raise InputError(
-                f"{request.device}: expected measurements of this network's layers, got those of {known:.0%} of its "
-                f"MACs; make it with: edgeprune profile {request.model}"
-            )
+        graph = analyze(opened.dense, attention=request.attention)
+        check_known(graph, device, request.device, f"make it with: edgeprune profile {request.model}")
         return device
     if limit is None:
         return None
@@ -214,12 +210,12 @@ def _gauge(
     """What measures networks as files, where a budget or a front asks for it."""
     if not budgets.is_measured and request.pareto is None:
         return None
-    foreign = device if device is not None and not is_here(device) else None
-    if foreign is not None and budgets.max_latency is not None:
+    other = foreign(device)
+    if other is not None and budgets.max_latency is not None:
         told.say(f"--max-latency is judged by what {request.device} foretells: it is of another device than this one")
     example = torch.zeros(1, *opened.model.info.input_shape, dtype=float_type(opened.dense)).numpy()
     told.stage("export the dense network to measure it")
-    return OnnxGauge(opened.dense, example, opened.threads.runtime, told, foreign)
+    return OnnxGauge(opened.dense, example, opened.threads.runtime, told, other)
 
 
 def _rules(request: CompressRequest, model: Model, data: DataSource | None) -> FeatureRules | None:

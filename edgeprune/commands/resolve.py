@@ -171,12 +171,8 @@ class Threads:
 
 def threads_of(asked: int | None, program: ExportedProgram) -> Threads:
     """As many as are asked for; else what the network's size suggests to train with, and one to measure with."""
-    return Threads(asked or threads_for(program), asked or 1)
-
-
-def threads_for(program: ExportedProgram) -> int | None:
-    """One thread for a small network, else None: all cores."""
-    return 1 if macs(program) < _SMALL else None
+    small = 1 if macs(program) < _SMALL else None
+    return Threads(asked or small, asked or 1)
 
 
 def next_run(name: str) -> Path:

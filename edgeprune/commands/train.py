@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from edgeprune.commands.resolve import threads_for
+from edgeprune.commands.resolve import threads_of
 from edgeprune.commands.resuming import check_places, check_same, interruptible, is_done, own_cores, state_file
 from edgeprune.cost.macs import count_parameters
 from edgeprune.data import check_fits, open_data
@@ -55,7 +55,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
     program = _captured(model, request, data, task)
     info = _info(request, data)
     check_fits(data, info, n_outputs(program))
-    settings = replace(request.settings, threads=request.settings.threads or threads_for(program) or own_cores())
+    settings = replace(request.settings, threads=threads_of(request.settings.threads, program).training or own_cores())
     team, state = Team(settings), state_file(request, data)
     with threads_set(settings.threads):
         if team.any(is_main() and is_done(request)):

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from edgeprune.cost.device import Device
 from edgeprune.cost.layers import LayerShape, layer_shapes
 from edgeprune.cost.macs import macs_by_node
+from edgeprune.errors import InputError
 from edgeprune.graph.groups import ChannelGraph
 
 Orders = Sequence[np.ndarray]
@@ -147,7 +148,7 @@ def latency_model(graph: ChannelGraph, device: Device, orders: Orders | None = N
     return CostModel([*products, *make.by_node(others)], len(graph.groups))
 
 
-LEAST_KNOWN = 0.5  # of a network's MACs: what a device's profile must cover to plan with it
+_LEAST_KNOWN = 0.5  # of a network's MACs: what a device's profile must cover to plan with it
 
 
 def known_share(graph: ChannelGraph, device: Device) -> float:
@@ -155,6 +156,15 @@ def known_share(graph: ChannelGraph, device: Device) -> float:
     by_node = macs_by_node(graph.analysis.program)
     known = sum(by_node.get(name, 0) for name, shape in layer_shapes(graph).items() if device.knows(shape))
     return known / max(1, sum(by_node.values()))
+
+
+def check_known(graph: ChannelGraph, device: Device, where: str, how: str) -> None:
+    """Raise InputError where a profile has too few of a network's layers to plan with; `how` says how to make one."""
+    known = known_share(graph, device)
+    if known < _LEAST_KNOWN:
+        raise InputError(
+            f"{where}: expected measurements of this network's layers, got those of {known:.0%} of its MACs; {how}"
+        )
 
 
 def main_step(graph: ChannelGraph, device: Device) -> int:

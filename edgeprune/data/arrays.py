@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def names_in(arrays: Mapping[str, np.ndarray], where: str) -> tuple[tuple[str, .
         if names.ndim != 1 or names.dtype.kind not in "US":
             raise InputError(f"{where}: expected {key} as texts (n,), got {names.dtype} {names.shape}")
         texts = tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names.tolist())
-        twice = next((name for name in texts if texts.count(name) > 1), None) if len(set(texts)) < len(texts) else None
+        counts = Counter(texts)
+        twice = next((name for name in texts if counts[name] > 1), None)
         if twice is not None:
             raise InputError(f"{where}: expected each of {key} once, got {twice[:60]!r} more often")
         found.append(texts)

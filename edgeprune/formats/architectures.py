@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import inspect
@@ -19,7 +18,7 @@ from edgeprune import compat  # noqa: F401  (torchvision and timm can be importe
 from edgeprune.errors import InputError
 from edgeprune.lines import said
 from edgeprune.usercode import calling_user_code, name_own
-from edgeprune.userfile import check_defined, run_file
+from edgeprune.userfile import check_defined, literal, run_file
 
 _FORMS = "torchvision:NAME, timm:NAME, pkg.module:factory or path/file.py:factory"
 _LIBRARIES = ("torch", "torchvision", "timm")  # what a line of theirs raises is told by the line that called it
@@ -110,10 +109,9 @@ def is_file(source: str) -> bool:
 
 
 def _literal(value: str) -> Any:
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return {"true": True, "false": False, "none": None}.get(value.lower(), value)
+    """As Python writes it, or as other languages write true, false and none."""
+    found = literal(value)
+    return {"true": True, "false": False, "none": None}.get(value.lower(), value) if found is value else found
 
 
 def _without_weights(factory: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

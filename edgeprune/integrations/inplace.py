@@ -58,6 +58,13 @@ class InPlace:
         self._out = out
         check_out(out)
 
+    @property
+    def begun(self) -> Pruner:
+        """The Pruner; InputError where no training has begun."""
+        if self.pruner is None:
+            raise InputError("PruningCallback: expected a training that has begun, got none")
+        return self.pruner
+
     def begin(self, module: nn.Module) -> Pruner:
         """The Pruner of this module, which is dense when it is first asked for.
 

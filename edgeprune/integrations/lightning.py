@@ -73,9 +73,7 @@ class PruningCallback(Callback):
         Raises:
             InputError: no training has begun.
         """
-        if self._in_place.pruner is None:
-            raise InputError("PruningCallback: expected a training that has begun, got none")
-        return self._in_place.pruner
+        return self._in_place.begun
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Capture the network; let a checkpoint find it as small as it was when that was written."""

@@ -74,9 +74,7 @@ class PruningCallback(TrainerCallback):
         Raises:
             InputError: no training has begun.
         """
-        if self._in_place.pruner is None:
-            raise InputError("PruningCallback: expected a training that has begun, got none")
-        return self._in_place.pruner
+        return self._in_place.begun
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Make the model as small as the checkpoint's, before its weights are loaded."""

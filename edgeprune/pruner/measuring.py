@@ -10,23 +10,19 @@ import numpy as np
 from torch.export import ExportedProgram
 
 from edgeprune.commands.resolve import own_device
-from edgeprune.cost.device import Device
-from edgeprune.cost.models import LEAST_KNOWN, known_share
-from edgeprune.errors import BudgetError, InputError
+from edgeprune.cost.models import check_known
+from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import draft_onnx, export_onnx
 from edgeprune.export.parity import samples_of
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import file_inputs, input_specs
-from edgeprune.measure.candidates import OnnxGauge, is_held
-from edgeprune.measure.latency import compare_latency
-from edgeprune.measure.profiling import Timing, is_here
+from edgeprune.measure.candidates import OnnxGauge, foreign, is_held, timed
+from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
 from edgeprune.results import LatencyComparison
 from edgeprune.search.candidate import Gauge, Measured
-
-_SECONDS = (8.0, 20.0)  # to measure the latency; longer where noise misses the budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +61,8 @@ def with_device(asked: Asked, dense: Program, told: Progress) -> Asked:
     """
     device = asked.manner.device
     if device is not None:
-        known = known_share(analyze(dense, attention=asked.manner.attention), device)
-        if known < LEAST_KNOWN:
-            raise InputError(
-                f"device: expected measurements of this network's layers, got those of {known:.0%} of its MACs; make "
-                "it with edgeprune profile, from the network as a .pt2"
-            )
+        graph = analyze(dense, attention=asked.manner.attention)
+        check_known(graph, device, "device", "make it with edgeprune profile, from the network as a .pt2")
         return asked
     if asked.budgets.max_latency is None:
         return asked
@@ -84,13 +76,7 @@ def gauge_for(asked: Asked, dense: Program, told: Progress) -> Gauge | None:
         return None
     if asked.budgets.max_latency is None:
         return SizeGauge(dense)
-    return OnnxGauge(dense, file_feed(dense), asked.threads, told, _foreign(asked))
-
-
-def _foreign(asked: Asked) -> Device | None:
-    """The profile of another device than this machine, which the latency is foretold by."""
-    device = asked.manner.device
-    return device if device is not None and not is_here(device) else None
+    return OnnxGauge(dense, file_feed(dense), asked.threads, told, foreign(asked.manner.device))
 
 
 def file_feed(program: ExportedProgram) -> dict[str, np.ndarray]:
@@ -114,24 +100,16 @@ def measured(asked: Asked, dense: Program, slim: Program, told: Progress) -> Mea
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         paths = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
         exports = [export_onnx(program, path) for program, path in zip((dense, slim), paths, strict=True)]
-        for seconds in _SECONDS:
-            latency = compare_latency(*paths, feed, feed, threads=asked.threads, max_seconds=seconds, progress=told)
-            if _holds(asked, latency):
-                break
+        limit, device = asked.budgets.max_latency, asked.manner.device
+        latency = timed(paths, feed, limit, device, threads=asked.threads, progress=told)
     found = Measurements(exports[0].size_bytes, exports[1].size_bytes, exports[1].parity, latency)
     _check(asked, found)
     return found
 
 
-def _holds(asked: Asked, latency: LatencyComparison) -> bool:
-    """Whether the latency asked for was measured; one of another device is foretold while the network is cut."""
-    limit = asked.budgets.max_latency
-    return limit is None or _foreign(asked) is not None or is_held(latency, limit.ratio, limit.ms)
-
-
 def _check(asked: Asked, found: Measurements) -> None:
     latency, most = found.latency, asked.budgets.max_bytes
-    if not _holds(asked, latency):
+    if not is_held(latency, asked.budgets.max_latency, asked.manner.device):
         raise BudgetError(
             f"keep_latency {asked.budgets.max_latency}: got {latency.slim_p50_ms:.3g} ms, {latency.ratio:.3f} of the "
             f"dense network's {latency.dense_p50_ms:.3g} ms; try again on a quiet machine, or allow a little more"

@@ -51,16 +51,6 @@ def costs(program: Program, graph: ChannelGraph, budgets: Budgets, device: Devic
     }
 
 
-def own_shares(dense: Costs, own: Costs, shares: Shares) -> Shares:
-    """The shares of a network's own costs that come to these of the dense network's; at most all of them."""
-
-    def own_share(name: str) -> float | None:
-        wanted = getattr(shares, name)
-        return None if wanted is None else min(wanted * dense[name] / own[name], 1.0)
-
-    return Shares(own_share("macs"), own_share("latency"), own_share("size"))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Attempt:
     """The next cut of a network, for whatever shares of the dense network's costs are asked of it.
@@ -83,7 +73,8 @@ class Attempt:
         Raises:
             BudgetError: they cannot be met; says which groups stood in the way.
         """
-        own, manner = own_shares(self.dense_costs, self.own_costs, shares), self.manner
+        own = shares.of_own(self.dense_costs.__getitem__, self.own_costs.__getitem__)
+        manner = self.manner
         return plan(
             self.network.program,
             self.graph,

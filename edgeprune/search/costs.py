@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from edgeprune.cost.device import Device
 from edgeprune.cost.models import bytes_model, latency_model
@@ -21,13 +22,7 @@ class Costs:
 
     def toward(self, candidate: Candidate, shares: Shares, least: float = 0.0) -> Shares:
         """The shares of a candidate's own costs that come to these of the dense network's, none below `least`."""
-
-        def own(name: str, share: float | None) -> float | None:
-            if share is None:
-                return None
-            return min(max(share * self._of(self._dense, name) / self._of(candidate, name), least), 1.0)
-
-        return Shares(**{name: own(name, share) for name, share in shares.named.items()})
+        return shares.of_own(partial(self._of, self._dense), partial(self._of, candidate), least)
 
     def is_over(self, candidate: Candidate, shares: Shares) -> bool:
         """Whether it costs more than one of these shares of the dense network's costs."""

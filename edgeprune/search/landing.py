@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edgeprune.search.candidate import Budgets, Measured
@@ -23,6 +24,20 @@ class Shares:
     def named(self) -> dict[str, float | None]:
         """The share of each cost by its name."""
         return {"macs": self.macs, "latency": self.latency, "size": self.size}
+
+    def of_own(self, dense: Callable[[str], float], own: Callable[[str], float], least: float = 0.0) -> Shares:
+        """The shares of a network's own costs that come to these of the dense network's: from `least` to all of them.
+
+        Args:
+            dense: what the dense network costs, by the cost's name.
+            own: what the network costs.
+        """
+        return Shares(
+            **{
+                name: None if share is None else min(max(share * dense(name) / own(name), least), 1.0)
+                for name, share in self.named.items()
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
