@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,15 +14,6 @@ from edgeprune.records import BesideFigure, DataSource, Metric, MetricComparison
 from edgeprune.tasks.intervals import Z95, paired_bootstrap
 
 Outcomes = Sequence[Any] | np.ndarray  # one for each sample, `(n, ...)`
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """`n` samples: what goes into the network, `(n, ...)` each, and what is to come out, however a task has it."""
-
-    inputs: tuple[Tensor, ...]
-    targets: Any
-    n: int
 
 
 class Task(Protocol):
