@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.errors import PlanError
-from edgeprune.graph.capture import Program, reexport_like
+from edgeprune.graph.capture import Program
 from edgeprune.graph.comparison import outputs, relative_error
 from edgeprune.pruning.folding import has_zeros
 from edgeprune.pruning.plan import PruningPlan, compose
@@ -27,13 +27,13 @@ ALL: dict[str, Case] = {
 def with_zeros(program: Program, seed: int = 0, share: float = 0.3) -> Program:
     """Rows, columns and single numbers of the parameters set to zero at random."""
     generator = torch.Generator().manual_seed(seed)
-    module = program.module()
+    module = program.own_module()
     with torch.no_grad():
         for parameter in module.parameters():
             for dim in range(min(parameter.dim(), 2)):
                 gone = torch.rand(parameter.shape[dim], generator=generator) < share / (dim + 1)
                 parameter.index_fill_(dim, gone.nonzero().flatten(), 0)
-    return reexport_like(module, program)
+    return program.with_tensors(dict(module.named_parameters(remove_duplicate=False)))
 
 
 def without_dead(program: Program, inputs: bool = False) -> tuple[Program, PruningPlan, Program]:
@@ -210,10 +210,11 @@ def test_channels_go_on_from_what_is_left() -> None:
 
 def changed(program: Program, change: Callable[[dict[str, Tensor]], object]) -> Program:
     """The program with other numbers in some of its tensors."""
-    module = program.module()
+    module = program.own_module()
+    tensors: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     with torch.no_grad():
-        change({**dict(module.named_parameters()), **dict(module.named_buffers())})
-    return reexport_like(module, program)
+        change(tensors)
+    return program.with_tensors(tensors)
 
 
 def same(one: Program, other: Program, shape: tuple[int, ...]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,27 @@ def test_cut_twice() -> None:
     first = cut_randomly(program, edgeprune.analyze(program)).slim
     second = cut_randomly(first, edgeprune.analyze(first), seed=3)
     assert second.error <= 1e-10
+
+
+def test_a_program_is_taken_apart_once_as_long_as_its_tensors_are_the_same() -> None:
+    case = CASES["cosine similarity"]
+    program = captured(case.build(), *case.shapes)
+    ready = prepared(program)
+    assert prepared(program) is ready
+    name = next(iter(program.state_dict))
+    with torch.no_grad():
+        program.state_dict[name].mul_(2)  # the numbers are shared
+    assert torch.equal(prepared(program).state_dict[name], program.state_dict[name])
+    program.state_dict[name] = nn.Parameter(program.state_dict[name] * 2)
+    assert prepared(program) is not ready
+    assert torch.equal(prepared(program).state_dict[name], program.state_dict[name])
+
+
+def test_what_was_taken_apart_does_not_keep_its_program() -> None:
+    case = CASES["cosine similarity"]
+    program = captured(case.build(), *case.shapes)
+    ready, gone = prepared(program), weakref.ref(program)
+    del program
+    gc.collect()
+    assert gone() is None
+    assert ready.state_dict

@@ -161,13 +161,17 @@ class Program(ExportedProgram):
         Example: `slim.with_weights(module).apply_to(model)`.
         """
         constants = self.constants.keys() - set(self.graph_signature.non_persistent_buffers)
-        taken = taken_weights(self.frozen_module(), module, constants)
-        trained = copy.copy(self)
-        forget_given(trained)
-        trained._state_dict = {name: taken.get(name, tensor) for name, tensor in self.state_dict.items()}
-        trained._constants = {name: taken.get(name, value) for name, value in self.constants.items()}
+        trained = self.with_tensors(taken_weights(self.frozen_module(), module, constants))
         check_answers(trained.own_module(), module, next(drawn_arguments(self, _BATCH)))
         return trained
+
+    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Program:
+        """This program with other parameters, buffers and constants of the same shapes, by name; the rest stay."""
+        changed = copy.copy(self)
+        forget_given(changed)
+        changed._state_dict = {name: tensors.get(name, tensor) for name, tensor in self.state_dict.items()}
+        changed._constants = {name: tensors.get(name, value) for name, value in self.constants.items()}
+        return changed
 
     @public("apply_to")
     @running_user_code(ApplyError)

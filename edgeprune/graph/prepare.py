@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
@@ -30,10 +33,40 @@ _SWAPS = {_aten.transpose.int, _aten.permute.default}
 _SAME = {_aten.contiguous.default, _aten.clone.default}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """What was made of a program, and what the program held then."""
+
+    ready: ExportedProgram
+    graph: fx.Graph
+    n_nodes: int
+    tensors: Mapping[str, Any]
+
+    def is_of(self, program: ExportedProgram) -> bool:
+        """Whether the program has the same graph and the same tensors, whose numbers both share."""
+        tensors = _tensors(program)
+        is_same = self.graph is program.graph and self.n_nodes == len(program.graph.nodes)
+        return is_same and tensors.keys() == self.tensors.keys() and all(tensors[k] is self.tensors[k] for k in tensors)
+
+
+_known: WeakKeyDictionary[ExportedProgram, _Prepared] = WeakKeyDictionary()  # analysis, folding and proof each ask
+
+
 def prepared(program: ExportedProgram) -> ExportedProgram:
     """The program as it is analysed, cut and masked; computes the same, and may be the same object."""
-    program = without_dead_nodes(functional(program))
-    return with_single_layers(with_shuffles(with_known_operators(program)))
+    known = _known.get(program)
+    if known is not None and known.is_of(program):
+        return known.ready
+    ready = with_single_layers(with_shuffles(with_known_operators(without_dead_nodes(functional(program)))))
+    held = _tensors(program)
+    # An entry that held its own key would stay for ever, and one with copies of tensors would not see them change.
+    if ready is not program and {id(t) for t in _tensors(ready).values()} <= {id(t) for t in held.values()}:
+        _known[program] = _Prepared(ready, program.graph, len(program.graph.nodes), held)
+    return ready
+
+
+def _tensors(program: ExportedProgram) -> dict[str, Any]:
+    return {**program.constants, **program.state_dict}
 
 
 def without_dead_nodes(program: ExportedProgram) -> ExportedProgram:

@@ -63,13 +63,15 @@ def fold(program: ExportedProgram) -> Program:
             found.append(constants)
 
     explore(ready, tree_leaves(example_inputs(ready)), look)
-    module = dense.module()
+    if not found:
+        return dense
+    module = dense.own_module()
     counterparts = {node.name: other for node, other in binding.counterparts(dense, module.graph).items()}
     layers = _Layers(module)
     changed = [layers.fold(counterparts[one.node], one) for one in found if one.node in counterparts]
     if not any(changed):
         return dense
-    return reexport_like(module, dense)
+    return reexport_like(module, dense) if layers.has_new_bias else dense.with_tensors(layers.tensors)
 
 
 def alive(graph: ChannelGraph) -> np.ndarray:
@@ -175,9 +177,11 @@ class _Layers:
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
-        self.tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+        buffers = module.named_buffers(remove_duplicate=False)
+        self.tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(buffers)}
         readers = [node for node in module.graph.nodes if node.op == "get_attr"]
         self.uses = Counter(id(self.tensors.get(str(node.target))) for node in readers for _ in node.users)
+        self.has_new_bias = False
 
     def fold(self, node: fx.Node, constants: _Constants) -> bool:
         """Fold constants into one layer; whether it changed."""
@@ -237,6 +241,7 @@ class _Layers:
         if attribute != "weight" or hasattr(layer, "bias"):
             return False
         layer.bias = nn.Parameter(shift.to(self.tensors[weight].dtype))
+        self.has_new_bias = True
         with self.module.graph.inserting_before(node):
             read = self.module.graph.get_attr(f"{owner}.bias" if owner else "bias")
         if len(node.args) > 2:
