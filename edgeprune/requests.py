@@ -113,18 +113,23 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True)
 class ValidateRequest:
-    """What `edgeprune validate` was asked; `max_drop` in accuracy points, `max_latency_ratio` slim / dense."""
+    """What `edgeprune validate` was asked; `max_drop` as for `CompressRequest`, `max_latency_ratio` slim / dense.
+
+    `trust_recorded` lets a file name the task's code.
+    """
 
     dense: str
     slim: str
     data: str
-    max_drop: float | None = None
+    max_drop: float | str | None = None
     max_latency_ratio: float | None = None
     threads: int = 1
     runs: int = 200
     batch_size: int = 1
     normalize: str | None = None
     allow_chance: bool = False
+    task: str | None = None
+    trust_recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,7 +173,8 @@ class RunRecord:
     @property
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
-        return {"metric": None, "comparison": None} if self.metric == ACCURACY else {"accuracy": None}
+        of_classes = self.metric == ACCURACY and self.comparison is None
+        return {"metric": None, "comparison": None} if of_classes else {"accuracy": None}
 
     @property
     def json_values(self) -> dict[str, str]:
@@ -317,14 +318,32 @@ class ExportRecord:
 
 @dataclass(frozen=True, slots=True)
 class ValidateRecord:
-    """What `edgeprune validate` measured, both in onnxruntime; `failures` names the missed budgets."""
+    """What `edgeprune validate` measured, both in onnxruntime; `failures` names the missed budgets.
 
-    accuracy: AccuracyComparison
+    A classification has an `accuracy`, another task a `comparison` by its metric, and the `agreement`: the share of
+    answers that are the same, None where they are no decisions. `parity` is the largest difference of the outputs.
+    """
+
+    accuracy: AccuracyComparison | None
     parity: float
     dense_bytes: int
     slim_bytes: int
     latency: LatencyComparison
     failures: tuple[str, ...] = ()
+    comparison: MetricComparison | None = None
+    agreement: float | None = None
+
+    @property
+    def compared(self) -> MetricComparison:
+        """Both networks on the test split, whatever the metric."""
+        found = self.comparison if self.accuracy is None else self.accuracy.as_metric
+        assert found is not None
+        return found
+
+    @property
+    def json_names(self) -> dict[str, str | None]:
+        """What the fields are called in JSON: of a classification as ever."""
+        return {"accuracy": None} if self.accuracy is None else {"comparison": None, "agreement": None}
 
 
 @dataclass(frozen=True, slots=True)

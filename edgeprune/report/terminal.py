@@ -206,9 +206,9 @@ def profile(record: ProfileRecord) -> RenderableType:
 
 def validate(record: ValidateRecord) -> RenderableType:
     """Dense against slim in the runtime, and the budgets that were missed."""
-    accuracy = record.accuracy
-    table = _comparison(f"dense and slim on {accuracy.n_samples:,} test samples")
-    _test_rows(table, accuracy.as_metric)
+    found = record.compared
+    table = _comparison(f"dense and slim on {found.n_samples:,} test samples")
+    _test_rows(table, found)
     table.add_row(
         "ONNX file",
         fmt.size(record.dense_bytes),
@@ -217,11 +217,17 @@ def validate(record: ValidateRecord) -> RenderableType:
     )
     _latency_rows(table, record.latency)
     lines = [
-        Text(f"  largest difference of the outputs {record.parity:.3g}; McNemar p = {accuracy.mcnemar_p:.3g}", "dim"),
+        Text(f"  largest difference of the outputs {record.parity:.3g}{_beside(record)}", "dim"),
         _latency_line(record.latency),
     ]
     lines += [Text.assemble(("✗ ", "bold red"), failure) for failure in record.failures]
     return _Sheet(table, *lines)
+
+
+def _beside(record: ValidateRecord) -> str:
+    if record.accuracy is not None:
+        return f"; McNemar p = {record.accuracy.mcnemar_p:.3g}"
+    return "" if record.agreement is None else f"; {fmt.percent(record.agreement)} of the answers are the same"
 
 
 def inspect(record: InspectRecord) -> RenderableType:
