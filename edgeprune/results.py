@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from edgeprune.catalog import Entry
-from edgeprune.records import ACCURACY, Figure, InputFeatures, Metric, MetricComparison
+from edgeprune.records import ACCURACY, Figure, InputFeatures, Metric, MetricComparison, VariantTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,57 +231,6 @@ class MethodsRecord:
     """What `edgeprune methods` lists."""
 
     entries: tuple[Entry, ...]
-
-
-Kind = Literal["int8", "dynamic", "fp16"]
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A variant that is not written, and why."""
-
-    kind: Kind
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One row of the table; `ratio` is the median time over that of fp32, with its 95 % interval.
-
-    `accuracy` is a fraction, None without labels; `drop_points` as in `QuantizedFile`.
-    """
-
-    name: str
-    path: str
-    size_bytes: int
-    accuracy: float | None
-    drop_points: float | None
-    within_budget: bool
-    p50_ms: float
-    p95_ms: float
-    ratio: float
-    ratio_interval: tuple[float, float]
-    verdict: str
-
-    @property
-    def faster(self) -> bool:
-        """Whether it is faster than fp32 for sure."""
-        return self.ratio_interval[1] < 1
-
-    @property
-    def slower(self) -> bool:
-        """Whether it is slower than fp32 for sure."""
-        return self.ratio_interval[0] > 1
-
-
-@dataclass(frozen=True, slots=True)
-class VariantTable:
-    """All variants, fp32 first, those that were not made, and the name of the one to ship with the reason."""
-
-    variants: tuple[Variant, ...]
-    left_out: tuple[LeftOut, ...]
-    ship: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
