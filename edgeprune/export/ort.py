@@ -100,14 +100,6 @@ def runner(path: Path, inputs: Feed, threads: int = 1) -> Callable[[], None]:
     return once
 
 
-def run_one(model: InferenceSession, array: np.ndarray, bounds: Bounds | None = None) -> np.ndarray:
-    """As `run`, of a model with one output; raises InputError where there are more: none is guessed."""
-    outputs = [value.name for value in model.get_outputs()]
-    if len(outputs) != 1:
-        raise InputError(f"expected an ONNX model with one output, got {', '.join(outputs)}")
-    return run(model, array, bounds)
-
-
 def input_name(model: InferenceSession) -> str:
     """The name of the one input of `model`; raises InputError where there are more."""
     inputs = model.get_inputs()
