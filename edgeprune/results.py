@@ -129,6 +129,17 @@ class FeatureCount:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangedSample:
+    """A sample of the test split that both networks answer otherwise: its index, what is true and what both said."""
+
+    index: int
+    truth: str
+    dense: str
+    slim: str
+    change: float
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
@@ -137,6 +148,7 @@ class RunRecord:
     for.
     `feature_weights` goes with `features.keep`: the norm of the weights that read each, the largest 1.
     `metric` is what the values are of: accuracy, or that of another task, which has a `comparison` and no `accuracy`.
+    `changed` are the samples on which both networks are furthest apart, the furthest first, by what `change` says.
     """
 
     command: str
@@ -164,6 +176,8 @@ class RunRecord:
     format: str = field(default="edgeprune-run/1")
     metric: Metric = ACCURACY
     comparison: MetricComparison | None = None
+    change: str = ""
+    changed: tuple[ChangedSample, ...] = ()
 
     @property
     def compared(self) -> MetricComparison | None:
@@ -174,7 +188,8 @@ class RunRecord:
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
         of_classes = self.metric == ACCURACY and self.comparison is None
-        return {"metric": None, "comparison": None} if of_classes else {"accuracy": None}
+        others = dict.fromkeys(("metric", "comparison", "change", "changed"))
+        return others if of_classes else {"accuracy": None}
 
     @property
     def json_values(self) -> dict[str, str]:

@@ -39,7 +39,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
     with staged_folder(job.out, request.force) as folder, threads_set(job.threads.training):
         found = job.strategy.search(job.step, job.budgets)
         best = _chosen(job, found)
-        record = measured(job, found, best, told)
+        record, answers = measured(job, found, best, told)
         if request.pareto is not None:
             record = replace(record, front=front_points(job, found, best, told))
         record = replace(record, advice=_advice(job, found, told), seconds=time.perf_counter() - start)
@@ -48,7 +48,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
         for point, candidate in zip(record.front, found.networks, strict=False):
             (folder / point.folder).mkdir(parents=True)
             _write(folder / point.folder, candidate, info)
-        write_record(folder, record)
+        write_record(folder, record, answers)
     return job.out, record
 
 

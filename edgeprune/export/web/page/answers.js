@@ -110,7 +110,7 @@ function masksShown({ labels }, samples) {
   const [height, width] = samples[0].dense[0].shape.slice(1);
   const over = greyOf(samples[0].input, height, width) ? "The masks lie over the input. " : "The input is no picture of the masks' size, so they stand alone. ";
   const told = `${over}On ${these(samples)} ${((100 * alike) / all).toFixed(1)} % of the pixels are given the same class.`;
-  return [note(told), legend([...seen].sort((a, b) => a - b), labels), ...figures];
+  return [note(told), legend([...seen].sort((a, b) => a - b), labels), beside(figures)];
 }
 
 /** The best class of each pixel; a single channel is the logit of class 1. */
@@ -180,13 +180,18 @@ function legend(classes, labels) {
   return list;
 }
 
-function figure(drawn, caption) {
-  const [element, row, text] = ["figure", "div", "figcaption"].map((tag) => document.createElement(tag));
+function beside(elements) {
+  const row = document.createElement("div");
   row.className = "masks";
-  row.append(...drawn);
+  row.append(...elements);
+  return row;
+}
+
+function figure(drawn, caption) {
+  const [element, text] = ["figure", "figcaption"].map((tag) => document.createElement(tag));
   text.className = "note";
   text.textContent = caption;
-  element.append(row, text);
+  element.append(beside(drawn), text);
   return element;
 }
 
