@@ -79,7 +79,7 @@ class ExportRequest:
     """What `edgeprune export` was asked; without `model` the newest run under `runs/` is taken.
 
     `targets` names what is written beside the ONNX files, as the catalog does. `batch` None leaves it free; `max_drop`
-    is what int8 may lose, in accuracy points; `dense` is the network beside which the web page runs this one, by
+    is what int8 may lose, as for `CompressRequest`; `dense` is the network beside which the web page runs this one, by
     default that of the run. `trust_recorded` as for `CompressRequest`, and for the run's dense network.
     """
 
@@ -98,7 +98,7 @@ class ExportRequest:
     mobile: bool = False
     batch: int | None = None
     preprocess: Literal["apart", "fold"] = "apart"
-    max_drop: float = 1.0
+    max_drop: float | str | None = None
     dense: str | None = None
     web_runtime: str = "1.30.0"
     force: bool = False
@@ -113,18 +113,23 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True)
 class ValidateRequest:
-    """What `edgeprune validate` was asked; `max_drop` in accuracy points, `max_latency_ratio` slim / dense."""
+    """What `edgeprune validate` was asked; `max_drop` as for `CompressRequest`, `max_latency_ratio` slim / dense.
+
+    `trust_recorded` lets a file name the task's code.
+    """
 
     dense: str
     slim: str
     data: str
-    max_drop: float | None = None
+    max_drop: float | str | None = None
     max_latency_ratio: float | None = None
     threads: int = 1
     runs: int = 200
     batch_size: int = 1
     normalize: str | None = None
     allow_chance: bool = False
+    task: str | None = None
+    trust_recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

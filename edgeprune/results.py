@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from edgeprune.catalog import Entry
-from edgeprune.records import ACCURACY, Figure, InputFeatures, Metric, MetricComparison
+from edgeprune.records import ACCURACY, Figure, InputFeatures, Metric, MetricComparison, VariantTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,17 @@ class FeatureCount:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangedSample:
+    """A sample of the test split that both networks answer otherwise: its index, what is true and what both said."""
+
+    index: int
+    truth: str
+    dense: str
+    slim: str
+    change: float
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
@@ -137,6 +148,7 @@ class RunRecord:
     for.
     `feature_weights` goes with `features.keep`: the norm of the weights that read each, the largest 1.
     `metric` is what the values are of: accuracy, or that of another task, which has a `comparison` and no `accuracy`.
+    `changed` are the samples on which both networks are furthest apart, the furthest first, by what `change` says.
     """
 
     command: str
@@ -164,6 +176,8 @@ class RunRecord:
     format: str = field(default="edgeprune-run/1")
     metric: Metric = ACCURACY
     comparison: MetricComparison | None = None
+    change: str = ""
+    changed: tuple[ChangedSample, ...] = ()
 
     @property
     def compared(self) -> MetricComparison | None:
@@ -173,7 +187,9 @@ class RunRecord:
     @property
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
-        return {"metric": None, "comparison": None} if self.metric == ACCURACY else {"accuracy": None}
+        of_classes = self.metric == ACCURACY and self.comparison is None
+        others = dict.fromkeys(("metric", "comparison", "change", "changed"))
+        return others if of_classes else {"accuracy": None}
 
     @property
     def json_values(self) -> dict[str, str]:
@@ -232,57 +248,6 @@ class MethodsRecord:
     entries: tuple[Entry, ...]
 
 
-Kind = Literal["int8", "dynamic", "fp16"]
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A variant that is not written, and why."""
-
-    kind: Kind
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One row of the table; `ratio` is the median time over that of fp32, with its 95 % interval.
-
-    `accuracy` is a fraction, None without labels; `drop_points` as in `QuantizedFile`.
-    """
-
-    name: str
-    path: str
-    size_bytes: int
-    accuracy: float | None
-    drop_points: float | None
-    within_budget: bool
-    p50_ms: float
-    p95_ms: float
-    ratio: float
-    ratio_interval: tuple[float, float]
-    verdict: str
-
-    @property
-    def faster(self) -> bool:
-        """Whether it is faster than fp32 for sure."""
-        return self.ratio_interval[1] < 1
-
-    @property
-    def slower(self) -> bool:
-        """Whether it is slower than fp32 for sure."""
-        return self.ratio_interval[0] > 1
-
-
-@dataclass(frozen=True, slots=True)
-class VariantTable:
-    """All variants, fp32 first, those that were not made, and the name of the one to ship with the reason."""
-
-    variants: tuple[Variant, ...]
-    left_out: tuple[LeftOut, ...]
-    ship: str
-    why: str
-
-
 @dataclass(frozen=True, slots=True)
 class ExportedFile:
     """One file that `export` wrote and checked; `parity` is the largest absolute error on the logits, or None.
@@ -317,14 +282,32 @@ class ExportRecord:
 
 @dataclass(frozen=True, slots=True)
 class ValidateRecord:
-    """What `edgeprune validate` measured, both in onnxruntime; `failures` names the missed budgets."""
+    """What `edgeprune validate` measured, both in onnxruntime; `failures` names the missed budgets.
 
-    accuracy: AccuracyComparison
+    A classification has an `accuracy`, another task a `comparison` by its metric, and the `agreement`: the share of
+    answers that are the same, None where they are no decisions. `parity` is the largest difference of the outputs.
+    """
+
+    accuracy: AccuracyComparison | None
     parity: float
     dense_bytes: int
     slim_bytes: int
     latency: LatencyComparison
     failures: tuple[str, ...] = ()
+    comparison: MetricComparison | None = None
+    agreement: float | None = None
+
+    @property
+    def compared(self) -> MetricComparison:
+        """Both networks on the test split, whatever the metric."""
+        found = self.comparison if self.accuracy is None else self.accuracy.as_metric
+        assert found is not None
+        return found
+
+    @property
+    def json_names(self) -> dict[str, str | None]:
+        """What the fields are called in JSON: of a classification as ever."""
+        return {"accuracy": None} if self.accuracy is None else {"comparison": None, "agreement": None}
 
 
 @dataclass(frozen=True, slots=True)

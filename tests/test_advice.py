@@ -35,6 +35,7 @@ SAID_BY = {
     "graph/apply.py": {"compress"},
     "graph/refusals.py --dynamic": {"compress", "export", "inspect"},
     "commands/dense.py": {"export"},
+    "commands/variants.py": {"export"},
     "commands/validate.py": {"validate"},
     "measure/validation.py": {"validate"},
     "data/batching.py": {"train"},

@@ -26,8 +26,7 @@ from edgeprune.export.quantize import MIN_SNR_DB, QuantizedFile, write_int8
 from edgeprune.export.quanttools import has_vnni, needs_reduced_range
 from edgeprune.formats.load import load
 from edgeprune.graph.capture import capture
-from edgeprune.records import DataSource
-from edgeprune.results import LeftOut
+from edgeprune.records import DataSource, LeftOut
 
 MODELS = Path(__file__).parent.parent / "models"
 Accuracy = Callable[[Path], float]
@@ -126,10 +125,10 @@ def operators_in(path: Path) -> list[str]:
 @pytest.mark.usefixtures("exact_int8")
 def test_trained_network_keeps_its_accuracy_in_int8(cnn: Digits, tmp_path: Path) -> None:
     out = tmp_path / "int8.onnx"
-    file = write_int8(cnn.source, out, cnn.calibration, accuracy=cnn.accuracy, reduce_range=False)
+    file = write_int8(cnn.source, out, cnn.calibration, value=cnn.accuracy, reduce_range=False)
     assert (file.kind, file.path, file.excluded, file.n_layers) == ("int8", str(out), (), 7)
-    assert file.within_budget and file.drop_points <= 1 and file.note == ""
-    assert file.drop_points == pytest.approx(100 * (cnn.accuracy(cnn.source) - cnn.accuracy(out)))
+    assert file.within_budget and file.drop <= 1 and file.note == ""
+    assert file.drop == pytest.approx(100 * (cnn.accuracy(cnn.source) - cnn.accuracy(out)))
     assert file.snr_db > 30 and file.agreement > 0.99
     assert file.size_bytes == out.stat().st_size < 0.35 * cnn.exported.size_bytes
     assert os.listdir(tmp_path) == ["int8.onnx"]
@@ -146,7 +145,7 @@ def test_trained_network_keeps_its_accuracy_in_int8(cnn: Digits, tmp_path: Path)
 def test_weights_are_symmetric_for_each_channel(mlp: Digits, tmp_path: Path) -> None:
     for reduce_range, largest in ((False, 127), (True, 64)):
         out = tmp_path / f"{reduce_range}.onnx"
-        file = write_int8(mlp.source, out, mlp.calibration, accuracy=mlp.accuracy, reduce_range=reduce_range)
+        file = write_int8(mlp.source, out, mlp.calibration, value=mlp.accuracy, reduce_range=reduce_range)
         assert ("7 bits" in file.note) is reduce_range
         weights = weights_in(out)
         matrices = [name for name, value in weights.items() if value.dtype == np.int8 and value.ndim == 2]
@@ -174,9 +173,9 @@ def test_layers_that_cost_too_much_stay_in_float(tmp_path: Path) -> None:
             said.append(message)
 
     lost = write_int8(source, tmp_path / "lost.onnx", x, max_drop=100)
-    assert lost.drop_points > 20 and lost.excluded == ()
+    assert lost.drop > 20 and lost.excluded == ()
     file = write_int8(source, tmp_path / "int8.onnx", x, max_drop=5, progress=Told())
-    assert file.within_budget and file.drop_points <= 5
+    assert file.within_budget and file.drop <= 5
     assert set(file.excluded) == {"fc1", "fc2"} and file.n_layers == 4
     assert "2 of 4 layers left in float: " in file.note and "fc1" in file.note
     kept = {name for name, value in weights_in(tmp_path / "int8.onnx").items() if value.dtype == np.float32}
@@ -191,9 +190,9 @@ def test_budget_that_no_choice_of_layers_keeps_is_said(tmp_path: Path) -> None:
     def accuracy(path: Path) -> float:
         return 0.9 if path == source else 0.4
 
-    file = write_int8(source, tmp_path / "int8.onnx", x, accuracy=accuracy, max_drop=1)
+    file = write_int8(source, tmp_path / "int8.onnx", x, value=accuracy, max_drop=1)
     assert not file.within_budget
-    assert file.drop_points == pytest.approx(50)
+    assert file.drop == pytest.approx(50)
     assert file.note.startswith("out of budget: a drop of 50.00 points (at most 1 asked); ship the float file")
     assert file.excluded == ()  # none is closer than the others: the smallest
 
@@ -202,11 +201,11 @@ def test_budget_that_no_choice_of_layers_keeps_is_said(tmp_path: Path) -> None:
 def test_network_without_classes_is_judged_by_its_noise(tmp_path: Path) -> None:
     source = convolution(tmp_path / "float.onnx")
     file = write_int8(source, tmp_path / "int8.onnx", normals(6, 2, 8, 8), reduce_range=False)
-    assert (file.drop_points, file.agreement) == (None, None)
+    assert (file.drop, file.agreement) == (None, None)
     assert file.snr_db > MIN_SNR_DB and file.within_budget
     noisy = linear_chain(tmp_path / "noisy.onnx", np.diag([1e5, 1.0]), np.array([[0.0, 1.0]]))  # one output: no classes
     file = write_int8(noisy, tmp_path / "noise.onnx", np.abs(normals(20, 2)), reduce_range=False)
-    assert file.drop_points is None and not file.within_budget
+    assert file.drop is None and not file.within_budget
     assert "signal-to-noise ratio" in file.note and "at least 20" in file.note
 
 
@@ -357,7 +356,7 @@ def test_files_that_cannot_be_quantised(tmp_path: Path) -> None:
 @pytest.mark.parametrize("max_drop", [-1.0, float("nan"), float("inf")])
 def test_budget_that_is_none(max_drop: float, tmp_path: Path) -> None:
     source = linear_chain(tmp_path / "float.onnx", normals(3, 6))
-    with pytest.raises(InputError, match="expected a number of points of at least 0"):
+    with pytest.raises(InputError, match="expected a number of at least 0"):
         write_int8(source, tmp_path / "int8.onnx", normals(8, 6), max_drop=max_drop)
 
 
@@ -378,7 +377,7 @@ def test_failure_leaves_the_earlier_file(tmp_path: Path) -> None:
         raise InputError("the validation split is gone")
 
     with pytest.raises(InputError, match="the validation split is gone"):
-        write_int8(source, tmp_path / "int8.onnx", normals(8, 6), accuracy=accuracy)
+        write_int8(source, tmp_path / "int8.onnx", normals(8, 6), value=accuracy)
     assert (tmp_path / "int8.onnx").read_bytes() == b"from before"
     assert sorted(os.listdir(tmp_path)) == ["float.onnx", "int8.onnx"]
 
@@ -388,7 +387,7 @@ def test_failure_leaves_the_earlier_file(tmp_path: Path) -> None:
 
 def test_dynamic_file_keeps_weights_of_8_bits(mlp: Digits, tmp_path: Path) -> None:
     out = tmp_path / "dynamic.onnx"
-    file = write_dynamic(mlp.source, out, mlp.calibration, accuracy=mlp.accuracy)
+    file = write_dynamic(mlp.source, out, mlp.calibration, value=mlp.accuracy)
     assert isinstance(file, QuantizedFile)
     assert (file.kind, file.n_layers, file.within_budget) == ("dynamic", 3, True)
     assert file.size_bytes < 0.35 * mlp.exported.size_bytes
@@ -445,7 +444,7 @@ def test_dynamic_convolutions_are_left_out(tmp_path: Path) -> None:
 
 def test_half_precision_only_where_the_cpu_computes_in_it(mlp: Digits, tmp_path: Path) -> None:
     out = tmp_path / "half.onnx"
-    made = write_half(mlp.source, out, mlp.calibration, accuracy=mlp.accuracy)
+    made = write_half(mlp.source, out, mlp.calibration, value=mlp.accuracy)
     if isinstance(made, LeftOut):
         assert "no half-precision kernels" in made.reason and not out.exists()
     else:

@@ -18,7 +18,7 @@ from edgeprune.export.quantize import QuantizedFile, write_int8
 from edgeprune.export.variants import Measure, compare_variants
 from edgeprune.graph.capture import capture
 from edgeprune.measure.latency import measure_files, ratio_interval
-from edgeprune.results import Kind, LeftOut, VariantTable
+from edgeprune.records import LeftOut, VariantKind, VariantTable
 
 X = np.zeros((1, 4), np.float32)
 NO_HALF = LeftOut("fp16", "no half-precision kernels")
@@ -35,7 +35,7 @@ def times(*ratios: float, noise: float = 0.02) -> Measure:
     return measure
 
 
-def made(folder: Path, kind: Kind, size: int, drop: float | None = 0.2, within: bool = True) -> QuantizedFile:
+def made(folder: Path, kind: VariantKind, size: int, drop: float | None = 0.2, within: bool = True) -> QuantizedFile:
     path = folder / f"{kind}.onnx"
     path.write_bytes(b"0" * size)
     return QuantizedFile(kind, str(path), size, drop, 40.0, 0.99, (), 3, within, "")
@@ -60,7 +60,7 @@ def test_fastest_within_the_budget_is_shipped(source: Path) -> None:
     assert "the fastest within the budget: 0.50 of fp32's time" in result.why
     assert [variant.name for variant in result.variants] == ["fp32", "int8", "dynamic"]
     fp32, int8, dynamic = result.variants
-    assert (fp32.ratio, fp32.verdict, fp32.drop_points) == (1.0, "the reference", 0.0)
+    assert (fp32.ratio, fp32.verdict, fp32.drop) == (1.0, "the reference", 0.0)
     assert int8.faster and int8.ratio == pytest.approx(0.5, abs=0.01) and int8.p50_ms == pytest.approx(5, abs=0.1)
     assert int8.p95_ms > int8.p50_ms and int8.size_bytes == 300
     assert int8.ratio_interval[0] < int8.ratio < int8.ratio_interval[1]
@@ -97,12 +97,12 @@ def test_accuracies_that_are_given_decide(source: Path) -> None:
     """E.g. of the test split, where the files were made on the validation split."""
     files = [made(source.parent, "int8", 300), made(source.parent, "dynamic", 250)]
     accuracies = {"fp32": 0.95, "int8": 0.93, "dynamic": 0.945}
-    result = table(source, files, 0.5, 0.8, accuracies=accuracies)
+    result = table(source, files, 0.5, 0.8, values=accuracies)
     assert result.ship == "dynamic"
-    assert [variant.accuracy for variant in result.variants] == [0.95, 0.93, 0.945]
-    assert [round(variant.drop_points or 0, 6) for variant in result.variants] == [0, 2, 0.5]
+    assert [variant.value for variant in result.variants] == [0.95, 0.93, 0.945]
+    assert [round(variant.drop or 0, 6) for variant in result.variants] == [0, 2, 0.5]
     with pytest.raises(InputError, match=r"none for \['dynamic'\]"):
-        table(source, files, 0.5, 0.8, accuracies={"fp32": 0.95, "int8": 0.93})
+        table(source, files, 0.5, 0.8, values={"fp32": 0.95, "int8": 0.93})
 
 
 def test_nothing_made(source: Path) -> None:

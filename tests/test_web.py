@@ -32,7 +32,8 @@ FILES = {
     "dist/ort-wasm-simd-threaded.wasm": b"\0asm\x01\0\0\0",
     "dist/ort.all.min.mjs": b"not wanted",
 }
-PAGE = {"index.html", "page.css", "page.js", "charts.js", "statistics.js", "worker.js", "measure.js", "networks.js"}
+SCRIPTS = ("page", "answers", "charts", "statistics", "worker", "measure", "networks")
+PAGE = {"index.html", "page.css", *(f"{name}.js" for name in SCRIPTS)}
 
 
 # --- networks and packages to work with

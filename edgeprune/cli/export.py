@@ -100,18 +100,21 @@ def export(
         ),
     ] = None,
     max_drop: Annotated[
-        float,
+        str | None,
         typer.Option(
-            metavar="POINTS",
-            help="Accuracy points that int8 may lose on the validation split.",
-            parser=opt.number("accuracy points in [0, 100]", 0, 100),
+            metavar="DROP",
+            help="What int8 may lose on the validation split: accuracy points, or the unit of the task's metric, or a "
+            "share such as 2%; default: 1 point, or 1% of a metric in another unit.",
+            parser=opt.max_drop,
             rich_help_panel=opt.HOW,
         ),
-    ] = 1.0,
+    ] = None,
     dense: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="The dense network for the web page; default: the run's.", rich_help_panel=opt.HOW
+            metavar="MODEL",
+            help="The dense network, for the web page and for what `match` is to meet; default: the run's.",
+            rich_help_panel=opt.HOW,
         ),
     ] = None,
     web_runtime: Annotated[

@@ -10,7 +10,9 @@ from edgeprune.cli.output import Output
 
 def validate(
     context: typer.Context,
-    dense: Annotated[str, typer.Argument(metavar="DENSE.onnx", help="The network before.")],
+    dense: Annotated[
+        str, typer.Argument(metavar="DENSE.onnx", help="The network before: an .onnx, an .ort or a .pt2 file.")
+    ],
     slim: Annotated[str, typer.Argument(metavar="SLIM.onnx", help="The network after.")],
     data: Annotated[str, typer.Option(metavar="DATA", help=opt.DATA_HELP + ".", rich_help_panel=opt.WHAT)],
     normalize: Annotated[
@@ -23,12 +25,22 @@ def validate(
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
-    max_drop: Annotated[
-        float | None,
+    task: Annotated[
+        str | None,
         typer.Option(
-            metavar="POINTS",
-            help="Exit 1 when the test accuracy drops by more points than this.",
-            parser=opt.number("accuracy points in [0, 100]", 0, 100),
+            metavar="TASK",
+            help="What the networks are for, and judged by; default: as the files say, else what the targets of the "
+            "data call for. `match` judges by the answers of the network before.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DROP",
+            help="Exit 1 when the test metric drops by more than this: accuracy points, or the unit of the task's "
+            "metric, or a share such as 2% of what the network before has.",
+            parser=opt.max_drop,
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -61,10 +73,11 @@ def validate(
         ),
     ] = 1,
     allow_chance: opt.AllowChance = False,
+    trust_recorded: opt.TrustRecorded = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Compare two ONNX files in onnxruntime: accuracy, parity, size and latency; a missed budget exits 1.
+    """Compare two files in onnxruntime: the task's metric, parity, size and latency; a missed budget exits 1.
 
     [bold]edgeprune validate dense.onnx run/slim.onnx --data digits --max-drop 1.0[/bold]
     """
@@ -81,6 +94,8 @@ def validate(
         batch_size,
         normalize=normalize,
         allow_chance=allow_chance,
+        task=task,
+        trust_recorded=trust_recorded,
     )
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:

@@ -7,16 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeprune.errors import InputError
-from edgeprune.records import POINTS, Metric
+from edgeprune.records import Metric
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Manner
-from edgeprune.tasks.budget import RELATIVE, MaxDrop, parse_max_drop
+from edgeprune.tasks.budget import drop_of
 from edgeprune.units import parse_latency, parse_size
 
-_ASSUMED_POINTS = MaxDrop(1.0)  # on the validation split, where nothing is said
-_ASSUMED_SHARE = MaxDrop(1.0, RELATIVE)  # of what is not measured in points
 _ASSUMED_KEEP = 0.5
-_MOST = 100  # per cent
 MOST_POINTS = 20  # of a front
 
 
@@ -64,23 +61,6 @@ def check_share(request: CompressRequest) -> None:
         raise InputError(f"--keep-macs: expected a share in (0, 1], got {request.keep_macs}")
 
 
-def drop_of(request: CompressRequest, metric: Metric) -> MaxDrop:
-    """What may be lost: as asked for, else what is assumed.
-
-    Raises:
-        InputError: a unit that the metric has not, or more points than there are.
-    """
-    if request.max_drop is None:
-        return _ASSUMED_POINTS if metric.unit == POINTS else _ASSUMED_SHARE
-    asked = parse_max_drop(str(request.max_drop))
-    asked.limit(metric, 1.0)
-    if asked.unit == RELATIVE and asked.amount > _MOST:
-        raise InputError(f"--max-drop: expected at most {_MOST} % of what the dense network has, got {asked}")
-    if asked.unit != RELATIVE and metric.unit == POINTS and asked.amount > metric.scale:
-        raise InputError(f"--max-drop: expected {metric.name} points in [0, {metric.scale:g}], got {asked}")
-    return asked
-
-
 def _costs(request: CompressRequest, metric: Metric | None) -> tuple[Budgets, tuple[str, ...]]:
     """What the network may cost and lose."""
     if request.max_drop is not None and metric is None:
@@ -91,7 +71,7 @@ def _costs(request: CompressRequest, metric: Metric | None) -> tuple[Budgets, tu
     if stated.has_costs or stated.max_drop is not None or request.plan is not None:
         return stated, ()
     if metric is not None:
-        drop = drop_of(request, metric)
+        drop = drop_of(request.max_drop, metric)
         return replace(stated, max_drop=drop), (f"--max-drop {drop}",)
     said = f"--keep-macs {_ASSUMED_KEEP:g} (there are no data to measure a drop on)"
     return replace(stated, keep_macs=_ASSUMED_KEEP), (said,)
@@ -100,7 +80,7 @@ def _costs(request: CompressRequest, metric: Metric | None) -> tuple[Budgets, tu
 def _stated(request: CompressRequest, metric: Metric | None) -> Budgets:
     return Budgets(
         keep_macs=request.keep_macs,
-        max_drop=None if metric is None or request.max_drop is None else drop_of(request, metric),
+        max_drop=None if metric is None or request.max_drop is None else drop_of(request.max_drop, metric),
         max_latency=parse_latency(request.max_latency) if request.max_latency is not None else None,
         max_bytes=parse_size(request.max_size) if request.max_size is not None else None,
     )
@@ -111,7 +91,9 @@ def _of_front(request: CompressRequest, stated: Budgets, metric: Metric | None) 
     _check_front(request)
     if metric is None or stated.max_drop is not None:
         return replace(stated, max_drop=None), ()
-    return stated, (f"--max-drop {drop_of(request, metric)} (of the networks, the smallest within it is taken)",)
+    return stated, (
+        f"--max-drop {drop_of(request.max_drop, metric)} (of the networks, the smallest within it is taken)",
+    )
 
 
 def _check_front(request: CompressRequest) -> None:

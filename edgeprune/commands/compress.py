@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from edgeprune.commands.budgets import drop_of
 from edgeprune.commands.outcome import front_points, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
@@ -20,6 +19,7 @@ from edgeprune.results import RunRecord
 from edgeprune.search.candidate import Candidate, Found
 from edgeprune.search.crop import find_crop
 from edgeprune.search.pareto import chosen
+from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification
 from edgeprune.training import threads_set
 from edgeprune.usercode import running_user_code
@@ -39,7 +39,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
     with staged_folder(job.out, request.force) as folder, threads_set(job.threads.training):
         found = job.strategy.search(job.step, job.budgets)
         best = _chosen(job, found)
-        record = measured(job, found, best, told)
+        record, answers = measured(job, found, best, told)
         if request.pareto is not None:
             record = replace(record, front=front_points(job, found, best, told))
         record = replace(record, advice=_advice(job, found, told), seconds=time.perf_counter() - start)
@@ -48,13 +48,13 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
         for point, candidate in zip(record.front, found.networks, strict=False):
             (folder / point.folder).mkdir(parents=True)
             _write(folder / point.folder, candidate, info)
-        write_record(folder, record)
+        write_record(folder, record, answers)
     return job.out, record
 
 
 def _chosen(job: Job, found: Found) -> Candidate:
     metric = job.step.metric
-    return chosen(found, metric, drop_of(job.request, metric))
+    return chosen(found, metric, drop_of(job.request.max_drop, metric))
 
 
 def _write(folder: Path, candidate: Candidate, info: ModelInfo) -> None:

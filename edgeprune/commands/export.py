@@ -24,9 +24,10 @@ from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.specs import input_specs
 from edgeprune.measure.exports import Timed, beside_dense
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import DataSource, Model
+from edgeprune.records import DataSource, Model, VariantTable
 from edgeprune.requests import ExportRequest
-from edgeprune.results import ExportedFile, ExportRecord, VariantTable
+from edgeprune.results import ExportedFile, ExportRecord
+from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task
 from edgeprune.usercode import running_user_code
@@ -116,19 +117,19 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
         told.say(f"assumed: {text}")
     dense = dense_network(request, asked.path, info, told)
     byte_scale = data.byte_scale if data is not None and request.preprocess == "fold" else None
-    return Material(model, info, asked.out, asked.name, data, dense, request.batch, byte_scale), assumed
+    place = asked.out, asked.name
+    return Material(model, info, *place, data, dense, request.batch, byte_scale, task=task), assumed
 
 
 def _check_judged(request: ExportRequest, model: Model, data: DataSource | None, task: Task | None) -> None:
     """Raise InputError where smaller numbers have nothing to be calibrated on or to be judged by, or lose a state."""
     if not request.int8:
         return
-    if data is None:
+    if data is None or task is None:
         raise InputError("--int8: expected data to calibrate on, got none; give --data")
-    if not isinstance(task, Classification):
-        named = "none" if task is None else task.name
-        raise InputError(f"--int8: expected a classification to judge it by, got the task {named}; leave out --int8")
-    check_logits(model.program, data, "without --int8 it can be exported")
+    drop_of(request.max_drop, task.metric)
+    if isinstance(task, Classification):
+        check_logits(model.program, data, "without --int8 it can be exported")
     check_stateless(model.program, "--int8")
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from edgeprune.commands.answers import Pair, Told, told_of
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.runfolder import model_facts
 from edgeprune.cost.macs import count_parameters
@@ -34,11 +35,14 @@ from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.training import Judge, float_type
 from edgeprune.versions import versions
 
+if TYPE_CHECKING:
+    from edgeprune.report.answers import Answers
+
 _PARITY_SAMPLES = 256
 
 
-def measured(job: Job, found: Found, best: Candidate, told: Progress) -> RunRecord:
-    """Everything that is reported, measured on the network that was found.
+def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[RunRecord, Answers | None]:
+    """Everything that is reported, measured on the network that was found, and what the report draws of its answers.
 
     Raises:
         BudgetError: its file misses a budget, by what was measured.
@@ -49,10 +53,10 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> RunReco
     _check_measured(job, sizes[1], latency)
     dense, plan = found.dense, best.plan
     assert plan is not None
-    comparison = _compared(job, dense, best)
+    comparison, shown = _compared(job, dense, best, told)
     metric = job.step.metric
     features = next(iter(plan.inputs.values()), None)
-    return RunRecord(
+    record = RunRecord(
         command=job.request.command,
         versions=versions(),
         asked=_asked(job.request),
@@ -76,20 +80,26 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> RunReco
         ),
         metric=metric,
         comparison=comparison if isinstance(comparison, MetricComparison) else None,
+        change=shown.change,
+        changed=shown.changed,
     )
+    return record, shown.answers
 
 
-def _compared(job: Job, dense: Candidate, best: Candidate) -> AccuracyComparison | MetricComparison | None:
+def _compared(
+    job: Job, dense: Candidate, best: Candidate, told: Progress
+) -> tuple[AccuracyComparison | MetricComparison | None, Told]:
     """Both networks on the test split, by accuracy or by the metric of another task; None without data."""
     if job.data is None or job.task is None:
-        return None
+        return None, Told()
     assert job.model.info.normalization is not None
-    reference = dense.program.frozen_module()
-    judge = Judge(job.task, job.model.info.normalization, reference if job.task.by_reference else None)
-    outcomes = [judge.outcomes(module, job.data.test)[0] for module in (reference, best.program.frozen_module())]
+    pair = Pair(dense.program.frozen_module(), best.program.frozen_module(), job.model.info.normalization)
+    judge = Judge(job.task, pair.normalization, pair.dense if job.task.by_reference else None)
+    outcomes = [judge.outcomes(module, job.data.test)[0] for module in (pair.dense, pair.slim)]
     if isinstance(job.task, Classification):
-        return compare_accuracy(*map(np.asarray, outcomes))
-    return job.task.compare(*outcomes)
+        return compare_accuracy(*map(np.asarray, outcomes)), Told()
+    told.stage("look at single samples")
+    return job.task.compare(*outcomes), told_of(job.task, job.data, pair, outcomes)
 
 
 def _figures(candidate: Candidate, onnx_bytes: int, test_value: float | None) -> NetworkFigures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 
@@ -15,6 +15,9 @@ from edgeprune.records import ModelInfo
 from edgeprune.results import RunRecord
 from edgeprune.runrecord import to_json
 
+if TYPE_CHECKING:
+    from edgeprune.report.answers import Answers
+
 
 def write_network(folder: Path, program: ExportedProgram, plan: PruningPlan, info: ModelInfo) -> None:
     """Write a network and the plan that leads to it."""
@@ -22,12 +25,12 @@ def write_network(folder: Path, program: ExportedProgram, plan: PruningPlan, inf
     write_atomically(folder / "plan.json", plan.to_json().encode())
 
 
-def write_record(folder: Path, record: RunRecord) -> None:
-    """Write what was measured, for programs and for people."""
+def write_record(folder: Path, record: RunRecord, answers: Answers | None = None) -> None:
+    """Write what was measured, for programs and for people, these with a picture of the answers."""
     from edgeprune.report.html import render  # matplotlib: a second that the other commands need not wait
 
     write_atomically(folder / "run.json", to_json(record).encode())
-    write_atomically(folder / "report.html", render(record).encode())
+    write_atomically(folder / "report.html", render(record, answers).encode())
 
 
 def model_facts(info: ModelInfo, name: str, path: str | None, sha256: str) -> dict[str, Any]:

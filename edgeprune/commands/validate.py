@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from edgeprune.data import open_data
 from edgeprune.errors import InputError
+from edgeprune.export.front import Preprocessing
+from edgeprune.export.metadata import metadata_of, task_in
+from edgeprune.export.onnx import export_onnx
+from edgeprune.files import named_as
+from edgeprune.formats.load import load
 from edgeprune.formats.normalizing import asked_normalization, check_width
+from edgeprune.formats.trust import recorded_task
 from edgeprune.measure.chance import chance_text
 from edgeprune.measure.validation import (
     NetworkFile,
     latency_beside,
     opened,
     run_both,
+    stated_in,
     trained_normalization,
     with_classes_of_file,
 )
@@ -21,19 +33,27 @@ from edgeprune.progress import Progress, Silent
 from edgeprune.records import IDENTITY, DataSource
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import ValidateRecord
-from edgeprune.tasks.budget import is_within
-from edgeprune.tasks.intervals import compare_accuracy, luck
+from edgeprune.tasks.budget import RELATIVE, MaxDrop, drop_of, is_within
+from edgeprune.tasks.classification import Classification
+from edgeprune.tasks.intervals import compare_accuracy
+from edgeprune.tasks.registry import open_task, wanted_targets
+from edgeprune.tasks.task import Task
 from edgeprune.usercode import running_user_code
+
+_PROGRAM = ".pt2"
 
 
 @running_user_code()
 def validate(request: ValidateRequest, progress: Progress | None = None) -> ValidateRecord:
-    """Compare two ONNX files in onnxruntime: accuracy, parity, size, latency.
+    """Compare two files in onnxruntime: the task's metric, parity, size, latency.
 
     Raises:
         InputError: a file or the data is wrong or they do not fit each other.
     """
-    return validate_files(request, open_data(request.data), progress=progress or Silent())
+    told = progress or Silent()
+    with _as_onnx(request, told) as asked:
+        spec = _task_spec(asked)
+        return _validated(asked, spec, open_data(asked.data, wanted=wanted_targets(spec)), told)
 
 
 def validate_files(
@@ -48,29 +68,31 @@ def validate_files(
 
     Args:
         request: the two files, the budgets, and how to time; `request.data` is not read.
-        data: raw samples; their shape and classes must be the networks'.
+        data: raw samples; their shape and targets must be the networks'.
         progress: told of the stages.
 
     Raises:
-        InputError: a file is missing, malformed, points outside its folder or does not fit the data; the dense network
-            is no better than guessing.
+        InputError: a file is missing, malformed, points outside its folder or does not fit the data or the task; the
+            metric has not the unit of the budget; the dense network is no better than guessing.
     """
     told = progress or Silent()
-    if data.targets.kind != "classes":
-        raise InputError(
-            f"data {data.name}: expected class labels, as validate judges by accuracy, got targets of another task; "
-            "compress compares both networks by its metric"
-        )
+    with _as_onnx(request, told) as asked:
+        return _validated(asked, _task_spec(asked), data, told)
+
+
+def _validated(request: ValidateRequest, spec: str | None, data: DataSource, told: Progress) -> ValidateRecord:
     data = with_classes_of_file(data, Path(request.dense))
-    for note in data.notes:
+    task = open_task(spec, data)
+    limit = None if request.max_drop is None else drop_of(request.max_drop, task.metric)
+    for note in (*data.notes, *_assumed(request, spec, task)):
         told.say(f"assumed: {note}")
-    dense, slim = _normalised(opened(Path(request.dense), data), opened(Path(request.slim), data), request, data, told)
-    told.stage("accuracy on the test split")
-    answers, labels, parity = run_both(dense, slim, data, told)
-    found = luck(answers[0], labels)
-    if found.is_chance and not request.allow_chance:
+    dense, slim = opened(Path(request.dense), data, task), opened(Path(request.slim), data, task)
+    dense, slim = _normalised(dense, slim, request, data, told)
+    told.stage(f"{task.metric.name} on the test split")
+    found = run_both(dense, slim, data, task, told)
+    if found.luck is not None and found.luck.is_chance and not request.allow_chance:
         raise InputError(
-            f"{dense.path}: {chance_text(found, 'the network')} of data {data.name}; give --normalize as it was "
+            f"{dense.path}: {chance_text(found.luck, 'the network')} of data {data.name}; give --normalize as it was "
             "trained, and the classes in the order of that training; --allow-chance goes on nevertheless"
         )
     told.stage("latency")
@@ -83,15 +105,57 @@ def validate_files(
         runs=request.runs,
         progress=told,
     )
+    classes = isinstance(task, Classification)
     record = ValidateRecord(
-        accuracy=compare_accuracy(answers[0] == labels, answers[1] == labels),
-        parity=parity,
+        accuracy=compare_accuracy(*map(np.asarray, found.outcomes)) if classes else None,
+        parity=found.difference,
         dense_bytes=dense.size_bytes,
         slim_bytes=slim.size_bytes,
         latency=latency,
-        failures=(),
+        comparison=None if classes else task.compare(*found.outcomes),
+        agreement=None if classes else found.agreement,
     )
-    return _judged(record, request)
+    return _judged(record, request, limit)
+
+
+@contextmanager
+def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[ValidateRequest]:
+    """The request with ONNX files in the place of programs, each exported and checked beside PyTorch.
+
+    What goes wrong is told by the name of the file that was given.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-")))
+        paths = {name: str(getattr(request, name)) for name in ("dense", "slim")}
+        for name, path in paths.items():
+            given = Path(path)
+            if given.suffix != _PROGRAM:
+                continue
+            told.stage(f"export {given.name}")
+            model = load(str(given))
+            paths[name] = str(folder / f"{name}.onnx")
+            front = Preprocessing(tuple(model.info.input_shape), model.info.normalization, None)
+            export_onnx(model.program, paths[name], metadata=metadata_of(model.info, "full", front))
+            stack.enter_context(named_as(given, Path(paths[name])))
+            if model.info.task is not None and request.task is None:
+                spec = recorded_task(model.info.task, str(given), request.trust_recorded)
+                request = replace(request, task=spec)
+        yield replace(request, dense=paths["dense"], slim=paths["slim"])
+
+
+def _task_spec(request: ValidateRequest) -> str | None:
+    """The task asked for, else the one that a file states; None leaves it to the targets of the data."""
+    if request.task is not None:
+        return request.task
+    stated = (task_in(stated_in(Path(path)), path) for path in (request.dense, request.slim))
+    return next((recorded_task(spec, request.slim, False) for spec in stated if spec is not None), None)
+
+
+def _assumed(request: ValidateRequest, spec: str | None, task: Task) -> tuple[str, ...]:
+    """What nobody asked for, of another task than a classification."""
+    if request.task is not None or isinstance(task, Classification):
+        return ()
+    return (f"--task {spec} (as the files say)",) if spec else (f"--task {task.name}, as the targets are",)
 
 
 def _normalised(
@@ -125,12 +189,16 @@ def _short(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:.4g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
 
 
-def _judged(record: ValidateRecord, request: ValidateRequest) -> ValidateRecord:
+def _judged(record: ValidateRecord, request: ValidateRequest, limit: MaxDrop | None) -> ValidateRecord:
     """The record with a sentence for every budget that was missed."""
     failures = []
-    drop, ratio = record.accuracy.drop_points, record.latency.ratio
-    if not is_within(drop, request.max_drop):
-        failures.append(f"accuracy drop: at most {request.max_drop:g} points asked, got {drop:.2f}")
+    found, ratio = record.compared, record.latency.ratio
+    metric = found.metric
+    most = None if limit is None else limit.limit(metric, found.dense)
+    if limit is not None and most is not None and not is_within(found.drop, most):
+        share = f"{limit} of the dense network's, " if limit.unit == RELATIVE else ""
+        asked = f"{share}{most:.6g} {metric.unit}".rstrip()
+        failures.append(f"{metric.name} drop: at most {asked} asked, got {metric.number(found.drop)}")
     if request.max_latency_ratio is not None and ratio > request.max_latency_ratio:
         failures.append(f"latency: at most {request.max_latency_ratio:g} of the dense time asked, got {ratio:.2f}")
     return replace(record, failures=tuple(failures))

@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import torch
 
 from edgeprune.data import batches
 from edgeprune.export import ort
+from edgeprune.export.answers import Answering, structure_of
 from edgeprune.export.conversions import write_dynamic, write_half
 from edgeprune.export.quantize import QuantizedFile, write_int8
-from edgeprune.export.target import Material
+from edgeprune.export.target import Inputs, Material
 from edgeprune.export.variants import FLOAT, compare_variants
+from edgeprune.graph.capture import Program
 from edgeprune.measure.chance import check_above_chance
 from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress
-from edgeprune.records import DataSource
+from edgeprune.records import DataSource, LeftOut, VariantTable
 from edgeprune.requests import ExportRequest
-from edgeprune.results import LeftOut, VariantTable
+from edgeprune.tasks.budget import drop_of
+from edgeprune.tasks.classification import Classification
+from edgeprune.tasks.task import Task, joined
 
 CALIBRATION = 256  # samples
 _KINDS = ("int8", "dynamic", "fp16")
 _BATCH = 256
+_FEW = 4  # samples that tell whether the outputs fit
 _SECONDS = 12.0  # of timing the variants
 
 
@@ -33,27 +39,31 @@ def variant_files(name: str) -> list[str]:
 
 
 def write_variants(request: ExportRequest, material: Material, told: Progress) -> VariantTable:
-    """int8, dynamic and half-precision files of the float one, timed beside it, and which one to ship."""
-    data, network, drop = material.data, material.network, request.max_drop
+    """int8, dynamic and half-precision files of the float one, timed beside it, and which one to ship.
+
+    Raises:
+        InputError: outputs or targets that do not fit the task, or a network that is no better than guessing.
+    """
+    data, task, network = material.data, material.task, material.network
     raw = material.raw("train", CALIBRATION)
-    assert data is not None and raw is not None  # else it was refused before
+    assert data is not None and task is not None and raw is not None  # else it was refused before
+    metric = task.metric
     calibration = material.inputs(raw).file
-    if not request.allow_chance:
+    if isinstance(task, Classification) and not request.allow_chance:
         check_above_chance(material.model, data)
-    accuracy = _accuracy(material, data)
+    judge = _judge(material, data, task, told)
+    value = judge(network)
+    drop = drop_of(request.max_drop, metric).limit(metric, value)
     int8, dynamic, half = (material.folder / name for name in variant_files(material.name))
     told.stage("quantise to int8")
     made: list[QuantizedFile | LeftOut] = [
-        write_int8(network, int8, calibration, accuracy=accuracy, max_drop=drop, progress=told)
+        write_int8(network, int8, calibration, value=judge, metric=metric, max_drop=drop, progress=told)
     ]
     told.stage("quantise dynamically, and to half precision")
-    made.append(write_dynamic(network, dynamic, calibration, accuracy=accuracy, max_drop=drop))
-    made.append(write_half(network, half, calibration, accuracy=accuracy, max_drop=drop))
+    made.append(write_dynamic(network, dynamic, calibration, value=judge, metric=metric, max_drop=drop))
+    made.append(write_half(network, half, calibration, value=judge, metric=metric, max_drop=drop))
     told.stage("time the variants")
-    accuracies: dict[str, float] = {
-        one.kind: accuracy(Path(one.path)) for one in made if isinstance(one, QuantizedFile)
-    }
-    accuracies[FLOAT] = accuracy(network)
+    values: dict[str, float] = {one.kind: judge(Path(one.path)) for one in made if isinstance(one, QuantizedFile)}
     return compare_variants(
         network,
         made,
@@ -61,17 +71,48 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
         max_drop=drop,
         measure=partial(measure_files, max_seconds=_SECONDS, progress=told),
         interval=ratio_interval,
-        accuracies=accuracies,
+        values={FLOAT: value, **values},
+        metric=metric,
     )
 
 
-def _accuracy(material: Material, data: DataSource) -> Callable[[Path], float]:
-    """Measures a file on the validation split, in onnxruntime."""
-    parts = [(material.inputs(material.held(x.numpy())).file, y.numpy()) for x, y in batches(data.val, _BATCH)]
+def _judge(material: Material, data: DataSource, task: Task, told: Progress) -> Callable[[Path], float]:
+    """Measures a file on the validation split, in onnxruntime, by the metric of the task.
 
-    def accuracy(path: Path) -> float:
-        model = ort.session(path)
-        right = [(ort.run_one(model, inputs).argmax(axis=1) == labels) for inputs, labels in parts]
-        return float(np.concatenate(right).mean())
+    A task that goes by a reference goes by the dense network, where that is at hand, else by the float file.
+    """
+    answers = partial(_answers, structure=structure_of(material.model.program))
+    reference = _reference(material, answers, told) if task.by_reference else None
+    task.check(answers(material.network)(material.samples(_FEW).file), data)
+    parts = []
+    for x, raw in batches(data.val, _BATCH):
+        inputs = material.inputs(material.held(x.numpy()))
+        parts.append((inputs.file, task.targets(raw) if reference is None else reference(inputs)))
 
-    return accuracy
+    def judge(path: Path) -> float:
+        network = answers(path)
+        return task.value(joined([task.outcomes(network(inputs), targets) for inputs, targets in parts]))
+
+    return judge
+
+
+def _answers(path: Path, structure: Any) -> Answering:
+    return Answering(ort.session(path), structure)
+
+
+def _reference(material: Material, answers: Callable[[Path], Answering], told: Progress) -> Callable[[Inputs], Any]:
+    """What is to be answered for inputs."""
+    if material.dense is None:
+        told.say(
+            f"assumed: the answers to meet are those of {material.network.name}, as the dense network is not at hand; "
+            "--dense names it"
+        )
+        network = answers(material.network)
+        return lambda inputs: network(inputs.file)
+    dense = Program.adopt(material.dense.program).frozen_module()
+
+    def answered(inputs: Inputs) -> Any:
+        with torch.no_grad():
+            return dense(torch.from_numpy(inputs.full))
+
+    return answered

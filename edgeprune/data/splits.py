@@ -203,3 +203,16 @@ def build(  # noqa: PLR0913 - the fields of a DataSource
         notes=tuple(notes),
         targets=targets,
     )
+
+
+def spaced(n_samples: int, count: int) -> np.ndarray:
+    """At most `count` of the samples of a split, evenly spaced, int64 `(n,)`."""
+    if n_samples <= count:
+        return np.arange(n_samples)
+    return np.linspace(0, n_samples - 1, count).astype(np.int64)
+
+
+def some_of(split: Dataset[Any], count: int) -> Dataset[Any]:
+    """A split of at most `count` samples, evenly spaced."""
+    n_samples = len(split)  # type: ignore[arg-type]
+    return split if n_samples <= count else LazySplit(split, spaced(n_samples, count))

@@ -26,6 +26,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
 from edgeprune.export import ort
+from edgeprune.export.answers import metadata as outputs_metadata
 from edgeprune.export.description import FEATURES_FILE, Described, write_description
 from edgeprune.export.front import (
     Preprocessing,
@@ -201,7 +202,8 @@ def _put_front(  # noqa: PLR0913 - what it writes, and what that is checked on
 ) -> ExportedFile:
     """One network with its front; `samples` are what the device hands over and the same, full and normalised."""
     folded = fold_preprocessing(plain, writing.preprocessing(features), gather=contract == "full")
-    helper.set_model_props(folded, metadata_of(writing.info, contract, writing.preprocessing(features), folded=True))
+    stated = metadata_of(writing.info, contract, writing.preprocessing(features), folded=True)
+    helper.set_model_props(folded, stated | outputs_metadata(program))
     name = "full.onnx" if contract == "full" and features else writing.network
     file = _written(writing, name, folded.SerializeToString(deterministic=True))
     session = ort.session(Path(file.path))

@@ -18,7 +18,7 @@ from edgeprune.export.floatfile import WEIGHTED, FloatFile, all_nodes, open_floa
 from edgeprune.export.quantize import Judge, Judged, QuantizedFile, check_places, record_of
 from edgeprune.export.quanttools import needs_reduced_range, prepared, tools_for
 from edgeprune.files import write_atomically
-from edgeprune.results import Kind, LeftOut
+from edgeprune.records import ACCURACY, LeftOut, Metric, VariantKind
 
 _DYNAMIC = ("MatMul", "Gemm", "LSTM")
 
@@ -28,7 +28,8 @@ def write_dynamic(  # noqa: PLR0913 - the public entry point spells its options 
     out: Path,
     inputs: Any,
     *,
-    accuracy: Callable[[Path], float] | None = None,
+    value: Callable[[Path], float] | None = None,
+    metric: Metric = ACCURACY,
     max_drop: float = 1.0,
     threads: int = 1,
     reduce_range: bool | None = None,
@@ -42,7 +43,8 @@ def write_dynamic(  # noqa: PLR0913 - the public entry point spells its options 
         source: a float file as `export_onnx` writes it; its batch stays free and its metadata go with it.
         out: the file to write; it appears whole or not at all.
         inputs: real inputs `(n, ...)` to check on, or a sequence of them for several inputs.
-        accuracy: as for `write_int8`.
+        value: as for `write_int8`.
+        metric: as for `write_int8`.
         max_drop: as for `write_int8`.
         threads: as for `write_int8`.
         reduce_range: as for `write_int8`.
@@ -71,7 +73,7 @@ def write_dynamic(  # noqa: PLR0913 - the public entry point spells its options 
                 weight_type=QuantType.QInt8,
             )
         path.write_bytes(with_header_of(file, onnx.load(path), {"edgeprune.quantization": "dynamic"}))
-        return _finished("dynamic", path, out, Judge(file, accuracy, max_drop, threads), len(layers))
+        return _finished("dynamic", path, out, Judge(file, value, metric, max_drop, threads), len(layers))
 
 
 def _weights_as_matmul_takes_them(path: Path) -> onnx.GraphProto:
@@ -106,12 +108,13 @@ def _transposes(node: onnx.NodeProto) -> onnx.AttributeProto | None:
     return next((entry for entry in node.attribute if entry.name == "transB" and entry.i), None)
 
 
-def write_half(
+def write_half(  # noqa: PLR0913 - the public entry point spells its options out
     source: Path,
     out: Path,
     inputs: Any,
     *,
-    accuracy: Callable[[Path], float] | None = None,
+    value: Callable[[Path], float] | None = None,
+    metric: Metric = ACCURACY,
     max_drop: float = 1.0,
     threads: int = 1,
 ) -> QuantizedFile | LeftOut:
@@ -123,7 +126,8 @@ def write_half(
         source: a float file as `export_onnx` writes it; its batch stays free and its metadata go with it.
         out: the file to write; it appears whole or not at all.
         inputs: real inputs `(n, ...)` to check on, or a sequence of them for several inputs.
-        accuracy: as for `write_int8`.
+        value: as for `write_int8`.
+        metric: as for `write_int8`.
         max_drop: as for `write_int8`.
         threads: as for `write_int8`.
 
@@ -148,7 +152,7 @@ def write_half(
             return LeftOut(
                 "fp16", "onnxruntime has no half-precision kernels on this CPU and would convert every weight back"
             )
-        return _finished("fp16", path, out, Judge(file, accuracy, max_drop, threads), len(layers))
+        return _finished("fp16", path, out, Judge(file, value, metric, max_drop, threads), len(layers))
 
 
 def _computed_in_half(path: Path, optimized: Path, file: FloatFile) -> int:
@@ -166,7 +170,7 @@ def _computed_in_half(path: Path, optimized: Path, file: FloatFile) -> int:
     return sum(1 for node in graph.node if node.op_type in WEIGHTED and half & set(node.input))
 
 
-def _finished(kind: Kind, path: Path, out: Path, judge: Judge, n_layers: int) -> QuantizedFile:
+def _finished(kind: VariantKind, path: Path, out: Path, judge: Judge, n_layers: int) -> QuantizedFile:
     """Run and measure the file, then put it in its place."""
     judged: Judged = judge(path)
     write_atomically(out, path.read_bytes())

@@ -13,6 +13,7 @@ from edgeprune.export.front import Preprocessing, feature_scaling
 from edgeprune.lines import shown
 from edgeprune.reading import parse_json
 from edgeprune.records import IDENTITY, ModelInfo, Normalization
+from edgeprune.tasks.registry import is_own
 
 
 def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bool = False) -> dict[str, str]:
@@ -26,6 +27,8 @@ def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bo
     entries: dict[str, Any] = {"input_shape": list(shape)}
     if info.classes:
         entries["classes"] = list(info.classes)
+    if info.task is not None and not is_own(info.task) and contract != "preprocess":
+        entries["task"] = info.task  # code of the user's is none of the device's business
     if normalization is not None:
         entries["normalization"] = _numbers(normalization)
     if folded:
@@ -73,6 +76,18 @@ def normalization_in(metadata: Mapping[str, str], where: str) -> Normalization |
     if not mean or not std or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
         raise InputError(f"{expected} of finite values, std above 0, got {shown(text, 80)}")
     return Normalization(mean, std)
+
+
+def task_in(metadata: Mapping[str, str], where: str) -> str | None:
+    """The task that a file states, or None; raises InputError where the entry is malformed."""
+    text = metadata.get("edgeprune.task")
+    if text is None:
+        return None
+    expected = f"{where}: edgeprune.task: expected the name of a task"
+    stated = parse_json(text, expected)
+    if not isinstance(stated, str) or not stated:
+        raise InputError(f"{expected}, got {shown(text, 80)}")
+    return stated
 
 
 def byte_scale_in(metadata: Mapping[str, str], where: str) -> float | None:

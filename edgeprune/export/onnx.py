@@ -18,6 +18,7 @@ from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, ParityError
+from edgeprune.export.answers import metadata as outputs_metadata
 from edgeprune.export.attention import with_plain_attention
 from edgeprune.export.padding import with_padding_apart
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, parity_of, quiet, samples_of
@@ -109,7 +110,8 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
         put_starts(proto, states)
         parity = max(parity, parity_of(proto, [at_start(samples[0], len(states))], tolerance))
     note = "; ".join(filter(None, (note, in_words(states))))
-    onnx.helper.set_model_props(proto, dict(sorted({**(metadata or {}), **state_metadata(states)}.items())))
+    stated = {**(metadata or {}), **outputs_metadata(program), **state_metadata(states)}
+    onnx.helper.set_model_props(proto, dict(sorted(stated.items())))
     content = proto.SerializeToString(deterministic=True)
     write_atomically(path, content)
     return OnnxExport(str(path), len(content), parity, simplified, note)

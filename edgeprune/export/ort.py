@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,23 +69,20 @@ def run(model: InferenceSession, array: np.ndarray, bounds: Bounds | None = None
     Raises:
         InputError: more than one input, an array that does not fit it, or a run that takes more than `bounds`.
     """
-    name = input_name(model)
-    try:
-        if bounds is None:
-            return np.asarray(model.run(None, {name: array})[0])
-        return _bounded_run(model, {name: array}, bounds)
-    except Exception as error:
-        raise InputError(f"input {name!r} of shape {array.shape}: onnxruntime failed: {error_line(error)}") from error
+    return run_by_name(model, {input_name(model): array}, bounds)[0]
 
 
-def run_by_name(model: InferenceSession, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def run_by_name(
+    model: InferenceSession, inputs: Mapping[str, np.ndarray], bounds: Bounds | None = None
+) -> list[np.ndarray]:
     """All outputs of a model for its inputs by name.
 
     Raises:
-        InputError: inputs that are not the model's.
+        InputError: inputs that are not the model's, or a run that takes more than `bounds`.
     """
     try:
-        return [np.asarray(output) for output in model.run(None, dict(inputs))]
+        found = model.run(None, dict(inputs)) if bounds is None else _bounded_run(model, dict(inputs), bounds)
+        return [np.asarray(output) for output in found]
     except Exception as error:
         shapes = ", ".join(f"input {name!r} of shape {array.shape}" for name, array in inputs.items())
         raise InputError(f"{shapes}: onnxruntime failed: {error_line(error)}") from error
@@ -103,14 +100,6 @@ def runner(path: Path, inputs: Feed, threads: int = 1) -> Callable[[], None]:
     return once
 
 
-def run_one(model: InferenceSession, array: np.ndarray, bounds: Bounds | None = None) -> np.ndarray:
-    """As `run`, of a model with one output; raises InputError where there are more: none is guessed."""
-    outputs = [value.name for value in model.get_outputs()]
-    if len(outputs) != 1:
-        raise InputError(f"expected an ONNX model with one output, got {', '.join(outputs)}")
-    return run(model, array, bounds)
-
-
 def input_name(model: InferenceSession) -> str:
     """The name of the one input of `model`; raises InputError where there are more."""
     inputs = model.get_inputs()
@@ -119,7 +108,7 @@ def input_name(model: InferenceSession) -> str:
     return str(inputs[0].name)
 
 
-def _bounded_run(model: InferenceSession, inputs: dict[str, np.ndarray], bounds: Bounds) -> np.ndarray:
+def _bounded_run(model: InferenceSession, inputs: dict[str, np.ndarray], bounds: Bounds) -> list[Any]:
     """onnxruntime looks between two operators whether it is to stop."""
     import onnxruntime
 
@@ -130,7 +119,7 @@ def _bounded_run(model: InferenceSession, inputs: dict[str, np.ndarray], bounds:
     timer.start()
     try:
         with bounded_memory(bounds.n_bytes):
-            return np.asarray(model.run(None, inputs, options)[0])
+            return list(model.run(None, inputs, options))
     except Exception as error:
         if options.terminate:
             raise TimeoutError(f"it took more than {bounds.seconds:.0f} s") from error

@@ -21,8 +21,7 @@ from edgeprune.export.int8shapes import fit_to_kernels
 from edgeprune.export.quanttools import Reader, needs_reduced_range, prepared, tools_for
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import ACCURACY
-from edgeprune.results import Kind
+from edgeprune.records import ACCURACY, Metric, VariantKind
 from edgeprune.tasks.budget import is_within
 
 MIN_SNR_DB = 20.0  # without labels or classes: an error of a tenth of the outputs
@@ -41,16 +40,16 @@ _SHOWN = 8
 class QuantizedFile:
     """A written file of smaller numbers, run on real inputs.
 
-    `drop_points` is the accuracy lost against the float file, in points; without labels the percentage of inputs whose
+    `drop` is what is lost against the float file, in the metric's unit; without a metric the percentage of inputs whose
     best class changed; None where the network has no classes either. `snr_db` and `agreement` (of the best class, a
     fraction) compare its outputs with the float file's. `excluded` names the layers left in float, of `n_layers`.
     `within_budget` says whether it may be shipped, `note` in words what there is to know.
     """
 
-    kind: Kind
+    kind: VariantKind
     path: str
     size_bytes: int
-    drop_points: float | None
+    drop: float | None
     snr_db: float
     agreement: float | None
     excluded: tuple[str, ...]
@@ -64,7 +63,8 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
     out: Path,
     calibration: Any,
     *,
-    accuracy: Callable[[Path], float] | None = None,
+    value: Callable[[Path], float] | None = None,
+    metric: Metric = ACCURACY,
     max_drop: float = 1.0,
     threads: int = 1,
     reduce_range: bool | None = None,
@@ -76,9 +76,10 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
         source: a float file as `export_onnx` writes it; its batch stays free and its metadata go with it.
         out: the file to write; it appears whole or not at all.
         calibration: real inputs `(n, ...)` as `source` takes them, or a sequence of them for several inputs.
-        accuracy: measures a file, as a fraction in [0, 1]; None compares the best class on the calibration inputs, or
-            the signal-to-noise ratio (at least 20 dB) where there are no classes.
-        max_drop: points of accuracy that may be lost.
+        value: measures a file by the metric; None compares the best class on the calibration inputs, or the
+            signal-to-noise ratio (at least 20 dB) where there are no classes.
+        metric: what is measured.
+        max_drop: what may be lost, in the metric's unit.
         threads: onnxruntime threads within an operator.
         reduce_range: weights of 7 bits, for CPUs whose int8 products saturate; None asks this CPU.
         progress: told of the stages.
@@ -95,7 +96,7 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         progress.stage("int8: calibrate")
         work = _work(open_float(source, calibration, threads), Path(folder), reduced)
-        judge = Judge(work.file, accuracy, max_drop, threads)
+        judge = Judge(work.file, value, metric, max_drop, threads)
         judged, in_float = _search(work, judge, progress)
         write_atomically(out, judged.path.read_bytes())
     file = record_of("int8", judged, out, [layer.name for layer in in_float], len(work.layers))
@@ -103,11 +104,11 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
 
 
 def check_places(source: Path, out: Path, max_drop: float) -> None:
-    """Raise InputError where the file would replace the float file, or the budget is no number of points."""
+    """Raise InputError where the file would replace the float file, or the budget is no number."""
     if out.resolve() == source.resolve():
         raise InputError(f"{out}: expected another file than the float one to write to")
     if not (math.isfinite(max_drop) and max_drop >= 0):
-        raise InputError(f"accuracy drop: expected a number of points of at least 0, got {max_drop}")
+        raise InputError(f"drop: expected a number of at least 0, got {max_drop}")
 
 
 # --- judge
@@ -118,22 +119,23 @@ class Judged:
     """A file and what it costs."""
 
     path: Path
-    drop_points: float | None
+    drop: float | None
     agreement: Agreement
     within_budget: bool
 
     @property
     def cost(self) -> float:
         """The lower, the closer to the float file."""
-        return -self.agreement.snr_db if self.drop_points is None else self.drop_points
+        return -self.agreement.snr_db if self.drop is None else self.drop
 
 
 @dataclass(slots=True, eq=False)
 class Judge:
-    """Measures files against the float file, whose own accuracy is measured once."""
+    """Measures files against the float file, whose own value is measured once."""
 
     file: FloatFile
-    accuracy: Callable[[Path], float] | None
+    value: Callable[[Path], float] | None
+    metric: Metric
     max_drop: float
     threads: int
     _baseline: float | None = field(default=None, init=False)
@@ -150,29 +152,33 @@ class Judge:
         return Judged(path, drop, agrees, within)
 
     def _drop(self, path: Path, agrees: Agreement) -> float | None:
-        if self.accuracy is None:
+        if self.value is None:
             return None if agrees.argmax is None else 100 * (1 - agrees.argmax)
         if self._baseline is None:
-            self._baseline = self.accuracy(self.file.path)
-        return ACCURACY.drop(self._baseline, self.accuracy(path))
+            self._baseline = self.value(self.file.path)
+        return self.metric.drop(self._baseline, self.value(path))
 
     def in_words(self, judged: Judged) -> str:
         """What a file costs and what was asked, e.g. `a drop of 0.30 points (at most 1 asked)`."""
-        if judged.drop_points is None:
+        if judged.drop is None:
             return f"a signal-to-noise ratio of {judged.agreement.snr_db:.1f} dB (at least {MIN_SNR_DB:g} asked)"
         asked = f"(at most {self.max_drop:g} asked)"
-        if self.accuracy is None:
-            return f"another best class on {judged.drop_points:.2f} % of the calibration inputs {asked}"
-        return f"a drop of {judged.drop_points:.2f} points {asked}"
+        if self.value is None:
+            return f"another best class on {judged.drop:.2f} % of the calibration inputs {asked}"
+        return f"a {_worse(self.metric)} of {self.metric.number(judged.drop)} {self.metric.unit}".rstrip() + f" {asked}"
 
 
-def record_of(kind: Kind, judged: Judged, out: Path, excluded: Sequence[str], n_layers: int) -> QuantizedFile:
+def _worse(metric: Metric) -> str:
+    return "drop" if metric.higher_is_better else f"rise of {metric.name}"
+
+
+def record_of(kind: VariantKind, judged: Judged, out: Path, excluded: Sequence[str], n_layers: int) -> QuantizedFile:
     """What there is to say of a file that now lies at `out`."""
     return QuantizedFile(
         kind=kind,
         path=str(out),
         size_bytes=out.stat().st_size,
-        drop_points=judged.drop_points,
+        drop=judged.drop,
         snr_db=judged.agreement.snr_db,
         agreement=judged.agreement.argmax,
         excluded=tuple(excluded),

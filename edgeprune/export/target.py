@@ -22,6 +22,7 @@ from edgeprune.progress import Progress
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
 from edgeprune.records import DataSource, Model, ModelInfo
 from edgeprune.results import ExportedFile
+from edgeprune.tasks.task import Task
 
 Runner = Callable[[], object]  # one inference a call
 
@@ -45,7 +46,8 @@ class Material:
 
     The network's ONNX files lie in `folder`, where the target's go too; `name` is the model's. `dense` is the network
     that this one came from, where it is known; `batch` the fixed one, None where it is free; `byte_scale` what a byte
-    stands for where the files take bytes. `real` holds real samples to check on, None where there are no data.
+    stands for where the files take bytes. `real` holds real samples to check on, None where there are no data;
+    `task` is what they are for.
     """
 
     model: Model
@@ -57,6 +59,7 @@ class Material:
     batch: int | None = None
     byte_scale: float | None = None
     real: Inputs | None = None
+    task: Task | None = None
 
     @property
     def network(self) -> Path:

@@ -10,8 +10,7 @@ import numpy as np
 
 from edgeprune.errors import InputError
 from edgeprune.export.quantize import QuantizedFile
-from edgeprune.records import ACCURACY
-from edgeprune.results import LeftOut, Variant, VariantTable
+from edgeprune.records import ACCURACY, LeftOut, Metric, Variant, VariantTable
 from edgeprune.tasks.budget import is_within
 
 FLOAT = "fp32"
@@ -27,7 +26,8 @@ def compare_variants(  # noqa: PLR0913 - what is compared, and the three ways of
     max_drop: float,
     measure: Measure,
     interval: Interval,
-    accuracies: Mapping[str, float] | None = None,
+    values: Mapping[str, float] | None = None,
+    metric: Metric = ACCURACY,
 ) -> VariantTable:
     """Time a float file and what was made of it in one interleaved run, and choose.
 
@@ -38,32 +38,55 @@ def compare_variants(  # noqa: PLR0913 - what is compared, and the three ways of
         source: the float file.
         made: what `write_int8`, `write_dynamic` and `write_half` returned, each kind once.
         inputs: `(batch, ...)`, as every file takes them.
-        max_drop: points of accuracy that may be lost; read where there are accuracies.
+        max_drop: what may be lost, in the metric's unit; read where there are values.
         measure: milliseconds `(n_runs, n_files)` of files on an input each, run by run in turn.
         interval: the 95 % interval of the ratio of the medians of two columns, second over first.
-        accuracies: fractions by kind, `fp32` included; None takes the drops that were found when the files were made.
+        values: of the metric by kind, `fp32` included; None takes the drops that were found when the files were made.
+        metric: what they are of.
 
     Raises:
-        InputError: a kind twice, an accuracy that is missing, or a file that does not run.
+        InputError: a kind twice, a value that is missing, or a file that does not run.
 
     Example: `compare_variants(slim, [int8], x, max_drop=1.0, measure=measure_files, interval=ratio_interval)`.
     """
     files = [one for one in made if isinstance(one, QuantizedFile)]
-    _check_kinds([file.kind for file in files], accuracies)
+    _check_kinds([file.kind for file in files], values)
     times = measure([source, *(Path(file.path) for file in files)], [inputs] * (1 + len(files)))
-    judged = [_row(FLOAT, source, times[:, [0, 0]], interval).judged(accuracies, None, max_drop)]
+    budget = _Budget(values, metric, max_drop)
+    judged = [_row(FLOAT, source, times[:, [0, 0]], interval).judged(budget, None)]
     for column, file in enumerate(files, 1):
         row = _row(file.kind, Path(file.path), times[:, [0, column]], interval)
-        judged.append(row.judged(accuracies, file, max_drop))
-    ship, why = _choice(judged)
-    return VariantTable(tuple(judged), tuple(one for one in made if isinstance(one, LeftOut)), ship, why)
+        judged.append(row.judged(budget, file))
+    ship, why = _choice(judged, metric)
+    return VariantTable(tuple(judged), tuple(one for one in made if isinstance(one, LeftOut)), ship, why, metric)
 
 
-def _check_kinds(kinds: Sequence[str], accuracies: Mapping[str, float] | None) -> None:
+def _check_kinds(kinds: Sequence[str], values: Mapping[str, float] | None) -> None:
     names = [FLOAT, *kinds]
-    missing = [] if accuracies is None else [name for name in names if name not in accuracies]
+    missing = [] if values is None else [name for name in names if name not in values]
     if len(set(names)) < len(names) or missing:
-        raise InputError(f"variants: expected each once, with its accuracy, got {names}, none for {missing}")
+        raise InputError(f"variants: expected each once, with its value, got {names}, none for {missing}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """What the variants are judged by."""
+
+    values: Mapping[str, float] | None
+    metric: Metric
+    max_drop: float
+
+    def missed(self, within: bool, drop: float | None) -> tuple[str, ...]:
+        """A sentence where it is."""
+        if within:
+            return ()
+        if drop is None:
+            return ("out of budget",)
+        lost = "drops" if self.metric.higher_is_better else f"{self.metric.name} rises by"
+        return (
+            f"out of budget: {lost} {self.metric.number(drop)} {self.metric.unit}".rstrip()
+            + f" (at most {self.max_drop:.6g})",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +100,26 @@ class _Row:
     ratio: float
     ratio_interval: tuple[float, float]
 
-    def judged(self, accuracies: Mapping[str, float] | None, file: QuantizedFile | None, max_drop: float) -> Variant:
+    def judged(self, budget: _Budget, file: QuantizedFile | None) -> Variant:
         """The row of the table; `file` is None for fp32."""
-        accuracy = None if accuracies is None else accuracies[self.name]
-        drop, within = (0.0, True) if file is None else (file.drop_points, file.within_budget)
-        if accuracies is not None:
-            drop = ACCURACY.drop(accuracies[FLOAT], accuracies[self.name])
-            within = is_within(drop, max_drop)
+        values = budget.values
+        drop, within = (0.0, True) if file is None else (file.drop, file.within_budget)
+        if values is not None:
+            drop = budget.metric.drop(values[FLOAT], values[self.name])
+            within = is_within(drop, budget.max_drop)
+        verdict = "; ".join((self._speed(), *budget.missed(within, drop)))
         return Variant(
             name=self.name,
             path=str(self.path),
             size_bytes=self.path.stat().st_size,
-            accuracy=accuracy,
-            drop_points=drop,
+            value=None if values is None else values[self.name],
+            drop=drop,
             within_budget=within,
             p50_ms=self.p50_ms,
             p95_ms=self.p95_ms,
             ratio=self.ratio,
             ratio_interval=self.ratio_interval,
-            verdict="the reference" if file is None else "; ".join((self._speed(), *_budget(within, drop, max_drop))),
+            verdict="the reference" if file is None else verdict,
         )
 
     def _speed(self) -> str:
@@ -114,20 +138,14 @@ def _row(name: str, path: Path, times: np.ndarray, interval: Interval) -> _Row:
     return _Row(name, path, float(p50), float(p95), float(p50 / base), interval(times))
 
 
-def _budget(within: bool, drop: float | None, max_drop: float) -> tuple[str, ...]:
-    if within:
-        return ()
-    return ("out of budget" if drop is None else f"out of budget: drops {drop:.2f} points (at most {max_drop:g})",)
-
-
-def _choice(variants: Sequence[Variant]) -> tuple[str, str]:
+def _choice(variants: Sequence[Variant], metric: Metric) -> tuple[str, str]:
     """The name of the one to ship and why."""
     reference, *others = variants
     if not others:
         return FLOAT, "nothing else was made"
     affordable = [variant for variant in others if variant.within_budget]
     if not affordable:
-        return FLOAT, "no other keeps the accuracy budget"
+        return FLOAT, f"no other keeps the {metric.name} budget"
     faster = [variant for variant in affordable if variant.faster]
     if faster:
         best = min(faster, key=lambda variant: variant.ratio)

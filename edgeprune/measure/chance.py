@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from edgeprune.data import order
-from edgeprune.data.splits import LazySplit
+from edgeprune.data.splits import some_of
 from edgeprune.errors import InputError
 from edgeprune.formats.normalizing import other_normalizations
 from edgeprune.formats.pretrained import option_text
@@ -32,7 +32,7 @@ def check_above_chance(model: Model, data: DataSource) -> None:
     At most 1,000 samples are looked at, evenly spaced. The message says which other normalisation would do better.
     """
     assert model.info.normalization is not None
-    split = _some_of(data.val, _MOST_SAMPLES)
+    split = some_of(data.val, _MOST_SAMPLES)
     found = luck(*_answers(model, split, model.info.normalization))
     if not found.is_chance:
         return
@@ -48,7 +48,7 @@ def better_normalization(model: Model, data: DataSource) -> str | None:
     200 samples of the validation split are looked at, evenly spaced.
     """
     assert model.info.normalization is not None
-    split = _some_of(data.val, _FEW_SAMPLES)
+    split = some_of(data.val, _FEW_SAMPLES)
     predicted, labels = _answers(model, split, model.info.normalization)
     own = predicted == labels
     best: tuple[float, str] | None = None
@@ -82,13 +82,6 @@ def _remedy(better: dict[str, float]) -> str:
         "give --normalize as the weights were trained, and the classes in the order of that training; --allow-chance "
         "goes on nevertheless"
     )
-
-
-def _some_of(split: Dataset[object], count: int) -> Dataset[object]:
-    n_samples = len(split)  # type: ignore[arg-type]
-    if n_samples <= count:
-        return split
-    return LazySplit(split, np.linspace(0, n_samples - 1, count).astype(int))
 
 
 def _answers(model: Model, split: Dataset[object], normalization: Normalization) -> Answers:

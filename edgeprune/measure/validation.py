@@ -1,4 +1,4 @@
-"""Two ONNX files, checked, and both run in onnxruntime on the whole test split."""
+"""Two files of networks, checked, and both run in onnxruntime on the whole test split."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from edgeprune.data import batches, normalize
 from edgeprune.data.labels import with_classes_of
 from edgeprune.errors import InputError
 from edgeprune.export import ort
+from edgeprune.export.answers import Answering, structure_in
 from edgeprune.export.front import raw_bytes
 from edgeprune.export.metadata import byte_scale_in, normalization_in
 from edgeprune.formats.onnx.file import parse_onnx, tensors_in
@@ -24,6 +25,10 @@ from edgeprune.progress import Progress
 from edgeprune.reading import parse_json
 from edgeprune.records import IDENTITY, DataSource, Normalization
 from edgeprune.results import LatencyComparison
+from edgeprune.tasks.classification import Classification, scores
+from edgeprune.tasks.intervals import Luck, luck
+from edgeprune.tasks.outputs import described, leaves
+from edgeprune.tasks.task import Outcomes, Task, joined
 
 if TYPE_CHECKING:
     import torch
@@ -37,17 +42,23 @@ _ACTIVATIONS = 512  # times the bytes of a batch
 _FLOAT_BYTES = 4
 _SECONDS = 10.0  # of a run on one sample
 _SLOWER = 20  # times the time for one sample, for each of a batch
+_LOADING = ort.Bounds(_SPARE_BYTES, _SECONDS)
+ORT_SUFFIX = ".ort"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NetworkFile:
-    """One file that is ready to run, and what makes its input from raw data: a normalisation, or preprocess.onnx."""
+    """One file that is ready to run, and what makes its input from raw data: a normalisation, or preprocess.onnx.
+
+    `structure` is how its outputs belong together, as for `Answering`.
+    """
 
     path: Path
     session: InferenceSession
     size_bytes: int
     bounds: ort.Bounds
     normalization: Normalization | None  # None: the file does not say
+    structure: Any = None
     preprocess: InferenceSession | None = None
     byte_scale: float | None = None
 
@@ -60,50 +71,80 @@ class NetworkFile:
             return handed
         return np.ascontiguousarray(normalize(raw, self.normalization or IDENTITY).numpy())
 
-    def logits(self, raw: torch.Tensor) -> np.ndarray:
-        """`(batch, n_classes)`; raises InputError where they are not finite."""
+    def answers(self, raw: torch.Tensor) -> Any:
+        """What the network gives out, as the task takes it; raises InputError where it is not finite."""
         try:
-            logits = ort.run_one(self.session, self.inputs(raw), self.bounds)
+            found = Answering(self.session, self.structure, self.bounds)(self.inputs(raw))
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
-        if not np.isfinite(logits).all():
-            raise InputError(f"{self.path}: expected finite logits on the test split, got NaN or infinity")
-        return logits
+        for (name, values), own in zip(leaves(found), self.session.get_outputs(), strict=False):
+            if not np.isfinite(values).all():
+                raise InputError(
+                    f"{self.path}: expected finite {name or own.name} on the test split, got NaN or infinity"
+                )
+        return found
 
 
 # --- open
 
 
+def stated_in(path: Path) -> dict[str, str]:
+    """What a network's file says of itself; raises InputError where it is none."""
+    if path.suffix == ORT_SUFFIX:
+        _check_there(path)
+        return dict(ort.session(path, bounds=_LOADING).get_modelmeta().custom_metadata_map)
+    return {entry.key: entry.value for entry in parse_onnx(path).metadata_props}
+
+
 def with_classes_of_file(data: DataSource, path: Path) -> DataSource:
     """The data with the class numbers of a network's file, by the names that it states or the number of its outputs."""
-    proto = parse_onnx(path)
-    stated = {entry.key: entry.value for entry in proto.metadata_props}.get("edgeprune.classes", "[]")
+    if data.targets.kind != "classes":
+        return data
+    stated = stated_in(path).get("edgeprune.classes", "[]")
     expected = f"{path}: edgeprune.classes: expected a list of names"
     names = parse_json(stated, expected)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{expected}, got {shown(stated, 80)}")
-    sizes = [dim.dim_value for value in proto.graph.output for dim in value.type.tensor_type.shape.dim]
-    return with_classes_of(data, names, sizes[1] if len(sizes) == 2 and sizes[1] else None)
+    return with_classes_of(data, names, _width(path))
 
 
-def opened(path: Path, data: DataSource) -> NetworkFile:
+def _width(path: Path) -> int | None:
+    """How many numbers the outputs of a network hold for a sample, where that is all that they say."""
+    if path.suffix == ORT_SUFFIX:
+        sizes = [size for value in ort.session(path, bounds=_LOADING).get_outputs() for size in value.shape]
+    else:
+        graph = parse_onnx(path).graph
+        sizes = [dim.dim_value for value in graph.output for dim in value.type.tensor_type.shape.dim]
+    return sizes[1] if len(sizes) == 2 and isinstance(sizes[1], int) and sizes[1] else None
+
+
+def opened(path: Path, data: DataSource, task: Task) -> NetworkFile:
     """A checked file, with the preprocessing that stands beside it where it takes only some of the features."""
     size_bytes = _check_file(path)
     bounds = _bounds(size_bytes, data)
     session = ort.session(path, bounds=bounds)
-    _check_outputs(path, session, len(data.classes))
+    if isinstance(task, Classification):
+        _check_outputs(path, session, len(data.classes))
+    network = _fed(path, session, NetworkFile(path, session, size_bytes, bounds, None), data)
+    return _tried(network, data, task)
+
+
+def _fed(path: Path, session: InferenceSession, network: NetworkFile, data: DataSource) -> NetworkFile:
+    """The network with all that makes its input of raw data, and its outputs what they are."""
     shape = _input_shape(path, session)
-    stated = normalization_in(session.get_modelmeta().custom_metadata_map, str(path))
+    metadata = session.get_modelmeta().custom_metadata_map
+    stated = normalization_in(metadata, str(path))
+    names = [value.name for value in session.get_outputs()]
+    network = replace(network, normalization=stated, structure=structure_in(metadata, names, str(path)))
     if not _accepts(shape, data.input_shape):
         preprocess = _preprocess(path, shape, data)
-        byte_scale = _byte_scale(path, preprocess)
-        return _timed(NetworkFile(path, session, size_bytes, bounds, stated, preprocess, byte_scale), data)
+        return replace(network, preprocess=preprocess, byte_scale=_byte_scale(path, preprocess))
     if stated is not None and not {len(stated.mean), len(stated.std)} <= {1, data.input_shape[0]}:
         raise InputError(
             f"{path}: edgeprune.normalization: expected 1 or {data.input_shape[0]} values, "
             f"got {len(stated.mean)} and {len(stated.std)}"
         )
-    return _timed(NetworkFile(path, session, size_bytes, bounds, stated, None, _byte_scale(path, session)), data)
+    return replace(network, byte_scale=_byte_scale(path, session))
 
 
 def trained_normalization(network: NetworkFile) -> Normalization | None:
@@ -124,12 +165,20 @@ def _bounds(size_bytes: int, data: DataSource) -> ort.Bounds:
     return ort.Bounds(_SPARE_BYTES + _COPIES * size_bytes + _ACTIVATIONS * batch_bytes, _SECONDS)
 
 
-def _timed(network: NetworkFile, data: DataSource) -> NetworkFile:
-    """The network, once it has run on one sample; a run on more may take as many times as long."""
+def _tried(network: NetworkFile, data: DataSource, task: Task) -> NetworkFile:
+    """The network, once it has run on one sample and gives what the task takes; more samples may take as much longer.
+
+    Raises:
+        InputError: it does not run, or its outputs do not fit the task.
+    """
     x, _ = next(batches(data.test, 1))
     start = time.perf_counter()
-    network.logits(x)
+    outputs = network.answers(x)
     seconds = _SECONDS + _SLOWER * _batch_of(data) * (time.perf_counter() - start)
+    try:
+        task.check(outputs, data)
+    except InputError as error:
+        raise InputError(f"{network.path}: {error}") from error
     return replace(network, bounds=replace(network.bounds, seconds=seconds))
 
 
@@ -150,6 +199,8 @@ def _preprocess(path: Path, shape: tuple[int | None, ...], data: DataSource) -> 
 
 def _check_file(path: Path) -> int:
     """Size in bytes of an ONNX file that refers to nothing outside its folder; raises InputError otherwise."""
+    if path.suffix == ORT_SUFFIX:  # it holds all its weights
+        return _check_there(path)
     proto = parse_onnx(path)
     size = path.stat().st_size
     folder = path.parent.resolve()
@@ -165,6 +216,13 @@ def _check_file(path: Path) -> int:
             raise InputError(f"{path}: expected its external data {shown(location)} beside it, got nothing there")
         size += target.stat().st_size
     return size
+
+
+def _check_there(path: Path) -> int:
+    """Size in bytes; raises InputError where there is no file."""
+    if not path.is_file():
+        raise InputError(f"{path}: expected an .ort file, got {'a folder' if path.is_dir() else 'nothing there'}")
+    return path.stat().st_size
 
 
 def _external_locations(proto: onnx.ModelProto) -> set[str]:
@@ -215,32 +273,74 @@ def _sizes(shape: Sequence[int | str]) -> str:
 # --- measure
 
 
-def run_both(
-    dense: NetworkFile, slim: NetworkFile, data: DataSource, progress: Progress
-) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, float]:
-    """What each answers and what is right, int64 `(n_samples,)`, and the largest difference of their logits."""
-    answers: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    labels: list[np.ndarray] = []
-    parity, done, total = 0.0, 0, len(data.test)  # type: ignore[arg-type]
-    for x, y in _test_batches(data):
-        logits = [network.logits(x) for network in (dense, slim)]
-        for network, values in zip((dense, slim), logits, strict=True):
-            if values.shape != (len(y), len(data.classes)):
-                raise InputError(
-                    f"{network.path}: expected logits {(len(y), len(data.classes))} for the data, got {values.shape}"
-                )
-        for outcome, values in zip(answers, logits, strict=True):
-            outcome.append(values.argmax(axis=1))
-        labels.append(y.numpy())
-        parity = max(parity, float(np.abs(logits[0] - logits[1]).max()))
-        done += len(y)
+@dataclass(frozen=True, slots=True, eq=False)
+class Compared:
+    """What both networks make of the test split.
+
+    `outcomes` are those of the task; `difference` is the largest of any output, `agreement` the share of answers that
+    are the same, None where they are no decisions. `luck` is the dense network's, of a classification.
+    """
+
+    outcomes: tuple[Outcomes, Outcomes]
+    difference: float
+    agreement: float | None
+    luck: Luck | None
+
+
+def run_both(dense: NetworkFile, slim: NetworkFile, data: DataSource, task: Task, progress: Progress) -> Compared:
+    """Run both on the test split; where the task goes by a reference, that is the dense network.
+
+    Raises:
+        InputError: outputs or targets that do not fit the task or each other, or no samples.
+    """
+    outcomes: tuple[list[Outcomes], list[Outcomes]] = ([], [])
+    classes: list[tuple[np.ndarray, np.ndarray]] = []
+    agreed: list[tuple[float | None, int]] = []
+    difference, done, total = 0.0, 0, len(data.test)  # type: ignore[arg-type]
+    for x, raw in _test_batches(data):
+        answers = dense.answers(x), slim.answers(x)
+        targets = answers[0] if task.by_reference else task.targets(raw)
+        for network, own, given in zip((dense, slim), outcomes, answers, strict=True):
+            own.append(_outcomes(network, given, targets, task))
+        difference = max(difference, _difference(slim, *answers))
+        agreed.append((task.agrees(*answers), len(x)))
+        if isinstance(task, Classification):
+            classes.append((scores(answers[0]).argmax(axis=1), targets.numpy()))
+        done += len(x)
         progress.advance(done, total)
     if not done:
         raise InputError(f"data {data.name}: expected samples in the test split, got none")
-    return (np.concatenate(answers[0]), np.concatenate(answers[1])), np.concatenate(labels), parity
+    guessed = luck(*map(np.concatenate, zip(*classes, strict=True))) if classes else None
+    return Compared((joined(outcomes[0]), joined(outcomes[1])), difference, _share(agreed), guessed)
 
 
-def _test_batches(data: DataSource) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _outcomes(network: NetworkFile, answers: Any, targets: Any, task: Task) -> Outcomes:
+    try:
+        return task.outcomes(answers, targets)
+    except InputError as error:
+        raise InputError(f"{network.path}: {error}") from error
+
+
+def _difference(slim: NetworkFile, want: Any, got: Any) -> float:
+    """The largest between any two outputs."""
+    pairs = list(zip(leaves(want), leaves(got), strict=False))
+    if len(leaves(want)) != len(leaves(got)) or any(a.shape != b.shape for (_, a), (_, b) in pairs):
+        raise InputError(
+            f"{slim.path}: expected outputs like those of the dense network, {described(want)}, got {described(got)}"
+        )
+    apart = [a - b if a.dtype.kind == "f" else a.astype(np.float64) - b for (_, a), (_, b) in pairs]
+    return float(max((np.abs(part).max(initial=0.0) for part in apart), default=0.0))
+
+
+def _share(agreed: Sequence[tuple[float | None, int]]) -> float | None:
+    """Over all batches, from that of each."""
+    known = [(share, n) for share, n in agreed if share is not None]
+    if not known:
+        return None
+    return sum(share * n for share, n in known) / sum(n for _, n in known)
+
+
+def _test_batches(data: DataSource) -> Iterator[tuple[torch.Tensor, Any]]:
     return batches(data.test, _batch_of(data))
 
 

@@ -13,7 +13,8 @@ from edgeprune.lines import printable
 from edgeprune.records import ACCURACY, MetricComparison
 from edgeprune.report import formats as fmt
 from edgeprune.report import plots
-from edgeprune.results import RunRecord
+from edgeprune.report.answers import Answers, answers_svg, is_broad
+from edgeprune.results import ChangedSample, RunRecord
 from edgeprune.tasks.budget import parse_max_drop
 
 _MAX_LISTED = 400
@@ -37,10 +38,14 @@ class _Figure:
 class _Picture:
     svg: Markup
     caption: str
+    broad: bool = False
 
 
-def render(run: RunRecord) -> str:
-    """The report of `run` as one HTML document; every text in the record is escaped, control characters too."""
+def render(run: RunRecord, answers: Answers | None = None) -> str:
+    """The report of `run` as one HTML document; every text in the record is escaped, control characters too.
+
+    `answers` are what a run leaves to be drawn once: a picture of real samples, which the record does not hold.
+    """
     environment = Environment(
         loader=PackageLoader("edgeprune.report"),
         autoescape=True,
@@ -64,6 +69,8 @@ def render(run: RunRecord) -> str:
         steps=_steps(run),
         front=_front(run),
         selection=_selection(run),
+        answers=None if answers is None else _drawn(answers),
+        changed=[_changed(one) for one in run.changed],
         locked=[_locked(group) for group in run.locked],
     )
     return printable(page)  # the drawings in it too
@@ -159,6 +166,15 @@ def _kept_groups(run: RunRecord) -> list[str]:
     kept = set(run.features.keep)
     groups = run.model.get("feature_groups") or ()
     return [f"{name}: {len(kept.intersection(members))} of {len(members)}" for name, members in groups]
+
+
+def _drawn(answers: Answers) -> _Picture:
+    svg, caption = answers_svg(answers)
+    return _Picture(Markup(svg), caption, is_broad(answers))
+
+
+def _changed(one: ChangedSample) -> tuple[str, ...]:
+    return str(one.index), one.truth, one.dense, one.slim, f"{one.change:.4g}"
 
 
 def _selection(run: RunRecord) -> _Picture | None:

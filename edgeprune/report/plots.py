@@ -21,11 +21,11 @@ from edgeprune.records import POINTS, InputFeatures, Metric
 from edgeprune.results import FeatureCount, FrontPoint, StepRecord
 
 # Stand-ins that are replaced by the page's CSS variables once the SVG is written.
-_INK, _MUTED, _ACCENT, _FAINT, _SURFACE, _WARN = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _ACCENT: "accent", _FAINT: "faint", _SURFACE: "surface", _WARN: "warn"}
-_ACCENT_RGB = (0.06, 0.55, 0.52)  # of bitmaps, which cannot follow the page; readable on light and dark
+INK, MUTED, ACCENT, FAINT, SURFACE, WARN = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
+_VARIABLES = {INK: "ink", MUTED: "muted", ACCENT: "accent", FAINT: "faint", SURFACE: "surface", WARN: "warn"}
+ACCENT_RGB = (0.06, 0.55, 0.52)  # of bitmaps, which cannot follow the page; readable on light and dark
 
-_WIDTH_INCHES = 4.4  # some 320 px: the text stays readable on a phone
+WIDTH_INCHES = 4.4  # some 320 px: the text stays readable on a phone
 _LEAST = 0.25  # a kept feature with hardly any weight is still told from a removed one
 _MAX_NAMED_BARS = 40
 _MAX_GRID_SIDE = 64
@@ -33,19 +33,19 @@ _MAX_NAME = 24
 
 
 @contextmanager
-def _style(salt: str) -> Iterator[None]:
+def style(salt: str) -> Iterator[None]:
     """Text as text (never as formulas), ids that differ between the page's pictures and not between runs."""
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": salt,
         "text.parse_math": False,
         "font.size": 11,
-        "text.color": _INK,
+        "text.color": INK,
         "axes.facecolor": "none",
-        "axes.edgecolor": _MUTED,
-        "axes.labelcolor": _MUTED,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
+        "axes.edgecolor": MUTED,
+        "axes.labelcolor": MUTED,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
@@ -54,7 +54,7 @@ def _style(salt: str) -> Iterator[None]:
         yield
 
 
-def _svg(figure: Figure, label: str) -> str:
+def as_svg(figure: Figure, label: str) -> str:
     """The figure as an `<svg>` element for an HTML page; `label` must be plain text of ours."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
@@ -94,12 +94,12 @@ class Scale:
     def label(self) -> str:
         """Of the axis, e.g. "validation accuracy, %"."""
         unit = "%" if self.metric.unit == POINTS else self.metric.unit
-        return ", ".join(part for part in (f"validation {_shortened(self.metric.name)}", _shortened(unit)) if part)
+        return ", ".join(part for part in (f"validation {shortened(self.metric.name)}", shortened(unit)) if part)
 
     @property
     def title(self) -> str:
         """In HTML, e.g. "Validation accuracy"."""
-        return f"Validation {escape(_shortened(self.metric.name))}"
+        return f"Validation {escape(shortened(self.metric.name))}"
 
 
 def steps_svg(steps: Sequence[StepRecord], scale: Scale) -> str | None:
@@ -107,13 +107,13 @@ def steps_svg(steps: Sequence[StepRecord], scale: Scale) -> str | None:
     measured = [step for step in steps if step.val_value is not None]
     if not measured:
         return None
-    with _style("steps"):
-        figure = Figure(figsize=(_WIDTH_INCHES, 2.9), layout="constrained")
+    with style("steps"):
+        figure = Figure(figsize=(WIDTH_INCHES, 2.9), layout="constrained")
         axes = figure.subplots()
         _draw_steps(axes, measured, scale)
         _draw_budget(axes, scale)
         _finish(axes, scale)
-        return _svg(figure, f"{scale.title} over the pruning steps")
+        return as_svg(figure, f"{scale.title} over the pruning steps")
 
 
 def _draw_budget(axes: Axes, scale: Scale) -> None:
@@ -121,13 +121,13 @@ def _draw_budget(axes: Axes, scale: Scale) -> None:
     limit = scale.limit
     if limit is None or limit <= 0:
         return
-    axes.axhline(limit, color=_WARN, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.axhline(limit, color=WARN, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.annotate(
         "budget",
         (0.0, limit),
         xycoords=("axes fraction", "data"),
         xytext=(4, 3),
-        color=_WARN,
+        color=WARN,
         textcoords="offset points",
         fontsize=9.5,
     )
@@ -138,7 +138,7 @@ def _finish(axes: Axes, scale: Scale, x_margin: float = 0.05) -> None:
     axes.set_ylabel(scale.label)
     lowest = axes.dataLim.y0
     axes.margins(x=x_margin, y=0.18)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.8)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.tick_params(length=0)
     low, high = axes.get_ylim()
     if lowest >= 0:
@@ -150,14 +150,14 @@ def _finish(axes: Axes, scale: Scale, x_margin: float = 0.05) -> None:
 
 def selection_svg(points: Sequence[FeatureCount], scale: Scale) -> str:
     """The validation metric while the input features became fewer, from many on the left to few on the right."""
-    with _style("selection"):
-        figure = Figure(figsize=(_WIDTH_INCHES, 2.9), layout="constrained")
+    with style("selection"):
+        figure = Figure(figsize=(WIDTH_INCHES, 2.9), layout="constrained")
         axes = figure.subplots()
         x = np.array([point.n_features for point in points])
         y = scale.drawn(point.val_value for point in points)
         counts = np.unique(x)
-        axes.plot(counts, [y[x == count].mean() for count in counts], color=_ACCENT, linewidth=2, zorder=3)
-        axes.scatter(x, y, s=10, color=_MUTED, alpha=0.5, linewidths=0, zorder=2)
+        axes.plot(counts, [y[x == count].mean() for count in counts], color=ACCENT, linewidth=2, zorder=3)
+        axes.scatter(x, y, s=10, color=MUTED, alpha=0.5, linewidths=0, zorder=2)
         _draw_budget(axes, scale)
         axes.set_xscale("log", base=2)
         ticks = [2**k for k in range(int(np.log2(min(x))), int(np.log2(max(x))) + 1)]
@@ -166,41 +166,41 @@ def selection_svg(points: Sequence[FeatureCount], scale: Scale) -> str:
         axes.invert_xaxis()
         axes.set_xlabel("input features left")
         _finish(axes, scale)
-        return _svg(figure, f"{scale.title} over the number of input features")
+        return as_svg(figure, f"{scale.title} over the number of input features")
 
 
 def front_svg(points: Sequence[FrontPoint], scale: Scale) -> str | None:
     """The metric over the latency of several networks and the dense one; None where it was not measured."""
     if scale.dense is None or any(point.val_value is None for point in points):
         return None
-    with _style("front"):
-        figure = Figure(figsize=(_WIDTH_INCHES, 2.9), layout="constrained")
+    with style("front"):
+        figure = Figure(figsize=(WIDTH_INCHES, 2.9), layout="constrained")
         axes = figure.subplots()
         x = np.array([1.0, *(point.latency_ratio for point in points)])
         y = scale.drawn([scale.dense, *(point.val_value for point in points)])
-        axes.plot(x, y, color=_ACCENT, linewidth=2, zorder=2)
-        axes.scatter(x[1:], y[1:], s=36, color=_ACCENT, zorder=3)
-        axes.scatter(x[:1], y[:1], s=36, color=_MUTED, zorder=3)
-        axes.annotate("dense", (x[0], y[0]), xytext=(-8, -4), textcoords="offset points", color=_MUTED, ha="right")
+        axes.plot(x, y, color=ACCENT, linewidth=2, zorder=2)
+        axes.scatter(x[1:], y[1:], s=36, color=ACCENT, zorder=3)
+        axes.scatter(x[:1], y[:1], s=36, color=MUTED, zorder=3)
+        axes.annotate("dense", (x[0], y[0]), xytext=(-8, -4), textcoords="offset points", color=MUTED, ha="right")
         for point in points:
             if point.chosen:
                 [value] = scale.drawn([point.val_value])
                 axes.scatter(
-                    point.latency_ratio, value, s=130, facecolors="none", edgecolors=_INK, linewidths=1.5, zorder=4
+                    point.latency_ratio, value, s=130, facecolors="none", edgecolors=INK, linewidths=1.5, zorder=4
                 )
         _draw_budget(axes, scale)
         axes.set_xlabel("latency, share of the dense network's")
         _finish(axes, scale, 0.08)
-        return _svg(figure, f"{scale.title} over latency")
+        return as_svg(figure, f"{scale.title} over latency")
 
 
 def _draw_steps(axes: Axes, steps: Sequence[StepRecord], scale: Scale) -> None:
     x = np.array([step.step for step in steps])
     y = scale.drawn(step.val_value for step in steps)
     taken = np.array([step.accepted for step in steps])
-    axes.plot(x[taken], y[taken], color=_ACCENT, linewidth=2, zorder=2)
-    axes.scatter(x[taken], y[taken], s=34, color=_ACCENT, edgecolors=_SURFACE, linewidths=1.2, zorder=3)
-    axes.scatter(x[~taken], y[~taken], s=40, marker="x", color=_WARN, linewidths=1.8, zorder=3)
+    axes.plot(x[taken], y[taken], color=ACCENT, linewidth=2, zorder=2)
+    axes.scatter(x[taken], y[taken], s=34, color=ACCENT, edgecolors=SURFACE, linewidths=1.2, zorder=3)
+    axes.scatter(x[~taken], y[~taken], s=40, marker="x", color=WARN, linewidths=1.8, zorder=3)
     every = -(-len(steps) // 7)
     shown = steps[::every]
     axes.set_xticks([step.step for step in shown], [f"{100 * step.macs_ratio:.0f} %" for step in shown])
@@ -226,10 +226,10 @@ def features_svg(
 def _heat_map(strength: np.ndarray) -> tuple[str, str]:
     """`strength` is `(channels, height, width)` in [0, 1]; a pixel's shade is the mean over its channels."""
     channels, height, width = strength.shape
-    with _style("features"):
+    with style("features"):
         figure = Figure(figsize=(3.6, max(0.6, 3.6 * height / width)), layout="constrained")
         _grid(figure.subplots(), strength.mean(axis=0))
-        svg = _svg(figure, f"The kept pixels of a {height} by {width} image")
+        svg = as_svg(figure, f"The kept pixels of a {height} by {width} image")
     values = "" if channels == 1 else f" (its {channels} values together)"
     return svg, (
         f"The image of {height} × {width} pixels: the stronger the colour, the more weight the network gives a pixel"
@@ -241,17 +241,17 @@ def _grid(axes: Axes, share: np.ndarray) -> None:
     """Draw `share`, `(rows, columns)` in [0, 1], as cells; NaN is no cell."""
     rows, columns = share.shape
     image = np.zeros((rows, columns, 4))
-    image[..., :3] = _ACCENT_RGB
+    image[..., :3] = ACCENT_RGB
     image[..., 3] = np.nan_to_num(share)
     empty = np.isnan(share)
-    axes.set_facecolor(_FAINT)
+    axes.set_facecolor(FAINT)
     axes.imshow(image, interpolation="none", extent=(0, columns, rows, 0), zorder=1)
     for row, column in zip(*np.nonzero(empty), strict=True):
-        axes.axvspan(column, column + 1, 1 - (row + 1) / rows, 1 - row / rows, color=_SURFACE, zorder=2, linewidth=0)
+        axes.axvspan(column, column + 1, 1 - (row + 1) / rows, 1 - row / rows, color=SURFACE, zorder=2, linewidth=0)
     if max(rows, columns) <= _MAX_GRID_SIDE:
         line = 2.0 if max(rows, columns) <= 16 else 0.6
-        axes.hlines(range(rows + 1), 0, columns, color=_SURFACE, linewidth=line, zorder=3)
-        axes.vlines(range(columns + 1), 0, rows, color=_SURFACE, linewidth=line, zorder=3)
+        axes.hlines(range(rows + 1), 0, columns, color=SURFACE, linewidth=line, zorder=3)
+        axes.vlines(range(columns + 1), 0, rows, color=SURFACE, linewidth=line, zorder=3)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -261,22 +261,22 @@ def _grid(axes: Axes, share: np.ndarray) -> None:
 def _bars(strength: np.ndarray, names: Sequence[str]) -> tuple[str, str]:
     """One bar a column, the longer the stronger; none where it is removed."""
     kept = strength > 0
-    with _style("features"):
-        figure = Figure(figsize=(_WIDTH_INCHES, 0.3 + 0.25 * kept.size), layout="constrained")
+    with style("features"):
+        figure = Figure(figsize=(WIDTH_INCHES, 0.3 + 0.25 * kept.size), layout="constrained")
         axes = figure.subplots()
         rows = np.arange(kept.size)
-        axes.barh(rows, 1.0, height=0.66, color=_FAINT)
-        axes.barh(rows[kept], strength[kept], height=0.66, color=_ACCENT)
-        axes.set_yticks(rows, [_shortened(name) for name in names])
+        axes.barh(rows, 1.0, height=0.66, color=FAINT)
+        axes.barh(rows[kept], strength[kept], height=0.66, color=ACCENT)
+        axes.set_yticks(rows, [shortened(name) for name in names])
         for label, stays in zip(axes.get_yticklabels(), kept, strict=True):
-            label.set_color(_INK if stays else _MUTED)
+            label.set_color(INK if stays else MUTED)
         axes.set_xticks([])
         axes.set_xlim(0, 1)
         axes.set_ylim(kept.size - 0.4, -0.6)
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return _svg(figure, "The kept columns"), (
+        return as_svg(figure, "The kept columns"), (
             "Coloured columns are kept, the longer the bar the more weight they get; grey ones are never read."
         )
 
@@ -287,10 +287,10 @@ def _strip(strength: np.ndarray) -> tuple[str, str]:
     rows = -(-strength.size // columns)
     share = np.full(rows * columns, np.nan)
     share[: strength.size] = strength
-    with _style("features"):
-        figure = Figure(figsize=(_WIDTH_INCHES, max(0.4, _WIDTH_INCHES * rows / columns)), layout="constrained")
+    with style("features"):
+        figure = Figure(figsize=(WIDTH_INCHES, max(0.4, WIDTH_INCHES * rows / columns)), layout="constrained")
         _grid(figure.subplots(), share.reshape(rows, columns))
-        svg = _svg(figure, "The kept features in order")
+        svg = as_svg(figure, "The kept features in order")
     return svg, f"The {strength.size:,} features in reading order, {columns} a row: coloured ones are kept."
 
 
@@ -302,6 +302,6 @@ def _names(names: Sequence[str], features: InputFeatures, input_shape: Sequence[
     return [f"{kind} {index}" for index in range(features.size)]
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
     name = printable(" ".join(name.split()))
     return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"

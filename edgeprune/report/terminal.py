@@ -34,7 +34,7 @@ from edgeprune.results import (
 )
 
 if TYPE_CHECKING:
-    from edgeprune.results import VariantTable
+    from edgeprune.records import VariantTable
 
 _MAX_LAYERS = 4  # of a group in a table
 
@@ -171,15 +171,16 @@ def _agreement(n_samples: int) -> Text:
 def _variants(found: VariantTable) -> list[RenderableType]:
     """fp32 beside int8 and the others, and which one to ship."""
     table = _table("variants")
-    for name in ("variant", "size", "accuracy", "p50", "vs fp32", "verdict"):
+    metric = found.metric
+    for name in ("variant", "size", metric.name, "p50", "vs fp32", "verdict"):
         table.add_column(name, justify="left" if name in ("variant", "verdict") else "right", overflow="fold")
     for v in found.variants:
-        accuracy = fmt.NONE if v.accuracy is None else f"{100 * v.accuracy:.2f} %"
-        if v.accuracy is None and v.drop_points is not None:
-            accuracy = f"{0 - v.drop_points:+.2f} points"
+        value = fmt.value(metric, v.value)
+        if v.value is None and v.drop is not None:
+            value = fmt.change(metric, v.drop)
         style = "bold green" if v.name == found.ship else ""
         table.add_row(
-            v.name, fmt.size(v.size_bytes), accuracy, f"{v.p50_ms:.3g} ms", f"{v.ratio:.2f}×", v.verdict, style=style
+            v.name, fmt.size(v.size_bytes), value, f"{v.p50_ms:.3g} ms", f"{v.ratio:.2f}×", v.verdict, style=style
         )
     lines: list[RenderableType] = [table]
     lines += [_told("left out", f"{one.kind}: {one.reason}") for one in found.left_out]
@@ -206,9 +207,9 @@ def profile(record: ProfileRecord) -> RenderableType:
 
 def validate(record: ValidateRecord) -> RenderableType:
     """Dense against slim in the runtime, and the budgets that were missed."""
-    accuracy = record.accuracy
-    table = _comparison(f"dense and slim on {accuracy.n_samples:,} test samples")
-    _test_rows(table, accuracy.as_metric)
+    found = record.compared
+    table = _comparison(f"dense and slim on {found.n_samples:,} test samples")
+    _test_rows(table, found)
     table.add_row(
         "ONNX file",
         fmt.size(record.dense_bytes),
@@ -217,11 +218,17 @@ def validate(record: ValidateRecord) -> RenderableType:
     )
     _latency_rows(table, record.latency)
     lines = [
-        Text(f"  largest difference of the outputs {record.parity:.3g}; McNemar p = {accuracy.mcnemar_p:.3g}", "dim"),
+        Text(f"  largest difference of the outputs {record.parity:.3g}{_beside(record)}", "dim"),
         _latency_line(record.latency),
     ]
     lines += [Text.assemble(("✗ ", "bold red"), failure) for failure in record.failures]
     return _Sheet(table, *lines)
+
+
+def _beside(record: ValidateRecord) -> str:
+    if record.accuracy is not None:
+        return f"; McNemar p = {record.accuracy.mcnemar_p:.3g}"
+    return "" if record.agreement is None else f"; {fmt.percent(record.agreement)} of the answers are the same"
 
 
 def inspect(record: InspectRecord) -> RenderableType:

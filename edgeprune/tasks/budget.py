@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass
 
 from edgeprune.errors import InputError
-from edgeprune.records import Metric
+from edgeprune.records import POINTS, Metric
 
 _DROP = re.compile(r"\s*(?P<amount>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>\S.*?)?\s*")
 _ROUNDING = 1e-9  # what a difference is off by, at most
 RELATIVE = "%"
+_MOST = 100  # per cent
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +60,24 @@ def parse_max_drop(text: str) -> MaxDrop:
     if match is None or not math.isfinite(float(match["amount"])):
         raise InputError(f"--max-drop: expected a number of at least 0, with % or the metric's unit, got {text[:40]!r}")
     return MaxDrop(float(match["amount"]), match["unit"])
+
+
+_ASSUMED_POINTS = MaxDrop(1.0)  # where nothing is said
+_ASSUMED_SHARE = MaxDrop(1.0, RELATIVE)  # of what is not measured in points
+
+
+def drop_of(asked: float | str | None, metric: Metric) -> MaxDrop:
+    """What may be lost: as asked for, else what is assumed.
+
+    Raises:
+        InputError: no such number, a unit that the metric has not, or more points than there are.
+    """
+    if asked is None:
+        return _ASSUMED_POINTS if metric.unit == POINTS else _ASSUMED_SHARE
+    found = parse_max_drop(str(asked))
+    found.limit(metric, 1.0)
+    if found.unit == RELATIVE and found.amount > _MOST:
+        raise InputError(f"--max-drop: expected at most {_MOST} % of what the dense network has, got {found}")
+    if found.unit != RELATIVE and metric.unit == POINTS and found.amount > metric.scale:
+        raise InputError(f"--max-drop: expected {metric.name} points in [0, {metric.scale:g}], got {found}")
+    return found

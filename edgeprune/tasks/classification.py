@@ -74,6 +74,8 @@ class Classification(BaseTask):
     def outcomes(self, outputs: Any, targets: Any) -> np.ndarray:
         """Whether each sample is right, bool `(n,)`."""
         logits = scores(outputs)
+        if len(logits) != len(targets):
+            raise InputError(f"outputs: expected the scores of {len(targets)} samples, got {described(outputs)}")
         if isinstance(logits, Tensor) and isinstance(targets, Tensor):
             return to_array(logits.argmax(dim=1) == targets.to(logits.device))
         return np.asarray(to_array(logits).argmax(axis=1) == to_array(targets))

@@ -67,8 +67,7 @@ class Multilabel(BaseTask):
         if not rows[:, 1].any():
             raise InputError(f"{self.metric.name}: expected a label that some sample has, got none in {len(rows):,}")
         finite(float(rows[:, 0].sum()), self.metric)
-        present = np.flatnonzero(rows[:, 1].any(axis=0))
-        return float(sum(_average_precision(rows[:, :, label]) for label in present) / rows.shape[2])
+        return float(sum(per_label(rows).tolist()) / rows.shape[2])
 
     def resampled(self, outcomes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """A label that none of the samples drawn has is left out, unless none of all has it: then it is 0 in each."""
@@ -83,6 +82,15 @@ class Multilabel(BaseTask):
         """The share of labels that hold, or do not, with both."""
         pair = (to_array(_logits(outputs)) > 0 for outputs in (want, got))
         return float(np.equal(*pair).mean())
+
+
+def per_label(outcomes: Outcomes) -> np.ndarray:
+    """The average precision of each label, float64 `(n_labels,)`; 0 for one that no sample has."""
+    rows = np.asarray(outcomes)
+    found = np.zeros(rows.shape[2])
+    for label in np.flatnonzero(rows[:, 1].any(axis=0)):
+        found[label] = _average_precision(rows[:, :, label])
+    return found
 
 
 def _average_precision(rows: np.ndarray) -> float:

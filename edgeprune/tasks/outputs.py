@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,26 @@ def leaves(outputs: Any, name: str = "") -> list[tuple[str, Any]]:
             f"{where}: expected tensors, in dicts, tuples, lists or dataclasses, got {type(outputs).__name__}"
         )
     return [leaf for key, part in parts for leaf in leaves(part, f"{name}.{key}" if name else key)]
+
+
+class Named(dict[str, Any]):
+    """Outputs by name, which are found as attributes too: as those of a dataclass are."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def mapped(outputs: Any, change: Callable[[Any], Any]) -> Any:
+    """The same dicts, tuples and lists with all that is in them changed; dataclasses become dicts, None stays."""
+    parts = _parts(outputs)
+    if outputs is None or parts is None:
+        return None if outputs is None else change(outputs)
+    if isinstance(outputs, (tuple, list)):
+        return [mapped(part, change) for _, part in parts]
+    return Named((key, mapped(part, change)) for key, part in parts)
 
 
 def _parts(value: Any) -> list[tuple[str, Any]] | None:

@@ -90,6 +90,11 @@ def is_own(spec: str) -> bool:
     return spec.partition("?")[0] not in TARGETS
 
 
+def kind_of(task: Task) -> TargetKind:
+    """What the targets of a task are; "other" for one of the user's."""
+    return TARGETS.get(task.name, "other")
+
+
 def judges_classes(spec: str | None, data: DataSource) -> bool:
     """Whether the task is classification, by its name or by the targets."""
     kind = data.targets.kind if spec is None else TARGETS.get(spec.partition("?")[0])

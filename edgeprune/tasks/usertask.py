@@ -14,7 +14,7 @@ from torch import Tensor
 from edgeprune.errors import InputError
 from edgeprune.lines import shown
 from edgeprune.records import DataSource, Metric, MetricComparison
-from edgeprune.tasks.outputs import leaves
+from edgeprune.tasks.outputs import Named, leaves, mapped
 from edgeprune.tasks.task import Outcomes, compared, standard_error_of, with_distillation
 from edgeprune.usercode import calling_user_code
 
@@ -48,7 +48,7 @@ class UserTask:
 
     def check(self, outputs: Any, data: DataSource) -> None:
         if self._has("check"):
-            self._call("check", outputs, data)
+            self._call("check", _as_tensors(outputs), data)
 
     def targets(self, raw: Any) -> Any:
         return self._call("targets", raw) if self._has("targets") else raw
@@ -72,7 +72,8 @@ class UserTask:
         return self._scalar("scoring", outputs, self._call("scoring", outputs, targets, seed))
 
     def outcomes(self, outputs: Any, targets: Any) -> Outcomes:
-        found = self._call("outcomes", outputs, targets)
+        wanted = _as_tensors(targets) if self.by_reference else targets
+        found = self._call("outcomes", _as_tensors(outputs), wanted)
         if isinstance(found, Tensor):
             found = found.detach().cpu().numpy()
         is_sequence = isinstance(found, (Sequence, np.ndarray)) and not isinstance(found, str)
@@ -111,7 +112,7 @@ class UserTask:
         return standard_error_of(self.compare(dense, slim))
 
     def agrees(self, want: Any, got: Any) -> float | None:
-        found = self._call("agrees", want, got) if self._has("agrees") else None
+        found = self._call("agrees", _as_tensors(want), _as_tensors(got)) if self._has("agrees") else None
         return None if found is None else self._number("agrees", found)
 
     # -- what the user's code gives ----------------------------------------------------------------------------------
@@ -168,6 +169,15 @@ def _place(method: Callable[..., Any]) -> str:
     """E.g. " (at tasks.py:12 in value)"; empty for what has no lines of Python."""
     code = getattr(inspect.unwrap(getattr(method, "__func__", method)), "__code__", None)
     return f" (at {code.co_filename}:{code.co_firstlineno} in {code.co_name})" if code else ""
+
+
+def _as_tensors(value: Any) -> Any:
+    """What a file gives comes as arrays; the user's code has tensors before it, whatever gave them."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if type(value) in (list, Named):
+        return mapped(value, _as_tensors)
+    return value
 
 
 def _are_finite(outputs: Any) -> bool:

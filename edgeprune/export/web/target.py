@@ -16,11 +16,12 @@ from edgeprune.export.probes import probes_of, reference_probes
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Material, Runtime
 from edgeprune.export.web.runtime import RUNTIME_VERSION, WebRuntime, web_runtime
-from edgeprune.export.web.writer import WebNetwork, WebProbe, write_web
+from edgeprune.export.web.writer import WebNetwork, WebProbe, WebTask, write_web
 from edgeprune.graph.groups import analyze
 from edgeprune.progress import Progress
-from edgeprune.records import Model
+from edgeprune.records import POINTS, Model
 from edgeprune.results import ExportedFile
+from edgeprune.tasks.registry import kind_of
 
 WEB = "web"  # the page's folder
 _SAMPLES = 64
@@ -69,9 +70,19 @@ class WebPage:
                 title=dense.name,
                 facts=_facts(dense, material.model),
                 probes=list(_probes(dense)),
+                task=_task(material),
                 runtime=self._fetched or self._source,
             )
         return (ExportedFile(str(material.folder / WEB), sum(part.size_bytes for part in page), None),)
+
+
+def _task(material: Material) -> WebTask | None:
+    """How the answers are shown; None where nobody knows what they are for."""
+    task, data = material.task, material.data
+    if task is None or data is None:
+        return None
+    metric = task.metric
+    return WebTask(kind_of(task), metric.name, "" if metric.unit == POINTS else metric.unit, data.classes)
 
 
 def _facts(dense: Model, slim: Model) -> list[tuple[str, str, str]]:

@@ -1,6 +1,6 @@
 """The folder of `export --web`: a page that runs the dense and the slim network where they will be used.
 
-    index.html page.css *.js      the page; it fetches nothing from elsewhere
+    index.html page.css *.js      the page; it fetches nothing from elsewhere, and shows answers as the task asks for
     dense.onnx slim.onnx          the networks
     *.input.bin *.output0.bin     real inputs, and what onnxruntime makes of them here: raw little-endian arrays
     probes.bin                    layers at several widths, each an ONNX file: their times are the device's staircase
@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +31,15 @@ from edgeprune.export.parity import PARITY_TOLERANCE
 from edgeprune.export.web.runtime import PACKAGE, RUNTIME_VERSION, WebRuntime, web_runtime
 from edgeprune.files import check_new, named_as, staged_folder
 from edgeprune.lines import error_reason, printable
+from edgeprune.records import TargetKind
 from edgeprune.results import ExportedFile
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 MANIFEST_FORMAT = "edgeprune-web/1"
-_PAGE = ("page.css", "page.js", "charts.js", "statistics.js", "worker.js", "measure.js", "networks.js")
+_MODULES = ("page.js", "answers.js", "charts.js", "statistics.js", "worker.js", "measure.js", "networks.js")
+_PAGE = ("page.css", *_MODULES)
 _MAX_RUNS = 16
 _FLOAT_BYTES = 4
 _MAX_INPUT_BYTES = 8 * 2**20  # what a phone fetches for the check, for each network
@@ -63,6 +65,20 @@ class WebNetwork:
 
     path: Path
     inputs: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class WebTask:
+    """What the page shows of the answers of both networks, on the first inputs.
+
+    `kind` is that of the targets: numbers in their `unit`, flags as the `labels` that hold, masks as pictures; "none"
+    and "other" show the raw outputs. `metric` is the name of what is measured. Of "classes" the best ones are counted.
+    """
+
+    kind: TargetKind
+    metric: str
+    unit: str = ""
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +114,7 @@ def write_web(  # noqa: PLR0913 - one argument a decision of the caller
     title: str,
     facts: Sequence[tuple[str, str, str]] = (),
     probes: Sequence[WebProbe] = (),
+    task: WebTask | None = None,
     runtime: str | Path | WebRuntime = RUNTIME_VERSION,
     tolerance: float = PARITY_TOLERANCE,
     force: bool = False,
@@ -111,6 +128,7 @@ def write_web(  # noqa: PLR0913 - one argument a decision of the caller
         title: of the page, e.g. the model's name.
         facts: (what, dense, slim) of both networks, e.g. ("MACs", "300.8 M", "150.1 M").
         probes: what the staircase is measured with; none leaves it out.
+        task: what is shown of the answers; None, and one of classes, count the best class where there is one.
         runtime: as for `web_runtime`, or what that gave.
         tolerance: largest allowed error of an output, times max(1, largest expected output).
 
@@ -131,6 +149,8 @@ def write_web(  # noqa: PLR0913 - one argument a decision of the caller
             "probes": _probes(staged, probes),
             "probe_batch": probes[0].batch if probes else 1,
         }
+        if task is not None and task.kind != "classes":
+            manifest["task"] = asdict(task)
         _write_runtime(staged, taken)
         _write_page(staged, manifest, facts)
         names = sorted(path.relative_to(staged) for path in staged.rglob("*") if path.is_file())

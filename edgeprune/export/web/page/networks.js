@@ -12,6 +12,8 @@ const ARRAYS = {
   bool: Uint8Array,
 };
 
+const MOST_ANSWERS = 4; // runs whose outputs are kept for the page
+
 /** An error whose message is for the reader of the page. */
 export class Told extends Error {}
 
@@ -72,20 +74,30 @@ export async function openNetwork(ort, network, tell) {
   return { session, feeds };
 }
 
-/** Run every input and compare with what was expected: `{worst, allowed, runs, agrees, classes}`. */
-export async function checkParity(opened, network, tolerance, tell) {
+/**
+ * Run every input and compare with what was expected: `{worst, allowed, runs, agrees, classes, answers}`.
+ *
+ * Another task than telling classes apart has no best class; of it the first `MOST_ANSWERS` answers are kept.
+ */
+export async function checkParity(opened, network, tolerance, task, tell) {
   const expected = await Promise.all(network.outputs.map((output) => readRuns(output, network.runs)));
-  const total = { worst: 0, allowed: 0, runs: network.runs, agrees: true, classes: null };
+  const total = { worst: 0, allowed: 0, runs: network.runs, agrees: true, classes: null, answers: [] };
   for (let run = 0; run < network.runs; run++) {
     const got = await runOnce(opened.session, opened.feeds[run], network.file);
     network.outputs.forEach((output, i) => {
       const one = compared(numbers(output.type, expected[i][run]), got[output.name], output, tolerance);
-      if (network.outputs.length > 1) one.classes = null; // which of several holds the scores is not known
+      if (task || network.outputs.length > 1) one.classes = null; // which of several holds the scores is not known
       merge(total, one);
     });
+    if (task && run < MOST_ANSWERS) total.answers.push(network.outputs.map(({ name }) => plain(name, got[name])));
     tell(run + 1, network.runs);
   }
   return total;
+}
+
+/** A tensor as `{name, shape, values}`, which a worker can hand over. */
+export function plain(name, tensor) {
+  return { name, shape: [...tensor.dims], values: Float64Array.from(halves(tensor.data, tensor.type), Number) };
 }
 
 async function runOnce(session, feed, file) {

@@ -1,5 +1,6 @@
 // The page: starts the measurements in a worker and shows what comes of them. All text goes in as text, never as HTML.
 
+import { answersShown } from "./answers.js";
 import { axisEnd, comparisonChart, errorText, stairChart, stairsOf, timeParts, timeText } from "./charts.js";
 
 const MOST_THREADS = 16;
@@ -135,6 +136,7 @@ function show(result) {
   $("method").textContent = methodText(result);
   $("clock").textContent = `steps of ${timeText(result.clock_ms)}`;
   $("runtime").textContent = result.runtime;
+  if (manifest.task) $("answers-shown").replaceChildren(...answersShown(manifest.task, result.answers));
   drawChart();
 }
 

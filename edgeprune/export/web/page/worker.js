@@ -4,7 +4,7 @@
 // Gives  {kind: "progress", text, share} ... then {kind: "done", ...} or {kind: "failed", text}
 
 import { clockStep, someNumbers, timeTogether } from "./measure.js";
-import { Told, checkParity, fetchBytes, openNetwork, openSession, reason } from "./networks.js";
+import { Told, checkParity, fetchBytes, openNetwork, openSession, plain, reason } from "./networks.js";
 import { median, quantile, ratioInterval } from "./statistics.js";
 
 const COMPARISON = { rounds: 100, leastRounds: 5, warmup: 10, maxMs: 12_000 };
@@ -54,13 +54,15 @@ async function compare(ort, manifest) {
   for (const [name, network] of Object.entries(manifest.networks)) {
     opened[name] = await openNetwork(ort, network, (doing, share) => tell(`${doing} the ${name} network`, share));
     tell(`Checking the ${name} network`, 0);
-    parity[name] = await checkParity(opened[name], network, manifest.tolerance, (done, of) =>
+    parity[name] = await checkParity(opened[name], network, manifest.tolerance, manifest.task, (done, of) =>
       tell(`Checking the ${name} network: ${done} of ${of}`, done / of),
     );
   }
   const step = clockStep();
+  const [dense, slim] = ["dense", "slim"].map((name) => parity[name].answers);
+  const inputs = opened.dense.feeds.slice(0, dense.length).map((feed) => plain("input", Object.values(feed)[0]));
   const runners = ["dense", "slim"].map((name) => () => opened[name].session.run(opened[name].feeds[0]));
-  return { parity, clock_ms: step, ...(await judged(runners, step)) };
+  return { parity, answers: { dense, slim, inputs }, clock_ms: step, ...(await judged(runners, step)) };
 }
 
 /** Measure, and measure again while the figures are too far apart to judge by; the narrowest attempt counts. */
