@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune.data import batches
+from edgeprune.data.inputs import one_tensor
 from edgeprune.export import ort
 from edgeprune.export.conversions import write_dynamic, write_half
 from edgeprune.export.quantize import QuantizedFile, write_int8
@@ -67,7 +68,8 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
 
 def _accuracy(material: Material, data: DataSource) -> Callable[[Path], float]:
     """Measures a file on the validation split, in onnxruntime."""
-    parts = [(material.inputs(material.held(x.numpy())).file, y.numpy()) for x, y in batches(data.val, _BATCH)]
+    stream = ((one_tensor(x, "smaller numbers").numpy(), y) for x, y in batches(data.val, _BATCH))
+    parts = [(material.inputs(material.held(x)).file, y.numpy()) for x, y in stream]
 
     def accuracy(path: Path) -> float:
         model = ort.session(path)

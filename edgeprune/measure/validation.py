@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from edgeprune.data import batches, normalize
+from edgeprune.data.inputs import one_tensor
 from edgeprune.data.labels import with_classes_of
 from edgeprune.errors import InputError
 from edgeprune.export import ort
@@ -128,7 +129,7 @@ def _timed(network: NetworkFile, data: DataSource) -> NetworkFile:
     """The network, once it has run on one sample; a run on more may take as many times as long."""
     x, _ = next(batches(data.test, 1))
     start = time.perf_counter()
-    network.logits(x)
+    network.logits(one_tensor(x, "validate"))
     seconds = _SECONDS + _SLOWER * _batch_of(data) * (time.perf_counter() - start)
     return replace(network, bounds=replace(network.bounds, seconds=seconds))
 
@@ -241,7 +242,7 @@ def run_both(
 
 
 def _test_batches(data: DataSource) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    return batches(data.test, _batch_of(data))
+    return ((one_tensor(x, "validate"), y) for x, y in batches(data.test, _batch_of(data)))
 
 
 def _batch_of(data: DataSource) -> int:
