@@ -89,9 +89,11 @@ def other_normalizations(model: Model, data: DataSource) -> dict[str, Normalizat
 
 def check_inputs(normalization: Normalization, shape: tuple[int, ...], data: DataSource | None) -> None:
     """Raise InputError where it is not that of the data's inputs: one for each by name, or of the one's `shape`."""
+    if normalization == IDENTITY:
+        return
     if data is None or not data.inputs:
         check_width(normalization, shape)
-    elif normalization != IDENTITY and not normalization.inputs:
+    elif not normalization.inputs:
         names = ", ".join(info.name for info in data.inputs)
         raise InputError(f"--normalize: expected none or data for inputs by name ({names}), got one mean and std")
 
