@@ -19,11 +19,17 @@ class Normalization:
     """What is applied to raw inputs before the network: `(x - mean) / std`.
 
     `mean` and `std` hold one value, or one per index of the first dim after the batch
-    (colour channels of an image, columns of a table).
+    (colour channels of an image, columns of a table). `inputs` are those of a network with named inputs, in place of
+    both; an input without one goes in as it is.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    inputs: tuple[tuple[str, Normalization], ...] = ()
+
+    def of(self, name: str) -> Normalization | None:
+        """That of a named input; None where it goes in as it is."""
+        return dict(self.inputs).get(name)
 
 
 IDENTITY = Normalization((0.0,), (1.0,))  # inputs go in as they are
@@ -66,6 +72,28 @@ class Model:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class InputInfo:
+    """One named input of a network, or of the samples of a data set.
+
+    `shape` is without the batch, None where a size is free. `dtype` is PyTorch's, e.g. `"int64"`: a data set's floats
+    are `"float32"`. `least` and `largest` are the numbers that whole ones were seen to lie between. `byte_scale` is
+    what a byte is multiplied by, None where the data are no bytes.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
+    least: int | None = None
+    largest: int | None = None
+    byte_scale: float | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds quantities, which are normalised; whole numbers and truth values never are."""
+        return self.dtype.startswith(("float", "bfloat"))
+
+
 TargetKind = Literal["classes", "values", "flags", "masks", "none", "other"]
 
 
@@ -90,16 +118,20 @@ CLASSES = Targets()
 class WantedTargets:
     """What a task wants targets read as; `kind` None leaves it to the data.
 
-    `ignore` is a value of masks that counts nowhere, None if each counts.
+    `ignore` is a value of masks that counts nowhere, None if each counts. `inputs` are the names of the inputs that
+    a network takes, () where the data may say.
     """
 
     kind: TargetKind | None = None
     ignore: int | None = 255
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSource:
     """A data set cut into three splits; each split yields `(x, y)`: x float32 `info.input_shape`, raw; y a target.
+
+    Where there are `inputs`, x is a dict of them by name, each of its own shape and type; `input_shape` is () then.
 
     `classes` are the names of the classes, or of the flags, in the order of their numbers.
 
@@ -120,6 +152,7 @@ class DataSource:
     measured: Normalization | None = None
     notes: tuple[str, ...] = ()
     targets: Targets = CLASSES
+    inputs: tuple[InputInfo, ...] = ()
 
     @property
     def states_normalization(self) -> bool:

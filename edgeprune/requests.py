@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgeprune.records import InputInfo
 from edgeprune.settings import MOST_FINETUNINGS, TrainSettings
 
 Dynamic = Mapping[
@@ -25,6 +26,7 @@ class TrainRequest:
     resume: bool = False
     normalize: str = "data"
     task: str | None = None
+    inputs: tuple[InputInfo, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class CompressRequest:
     state_key: str | None = None
     ignore_keys: str | None = None
     task: str | None = None
+    inputs: tuple[InputInfo, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class ExportRequest:
     state_key: str | None = None
     ignore_keys: str | None = None
     task: str | None = None
+    inputs: tuple[InputInfo, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,7 @@ class InspectRequest:
     dynamic: Dynamic | None = None
     state_key: str | None = None
     ignore_keys: str | None = None
+    inputs: tuple[InputInfo, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,3 +173,4 @@ class ProfileRequest:
     unsafe_pickle: bool = False
     state_key: str | None = None
     ignore_keys: str | None = None
+    inputs: tuple[InputInfo, ...] | None = None

@@ -1,4 +1,4 @@
-"""Networks for other jobs than telling classes apart: a regression over a table, and a U-Net for masks."""
+"""Networks for other jobs than telling classes apart by one input: a table, masks, two inputs, words."""
 
 from __future__ import annotations
 
@@ -61,3 +61,43 @@ class UNet(nn.Module):
 def unet(n_classes: int = 2, width: int = 16, in_channels: int = 1) -> nn.Module:
     """The U-Net."""
     return UNet(n_classes, width, in_channels)
+
+
+class Gathering(nn.Module):
+    """What is seen in an image beside what stands in a row of a table."""
+
+    def __init__(self, n_columns: int, n_classes: int, width: int) -> None:
+        super().__init__()
+        self.see = nn.Sequential(Double(1, width), nn.MaxPool2d(2), Double(width, 2 * width), nn.AdaptiveAvgPool2d(1))
+        self.read = nn.Sequential(nn.Linear(n_columns, 2 * width), nn.ReLU())
+        self.head = nn.Linear(4 * width, n_classes)
+
+    def forward(self, image: Tensor, table: Tensor) -> Tensor:
+        """Images `(batch, 1, h, w)` and rows `(batch, n_columns)` in, scores `(batch, n_classes)` out."""
+        out: Tensor = self.head(torch.cat([self.see(image).flatten(1), self.read(table)], dim=1))
+        return out
+
+
+def gathering(n_columns: int = 16, n_classes: int = 10, width: int = 16) -> nn.Module:
+    """The network with two inputs."""
+    return Gathering(n_columns, n_classes, width)
+
+
+class Reader(nn.Module):
+    """The mean of the words that the mask leaves in, and a hidden layer over it."""
+
+    def __init__(self, vocabulary: int, n_classes: int, width: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, width)
+        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, n_classes))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Whole numbers `(batch, length)` and 0 or 1 beside them in, scores `(batch, n_classes)` out."""
+        mask = attention_mask[..., None].to(self.words.weight.dtype)
+        out: Tensor = self.layers((self.words(input_ids) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1))
+        return out
+
+
+def reader(vocabulary: int = 40, n_classes: int = 3, width: int = 16) -> nn.Module:
+    """The network over words."""
+    return Reader(vocabulary, n_classes, width)

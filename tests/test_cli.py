@@ -29,6 +29,7 @@ from edgeprune.cli.app import app, main
 from edgeprune.cli.bars import Bars, Lines
 from edgeprune.cli.messages import describe
 from edgeprune.errors import BudgetError, InputError, ParityError
+from edgeprune.records import InputInfo
 from edgeprune.requests import CompressRequest, ExportRequest, TrainRequest, ValidateRequest
 from edgeprune.results import (
     EpochRecord,
@@ -292,6 +293,18 @@ def test_all_options_of_compress_reach_the_library(pipeline: Pipeline) -> None:
             command="edgeprune " + shlex.join(arguments),
         )
     ]  # fmt: skip
+
+
+def test_inputs_are_told_by_name(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = (InputInfo("image", (3, 8, 8)), InputInfo("ids", (None,), "int64"), InputInfo("age", (), "float64"))
+    given = ["--input", "image=3,8,8", "--input", "ids=L:int64", "--input", "age=:float64"]
+    assert main(["compress", "m.pt", *given]) == 0 and main(["train", *TRAIN[1:], *given]) == 0
+    assert [request.inputs for request in pipeline.requests] == [inputs, inputs]
+    for wrong in ("image", "image=3,0", "image=-2", "image=3:text", "3=3", "image=1.5"):
+        assert main(["compress", "m.pt", "--input", wrong]) == 2
+        assert "expected NAME=SHAPE[:TYPE]" in capsys.readouterr().err
+    assert main(["compress", "m.pt", *given, *given[:2]]) == 2
+    assert "expected each input once, got image twice" in capsys.readouterr().err
 
 
 def test_the_command_can_be_pasted_again(pipeline: Pipeline) -> None:

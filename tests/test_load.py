@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -23,7 +24,8 @@ from edgeprune.formats.load import digest, load
 from edgeprune.formats.pt2.program import inspect
 from edgeprune.formats.save import save_checkpoint, save_program
 from edgeprune.graph.capture import Program, capture
-from edgeprune.records import Model, ModelInfo, Normalization
+from edgeprune.graph.specs import input_specs
+from edgeprune.records import InputInfo, Model, ModelInfo, Normalization
 
 
 class Mlp(nn.Sequential):
@@ -486,14 +488,34 @@ def test_a_batch_that_cannot_be_opened_is_refused(tmp_path: Path, capfd: pytest.
     assert capfd.readouterr().err == ""
 
 
-def test_inputs_other_than_one_tensor_are_refused(tmp_path: Path) -> None:
-    class Two(nn.Module):
-        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return x + y
+class Two(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
 
-    program = torch.export.export(Two(), (torch.rand(2, 3), torch.rand(2, 3)))
+
+def test_several_inputs_need_a_dynamic_batch_each(tmp_path: Path) -> None:
+    args, batch = (torch.rand(2, 3), torch.rand(2, 3)), torch.export.Dim("n")
+    torch.export.save(torch.export.export(Two(), args), tmp_path / "f.pt2")
+    assert "dynamic batch as the first size of each input (x, y), got x of fixed size" in _refusal(tmp_path / "f.pt2")
+    torch.export.save(torch.export.export(Two(), args, dynamic_shapes=({0: batch}, {0: batch})), tmp_path / "f.pt2")
+    model = load(tmp_path / "f.pt2")
+    assert model.info.input_shape == () and [spec.name for spec in input_specs(model.program)] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "fragment"),
+    [
+        ((InputInfo("x", (3,)), InputInfo("z", (3,))), "--input: expected x, y, got x, z"),
+        ((InputInfo("x", (3,)), InputInfo("y", (4,))), "--input y: expected 3:float32, got 4:float32"),
+        ((InputInfo("x", (3,)), InputInfo("y", (3,), "int64")), "--input y: expected 3:float32, got 3:int64"),
+    ],
+)
+def test_stated_inputs_are_those_of_the_file(tmp_path: Path, inputs: tuple[InputInfo, ...], fragment: str) -> None:
+    batch = torch.export.Dim("n")
+    program = torch.export.export(Two(), (torch.rand(2, 3), torch.rand(2, 3)), dynamic_shapes=({0: batch}, {0: batch}))
     torch.export.save(program, tmp_path / "f.pt2")
-    assert "got 2 input tensors" in _refusal(tmp_path / "f.pt2")
+    with pytest.raises(InputError, match=re.escape(fragment)):
+        load(tmp_path / "f.pt2", inputs=inputs)
 
 
 def test_info_in_a_program_is_checked(tmp_path: Path) -> None:

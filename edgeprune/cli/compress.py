@@ -122,6 +122,7 @@ def compress(
     ignore_keys: opt.IgnoreKeys = None,
     module: opt.Module = None,
     input_shape: opt.InputShape = None,
+    input_: opt.Input = None,
     dynamic_size: opt.DynamicSize = False,
     dynamic: opt.Dynamic = None,
     criterion: Annotated[
@@ -224,6 +225,7 @@ def compress(
             arch=arch,
             module=module,
             input_shape=opt.parse_shape(input_shape),
+            inputs=opt.parse_inputs(input_),
             dynamic_size=dynamic_size,
             dynamic=opt.parse_dynamic(dynamic),
             attention=attention,

@@ -53,6 +53,7 @@ def export(
     state_key: opt.StateKey = None,
     ignore_keys: opt.IgnoreKeys = None,
     input_shape: opt.InputShape = None,
+    input_: opt.Input = None,
     dynamic_size: opt.DynamicSize = False,
     dynamic: opt.Dynamic = None,
     opset: Annotated[
@@ -160,6 +161,7 @@ def export(
             data=data,
             arch=arch,
             input_shape=opt.parse_shape(input_shape),
+            inputs=opt.parse_inputs(input_),
             dynamic_size=dynamic_size,
             dynamic=opt.parse_dynamic(dynamic),
             opset=opset,

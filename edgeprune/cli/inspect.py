@@ -27,6 +27,7 @@ def inspect(
     state_key: opt.StateKey = None,
     ignore_keys: opt.IgnoreKeys = None,
     input_shape: opt.InputShape = None,
+    input_: opt.Input = None,
     module: opt.Module = None,
     dynamic_size: opt.DynamicSize = False,
     dynamic: opt.Dynamic = None,
@@ -66,6 +67,7 @@ def inspect(
             state_key=state_key,
             ignore_keys=ignore_keys,
             dynamic=opt.parse_dynamic(dynamic),
+            inputs=opt.parse_inputs(input_),
         )
         with output.working() as progress:
             from edgeprune import pipeline

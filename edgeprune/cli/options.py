@@ -11,6 +11,7 @@ import typer
 
 from edgeprune.catalog import OPTIONS, names, owners
 from edgeprune.errors import InputError
+from edgeprune.records import InputInfo
 from edgeprune.tasks.budget import parse_max_drop
 from edgeprune.units import parse_latency, parse_normalization, parse_size
 
@@ -21,6 +22,7 @@ SPARSE = "Sparse training; see edgeprune methods"
 OUTPUT = "Output"
 _DROP = "a number of at least 0, with % or the metric's unit"
 _WIDE = 24  # characters
+_TYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 def _fail(expected: str, got: object, hint: str | None = None) -> typer.BadParameter:
@@ -179,6 +181,30 @@ def parse_dynamic(values: Sequence[str] | None) -> dict[str, dict[int, tuple[int
     return found or None
 
 
+def parse_inputs(values: Sequence[str] | None) -> tuple[InputInfo, ...] | None:
+    """The inputs of a network: "image=1,8,8" and "ids=-1:int64"; -1 or a name is a size that stays free."""
+    found: dict[str, InputInfo] = {}
+    for value in values or ():
+        parts = re.fullmatch(r"([A-Za-z_]\w*)=([\w,-]*)(?::(\w+))?", value.replace(" ", ""))
+        sizes = [size for size in parts[2].split(",") if size] if parts else []
+        known = [_size_of(size) for size in sizes]
+        dtype = parts[3] or "float32" if parts else ""
+        if parts is None or 0 in known or dtype not in _TYPES:
+            expected = f"NAME=SHAPE[:TYPE], such as image=3,224,224 or ids=-1:int64, TYPE one of {', '.join(_TYPES)}"
+            raise _fail(expected, value, "'--input'")
+        if parts[1] in found:
+            raise _fail("each input once", f"{parts[1]} twice", "'--input'")
+        found[parts[1]] = InputInfo(parts[1], tuple(known), dtype)
+    return tuple(found.values()) or None
+
+
+def _size_of(text: str) -> int | None:
+    """A size; None for one that is free, -1 or by a name, and 0 for what is none."""
+    if text == "-1" or re.fullmatch(r"[A-Za-z_]\w*", text):
+        return None
+    return int(text) if re.fullmatch(r"\d{1,9}", text) else 0
+
+
 positive_count = count("a number of at least 1", 1)
 
 Json = Annotated[
@@ -227,6 +253,16 @@ InputShape = Annotated[
     typer.Option(
         metavar="C,H,W",
         help="One input's shape without the batch, where the file does not say; e.g. 3,224,224.",
+        rich_help_panel=WHAT,
+    ),
+]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=SHAPE[:TYPE]",
+        help="One of the network's inputs by name, where the file does not say: image=3,224,224, or ids=-1:int64 whose "
+        "length stays free; once for each input.",
         rich_help_panel=WHAT,
     ),
 ]

@@ -21,6 +21,7 @@ def profile(
     state_key: opt.StateKey = None,
     ignore_keys: opt.IgnoreKeys = None,
     input_shape: opt.InputShape = None,
+    input_: opt.Input = None,
     threads: Annotated[
         int,
         typer.Option(metavar="N", help="onnxruntime threads.", parser=opt.positive_count, rich_help_panel=opt.HOW),
@@ -65,6 +66,7 @@ def profile(
             out=out,
             arch=arch,
             input_shape=opt.parse_shape(input_shape),
+            inputs=opt.parse_inputs(input_),
             threads=threads,
             batch_size=batch_size,
             runs=runs,

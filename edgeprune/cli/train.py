@@ -30,6 +30,7 @@ def train(
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
+    input_: opt.Input = None,
     normalize: Annotated[
         str,
         typer.Option(
@@ -177,7 +178,8 @@ def train(
         method=method,
         options={name: value for name, value in own.items() if value is not None},
     )
-    request = TrainRequest(arch, data, out, settings, force, resume, normalize, task)
+    inputs = opt.parse_inputs(input_)
+    request = TrainRequest(arch, data, out, settings, force, resume, normalize, task, inputs)
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:
             from edgeprune import pipeline

@@ -105,6 +105,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     """The model with its data and its dense network, and all that was assumed; refuses what cannot be exported."""
     request, assumed = asked.request, list(asked.assumed)
     model, data = model_and_data(replace(request, model=str(asked.path)))
+    _check_several(request, model)
     task = task_of(request, model, data)
     _check_judged(request, model, data, task)
     assumed += assumed_task(request, model, task)
@@ -115,10 +116,24 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     info = completed(model.info, data, request.data, request.task) if data else model.info
     for text in assumed:
         told.say(f"assumed: {text}")
-    dense = dense_network(request, asked.path, info, told)
+    dense = dense_network(request, asked.path, info, told) if len(input_specs(model.program)) == 1 else None
     byte_scale = data.byte_scale if data is not None and request.preprocess == "fold" else None
     place = asked.out, asked.name
     return Material(model, info, *place, data, dense, request.batch, byte_scale, task=task), assumed
+
+
+def _check_several(request: ExportRequest, model: Model) -> None:
+    """Raise InputError for what is made of networks with one input alone."""
+    names = [spec.name for spec in input_specs(model.program)]
+    asked = {
+        "--web": "web" in request.targets,
+        "--c-header": "c-header" in request.targets,
+        "--int8": request.int8,
+        "--dense": request.dense is not None,
+    }
+    option = next((option for option, is_asked in asked.items() if is_asked), None)
+    if len(names) > 1 and option is not None:
+        raise InputError(f"{option}: expected a network with one input, got {len(names)}: {', '.join(names)}")
 
 
 def _check_judged(request: ExportRequest, model: Model, data: DataSource | None, task: Task | None) -> None:
@@ -181,7 +196,8 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     early = [file for target in asked.targets if target.free_batch for file in target.write(material, told)]
     # Before the batch is fixed, because preprocess.onnx makes them; that comes late, because a file with a free batch
     # is checked faster, on more.
-    material, samples = replace(material, real=_real(material)), material.samples(request.batch or 1)
+    material = replace(material, real=_real(material))
+    samples = None if _has_several(material) else material.samples(request.batch or 1)
     if request.batch is not None:
         files = _with_fixed_batch(files, variants, request.batch)
     for target in asked.fixed:
@@ -197,18 +213,25 @@ def _contracts(request: ExportRequest, material: Material, told: Progress) -> tu
     state = in_words(states_of(material.model.program))
     if state:
         told.say(state)
-    raw = material.raw("test", None)
+    several = _has_several(material)
+    raw = material.raw_by_name("test") if several else material.raw("test", None)
     files = write_contracts(
         material.model.program, material.info, material.folder, name=material.name, raw_inputs=raw,
         opset=request.opset, simplify=request.simplify, preprocess=request.preprocess,
         byte_scale=None if material.data is None else material.data.byte_scale,
+        inputs=() if material.data is None else material.data.inputs,
     )  # fmt: skip
-    return files, 0 if raw is None else len(raw)
+    return files, 0 if raw is None else len(next(iter(raw.values())) if isinstance(raw, dict) else raw)
+
+
+def _has_several(material: Material) -> bool:
+    """Whether the network has several inputs."""
+    return len(input_specs(material.model.program)) > 1
 
 
 def _real(material: Material) -> Inputs | None:
-    """Real inputs to check targets on; None where there are no data."""
-    raw = material.raw("test", CALIBRATION)
+    """Real inputs to check targets on; None where there are no data, or several inputs."""
+    raw = None if _has_several(material) else material.raw("test", CALIBRATION)
     return None if raw is None else material.inputs(raw)
 
 
@@ -234,10 +257,10 @@ def _fixed(file: ExportedFile, batch: int) -> ExportedFile:
 
 
 def _timed(
-    asked: _Asked, material: Material, files: Sequence[ExportedFile], samples: Inputs, told: Progress
+    asked: _Asked, material: Material, files: Sequence[ExportedFile], samples: Inputs | None, told: Progress
 ) -> list[ExportedFile]:
     """The files with their latency beside the dense network, where that is known and they hold the network."""
-    if material.dense is None or len(input_specs(material.model.program)) != 1:
+    if material.dense is None or samples is None:
         return list(files)
     told.stage("time the files beside the dense network")
     timed = [Timed(material.network, ONNXRUNTIME)]

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from edgeprune.commands.answers import Pair, Told, told_of
+from edgeprune.commands.examples import example_feed, real_inputs
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.runfolder import model_facts
 from edgeprune.cost.macs import count_parameters
-from edgeprune.data import first_inputs, normalize
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import export_onnx
 from edgeprune.inspection.table import explained, feature_weights, locked_rows, widths
@@ -32,7 +31,7 @@ from edgeprune.results import (
 from edgeprune.search.candidate import Candidate, Found
 from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.intervals import compare_accuracy
-from edgeprune.training import Judge, float_type
+from edgeprune.training import Judge
 from edgeprune.versions import versions
 
 if TYPE_CHECKING:
@@ -114,9 +113,8 @@ def _figures(candidate: Candidate, onnx_bytes: int, test_value: float | None) ->
 
 def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int, int], float, LatencyComparison]:
     """Sizes of both networks as ONNX, the parity of the slim one, and the latency of both."""
-    shape = job.model.info.input_shape
-    inputs = _real_inputs(job, _PARITY_SAMPLES)
-    one = inputs[:1] if inputs is not None else torch.zeros(1, *shape, dtype=float_type(best.program)).numpy()
+    inputs = real_inputs(job.model, job.data, _PARITY_SAMPLES)
+    one = example_feed(job.model, inputs)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         dense, slim = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
         exports = [
@@ -138,15 +136,6 @@ def _check_measured(job: Job, slim_bytes: int, latency: LatencyComparison) -> No
         )
     if budgets.max_bytes is not None and slim_bytes > budgets.max_bytes:
         raise BudgetError(f"--max-size: expected at most {budgets.max_bytes:,} bytes of ONNX, got {slim_bytes:,}")
-
-
-def _real_inputs(job: Job, count: int) -> np.ndarray | None:
-    """Normalised test inputs `(count, *input_shape)`, or None where there are no data."""
-    if job.data is None:
-        return None
-    assert job.model.info.normalization is not None
-    x = torch.from_numpy(first_inputs(job.data.test, count)).to(float_type(job.model.program))
-    return normalize(x, job.model.info.normalization).numpy()
 
 
 def _data_facts(job: Job) -> dict[str, Any] | None:

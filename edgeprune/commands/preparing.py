@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from edgeprune.commands.budgets import check_share, decide
+from edgeprune.commands.examples import example_feed
 from edgeprune.commands.resolve import (
     Threads,
     assumed_task,
@@ -213,7 +212,7 @@ def _gauge(
     other = foreign(device)
     if other is not None and budgets.max_latency is not None:
         told.say(f"--max-latency is judged by what {request.device} foretells: it is of another device than this one")
-    example = torch.zeros(1, *opened.model.info.input_shape, dtype=float_type(opened.dense)).numpy()
+    example = example_feed(opened.model)
     told.stage("export the dense network to measure it")
     return OnnxGauge(opened.dense, example, opened.threads.runtime, told, other)
 

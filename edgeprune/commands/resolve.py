@@ -11,6 +11,7 @@ from edgeprune.cost.device import Device
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import macs
 from edgeprune.data import check_fits, open_data
+from edgeprune.data.fitting import with_inputs_of
 from edgeprune.data.labels import with_classes_of
 from edgeprune.data.places import found_from
 from edgeprune.errors import InputError
@@ -18,6 +19,7 @@ from edgeprune.formats.architectures import is_spec
 from edgeprune.formats.load import load, load_architecture
 from edgeprune.formats.trust import recorded_data, recorded_task
 from edgeprune.graph.groups import analyze
+from edgeprune.graph.specs import input_specs
 from edgeprune.measure.profiling import Timing, profile
 from edgeprune.progress import Progress
 from edgeprune.records import DataSource, Model, ModelInfo, WantedTargets
@@ -46,9 +48,10 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
     recorded = None if request.data else _recorded_spec(model.info.data, request)
     try:
         task = _task_spec(request, model) if request.data or recorded else None
-        data = asked.read_for(task)
+        names = tuple(spec.name for spec in input_specs(model.program))
+        data = asked.read_for(task, names)
         if recorded is not None:
-            data = _opened_recorded(recorded, model.info.data, seed, wanted_targets(task))
+            data = _opened_recorded(recorded, model.info.data, seed, wanted_targets(task, names))
         return model, None if data is None else _fitting(data, model, task)
     except InputError as error:
         if request.data:
@@ -70,17 +73,19 @@ class _Asked:
         if not request.data:
             return cls(request, seed)
         try:
-            data = open_data(request.data, seed=seed, wanted=wanted_targets(request.task))
+            names = tuple(info.name for info in request.inputs or ())
+            data = open_data(request.data, seed=seed, wanted=wanted_targets(request.task, names))
         except InputError as error:
             if request.task is not None or not Path(request.model or "").exists():
                 raise
             return cls(request, seed, refusal=error)
         return cls(request, seed, data)
 
-    def read_for(self, task: str | None) -> DataSource | None:
-        """The data with their targets as the task wants them."""
-        if self.request.data and task != self.request.task:  # only the model's file said what its targets are
-            return open_data(self.request.data, seed=self.seed, wanted=wanted_targets(task))
+    def read_for(self, task: str | None, inputs: tuple[str, ...]) -> DataSource | None:
+        """The data with their targets as the task wants them, and the inputs that the network has."""
+        known = self.data is not None and (not self.data.inputs and len(inputs) == 1 or self.data.inputs != ())
+        if self.request.data and (task != self.request.task or not known):  # only the model's file said what these are
+            return open_data(self.request.data, seed=self.seed, wanted=wanted_targets(task, inputs))
         if self.refusal is not None:
             raise self.refusal
         return self.data
@@ -93,7 +98,9 @@ def _loaded(request: CompressRequest | ExportRequest, asked: _Asked) -> Model:
             arch=request.arch,
             input_shape=request.input_shape,
             unsafe_pickle=request.unsafe_pickle,
-            data_shape=asked.data.input_shape if asked.data else None,
+            data_shape=(asked.data.input_shape or None) if asked.data else None,
+            inputs=request.inputs or (),
+            data_inputs=asked.data.inputs if asked.data else (),
             dynamic_size=request.dynamic_size,
             dynamic=request.dynamic,
             module=request.module if isinstance(request, CompressRequest) else None,
@@ -142,6 +149,7 @@ def _opened_recorded(found: str, recorded: str | None, seed: int, wanted: Wanted
 
 def _fitting(data: DataSource, model: Model, task: str | None) -> DataSource:
     """The data with the model's classes, once the two fit each other."""
+    data = with_inputs_of(data, model.program)
     data = with_classes_of(data, model.info.classes, n_outputs(model.program))
     check_fits(data, model.info, n_outputs(model.program), judges_classes(task, data))
     return data
@@ -210,11 +218,13 @@ def opened(request: InspectRequest | ProfileRequest, told: Progress) -> Model:
     """The model in a file, or of an architecture by its name, with random weights."""
     asked = request if isinstance(request, InspectRequest) else InspectRequest(request.model)
     if is_architecture(request):
-        return load_architecture(request.model, request.input_shape, asked.dynamic_size, asked.module, asked.dynamic)
+        free = asked.dynamic_size, asked.module, asked.dynamic
+        return load_architecture(request.model, request.input_shape, *free, request.inputs or ())
     model = load(
         request.model,
         arch=request.arch,
         input_shape=request.input_shape,
+        inputs=request.inputs or (),
         unsafe_pickle=request.unsafe_pickle,
         dynamic_size=asked.dynamic_size,
         module=asked.module,

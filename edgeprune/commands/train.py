@@ -13,13 +13,14 @@ from edgeprune.commands.resolve import threads_of
 from edgeprune.commands.resuming import check_places, check_same, interruptible, is_done, own_cores, state_file
 from edgeprune.cost.macs import count_parameters
 from edgeprune.data import check_fits, open_data
+from edgeprune.data.capturing import captured
+from edgeprune.data.fitting import by_name, with_inputs_of, with_stated_inputs
 from edgeprune.errors import InputError
 from edgeprune.formats.architectures import build
-from edgeprune.formats.normalizing import asked_normalization, check_width
+from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.pt2 import write_program
 from edgeprune.formats.save import save_checkpoint
 from edgeprune.graph.capture import Program
-from edgeprune.graph.single import capture_single
 from edgeprune.processes import is_main
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, Evaluation, Figure, Metric, ModelInfo
@@ -48,11 +49,13 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
     request.settings.check()
     if is_main():
         check_places(request, told)
-    data = _normalised(open_data(request.data, wanted=wanted_targets(request.task)), request)
+    data = _opened(request)
     task = _task(request, data)
     torch.manual_seed(request.settings.seed)
     model = build(request.arch)
-    program = _captured(model, request, data, task)
+    program = _captured(model, request, data)
+    data = _normalised(with_inputs_of(data, program), request)
+    _check_task(model, program, data, task)
     info = _info(request, data)
     check_fits(data, info, n_outputs(program))
     settings = replace(request.settings, threads=threads_of(request.settings.threads, program).training or own_cores())
@@ -66,7 +69,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         told.stage(f"train {request.arch}")
         with interruptible(state, told):
             epochs = fit(model, data, data.normalization, settings, told, checkpoint=state, task=task)
-        program = capture_single(model, data.input_shape)
+        program = captured(model, data)
         module = program.module()
         val, test = (
             evaluate(module, split, data.normalization, task, workers=settings.workers, team=team)
@@ -92,6 +95,16 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         metric=task.metric,
         beside=_beside(task, test),
     )
+
+
+def _opened(request: TrainRequest) -> DataSource:
+    """The data, their inputs as `--input` has them where it says."""
+    names = tuple(info.name for info in request.inputs or ())
+    data = open_data(request.data, wanted=wanted_targets(request.task, names))
+    if not request.inputs:
+        return data
+    data = data if data.inputs or len(names) > 1 else by_name(data, names[0])
+    return with_stated_inputs(data, request.inputs)
 
 
 def _info(request: TrainRequest, data: DataSource) -> ModelInfo:
@@ -137,7 +150,7 @@ def _beside(task: Task, test: Evaluation) -> tuple[Figure, ...]:
 def _normalised(data: DataSource, request: TrainRequest) -> DataSource:
     """The data with the normalisation that the network is trained on, which its checkpoint records."""
     normalization = asked_normalization(request.normalize, data, request.arch)
-    check_width(normalization, data.input_shape)
+    check_inputs(normalization, data.input_shape, data)
     return replace(data, normalization=normalization)
 
 
@@ -153,19 +166,22 @@ def _kept_epoch(epochs: Sequence[EpochRecord], settings: TrainSettings, metric: 
     return max(epochs, key=lambda record: sign * record.val_value).epoch
 
 
-def _captured(model: nn.Module, request: TrainRequest, data: DataSource, task: Task) -> Program:
-    """The program of the network on the data's inputs, which gives out what the task takes."""
+def _captured(model: nn.Module, request: TrainRequest, data: DataSource) -> Program:
+    """The program of the network on the data's inputs."""
     try:
-        program = capture_single(model, data.input_shape)
+        return captured(model, data)
     except InputError as error:
-        shape = tuple(data.input_shape)
+        shape = ", ".join(f"{info.name} {info.shape}" for info in data.inputs) or str(tuple(data.input_shape))
         raise type(error)(f"{request.arch} on inputs {shape} of data {data.name}: {error}") from error
+
+
+def _check_task(model: nn.Module, program: Program, data: DataSource, task: Task) -> None:
+    """Raise InputError where the network does not give out what the task takes, or cannot be written down."""
     if isinstance(task, Classification):
         check_logits(program, data)
     else:
         Judge(task, data.normalization).check(model, data)
     write_program(program, {}, with_weights=False)  # what cannot be written down is found before the training
-    return program
 
 
 def _done_before(  # noqa: PLR0913 - what was asked, for what, and who is told

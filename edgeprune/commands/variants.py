@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from edgeprune.data import batches
+from edgeprune.data.inputs import one_tensor
 from edgeprune.export import ort
 from edgeprune.export.answers import Answering, structure_of
 from edgeprune.export.conversions import write_dynamic, write_half
@@ -86,7 +87,7 @@ def _judge(material: Material, data: DataSource, task: Task, told: Progress) -> 
     task.check(answers(material.network)(material.samples(_FEW).file), data)
     parts = []
     for x, raw in batches(data.val, _BATCH):
-        inputs = material.inputs(material.held(x.numpy()))
+        inputs = material.inputs(material.held(one_tensor(x, "smaller numbers").numpy()))
         parts.append((inputs.file, task.targets(raw) if reference is None else reference(inputs)))
 
     def judge(path: Path) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from edgeprune.data.limits import check_unpacked
+from edgeprune.data.namedarrays import from_named, is_named, named_parts
 from edgeprune.data.npy import members, read_array
 from edgeprune.data.splits import TensorSplit, build, cut, to_tensor
 from edgeprune.data.targets import found_targets
@@ -31,16 +32,29 @@ def open_npz(file: str, wanted: WantedTargets | None = None) -> DataSource:
 
     `x` is `(n, ...)`, floats as they are or bytes that are read as 0..1; `y` holds the targets, as `found_targets`
     takes them, and may be left out; `class_names` and `feature_names` are texts. `X` is taken for `x`. `x` and `y`
-    alone are cut 60/20/20. Sizes are checked in the headers before any array is read.
+    alone are cut 60/20/20. Without `x`, or where inputs are wanted by name, every other array is an input of its name,
+    see `namedarrays`. Sizes are checked in the headers before any array is read.
     """
     path = Path(file)
     with open_file(path, "npz") as stream:
         archive, found = members(stream, path)
-        keys = _wanted(found, path)
+        named = is_named(found, wanted)
+        keys = list(found) if named else _wanted(found, path)
         infos = [found[key] for key in keys]
         check_unpacked(sum(i.file_size for i in infos), sum(i.compress_size for i in infos), str(path))
-        arrays = {key.lower(): read_array(archive, found[key], f"{path}, {key}") for key in keys}
+        arrays = {_plain(key, named): read_array(archive, found[key], f"{path}, {key}") for key in keys}
+    if named:
+        return named_source(f"npz:{file}", arrays, str(path), wanted)
     return from_arrays(f"npz:{file}", pairs(arrays, str(path)), *names_in(arrays, str(path)), wanted)
+
+
+def named_source(name: str, arrays: Mapping[str, np.ndarray], where: str, wanted: WantedTargets | None) -> DataSource:
+    """A data set from arrays by the names of the network's inputs, `y`, and `class_names` beside them."""
+    classes, features = names_in(arrays, where)
+    if features:
+        raise InputError(f"{where}: expected feature_names beside x alone, got them beside inputs by name")
+    inputs = {key: array for key, array in arrays.items() if key not in NAMES}
+    return from_named(name, named_parts(inputs, where), classes, wanted)
 
 
 def pairs(arrays: Mapping[str, np.ndarray], where: str) -> dict[str, Pair]:
@@ -137,3 +151,8 @@ def _wanted(found: Mapping[str, object], path: Path) -> list[str]:
         got = one_line(", ".join(list(found)[:8]), 80) or "none"
         raise InputError(f"{path}: expected arrays x and y, or x_train, y_train, x_test, y_test; got {got}")
     return keys
+
+
+def _plain(key: str, named: bool) -> str:
+    """The name of an array; without a capital where it is one of those that are known."""
+    return key if named and key.lower() not in NAMES else key.lower()

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from edgeprune.data.inputs import Arrays, Inputs, as_arrays, changed, first_of, joined, stacked
+from edgeprune.data.named import NamedSplit, target_of
 from edgeprune.data.splits import TensorSplit, check_finite
-from edgeprune.data.usersplit import UserSplit, target_of
+from edgeprune.data.usersplit import UserSplit
 from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.records import DataSource, ModelInfo, Normalization
+from edgeprune.records import DataSource, ModelInfo
 from edgeprune.usercode import calling_user_code, running_user_code
+
+_IN_MEMORY = (TensorSplit, NamedSplit)
 
 
 def batches(
     split: Dataset[Any], batch_size: int, *, shuffle: bool = False, seed: int = 0
-) -> Iterator[tuple[Tensor, Any]]:
-    """All samples of a split, once, as raw batches: x float32 `(batch, ...)` and targets, see `read`.
+) -> Iterator[tuple[Inputs, Any]]:
+    """All samples of a split, once, as raw batches: inputs and targets, see `read`.
 
     The order is that of `order`.
     """
@@ -59,9 +63,10 @@ class Share:
 
 def read(
     split: Dataset[Any], indices: Sequence[Tensor], workers: int = 0, seed: int = 0
-) -> Iterator[tuple[Tensor, Any]]:
-    """The samples at each of `indices`, as raw batches: x float32 `(batch, ...)` and targets `(batch, ...)`.
+) -> Iterator[tuple[Inputs, Any]]:
+    """The samples at each of `indices`, as raw batches: inputs `(batch, ...)` and targets `(batch, ...)`.
 
+    Inputs are a float32 tensor, or named ones of their own types.
     Targets that are whole numbers are int64, floats float32. Dicts, lists and tuples, which may differ in size from
     sample to sample, come as a list of them; where there are no targets, None.
 
@@ -69,7 +74,7 @@ def read(
         workers: so many processes read ahead; a split in memory needs none.
         seed: of what is random in the workers, as a data set of the user's may be.
     """
-    if workers == 0 or isinstance(split, TensorSplit):
+    if workers == 0 or isinstance(split, _IN_MEMORY):
         for index in indices:
             yield _take(split, index)
         return
@@ -101,7 +106,7 @@ class _Batches(Dataset[Any]):
     def __init__(self, split: Dataset[Any]) -> None:
         self.split = split
 
-    def __getitem__(self, index: np.ndarray) -> tuple[Tensor, Any] | EdgepruneError:
+    def __getitem__(self, index: np.ndarray) -> tuple[Inputs, Any] | EdgepruneError:
         try:
             with running_user_code():
                 return _take(self.split, torch.from_numpy(index))
@@ -113,27 +118,31 @@ def _only(batch: list[Any]) -> Any:
     return batch[0]
 
 
-def _take(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Any]:
-    if isinstance(split, TensorSplit):
+def _take(split: Dataset[Any], index: Tensor) -> tuple[Inputs, Any]:
+    if isinstance(split, _IN_MEMORY):
         return split.take(index)
     if isinstance(split, TensorDataset) and len(split.tensors) <= 2:
-        x, *targets = (tensor[index] for tensor in split.tensors)
-        x, y = x.to(torch.float32), _plain(targets[0]) if targets else None
+        first, *targets = (tensor[index] for tensor in split.tensors)
+        taken: tuple[Inputs, Any] = first.to(torch.float32), _plain(targets[0]) if targets else None
     else:
-        x, y = _stacked(split, index)
-    # TensorSplits were checked when they were made; these come from the user's own code.
-    check_finite(x.numpy(), f"batch of samples {index[0]} and on")
-    return x, y
+        taken = _stacked(split, index)
+    # Splits in memory were checked when they were made; these come from the user's own code.
+    changed(taken[0], lambda tensor: _finite(tensor, f"batch of samples {index[0]} and on"))
+    return taken
 
 
-def _stacked(split: Dataset[Any], index: Tensor) -> tuple[Tensor, Any]:
+def _finite(x: Tensor, where: str) -> Tensor:
+    check_finite(x.numpy(), where)
+    return x
+
+
+def _stacked(split: Dataset[Any], index: Tensor) -> tuple[Inputs, Any]:
     if isinstance(split, UserSplit):
         with calling_user_code(f"{split.where}: reading samples {int(index[0])} and on raised"):
             return _stacked(split.split, index)
     samples = [split[int(i)] for i in index]
     inputs = [sample[0] if isinstance(sample, (tuple, list)) else sample for sample in samples]
-    x = torch.stack([torch.as_tensor(one, dtype=torch.float32) for one in inputs])
-    return x, _collated([target_of(sample) for sample in samples])
+    return stacked(inputs), _collated([target_of(sample) for sample in samples])
 
 
 def _collated(targets: Sequence[Any]) -> Any:
@@ -166,31 +175,12 @@ def _plain(targets: Tensor) -> Tensor:
     return targets.to(torch.float32 if targets.is_floating_point() else torch.int64)
 
 
-def normalize(x: Tensor, normalization: Normalization) -> Tensor:
-    """`(x - mean) / std` with mean and std along dim 1 of the batch `x` `(batch, n, ...)`; one value serves all.
-
-    Raises:
-        InputError: neither 1 nor `n` values.
-    """
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    width = x.shape[1]
-    for name, values in (("mean", normalization.mean), ("std", normalization.std)):
-        if len(values) not in (1, width):
-            raise InputError(
-                f"normalisation: expected 1 or {width} values of {name} for inputs {tuple(x.shape[1:])}, "
-                f"got {len(values)}"
-            )
-    mean = torch.tensor(normalization.mean, dtype=x.dtype, device=x.device)
-    std = torch.tensor(normalization.std, dtype=x.dtype, device=x.device)
-    return (x - mean.reshape(shape)) / std.reshape(shape)
-
-
 def check_fits(data: DataSource, info: ModelInfo, n_outputs: int | None, classes: bool = True) -> None:
     """Raise InputError when the shape, the number of classes or the column names of the data do not fit the model.
 
     `classes` is False where the task does not tell the classes apart.
     """
-    if tuple(data.input_shape) != tuple(info.input_shape):
+    if not data.inputs and tuple(data.input_shape) != tuple(info.input_shape):
         raise InputError(
             f"data {data.name}: the model expects inputs of shape {tuple(info.input_shape)}, "
             f"got {tuple(data.input_shape)}"
@@ -213,13 +203,18 @@ def _check_classes(data: DataSource, info: ModelInfo, n_outputs: int | None) -> 
             raise InputError(f"data {data.name}: the model has {expected} classes, got {len(data.classes)}")
 
 
-def first_inputs(split: Dataset[Any], count: int | None) -> np.ndarray:
-    """Raw inputs of the first `count` samples of a split, or of all, `(n, *input_shape)`."""
-    found: list[np.ndarray] = []
+def first_inputs(split: Dataset[Any], count: int | None) -> Arrays:
+    """Raw inputs of the first `count` samples of a split, or of all, `(n, *input_shape)`, by name if they have such."""
+    return as_arrays(first_samples(split, count))
+
+
+def first_samples(split: Dataset[Any], count: int | None) -> Inputs:
+    """The same as tensors."""
+    found: list[Inputs] = []
     have = 0
     for x, _ in batches(split, 256):
-        found.append(x.numpy())
-        have += len(x)
+        found.append(x)
+        have += len(first_of(x))
         if count is not None and have >= count:
             break
-    return np.concatenate(found)[:count]
+    return changed(joined(found), lambda tensor: tensor[:count])

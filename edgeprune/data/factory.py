@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeprune.data.arrays import NAMES, Pair, from_arrays, names_in, pairs
+from edgeprune.data.arrays import NAMES, Pair, from_arrays, named_source, names_in, pairs
+from edgeprune.data.namedarrays import NamedPart, from_named, is_named
 from edgeprune.data.usersplit import described, guarded
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource, WantedTargets
@@ -27,7 +28,7 @@ def open_factory(
 
     It returns a DataSource; or (x, y) arrays of train, val and test as a tuple of three pairs or as a dict; or
     one pair, which is cut 60/20/20; or x alone, without targets; or a dict named as in an .npz file. A dict may have
-    `class_names` and `feature_names` too.
+    `class_names` and `feature_names` too. Where a network has named inputs, x is a dict of arrays by their names.
     """
     where = f"{file}:{function}"
     factory = load_function(Path(file), function)
@@ -38,8 +39,41 @@ def open_factory(
         made = factory(**arguments)
         if isinstance(made, DataSource):
             return _checked(guarded(described(made), where), where)
+        if _is_named_dict(made, wanted):
+            return named_source(where, {str(key): _array(value) for key, value in made.items()}, where, wanted)
+        named = _by_inputs(made)
+        if named is not None:
+            return from_named(where, named, _names(made, where)[0], wanted)
         parts, names = _parts(made, where), _names(made, where)
     return from_arrays(where, parts, *names, wanted)
+
+
+def _is_named_dict(made: Any, wanted: WantedTargets | None) -> bool:
+    """Whether it holds arrays by the names of inputs, as an .npz file does."""
+    return isinstance(made, Mapping) and not any(key in made for key in _SPLITS) and is_named(map(str, made), wanted)
+
+
+def _by_inputs(made: Any) -> dict[str, NamedPart] | None:
+    """Split name -> its samples, where x is a dict of inputs in what a factory returned; None where it is none."""
+    if isinstance(made, tuple | list):
+        parts = dict(zip(_SPLITS, made, strict=True)) if len(made) == 3 and any(map(_is_named, made)) else {"all": made}
+    elif isinstance(made, Mapping) and any(key in made for key in _SPLITS):
+        parts = {str(key): part for key, part in made.items() if key not in NAMES}
+    else:
+        return None
+    return {key: _named_part(part) for key, part in parts.items()} if all(map(_is_named, parts.values())) else None
+
+
+def _is_named(part: Any) -> bool:
+    """Whether it is a dict of inputs, alone or with targets beside."""
+    return isinstance(part[0] if isinstance(part, tuple | list) and len(part) == 2 else part, Mapping)
+
+
+def _named_part(part: Any) -> NamedPart:
+    inputs, y = part if isinstance(part, tuple | list) else (part, None)
+    arrays = {str(key): _array(value) for key, value in inputs.items()}
+    y = arrays.pop("y", None) if y is None else _array(y)
+    return NamedPart(arrays, y)
 
 
 def _parts(made: Any, where: str) -> dict[str, Pair]:
@@ -97,6 +131,9 @@ def _checked(made: DataSource, where: str) -> DataSource:
         split = getattr(made, name)
         if len(split) == 0:
             raise InputError(f"{where}: the {name} split is empty; expected at least one sample")
+        if made.inputs:
+            split[0]  # which is checked as it is read
+            continue
         shape = tuple(torch.as_tensor(split[0][0]).shape)
         if shape != tuple(made.input_shape):
             raise InputError(f"{where}, {name}: expected samples of shape {tuple(made.input_shape)}, got {shape}")

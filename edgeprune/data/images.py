@@ -186,14 +186,14 @@ def _scan(root: Path, folder: Path, classes: Sequence[str], size: int) -> ImageF
     for name in classes:
         n_before = len(paths)
         if (folder / name).is_dir():  # of val and test a class may be missing
-            _add_images(paths, folder / name, skipped)
+            add_images(paths, folder / name, skipped)
         counts.append(len(paths) - n_before)
     if not paths:
         raise InputError(f"{folder}: expected images ({', '.join(sorted(EXTENSIONS))}), got none")
     return ImageFiles(paths, np.repeat(np.arange(len(classes)), counts), size, skipped)
 
 
-def _add_images(paths: PathList, folder: Path, skipped: Counter[str]) -> None:
+def add_images(paths: PathList, folder: Path, skipped: Counter[str]) -> None:
     """Add every image below `folder`, in the order of the parts of its path; hidden files are none."""
     names, folders = [], set()
     with os.scandir(folder) as entries:
@@ -214,6 +214,6 @@ def _add_images(paths: PathList, folder: Path, skipped: Counter[str]) -> None:
     inner = os.path.relpath(folder, paths.root)
     for name in sorted(names):
         if name in folders:
-            _add_images(paths, folder / name, skipped)
+            add_images(paths, folder / name, skipped)
         else:
             paths.append(f"{inner}/{name}")

@@ -88,10 +88,15 @@ def peculiarities(image: Any) -> Iterator[str]:
         yield "transparency is left out: the colours below it are taken"
     if image.mode in _INKS:
         yield "CMYK, YCbCr and HSV are converted without a colour profile"
-    if _orientation(image) in _TURNS:
+    if is_turned(image):
         yield "images are turned upright as their EXIF orientation says"
     if getattr(image, "is_animated", False):
         yield "of several frames the first is taken"
+
+
+def is_turned(image: Any) -> bool:
+    """Whether an opened image is turned upright as its EXIF orientation says."""
+    return _orientation(image) in _TURNS
 
 
 def _orientation(image: Any) -> int:

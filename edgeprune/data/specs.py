@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 from edgeprune.data import dialect
@@ -13,6 +14,7 @@ from edgeprune.data.arrays import open_npz
 from edgeprune.data.digits import open_digits
 from edgeprune.data.factory import open_factory
 from edgeprune.data.images import DEFAULT_SIZE, open_image_folder
+from edgeprune.data.masked import has_masks, open_masked_folder
 from edgeprune.data.table import open_csv
 from edgeprune.data.vision import open_caltech, open_cifar, open_idx_set
 from edgeprune.errors import InputError
@@ -47,6 +49,14 @@ class _Spec:
         return int(text)
 
 
+def _image_folder(spec: _Spec) -> DataSource:
+    """Images in folders of their classes, or beside their masks."""
+    base = Path(spec.required_place())
+    if has_masks(base):
+        return open_masked_folder(f"imagefolder:{base}", base, spec.size(), spec.wanted)
+    return open_image_folder(spec.required_place(), spec.size())
+
+
 # Kind -> (how it is opened, the options it takes).
 _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
     "mnist": (lambda spec: open_idx_set("mnist", spec.place), ()),
@@ -54,7 +64,7 @@ _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
     "cifar10": (lambda spec: open_cifar("cifar10", spec.place), ()),
     "cifar100": (lambda spec: open_cifar("cifar100", spec.place), ()),
     "caltech101": (lambda spec: open_caltech(spec.place, spec.size()), ("size",)),
-    "imagefolder": (lambda spec: open_image_folder(spec.required_place(), spec.size()), ("size",)),
+    "imagefolder": (_image_folder, ("size",)),
     "npz": (lambda spec: open_npz(spec.required_place(), spec.wanted), ()),
     "csv": (
         lambda spec: open_csv(spec.required_place(), spec.options.get("target"), spec.options, spec.wanted),

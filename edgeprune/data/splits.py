@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,10 @@ class TensorSplit(Dataset[Any]):
         """The samples at `index` `(k,)`: x float32 `(k, ...)` and y `(k, ...)`, or None."""
         return self._raw(self.x[index]), None if self.y is None else self.y[index]
 
+    def part(self, index: Tensor) -> TensorSplit:
+        """The samples at `index` as a split of their own."""
+        return TensorSplit(self.x[index], None if self.y is None else self.y[index], self.scale)
+
     def _raw(self, x: Tensor) -> Tensor:
         return x if x.dtype == torch.float32 and self.scale == 1.0 else x.to(torch.float32) * self.scale
 
@@ -63,6 +68,12 @@ class LazySplit(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[int(self.index[index])]
+
+
+def each_split(data: DataSource, change: Callable[[Dataset[Any], str], Dataset[Any]]) -> DataSource:
+    """The data set with each of its splits changed, which is given together with its name."""
+    train, val, test = (change(getattr(data, name), name) for name in ("train", "val", "test"))
+    return replace(data, train=train, val=val, test=test)
 
 
 def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int = SPLIT_SEED) -> list[np.ndarray]:
@@ -91,9 +102,14 @@ def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int = SPLIT
 
 def cut(x: Tensor, y: Tensor | None, fractions: Sequence[float], scale: float = 1.0) -> list[TensorSplit]:
     """Parts of the samples `x` `(n, ...)` with targets `y` `(n, ...)`; by classes, where these are int `(n,)`."""
-    labels = np.zeros(len(x), np.int64) if y is None or y.dim() != 1 or y.is_floating_point() else y.numpy()
-    parts = [torch.from_numpy(part) for part in stratified(labels, fractions)]
-    return [TensorSplit(x[part], None if y is None else y[part], scale) for part in parts]
+    parts = parts_of(len(x), y, fractions)
+    return [TensorSplit(x, y, scale).part(part) for part in parts]
+
+
+def parts_of(n_samples: int, y: Tensor | None, fractions: Sequence[float]) -> list[Tensor]:
+    """Which samples are in each part; by classes, where the targets are int `(n,)`."""
+    labels = np.zeros(n_samples, np.int64) if y is None or y.dim() != 1 or y.is_floating_point() else y.numpy()
+    return [torch.from_numpy(part) for part in stratified(labels, fractions)]
 
 
 def to_tensor(array: np.ndarray, where: str) -> tuple[Tensor, float]:
@@ -162,6 +178,19 @@ def _chunks(split: Dataset[Any]) -> Iterator[Tensor]:
         yield split[int(index)][0].unsqueeze(0)
 
 
+def check_parts(name: str, splits: Sequence[Dataset[Any]], classes: Sequence[str], targets: Targets) -> None:
+    """Raise InputError for an empty split among train, val and test, or for fewer than two classes."""
+    if targets.kind == "classes" and len(classes) < 2:
+        raise InputError(f"{name}: expected at least 2 classes, got {len(classes)}")
+    for split_name, split in zip(("train", "val", "test"), splits, strict=True):
+        if len(split) == 0:  # type: ignore[arg-type]
+            total = sum(len(part) for part in splits)  # type: ignore[arg-type, misc]
+            raise InputError(
+                f"{name}: the {split_name} split is empty; expected at least one sample there, got {total} in all: "
+                f"too few to cut, so give more of each class, or the splits themselves"
+            )
+
+
 def build(  # noqa: PLR0913 - the fields of a DataSource
     name: str,
     splits: Sequence[Dataset[Any]],
@@ -175,15 +204,7 @@ def build(  # noqa: PLR0913 - the fields of a DataSource
     Raises:
         InputError: an empty split, fewer than two classes, or samples without a feature dim.
     """
-    if targets.kind == "classes" and len(classes) < 2:
-        raise InputError(f"{name}: expected at least 2 classes, got {len(classes)}")
-    for split_name, split in zip(("train", "val", "test"), splits, strict=True):
-        if len(split) == 0:  # type: ignore[arg-type]
-            total = sum(len(part) for part in splits)  # type: ignore[arg-type, misc]
-            raise InputError(
-                f"{name}: the {split_name} split is empty; expected at least one sample there, got {total} in all: "
-                f"too few to cut, so give more of each class, or the splits themselves"
-            )
+    check_parts(name, splits, classes, targets)
     train, val, test = splits
     shape = tuple(train[0][0].shape)
     if not shape or 0 in shape:

@@ -141,7 +141,7 @@ def _masks(given: Mapping[str, np.ndarray], name: str, classes: Sequence[str], i
         values = np.unique(y).astype(np.int64)
         kept = values[values != ignore] if ignore is not None else values
         ignored |= len(kept) < len(values)
-        _check_mask_values(kept, where, len(classes), ignore)
+        check_mask_values(kept, where, len(classes), ignore)
         largest = max(largest, int(kept.max(initial=-1)))
         found[split] = torch.from_numpy(np.ascontiguousarray(y, y.dtype if y.dtype.name in _KEPT else np.int64))
     n_classes = len(classes) or largest + 1
@@ -153,7 +153,8 @@ def _masks(given: Mapping[str, np.ndarray], name: str, classes: Sequence[str], i
     return FoundTargets(found, Targets("masks", shape), tuple(classes) or tuple(map(str, range(n_classes))), notes)
 
 
-def _check_mask_values(kept: np.ndarray, where: str, n_named: int, ignore: int | None) -> None:
+def check_mask_values(kept: np.ndarray, where: str, n_named: int, ignore: int | None) -> None:
+    """Raise InputError for a number of no class; of `n_named` where they have names, 0 where they have none."""
     most = n_named or MAX_CLASSES
     wrong = kept[(kept < 0) | (kept >= most)]
     if len(wrong):

@@ -10,9 +10,20 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from edgeprune.data.splits import MAX_STATISTICS_SAMPLES, TensorSplit
+from edgeprune.data.named import (
+    NamedSamples,
+    NamedSplit,
+    described_inputs,
+    held_tensor,
+    input_of,
+    measured_inputs,
+    some_samples,
+    spanned,
+    target_of,
+)
+from edgeprune.data.splits import MAX_STATISTICS_SAMPLES, TensorSplit, each_split
 from edgeprune.data.targets import spread_of
-from edgeprune.records import DataSource, Targets
+from edgeprune.records import DataSource, InputInfo, Targets
 from edgeprune.usercode import calling_user_code
 
 
@@ -36,6 +47,32 @@ def described(source: DataSource) -> DataSource:
 
     Without names of classes they are no class labels. The spread of values is measured on some of train, evenly spaced.
     """
+    return _with_targets(_with_inputs(source))
+
+
+def _with_inputs(source: DataSource) -> DataSource:
+    """With what its named inputs are, where samples have such; they are measured on some of train."""
+    if not len(source.train):  # type: ignore[arg-type]
+        return source
+    first = input_of(source.train[0])
+    if not isinstance(first, Mapping):
+        return source
+    samples = [x for x in some_samples(source.train, input_of) if isinstance(x, Mapping)]  # others are told as read
+    infos = source.inputs or tuple(_info(str(name), [sample.get(name) for sample in samples]) for name in first)
+    checked = each_split(source, lambda split, name: NamedSamples(split, infos, f"data {source.name}, {name}"))
+    measured = measured_inputs(checked.train, infos)
+    given = source.normalization if source.normalization.inputs else measured
+    return replace(checked, input_shape=(), inputs=infos, normalization=given, measured=measured)
+
+
+def _info(name: str, values: list[Any]) -> InputInfo:
+    """What an input is, by some samples of it: which are alike."""
+    tensors = [held_tensor(value, None, f"input {name}") for value in values if value is not None]
+    [info] = described_inputs({name: tensors[0][None]})
+    return info if info.is_float else spanned(info, tensors)
+
+
+def _with_targets(source: DataSource) -> DataSource:
     if source.classes or source.targets != Targets() or not len(source.train):  # type: ignore[arg-type]
         return source
     n_samples = len(source.train)  # type: ignore[arg-type]
@@ -50,11 +87,6 @@ def described(source: DataSource) -> DataSource:
     return replace(source, targets=Targets("values", () if shape == (1,) else shape, spread_of(np.stack(values))))
 
 
-def target_of(sample: Any) -> Any:
-    """A sample's target; None of an input alone."""
-    return sample[1] if isinstance(sample, (tuple, list)) and len(sample) > 1 else None
-
-
 def _is_float(target: Any) -> bool:
     if target is None or isinstance(target, (Mapping, tuple, list, str)):
         return False
@@ -66,5 +98,14 @@ def guarded(source: DataSource, where: str) -> DataSource:
     values = {field.name: getattr(source, field.name) for field in fields(DataSource)}
     for name in ("train", "val", "test"):
         if type(values[name]) not in (TensorSplit, TensorDataset):
-            values[name] = UserSplit(values[name], f"{where}, {name}")
+            values[name] = _guarded(values[name], f"{where}, {name}")
     return DataSource(**values)
+
+
+def _guarded(split: Any, where: str) -> Dataset[Any]:
+    """The user's own code is watched over, what checks its samples is not."""
+    if isinstance(split, NamedSplit):
+        return split
+    if isinstance(split, NamedSamples):
+        return NamedSamples(UserSplit(split.split, where), split.infos, split.where, split.limits)
+    return UserSplit(split, where)

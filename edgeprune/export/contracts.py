@@ -15,6 +15,7 @@ input, and where that is raw there is no preprocess.onnx either.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,14 +39,15 @@ from edgeprune.export.front import (
     preprocess_model,
     raw_bytes,
 )
-from edgeprune.export.metadata import metadata_of
+from edgeprune.export.metadata import metadata_of, metadata_of_named
+from edgeprune.export.namedcontracts import NamedFront
 from edgeprune.export.onnx import OnnxExport, export_onnx
 from edgeprune.export.parity import largest_error, outputs_of
 from edgeprune.export.state import Whole, check_stateless
 from edgeprune.files import check_folder, staged_files, write_atomically
 from edgeprune.graph.specs import fits, fitted, input_specs, row_chunks
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
-from edgeprune.records import InputFeatures, ModelInfo
+from edgeprune.records import InputFeatures, InputInfo, ModelInfo
 from edgeprune.results import ExportedFile
 
 _FIXED_NAMES = ("full.onnx", "preprocess.onnx", FEATURES_FILE)
@@ -63,6 +65,7 @@ class _Writing:
     simplify: bool
     fold: bool
     byte_scale: float | None
+    inputs: tuple[InputInfo, ...] = ()
 
     @property
     def network(self) -> str:
@@ -79,13 +82,14 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     program: ExportedProgram,
     info: ModelInfo,
     folder: str | Path,
-    raw_inputs: np.ndarray | None = None,
+    raw_inputs: np.ndarray | Mapping[str, np.ndarray] | None = None,
     name: str = "slim",
     opset: int | None = None,
     simplify: bool = True,
     force: bool = True,
     preprocess: Literal["apart", "fold"] = "apart",
     byte_scale: float | None = None,
+    inputs: Sequence[InputInfo] = (),
 ) -> list[ExportedFile]:
     """Export every contract of `program` into `folder`, after checking that all agree in onnxruntime.
 
@@ -93,7 +97,8 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
         program: takes the normalised input; may gather its features inside.
         info: the input shape, normalisation, classes and feature names.
         folder: made if it is missing; files in it are replaced only once all checks have passed.
-        raw_inputs: real inputs `(n, *info.input_shape)` before normalisation; all are used. None draws seeded ones.
+        raw_inputs: real inputs `(n, *info.input_shape)` before normalisation, by name where there are several; all are
+            used. None draws seeded ones.
         name: of the network's file, without `.onnx`; the others have fixed names.
         opset: as for `export_onnx`.
         simplify: as for `export_onnx`.
@@ -101,6 +106,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
         preprocess: "fold" puts scaling and normalisation into the networks' graphs, which then take raw inputs.
         byte_scale: what a byte is multiplied by to be a raw input, e.g. 1/255: what is folded takes uint8 then, else
             raw floats. "apart" says it in features.json.
+        inputs: what the data say of inputs by name, their byte scales among it.
 
     Raises:
         InputError: the program, the inputs or the normalisation do not fit each other, or there are such files.
@@ -111,7 +117,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     target = Path(folder)
     earlier = check_contracts(target, name, force)
     with staged_files(target, earlier) as staged:
-        writing = _Writing(staged, info, name, opset, simplify, preprocess == "fold", byte_scale)
+        writing = _Writing(staged, info, name, opset, simplify, preprocess == "fold", byte_scale, tuple(inputs))
         files = _write_all(writing, program, raw_inputs)
     return [ExportedFile(str(target / Path(file.path).name), file.size_bytes, file.parity) for file in files]
 
@@ -135,14 +141,9 @@ def check_contracts(folder: Path, name: str, force: bool) -> list[Path]:
     return earlier
 
 
-def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: np.ndarray | None) -> list[ExportedFile]:
-    specs = input_specs(program)
-    if len(specs) > 1:
-        if writing.fold:
-            raise InputError(
-                f"--preprocess fold: expected a network with one input, got {[spec.name for spec in specs]}"
-            )
-        return _described(writing, [_exported(writing, program, writing.network, "full", raw_inputs)], None, "")
+def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: Any) -> list[ExportedFile]:
+    if len(input_specs(program)) > 1:
+        return _write_named(writing, program, raw_inputs)
     features = gathered(program)
     writing.preprocessing(features).check()
     if writing.fold:
@@ -152,6 +153,47 @@ def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: np.ndarr
     if writing.fold:
         return _write_folded(writing, program, features, raw)
     return _write_apart(writing, program, features, raw)
+
+
+def _write_named(writing: _Writing, program: ExportedProgram, raw_inputs: Any) -> list[ExportedFile]:
+    """The network with several inputs: one file, which takes them all, and scales them itself where that is folded."""
+    if writing.byte_scale is not None and writing.fold:
+        names = [spec.name for spec in input_specs(program)]
+        raise InputError(f"byte scale: expected a network with one input, or that of each by name, got {names}")
+    front = NamedFront.of(program, writing.info.normalization, writing.inputs, writing.fold)
+    by_name = raw_inputs is None or isinstance(raw_inputs, Mapping)
+    raw = front.raw(program, raw_inputs) if by_name else raw_inputs
+    inputs = front.normalized(raw) if by_name else raw
+    metadata = metadata_of_named(writing.info, front.told(), writing.fold)
+    file = _exported(writing, program, writing.network, "full", inputs, metadata=metadata)
+    if writing.fold:
+        check_stateless(program, "--preprocess fold")
+        folded = front.folded(_opened(file))
+        helper.set_model_props(folded, metadata)
+        file = _written(writing, writing.network, folded.SerializeToString(deterministic=True))
+        file = replace(file, parity=_named_parity(program, Path(file.path), inputs, front.handed(raw)))
+    described = Described(
+        writing.info, None, {"full": writing.network}, "", writing.fold, None, front.parts, writing.inputs
+    )
+    return [file, write_description(writing.folder, described)]
+
+
+def _named_parity(
+    program: ExportedProgram, path: Path, inputs: Mapping[str, np.ndarray], handed: Mapping[str, np.ndarray]
+) -> float:
+    """The largest difference between a file on what a device hands over and PyTorch on the normalised inputs."""
+    session, network = ort.session(path), Whole(program)
+    names = [spec.name for spec in input_specs(program)]
+    widest = max(inputs[name][0].size for name in names)
+    errors = (
+        largest_error(
+            network([inputs[name][rows] for name in names]),
+            outputs_of(session, [handed[name][rows] for name in names]),
+            f"{path.name} folded",
+        )
+        for rows in row_chunks(len(inputs[names[0]]), widest)
+    )
+    return max(errors)
 
 
 def _write_apart(
@@ -223,6 +265,7 @@ def _exported(  # noqa: PLR0913 - what it writes, and what that is checked on
     contract: str,
     inputs: Any,
     features: InputFeatures | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> ExportedFile:
     done: OnnxExport = export_onnx(
         program,
@@ -230,7 +273,7 @@ def _exported(  # noqa: PLR0913 - what it writes, and what that is checked on
         inputs=inputs,
         opset=writing.opset,
         simplify=writing.simplify,
-        metadata=metadata_of(writing.info, contract, writing.preprocessing(features)),
+        metadata=metadata or metadata_of(writing.info, contract, writing.preprocessing(features)),
     )
     return ExportedFile(done.path, done.size_bytes, done.parity)
 

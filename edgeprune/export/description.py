@@ -14,8 +14,8 @@ neither `classes` nor `contracts`, and were written only where features went.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from onnx import TensorProto
 from edgeprune.export.front import Preprocessing, feature_scaling, is_identity
 from edgeprune.files import write_atomically
 from edgeprune.pruning.feature_rules import kept_groups
-from edgeprune.records import IDENTITY, InputFeatures, ModelInfo, Normalization
+from edgeprune.records import IDENTITY, InputFeatures, InputInfo, ModelInfo, Normalization
 from edgeprune.results import ExportedFile
 
 FEATURES_FILE = "features.json"
@@ -41,7 +41,8 @@ class Described:
     """An export to describe: its files by contract, and what was done to raw inputs on the way.
 
     `input_type` is numpy's name for what a device hands over. `folded` says that the files scale by themselves;
-    `byte_scale` is what a byte is multiplied by to be a raw value, None where the data are no bytes.
+    `byte_scale` is what a byte is multiplied by to be a raw value, None where the data are no bytes. Of a network with
+    several inputs `parts` say the same for each input of floats, and `inputs` what its data are.
     """
 
     info: ModelInfo
@@ -50,6 +51,8 @@ class Described:
     input_type: str
     folded: bool = False
     byte_scale: float | None = None
+    parts: Mapping[str, Preprocessing] = field(default_factory=dict)
+    inputs: Sequence[InputInfo] = ()
 
     @property
     def normalization(self) -> Normalization:
@@ -139,7 +142,7 @@ def _inputs(described: Described, contract: str, graph: onnx.GraphProto) -> list
     """Every input of a file: name, type and shape; of the only one also what its values are and how they are made."""
     [first, *others] = [_value(value) for value in graph.input]
     if len(_fed(graph)) > 1:
-        return [first, *others]
+        return [{**value, **_said_of(described, value)} for value in (first, *others)]
     by_itself = described.folded or contract == "preprocess"
     raw = by_itself or is_identity(described.info.normalization)
     scaled = not by_itself and graph.input[0].type.tensor_type.elem_type in _FLOATS
@@ -149,6 +152,23 @@ def _inputs(described: Described, contract: str, graph: onnx.GraphProto) -> list
         "scaling": _scaling(described, contract) if scaled else None,
     }
     return [{**first, **said}, *others]
+
+
+def _said_of(described: Described, value: Mapping[str, Any]) -> dict[str, Any]:
+    """What the values of one of several inputs are, and how they are made; nothing of whole numbers and states."""
+    name = value["name"]
+    part = described.parts.get(name)
+    if part is None:
+        return {}
+    scale = next((info.byte_scale for info in described.inputs if info.name == name), None)
+    own = replace(described, info=replace(described.info, normalization=part.normalization, input_shape=part.shape))
+    own = replace(own, byte_scale=scale, input_type=value["type"])
+    raw = own.folded or is_identity(part.normalization)
+    return {
+        "values": "raw" if raw else "normalised",
+        "unit": _unit(own) if raw else None,
+        "scaling": None if own.folded else _scaling(own, "full"),
+    }
 
 
 def _fed(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

@@ -76,8 +76,8 @@ def is_identity(normalization: Normalization | None) -> bool:
 
 
 def along_dim_1(values: np.ndarray, n_dims: int) -> np.ndarray:
-    """`(n,)` to `(1, n, 1, ...)` with `n_dims` dims."""
-    return values.reshape(1, -1, *(1,) * (n_dims - 2))
+    """`(n,)` to `(1, n, 1, ...)` with `n_dims` dims; of one dim, the batch, `(1,)` stays."""
+    return values.reshape(1, -1, *(1,) * (n_dims - 2)) if n_dims > 1 else values.reshape(-1)
 
 
 def normalized(raw: np.ndarray, normalization: Normalization | None) -> np.ndarray:
@@ -164,29 +164,32 @@ def preprocess_model(network: onnx.ModelProto, preprocessing: Preprocessing, sca
     )
 
 
-def fold_preprocessing(network: onnx.ModelProto, preprocessing: Preprocessing, gather: bool = False) -> onnx.ModelProto:
+def fold_preprocessing(
+    network: onnx.ModelProto, preprocessing: Preprocessing, gather: bool = False, name: str | None = None
+) -> onnx.ModelProto:
     """A copy of `network` that takes raw inputs: uint8 where there is a byte scale, else floats.
 
     Args:
         network: takes the normalised input, and of that only the kept features where there are some.
         gather: take the raw full input and gather the features inside; else take the raw kept features.
+        name: of the input that it is done to, where there are several.
 
     Raises:
         InputError: the network has several inputs or one that is not floating point, the normalisation does not fit
             the shape, or there is nothing to fold.
     """
     preprocessing.check_foldable()
-    front = _Front(network, preprocessing)
+    front = _Front(network, preprocessing, name)
     if gather and preprocessing.features is not None:
         front.gather()
     front.scale()
     folded = onnx.ModelProto()
     folded.CopyFrom(network)
     graph = folded.graph
-    name = graph.input[0].name
+    raw = next(value for value in graph.input if value.name == front.network.name)
     front.nodes[-1].output[0] = f"{front.prefix}normalized"
-    _rename(graph.node, name, f"{front.prefix}normalized")
-    graph.input[0].CopyFrom(front.input(gather and preprocessing.features is not None))
+    _rename(graph.node, raw.name, f"{front.prefix}normalized")
+    raw.CopyFrom(front.input(gather and preprocessing.features is not None))
     network_nodes = list(graph.node)
     del graph.node[:]
     graph.node.extend([*front.nodes, *network_nodes])
@@ -198,9 +201,9 @@ def fold_preprocessing(network: onnx.ModelProto, preprocessing: Preprocessing, g
 class _Front:
     """Nodes that are chained one after another, from the raw input on."""
 
-    def __init__(self, network: onnx.ModelProto, preprocessing: Preprocessing) -> None:
+    def __init__(self, network: onnx.ModelProto, preprocessing: Preprocessing, name: str | None = None) -> None:
         preprocessing.check()
-        self.network, self.preprocessing = _only_input(network), preprocessing
+        self.network, self.preprocessing = _input_of(network, name), preprocessing
         self.wanted = self.network.type.tensor_type.elem_type
         self.kind = self.wanted if preprocessing.byte_scale is None else TensorProto.UINT8
         self.prefix = _free_prefix(network)
@@ -251,9 +254,10 @@ class _Front:
         self.value = name
 
 
-def _only_input(network: onnx.ModelProto) -> onnx.ValueInfoProto:
+def _input_of(network: onnx.ModelProto, name: str | None) -> onnx.ValueInfoProto:
+    """The input of this name, the only one where none is said."""
     held = {tensor.name for tensor in network.graph.initializer}  # an input that may be left out: a state
-    inputs = [value for value in network.graph.input if value.name not in held]
+    inputs = [value for value in network.graph.input if value.name not in held and name in (None, value.name)]
     if len(inputs) != 1:
         raise InputError(f"preprocessing: expected a network with one input, got {[value.name for value in inputs]}")
     return inputs[0]

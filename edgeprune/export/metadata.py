@@ -40,6 +40,16 @@ def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bo
     return {"edgeprune.contract": contract, **{f"edgeprune.{key}": json.dumps(value) for key, value in entries.items()}}
 
 
+def metadata_of_named(info: ModelInfo, scaling: Mapping[str, Any], folded: bool) -> dict[str, str]:
+    """The same of a network with several inputs: `scaling` is what is left to do to each by its name."""
+    entries: dict[str, Any] = {"classes": list(info.classes)} if info.classes else {}
+    if scaling:
+        entries["normalizations"] = dict(scaling)
+    if folded:
+        entries["preprocess"] = "folded"
+    return {"edgeprune.contract": "full", **{f"edgeprune.{key}": json.dumps(value) for key, value in entries.items()}}
+
+
 def _slim_input(front: Preprocessing) -> tuple[tuple[int, ...], Normalization | None]:
     """Shape without the batch of what holds only the kept features, and mean and std of each of them."""
     features = front.features

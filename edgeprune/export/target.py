@@ -73,8 +73,19 @@ class Material:
         return program if gathered(program) is None else slim_contract(program)
 
     def raw(self, split: str, count: int | None) -> np.ndarray | None:
-        """Raw inputs of the first samples of a split, `(count, *input_shape)`; None without data."""
-        return None if self.data is None else self.held(first_inputs(getattr(self.data, split), count))
+        """Raw inputs of the first samples of a split, `(count, *input_shape)`; None without data.
+
+        Of a network with several inputs, see `raw_by_name`.
+        """
+        if self.data is None:
+            return None
+        found = first_inputs(getattr(self.data, split), count)
+        return self.held(next(iter(found.values())) if isinstance(found, dict) else found)
+
+    def raw_by_name(self, split: str) -> dict[str, np.ndarray] | None:
+        """All raw inputs of a split, `(n, ...)` each, for a network with several; None without data."""
+        found = None if self.data is None else first_inputs(getattr(self.data, split), None)
+        return found if isinstance(found, dict) else None
 
     def held(self, raw: np.ndarray) -> np.ndarray:
         """What a data set holds, in the type that the network takes; raises InputError where that would change it."""

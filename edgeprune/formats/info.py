@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import NoneType
 from typing import Any
 
@@ -20,6 +20,7 @@ _MAX_INTEGER = 2**63
 _MAX_DIMS = 16
 _MAX_INPUT = 2**28  # elements of one input
 _MAX_TEXT = 4096  # characters
+_MAX_INPUTS = 1024
 
 
 def info_to_dict(info: ModelInfo) -> dict[str, Any]:
@@ -31,8 +32,14 @@ def info_to_dict(info: ModelInfo) -> dict[str, Any]:
     if info.task is None:  # as files were before there were tasks
         del fields["task"]
     if info.normalization is not None:
-        fields["normalization"] = {"mean": list(info.normalization.mean), "std": list(info.normalization.std)}
+        fields["normalization"] = _scaling(info.normalization)
     return fields
+
+
+def _scaling(normalization: Normalization) -> dict[str, Any]:
+    own: dict[str, Any] = {"mean": list(normalization.mean), "std": list(normalization.std)}
+    inputs = {name: _scaling(one) for name, one in normalization.inputs}
+    return {**own, "inputs": inputs} if inputs else own
 
 
 def info_from_dict(value: Any) -> ModelInfo:
@@ -125,6 +132,15 @@ def _texts(value: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _normalization(value: Any) -> Normalization:
+    """One mean and std, and those of inputs by name."""
+    own = _mean_and_std(value)
+    inputs = value.get("inputs") or {}
+    if not isinstance(inputs, Mapping) or len(inputs) > _MAX_INPUTS or not all(map(_is_text, inputs)):
+        raise InputError(f"model info: expected normalization's inputs by name, got {shown(inputs, 80)}")
+    return replace(own, inputs=tuple((name, _mean_and_std(one)) for name, one in inputs.items()))
+
+
+def _mean_and_std(value: Any) -> Normalization:
     try:
         mean, std = (tuple(float(number) for number in value[name]) for name in ("mean", "std"))
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -6,8 +6,8 @@ import io
 import os
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,25 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from edgeprune.data.capturing import capture_named
 from edgeprune.errors import EdgepruneError, InputError, UnsafeFileError
 from edgeprune.formats import architectures
 from edgeprune.formats.digests import digest
 from edgeprune.formats.filekinds import foreign_kind, foreign_zip, is_torchscript, pickled_class
 from edgeprune.formats.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
+from edgeprune.formats.modelinputs import checked_inputs
 from edgeprune.formats.pt2 import check_names, list_records, read_program, zip_names
 from edgeprune.formats.shards import shards_of
 from edgeprune.formats.statedict import StateChoice, fitted_weights, module_in
 from edgeprune.formats.trust import same_arch
 from edgeprune.graph.capture import Program
 from edgeprune.graph.faults import public
-from edgeprune.graph.openbatch import with_dynamic_batch
 from edgeprune.graph.single import capture_single
-from edgeprune.graph.sizes import Asked, free_dims, input_values
+from edgeprune.graph.sizes import Asked, free_dims
 from edgeprune.graph.weights import unfinite
 from edgeprune.lines import error_line, shown
 from edgeprune.reading import parse_json, read_file
-from edgeprune.records import Model, ModelInfo
+from edgeprune.records import InputInfo, Model, ModelInfo
 from edgeprune.usercode import running_user_code
 
 __all__ = ["digest", "load", "load_model"]
@@ -52,6 +53,8 @@ class _Request:
     choice: StateChoice = field(default_factory=StateChoice)
     notes: list[str] = field(default_factory=list)
     dynamic: Mapping[str, Asked] | None = None
+    inputs: tuple[InputInfo, ...] = ()
+    data_inputs: tuple[InputInfo, ...] = ()
 
 
 @public("load_model")
@@ -68,6 +71,8 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     state_key: str | None = None,
     ignore_keys: str | None = None,
     dynamic: Mapping[str, Asked] | None = None,
+    inputs: Sequence[InputInfo] = (),
+    data_inputs: Sequence[InputInfo] = (),
 ) -> Model:
     """Load a model as an exported program with a dynamic batch.
 
@@ -91,11 +96,14 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     data = read_file(file, "model")
     try:
         choice = StateChoice(state_key, _patterns(ignore_keys))
-        request = _Request(arch, input_shape, unsafe_pickle, data_shape, dynamic_size, module, choice, dynamic=dynamic)
+        request = _Request(
+            arch, input_shape, unsafe_pickle, data_shape, dynamic_size, module, choice, dynamic=dynamic,
+            inputs=tuple(inputs), data_inputs=tuple(data_inputs),
+        )  # fmt: skip
         program, info = _from_content(_whole(file, data, unsafe_pickle), request)
         _check_finite(program)
         _check_free(program, dynamic_size, dynamic or {})
-        program, info = _checked_input(program, info, input_shape)
+        program, info = checked_inputs(program, info, input_shape, request.inputs)
     except EdgepruneError as error:
         raise type(error)(f"{file}: {error}") from error
     return Model(program, info, digest(program), file.stem, tuple(request.notes))
@@ -111,10 +119,11 @@ def load_architecture(
     dynamic_size: bool = False,
     module: str | None = None,
     dynamic: Mapping[str, Asked] | None = None,
+    inputs: Sequence[InputInfo] = (),
 ) -> Model:
     """An architecture with random weights, for what depends on its graph alone; arguments and errors as `load`."""
     try:
-        request = _Request(spec, input_shape, False, None, dynamic_size, module, dynamic=dynamic)
+        request = _Request(spec, input_shape, False, None, dynamic_size, module, dynamic=dynamic, inputs=tuple(inputs))
         program, info = _from_module(architectures.build(spec), request)
     except EdgepruneError as error:
         raise type(error)(f"{spec}: {str(error).removeprefix(f'arch {spec}: ')}") from error
@@ -321,12 +330,17 @@ def _check_dense(tensor: torch.Tensor, where: str) -> None:
 def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInfo]:
     if request.module is not None:
         model = architectures.part_of(model, request.module)
+    dtype = next((tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point), torch.float32)
+    named = request.inputs or (() if request.input_shape else request.data_inputs)
+    if named:
+        program = capture_named(model, named, dtype, request.dynamic)
+        check_names(program)
+        return program, ModelInfo(input_shape=(), arch=request.arch, module=request.module)
     shape = request.input_shape or request.data_shape or architectures.own_input_shape(model)
     if shape is None:
         raise InputError(
             "expected the shape of one input, which the file does not say, e.g. --input-shape 3,224,224, got none"
         )
-    dtype = next((tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point), torch.float32)
     program = capture_single(model, shape, dtype, request.dynamic_size, request.dynamic)
     check_names(program)  # before any work is done that could not be written down
     return program, ModelInfo(input_shape=shape, arch=request.arch, module=request.module)
@@ -338,33 +352,6 @@ def _check_finite(program: ExportedProgram) -> None:
         got = unfinite(tensor)
         if got:
             raise InputError(f"tensor {name!r}: expected finite values, got {got}")
-
-
-def _checked_input(program: Program, info: ModelInfo, asked: tuple[int, ...] | None) -> tuple[Program, ModelInfo]:
-    """The program with a dynamic batch, and its info with the input's shape; both must agree with what was asked."""
-    given = _one_tensor(program)
-    shape = info.input_shape or asked or tuple(_hint(size) for size in given.shape[1:])
-    if asked is not None and tuple(asked) != shape:
-        raise InputError(f"expected inputs of shape {list(shape)}, got --input-shape {list(asked)}")
-    if not _is_of_shape(given.shape[1:], shape):
-        raise InputError(f"expected inputs of shape {[str(size) for size in given.shape[1:]]}, got {list(shape)}")
-    if isinstance(given.shape[0], int):
-        program = with_dynamic_batch(program, torch.zeros(given.shape[0], *shape, dtype=given.dtype))
-    return program, replace(info, input_shape=shape)
-
-
-def _one_tensor(program: Program) -> torch.Tensor:
-    """What the program knows of its one input tensor."""
-    tensors = [value for value in input_values(program) if isinstance(value, torch.Tensor)]
-    if len(tensors) != 1 or tensors[0].dim() == 0:
-        raise InputError(f"expected a network with one input tensor that has a batch, got {len(tensors)} input tensors")
-    return tensors[0]
-
-
-def _is_of_shape(sizes: torch.Size, shape: tuple[int, ...]) -> bool:
-    """Whether a shape has these sizes, of which symbols may be anything."""
-    pairs = zip(sizes, shape, strict=False)
-    return len(shape) == len(sizes) and all(size == own for size, own in pairs if isinstance(size, int))
 
 
 def _check_free(program: Program, dynamic_size: bool, dynamic: Mapping[str, Asked]) -> None:
@@ -381,10 +368,3 @@ def _check_free(program: Program, dynamic_size: bool, dynamic: Mapping[str, Aske
                 f"--dynamic {name}: expected weights beside --arch, or a program that was captured with these dims "
                 f"free, got one with {sorted(known)} free"
             )
-
-
-def _hint(size: int | torch.SymInt) -> int:
-    hint = size if isinstance(size, int) else size.node.hint
-    if hint is None:
-        raise InputError("expected --input-shape, as the program leaves its sizes open, got none")
-    return int(hint)

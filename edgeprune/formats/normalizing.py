@@ -37,7 +37,7 @@ def with_normalization(
     if asked is None:
         return model if data is None or recorded is not None else _assumed(model, data, assume)
     chosen = asked_normalization(asked, data, model.info.arch)
-    check_width(chosen, model.info.input_shape)
+    check_inputs(chosen, model.info.input_shape, data)
     if recorded is not None and chosen != recorded:
         assume(f"--normalize {asked} for {option_text(_short(recorded))}, which the model's file records")
     return replace(model, info=replace(model.info, normalization=chosen))
@@ -46,7 +46,7 @@ def with_normalization(
 def _assumed(model: Model, data: DataSource, assume: Callable[[str], None]) -> Model:
     """What the user's own DataSource states, else none."""
     if data.states_normalization:
-        check_width(data.normalization, model.info.input_shape)
+        check_inputs(data.normalization, model.info.input_shape, data)
         assume(f"--normalize data ({_about(data.normalization)}, as {data.name} says)")
         return replace(model, info=replace(model.info, normalization=data.normalization))
     assume(_none(model, data))
@@ -80,14 +80,29 @@ def other_normalizations(model: Model, data: DataSource) -> dict[str, Normalizat
     if data.byte_scale is not None:
         as_bytes = Normalization((0.0,), (data.byte_scale,))  # e.g. 0..255, as an image file holds them
         others |= {f"'{option_text(one)}'": one for one in (as_bytes, *_USUAL)}
+    if data.inputs:
+        return {name: others[name] for name in ("none", "data") if others[name] != model.info.normalization}
     width = model.info.input_shape[0]
     fitting = {name: value for name, value in others.items() if {len(value.mean), len(value.std)} <= {1, width}}
     return {name: value for name, value in fitting.items() if value != model.info.normalization}
 
 
+def check_inputs(normalization: Normalization, shape: tuple[int, ...], data: DataSource | None) -> None:
+    """Raise InputError where it is not that of the data's inputs: one for each by name, or of the one's `shape`."""
+    if normalization == IDENTITY:
+        return
+    if data is None or not data.inputs:
+        check_width(normalization, shape)
+    elif not normalization.inputs:
+        names = ", ".join(info.name for info in data.inputs)
+        raise InputError(f"--normalize: expected none or data for inputs by name ({names}), got one mean and std")
+
+
 def check_width(normalization: Normalization, shape: tuple[int, ...]) -> None:
     """Raise InputError unless it has one mean and std, or one for each channel or column of `shape`."""
     counts = {len(normalization.mean), len(normalization.std)}
+    if not shape:
+        raise InputError("--normalize: expected none for a network with several inputs, got mean and std of one")
     if not counts <= {1, shape[0]}:
         raise InputError(f"--normalize: expected 1 or {shape[0]} means and stds for inputs {shape}, got {max(counts)}")
 
@@ -107,4 +122,5 @@ def _about(normalization: Normalization) -> str:
 
 
 def _short(normalization: Normalization) -> Normalization:
-    return Normalization(normalization.mean[:_MOST_SHOWN], normalization.std[:_MOST_SHOWN])
+    inputs = tuple((name, _short(own)) for name, own in normalization.inputs)
+    return Normalization(normalization.mean[:_MOST_SHOWN], normalization.std[:_MOST_SHOWN], inputs)

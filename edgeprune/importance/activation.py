@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from edgeprune.data.inputs import Inputs, arguments_of
 from edgeprune.graph import binding
 from edgeprune.graph.capture import Program
 from edgeprune.graph.ops.contraction import is_transposed
 from edgeprune.graph.ops.registry import Kind, kind_of
 
-Batches = Iterable[tuple[Tensor, Any]]  # normalised inputs and targets
+Batches = Iterable[tuple[Inputs, Any]]  # normalised inputs and targets
 
 
 def mean_activations(program: ExportedProgram, batches: Batches) -> dict[tuple[str, int], np.ndarray] | None:
@@ -29,7 +30,7 @@ def mean_activations(program: ExportedProgram, batches: Batches) -> dict[tuple[s
     n_batches = 0
     with torch.no_grad():
         for x, _ in batches:
-            watch.run(x)
+            watch.run(*arguments_of(module, x))
             n_batches += 1
     if n_batches == 0:
         return None

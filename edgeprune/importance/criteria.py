@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from edgeprune.data import fed
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph, Slot
@@ -98,7 +99,7 @@ def taylor(program: ExportedProgram, graph: ChannelGraph, batches: Batches, task
     n_batches = 0
     for x, y in batches:
         module.zero_grad(set_to_none=True)
-        task.scoring(module(x), y, seed=n_batches).backward()
+        task.scoring(fed(module, x), y, seed=n_batches).backward()
         n_batches += 1
         for total, step in zip(totals, effects(graph, parameters), strict=True):
             total += step

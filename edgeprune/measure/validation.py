@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from edgeprune.data import batches, normalize
+from edgeprune.data.inputs import one_tensor
 from edgeprune.data.labels import with_classes_of
 from edgeprune.errors import InputError
 from edgeprune.export import ort
@@ -173,7 +174,7 @@ def _tried(network: NetworkFile, data: DataSource, task: Task) -> NetworkFile:
     """
     x, _ = next(batches(data.test, 1))
     start = time.perf_counter()
-    outputs = network.answers(x)
+    outputs = network.answers(one_tensor(x, "validate"))
     seconds = _SECONDS + _SLOWER * _batch_of(data) * (time.perf_counter() - start)
     try:
         task.check(outputs, data)
@@ -341,7 +342,7 @@ def _share(agreed: Sequence[tuple[float | None, int]]) -> float | None:
 
 
 def _test_batches(data: DataSource) -> Iterator[tuple[torch.Tensor, Any]]:
-    return batches(data.test, _batch_of(data))
+    return ((one_tensor(x, "validate"), y) for x, y in batches(data.test, _batch_of(data)))
 
 
 def _batch_of(data: DataSource) -> int:

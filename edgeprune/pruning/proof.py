@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
+from edgeprune.data import Inputs
 from edgeprune.errors import ProofError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relative_error, relative_errors
@@ -64,7 +65,7 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
     return _proved(program, slim, plan, candidates, origin)
 
 
-def prove_on_data(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Tensor) -> float:
+def prove_on_data(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Inputs) -> float:
     """`prove` on real inputs `(batch, ...)`, and on drawn ones where those show nothing of the cut."""
     candidates = itertools.chain(_given(program, slim, plan, inputs), _drawn(program, slim, plan))
     return _proved(program, slim, plan, candidates, "the data's")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.data import normalize, read
+from edgeprune.data.inputs import one_tensor
 from edgeprune.records import DataSource, Normalization
 from edgeprune.training import float_type
 from edgeprune.training.placement import in_eval
@@ -75,7 +76,7 @@ def _images(data: DataSource, normalization: Normalization) -> Tensor:
     size = torch.Size(data.input_shape).numel()
     count = max(1, min(n_all, _MAX_SAMPLES, _MAX_NUMBERS // size))
     index = torch.linspace(0, n_all - 1, count).long()
-    return torch.cat([normalize(x, normalization) for x, _ in read(data.val, index.split(_BATCH))])
+    return torch.cat([normalize(one_tensor(x, "crop"), normalization) for x, _ in read(data.val, index.split(_BATCH))])
 
 
 def _predictions(module: nn.Module, images: Tensor, mean: Tensor, crop: Crop | None) -> Tensor:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edgeprune.data import batches, normalize
+from edgeprune.data import Inputs, batches, prepared
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, Evaluation, Normalization
@@ -23,6 +23,7 @@ from edgeprune.training import Judge, fit, recalibrate
 _TAYLOR_BATCHES = 64
 _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
 _PROVED = 4  # samples
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,14 +86,14 @@ class DataTrainer:
         """What the task makes of the validation split."""
         return self.judge.evaluation(module, self.data.val)
 
-    def score_batches(self) -> Iterator[tuple[Tensor, Any]]:
+    def score_batches(self) -> Iterator[tuple[Inputs, Any]]:
         """A few normalised training batches with the task's targets, small ones."""
         stream = batches(self.data.train, _TAYLOR_SIZE, shuffle=True, seed=self.settings.seed)
         for raw, targets in itertools.islice(stream, _TAYLOR_BATCHES):
-            x = normalize(raw.to(self.dtype), self.normalization)
+            x = prepared(raw, self.normalization, _CPU, self.dtype)
             yield x, self.judge.targets(x, targets)
 
-    def some_inputs(self) -> Tensor:
+    def some_inputs(self) -> Inputs:
         """The first normalised training inputs."""
         x, _ = next(iter(batches(self.data.train, _PROVED)))
-        return normalize(x.to(self.dtype), self.normalization)
+        return prepared(x, self.normalization, _CPU, self.dtype)

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
+from edgeprune.data import Inputs
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.records import Evaluation
 from edgeprune.results import FeatureCount
@@ -64,8 +65,8 @@ class Trainer(Protocol):
     def evaluation(self, module: nn.Module) -> Evaluation:
         """How good the module is on the validation split, by the task's metric."""
 
-    def score_batches(self) -> Iterable[tuple[Tensor, Any]]:
+    def score_batches(self) -> Iterable[tuple[Inputs, Any]]:
         """A few batches of inputs as the network takes them, with their targets, to score units by."""
 
-    def some_inputs(self) -> Tensor:
+    def some_inputs(self) -> Inputs:
         """A batch as the network takes it, which a cut is proved on."""

@@ -101,19 +101,19 @@ def judges_classes(spec: str | None, data: DataSource) -> bool:
     return kind == "classes"
 
 
-def wanted_targets(spec: str | None) -> WantedTargets:
-    """What the targets of the data are to be read as for a task.
+def wanted_targets(spec: str | None, inputs: tuple[str, ...] = ()) -> WantedTargets:
+    """What the targets of the data are to be read as for a task, and what their inputs are called.
 
     Raises:
         InputError: an unknown task or option.
     """
     if spec is None:
-        return WantedTargets()
+        return WantedTargets(inputs=inputs)
     head, options = _parsed(spec)
     if _FACTORY.fullmatch(head):
-        return WantedTargets()
+        return WantedTargets(inputs=inputs)
     _check_known(spec, head, options)
-    return WantedTargets(TARGETS[head], _ignored_value(options))
+    return WantedTargets(TARGETS[head], _ignored_value(options), inputs)
 
 
 def _ignored_value(options: Mapping[str, str]) -> int | None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from edgeprune.data import Share, normalize, order, read
+from edgeprune.data import Inputs, Share, fed, order, prepared, read
+from edgeprune.data.inputs import first_of
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource, Evaluation, Normalization
 from edgeprune.tasks.task import Outcomes, Task, joined
@@ -31,18 +32,18 @@ class Judge:
     normalization: Normalization
     reference: nn.Module | None = None
 
-    def targets(self, x: Tensor, raw: Any) -> Any:
+    def targets(self, x: Inputs, raw: Any) -> Any:
         """The targets of normalised inputs `x` `(n, ...)`, where these are: the data's own, or what the reference says.
 
         Raises:
             InputError: targets that do not fit the task, or a reference that is needed and not there.
         """
         if not self.task.by_reference:
-            return moved(self.task.targets(raw), x.device)
+            return moved(self.task.targets(raw), first_of(x).device)
         if self.reference is None:
             raise InputError(f"task {self.task.name}: expected a trained network whose answers are to be met, got none")
         with in_eval(self.reference), torch.no_grad():
-            return self.reference(x)
+            return fed(self.reference, x)
 
     def outcomes(
         self, module: nn.Module, split: Dataset[Any], workers: int = 0, team: Team | None = None
@@ -100,13 +101,13 @@ def outputs_of(
     normalization: Normalization,
     indices: Sequence[Tensor],
     workers: int = 0,
-) -> Iterator[tuple[Tensor, Any, Any]]:
+) -> Iterator[tuple[Inputs, Any, Any]]:
     """The normalised inputs of the samples at each of `indices`, what a network makes of them, and the raw targets."""
     device, dtype = device_of(module), float_type(module)
     with in_eval(module), torch.no_grad():
         for raw, targets in read(split, indices, workers):
-            x = normalize(raw.to(device, dtype), normalization)
-            yield x, module(x), targets
+            x = prepared(raw, normalization, device, dtype)
+            yield x, fed(module, x), targets
 
 
 def moved(targets: Any, device: torch.device) -> Any:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.data import normalize, order, read
+from edgeprune.data import Inputs, fed, order, prepared, read
+from edgeprune.data.capturing import captured
+from edgeprune.data.inputs import changed
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.groups import ChannelGraph, analyze
-from edgeprune.graph.single import capture_single
 from edgeprune.lines import error_text, one_line
 from edgeprune.methods import NEED_GROUPS, Subject, make_method
 from edgeprune.progress import Progress, Silent
@@ -65,7 +66,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
     (dropout) differs, and so do rules of its own that mix samples, other than batch norm.
 
     Args:
-        module: takes normalised inputs `(batch, *data.input_shape)`, gives outputs that the task takes.
+        module: takes the data's inputs `(batch, ...)`, normalised, and gives outputs that the task takes.
         teacher: a trained network with the same inputs and outputs, to which it is drawn; for a task whose targets are
             the dense network's answers, that network.
         checkpoint: where the state is kept after each epoch; where it is to be resumed, training goes on from there
@@ -177,14 +178,14 @@ class _Run:
         gathered = self.team.gathered(outcomes)
         return loss_sum / n_seen, self.task.value(joined(gathered)) if self.task.in_training else None
 
-    def _samples(self, parts: Sequence[Tensor], seed: int) -> Iterator[tuple[Tensor, Any]]:
+    def _samples(self, parts: Sequence[Tensor], seed: int) -> Iterator[tuple[Inputs, Any]]:
         """This process's share of each part; where it has none, a sample that does not count, to step along with."""
         own = [self.team.share.of(part) for part in parts]
         indices = [index if len(index) else part[:1] for index, part in zip(own, parts, strict=True)]
         return read(self.data.train, indices, self.settings.workers, seed)
 
     def _gradients(
-        self, parts: Sequence[Tensor], samples: Iterator[tuple[Tensor, Any]]
+        self, parts: Sequence[Tensor], samples: Iterator[tuple[Inputs, Any]]
     ) -> tuple[float, list[Outcomes]]:
         """Add up the gradients of a batch, which comes in parts; its mean loss and this process's outcomes."""
         n_batch = sum(len(part) for part in parts)
@@ -193,7 +194,7 @@ class _Run:
             n_own = len(self.team.share.of(part))
             x, y = self._prepared(*next(samples))
             with self.team.forward(n_own, len(part)):
-                outputs = self.module(x)
+                outputs = fed(self.module, x)
                 loss = self._loss(x, outputs, y)
             weight = n_own / n_batch  # a mean over few samples counts less
             self.team.backward(loss * weight)
@@ -203,16 +204,17 @@ class _Run:
         self.team.add_up(self.params)
         return self.team.summed(total).item(), outcomes
 
-    def _loss(self, x: Tensor, outputs: Any, y: Any) -> Tensor:
+    def _loss(self, x: Inputs, outputs: Any, y: Any) -> Tensor:
         if self.teacher is None:
             return self.task.loss(outputs, y)
         with torch.no_grad():
-            wanted = self.teacher(x)
+            wanted = fed(self.teacher, x)
         return self.task.taught_loss(outputs, y, wanted)
 
-    def _prepared(self, raw: Tensor, targets: Any) -> tuple[Tensor, Any]:
-        x = normalize(raw.to(self.device, self.dtype), self.judge.normalization)
-        x = x.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else x
+    def _prepared(self, raw: Inputs, targets: Any) -> tuple[Inputs, Any]:
+        x = prepared(raw, self.judge.normalization, self.device, self.dtype)
+        if self.settings.channels_last:
+            x = changed(x, lambda images: images.contiguous(memory_format=torch.channels_last))
         return x, self.judge.targets(x, targets)
 
     def _tell(self, done: int, note: str) -> None:
@@ -349,7 +351,7 @@ def _channel_graph(module: nn.Module, data: DataSource, settings: TrainSettings)
     if not needed and settings.options.get("structure") != "channel-group":
         return None
     there = module if device_of(module).type == "cpu" else copy.deepcopy(module).to("cpu")
-    return analyze(capture_single(there, data.input_shape, float_type(module)), inputs=needed)
+    return analyze(captured(there, data, float_type(module)), inputs=needed)
 
 
 def _check(settings: TrainSettings, data: DataSource) -> None:
@@ -374,5 +376,5 @@ def _check(settings: TrainSettings, data: DataSource) -> None:
         if value is not None and value > _MAX_STEP:
             raise InputError(f"{name}: expected at most {_MAX_STEP:g}, got {value:g}")
     if settings.channels_last and len(data.input_shape) != 3:
-        shape = tuple(data.input_shape)
-        raise InputError(f"channels last: expected images (channels, height, width), got inputs of shape {shape}")
+        got = f"of shape {tuple(data.input_shape)}" if not data.inputs else "by name"
+        raise InputError(f"channels last: expected images (channels, height, width), got inputs {got}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from edgeprune.data import batches, normalize
+from edgeprune.data import batches, fed, prepared
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource, Normalization
 from edgeprune.training.batchnorm import BatchNormCall, batch_norm_call
@@ -35,7 +35,7 @@ def recalibrate(  # noqa: PLR0913 - what is estimated, and on how much
     behind it see what they will see; dropout stays off. A module's mode and `num_batches_tracked` stay as they are.
 
     Args:
-        module: takes normalised inputs `(batch, *data.input_shape)`; an nn.Module or an exported graph.
+        module: takes the data's inputs `(batch, ...)`, normalised; an nn.Module or an exported graph.
         n_batches: at most so many batches of `batch_size` are taken of the training split, shuffled by `seed`.
 
     Returns:
@@ -49,7 +49,7 @@ def recalibrate(  # noqa: PLR0913 - what is estimated, and on how much
     device, dtype = device_of(module), float_type(module)
     with in_eval(module), torch.no_grad(), _Estimating() as estimating:
         for x, _ in itertools.islice(batches(data.train, batch_size, shuffle=True, seed=seed), n_batches):
-            module(normalize(x.to(device, dtype), normalization))
+            fed(module, prepared(x, normalization, device, dtype))
             if not estimating.found:
                 break
     for number, statistics in enumerate(estimating.found.values()):

@@ -16,7 +16,7 @@ from edgeprune.files import write_atomically
 from edgeprune.formats.load import unpack
 from edgeprune.lines import shown
 from edgeprune.reading import read_file
-from edgeprune.records import DataSource
+from edgeprune.records import DataSource, InputInfo, Normalization
 from edgeprune.settings import TrainSettings
 
 FORMAT = "edgeprune-training/1"
@@ -44,9 +44,16 @@ def identity(
         "input shape": list(data.input_shape),
         "classes": list(data.classes),
         "normalisation": [list(data.normalization.mean), list(data.normalization.std)],
+        **{f"input {info.name}": _account(info, data.normalization) for info in data.inputs},
     }
     asked = {} if task is None else {"task": task}
     return {"arch": arch, "data": spec, **sizes, **facts, **plain, **asked}
+
+
+def _account(info: InputInfo, normalization: Normalization) -> list[Any]:
+    """A named input and its normalisation, as plain values."""
+    own = normalization.of(info.name)
+    return [list(info.shape), info.dtype, *([] if own is None else [list(own.mean), list(own.std)])]
 
 
 @dataclass(frozen=True, slots=True)

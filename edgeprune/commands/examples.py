@@ -1,0 +1,35 @@
+"""What a network is run on to be measured and checked: real inputs where there are data, else what it accepts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from edgeprune.data import first_samples, prepared
+from edgeprune.data.inputs import Arrays, as_arrays
+from edgeprune.export.ort import Feed
+from edgeprune.graph.drawn import drawn_tensors
+from edgeprune.graph.specs import file_inputs, input_specs
+from edgeprune.records import DataSource, Model
+from edgeprune.training import float_type
+
+
+def real_inputs(model: Model, data: DataSource | None, count: int) -> Arrays | None:
+    """The first normalised test inputs `(count, ...)`, by name where they have such; None where there are no data."""
+    if data is None:
+        return None
+    assert model.info.normalization is not None
+    raw = first_samples(data.test, count)
+    return as_arrays(prepared(raw, model.info.normalization, torch.device("cpu"), float_type(model.program)))
+
+
+def example_feed(model: Model, real: Arrays | None = None) -> Feed:
+    """One sample for an ONNX file of the network: the first real one, else zeros or drawn numbers."""
+    if isinstance(real, np.ndarray):
+        return real[:1]
+    specs, names = input_specs(model.program), file_inputs(model.program)
+    if real is None and len(specs) == 1 and specs[0].dtype.is_floating_point:
+        return torch.zeros(1, *model.info.input_shape, dtype=float_type(model.program)).numpy()
+    drawn = next(drawn_tensors(model.program, 1))
+    rows = [x.numpy() for x in drawn] if real is None else [real[spec.name][:1] for spec in specs]
+    return rows[0] if len(rows) == 1 else dict(zip(names, rows, strict=True))

@@ -1,0 +1,169 @@
+"""Images with a mask each, files of the same name in `images` and `masks`; both are read when they are needed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from edgeprune.data.images import EXTENSIONS, ImageFiles, PathList, add_images, check_inside, opened
+from edgeprune.data.limits import need
+from edgeprune.data.pixels import is_deep, is_turned
+from edgeprune.data.splits import LazySplit, build, stratified
+from edgeprune.data.targets import check_mask_values
+from edgeprune.errors import InputError
+from edgeprune.records import DataSource, Targets, WantedTargets
+
+FOLDERS = ("images", "masks")
+_SPLITS = ("train", "val", "test")
+_IDS = ("1", "L", "P")  # modes of 8 bits whose numbers are ids; a palette's colours only show them
+
+
+def has_masks(folder: Path) -> bool:
+    """Whether a folder holds images beside masks, itself or in its `train`."""
+    return any(all((place / name).is_dir() for name in FOLDERS) for place in (folder, folder / "train"))
+
+
+def open_masked_folder(name: str, base: Path, size: int, wanted: WantedTargets | None = None) -> DataSource:
+    """A folder of `images` and `masks`, cut 60/20/20, or of `train`, `val` and `test` with both in each.
+
+    A mask holds the number of a class for each pixel of the image of the same name. Without one of val and test, the
+    other is the test split and a tenth of train is held out. All masks are looked at, for the classes that there are.
+
+    Raises:
+        InputError: an image without a mask or the other way round, of another size, or a mask of colours.
+    """
+    ignore = (wanted or WantedTargets()).ignore
+    present = [part for part in _SPLITS if (base / part).is_dir()]
+    if "train" in present and len(present) == 1:
+        raise InputError(f"{base}: expected val or test beside train, got train alone")
+    folders = [base / part for part in present] if "train" in present else [base]
+    found = [_paired(base, folder, size) for folder in folders]
+    looked = [_looked(files, ignore) for files in found]
+    n_classes = 1 + max(one.largest for one in looked)
+    if n_classes < 2:
+        beside = f" beside {ignore}, which is ignored" * any(one.ignores for one in looked)
+        raise InputError(f"{base}: expected masks of at least 2 classes, got {n_classes}{beside}")
+    notes = [note for files in found for note in files.images.notes]
+    if any(one.ignores for one in looked):
+        notes.append(f"pixels of value {ignore} in the masks are ignored")
+    classes, targets = [str(number) for number in range(n_classes)], Targets("masks", (size, size))
+    return build(name, _three(found, present), classes, notes=tuple(dict.fromkeys(notes)), targets=targets)
+
+
+def _three(found: Sequence[MaskedImages], present: Sequence[str]) -> list[Dataset[Any]]:
+    if len(found) == 3:
+        return [*found]
+    fractions = (0.6, 0.2, 0.2) if len(found) == 1 else (0.9, 0.1)
+    parts = stratified(np.zeros(len(found[0]), np.int64), fractions)
+    return [*(LazySplit(found[0], part) for part in parts), *found[1:]]
+
+
+class MaskedImages(Dataset[Any]):
+    """Images and their masks; a sample is x float32 `(3, size, size)` in 0..1 and y int64 `(size, size)`."""
+
+    def __init__(self, images: ImageFiles, masks: Sequence[Path], root: Path) -> None:
+        self.images, self.masks, self.root = images, masks, root
+        self.byte_scale = images.byte_scale
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index][0], read_mask(self.masks[index], self.root, self.images.size)
+
+
+def read_mask(path: Path, root: Path, size: int) -> Tensor:
+    """A mask as int64 `(size, size)`, scaled and cropped as its image is, each pixel the number of the nearest.
+
+    Raises:
+        InputError: as `read_image`, or a mask of colours.
+    """
+    pil, operations = need("PIL.Image", "'edgeprune[vision]'"), need("PIL.ImageOps", "'edgeprune[vision]'")
+    whole = pil.fromarray(numbers_of(path, root).astype(np.int32))
+    square = operations.fit(whole, (size, size), method=pil.Resampling.NEAREST)
+    return torch.from_numpy(np.array(square)).long()
+
+
+def numbers_of(path: Path, root: Path) -> np.ndarray:
+    """The numbers `(height, width)` in a mask's file."""
+    with opened(path, root) as image:
+        if image.mode not in _IDS and not is_deep(image):
+            raise InputError(
+                f"{path}: expected a mask with the number of a class for each pixel (grey or with a palette), got "
+                f"{image.mode}"
+            )
+        image.load()
+        return np.asarray(image)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What masks hold: the largest number of a class, -1 where there is none, and whether some pixels count nowhere."""
+
+    largest: int
+    ignores: bool
+
+
+def _looked(files: MaskedImages, ignore: int | None) -> _Seen:
+    """Every mask beside its image's header."""
+    largest, ignores = -1, False
+    for index, mask in enumerate(files.masks):
+        numbers = numbers_of(mask, files.root)
+        with opened(files.images.paths[index], files.root) as image:
+            if is_turned(image):
+                raise InputError(
+                    f"{files.images.paths[index]}: expected an image that lies as its mask does, got one that its EXIF "
+                    "orientation turns; save it upright"
+                )
+            if (image.height, image.width) != numbers.shape:
+                height, width = numbers.shape
+                raise InputError(
+                    f"{mask}: expected the size of its image, {image.width}x{image.height}, got {width}x{height}"
+                )
+        values = np.unique(numbers).astype(np.int64)
+        kept = values if ignore is None else values[values != ignore]
+        check_mask_values(kept, str(mask), 0, ignore)
+        largest, ignores = max(largest, int(kept.max(initial=-1))), ignores or len(kept) < len(values)
+    return _Seen(largest, ignores)
+
+
+def _paired(root: Path, folder: Path, size: int) -> MaskedImages:
+    """The images of a folder with the masks of the same names."""
+    for name in FOLDERS:
+        if not (folder / name).is_dir():
+            raise InputError(f"{folder}: expected images and masks in it, got no {name}")
+        check_inside(folder / name, root)
+    skipped: Counter[str] = Counter()
+    images = PathList(root)
+    add_images(images, folder / "images", skipped)
+    by_name = _by_name(images, folder / "images")
+    if not by_name:
+        raise InputError(f"{folder / 'images'}: expected images ({', '.join(sorted(EXTENSIONS))}), got none")
+    masks = PathList(root)
+    add_images(masks, folder / "masks", Counter())
+    beside = _by_name(masks, folder / "masks")
+    for what, own, others in (("a mask", by_name, beside), ("an image", beside, by_name)):
+        alone = next((path for name, path in own.items() if name not in others), None)
+        if alone is not None:
+            raise InputError(f"{alone}: expected {what} of the same name, got none")
+    files = ImageFiles(images, np.zeros(len(images), np.int64), size, skipped)
+    return MaskedImages(files, [beside[name] for name in by_name], root)
+
+
+def _by_name(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """Files by their path in a folder without the suffix, e.g. `street/1`."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = str(path.relative_to(folder).with_suffix(""))
+        if name in found:
+            raise InputError(f"{path}: expected one file of this name, got {found[name].name} too")
+        found[name] = path
+    return found

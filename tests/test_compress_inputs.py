@@ -1,0 +1,169 @@
+"""`train` and `compress` of networks with several inputs, from the data to the run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from edgeprune.cli.app import app
+from edgeprune.commands.preparing import Job, prepare
+from edgeprune.formats.load import load
+from edgeprune.graph.specs import input_specs
+from edgeprune.progress import Silent
+from edgeprune.pruning.proof import prove_on_data
+from edgeprune.requests import CompressRequest
+
+MODELS = Path(__file__).parents[1] / "models"
+QUICK = ("--keep-macs", "0.5", "--finetune-epochs", "1", "--align", "1", "--threads", "1")
+N, VOCABULARY, LENGTH = 240, 40, 12
+TASK = """
+import torch
+from types import SimpleNamespace
+
+class Score:
+    metric = SimpleNamespace(name="hinge", unit="", scale=1.0, higher_is_better=False)
+    def loss(self, outputs, targets):
+        return torch.relu(1 - outputs.gather(1, targets[:, None])).mean()
+    def outcomes(self, outputs, targets):
+        return torch.relu(1 - outputs.gather(1, targets[:, None]))[:, 0]
+    def value(self, outcomes):
+        return float(sum(outcomes) / len(outcomes))
+
+def score():
+    return Score()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency is measured, but not for long: nothing here goes by it."""
+    monkeypatch.setattr("edgeprune.measure.candidates._FINAL_SECONDS", (0.01,))
+    monkeypatch.setattr("edgeprune.measure.candidates._SECONDS", 0.01)
+
+
+def words(**more: Any) -> dict[str, Any]:
+    """Sentences of three kinds, each with words of its own among others; what follows the end is padding."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, N)
+    own = 10 + 10 * y[:, None] + rng.integers(0, 10, (N, LENGTH))
+    ids = np.where(rng.random((N, LENGTH)) < 0.5, own, rng.integers(0, VOCABULARY, (N, LENGTH)))
+    mask = (np.arange(LENGTH) < rng.integers(4, LENGTH + 1, (N, 1))).astype(np.int64)
+    return {"input_ids": ids, "attention_mask": mask, "y": y, **more}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "tasks.py").write_text(TASK)
+    np.savez(folder / "words.npz", **words())
+    plain = words()
+    np.savez(folder / "unlabelled.npz", input_ids=plain["input_ids"], attention_mask=plain["attention_mask"])
+    np.savez(folder / "beyond.npz", **words(input_ids=plain["input_ids"] + 1))
+    np.savez(folder / "floats.npz", **words(input_ids=plain["input_ids"] / 2))
+    np.savez(folder / "lacking.npz", input_ids=plain["input_ids"], y=plain["y"])
+    np.savez(folder / "more.npz", **words(token_type_ids=plain["attention_mask"]))
+    np.savez(folder / "short.npz", **words(attention_mask=plain["attention_mask"][:, :5]))
+    np.savez(folder / "x.npz", x=plain["input_ids"], y=plain["y"])
+    return folder
+
+
+def run(*arguments: str, expect: int = 0) -> str:
+    found = CliRunner().invoke(app, list(arguments))
+    assert found.exit_code == expect, found.output
+    return " ".join(found.output.split())
+
+
+ARCH = f"{MODELS / 'tasks.py'}:reader?vocabulary={VOCABULARY}"
+
+
+@pytest.fixture(scope="module")
+def reader(place: Path) -> Path:
+    """A reader of sentences that was trained on them."""
+    data, out = ("--data", f"npz:{place / 'words.npz'}"), str(place / "reader.pt")
+    run("train", "--arch", ARCH, *data, "--epochs", "12", "--lr", "0.02", "--threads", "1", "--out", out)
+    return Path(out)
+
+
+def compress(place: Path, data: str, *arguments: str, expect: int = 0) -> str:
+    given = ("--data", f"npz:{place / data}.npz", "--out", str(place / "run"), "--force", *QUICK, *arguments)
+    return run("compress", str(place / "reader.pt"), *given, expect=expect)
+
+
+def job_of(model: Path, data: str, **asked: Any) -> Job:
+    return prepare(CompressRequest(str(model), data, keep_macs=0.5, finetune_epochs=0, align=1, **asked), Silent())
+
+
+def test_a_text_is_read_in_fewer_operations(place: Path, reader: Path) -> None:
+    model = load(reader)
+    assert [(spec.name, spec.dtype) for spec in input_specs(model.program)] == [
+        ("input_ids", torch.int64), ("attention_mask", torch.int64),
+    ]  # fmt: skip
+    assert model.info.input_shape == () and model.info.normalization.inputs == ()
+    compress(place, "words", "--max-drop", "20", "--criterion", "activation")
+    record = json.loads((place / "run" / "run.json").read_text())
+    assert record["slim"]["macs"] <= 0.5 * record["dense"]["macs"]
+    assert record["dense"]["val_accuracy"] > 0.8
+    assert {spec.name for spec in input_specs(load(place / "run" / "slim.pt2").program)} == {
+        "input_ids",
+        "attention_mask",
+    }
+
+
+def test_real_ids_prove_the_cut_and_score_the_units(place: Path, reader: Path) -> None:
+    job = job_of(reader, f"npz:{place / 'words.npz'}", out=str(place / "none"))
+    trainer = job.step.trainer
+    inputs = trainer.some_inputs()
+    assert {name: (x.dtype, tuple(x.shape)) for name, x in inputs.items()} == {
+        "input_ids": (torch.int64, (4, LENGTH)), "attention_mask": (torch.int64, (4, LENGTH)),
+    }  # fmt: skip
+    [slim] = job.strategy.search(job.step, job.budgets).networks
+    assert prove_on_data(job.step.dense.program, slim.program, slim.plan, inputs) < 1e-5
+
+
+def test_labels_and_tasks_are_as_free_as_with_one_input(place: Path, reader: Path) -> None:
+    said = compress(place, "unlabelled")
+    assert "assumed --task match, as the targets are" in said and "test agreement" in said
+    job = job_of(reader, f"npz:{place / 'words.npz'}", out=str(place / "none"), task=f"{place / 'tasks.py'}:score")
+    [slim] = job.strategy.search(job.step, job.budgets).networks
+    assert job.step.metric.name == "hinge" and slim.val_value > 0
+
+
+def test_weights_alone_are_taken_with_inputs_that_are_stated(place: Path, reader: Path) -> None:
+    weights = place / "weights.pt"
+    torch.save(dict(load(reader).program.state_dict), weights)
+    stated = ["--input", "input_ids=L:int64", "--input", "attention_mask=L:int64"]
+    assert "MACs" in run("inspect", str(weights), "--arch", ARCH, *stated)
+    job = job_of(weights, f"npz:{place / 'words.npz'}", out=str(place / "none"), arch=ARCH)
+    assert [spec.shape for spec in input_specs(job.model.program)] == [(None, LENGTH)] * 2, "as the data have them"
+    lacking = run("inspect", str(weights), "--arch", ARCH, "--input", "attention_mask=12:int64", expect=2)
+    assert "expected inputs input_ids, attention_mask as the network takes them, got attention_mask" in lacking
+
+
+@pytest.mark.parametrize(
+    ("data", "fragment"),
+    [
+        (
+            "beyond",
+            "train, input input_ids: expected numbers from 0 to 39, as many rows as",
+        ),
+        ("floats", "input input_ids: expected int64, got float32: whole numbers are given as such"),
+        ("lacking", "expected inputs input_ids, attention_mask, got no attention_mask"),
+        ("more", "expected inputs input_ids, attention_mask, got also token_type_ids"),
+        ("short", "input attention_mask: expected shape (12), got (5)"),
+        ("x", "expected inputs input_ids, attention_mask, got no input_ids, attention_mask and also x"),
+    ],
+)
+def test_data_that_do_not_fit_are_one_line(place: Path, reader: Path, data: str, fragment: str) -> None:
+    said = compress(place, data, expect=2)
+    assert fragment in said and said.startswith("edgeprune: ")
+    if data in ("beyond", "floats", "lacking"):
+        out = ("--out", str(place / "new.pt"), "--epochs", "1")
+        assert run("train", "--arch", ARCH, "--data", f"npz:{place / data}.npz", *out, expect=2).startswith(
+            "edgeprune: "
+        )
