@@ -80,8 +80,11 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> RunReco
 
 
 def _compared(job: Job, dense: Candidate, best: Candidate) -> AccuracyComparison | MetricComparison | None:
-    """Both networks on the test split, by accuracy or by the metric of another task; None without data."""
-    if job.data is None or job.task is None:
+    """Both networks on the test split, by accuracy or by the metric of another task.
+
+    None without data, or where a figure of the user's is judged by: it is that of their own samples.
+    """
+    if job.data is None or job.task is None or job.request.evaluate is not None:
         return None
     assert job.model.info.normalization is not None
     reference = dense.program.frozen_module()
