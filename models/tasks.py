@@ -1,4 +1,4 @@
-"""Networks for other jobs than telling classes apart: a regression over a table, and a U-Net for masks."""
+"""Networks for a table, for masks and for signals of sensors: other inputs than images, or no classes."""
 
 from __future__ import annotations
 
@@ -61,3 +61,13 @@ class UNet(nn.Module):
 def unet(n_classes: int = 2, width: int = 16, in_channels: int = 1) -> nn.Module:
     """The U-Net."""
     return UNet(n_classes, width, in_channels)
+
+
+def signals(n_channels: int = 14, n_classes: int = 5, width: int = 32) -> nn.Module:
+    """Convolutions over time, then its mean: `(batch, n_channels, n_steps)` in, `(batch, n_classes)` out."""
+    layers: list[nn.Module] = []
+    before = n_channels
+    for after in (width, 2 * width, 2 * width):
+        layers += [nn.Conv1d(before, after, 5, stride=2, padding=2, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
+        before = after
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(before, n_classes))
