@@ -34,7 +34,8 @@ class CompressRequest:
     """What `edgeprune compress` was asked; None means "not given", and what is assumed instead is printed.
 
     `max_drop` is a number in the metric's unit, or a text with the unit or `%`, see `tasks.budget`.
-    `trust_recorded` lets the model's file name code that runs, see `trust.py`.
+    `trust_recorded` lets the model's file name code that runs, see `trust.py`. `finetune` and `evaluate` name functions
+    of the user's, path/file.py:function, and `metric` the figure of the latter: NAME, NAME:lower or NAME:higher.
     """
 
     model: str
@@ -75,6 +76,9 @@ class CompressRequest:
     ignore_keys: str | None = None
     task: str | None = None
     inputs: tuple[InputInfo, ...] | None = None
+    finetune: str | None = None
+    evaluate: str | None = None
+    metric: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
+from typing import Any
 
 from edgeprune import errors
 from edgeprune.errors import InputError
@@ -121,6 +122,14 @@ def user_line(error: BaseException) -> str:
             if places:
                 return places[-1]
     return ""
+
+
+def place_of(function: Callable[..., Any]) -> str:
+    """Where a function of the user's begins, e.g. " (at tasks.py:12 in value)"; "" where no line is known."""
+    import inspect  # here, for the same reason as sysconfig below
+
+    code = getattr(inspect.unwrap(getattr(function, "__func__", function)), "__code__", None)
+    return f" (at {code.co_filename}:{code.co_firstlineno} in {code.co_name})" if code else ""
 
 
 def name_own(place: str | os.PathLike[str]) -> None:

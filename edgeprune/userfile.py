@@ -56,8 +56,21 @@ def load_function(path: Path, function: str) -> Callable[..., Any]:
     Raises:
         InputError: the file is none, raises as it is imported, or defines no such function.
     """
+    return function_in(load_file(path), path, function)
+
+
+def load_file(path: Path) -> ModuleType:
+    """A file of the user's as a module.
+
+    Raises:
+        InputError: the file is none, or raises as it is imported.
+    """
     open_file(path, "code").close()  # a pipe would be waited for
-    module = run_file(path, f"{path}: importing it raised")
+    return run_file(path, f"{path}: importing it raised")
+
+
+def function_in(module: ModuleType, path: Path, function: str) -> Callable[..., Any]:
+    """What a module made of a file defines by this name, which can be called; InputError where it does not."""
     found = getattr(module, function, None)
     if not callable(found):
         raise InputError(f"{path}: expected a function {function!r}, got nothing of that name that can be called")

@@ -1,4 +1,4 @@
-"""Networks for other jobs than telling classes apart by one input: a table, masks, two inputs, words."""
+"""Networks for other jobs than telling classes apart by one image: a table, masks, sensors, two inputs, words."""
 
 from __future__ import annotations
 
@@ -101,3 +101,13 @@ class Reader(nn.Module):
 def reader(vocabulary: int = 40, n_classes: int = 3, width: int = 16) -> nn.Module:
     """The network over words."""
     return Reader(vocabulary, n_classes, width)
+
+
+def signals(n_channels: int = 14, n_classes: int = 5, width: int = 32) -> nn.Module:
+    """Convolutions over time, then its mean: `(batch, n_channels, n_steps)` in, `(batch, n_classes)` out."""
+    layers: list[nn.Module] = []
+    before = n_channels
+    for after in (width, 2 * width, 2 * width):
+        layers += [nn.Conv1d(before, after, 5, stride=2, padding=2, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
+        before = after
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(before, n_classes))

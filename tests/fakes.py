@@ -5,13 +5,12 @@ The network is a hidden layer of so many units over so many input features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgeprune.errors import BudgetError
 from edgeprune.graph.groups import ChannelGraph
@@ -26,7 +25,7 @@ from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
 from edgeprune.search.trainer import Round, Trainer
 from edgeprune.tasks.classification import Classification
-from edgeprune.tasks.task import Outcomes, Task
+from edgeprune.tasks.task import Outcomes
 
 WIDTH, N_FEATURES, N_CLASSES = 32, 12, 3
 
@@ -154,14 +153,11 @@ class FakeTrainer:
         return Evaluation((), self.judge(module), 0.0)
 
     @property
-    def task(self) -> Task:
-        return Doubting(error=self.error, metric=self.metric)
+    def selects(self) -> bool:
+        return self.trains
 
-    def score_batches(self) -> Iterable[tuple[Tensor, Any]]:
-        return ()
-
-    def some_inputs(self) -> Tensor:
-        return torch.zeros(1, N_FEATURES)
+    def standard_error(self, dense: Evaluation, slim: Evaluation) -> float:
+        return self.error
 
     @property
     def units(self) -> float:

@@ -22,6 +22,8 @@ LOADING = {"compress", "export", "inspect", "profile"}
 # The commands that may say what stands in a module; for modules that are not named here, all that load a network.
 SAID_BY = {
     "commands/preparing.py": {"compress"},
+    "commands/scripted.py": {"compress"},
+    "search/ownscript.py": {"compress"},
     "commands/resolve.py --data": {"compress", "export"},
     "commands/resolve.py --task": {"compress", "export"},
     "measure/chance.py": {"compress", "export"},

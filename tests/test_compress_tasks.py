@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -237,3 +238,32 @@ def test_what_does_not_fit_is_refused_at_once(place, model, data, arguments, mes
 
 def test_a_task_needs_data(place):
     assert "--task match: expected data to do it on" in compress(place, "both.pt2", "--task", "match", expect=2)
+
+
+def shown(name: str) -> str:
+    """The Python of docs/TASKS.md that makes a file."""
+    text = (MODELS.parent / "docs" / "TASKS.md").read_text()
+    blocks = [block.partition("    END\n")[0] for block in text.split("    python - <<'END'\n")[1:]]
+    return textwrap.dedent(next(block for block in blocks if name in block))
+
+
+@pytest.mark.slow
+def test_sensors_that_tell_nothing_go_whole(place, monkeypatch):
+    """The example of docs/TASKS.md, with fewer epochs."""
+    monkeypatch.chdir(place)
+    exec(compile(shown("sensors.npz"), "sensors", "exec"), {})
+    data = ("--data", "npz:sensors.npz", "--threads", "1")
+    train = ["train", "--arch", f"{MODELS / 'tasks.py'}:signals", *data, "--epochs", "7", "--batch-size", "32"]
+    assert CliRunner().invoke(app, [*train, "--out", "sensors.pt"]).exit_code == 0
+    budget = ("--keep-macs", "0.5", "--max-drop", "2", "--finetune-epochs", "3", "--input-features", "7")
+    arch = ("--arch", f"{MODELS / 'tasks.py'}:signals")
+    compress(place, "sensors.pt", *data, *arch, "--feature-groups", "sensors.json", *budget)
+    record = record_of(place)
+    groups = {name: set(members) for name, members in record["model"]["feature_groups"]}
+    kept = set(record["features"]["keep"])
+    assert len(groups) == 6 and all(members <= kept or not members & kept for members in groups.values())
+    assert kept == groups["accelerometer"] | groups["gyroscope"] | groups["pressure"]
+    assert record["slim"]["macs"] <= 0.5 * record["dense"]["macs"]
+    assert record["slim"]["val_accuracy"] >= record["dense"]["val_accuracy"] - 0.02 > 0.85
+    page = (place / "run" / "report.html").read_text()
+    assert "accelerometer: 3 of 3" in page and "temperature: 0 of 2" in page

@@ -15,7 +15,7 @@ from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Silent
-from edgeprune.records import Evaluation
+from edgeprune.records import ACCURACY, Evaluation, Metric
 from edgeprune.results import FeatureCount
 from edgeprune.search.candidate import Budgets, Manner
 from edgeprune.search.checks import check
@@ -37,6 +37,8 @@ class Nudging:
     """Adds a little to every weight, and finds each network as good as the last."""
 
     trains: bool = True
+    selects: bool = True
+    metric: Metric = ACCURACY
 
     def finetune(self, module: nn.Module, training: Round) -> bool:
         with torch.no_grad():
@@ -51,6 +53,9 @@ class Nudging:
 
     def evaluation(self, module: nn.Module) -> Evaluation:
         return Evaluation((), 0.9, 0.0)
+
+    def standard_error(self, dense: Evaluation, slim: Evaluation) -> float:
+        return 0.0
 
     @property
     def task(self) -> Task:

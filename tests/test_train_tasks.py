@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from edgeprune.cli.app import app
@@ -276,6 +278,27 @@ def test_a_network_is_drawn_to_the_dense_ones_answers_without_any_targets(unlabe
     assert before.value + 0.02 < after.value and records[-1].metric == "agreement"
     found = Match().compare(judge.evaluation(dense, unlabelled.test).outcomes, after.outcomes)
     assert found.drop == pytest.approx(100 * (1 - after.value)) and found.drop_interval[0] > 0
+
+
+def test_who_is_to_answer_as_the_dense_network_trains_without_dropout(unlabelled):
+    """The dense network itself learns nothing then, as a class and as a graph; what learns classes does drop."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 8), nn.AlphaDropout(0.5), nn.Linear(8, 4)).eval()
+    graph = capture(dense, torch.randn(2, 6)).own_module()
+    for module in (copy.deepcopy(dense), graph):
+        settings = TrainSettings(epochs=1, lr=0.01, weight_decay=0.0)
+        [epoch] = fit(module, unlabelled, unlabelled.normalization, settings, teacher=dense, task=Match())
+        assert epoch.loss == 0 and epoch.val_value == 1
+        assert all(torch.equal(*pair) for pair in zip(module.parameters(), dense.parameters(), strict=True))
+    labelled = open_data("digits")
+    wide = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10)).eval()
+    losses = []
+    for rate in (0.5, 0.0):
+        wide[1].p = rate
+        module = capture(wide, torch.randn(2, 1, 8, 8)).own_module()
+        [epoch] = fit(module, labelled, labelled.normalization, TrainSettings(epochs=1, lr=1e-6))
+        losses.append(epoch.loss)
+    assert losses[0] != losses[1]
 
 
 def test_the_best_epoch_of_an_error_is_the_one_with_the_least(tmp_path):

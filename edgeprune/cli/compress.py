@@ -29,6 +29,33 @@ def compress(
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
+    finetune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:FUNCTION",
+            help="Finetune by a function of yours, function(module), which trains it in place; it may also take "
+            "step, share (of the MACs), macs, epochs, seed and device.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:FUNCTION",
+            help="Judge by a function of yours, function(module), which gives a number, or a dict of them by name; it "
+            "may also take seed and device. With --finetune no data are needed.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:lower|:higher]",
+            help="Which figure of --evaluate counts, and whether less of it is better. Default: the only one; less is "
+            "better of what is called a loss or an error.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
     max_drop: Annotated[
         str | None,
         typer.Option(
@@ -238,6 +265,9 @@ def compress(
             ignore_keys=ignore_keys,
             normalize=normalize,
             task=task,
+            finetune=finetune,
+            evaluate=evaluate,
+            metric=metric,
             allow_chance=allow_chance,
             trust_recorded=trust_recorded,
             command=output.command,

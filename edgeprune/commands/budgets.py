@@ -26,17 +26,18 @@ class Decision:
     assumed: tuple[str, ...]
 
 
-def decide(request: CompressRequest, metric: Metric | None) -> Decision:
+def decide(request: CompressRequest, metric: Metric | None, has_data: bool | None = None) -> Decision:
     """The budgets of a request. It reads nothing else: no file, no network.
 
     Args:
-        metric: what drops count in; None without data.
+        metric: what drops count in; None where nothing is judged.
+        has_data: whether there are samples; where it is not said, they are what is judged on.
 
     Raises:
         InputError: an option is out of range, or does not go with another, with the metric or without data.
     """
     check_share(request)
-    has_data = metric is not None
+    has_data = metric is not None if has_data is None else has_data
     limits, of_costs = _costs(request, metric)
     criterion, of_criterion = _criterion(request, has_data)
     features, of_features = _features(request, has_data)

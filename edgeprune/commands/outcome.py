@@ -88,8 +88,11 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
 def _compared(
     job: Job, dense: Candidate, best: Candidate, told: Progress
 ) -> tuple[AccuracyComparison | MetricComparison | None, Told]:
-    """Both networks on the test split, by accuracy or by the metric of another task; None without data."""
-    if job.data is None or job.task is None:
+    """Both networks on the test split, by accuracy or by the metric of another task.
+
+    None without data, or where a figure of the user's is judged by: it is that of their own samples.
+    """
+    if job.data is None or job.task is None or job.request.evaluate is not None:
         return None, Told()
     assert job.model.info.normalization is not None
     pair = Pair(dense.program.frozen_module(), best.program.frozen_module(), job.model.info.normalization)

@@ -18,6 +18,7 @@ from edgeprune.commands.resolve import (
     task_of,
     threads_of,
 )
+from edgeprune.commands.scripted import Scripted
 from edgeprune.cost.device import Device, read_device
 from edgeprune.cost.models import check_known
 from edgeprune.errors import InputError
@@ -47,7 +48,7 @@ from edgeprune.search.strategy import Strategy
 from edgeprune.settings import TrainSettings
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task
-from edgeprune.training import Judge, float_type
+from edgeprune.training import Judge, float_type, threads_set
 from edgeprune.units import LatencyLimit
 
 _FINETUNE_STEPS = 1500  # optimizer steps of one finetuning where no epochs are given
@@ -102,14 +103,20 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     check_share(request)
     out = _place(request, assume)
     plan = read_plan(Path(request.plan)) if request.plan else None
+    scripted = Scripted.of(request)
     told.stage("load")
     opened = _opened(request, assume)
-    decision = decide(request, opened.task.metric if opened.task else None)
+    assumed += scripted.told_inputs(opened.model.info)
+    with threads_set(opened.threads.training):
+        figure = scripted.figure(request, opened.dense.frozen_module(), told, assume)
+    metric = figure.metric if figure else opened.task.metric if opened.task else None
+    decision = decide(request, metric, opened.data is not None)
     assumed += decision.assumed
-    trainer = _trainer(request, opened, told, assume)
+    samples = _trainer(request, opened, scripted, told, assume)
+    trainer = scripted.trainer(request, figure, samples, told, assume)
     device = _device(request, decision.budgets.max_latency, opened, told, assume)
     gauge = _gauge(request, decision.budgets, device, opened, told)
-    cutter = Cutter(opened.dense, replace(decision.manner, rules=opened.rules, device=device), trainer)
+    cutter = Cutter(opened.dense, replace(decision.manner, rules=opened.rules, device=device), samples)
     budgets = decision.budgets.counted(cutter.dense.n_features)
     check(cutter, budgets, plan)
     _check_answers(request, opened, assume)
@@ -244,13 +251,15 @@ def _check_choice(request: CompressRequest) -> None:
         )
 
 
-def _trainer(request: CompressRequest, opened: _Opened, told: Progress, assume: Assume) -> DataTrainer | None:
-    """What finetunes and judges; None without data."""
+def _trainer(
+    request: CompressRequest, opened: _Opened, scripted: Scripted, told: Progress, assume: Assume
+) -> DataTrainer | None:
+    """What finetunes and judges by the data, and has the samples that units are scored by; None without data."""
     model, data, task = opened.model, opened.data, opened.task
     if data is None or task is None:
         return None
     settings = replace((model.info.training or _FINETUNE).recipe(), seed=request.seed)
-    epochs = request.finetune_epochs
+    epochs = 0 if scripted.finetune else request.finetune_epochs
     if epochs is None:
         per_epoch = max(1, -(-len(data.train) // settings.batch_size))  # type: ignore[arg-type]
         epochs = min(60, max(2, round(_FINETUNE_STEPS / per_epoch)))

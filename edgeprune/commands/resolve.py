@@ -45,7 +45,7 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
     """
     asked = _Asked.of(request, seed)
     model = _loaded(request, asked)
-    recorded = None if request.data else _recorded_spec(model.info.data, request)
+    recorded = None if request.data or _needs_none(request) else _recorded_spec(model.info.data, request)
     try:
         task = _task_spec(request, model) if request.data or recorded else None
         names = tuple(spec.name for spec in input_specs(model.program))
@@ -57,6 +57,11 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
         if request.data:
             raise
         raise InputError(f"{error} (these are the data that the model was trained on; --data names others)") from error
+
+
+def _needs_none(request: CompressRequest | ExportRequest) -> bool:
+    """Whether functions of the user's do all that data are needed for."""
+    return isinstance(request, CompressRequest) and request.finetune is not None and request.evaluate is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

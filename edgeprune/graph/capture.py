@@ -54,10 +54,12 @@ class TrainableModule(fx.GraphModule):
     """An exported graph as a module whose batch norm and dropout follow `.train()` and `.eval()`.
 
     Flags that were already on when the model was captured in eval mode (batch norm without running
-    statistics, dropout meant to stay on) are left alone. `has_trained` says whether it ever was in training mode.
+    statistics, dropout meant to stay on) are left alone. `has_trained` says whether it ever was in training mode;
+    without `draws` only batch norm follows, and what is drawn at random stays out, as in eval mode.
     """
 
     has_trained: bool = False
+    draws: bool = True
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         for node in graph.nodes:
@@ -72,9 +74,10 @@ class TrainableModule(fx.GraphModule):
         super().train(mode)
         self.has_trained = self.has_trained or mode
         following = [(node, train_flag(node)) for node in self.graph.nodes if node.meta.get("follows_train")]
-        changed = [(node, flag) for node, flag in following if flag is not None and node.args[flag] is not mode]
-        for node, flag in changed:
-            node.update_arg(flag, mode)
+        wanted = [(node, flag, mode and (self.draws or _is_norm(node))) for node, flag in following if flag is not None]
+        changed = [(node, flag, value) for node, flag, value in wanted if node.args[flag] is not value]
+        for node, flag, value in changed:
+            node.update_arg(flag, value)
         if changed:
             recompile(self)
         return self
@@ -84,6 +87,11 @@ class TrainableModule(fx.GraphModule):
         copied.__dict__["has_trained"] = self.has_trained
         give_copy(self, copied)
         return copied
+
+
+def _is_norm(node: fx.Node) -> bool:
+    """Whether an operator trains by taking the statistics of what it sees, rather than by drawing at random."""
+    return "norm" in str(node.target)
 
 
 def _spell_out(node: fx.Node, position: int) -> None:

@@ -19,15 +19,19 @@ from edgeprune.graph.renaming import own_name
 
 _WRAPPED = ("_orig_mod", "module")  # where torch.compile, DataParallel and AveragedModel keep what they wrap
 _MAX_NAMED = 3
+_GIVEN = "with_weights: expected a module that this program's .module() gave"
 
 
-def taken_weights(own: nn.Module, module: nn.Module, constants: Collection[str] = ()) -> dict[str, Tensor]:
+def taken_weights(
+    own: nn.Module, module: nn.Module, constants: Collection[str] = (), expected: str = _GIVEN
+) -> dict[str, Tensor]:
     """Copies of a trained module's parameters and buffers, as `own` has them: their kind, their ties, on its device.
 
     Args:
         own: the program as a module, with the weights of before.
         module: what came of it, wrapped or not.
         constants: tensors that a forward makes, so that the class that was captured has none: they may be missing.
+        expected: what a refusal begins with.
 
     Raises:
         InputError: a tensor is missing, or is not of the shape and the type that the program has; or it is not finite.
@@ -41,8 +45,8 @@ def taken_weights(own: nn.Module, module: nn.Module, constants: Collection[str] 
     if problems:
         more = f" and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
         raise InputError(
-            f"with_weights: expected a module that this program's .module() gave, got a {type(inner).__name__} with "
-            f"{', '.join(problems[:_MAX_NAMED])}{more}{_hint(module, wanted)}"
+            f"{expected}, got a {type(inner).__name__} with {', '.join(problems[:_MAX_NAMED])}{more}"
+            f"{_hint(module, wanted)}"
         )
     copies = {number: _copy(wanted[names[0]], found[names[0]]) for number, names in tied.items()}
     return {name: copies[id(tensor)] for name, tensor in wanted.items()}

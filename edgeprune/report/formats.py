@@ -8,7 +8,7 @@ from edgeprune.records import POINTS
 
 if TYPE_CHECKING:
     from edgeprune.records import Metric, MetricComparison
-    from edgeprune.results import LatencyComparison
+    from edgeprune.results import LatencyComparison, RunRecord
 
 NONE = "–"
 _SLOW_TAIL = 1.25
@@ -64,6 +64,11 @@ def _signed(metric: Metric, drop: float) -> str:
 def title(metric: Metric) -> str:
     """The metric's name at the beginning of a line, e.g. "Accuracy"."""
     return metric.name[:1].upper() + metric.name[1:]
+
+
+def judged_on(run: RunRecord) -> str:
+    """What the search judged on: "validation", the split of the data; "" where a function of the user's did."""
+    return "" if run.asked.get("evaluate") else "validation"
 
 
 def points(value: float) -> str:

@@ -84,6 +84,9 @@ def _headline(run: RunRecord) -> str:
     text = ", ".join(parts)
     if run.compared is not None:
         text += f"; {fmt.quality_change(run.compared)}"
+    elif run.dense.val_value is not None and run.slim.val_value is not None:
+        change = fmt.change(run.metric, run.metric.drop(run.dense.val_value, run.slim.val_value))
+        text += f"; {f'{fmt.judged_on(run)} {run.metric.name}'.lstrip()} {change}"
     return text + "."
 
 
@@ -124,8 +127,13 @@ def _qualities(run: RunRecord) -> list[_Figure]:
     if dense is not None and slim is not None:
         change = fmt.change(metric, metric.drop(dense, slim))
         values = fmt.value(metric, dense), fmt.value(metric, slim)
-        figures.append(_Figure(f"Validation {metric.name}", *values, change))
+        figures.append(_Figure(_judged(run), *values, change))
     return figures
+
+
+def _judged(run: RunRecord) -> str:
+    """What the search judged by, at the beginning of a line."""
+    return f"Validation {run.metric.name}" if fmt.judged_on(run) else fmt.title(run.metric)
 
 
 def _tested(found: MetricComparison) -> str:
@@ -196,7 +204,7 @@ def _limit(run: RunRecord) -> float | None:
 
 
 def _scale(run: RunRecord) -> plots.Scale:
-    return plots.Scale(run.metric, run.dense.val_value, _limit(run))
+    return plots.Scale(run.metric, run.dense.val_value, _limit(run), fmt.judged_on(run))
 
 
 def _steps(run: RunRecord) -> _Picture | None:

@@ -72,11 +72,15 @@ def as_svg(figure: Figure, label: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What values are drawn in: a metric, what the dense network has of it, and the drop allowed, in its unit."""
+    """What values are drawn in: a metric, what the dense network has of it, and the drop allowed, in its unit.
+
+    `split` is what it is measured on; "" where a function of the user's knows.
+    """
 
     metric: Metric
     dense: float | None
     max_drop: float | None
+    split: str = "validation"
 
     def drawn(self, values: Iterable[float | None]) -> np.ndarray:
         """In the unit: a share in percent."""
@@ -94,12 +98,16 @@ class Scale:
     def label(self) -> str:
         """Of the axis, e.g. "validation accuracy, %"."""
         unit = "%" if self.metric.unit == POINTS else self.metric.unit
-        return ", ".join(part for part in (f"validation {shortened(self.metric.name)}", shortened(unit)) if part)
+        return ", ".join(part for part in (self._name, shortened(unit)) if part)
 
     @property
     def title(self) -> str:
         """In HTML, e.g. "Validation accuracy"."""
-        return f"Validation {escape(shortened(self.metric.name))}"
+        return escape(self._name[:1].upper() + self._name[1:])
+
+    @property
+    def _name(self) -> str:
+        return f"{self.split} {shortened(self.metric.name)}".lstrip()
 
 
 def steps_svg(steps: Sequence[StepRecord], scale: Scale) -> str | None:

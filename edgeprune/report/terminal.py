@@ -17,12 +17,11 @@ from rich.text import Text
 from edgeprune.catalog import ASKED_BY
 from edgeprune.graph.reasons import advice
 from edgeprune.lines import printable
-from edgeprune.records import Metric, MetricComparison
+from edgeprune.records import MetricComparison
 from edgeprune.report import formats as fmt
 from edgeprune.results import (
     ExportedFile,
     ExportRecord,
-    FrontPoint,
     GroupRow,
     InspectRecord,
     LatencyComparison,
@@ -66,7 +65,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     exactness = "exact" if record.proof_exact else "exact up to renormalisation"
     return _Sheet(
         table,
-        *([_front(record.front, record.metric)] if record.front else []),
+        *([_front(record)] if record.front else []),
         _check(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
         _check(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
@@ -77,12 +76,13 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     )
 
 
-def _front(points: Sequence[FrontPoint], metric: Metric) -> Table:
+def _front(record: RunRecord) -> Table:
     """Several networks, from large to small."""
-    table = _table("along the front")
-    for name in ("network", "MACs", "p50", "vs dense", "ONNX file", f"val. {metric.name}"):
+    table, metric = _table("along the front"), record.metric
+    judged = f"val. {metric.name}" if fmt.judged_on(record) else metric.name
+    for name in ("network", "MACs", "p50", "vs dense", "ONNX file", judged):
         table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
-    for point in points:
+    for point in record.front:
         figures = (f"{point.p50_ms:.3g} ms", f"{point.latency_ratio:.2f}×", fmt.size(point.size_bytes))
         style = "bold green" if point.chosen else ""
         macs, value = fmt.percent(point.macs_ratio), fmt.value(metric, point.val_value)
@@ -319,7 +319,9 @@ def _quality_rows(table: Table, record: RunRecord) -> None:
     dense, slim, metric = record.dense.val_value, record.slim.val_value, record.metric
     if dense is not None and slim is not None:
         change = fmt.change(metric, metric.drop(dense, slim))
-        table.add_row(f"validation {metric.name}", fmt.value(metric, dense), fmt.value(metric, slim), change)
+        table.add_row(
+            f"{fmt.judged_on(record)} {metric.name}".lstrip(), fmt.value(metric, dense), fmt.value(metric, slim), change
+        )
     if record.compared is not None:
         _test_rows(table, record.compared)
 

@@ -21,20 +21,20 @@ from edgeprune.pruning.surgery import cut
 from edgeprune.search.candidate import Candidate, Manner
 from edgeprune.search.costs import Costs
 from edgeprune.search.landing import Shares
-from edgeprune.search.trainer import Trainer
+from edgeprune.search.trainer import Samples
 from edgeprune.tasks.classification import CLASSIFICATION
 
 
 class Cutter:
     """Makes candidates of the `dense` network and of one another, as its `manner` says; it knows no budgets.
 
-    Units are scored and cuts are proved on the trainer's samples, where there is one. What a candidate that was cut
+    Units are scored and cuts are proved on the samples, where there are any. What a candidate that was cut
     does is not known yet: its `val` is None.
     """
 
-    def __init__(self, dense: Program, manner: Manner, trainer: Trainer | None) -> None:
+    def __init__(self, dense: Program, manner: Manner, samples: Samples | None) -> None:
         self.manner = manner
-        self._samples = trainer
+        self._samples = samples
         self.graph = self._analyzed(dense)
         self.dense = Candidate(dense, None, macs(dense), _count_features(self.graph), None)
         self.costs = Costs(self.dense, self.graph_of, manner.device)

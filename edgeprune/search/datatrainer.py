@@ -13,7 +13,7 @@ from torch import nn
 from edgeprune.data import Inputs, batches, prepared
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import DataSource, Evaluation, Normalization
+from edgeprune.records import DataSource, Evaluation, Metric, Normalization
 from edgeprune.results import FeatureCount
 from edgeprune.search.trainer import Round
 from edgeprune.settings import TrainSettings
@@ -52,6 +52,16 @@ class DataTrainer:
         """Whether there are epochs to train."""
         return self.settings.epochs > 0
 
+    @property
+    def selects(self) -> bool:
+        """Input features are chosen by the method `feature-selection`."""
+        return self.trains
+
+    @property
+    def metric(self) -> Metric:
+        """The task's."""
+        return self.task.metric
+
     def finetune(self, module: nn.Module, training: Round) -> bool:
         """Train; a further round sees the samples in another order. With no epochs, estimate batch norm's statistics.
 
@@ -85,6 +95,10 @@ class DataTrainer:
     def evaluation(self, module: nn.Module) -> Evaluation:
         """What the task makes of the validation split."""
         return self.judge.evaluation(module, self.data.val)
+
+    def standard_error(self, dense: Evaluation, slim: Evaluation) -> float:
+        """By the task, of the same samples."""
+        return self.task.standard_error(dense.outcomes, slim.outcomes)
 
     def score_batches(self) -> Iterator[tuple[Inputs, Any]]:
         """A few normalised training batches with the task's targets, small ones."""

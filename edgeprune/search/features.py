@@ -16,7 +16,7 @@ def down_to_features(step: Step, budgets: Budgets, start: Candidate) -> Candidat
     wanted, best = budgets.n_features, start
     assert wanted is not None
     while best.n_features is not None and best.n_features > wanted:
-        least = wanted if step.trains else max(wanted, int(best.n_features * _FACTOR))
+        least = wanted if step.selects else max(wanted, int(best.n_features * _FACTOR))
         best = step.rescued(_with_features(step, best, least), _half_of(step.limit(budgets.max_drop)), rounds=1)
         step.record(best, accepted=True)
     return best
@@ -43,4 +43,4 @@ def _half_of(limit: float | None) -> float | None:
 
 def _with_features(step: Step, best: Candidate, n_features: int) -> Candidate:
     """The network with fewer features."""
-    return step.selected(best, n_features) if step.trains else step.tried(best, Shares(), n_features)
+    return step.selected(best, n_features) if step.selects else step.tried(best, Shares(), n_features)

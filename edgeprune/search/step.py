@@ -42,12 +42,17 @@ class Step:
     @property
     def metric(self) -> Metric:
         """What candidates are judged by; accuracy where nothing is."""
-        return ACCURACY if self.trainer is None else self.trainer.task.metric
+        return (self.trainer and self.trainer.metric) or ACCURACY
 
     @property
     def trains(self) -> bool:
         """Whether a candidate's weights are trained on."""
         return self.trainer is not None and self.trainer.trains
+
+    @property
+    def selects(self) -> bool:
+        """Whether input features are chosen while a candidate is trained."""
+        return self.trainer is not None and self.trainer.selects
 
     def begin(self) -> Candidate:
         """The dense network, looked at: what follows is compared with it."""
@@ -105,10 +110,11 @@ class Step:
         if self.trainer is None:
             return candidate
         module = candidate.program.own_module()
+        share = candidate.macs / self.dense.macs
+        training = replace(training, step=len(self.records) + 1, macs=candidate.macs, share=share)
         if self.trains:
-            share = candidate.macs / self.dense.macs
             again = f", round {training.number + 1}" if training.number else ""
-            self.progress.stage(f"step {len(self.records) + 1}: finetune at {share:.0%} of MACs{again}")
+            self.progress.stage(f"step {training.step}: finetune at {share:.0%} of MACs{again}")
             self.effort.take(training.units)
         if self.trainer.finetune(module, training):
             candidate = self.cutter.retrained(candidate, module)
@@ -155,7 +161,7 @@ class Step:
         assert self.trainer is not None
         assert self.dense.val is not None
         assert candidate.val is not None
-        error = self.trainer.task.standard_error(self.dense.val.outcomes, candidate.val.outcomes)
+        error = self.trainer.standard_error(self.dense.val, candidate.val)
         return is_within(self.drop(candidate), limit + error)
 
     def judged(self, candidate: Candidate, limit: float | None, rounds: int) -> Candidate | None:

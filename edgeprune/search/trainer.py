@@ -10,7 +10,7 @@ from torch import nn
 
 from edgeprune.data import Inputs
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.records import Evaluation
+from edgeprune.records import Evaluation, Metric
 from edgeprune.results import FeatureCount
 from edgeprune.tasks.task import Task
 
@@ -20,9 +20,16 @@ _WANDERS = 2  # from this round on the learning rate stays, and passes by more n
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One training of a candidate: the finetuning after its cut is number 0, the further ones count on."""
+    """One training of a candidate: the finetuning after its cut is number 0, the further ones count on.
+
+    `step` is the step of the search, from 1, in which it is trained; `macs` and `share`, of the dense network's, are
+    what it costs.
+    """
 
     number: int = 0
+    step: int = 1
+    macs: int = 0
+    share: float = 1.0
 
     @property
     def units(self) -> int:
@@ -38,6 +45,20 @@ class Round:
 FIRST = Round()
 
 
+class Samples(Protocol):
+    """Samples by which units are scored and cuts are proved."""
+
+    @property
+    def task(self) -> Task:
+        """What units are scored for."""
+
+    def score_batches(self) -> Iterable[tuple[Inputs, Any]]:
+        """A few batches of inputs as the network takes them, with their targets, to score units by."""
+
+    def some_inputs(self) -> Inputs:
+        """A batch as the network takes it, which a cut is proved on."""
+
+
 class Trainer(Protocol):
     """Trains and judges the networks of one search; all that it is given are the search's own copies."""
 
@@ -46,8 +67,12 @@ class Trainer(Protocol):
         """Whether weights are trained at all."""
 
     @property
-    def task(self) -> Task:
-        """What is trained for and judged by."""
+    def selects(self) -> bool:
+        """Whether it can choose input features while it trains."""
+
+    @property
+    def metric(self) -> Metric | None:
+        """What networks are judged by; None where they are not."""
 
     def finetune(self, module: nn.Module, training: Round) -> bool:
         """Train the module's weights on, in place; without training, mend what a cut has spoilt and no weight is.
@@ -62,11 +87,8 @@ class Trainer(Protocol):
         The weights that read the others are zero then.
         """
 
-    def evaluation(self, module: nn.Module) -> Evaluation:
-        """How good the module is on the validation split, by the task's metric."""
+    def evaluation(self, module: nn.Module) -> Evaluation | None:
+        """How good the module is on the validation split, by the metric; None where there is none."""
 
-    def score_batches(self) -> Iterable[tuple[Inputs, Any]]:
-        """A few batches of inputs as the network takes them, with their targets, to score units by."""
-
-    def some_inputs(self) -> Inputs:
-        """A batch as the network takes it, which a cut is proved on."""
+    def standard_error(self, dense: Evaluation, slim: Evaluation) -> float:
+        """How far the drop between both may be off by chance, in the metric's unit; 0 where that is not known."""

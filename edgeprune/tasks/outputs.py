@@ -99,6 +99,15 @@ def only_tensor(outputs: Any, expected: str) -> Any:
     return found[0][1]
 
 
+def number_in(value: Any) -> float | None:
+    """The number that a value is, NaN and infinity too, also as a tensor or an array `()`; None where it is none."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return None
+    return float(value)
+
+
 def to_array(value: Any) -> np.ndarray:
     """A tensor, on whatever device, or an array, as an array."""
     if isinstance(value, Tensor):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,9 @@ from torch import Tensor
 from edgeprune.errors import InputError
 from edgeprune.lines import shown
 from edgeprune.records import DataSource, Metric, MetricComparison
-from edgeprune.tasks.outputs import Named, leaves, mapped
+from edgeprune.tasks.outputs import Named, leaves, mapped, number_in
 from edgeprune.tasks.task import Outcomes, compared, standard_error_of, with_distillation
-from edgeprune.usercode import calling_user_code
+from edgeprune.usercode import calling_user_code, place_of
 
 _NEEDED = ("loss", "outcomes", "value")
 _RESAMPLES = 200  # each calls the user's `value` twice
@@ -153,22 +152,15 @@ class UserTask:
         return found.reshape(())
 
     def _number(self, name: str, found: Any) -> float:
-        if isinstance(found, (Tensor, np.ndarray)) and found.ndim == 0:
-            found = found.item()
-        if isinstance(found, bool) or not isinstance(found, (int, float, np.integer, np.floating)):
+        number = number_in(found)
+        if number is None:
             raise self._refusal(name, "a number", type(found).__name__)
-        if not math.isfinite(found):
-            raise self._refusal(name, "a finite number", shown(float(found)))
-        return float(found)
+        if not math.isfinite(number):
+            raise self._refusal(name, "a finite number", shown(number))
+        return number
 
     def _refusal(self, name: str, expected: str, got: str) -> InputError:
-        return InputError(f"{self._where}: {name}: expected {expected}, got {got}{_place(getattr(self._own, name))}")
-
-
-def _place(method: Callable[..., Any]) -> str:
-    """E.g. " (at tasks.py:12 in value)"; empty for what has no lines of Python."""
-    code = getattr(inspect.unwrap(getattr(method, "__func__", method)), "__code__", None)
-    return f" (at {code.co_filename}:{code.co_firstlineno} in {code.co_name})" if code else ""
+        return InputError(f"{self._where}: {name}: expected {expected}, got {got}{place_of(getattr(self._own, name))}")
 
 
 def _as_tensors(value: Any) -> Any:

@@ -29,6 +29,7 @@ from edgeprune.tasks.task import Outcomes, Task, joined
 from edgeprune.training.judging import Judge
 from edgeprune.training.optimizer import make_optimizer, make_schedule
 from edgeprune.training.placement import (
+    begin_training,
     device_of,
     float_type,
     in_eval,
@@ -151,7 +152,8 @@ class _Run:
 
     def _epoch(self, epoch: int) -> tuple[float, float | None]:
         """Mean loss, and the metric where training tells it, over the train split while it is trained on."""
-        self.module.train()
+        # Answers that a network gives without dropout are not met by one that trains with it.
+        begin_training(self.module, draws=not self.task.by_reference)
         loss_sum, n_seen = 0.0, 0
         outcomes: list[Outcomes] = []
         n_samples = len(self.data.train)  # type: ignore[arg-type]

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.nn.modules.dropout import _DropoutNd
+
+from edgeprune.graph.capture import TrainableModule
 
 _RANKS_APART = 2**32  # a seed is smaller, so that no two processes of any two trainings share one
 
@@ -76,6 +79,17 @@ def threads_set(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def begin_training(module: nn.Module, draws: bool) -> None:
+    """Put a module in training mode; without `draws` the dropout in it stays out."""
+    for part in module.modules():
+        if isinstance(part, TrainableModule):
+            part.draws = draws
+    module.train()
+    for part in module.modules():
+        if not draws and isinstance(part, _DropoutNd):
+            part.eval()
 
 
 @contextmanager
