@@ -381,7 +381,7 @@ def test_statistics_move_as_far_as_the_values_do() -> None:
 def test_a_convolution_of_too_many_unknowns_is_solved_for_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     from edgeprune.reconstruction import pair
 
-    monkeypatch.setattr(pair, "_MOST", 20)
+    monkeypatch.setattr(pair, "_MOST_TAPS", 20)
     for second in (nn.Conv2d(5, 4, 3, 2, 1), nn.ConvTranspose2d(5, 4, 3, 2)):
         model = double(nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), second, nn.Conv2d(4, 2, 1)))
         with torch.no_grad():

@@ -19,7 +19,8 @@ from edgeprune.reconstruction.samples import Piece
 from edgeprune.records import LayerReconstruction
 
 _ROWS, _MORE_ROWS = 4, 4096  # as many times as there are unknowns, and so many more
-_MOST = 3072  # unknowns that are solved at once
+_MOST = 4096  # unknowns that are solved at once
+_MOST_TAPS = 2304  # the same of a convolution, whose channels alone are solved for where there are more
 _HELD_OUT = 4  # one piece of so many is
 
 
@@ -98,7 +99,7 @@ class Pair:
         """A convolution with too many unknowns is solved for its channels alone, the same at every kernel offset."""
         weight = self._tensors[reader.weight]
         unknowns = reader.matrix(weight).shape[1]
-        by_channel = unknowns > _MOST and reader.window is not None and reader.groups == 1
+        by_channel = unknowns > _MOST_TAPS and reader.window is not None and reader.groups == 1
         if by_channel:
             unknowns = weight.shape[0 if reader.transposed else 1]
         return Wanted(_ROWS * unknowns + _MORE_ROWS, by_channel)
