@@ -21,6 +21,7 @@ _PUBLIC = {
     "PruningPlan": "edgeprune.pruning.plan",
     "cut": "edgeprune.pruning.surgery",
     "prove": "edgeprune.pruning.proof",
+    "reconstruct": "edgeprune.reconstruction.reconstruct",
     "slim_contract": "edgeprune.pruning.slim_inputs",
     "export_onnx": "edgeprune.export.onnx",
     "load_model": "edgeprune.formats.load",

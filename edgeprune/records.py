@@ -329,3 +329,28 @@ class VariantTable:
     def json_values(self) -> dict[str, str]:
         """What values are called in the rows."""
         return {"value": "accuracy", "drop": "drop_points"} if self.metric == ACCURACY else {}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReconstruction:
+    """What a least-squares solve has done for one layer of a slim network.
+
+    `before` and `after` are what its outputs lack of the dense layer's, as shares of their variance, on samples that
+    were held out; both 0 where there was nothing to mend. `note` says why it was left alone, or what to know.
+    """
+
+    layer: str
+    before: float
+    after: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """What reconstruction did after a cut: the mean of `before` and `after` over the layers that had lost anything."""
+
+    n_samples: int
+    before: float
+    after: float
+    seconds: float
+    layers: tuple[LayerReconstruction, ...]

@@ -53,6 +53,7 @@ class CompressRequest:
     criterion: str | None = None
     finetune_epochs: int | None = None
     max_finetunings: int = MOST_FINETUNINGS
+    reconstruct: bool = True
     distill: bool = True
     align: int = 8
     seed: int = 0

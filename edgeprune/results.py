@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeprune.catalog import Entry
-from edgeprune.records import ACCURACY, Figure, InputFeatures, Metric, MetricComparison, VariantTable
+from edgeprune.records import ACCURACY, Figure, InputFeatures, Metric, MetricComparison, Reconstruction, VariantTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +95,14 @@ class LayerWidth:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One pruning step: the share of dense MACs kept and the metric on the validation split after finetuning."""
+    """One pruning step: the share of dense MACs kept, what the layers took over, and the metric after finetuning."""
 
     step: int
     macs_ratio: float
     n_features: int | None
     val_value: float | None
     accepted: bool
+    reconstruction: Reconstruction | None = None
 
 
 @dataclass(frozen=True, slots=True)

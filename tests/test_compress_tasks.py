@@ -267,3 +267,39 @@ def test_sensors_that_tell_nothing_go_whole(place, monkeypatch):
     assert record["slim"]["val_accuracy"] >= record["dense"]["val_accuracy"] - 0.02 > 0.85
     page = (place / "run" / "report.html").read_text()
     assert "accelerometer: 3 of 3" in page and "temperature: 0 of 2" in page
+
+
+def test_what_is_left_takes_over_without_training_or_labels(place):
+    data = ("--data", f"npz:{place / 'none.npz'}", *QUICK, "--finetune-epochs", "0")
+    said = compress(place, "both.pt2", *data)
+    record = record_of(place)
+    assert "✓ ONNX = PyTorch" in said and "once they were solved again (240 samples" in said
+    assert "once they were solved again (240 samples" in (place / "run" / "report.html").read_text()
+    found = [step["reconstruction"] for step in record["steps"]]
+    assert len(found) == 2 and {layer["layer"] for layer in found[-1]["layers"]} == {"inner.0", "head"}
+    assert 0 < found[-1]["after"] < found[-1]["before"] < 1
+    said = compress(place, "both.pt2", *data, "--no-reconstruct")
+    without = record_of(place)
+    assert "solved again" not in said and [step["reconstruction"] for step in without["steps"]] == [None, None]
+    assert record["slim"]["val_agreement"] > without["slim"]["val_agreement"] + 0.1
+    assert record["asked"]["reconstruct"] and not without["asked"]["reconstruct"]
+
+
+def test_a_network_that_keeps_a_state_is_not_reconstructed(place):
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 3)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.add_(1)
+            return self.two(self.one(x).relu())
+
+    torch.manual_seed(0)
+    program = capture(Counting().eval(), torch.randn(2, 6))
+    save_checkpoint(place / "state.pt2", program, ModelInfo((6,), normalization=IDENTITY))
+    job = prepared(place, "state.pt2", f"npz:{place / 'none.npz'}", finetune_epochs=0)
+    assert "--no-reconstruct (the network keeps a state from run to run)" in job.assumed
+    [slim] = job.strategy.search(job.step, job.budgets).networks
+    assert slim.reconstruction is None

@@ -27,7 +27,7 @@ FLOORS = (
     {"data"},
     {"formats", "optim", "importance", "cost"},
     {"methods", "pruning", "inspection"},
-    {"training"},
+    {"reconstruction", "training"},
     {"search", "export", "report"},
     {"measure"},
     {"commands"},

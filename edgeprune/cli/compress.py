@@ -160,7 +160,7 @@ def compress(
         int | None,
         typer.Option(
             metavar="N",
-            help="Epochs of finetuning after each cut; 0 for none: only batch norm's statistics are estimated again.",
+            help="Epochs of finetuning after each cut; 0 for none: what is left only takes over what it can.",
             parser=opt.count("a number of at least 0", 0),
             rich_help_panel=opt.HOW,
         ),
@@ -174,6 +174,15 @@ def compress(
             rich_help_panel=opt.HOW,
         ),
     ] = MOST_FINETUNINGS,
+    reconstruct: Annotated[
+        bool,
+        typer.Option(
+            "--reconstruct/--no-reconstruct",
+            help="After each cut let the layers that are left take over what went, by least squares on 512 samples, "
+            "without labels.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = True,
     distill: Annotated[
         bool,
         typer.Option(
@@ -245,6 +254,7 @@ def compress(
             criterion=criterion,
             finetune_epochs=finetune_epochs,
             max_finetunings=max_finetunings,
+            reconstruct=reconstruct,
             distill=distill,
             align=align,
             seed=seed,

@@ -52,6 +52,7 @@ def decide(request: CompressRequest, metric: Metric | None, has_data: bool | Non
         appliable=request.appliable,
         leave=request.leave,
         max_finetunings=request.max_finetunings,
+        reconstruct=request.reconstruct,
     )
     return Decision(budgets, manner, (*of_costs, *of_criterion, *of_features))
 

@@ -27,6 +27,7 @@ from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
+from edgeprune.graph.state import state_buffers
 from edgeprune.measure.candidates import OnnxGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
@@ -35,7 +36,7 @@ from edgeprune.pruning.feature_rules import feature_rules, named_groups
 from edgeprune.pruning.plan import PruningPlan, read_plan
 from edgeprune.records import DataSource, FeatureRules, Model
 from edgeprune.requests import CompressRequest
-from edgeprune.search.candidate import Budgets, Gauge
+from edgeprune.search.candidate import Budgets, Gauge, Manner
 from edgeprune.search.checks import check
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.datatrainer import DataTrainer
@@ -116,7 +117,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     trainer = scripted.trainer(request, figure, samples, told, assume)
     device = _device(request, decision.budgets.max_latency, opened, told, assume)
     gauge = _gauge(request, decision.budgets, device, opened, told)
-    cutter = Cutter(opened.dense, replace(decision.manner, rules=opened.rules, device=device), samples)
+    cutter = Cutter(opened.dense, _manner(decision.manner, opened, device, assume), samples)
     budgets = decision.budgets.counted(cutter.dense.n_features)
     check(cutter, budgets, plan)
     _check_answers(request, opened, assume)
@@ -136,6 +137,14 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         threads=opened.threads,
         assumed=tuple(assumed),
     )
+
+
+def _manner(manner: Manner, opened: _Opened, device: Device | None, assume: Assume) -> Manner:
+    """What was decided, with what the model and its data say."""
+    if manner.reconstruct and opened.data is not None and state_buffers(opened.dense):
+        assume("--no-reconstruct (the network keeps a state from run to run)")
+        manner = replace(manner, reconstruct=False)
+    return replace(manner, rules=opened.rules, device=device)
 
 
 def _place(request: CompressRequest, assume: Assume) -> Path:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from edgeprune.records import POINTS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgeprune.records import Metric, MetricComparison
-    from edgeprune.results import LatencyComparison, RunRecord
+    from edgeprune.results import LatencyComparison, RunRecord, StepRecord
 
 NONE = "–"
 _SLOW_TAIL = 1.25
@@ -115,6 +117,18 @@ def ratio_interval(interval: tuple[float, float]) -> str:
 def error(value: float) -> str:
     """A small error, e.g. "3.1e-07"."""
     return f"{value:.1e}" if value else "0"
+
+
+def reconstruction(steps: Sequence[StepRecord]) -> str | None:
+    """What the layers of a run's networks took over after each cut, or None where there was no reconstruction."""
+    found = [step.reconstruction for step in steps if step.reconstruction is not None]
+    if not found:
+        return None
+    last = found[-1]
+    cut = f"the last of {len(found)} cuts" if len(found) > 1 else "the cut"
+    lacked, left = percent(last.before), percent(last.after)
+    spent = f"{last.n_samples:,} samples, {seconds(sum(one.seconds for one in found))}"
+    return f"after {cut} the layers lacked {lacked} of what they gave, and {left} once they were solved again ({spent})"
 
 
 def seconds(value: float) -> str:

@@ -9,7 +9,7 @@ from edgeprune.cost.device import Device
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.pruning.plan import PruningPlan
-from edgeprune.records import Evaluation, FeatureRules
+from edgeprune.records import Evaluation, FeatureRules, Reconstruction
 from edgeprune.results import FeatureCount, StepRecord
 from edgeprune.settings import MOST_FINETUNINGS
 from edgeprune.tasks.budget import MaxDrop
@@ -67,7 +67,7 @@ class Manner:
     `features` may go where it is set, and `compete` with the channels; `rules` say which of them stay, or stay
     together. `appliable` cuts are those that the class's own forward takes; layers in `leave` stay whole. With a
     `device`, units go by the milliseconds that they save on it. `max_finetunings` bounds the training of a search that
-    has no cost to reach.
+    has no cost to reach. With `reconstruct`, what is left of a cut takes over what went, where there are samples.
     """
 
     criterion: str = "l2"
@@ -81,6 +81,7 @@ class Manner:
     leave: tuple[str, ...] = ()
     device: Device | None = None
     max_finetunings: int = MOST_FINETUNINGS
+    reconstruct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ Gauge = Callable[[Program, bool], Measured]  # whether it has to be sure, or onc
 class Candidate:
     """A network on the way: the program, the plan that leads to it from the dense one, and what it does.
 
-    `val` is what it makes of the validation split; None where nobody has looked.
+    `val` is what it makes of the validation split; None where nobody has looked. `reconstruction` tells what its layers
+    have taken over since it was cut.
     """
 
     program: Program
@@ -109,6 +111,7 @@ class Candidate:
     n_features: int | None
     val: Evaluation | None
     proof_error: float = 0.0
+    reconstruction: Reconstruction | None = None
 
     @property
     def val_value(self) -> float | None:

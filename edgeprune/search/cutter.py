@@ -1,4 +1,4 @@
-"""What makes the networks of a search smaller: units are planned, cut and proved. Nothing is trained here."""
+"""What makes the networks of a search smaller: units are planned, cut, proved, taken over. Nothing is trained here."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from edgeprune.pruning.planner import make_plan
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
 from edgeprune.pruning.surgery import cut
+from edgeprune.reconstruction.reconstruct import reconstructed
 from edgeprune.search.candidate import Candidate, Manner
 from edgeprune.search.costs import Costs
 from edgeprune.search.landing import Shares
@@ -54,9 +55,13 @@ class Cutter:
         return self._latest[1]
 
     def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:
-        """The candidate with less in it, proved: at these shares of its own costs, or with so many input features."""
+        """The candidate with less in it, proved: at these shares of its own costs, or with so many input features.
+
+        What is left takes over what went, after the proof.
+        """
         slim, step = self._cut(best, shares, n_features)
-        return self._made(best, slim, step, self._proved(best.program, slim, step))
+        made = self._made(best, slim, step, self._proved(best.program, slim, step))
+        return self._reconstructed(best, step, made)
 
     def trial(self, best: Candidate, shares: Shares) -> Candidate:
         """The same to be looked at and thrown away: not proved."""
@@ -95,9 +100,10 @@ class Cutter:
         return cut(self.dense.program, plan, self.graph if not plan.inputs or self.dense.n_features else None)
 
     def made_by(self, plan: PruningPlan) -> Candidate:
-        """The same, proved."""
+        """The same, proved, and what is left takes over what went."""
         slim = self.cut_by(plan)
-        return self._made(self.dense, slim, plan, self._proved(self.dense.program, slim, plan))
+        made = self._made(self.dense, slim, plan, self._proved(self.dense.program, slim, plan))
+        return self._reconstructed(self.dense, plan, made)
 
     def retrained(self, candidate: Candidate, module: nn.Module) -> Candidate:
         """The candidate with the weights of its own module, which were trained on."""
@@ -135,6 +141,19 @@ class Cutter:
         if self._samples is None:
             return prove(program, slim, plan)
         return prove_on_data(program, slim, plan, self._samples.some_inputs())
+
+    def _reconstructed(self, before: Candidate, step: PruningPlan, slim: Candidate) -> Candidate:
+        """A cut candidate whose layers give what those of the network before did, as far as they can.
+
+        Where nothing is trained on the way, the dense network tells what they should give, or each cut would add to
+        what those before it lost.
+        """
+        if not self.manner.reconstruct or self._samples is None:
+            return slim
+        samples = (x for x, _ in self._samples.score_batches())
+        program, plan = (before.program, step) if self._samples.trains else (self.dense.program, slim.plan or step)
+        found = reconstructed(program, slim.program, plan, samples)
+        return replace(slim, program=found.program, reconstruction=found.record)
 
     @staticmethod
     def _made(before: Candidate, slim: Program, step: PruningPlan, error: float) -> Candidate:

@@ -105,7 +105,7 @@ class Step:
     def finetuned(self, candidate: Candidate, training: Round = FIRST) -> Candidate:
         """Train a candidate's weights on, and look at it.
 
-        Without training, batch norm's statistics are estimated again all the same.
+        Without training, batch norm's statistics are estimated again all the same, unless reconstruction has done it.
         """
         if self.trainer is None:
             return candidate
@@ -116,7 +116,8 @@ class Step:
             again = f", round {training.number + 1}" if training.number else ""
             self.progress.stage(f"step {training.step}: finetune at {share:.0%} of MACs{again}")
             self.effort.take(training.units)
-        if self.trainer.finetune(module, training):
+        is_done = candidate.reconstruction is not None and not self.trains
+        if not is_done and self.trainer.finetune(module, training):
             candidate = self.cutter.retrained(candidate, module)
         return replace(candidate, val=self.trainer.evaluation(module))
 
@@ -186,6 +187,7 @@ class Step:
                 n_features=candidate.n_features,
                 val_value=candidate.val_value,
                 accepted=accepted,
+                reconstruction=candidate.reconstruction,
             )
         )
 
