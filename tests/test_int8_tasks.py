@@ -133,6 +133,22 @@ def test_flags_and_masks(place: Path, tmp_path: Path) -> None:
         assert all(one.drop == pytest.approx(100 * (found.variants[0].value - one.value)) for one in found.variants)
 
 
+def test_the_answers_of_the_file_are_those_of_pytorch(place: Path, tmp_path: Path) -> None:
+    """By the task: pixels for masks; numbers are no decisions."""
+    command = [
+        "export",
+        str(place / "masks.pt2"),
+        "--onnx",
+        "--data",
+        f"npz:{place / 'masks.npz'}",
+        "--out",
+        str(tmp_path),
+    ]
+    told = CliRunner().invoke(app, command)
+    assert "12 inputs; 100.00 % of the answers are the same" in " ".join(told.output.split()), told.output
+    assert exported(place, tmp_path, "values", int8=False).agreement is None
+
+
 def test_match_goes_by_the_dense_network_where_it_is_at_hand(place: Path, tmp_path: Path) -> None:
     told = Told()
     found = exported(place, tmp_path, "both", "none", told).variants

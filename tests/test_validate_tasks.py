@@ -315,6 +315,22 @@ def test_a_malformed_statement_is_refused(place: Path, tmp_path: Path) -> None:
             judged(place, "values", slim=str(tmp_path / "bad.onnx"))
 
 
+@pytest.mark.parametrize("content", [None, b"", b"noise" * 100, "cut"])
+def test_a_damaged_ort_file_is_refused_in_one_line(place: Path, tmp_path: Path, content: bytes | str | None) -> None:
+    slim = tmp_path / "net.ort"
+    if content == "cut":
+        (tmp_path / "slim.onnx").write_bytes((place / "values" / "slim" / "slim.onnx").read_bytes())
+        info = ModelInfo((6,), normalization=NORMALIZATION)
+        program = capture(networks()["values"].eval(), torch.randn(2, 6))
+        OrtFormat(None).write(Material(Model(program, info, "", "slim"), info, tmp_path, "slim"), Silent())
+        slim.write_bytes((tmp_path / "slim.ort").read_bytes()[:-200])
+    elif content is not None:
+        slim.write_bytes(content)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="net.ort: (expected an .ort file|onnxruntime cannot load it)") as caught:
+        judged(place, "values", slim=str(slim))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_file_says_how_its_outputs_belong_together(place: Path, tmp_path: Path) -> None:
     """Bare tensors need no word; the dict of a single one does."""
     stated = {entry.key: entry.value for entry in onnx.load(place / "both" / "dense" / "dense.onnx").metadata_props}

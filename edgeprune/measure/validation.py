@@ -28,7 +28,7 @@ from edgeprune.results import LatencyComparison
 from edgeprune.tasks.classification import Classification, scores
 from edgeprune.tasks.intervals import Luck, luck
 from edgeprune.tasks.outputs import described, leaves
-from edgeprune.tasks.task import Outcomes, Task, joined
+from edgeprune.tasks.task import Outcomes, Task, joined, mean_share
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,6 @@ _ACTIVATIONS = 512  # times the bytes of a batch
 _FLOAT_BYTES = 4
 _SECONDS = 10.0  # of a run on one sample
 _SLOWER = 20  # times the time for one sample, for each of a batch
-_LOADING = ort.Bounds(_SPARE_BYTES, _SECONDS)
 ORT_SUFFIX = ".ort"
 
 
@@ -91,8 +90,7 @@ class NetworkFile:
 def stated_in(path: Path) -> dict[str, str]:
     """What a network's file says of itself; raises InputError where it is none."""
     if path.suffix == ORT_SUFFIX:
-        _check_there(path)
-        return dict(ort.session(path, bounds=_LOADING).get_modelmeta().custom_metadata_map)
+        return dict(_loaded(path).get_modelmeta().custom_metadata_map)
     return {entry.key: entry.value for entry in parse_onnx(path).metadata_props}
 
 
@@ -108,10 +106,15 @@ def with_classes_of_file(data: DataSource, path: Path) -> DataSource:
     return with_classes_of(data, names, _width(path))
 
 
+def _loaded(path: Path) -> InferenceSession:
+    """An .ort file, which tells of itself only once it is loaded."""
+    return ort.session(path, bounds=ort.Bounds(_SPARE_BYTES + _COPIES * _check_there(path), _SECONDS))
+
+
 def _width(path: Path) -> int | None:
     """How many numbers the outputs of a network hold for a sample, where that is all that they say."""
     if path.suffix == ORT_SUFFIX:
-        sizes = [size for value in ort.session(path, bounds=_LOADING).get_outputs() for size in value.shape]
+        sizes = [size for value in _loaded(path).get_outputs() for size in value.shape]
     else:
         graph = parse_onnx(path).graph
         sizes = [dim.dim_value for value in graph.output for dim in value.type.tensor_type.shape.dim]
@@ -311,7 +314,7 @@ def run_both(dense: NetworkFile, slim: NetworkFile, data: DataSource, task: Task
     if not done:
         raise InputError(f"data {data.name}: expected samples in the test split, got none")
     guessed = luck(*map(np.concatenate, zip(*classes, strict=True))) if classes else None
-    return Compared((joined(outcomes[0]), joined(outcomes[1])), difference, _share(agreed), guessed)
+    return Compared((joined(outcomes[0]), joined(outcomes[1])), difference, mean_share(agreed), guessed)
 
 
 def _outcomes(network: NetworkFile, answers: Any, targets: Any, task: Task) -> Outcomes:
@@ -330,14 +333,6 @@ def _difference(slim: NetworkFile, want: Any, got: Any) -> float:
         )
     apart = [a - b if a.dtype.kind == "f" else a.astype(np.float64) - b for (_, a), (_, b) in pairs]
     return float(max((np.abs(part).max(initial=0.0) for part in apart), default=0.0))
-
-
-def _share(agreed: Sequence[tuple[float | None, int]]) -> float | None:
-    """Over all batches, from that of each."""
-    known = [(share, n) for share, n in agreed if share is not None]
-    if not known:
-        return None
-    return sum(share * n for share, n in known) / sum(n for _, n in known)
 
 
 def _test_batches(data: DataSource) -> Iterator[tuple[torch.Tensor, Any]]:
