@@ -108,7 +108,18 @@ def with_classes_of_file(data: DataSource, path: Path) -> DataSource:
 
 def _loaded(path: Path) -> InferenceSession:
     """An .ort file, which tells of itself only once it is loaded."""
-    return ort.session(path, bounds=ort.Bounds(_SPARE_BYTES + _COPIES * _check_there(path), _SECONDS))
+    return _readable(path, ort.Bounds(_SPARE_BYTES + _COPIES * _check_there(path), _SECONDS))
+
+
+def _readable(path: Path, bounds: ort.Bounds) -> InferenceSession:
+    """A session that tells its names and what the file says of itself; raises InputError where these are no text."""
+    session = ort.session(path, bounds=bounds)
+    try:
+        _ = [(value.name, value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())]
+        _ = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected names and metadata in UTF-8, got other bytes") from error
+    return session
 
 
 def _width(path: Path) -> int | None:
@@ -125,7 +136,7 @@ def opened(path: Path, data: DataSource, task: Task) -> NetworkFile:
     """A checked file, with the preprocessing that stands beside it where it takes only some of the features."""
     size_bytes = _check_file(path)
     bounds = _bounds(size_bytes, data)
-    session = ort.session(path, bounds=bounds)
+    session = _readable(path, bounds)
     if isinstance(task, Classification):
         _check_outputs(path, session, len(data.classes))
     network = _fed(path, session, NetworkFile(path, session, size_bytes, bounds, None), data)
