@@ -41,6 +41,14 @@ def raising():
     task = Both()
     task.value = lambda outcomes: 1 / 0
     return task
+def wrong():
+    task = Both()
+    task.outcomes = lambda outputs, targets: 3
+    return task
+def nan():
+    task = Both()
+    task.value = lambda outcomes: float("nan")
+    return task
 """
 
 
@@ -199,13 +207,15 @@ def test_the_terminal_and_json_speak_the_metric(place: Path, tmp_path: Path) -> 
         ("both", "values", {}, "outputs: expected one output, the values, got pair.0"),
         ("masks", "wide", {}, "expected outputs of at least 6 classes, as the masks have, got .4, 3, 8, 8."),
         ("both", "values", {"task": "raising"}, "value raised ZeroDivisionError"),
+        ("both", "values", {"task": "wrong"}, "outcomes: expected a sequence with one outcome for each of"),
+        ("both", "values", {"task": "nan"}, "value: expected a finite number, got nan"),
     ],
 )
 def test_what_does_not_fit_is_refused(
     place: Path, tmp_path: Path, name: str, data: str, asked: dict, message: str
 ) -> None:
-    if asked.get("task") == "raising":
-        asked = {"task": f"{place / 'tasks.py'}:raising"}
+    if "task" in asked:
+        asked = {"task": f"{place / 'tasks.py'}:{asked['task']}"}
     with pytest.raises(InputError, match=message) as caught:
         exported(place, tmp_path / "out", name, data, **asked)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
