@@ -268,7 +268,8 @@ class ExportRecord:
     """What `edgeprune export` wrote.
 
     `variants` compares fp32 with int8 and others, `mobile` says what accelerators of phones would take, `web` is the
-    folder of the page, `note` what the files want of their inputs.
+    folder of the page, `note` what the files want of their inputs. `agreement` is the share of the answers that are
+    those of PyTorch, None for a classification and where answers are no decisions.
     """
 
     model: str
@@ -279,6 +280,12 @@ class ExportRecord:
     mobile: tuple[str, ...] = ()
     web: str | None = None
     note: str = ""
+    agreement: float | None = None
+
+    @property
+    def json_names(self) -> dict[str, str | None]:
+        """What the fields are called in JSON: an agreement only where there is one."""
+        return {"agreement": None} if self.agreement is None else {}
 
 
 @dataclass(frozen=True, slots=True)

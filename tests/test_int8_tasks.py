@@ -41,6 +41,14 @@ def raising():
     task = Both()
     task.value = lambda outcomes: 1 / 0
     return task
+def wrong():
+    task = Both()
+    task.outcomes = lambda outputs, targets: 3
+    return task
+def nan():
+    task = Both()
+    task.value = lambda outcomes: float("nan")
+    return task
 """
 
 
@@ -133,6 +141,22 @@ def test_flags_and_masks(place: Path, tmp_path: Path) -> None:
         assert all(one.drop == pytest.approx(100 * (found.variants[0].value - one.value)) for one in found.variants)
 
 
+def test_the_answers_of_the_file_are_those_of_pytorch(place: Path, tmp_path: Path) -> None:
+    """By the task: pixels for masks; numbers are no decisions."""
+    command = [
+        "export",
+        str(place / "masks.pt2"),
+        "--onnx",
+        "--data",
+        f"npz:{place / 'masks.npz'}",
+        "--out",
+        str(tmp_path),
+    ]
+    told = CliRunner().invoke(app, command)
+    assert "12 inputs; 100.00 % of the answers are the same" in " ".join(told.output.split()), told.output
+    assert exported(place, tmp_path, "values", int8=False).agreement is None
+
+
 def test_match_goes_by_the_dense_network_where_it_is_at_hand(place: Path, tmp_path: Path) -> None:
     told = Told()
     found = exported(place, tmp_path, "both", "none", told).variants
@@ -183,13 +207,15 @@ def test_the_terminal_and_json_speak_the_metric(place: Path, tmp_path: Path) -> 
         ("both", "values", {}, "outputs: expected one output, the values, got pair.0"),
         ("masks", "wide", {}, "expected outputs of at least 6 classes, as the masks have, got .4, 3, 8, 8."),
         ("both", "values", {"task": "raising"}, "value raised ZeroDivisionError"),
+        ("both", "values", {"task": "wrong"}, "outcomes: expected a sequence with one outcome for each of"),
+        ("both", "values", {"task": "nan"}, "value: expected a finite number, got nan"),
     ],
 )
 def test_what_does_not_fit_is_refused(
     place: Path, tmp_path: Path, name: str, data: str, asked: dict, message: str
 ) -> None:
-    if asked.get("task") == "raising":
-        asked = {"task": f"{place / 'tasks.py'}:raising"}
+    if "task" in asked:
+        asked = {"task": f"{place / 'tasks.py'}:{asked['task']}"}
     with pytest.raises(InputError, match=message) as caught:
         exported(place, tmp_path / "out", name, data, **asked)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

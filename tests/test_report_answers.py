@@ -137,6 +137,36 @@ def test_match_shows_how_its_errors_lie(x: Tensor) -> None:
     assert told(Match(), source(x, None, "none"), dense, dense).changed == (), "nothing changed"
 
 
+class Heads(nn.Module):
+    """What is no sample's comes first; how many rows the last has depends on the inputs."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.arange(7.0) + self.by, x[x[:, 0] > self.by]
+
+
+class Own(Match):
+    """As a task of the user's own: nobody else knows what its outputs mean."""
+
+    name = "own.py:task"
+
+
+def test_outputs_that_cannot_be_told_side_by_side_are_not(x: Tensor) -> None:
+    data, outcomes = source(x, None, "none"), [np.zeros(90), np.zeros(90)]
+    for slim in (Heads(0.5), Heads(0.0)):
+        found = told_of(Own(), data, Pair(Heads(0.0), slim, IDENTITY), outcomes)
+        assert (found.change, found.changed, found.answers) == ("", (), None)
+
+
+def test_raw_outputs_of_a_task_of_ones_own(x: Tensor) -> None:
+    dense = nn.Linear(6, 9).eval()
+    found = told(Own(), source(x, None, "none"), dense, Shifted(dense, 1.0))
+    assert found.answers is None and found.changed[0].dense.endswith(", …")
+
+
 PICTURES = {
     "numbers": Predicted(np.zeros((3, 1)), np.ones((3, 1)), np.ones((3, 1)), HOSTILE),
     "columns": Predicted(*np.random.default_rng(0).normal(size=(3, 900, 6)), ""),

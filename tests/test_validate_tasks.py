@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from edgeprune.cli.app import app
 from edgeprune.commands.validate import validate
+from edgeprune.data import batches, open_data
 from edgeprune.errors import InputError
 from edgeprune.export.contracts import write_contracts
 from edgeprune.export.onnx import export_onnx
@@ -22,11 +23,13 @@ from edgeprune.export.quantize import write_int8
 from edgeprune.export.target import Material
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
+from edgeprune.measure.validation import opened
 from edgeprune.progress import Silent
 from edgeprune.records import Model, ModelInfo, Normalization
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import ValidateRecord
 from edgeprune.tasks.outputs import leaves
+from edgeprune.tasks.registry import open_task
 from edgeprune.tasks.torchmetric import functional
 
 TASK = """
@@ -130,8 +133,6 @@ def judged(place: Path, name: str, data: str = "", **asked: object) -> ValidateR
 
 
 def test_split(place: Path, name: str) -> tuple[Tensor, Tensor]:
-    from edgeprune.data import batches, open_data
-
     x, y = next(batches(open_data(f"npz:{place / name}.npz").test, 1000))
     return (x - 0.5) / 2, y
 
@@ -313,6 +314,44 @@ def test_a_malformed_statement_is_refused(place: Path, tmp_path: Path) -> None:
         onnx.save(proto, tmp_path / "bad.onnx")
         with pytest.raises(InputError, match=message):
             judged(place, "values", slim=str(tmp_path / "bad.onnx"))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"noise" * 100, "cut"])
+def test_a_damaged_ort_file_is_refused_in_one_line(place: Path, tmp_path: Path, content: bytes | str | None) -> None:
+    slim = tmp_path / "net.ort"
+    if content == "cut":
+        (tmp_path / "slim.onnx").write_bytes((place / "values" / "slim" / "slim.onnx").read_bytes())
+        info = ModelInfo((6,), normalization=NORMALIZATION)
+        program = capture(networks()["values"].eval(), torch.randn(2, 6))
+        OrtFormat(None).write(Material(Model(program, info, "", "slim"), info, tmp_path, "slim"), Silent())
+        slim.write_bytes((tmp_path / "slim.ort").read_bytes()[:-200])
+    elif content is not None:
+        slim.write_bytes(content)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="net.ort: (expected an .ort file|onnxruntime cannot load it)") as caught:
+        judged(place, "values", slim=str(slim))
+    assert "\n" not in str(caught.value)
+
+
+def test_mutated_ort_files_end_in_one_line(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Some are still networks; nothing else than one line is said of the others, be they no text or no tensors."""
+    (tmp_path / "slim.onnx").write_bytes((place / "values" / "slim" / "slim.onnx").read_bytes())
+    info = ModelInfo((6,), normalization=NORMALIZATION)
+    program = capture(networks()["values"].eval(), torch.randn(2, 6))
+    OrtFormat(None).write(Material(Model(program, info, "", "slim"), info, tmp_path, "slim"), Silent())
+    data = open_data(f"npz:{place / 'values.npz'}")
+    task, content, refused = open_task(None, data), (tmp_path / "slim.ort").read_bytes(), 0
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        mutant = bytearray(content)
+        for at in rng.integers(0, len(mutant), rng.choice([1, 2, 8])):
+            mutant[at] = rng.integers(256)
+        (tmp_path / "mutant.ort").write_bytes(mutant)
+        try:
+            opened(tmp_path / "mutant.ort", data, task)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 0 < refused < 150 and capfd.readouterr() == ("", "")
 
 
 def test_a_file_says_how_its_outputs_belong_together(place: Path, tmp_path: Path) -> None:

@@ -62,9 +62,10 @@ def told_of(task: Task, data: DataSource, pair: Pair, outcomes: Sequence[Outcome
     index = spaced(len(data.test), _LOOKED_AT)  # type: ignore[arg-type]
     changes = []
     for start in range(0, len(index), _BATCH):
-        dense, slim, _ = pair.answers(data, index[start : start + _BATCH])
+        some = index[start : start + _BATCH]
+        dense, slim, _ = pair.answers(data, some)
         found = view.changes(dense, slim)
-        if found is None:  # outputs that are not built alike cannot be told beside each other
+        if found is None or len(found) != len(some):  # of other shapes, or not of samples: nothing to tell side by side
             return Told()
         changes.append(found)
     change = np.concatenate(changes)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeprune.commands.dense import dense_network
 from edgeprune.commands.resolve import RUNS, assumed_task, completed, model_and_data, newest_run, notes_of, task_of
-from edgeprune.commands.variants import CALIBRATION, variant_files, write_variants
+from edgeprune.commands.variants import CALIBRATION, agreement, variant_files, write_variants
 from edgeprune.errors import InputError
 from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.description import FEATURES_FILE, note_in, restate
@@ -63,6 +63,7 @@ class _Written:
     variants: VariantTable | None
     mobile: tuple[str, ...]
     note: str
+    agreement: float | None
 
 
 @running_user_code()
@@ -192,6 +193,7 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     """Everything, into the material's folder."""
     request = asked.request
     files, n_samples = _contracts(request, material, told)
+    agreed = agreement(material)
     variants = write_variants(request, material, told) if request.int8 else None
     early = [file for target in asked.targets if target.free_batch for file in target.write(material, told)]
     # Before the batch is fixed, because preprocess.onnx makes them; that comes late, because a file with a free batch
@@ -204,7 +206,7 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
         files += target.write(material, told)
     mobile = tuple(check.words for check in check_mobile(material.network)) if request.mobile else ()
     files = _timed(asked, material, files, samples, told)
-    return _Written((*files, *early), n_samples, variants, mobile, note_in(material.folder))
+    return _Written((*files, *early), n_samples, variants, mobile, note_in(material.folder), agreed)
 
 
 def _contracts(request: ExportRequest, material: Material, told: Progress) -> tuple[list[ExportedFile], int]:
@@ -291,4 +293,5 @@ def _record(asked: _Asked, assumed: Sequence[str], written: _Written, folder: Pa
         mobile=written.mobile,
         web=str(asked.out / WEB) if "web" in asked.request.targets else None,
         note=written.note,
+        agreement=written.agreement,
     )

@@ -25,7 +25,7 @@ from edgeprune.records import DataSource, LeftOut, VariantTable
 from edgeprune.requests import ExportRequest
 from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification
-from edgeprune.tasks.task import Task, joined
+from edgeprune.tasks.task import Task, joined, mean_share
 
 CALIBRATION = 256  # samples
 _KINDS = ("int8", "dynamic", "fp16")
@@ -75,6 +75,25 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
         values={FLOAT: value, **values},
         metric=metric,
     )
+
+
+def agreement(material: Material) -> float | None:
+    """The share of the answers on the test split that the network's file gives as PyTorch does.
+
+    None where nobody knows what answers are, or they are no decisions. Of a classification the check of the file has
+    looked at each.
+    """
+    task, raw = material.task, material.raw("test", None)
+    if task is None or raw is None or isinstance(task, Classification):
+        return None
+    network = _answers(material.network, structure_of(material.model.program))
+    module = Program.adopt(material.model.program).frozen_module()
+    shares = []
+    for start in range(0, len(raw), _BATCH):
+        inputs = material.inputs(raw[start : start + _BATCH])
+        with torch.no_grad():
+            shares.append((task.agrees(module(torch.from_numpy(inputs.full)), network(inputs.file)), len(inputs.full)))
+    return mean_share(shares)
 
 
 def _judge(material: Material, data: DataSource, task: Task, told: Progress) -> Callable[[Path], float]:

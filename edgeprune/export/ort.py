@@ -57,7 +57,8 @@ def session(path: Path, threads: int = 1, bounds: Bounds | None = None) -> Infer
     onnxruntime.set_default_logger_severity(_FATAL_ONLY)
     try:
         with bounded_memory(bounds.n_bytes) if bounds else nullcontext():
-            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            # Without a fallback, which is the CPU again after a note on stdout.
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # its errors share no base class below Exception
         reason = first_line(error).replace(f"Load model from {path} failed:", "")
         raise InputError(f"{path}: onnxruntime cannot load it: {one_line(reason, 200)}") from error

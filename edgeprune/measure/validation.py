@@ -29,7 +29,7 @@ from edgeprune.results import LatencyComparison
 from edgeprune.tasks.classification import Classification, scores
 from edgeprune.tasks.intervals import Luck, luck
 from edgeprune.tasks.outputs import described, leaves
-from edgeprune.tasks.task import Outcomes, Task, joined
+from edgeprune.tasks.task import Outcomes, Task, joined, mean_share
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,6 @@ _ACTIVATIONS = 512  # times the bytes of a batch
 _FLOAT_BYTES = 4
 _SECONDS = 10.0  # of a run on one sample
 _SLOWER = 20  # times the time for one sample, for each of a batch
-_LOADING = ort.Bounds(_SPARE_BYTES, _SECONDS)
 ORT_SUFFIX = ".ort"
 
 
@@ -92,8 +91,7 @@ class NetworkFile:
 def stated_in(path: Path) -> dict[str, str]:
     """What a network's file says of itself; raises InputError where it is none."""
     if path.suffix == ORT_SUFFIX:
-        _check_there(path)
-        return dict(ort.session(path, bounds=_LOADING).get_modelmeta().custom_metadata_map)
+        return dict(_loaded(path).get_modelmeta().custom_metadata_map)
     return {entry.key: entry.value for entry in parse_onnx(path).metadata_props}
 
 
@@ -109,10 +107,26 @@ def with_classes_of_file(data: DataSource, path: Path) -> DataSource:
     return with_classes_of(data, names, _width(path))
 
 
+def _loaded(path: Path) -> InferenceSession:
+    """An .ort file, which tells of itself only once it is loaded."""
+    return _readable(path, ort.Bounds(_SPARE_BYTES + _COPIES * _check_there(path), _SECONDS))
+
+
+def _readable(path: Path, bounds: ort.Bounds) -> InferenceSession:
+    """A session that tells its names and what the file says of itself; raises InputError where these are no text."""
+    session = ort.session(path, bounds=bounds)
+    try:
+        _ = [(value.name, value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())]
+        _ = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected names and metadata in UTF-8, got other bytes") from error
+    return session
+
+
 def _width(path: Path) -> int | None:
     """How many numbers the outputs of a network hold for a sample, where that is all that they say."""
     if path.suffix == ORT_SUFFIX:
-        sizes = [size for value in ort.session(path, bounds=_LOADING).get_outputs() for size in value.shape]
+        sizes = [size for value in _loaded(path).get_outputs() for size in value.shape]
     else:
         graph = parse_onnx(path).graph
         sizes = [dim.dim_value for value in graph.output for dim in value.type.tensor_type.shape.dim]
@@ -123,7 +137,7 @@ def opened(path: Path, data: DataSource, task: Task) -> NetworkFile:
     """A checked file, with the preprocessing that stands beside it where it takes only some of the features."""
     size_bytes = _check_file(path)
     bounds = _bounds(size_bytes, data)
-    session = ort.session(path, bounds=bounds)
+    session = _readable(path, bounds)
     if isinstance(task, Classification):
         _check_outputs(path, session, len(data.classes))
     network = _fed(path, session, NetworkFile(path, session, size_bytes, bounds, None), data)
@@ -312,7 +326,7 @@ def run_both(dense: NetworkFile, slim: NetworkFile, data: DataSource, task: Task
     if not done:
         raise InputError(f"data {data.name}: expected samples in the test split, got none")
     guessed = luck(*map(np.concatenate, zip(*classes, strict=True))) if classes else None
-    return Compared((joined(outcomes[0]), joined(outcomes[1])), difference, _share(agreed), guessed)
+    return Compared((joined(outcomes[0]), joined(outcomes[1])), difference, mean_share(agreed), guessed)
 
 
 def _outcomes(network: NetworkFile, answers: Any, targets: Any, task: Task) -> Outcomes:
@@ -331,14 +345,6 @@ def _difference(slim: NetworkFile, want: Any, got: Any) -> float:
         )
     apart = [a - b if a.dtype.kind == "f" else a.astype(np.float64) - b for (_, a), (_, b) in pairs]
     return float(max((np.abs(part).max(initial=0.0) for part in apart), default=0.0))
-
-
-def _share(agreed: Sequence[tuple[float | None, int]]) -> float | None:
-    """Over all batches, from that of each."""
-    known = [(share, n) for share, n in agreed if share is not None]
-    if not known:
-        return None
-    return sum(share * n for share, n in known) / sum(n for _, n in known)
 
 
 def _test_batches(data: DataSource) -> Iterator[tuple[torch.Tensor, Any]]:

@@ -127,7 +127,7 @@ def methods(record: MethodsRecord) -> RenderableType:
 
 def export(record: ExportRecord) -> RenderableType:
     """What `export` wrote and how far each file is from PyTorch."""
-    parts: list[RenderableType] = [_agreement(record.n_samples)]
+    parts: list[RenderableType] = [_agreement(record)]
     if record.variants is not None:
         parts += _variants(record.variants)
     if record.note:
@@ -161,10 +161,11 @@ def _times(file: ExportedFile) -> tuple[str, str]:
     return f"{file.p50_ms:.3g} ms", f"{file.ratio:.2f}×"
 
 
-def _agreement(n_samples: int) -> Text:
+def _agreement(record: ExportRecord) -> Text:
     """On how many real inputs the files were checked; on none is told for what it is."""
-    if n_samples:
-        return _check(f"the files agree with PyTorch on {n_samples:,} inputs")
+    if record.n_samples:
+        same = "" if record.agreement is None else f"; {fmt.percent(record.agreement)} of the answers are the same"
+        return _check(f"the files agree with PyTorch on {record.n_samples:,} inputs{same}")
     told = "the files agree with PyTorch on drawn inputs alone: there were no data; --data names some"
     return Text.assemble(("! ", "bold yellow"), told)
 

@@ -52,6 +52,10 @@ class Samples(Protocol):
     def task(self) -> Task:
         """What units are scored for."""
 
+    @property
+    def trains(self) -> bool:
+        """Whether weights are trained on them between the cuts."""
+
     def score_batches(self) -> Iterable[tuple[Inputs, Any]]:
         """A few batches of inputs as the network takes them, with their targets, to score units by."""
 

@@ -37,7 +37,8 @@ class View:
     def changes(self, dense: Any, slim: Any) -> np.ndarray | None:
         """How far both are apart on each sample, float64 `(n,)`; None where their outputs are not built alike."""
         pair = leaves(dense), leaves(slim)
-        if [(name, value.shape) for name, value in pair[0]] != [(name, value.shape) for name, value in pair[1]]:
+        shapes = [[(name, value.shape) for name, value in found] for found in pair]
+        if not shapes[0] or shapes[0] != shapes[1]:
             return None
         if self.kind not in _ROWS:
             return np.asarray(100 * (1 - Match().outcomes(slim, dense)))
@@ -50,7 +51,8 @@ class View:
     def said(self, outputs: Any, sample: int) -> str:
         """The answer to one sample of a batch in words, e.g. "41.3", "cat, owl", "sky 61 %, sea 39 %"."""
         name, first = leaves(outputs)[0]
-        return self.words(_ROWS.get(self.kind, _numbers)(to_array(first))[sample], name)
+        rows = _ROWS.get(self.kind, _numbers)(to_array(first))
+        return self.words(rows[sample], name) if sample < len(rows) else "nothing"
 
     def words(self, row: np.ndarray, name: str = "") -> str:
         """Numbers, flags or classes of pixels `(n,)` in words."""

@@ -139,6 +139,12 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
     return [outcome for part in parts for outcome in part]
 
 
+def mean_share(parts: Sequence[tuple[float | None, int]]) -> float | None:
+    """The share over all samples, from that of each batch and its size; None where none is known."""
+    known = [(share, n) for share, n in parts if share is not None]
+    return sum(share * n for share, n in known) / sum(n for _, n in known) if known else None
+
+
 def with_distillation(task: Task, outputs: Any, targets: Any, teacher_outputs: Any) -> Tensor:
     """The loss, plus the distillation where the task has one."""
     loss, more = task.loss(outputs, targets), task.distillation(outputs, teacher_outputs)
