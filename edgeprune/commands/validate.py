@@ -56,6 +56,11 @@ def validate_files(
             is no better than guessing.
     """
     told = progress or Silent()
+    if data.inputs:
+        names = ", ".join(info.name for info in data.inputs)
+        raise InputError(
+            f"data {data.name}: expected one input x, as validate runs files with one, got {names} by name"
+        )
     if data.targets.kind != "classes":
         raise InputError(
             f"data {data.name}: expected class labels, as validate judges by accuracy, got targets of another task; "

@@ -33,6 +33,7 @@ def capture_named(
     infos: Sequence[InputInfo],
     dtype: torch.dtype = torch.float32,
     dynamic: Mapping[str, Asked] | None = None,
+    dynamic_size: bool = False,
 ) -> Program:
     """Capture a network that takes inputs by the names of its forward's parameters; sizes that are None stay free.
 
@@ -41,6 +42,7 @@ def capture_named(
         infos: its inputs, without the batch.
         dtype: of the inputs that are stated as float32.
         dynamic: further free dims, see `capture`.
+        dynamic_size: whether height and width are free, of inputs that state no free sizes of their own.
 
     Raises:
         InputError: the forward takes other inputs.
@@ -56,11 +58,13 @@ def capture_named(
     by_name = {info.name: info for info in infos}
     wide, narrow = (_arguments(names, by_name, dtype, spread) for spread in (True, False))
     try:
-        return capture(model, wide, dynamic=free)
+        return capture(model, wide, dynamic_size=dynamic_size, dynamic=free)
     except CaptureError:
         if all(_same(one, other) for one, other in zip(wide, narrow, strict=True)):
             raise
-        return capture(model, narrow, dynamic=free)  # whose numbers index what a network surely has
+        return capture(
+            model, narrow, dynamic_size=dynamic_size, dynamic=free
+        )  # whose numbers index what a network surely has
 
 
 def _positions(model: nn.Module, infos: Sequence[InputInfo]) -> dict[str, Any]:

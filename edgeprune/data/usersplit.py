@@ -52,10 +52,10 @@ def described(source: DataSource) -> DataSource:
 
 def _with_inputs(source: DataSource) -> DataSource:
     """With what its named inputs are, where samples have such; they are measured on some of train."""
-    if not len(source.train):  # type: ignore[arg-type]
+    if not len(source.train) or isinstance(source.train, (NamedSplit, NamedSamples)):  # type: ignore[arg-type]
         return source
     first = input_of(source.train[0])
-    if not isinstance(first, Mapping):
+    if not isinstance(first, Mapping) and not source.inputs:
         return source
     samples = [x for x in some_samples(source.train, input_of) if isinstance(x, Mapping)]  # others are told as read
     infos = source.inputs or tuple(_info(str(name), [sample.get(name) for sample in samples]) for name in first)
@@ -66,7 +66,7 @@ def _with_inputs(source: DataSource) -> DataSource:
 
 
 def _info(name: str, values: list[Any]) -> InputInfo:
-    """What an input is, by some samples of it: which are alike."""
+    """What an input is, by some samples of it; their shape is that of the first."""
     tensors = [held_tensor(value, None, f"input {name}") for value in values if value is not None]
     [info] = described_inputs({name: tensors[0][None]})
     return info if info.is_float else spanned(info, tensors)
