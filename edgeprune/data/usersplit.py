@@ -57,12 +57,17 @@ def _with_inputs(source: DataSource) -> DataSource:
     first = input_of(source.train[0])
     if not isinstance(first, Mapping) and not source.inputs:
         return source
-    samples = [x for x in some_samples(source.train, input_of) if isinstance(x, Mapping)]  # others are told as read
-    infos = source.inputs or tuple(_info(str(name), [sample.get(name) for sample in samples]) for name in first)
+    infos = source.inputs or _infos(source, first)
     checked = each_split(source, lambda split, name: NamedSamples(split, infos, f"data {source.name}, {name}"))
     measured = measured_inputs(checked.train, infos)
     given = source.normalization if source.normalization.inputs else measured
     return replace(checked, input_shape=(), inputs=infos, normalization=given, measured=measured)
+
+
+def _infos(source: DataSource, first: Mapping[str, Any]) -> tuple[InputInfo, ...]:
+    """What the inputs in samples of train are; a sample without such is told of when it is read."""
+    samples = [x for x in some_samples(source.train, input_of) if isinstance(x, Mapping)]
+    return tuple(_info(str(name), [sample.get(name) for sample in samples]) for name in first)
 
 
 def _info(name: str, values: list[Any]) -> InputInfo:
