@@ -185,17 +185,21 @@ def parse_inputs(values: Sequence[str] | None) -> tuple[InputInfo, ...] | None:
     """The inputs of a network: "image=1,8,8" and "ids=-1:int64"; -1 or a name is a size that stays free."""
     found: dict[str, InputInfo] = {}
     for value in values or ():
-        parts = re.fullmatch(r"([A-Za-z_]\w*)=([\w,-]*)(?::(\w+))?", value.replace(" ", ""))
-        sizes = [size for size in parts[2].split(",") if size] if parts else []
-        known = [_size_of(size) for size in sizes]
-        dtype = parts[3] or "float32" if parts else ""
-        if parts is None or 0 in known or dtype not in _TYPES:
-            expected = f"NAME=SHAPE[:TYPE], such as image=3,224,224 or ids=-1:int64, TYPE one of {', '.join(_TYPES)}"
-            raise _fail(expected, value, "'--input'")
-        if parts[1] in found:
-            raise _fail("each input once", f"{parts[1]} twice", "'--input'")
-        found[parts[1]] = InputInfo(parts[1], tuple(known), dtype)
+        info = _input_of(value)
+        if info.name in found:
+            raise _fail("each input once", f"{info.name} twice", "'--input'")
+        found[info.name] = info
     return tuple(found.values()) or None
+
+
+def _input_of(text: str) -> InputInfo:
+    parts = re.fullmatch(r"([A-Za-z_]\w*)=([\w,-]*)(?::(\w+))?", text.replace(" ", ""))
+    name, shape, dtype = parts.groups() if parts else ("", "0", None)
+    sizes = tuple(_size_of(size) for size in shape.split(",") if size)
+    if 0 in sizes or (dtype or "float32") not in _TYPES:
+        expected = f"NAME=SHAPE[:TYPE], such as image=3,224,224 or ids=-1:int64, TYPE one of {', '.join(_TYPES)}"
+        raise _fail(expected, text, "'--input'")
+    return InputInfo(name, sizes, dtype or "float32")
 
 
 def _size_of(text: str) -> int | None:

@@ -199,7 +199,7 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     # Before the batch is fixed, because preprocess.onnx makes them; that comes late, because a file with a free batch
     # is checked faster, on more.
     material = replace(material, real=_real(material))
-    samples = None if _has_several(material) else material.samples(request.batch or 1)
+    samples = _samples(material, request.batch or 1)
     if request.batch is not None:
         files = _with_fixed_batch(files, variants, request.batch)
     for target in asked.fixed:
@@ -229,6 +229,11 @@ def _contracts(request: ExportRequest, material: Material, told: Progress) -> tu
 def _has_several(material: Material) -> bool:
     """Whether the network has several inputs."""
     return len(input_specs(material.model.program)) > 1
+
+
+def _samples(material: Material, count: int) -> Inputs | None:
+    """So many samples to time files on; None of several inputs."""
+    return None if _has_several(material) else material.samples(count)
 
 
 def _real(material: Material) -> Inputs | None:

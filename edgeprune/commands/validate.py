@@ -76,6 +76,11 @@ def validate_files(
             metric has not the unit of the budget; the dense network is no better than guessing.
     """
     told = progress or Silent()
+    if data.inputs:
+        names = ", ".join(info.name for info in data.inputs)
+        raise InputError(
+            f"data {data.name}: expected one input x, as validate runs files with one, got {names} by name"
+        )
     with _as_onnx(request, told) as asked:
         return _validated(asked, _task_spec(asked), data, told)
 

@@ -33,6 +33,7 @@ def capture_named(
     infos: Sequence[InputInfo],
     dtype: torch.dtype = torch.float32,
     dynamic: Mapping[str, Asked] | None = None,
+    dynamic_size: bool = False,
 ) -> Program:
     """Capture a network that takes inputs by the names of its forward's parameters; sizes that are None stay free.
 
@@ -41,46 +42,54 @@ def capture_named(
         infos: its inputs, without the batch.
         dtype: of the inputs that are stated as float32.
         dynamic: further free dims, see `capture`.
+        dynamic_size: whether height and width are free, of inputs that state no free sizes of their own.
 
     Raises:
         InputError: the forward takes other inputs.
         CaptureError: it cannot be exported, or fixes a size that was to be free.
     """
     names = _positions(model, infos)
-    free: dict[str, Asked] = {
+    free = {**_free_of(infos), **(dynamic or {})}
+    by_name = {info.name: info for info in infos}
+    # The narrow ones index what a network surely has.
+    wide, narrow = (_arguments(names, by_name, dtype, spread) for spread in (True, False))
+    try:
+        return capture(model, wide, dynamic_size=dynamic_size, dynamic=free)
+    except CaptureError:
+        if all(_same(one, other) for one, other in zip(wide, narrow, strict=True)):
+            raise
+        return capture(model, narrow, dynamic_size=dynamic_size, dynamic=free)
+
+
+def _free_of(infos: Sequence[InputInfo]) -> dict[str, Asked]:
+    """The dims that are free, the batch among them, of inputs that state such."""
+    return {
         info.name: dict.fromkeys([0, *(dim for dim, size in enumerate(info.shape, 1) if size is None)])
         for info in infos
         if None in info.shape
     }
-    free |= dynamic or {}
-    by_name = {info.name: info for info in infos}
-    wide, narrow = (_arguments(names, by_name, dtype, spread) for spread in (True, False))
-    try:
-        return capture(model, wide, dynamic=free)
-    except CaptureError:
-        if all(_same(one, other) for one, other in zip(wide, narrow, strict=True)):
-            raise
-        return capture(model, narrow, dynamic=free)  # whose numbers index what a network surely has
 
 
 def _positions(model: nn.Module, infos: Sequence[InputInfo]) -> dict[str, Any]:
     """The forward's parameters up to the last that is named, with the defaults of those that are not."""
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(model.forward).parameters.items()
-        if parameter.kind not in _STARS
-    }
+    signature = inspect.signature(model.forward).parameters
+    parameters = {name: parameter for name, parameter in signature.items() if parameter.kind not in _STARS}
     given = [info.name for info in infos]
-    needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
-    lacking = [name for name in needed if name not in given]
-    more = [name for name in given if name not in parameters]
-    if lacking or more or len(set(given)) < len(given):
-        expected = f"{', '.join(needed) or 'none'}"
-        others = [name for name in parameters if name not in needed]
-        beside = f" (and {', '.join(others)} where wanted)" if others else ""
-        raise InputError(f"expected inputs {expected} as the network takes them{beside}, got {', '.join(given)}")
+    _check_taken(parameters, given)
     last = max(list(parameters).index(name) for name in given)
     return {name: parameters[name].default for name in list(parameters)[: last + 1]}
+
+
+def _check_taken(parameters: Mapping[str, inspect.Parameter], given: Sequence[str]) -> None:
+    """Raise InputError for inputs that are missing, doubled, or that the forward does not take."""
+    needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    if set(needed) <= set(given) <= set(parameters) and len(set(given)) == len(given):
+        return
+    others = ", ".join(name for name in parameters if name not in needed)
+    beside = f" (and {others} where wanted)" if others else ""
+    raise InputError(
+        f"expected inputs {', '.join(needed) or 'none'} as the network takes them{beside}, got {', '.join(given)}"
+    )
 
 
 def _arguments(

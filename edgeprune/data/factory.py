@@ -55,13 +55,21 @@ def _is_named_dict(made: Any, wanted: WantedTargets | None) -> bool:
 
 def _by_inputs(made: Any) -> dict[str, NamedPart] | None:
     """Split name -> its samples, where x is a dict of inputs in what a factory returned; None where it is none."""
-    if isinstance(made, tuple | list):
-        parts = dict(zip(_SPLITS, made, strict=True)) if len(made) == 3 and any(map(_is_named, made)) else {"all": made}
-    elif isinstance(made, Mapping) and any(key in made for key in _SPLITS):
-        parts = {str(key): part for key, part in made.items() if key not in NAMES}
-    else:
-        return None
-    return {key: _named_part(part) for key, part in parts.items()} if all(map(_is_named, parts.values())) else None
+    parts = _split_parts(made)
+    return (
+        {key: _named_part(part) for key, part in parts.items()}
+        if parts and all(map(_is_named, parts.values()))
+        else None
+    )
+
+
+def _split_parts(made: Any) -> dict[str, Any]:
+    """What a factory returned by split, "all" where it says none; nothing of another kind."""
+    if isinstance(made, Mapping):
+        return {str(key): part for key, part in made.items() if key not in NAMES} if set(_SPLITS) & set(made) else {}
+    if not isinstance(made, tuple | list):
+        return {}
+    return dict(zip(_SPLITS, made, strict=True)) if len(made) == 3 else {"all": made}
 
 
 def _is_named(part: Any) -> bool:

@@ -41,24 +41,29 @@ def open_masked_folder(name: str, base: Path, size: int, wanted: WantedTargets |
         InputError: an image without a mask or the other way round, of another size, or a mask of colours.
     """
     ignore = (wanted or WantedTargets()).ignore
-    present = [part for part in _SPLITS if (base / part).is_dir()]
-    if "train" in present and len(present) == 1:
-        raise InputError(f"{base}: expected val or test beside train, got train alone")
-    folders = [base / part for part in present] if "train" in present else [base]
-    found = [_paired(base, folder, size) for folder in folders]
-    looked = [_looked(files, ignore) for files in found]
-    n_classes = 1 + max(one.largest for one in looked)
+    found = [_paired(base, folder, size) for folder in _folders(base)]
+    seen = [_looked(files, ignore) for files in found]
+    n_classes, ignores = 1 + max(one.largest for one in seen), any(one.ignores for one in seen)
     if n_classes < 2:
-        beside = f" beside {ignore}, which is ignored" * any(one.ignores for one in looked)
+        beside = f" beside {ignore}, which is ignored" * ignores
         raise InputError(f"{base}: expected masks of at least 2 classes, got {n_classes}{beside}")
     notes = [note for files in found for note in files.images.notes]
-    if any(one.ignores for one in looked):
-        notes.append(f"pixels of value {ignore} in the masks are ignored")
+    notes += [f"pixels of value {ignore} in the masks are ignored"] * ignores
     classes, targets = [str(number) for number in range(n_classes)], Targets("masks", (size, size))
-    return build(name, _three(found, present), classes, notes=tuple(dict.fromkeys(notes)), targets=targets)
+    return build(name, _three(found), classes, notes=tuple(dict.fromkeys(notes)), targets=targets)
 
 
-def _three(found: Sequence[MaskedImages], present: Sequence[str]) -> list[Dataset[Any]]:
+def _folders(base: Path) -> list[Path]:
+    """Where the splits lie: the folder itself, or train with val or test or both."""
+    if not (base / "train").is_dir():
+        return [base]
+    present = [base / part for part in _SPLITS if (base / part).is_dir()]
+    if len(present) == 1:
+        raise InputError(f"{base}: expected val or test beside train, got train alone")
+    return present
+
+
+def _three(found: Sequence[MaskedImages]) -> list[Dataset[Any]]:
     if len(found) == 3:
         return [*found]
     fractions = (0.6, 0.2, 0.2) if len(found) == 1 else (0.9, 0.1)

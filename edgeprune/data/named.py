@@ -140,25 +140,35 @@ def held_tensor(value: Any, dtype: str | None, where: str) -> Tensor:
     Raises:
         InputError: no numbers, not finite, or floats for an input of whole numbers.
     """
+    array = _as_array(value, where)
+    if array.dtype.kind == "f":
+        if dtype is not None and not InputInfo("", (), dtype).is_float:
+            raise InputError(f"{where}: expected {dtype}, got {array.dtype}: whole numbers are given as such")
+        return to_tensor(array, where)[0].reshape(array.shape)  # which of one number makes a row
+    if array.dtype.newbyteorder("=") not in _HELD:
+        array = _as_int64(array, where)
+    held = torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+    if dtype is not None:
+        _check_held(held, dtype, where)
+    return held
+
+
+def _as_array(value: Any, where: str) -> np.ndarray:
+    """Real numbers of the user's in numpy."""
     try:
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{where}: expected an array or tensor of numbers, got a {type(value).__name__}") from error
     if array.dtype.kind not in "iubf":
         raise InputError(f"{where}: expected real numbers, got {array.dtype}")
-    if array.dtype.kind == "f":
-        if dtype is not None and not InputInfo("", (), dtype).is_float:
-            raise InputError(f"{where}: expected {dtype}, got {array.dtype}: whole numbers are given as such")
-        return to_tensor(array, where)[0].reshape(array.shape)  # which of one number makes a row
-    if array.dtype.newbyteorder("=") not in _HELD:
-        wide = array.astype(np.int64)
-        if not np.array_equal(wide.astype(array.dtype), array) or (wide < 0).any() != (array < 0).any():
-            raise InputError(f"{where}: expected numbers that int64 holds, got {array.max()}")
-        array = wide
-    held = torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
-    if dtype is not None:
-        _check_held(held, dtype, where)
-    return held
+    return array
+
+
+def _as_int64(array: np.ndarray, where: str) -> np.ndarray:
+    """Unsigned whole numbers of a type that PyTorch does without."""
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise InputError(f"{where}: expected numbers that int64 holds, got {array.max()}")
+    return array.astype(np.int64)
 
 
 def _check_held(held: Tensor, dtype: str, where: str) -> None:

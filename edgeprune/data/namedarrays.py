@@ -17,6 +17,7 @@ from edgeprune.errors import InputError
 from edgeprune.records import DataSource, InputInfo, WantedTargets
 
 SPLITS = ("train", "val", "test")
+_BESIDE = ("y", "class_names", "feature_names")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,11 +35,11 @@ def is_named(names: Iterable[str], wanted: WantedTargets | None) -> bool:
     `x`, but several inputs, or one beside `y`.
     """
     stems = {_stem(name)[0] for name in names}
-    inputs = {stem for stem in stems if stem.lower() not in ("y", "class_names", "feature_names")}
+    inputs = {stem for stem in stems if stem.lower() not in _BESIDE}
     asked = wanted.inputs if wanted is not None else ()
     if asked:
         return bool(inputs) and (len(asked) > 1 or asked[0] in inputs)
-    return not any(stem.lower() == "x" for stem in inputs) and len(inputs) + ("y" in stems) > 1 and bool(inputs)
+    return bool(inputs) and "x" not in map(str.lower, inputs) and len(inputs | ({"y"} & stems)) > 1
 
 
 def _stem(key: str) -> tuple[str, str]:
@@ -57,14 +58,19 @@ def named_parts(arrays: Mapping[str, np.ndarray], where: str) -> dict[str, Named
     for key, array in arrays.items():
         name, split = _stem(key)
         found.setdefault(split, {})[name] = array
-    for name in found.get("all", {}):
-        doubled = next((split for split in found if split != "all" and name in found[split]), None)
-        if doubled is not None:
-            raise InputError(f"{where}: expected each input once, got {name} and {name}_{doubled}")
-    if "all" in found and len(found) > 1:
-        whole, others = ", ".join(found["all"]), ", ".join(split for split in found if split != "all")
-        raise InputError(f"{where}: expected every array for all samples or for {others}, got {whole} for all")
+    _check_once(found, where)
     return {split: NamedPart({n: a for n, a in own.items() if n != "y"}, own.get("y")) for split, own in found.items()}
+
+
+def _check_once(found: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """Raise InputError where something stands both for all samples and for those of a split."""
+    whole, others = found.get("all", {}), [split for split in found if split != "all"]
+    doubled = next((f"{name} and {name}_{split}" for split in others for name in whole if name in found[split]), None)
+    if doubled is not None:
+        raise InputError(f"{where}: expected each input once, got {doubled}")
+    if whole and others:
+        expected = f"every array for all samples or for {', '.join(others)}"
+        raise InputError(f"{where}: expected {expected}, got {', '.join(whole)} for all")
 
 
 def from_named(
@@ -105,20 +111,24 @@ def _check_alike(name: str, parts: Mapping[str, NamedPart]) -> None:
 
 def _held(part: NamedPart, y: Tensor | None, where: str) -> dict[str, Tensor]:
     """The inputs of a split as tensors of one length."""
-    tensors = {key: held_tensor(array, None, f"{where}, input {key}") for key, array in part.inputs.items()}
-    scalar = next((key for key, x in tensors.items() if x.dim() == 0), None)
-    if scalar is not None:
-        raise InputError(f"{where}, input {scalar}: expected (n, ...), one row a sample, got a single number")
+    tensors = {key: _rows(array, f"{where}, input {key}") for key, array in part.inputs.items()}
     lengths = {key: len(x) for key, x in tensors.items()} | ({} if y is None else {"targets": len(y)})
     if len(set(lengths.values())) > 1:
         got = ", ".join(f"{count} of {key}" for key, count in lengths.items())
         raise InputError(f"{where}: expected as many samples of each input, got {got}")
     if 0 in lengths.values():
         raise InputError(f"{where}: expected at least one sample, got none")
-    empty = next((key for key, x in tensors.items() if 0 in x.shape), None)
-    if empty is not None:
-        raise InputError(f"{where}, input {empty}: expected numbers, got none in shape {tuple(tensors[empty].shape)}")
     return tensors
+
+
+def _rows(array: np.ndarray, where: str) -> Tensor:
+    """One input of all samples."""
+    x = held_tensor(array, None, where)
+    if x.dim() == 0:
+        raise InputError(f"{where}: expected (n, ...), one row a sample, got a single number")
+    if 0 in x.shape[1:]:
+        raise InputError(f"{where}: expected numbers, got none in shape {tuple(x.shape)}")
+    return x
 
 
 def _infos(name: str, held: Mapping[str, Mapping[str, Tensor]]) -> tuple[InputInfo, ...]:

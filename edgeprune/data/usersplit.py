@@ -52,21 +52,26 @@ def described(source: DataSource) -> DataSource:
 
 def _with_inputs(source: DataSource) -> DataSource:
     """With what its named inputs are, where samples have such; they are measured on some of train."""
-    if not len(source.train):  # type: ignore[arg-type]
+    if not len(source.train) or isinstance(source.train, (NamedSplit, NamedSamples)):  # type: ignore[arg-type]
         return source
     first = input_of(source.train[0])
-    if not isinstance(first, Mapping):
+    if not isinstance(first, Mapping) and not source.inputs:
         return source
-    samples = [x for x in some_samples(source.train, input_of) if isinstance(x, Mapping)]  # others are told as read
-    infos = source.inputs or tuple(_info(str(name), [sample.get(name) for sample in samples]) for name in first)
+    infos = source.inputs or _infos(source, first)
     checked = each_split(source, lambda split, name: NamedSamples(split, infos, f"data {source.name}, {name}"))
     measured = measured_inputs(checked.train, infos)
     given = source.normalization if source.normalization.inputs else measured
     return replace(checked, input_shape=(), inputs=infos, normalization=given, measured=measured)
 
 
+def _infos(source: DataSource, first: Mapping[str, Any]) -> tuple[InputInfo, ...]:
+    """What the inputs in samples of train are; a sample without such is told of when it is read."""
+    samples = [x for x in some_samples(source.train, input_of) if isinstance(x, Mapping)]
+    return tuple(_info(str(name), [sample.get(name) for sample in samples]) for name in first)
+
+
 def _info(name: str, values: list[Any]) -> InputInfo:
-    """What an input is, by some samples of it: which are alike."""
+    """What an input is, by some samples of it; their shape is that of the first."""
     tensors = [held_tensor(value, None, f"input {name}") for value in values if value is not None]
     [info] = described_inputs({name: tensors[0][None]})
     return info if info.is_float else spanned(info, tensors)

@@ -333,7 +333,7 @@ def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInf
     dtype = next((tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point), torch.float32)
     named = request.inputs or (() if request.input_shape else request.data_inputs)
     if named:
-        program = capture_named(model, named, dtype, request.dynamic)
+        program = capture_named(model, named, dtype, request.dynamic, request.dynamic_size)
         check_names(program)
         return program, ModelInfo(input_shape=(), arch=request.arch, module=request.module)
     shape = request.input_shape or request.data_shape or architectures.own_input_shape(model)

@@ -39,17 +39,25 @@ def _check_named(specs: Sequence[InputSpec], named: Sequence[InputInfo]) -> None
         raise InputError(f"--input: expected {', '.join(known)}, got {', '.join(info.name for info in named)}")
     for info in named:
         spec = known[info.name]
-        dtype = str(spec.dtype).removeprefix("torch.")
-        alike = info.dtype == dtype or (info.is_float and spec.dtype.is_floating_point)
-        if len(info.shape) != len(spec.shape) - 1 or not alike or not _agree(spec.shape[1:], info.shape):
-            sizes = ",".join("-1" if size is None else str(size) for size in spec.shape[1:])
-            given = ",".join("-1" if size is None else str(size) for size in info.shape)
-            raise InputError(f"--input {info.name}: expected {sizes}:{dtype}, got {given}:{info.dtype}")
+        if not _agree(spec, info):
+            expected = _told(spec.shape[1:], str(spec.dtype).removeprefix("torch."))
+            raise InputError(f"--input {info.name}: expected {expected}, got {_told(info.shape, info.dtype)}")
 
 
-def _agree(stated: Sequence[int | None], asked: Sequence[int | None]) -> bool:
-    """Whether a size is asked for as it is stated, or is free there."""
-    return all(want is None or want == have for want, have in zip(stated, asked, strict=True))
+def _agree(spec: InputSpec, asked: InputInfo) -> bool:
+    """Whether an input is asked for as it is: its type, and each size that is not free."""
+    alike = asked.dtype == str(spec.dtype).removeprefix("torch.") or (asked.is_float and spec.dtype.is_floating_point)
+    sizes = spec.shape[1:]
+    return (
+        alike
+        and len(sizes) == len(asked.shape)
+        and all(a in (None, b) for a, b in zip(sizes, asked.shape, strict=True))
+    )
+
+
+def _told(sizes: Sequence[int | None], dtype: str) -> str:
+    """As --input takes it, e.g. "-1,64:float32"."""
+    return f"{','.join('-1' if size is None else str(size) for size in sizes)}:{dtype}"
 
 
 def _several(specs: Sequence[InputSpec], info: ModelInfo, asked: tuple[int, ...] | None) -> ModelInfo:

@@ -73,6 +73,8 @@ def asked_normalization(asked: str, data: DataSource | None, arch: str | None) -
 
 def other_normalizations(model: Model, data: DataSource) -> dict[str, Normalization]:
     """What could be tried where a network makes nothing of its inputs, by what the user would ask for."""
+    if data.inputs:
+        return _other_by_name(model, data)
     others = {"none": IDENTITY, "data": data.normalization}
     published = published_normalization(model.info.arch)
     if published is not None:
@@ -80,11 +82,14 @@ def other_normalizations(model: Model, data: DataSource) -> dict[str, Normalizat
     if data.byte_scale is not None:
         as_bytes = Normalization((0.0,), (data.byte_scale,))  # e.g. 0..255, as an image file holds them
         others |= {f"'{option_text(one)}'": one for one in (as_bytes, *_USUAL)}
-    if data.inputs:
-        return {name: others[name] for name in ("none", "data") if others[name] != model.info.normalization}
     width = model.info.input_shape[0]
     fitting = {name: value for name, value in others.items() if {len(value.mean), len(value.std)} <= {1, width}}
     return {name: value for name, value in fitting.items() if value != model.info.normalization}
+
+
+def _other_by_name(model: Model, data: DataSource) -> dict[str, Normalization]:
+    others = {"none": IDENTITY, "data": data.normalization}
+    return {name: value for name, value in others.items() if value != model.info.normalization}
 
 
 def check_inputs(normalization: Normalization, shape: tuple[int, ...], data: DataSource | None) -> None:

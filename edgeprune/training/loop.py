@@ -377,6 +377,6 @@ def _check(settings: TrainSettings, data: DataSource) -> None:
     for name, value in {"learning rate": settings.lr, "weight decay": settings.weight_decay}.items():
         if value is not None and value > _MAX_STEP:
             raise InputError(f"{name}: expected at most {_MAX_STEP:g}, got {value:g}")
-    if settings.channels_last and len(data.input_shape) != 3:
-        got = f"of shape {tuple(data.input_shape)}" if not data.inputs else "by name"
-        raise InputError(f"channels last: expected images (channels, height, width), got inputs {got}")
+    if settings.channels_last and len(data.input_shape) != 3:  # () where inputs have names
+        shape = tuple(data.input_shape)
+        raise InputError(f"channels last: expected images (channels, height, width), got inputs of shape {shape}")
