@@ -133,6 +133,7 @@ def test_with_all_units_kept_nothing_changes(model: nn.Module, shape: tuple[int,
     for name, tensor in slim.state_dict.items():
         torch.testing.assert_close(found.program.state_dict[name], tensor, rtol=1e-12, atol=1e-13)
     assert found.record.before == 0 and {layer.before for layer in found.record.layers} == {0.0}
+    assert found.record.outputs_before < 1e-12
 
 
 # -- what the others tell is taken over --
@@ -237,6 +238,7 @@ def test_less_is_missing_on_samples_held_out_and_on_others() -> None:
     errors = [float((one.module()(x[512:]) - want).square().sum()) for one in (slim, better)]
     assert errors[1] < errors[0] / 2
     assert record.n_samples == 512 and all(layer.after <= layer.before for layer in record.layers)
+    assert record.helps and record.outputs_after < record.outputs_before / 1.4
 
 
 def test_it_is_the_same_every_time_and_the_cut_network_is_left_as_it_was() -> None:
@@ -419,3 +421,9 @@ def test_a_solve_that_does_no_better_elsewhere_is_not_taken() -> None:
     found = solved(moments[0], moments[1], centred=True)
     assert not found.helps and found.before == found.after
     assert isinstance(found.change, Change) and not found.change.matrix.any() and not found.change.bias.any()
+
+
+def test_a_network_whose_outputs_come_no_nearer_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_of_reconstruct, "errors", lambda *_: [0.5, 0.5])
+    slim, better, record = reconstruction(untrained(), [torch.randn(64, 6)])
+    assert better is slim and not record.helps and record.after < record.before

@@ -15,13 +15,12 @@ from edgeprune.reconstruction.moments import Moments, Solution, solved
 from edgeprune.reconstruction.readers import Reader, readers_of
 from edgeprune.reconstruction.reference import Noted, Reference, Wanted, norms_of, spread_of
 from edgeprune.reconstruction.rows import drawn, inputs_at, inputs_of, n_rows, outputs_at
-from edgeprune.reconstruction.samples import Piece
+from edgeprune.reconstruction.samples import Piece, is_held_out
 from edgeprune.records import LayerReconstruction
 
 _ROWS, _MORE_ROWS = 4, 4096  # as many times as there are unknowns, and so many more
 _MOST = 4096  # unknowns that are solved at once
 _MOST_TAPS = 2304  # the same of a convolution, whose channels alone are solved for where there are more
-_HELD_OUT = 4  # one piece of so many is
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -233,7 +232,7 @@ class _Sums:
 
     def add(self, number: int, rows: Tensor, missing: Tensor, target: Tensor) -> None:
         """The rows of one piece; `target` is what they should come to."""
-        (self._held if number % _HELD_OUT == _HELD_OUT - 1 else self._fit).add(rows, missing)
+        (self._held if is_held_out(number) else self._fit).add(rows, missing)
         squares, count, total = self._targets
         self._targets = squares + float(target.square().sum()), count + len(target), total + target.sum(0)
 

@@ -22,13 +22,13 @@ from edgeprune.graph.given import check_untrained
 from edgeprune.graph.state import state_buffers
 from edgeprune.pruning.folding import fold
 from edgeprune.pruning.plan import PruningPlan
+from edgeprune.reconstruction.outputs import errors
 from edgeprune.reconstruction.pair import Pair
-from edgeprune.reconstruction.samples import Piece, pieces
+from edgeprune.reconstruction.samples import HELD_OUT, Piece, held_out, pieces
 from edgeprune.records import LayerReconstruction, Reconstruction
 
 N_SAMPLES = 512
 _MEMORY = 2**30  # bytes of activations that both networks may hold
-_LEAST_PIECES = 4  # one of which is held out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,8 +48,8 @@ def reconstruct(
     One least-squares problem a layer, in the order of the graph: the kept units take over what the removed ones told,
     as far as it is a linear function of theirs. Biases are solved too, and the statistics of batch norms move as what
     reaches them does. A quarter of the samples is held out: it chooses how far each layer is regularised, and a layer
-    that does no better on it keeps its weights. Recurrent layers keep theirs, and so do weights that several calls
-    share. No labels are needed.
+    that does no better on it keeps its weights; so do all where the outputs come no nearer to the dense network's.
+    Recurrent layers keep theirs, and weights that several calls share. No labels are needed.
 
     Args:
         program: the dense program that was cut.
@@ -83,8 +83,11 @@ def reconstructed(
     module = slim.own_module()
     dense = Program.adopt(fold(program) if plan.folded else program).frozen_module()
     layers = _run(Pair(module, dense, plan), samples)
-    record = _record(layers, count, time.perf_counter() - start)
-    return Reconstructed(reexport_like(module, slim), record)
+    before, after = errors(dense, (slim.frozen_module(), module), held_out(samples))
+    spoilt = [layer for layer in layers if layer.before > 0]
+    means = [sum(getattr(one, name) for one in spoilt) / max(1, len(spoilt)) for name in ("before", "after")]
+    record = Reconstruction(count, means[0], means[1], before, after, time.perf_counter() - start, tuple(layers))
+    return Reconstructed(reexport_like(module, slim) if record.helps else slim, record)
 
 
 def has_state(program: ExportedProgram, plan: PruningPlan) -> bool:
@@ -101,7 +104,7 @@ def _run(pair: Pair, samples: list[Piece]) -> list[LayerReconstruction]:
     waiting = iter(samples)
     joined = 0
     for most in sizes:
-        room = max(min(_LEAST_PIECES, len(samples)), min(_MEMORY // max(1, most), len(samples)))
+        room = max(min(HELD_OUT, len(samples)), min(_MEMORY // max(1, most), len(samples)))
         for _ in range(room - joined):
             pair.join(next(waiting))
         joined = max(joined, room)
@@ -109,10 +112,3 @@ def _run(pair: Pair, samples: list[Piece]) -> list[LayerReconstruction]:
         if layer is not None:
             layers.append(layer)
     return layers
-
-
-def _record(layers: list[LayerReconstruction], n_samples: int, seconds: float) -> Reconstruction:
-    """What all layers come to: the mean over those that had anything to mend."""
-    spoilt = [layer for layer in layers if layer.before > 0]
-    before, after = (sum(getattr(one, name) for one in spoilt) / max(1, len(spoilt)) for name in ("before", "after"))
-    return Reconstruction(n_samples, before, after, seconds, tuple(layers))

@@ -16,6 +16,7 @@ from edgeprune.graph.specs import InputSpec, fitted, input_specs
 
 _PIECE = 16  # samples that are run at once at most
 _LEAST = 8  # pieces at least, where there are as many samples
+HELD_OUT = 4  # one piece of so many is held out
 _WHAT = "reconstruct"
 
 Piece = list[Any]  # the leaves of a network's inputs
@@ -37,6 +38,16 @@ def pieces(program: ExportedProgram, batches: Iterable[Any], n_samples: int) -> 
         size = max(1, min(_PIECE, count // _LEAST))
         taken = [part for tensors in taken for part in zip(*(t.split(size) for t in tensors), strict=True)]
     return [tree_leaves(arguments(program, tensors)) for tensors in taken], count
+
+
+def is_held_out(number: int) -> bool:
+    """Whether this piece is."""
+    return number % HELD_OUT == HELD_OUT - 1
+
+
+def held_out(samples: Sequence[Piece]) -> Sequence[Piece]:
+    """Those that are; all of them where there are too few."""
+    return samples[HELD_OUT - 1 :: HELD_OUT] or samples
 
 
 def _taken(specs: Sequence[InputSpec], batches: Iterable[Any], n_samples: int) -> tuple[list[tuple[Tensor, ...]], int]:

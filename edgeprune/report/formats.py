@@ -120,15 +120,16 @@ def error(value: float) -> str:
 
 
 def reconstruction(steps: Sequence[StepRecord]) -> str | None:
-    """What the layers of a run's networks took over after each cut, or None where there was no reconstruction."""
+    """How far cuts put the outputs off, and what the layers took over, or None where there was no reconstruction."""
     found = [step.reconstruction for step in steps if step.reconstruction is not None]
     if not found:
         return None
     last = found[-1]
     cut = f"the last of {len(found)} cuts" if len(found) > 1 else "the cut"
-    lacked, left = percent(last.before), percent(last.after)
+    off, left = percent(last.outputs_before), percent(last.outputs_after)
     spent = f"{last.n_samples:,} samples, {seconds(sum(one.seconds for one in found))}"
-    return f"after {cut} the layers lacked {lacked} of what they gave, and {left} once they were solved again ({spent})"
+    kept = "" if last.helps else "; they keep their weights"
+    return f"after {cut} the outputs were {off} off, and {left} once the layers were solved again ({spent}){kept}"
 
 
 def seconds(value: float) -> str:

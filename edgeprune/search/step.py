@@ -116,7 +116,7 @@ class Step:
             again = f", round {training.number + 1}" if training.number else ""
             self.progress.stage(f"step {training.step}: finetune at {share:.0%} of MACs{again}")
             self.effort.take(training.units)
-        is_done = candidate.reconstruction is not None and not self.trains
+        is_done = candidate.reconstruction is not None and candidate.reconstruction.helps and not self.trains
         if not is_done and self.trainer.finetune(module, training):
             candidate = self.cutter.retrained(candidate, module)
         return replace(candidate, val=self.trainer.evaluation(module))
