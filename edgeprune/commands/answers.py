@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeprune.data import read
+from edgeprune.data import Inputs, read
 from edgeprune.data.splits import spaced
 from edgeprune.records import DataSource, Normalization
 from edgeprune.results import ChangedSample
@@ -135,7 +135,7 @@ def _masks(task: Task, data: DataSource, pair: Pair, furthest: np.ndarray) -> An
 
     usual = furthest[len(furthest) // 2 :]
     chosen = list(dict.fromkeys([*furthest[: _PICTURES // 2].tolist(), *usual[: _PICTURES // 2].tolist()]))
-    if len(data.targets.shape) != 2:
+    if len(data.targets.shape) != 2 or (data.inputs and not any(len(info.shape) == 3 for info in data.inputs)):
         return None
     images = tuple(_image(task, data, pair, index) for index in chosen)
     return Masks(images, tuple(data.classes), task.ignore if isinstance(task, Segmentation) else None)
@@ -147,4 +147,11 @@ def _image(task: Task, data: DataSource, pair: Pair, index: int) -> MaskedImage:
     dense, slim, raw = pair.answers(data, np.array([index]))
     x, _ = next(read(data.test, [torch.tensor([index])]))
     masks = [classes_of(to_array(leaves(outputs)[0][1]))[0] for outputs in (dense, slim)]
-    return MaskedImage(index, x[0].numpy(), to_array(task.targets(raw))[0], *masks)
+    return MaskedImage(index, _picture(x), to_array(task.targets(raw))[0], *masks)
+
+
+def _picture(x: Inputs) -> np.ndarray:
+    """The image `(channels, height, width)` of a batch of one sample; of several inputs it is the first image."""
+    images = [x] if isinstance(x, torch.Tensor) else [one for one in x.values() if one.dim() == 4]
+    picture: np.ndarray = images[0][0].numpy()
+    return picture
