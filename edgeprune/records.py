@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeprune.settings import TrainSettings
@@ -147,6 +147,20 @@ class InputFeatures:
     size: int
     keep: tuple[int, ...]
     dim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The ids that a plan keeps of a token input: `keep[new]` is the old id, ascending.
+
+    `size` counts all ids that the dense network takes, 0 up to but without it. A cut id is an error where it comes in,
+    or stands for the kept id `unknown`. `tables` are the tensors whose rows go, and the dim that the rows are along.
+    """
+
+    size: int
+    keep: tuple[int, ...]
+    unknown: int | None = None
+    tables: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
