@@ -129,6 +129,19 @@ class FeatureCount:
 
 
 @dataclass(frozen=True, slots=True)
+class CutVocabulary:
+    """How many ids of an input are kept, what stands for the others, and the bytes of the tables that they look up."""
+
+    input: str
+    n_ids: int
+    n_kept: int
+    unknown: int | None
+    tables: tuple[str, ...]
+    dense_bytes: int
+    slim_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
@@ -164,6 +177,7 @@ class RunRecord:
     format: str = field(default="edgeprune-run/1")
     metric: Metric = ACCURACY
     comparison: MetricComparison | None = None
+    vocabularies: tuple[CutVocabulary, ...] = ()
 
     @property
     def compared(self) -> MetricComparison | None:
@@ -173,7 +187,8 @@ class RunRecord:
     @property
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
-        return {"metric": None, "comparison": None} if self.metric == ACCURACY else {"accuracy": None}
+        left_out = ("metric", "comparison") if self.metric == ACCURACY else ("accuracy",)
+        return dict.fromkeys(left_out if self.vocabularies else (*left_out, "vocabularies"))
 
     @property
     def json_values(self) -> dict[str, str]:
@@ -352,6 +367,20 @@ class GroupRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRow:
+    """An input of tokens: how many ids it takes, the tables that they look up, and why these must stay, where they do.
+
+    `params` counts what the tables hold.
+    """
+
+    input: str
+    n_ids: int
+    tables: tuple[str, ...]
+    params: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class InspectRecord:
     """What `edgeprune inspect` found; `files` are the drawings that it wrote."""
 
@@ -360,6 +389,7 @@ class InspectRecord:
     params: int
     groups: tuple[GroupRow, ...]
     files: tuple[str, ...] = ()
+    tokens: tuple[TokenRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

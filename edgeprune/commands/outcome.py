@@ -16,7 +16,9 @@ from edgeprune.cost.macs import count_parameters
 from edgeprune.data import first_inputs, normalize
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import export_onnx
+from edgeprune.graph.drawn import one_sample
 from edgeprune.inspection.table import explained, feature_weights, locked_rows, widths
+from edgeprune.inspection.tokens import cut_vocabularies
 from edgeprune.measure.candidates import is_held, timed
 from edgeprune.progress import Progress
 from edgeprune.records import MetricComparison
@@ -76,6 +78,7 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> RunReco
         ),
         metric=metric,
         comparison=comparison if isinstance(comparison, MetricComparison) else None,
+        vocabularies=cut_vocabularies(dense.program, best.program, plan),
     )
 
 
@@ -106,7 +109,7 @@ def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int,
     """Sizes of both networks as ONNX, the parity of the slim one, and the latency of both."""
     shape = job.model.info.input_shape
     inputs = _real_inputs(job, _PARITY_SAMPLES)
-    one = inputs[:1] if inputs is not None else torch.zeros(1, *shape, dtype=float_type(best.program)).numpy()
+    one = inputs[:1] if inputs is not None else one_sample(best.program, shape)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         dense, slim = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
         exports = [

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from edgeprune.commands.budgets import check_share, decide
 from edgeprune.commands.resolve import (
@@ -19,21 +17,25 @@ from edgeprune.commands.resolve import (
     task_of,
     threads_of,
 )
+from edgeprune.commands.vocabulary import asked_vocabularies, check_data
 from edgeprune.cost.device import Device, read_device
 from edgeprune.cost.models import check_known
 from edgeprune.errors import InputError
 from edgeprune.files import check_new
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
+from edgeprune.graph.drawn import one_sample
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.inputs import feature_grids
+from edgeprune.graph.specs import input_specs
+from edgeprune.graph.tokens import only_kept
 from edgeprune.measure.candidates import OnnxGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_rules import feature_rules, named_groups
 from edgeprune.pruning.plan import PruningPlan, read_plan
-from edgeprune.records import DataSource, FeatureRules, Model
+from edgeprune.records import DataSource, FeatureRules, Model, Vocabulary
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Gauge
 from edgeprune.search.checks import check
@@ -84,7 +86,8 @@ class Job:
 class _Opened:
     """The model, the data that fit it and the task.
 
-    `rules` say which input features stay; `is_guess` is set where nobody said how the inputs are normalised.
+    `rules` say which input features stay, `vocabularies` which ids; `is_guess` is set where nobody said how the inputs
+    are normalised.
     """
 
     model: Model
@@ -94,6 +97,7 @@ class _Opened:
     rules: FeatureRules | None
     threads: Threads
     is_guess: bool
+    vocabularies: Mapping[str, Vocabulary]
 
 
 def prepare(request: CompressRequest, told: Progress) -> Job:
@@ -104,13 +108,14 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     out = _place(request, assume)
     plan = read_plan(Path(request.plan)) if request.plan else None
     told.stage("load")
-    opened = _opened(request, assume)
+    opened = _opened(request, plan, assume)
     decision = decide(request, opened.task.metric if opened.task else None)
     assumed += decision.assumed
     trainer = _trainer(request, opened, told, assume)
     device = _device(request, decision.budgets.max_latency, opened, told, assume)
     gauge = _gauge(request, decision.budgets, device, opened, told)
-    cutter = Cutter(opened.dense, replace(decision.manner, rules=opened.rules, device=device), trainer)
+    manner = replace(decision.manner, rules=opened.rules, device=device, vocabularies=opened.vocabularies)
+    cutter = Cutter(opened.dense, manner, trainer)
     budgets = decision.budgets.counted(cutter.dense.n_features)
     check(cutter, budgets, plan)
     _check_answers(request, opened, assume)
@@ -145,7 +150,7 @@ def _place(request: CompressRequest, assume: Assume) -> Path:
     return out
 
 
-def _opened(request: CompressRequest, assume: Assume) -> _Opened:
+def _opened(request: CompressRequest, plan: PruningPlan | None, assume: Assume) -> _Opened:
     model, data = model_and_data(request, request.seed)
     task = task_of(request, model, data)
     if data is not None:
@@ -162,7 +167,10 @@ def _opened(request: CompressRequest, assume: Assume) -> _Opened:
     rules = _rules(request, model, data)
     model = replace(model, info=replace(model.info, feature_groups=named_groups(rules) or model.info.feature_groups))
     threads = threads_of(request.threads, model.program)
-    return _Opened(model, Program.adopt(model.program), data, task, rules, threads, is_guess)
+    vocabularies = asked_vocabularies(request, model.program, data)
+    vocabularies = vocabularies if plan is None else plan.vocabularies
+    check_data(vocabularies, model.program, data)
+    return _Opened(model, Program.adopt(model.program), data, task, rules, threads, is_guess, vocabularies)
 
 
 def _strategy(request: CompressRequest, budgets: Budgets, plan: PruningPlan | None) -> Strategy:
@@ -213,7 +221,9 @@ def _gauge(
     other = foreign(device)
     if other is not None and budgets.max_latency is not None:
         told.say(f"--max-latency is judged by what {request.device} foretells: it is of another device than this one")
-    example = torch.zeros(1, *opened.model.info.input_shape, dtype=float_type(opened.dense)).numpy()
+    example = one_sample(opened.dense, opened.model.info.input_shape)
+    kept = opened.vocabularies.get(input_specs(opened.dense)[0].name)
+    example = example if kept is None else only_kept(torch.from_numpy(example), kept).numpy()
     told.stage("export the dense network to measure it")
     return OnnxGauge(opened.dense, example, opened.threads.runtime, told, other)
 

@@ -8,6 +8,9 @@
 With the preprocessing folded in, full.onnx takes the raw full input (uint8 where the data are bytes, else floats),
 slim.onnx the raw kept features, and preprocess.onnx only gathers those.
 
+Of a token input whose vocabulary was cut, full.onnx takes the old ids and slim.onnx the new ones; preprocess.onnx makes
+these of those where it is the only input, and features.json lists them.
+
 The network file is named after the model. One that keeps all its inputs has no full.onnx; its slim.onnx takes the full
 input, and where that is raw there is no preprocess.onnx either.
 """
@@ -15,8 +18,10 @@ input, and where that is raw there is no preprocess.onnx either.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +39,7 @@ from edgeprune.export.front import (
     is_identity,
     kept,
     normalized,
+    numbering_model,
     preprocess_model,
     raw_bytes,
 )
@@ -42,9 +48,11 @@ from edgeprune.export.onnx import OnnxExport, export_onnx
 from edgeprune.export.parity import largest_error, outputs_of
 from edgeprune.export.state import Whole, check_stateless
 from edgeprune.files import check_folder, staged_files, write_atomically
-from edgeprune.graph.specs import fits, fitted, input_specs, row_chunks
-from edgeprune.pruning.slim_inputs import gathered, slim_contract
-from edgeprune.records import InputFeatures, ModelInfo
+from edgeprune.graph.drawn import drawn_tensors, first_accepted
+from edgeprune.graph.specs import file_inputs, fits, fitted, input_specs, row_chunks
+from edgeprune.graph.tokens import kept_vocabularies, new_numbers, only_kept, with_numbers
+from edgeprune.pruning.slim_inputs import gathered, gathered_inputs, slim_contract
+from edgeprune.records import InputFeatures, ModelInfo, Vocabulary
 from edgeprune.results import ExportedFile
 
 _FIXED_NAMES = ("full.onnx", "preprocess.onnx", FEATURES_FILE)
@@ -136,6 +144,11 @@ def check_contracts(folder: Path, name: str, force: bool) -> list[Path]:
 
 def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: np.ndarray | None) -> list[ExportedFile]:
     specs = input_specs(program)
+    vocabularies = kept_vocabularies(program)
+    if vocabularies and writing.fold:
+        raise InputError("--preprocess fold: expected a network without a cut vocabulary: ids are not scaled")
+    if vocabularies:
+        return _write_numbered(writing, program, vocabularies, raw_inputs)
     if len(specs) > 1:
         if writing.fold:
             raise InputError(
@@ -151,6 +164,44 @@ def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: np.ndarr
     if writing.fold:
         return _write_folded(writing, program, features, raw)
     return _write_apart(writing, program, features, raw)
+
+
+def _write_numbered(
+    writing: _Writing, program: ExportedProgram, vocabularies: Mapping[str, Vocabulary], given: Any
+) -> list[ExportedFile]:
+    """Both contracts of a network that numbers ids anew, checked on the same samples; those hold ids that are kept."""
+    specs, features = input_specs(program), gathered_inputs(program)
+    drawn = first_accepted(program.module(), drawn_tensors(program, _CHUNK)) if given is None else given
+    tensors = fitted(specs, drawn, "inputs to check the export on")
+    full = {
+        spec.name: only_kept(x, vocabularies[spec.name]) if spec.name in vocabularies else x
+        for spec, x in zip(specs, tensors, strict=True)
+    }
+    new = dict(with_numbers(vocabularies, full))
+    slim = [kept(x.numpy(), features[name]) if name in features else x.numpy() for name, x in new.items()]
+    handed = [x.numpy() for x in full.values()]
+    files = [
+        _exported(writing, program, "full.onnx", "full", handed),
+        _exported(writing, slim_contract(program), writing.network, "slim", slim),
+    ]
+    named = dict(zip(file_inputs(program), (vocabularies.get(spec.name) for spec in specs), strict=True))
+    cut = {name: one for name, one in named.items() if one is not None}
+    sessions = [ort.session(writing.folder / Path(file.path).name) for file in files]
+    if len(specs) == 1:
+        files.append(_write_numbering(writing, next(iter(cut.values())), _opened(files[-1])))
+        slim = outputs_of(ort.session(writing.folder / "preprocess.onnx"), handed)
+    told = "slim.onnx on new ids against full.onnx on old ones"
+    error = largest_error(outputs_of(sessions[0], handed), outputs_of(sessions[1], slim), told)
+    files[-1] = replace(files[-1], parity=max(error, files[-1].parity or 0.0))
+    return _described(writing, files, None, str(handed[0].dtype), cut)
+
+
+def _write_numbering(writing: _Writing, vocabulary: Vocabulary, network: onnx.ModelProto) -> ExportedFile:
+    """preprocess.onnx of a network with one input of ids: the new number of each."""
+    model = numbering_model(network, new_numbers(vocabulary).numpy())
+    helper.set_model_props(model, metadata_of(writing.info, "preprocess", writing.preprocessing(None)))
+    onnx.checker.check_model(model, full_check=True)
+    return _written(writing, "preprocess.onnx", model.SerializeToString(deterministic=True))
 
 
 def _write_apart(
@@ -271,13 +322,17 @@ def _write_preprocess(writing: _Writing, features: InputFeatures | None, network
 
 
 def _described(
-    writing: _Writing, files: list[ExportedFile], features: InputFeatures | None, input_type: str
+    writing: _Writing,
+    files: list[ExportedFile],
+    features: InputFeatures | None,
+    input_type: str,
+    vocabularies: Mapping[str, Vocabulary] = MappingProxyType({}),
 ) -> list[ExportedFile]:
     """The files, and features.json, which says of each what goes in and what comes out."""
     names = [Path(file.path).name for file in files]
     network = "slim" if "full.onnx" in names else "full"
     contracts = {name.removesuffix(".onnx") if name in _FIXED_NAMES else network: name for name in names}
-    described = Described(writing.info, features, contracts, input_type, writing.fold, writing.byte_scale)
+    described = Described(writing.info, features, contracts, input_type, writing.fold, writing.byte_scale, vocabularies)
     return [*files, write_description(writing.folder, described)]
 
 

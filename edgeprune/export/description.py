@@ -5,7 +5,10 @@
     scaling                      mean and std of those, as `contracts` says for each file
     classes                      in the order of the outputs
     contracts                    by name (full, slim, preprocess): the file, its inputs and its outputs
+    vocabularies                 by input, where ids were cut: `size` old ones; `keep[new]` is the old id of every new
+                                 one, ascending; `unknown` the old id that all cut ones stand for, null: an error
 
+An input of ids whose vocabulary was cut says under `ids` whether it takes the `old` or the `new` ones, and how many.
 An input's `values` are raw, in its `unit`, or normalised; its `scaling` says how they are made of what a device hands
 over, by the numbers along its dim 1. Where no features went, `indices` counts all along dim 1. Files of version 1 had
 neither `classes` nor `contracts`, and were written only where features went.
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from onnx import TensorProto
 from edgeprune.export.front import Preprocessing, feature_scaling, is_identity
 from edgeprune.files import write_atomically
 from edgeprune.pruning.feature_rules import kept_groups
-from edgeprune.records import IDENTITY, InputFeatures, ModelInfo, Normalization
+from edgeprune.records import IDENTITY, InputFeatures, ModelInfo, Normalization, Vocabulary
 from edgeprune.results import ExportedFile
 
 FEATURES_FILE = "features.json"
@@ -41,7 +44,8 @@ class Described:
     """An export to describe: its files by contract, and what was done to raw inputs on the way.
 
     `input_type` is numpy's name for what a device hands over. `folded` says that the files scale by themselves;
-    `byte_scale` is what a byte is multiplied by to be a raw value, None where the data are no bytes.
+    `byte_scale` is what a byte is multiplied by to be a raw value, None where the data are no bytes. `vocabularies` are
+    those that were cut, by the inputs' names in the files.
     """
 
     info: ModelInfo
@@ -50,6 +54,7 @@ class Described:
     input_type: str
     folded: bool = False
     byte_scale: float | None = None
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
 
     @property
     def normalization(self) -> Normalization:
@@ -63,11 +68,18 @@ def description(folder: Path, described: Described) -> dict[str, Any]:
     document: dict[str, Any] = {"format": FEATURES_FORMAT}
     if all(len(_fed(proto.graph)) == 1 for proto in protos.values()):
         document |= _single_input(described)
+    if described.vocabularies:
+        document["vocabularies"] = {
+            name: {"size": one.size, "keep": list(one.keep), "unknown": one.unknown}
+            for name, one in described.vocabularies.items()
+        }
     document["classes"] = list(described.info.classes)
     document["contracts"] = {
         contract: {
             "file": described.files[contract],
-            "inputs": _inputs(described, contract, proto.graph),
+            "inputs": [
+                {**value, **_ids(described, contract, value)} for value in _inputs(described, contract, proto.graph)
+            ],
             "outputs": [_value(value) for value in proto.graph.output],
             **_state(proto),
         }
@@ -149,6 +161,15 @@ def _inputs(described: Described, contract: str, graph: onnx.GraphProto) -> list
         "scaling": _scaling(described, contract) if scaled else None,
     }
     return [{**first, **said}, *others]
+
+
+def _ids(described: Described, contract: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Which ids an input takes; nothing of one that takes none, or all that the dense network does."""
+    one = described.vocabularies.get(value["name"])
+    if one is None:
+        return {}
+    is_new = contract == "slim"
+    return {"ids": {"numbering": "new" if is_new else "old", "size": len(one.keep) if is_new else one.size}}
 
 
 def _fed(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

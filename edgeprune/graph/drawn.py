@@ -117,6 +117,14 @@ def drawn_input(program: ExportedProgram, batch: int, sizes: Sequence[int]) -> n
     return drawn
 
 
+def one_sample(program: ExportedProgram, sizes: Sequence[int]) -> np.ndarray:
+    """One sample `(1, *sizes)` for the first input, to time a network on: zeros of floats, else drawn numbers."""
+    dtype = next(value.dtype for value in input_values(program) if isinstance(value, Tensor))
+    if dtype.is_floating_point:
+        return torch.zeros(1, *sizes, dtype=dtype).numpy()
+    return drawn_input(program, _FEW, sizes)[:1]
+
+
 def example_values(program: ExportedProgram) -> list[Any] | None:
     """The leaves of the example that a program was captured with; None where it has none of its inputs' sizes."""
     if program.example_inputs is None:

@@ -155,7 +155,7 @@ def _lock(analysis: Analysis, lookup: Lookup) -> str:
     solver = analysis.solver
     for source in analysis.sources.values():
         why = solver.reason[solver.component[source.ids]]
-        if source.dim == 0 and source.name in lookup.called and (why >= 0).any():
+        if source.dim == 0 and source.name in lookup.tables and (why >= 0).any():
             return solver.reasons[int(why.max())].message
     return "they do not stand by themselves"
 

@@ -36,7 +36,12 @@ class Lookup:
     table: fx.Node
     inputs: tuple[str, ...]
     shift: int
-    called: str
+    tables: tuple[str, ...]
+
+    @property
+    def called(self) -> str:
+        """The table by the tensors that it is made of."""
+        return ", ".join(map(repr, self.tables)) or "a constant"
 
     @property
     def n_rows(self) -> int:
@@ -69,7 +74,7 @@ class Tokens:
                 self._doubts.update(dict.fromkeys(self._behind(pick.index), doubt))
             else:
                 self.lookups[pick.node] = Lookup(
-                    pick.node, pick.index, table, pick.inputs, pick.shifts[0], self._called(table)
+                    pick.node, pick.index, table, pick.inputs, pick.shifts[0], self._tensors_of(table)
                 )
 
     @property
@@ -114,10 +119,9 @@ class Tokens:
         sums = (one for one in self.chain(node) if operator_name(one.target) in _SHIFTS)
         return any(_sizes(one) not in map(_sizes, self._followed(one)) for one in sums)
 
-    def _called(self, table: fx.Node) -> str:
-        """A table by the tensors that it is made of."""
-        names = [self._targets[node.name] for node in self._ancestors(table) if node.name in self._targets]
-        return ", ".join(map(repr, names)) or "a constant"
+    def _tensors_of(self, table: fx.Node) -> tuple[str, ...]:
+        """The tensors that a table is made of, by name."""
+        return tuple(self._targets[node.name] for node in self._ancestors(table) if node.name in self._targets)
 
     def chain(self, node: fx.Node) -> list[fx.Node]:
         """The calls between the inputs and a followed node, it included, from the inputs on."""

@@ -18,7 +18,8 @@ from edgeprune.errors import InputError
 from edgeprune.graph.call import operator_name
 from edgeprune.graph.edit import Edit
 from edgeprune.graph.names import NUMBERS, OLD_IDS, UNKNOWN
-from edgeprune.graph.rows import checked_ids
+from edgeprune.graph.prepare import prepared
+from edgeprune.graph.rows import checked_ids, lookups_of
 from edgeprune.graph.specs import input_specs
 from edgeprune.graph.tokens import Tokens, new_numbers, only_kept
 from edgeprune.records import Vocabulary
@@ -41,13 +42,14 @@ def vocabularies(
         unknown: by input, the id that stands for all that are cut, which is kept too. Without one they are an error.
 
     Raises:
-        InputError: an input is no token input; there are no ids, or one is doubled or is none of its tables'.
+        InputError: an input is no token input; there are no ids, or one is doubled or is none of its tables'; something
+            else reads these.
 
     Example:
         >>> kept = edgeprune.vocabularies(program, {"ids": edgeprune.used_ids("ids", [train, val])}, {"ids": 100})
         >>> graph = edgeprune.analyze(program, vocabularies=kept)
     """
-    tokens, unknown = Tokens(program), unknown or {}
+    tokens, unknown = Tokens(prepared(program)), unknown or {}
     for name in unknown.keys() - ids.keys():
         raise InputError(f"unknown id: expected one for an input whose ids are given ({', '.join(ids)}), got {name!r}")
     found = {}
@@ -58,6 +60,7 @@ def vocabularies(
             keep.update(checked_ids(name, [stands_for]))
         size = tokens.bounds(name)[1] if name in tokens.inputs else 0
         found[name] = Vocabulary(size, tuple(sorted(keep)), stands_for)
+    lookups_of(tokens, found)
     return found
 
 
