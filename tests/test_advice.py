@@ -29,6 +29,7 @@ SAID_BY = {
     "formats/pretrained.py": {"compress", "export"},
     "formats/trust.py": {"compress", "export"},
     "commands/budgets.py": {"compress"},
+    "commands/vocabulary.py": {"compress"},
     "search/checks.py": {"compress"},
     "search/descent.py": {"compress"},
     "search/effort.py": {"compress"},

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from edgeprune.commands.budgets import check_share, decide
 from edgeprune.commands.resolve import (
     Threads,
