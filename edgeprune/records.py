@@ -164,6 +164,33 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, slots=True)
+class CutVocabulary:
+    """How many ids of an input are kept, what stands for the others, and the bytes of the tables that they look up."""
+
+    input: str
+    n_ids: int
+    n_kept: int
+    unknown: int | None
+    tables: tuple[str, ...]
+    dense_bytes: int
+    slim_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """An input of tokens: how many ids it takes, the tables that they look up, and why these must stay, where they do.
+
+    `params` counts what the tables hold.
+    """
+
+    input: str
+    n_ids: int
+    tables: tuple[str, ...]
+    params: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureRules:
     """What a choice of input features must respect, by their numbers in the dense network's input.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgeprune.catalog import Entry
-from edgeprune.records import ACCURACY, Figure, InputFeatures, Metric, MetricComparison
+from edgeprune.records import ACCURACY, CutVocabulary, Figure, InputFeatures, Metric, MetricComparison, TokenRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +126,6 @@ class FeatureCount:
 
     n_features: int
     val_value: float
-
-
-@dataclass(frozen=True, slots=True)
-class CutVocabulary:
-    """How many ids of an input are kept, what stands for the others, and the bytes of the tables that they look up."""
-
-    input: str
-    n_ids: int
-    n_kept: int
-    unknown: int | None
-    tables: tuple[str, ...]
-    dense_bytes: int
-    slim_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,20 +351,6 @@ class GroupRow:
     operator: str | None = None
     where: str | None = None
     remedy: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """An input of tokens: how many ids it takes, the tables that they look up, and why these must stay, where they do.
-
-    `params` counts what the tables hold.
-    """
-
-    input: str
-    n_ids: int
-    tables: tuple[str, ...]
-    params: int
-    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

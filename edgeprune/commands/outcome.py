@@ -78,7 +78,7 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> RunReco
         ),
         metric=metric,
         comparison=comparison if isinstance(comparison, MetricComparison) else None,
-        vocabularies=cut_vocabularies(dense.program, best.program, plan),
+        vocabularies=cut_vocabularies(dense.program, best.program, plan.vocabularies),
     )
 
 

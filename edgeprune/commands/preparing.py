@@ -169,8 +169,8 @@ def _opened(request: CompressRequest, plan: PruningPlan | None, assume: Assume) 
     rules = _rules(request, model, data)
     model = replace(model, info=replace(model.info, feature_groups=named_groups(rules) or model.info.feature_groups))
     threads = threads_of(request.threads, model.program)
-    vocabularies = asked_vocabularies(request, model.program, data)
-    vocabularies = vocabularies if plan is None else plan.vocabularies
+    asked = asked_vocabularies(request, model.program, data)
+    vocabularies = asked if plan is None else plan.vocabularies
     check_data(vocabularies, model.program, data)
     return _Opened(model, Program.adopt(model.program), data, task, rules, threads, is_guess, vocabularies)
 

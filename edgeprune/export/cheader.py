@@ -92,7 +92,6 @@ def header_text(document: Mapping[str, Any]) -> str:
         raise InputError(f"--c-header: expected a network with one input, got {len(names)}: {', '.join(names)[:200]}")
     [taken] = network["inputs"]
     scaling = taken.get("scaling")
-    vocabulary = document.get("vocabularies", {}).get(taken["name"])
     raw = scaling["x_type"] if scaling else document["input_type"]
     parts = [
         _sizes(document, network, taken),
@@ -106,9 +105,7 @@ def header_text(document: Mapping[str, Any]) -> str:
             (str(_size(value["shape"][1:])) for value in network["outputs"]),
             "numbers in each output for one input; 0: as many as its input's sizes make them",
         ),
-        *([] if scaling is None else _scaling(scaling, taken["type"])),
-        *([] if vocabulary is None else _numbering(vocabulary)),
-        _function(_SCALED if scaling is not None else "x" if vocabulary is None else _NEW_ID),
+        *_made_of_raw(scaling, document.get("vocabularies", {}).get(taken["name"]), taken["type"]),
     ]
     return (
         "/* Made by edgeprune: how a raw input becomes what the network's file takes. */\n"
@@ -194,6 +191,15 @@ def _literal(text: str) -> str:
         raise InputError(f"--c-header: expected names of at most {_MAX_LITERAL} bytes, got {text[:40]!r}...")
     plain = set(range(0x20, 0x7F)) - set(b'"\\?')
     return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data) + '"'
+
+
+def _made_of_raw(scaling: Mapping[str, Any] | None, vocabulary: Mapping[str, Any] | None, kind: str) -> list[str]:
+    """How a number that the network takes is made of a raw one: scaled, numbered anew, or as it is."""
+    if scaling is not None:
+        return [*_scaling(scaling, kind), _function(_SCALED)]
+    if vocabulary is not None:
+        return [*_numbering(vocabulary), _function(_NEW_ID)]
+    return [_function("x")]
 
 
 def _numbering(vocabulary: Mapping[str, Any]) -> list[str]:

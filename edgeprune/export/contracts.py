@@ -170,30 +170,38 @@ def _write_numbered(
     writing: _Writing, program: ExportedProgram, vocabularies: Mapping[str, Vocabulary], given: Any
 ) -> list[ExportedFile]:
     """Both contracts of a network that numbers ids anew, checked on the same samples; those hold ids that are kept."""
-    specs, features = input_specs(program), gathered_inputs(program)
-    drawn = first_accepted(program.module(), drawn_tensors(program, _CHUNK)) if given is None else given
-    tensors = fitted(specs, drawn, "inputs to check the export on")
-    full = {
-        spec.name: only_kept(x, vocabularies[spec.name]) if spec.name in vocabularies else x
-        for spec, x in zip(specs, tensors, strict=True)
-    }
-    new = dict(with_numbers(vocabularies, full))
-    slim = [kept(x.numpy(), features[name]) if name in features else x.numpy() for name, x in new.items()]
-    handed = [x.numpy() for x in full.values()]
+    full = _samples_with_kept_ids(program, vocabularies, given)
+    features = gathered_inputs(program)
+    slim = [
+        kept(array, features[name]) if name in features else array for name, array in with_numbers(vocabularies, full)
+    ]
+    handed = list(full.values())
     files = [
         _exported(writing, program, "full.onnx", "full", handed),
         _exported(writing, slim_contract(program), writing.network, "slim", slim),
     ]
-    named = dict(zip(file_inputs(program), (vocabularies.get(spec.name) for spec in specs), strict=True))
-    cut = {name: one for name, one in named.items() if one is not None}
+    cut = {name: vocabularies[own] for name, own in zip(file_inputs(program), full, strict=True) if own in vocabularies}
     sessions = [ort.session(writing.folder / Path(file.path).name) for file in files]
-    if len(specs) == 1:
+    if len(full) == 1:
         files.append(_write_numbering(writing, next(iter(cut.values())), _opened(files[-1])))
-        slim = outputs_of(ort.session(writing.folder / "preprocess.onnx"), handed)
+        slim = list(outputs_of(ort.session(writing.folder / "preprocess.onnx"), handed))
     told = "slim.onnx on new ids against full.onnx on old ones"
     error = largest_error(outputs_of(sessions[0], handed), outputs_of(sessions[1], slim), told)
     files[-1] = replace(files[-1], parity=max(error, files[-1].parity or 0.0))
     return _described(writing, files, None, str(handed[0].dtype), cut)
+
+
+def _samples_with_kept_ids(
+    program: ExportedProgram, vocabularies: Mapping[str, Vocabulary], given: Any
+) -> dict[str, np.ndarray]:
+    """The caller's inputs by name, or drawn ones, in which ids that are cut have become kept ones."""
+    specs = input_specs(program)
+    drawn = first_accepted(program.module(), drawn_tensors(program, _CHUNK)) if given is None else given
+    found = {}
+    for spec, tensor in zip(specs, fitted(specs, drawn, "inputs to check the export on"), strict=True):
+        one = vocabularies.get(spec.name)
+        found[spec.name] = (tensor if one is None else only_kept(tensor, one)).numpy()
+    return found
 
 
 def _write_numbering(writing: _Writing, vocabulary: Vocabulary, network: onnx.ModelProto) -> ExportedFile:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from edgeprune.graph.tokens import Tokens
-from edgeprune.pruning.plan import PruningPlan
-from edgeprune.results import CutVocabulary, TokenRow
+from edgeprune.records import CutVocabulary, TokenRow, Vocabulary
 
 
 def token_rows(program: ExportedProgram) -> tuple[TokenRow, ...]:
@@ -29,10 +28,12 @@ def _token_row(tokens: Tokens, name: str) -> TokenRow:
     return TokenRow(name, size - low, tables, params, reason)
 
 
-def cut_vocabularies(dense: ExportedProgram, slim: ExportedProgram, plan: PruningPlan) -> tuple[CutVocabulary, ...]:
+def cut_vocabularies(
+    dense: ExportedProgram, slim: ExportedProgram, vocabularies: Mapping[str, Vocabulary]
+) -> tuple[CutVocabulary, ...]:
     """What every cut vocabulary saves; of a table under several names once."""
     found = []
-    for name, one in plan.vocabularies.items():
+    for name, one in vocabularies.items():
         before, after = (sum(t.numel() * t.element_size() for t in _held(p, one.tables)) for p in (dense, slim))
         tables = tuple(sorted(one.tables))
         found.append(CutVocabulary(name, one.size, len(one.keep), one.unknown, tables, before, after))
