@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune import compat  # noqa: F401  (torchvision can be imported after it)
-from edgeprune.errors import InputError, PlanError, ProofError
+from edgeprune.errors import ApplyError, InputError, PlanError, ProofError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.tokens import kept_vocabularies, with_numbers
 from edgeprune.pruning.plan import PruningPlan
@@ -200,6 +200,20 @@ def test_a_slim_network_is_trained_and_its_contract_follows() -> None:
     new = dict(with_numbers(kept_vocabularies(trained), {"inputs_0": ids}))["inputs_0"]
     got = edgeprune.slim_contract(trained).module()(new)
     torch.testing.assert_close(got, trained.module()(ids), **EXACT)
+
+
+def test_a_class_takes_back_its_tables_with_new_ids() -> None:
+    net = text(lambda m, ids: m.emb(ids))
+    program = captured(net, 1)
+    _, slim = trimmed(program, {"inputs_0": list(KEEP)})
+    [ids] = drawn(KEEP, 1)
+    want = net(ids)
+    with pytest.raises(ApplyError, match="numbers the ids of input 'inputs_0' anew, .* apply edgeprune.slim_contract"):
+        slim.apply_to(net)
+    edgeprune.slim_contract(slim).apply_to(net)
+    assert net.get_submodule("emb").num_embeddings == len(KEEP)
+    new = dict(with_numbers(kept_vocabularies(slim), {"inputs_0": ids}))["inputs_0"]
+    torch.testing.assert_close(net(new), want, **EXACT)
 
 
 # -- random networks -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ import pytest
 import torch
 from click.testing import Result
 from torch import nn
+from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 import edgeprune
 from edgeprune.cli.app import app
+from edgeprune.commands.vocabulary import asked_vocabularies, check_data
+from edgeprune.errors import InputError
 from edgeprune.export.contracts import write_contracts
 from edgeprune.formats.load import load_model
 from edgeprune.formats.save import save_program
-from edgeprune.records import ModelInfo
+from edgeprune.records import IDENTITY, DataSource, ModelInfo, Targets, Vocabulary
+from edgeprune.requests import CompressRequest
 from tests.nets import Net
 from tests.token_nets import GOOD, KEEP, example, text
 
@@ -161,3 +166,35 @@ def test_a_file_of_ids_may_be_written_in_any_way(model: Path, tmp_path: Path) ->
         assert result.exit_code == 0, result.output
         plan = json.loads((tmp_path / "out" / "plan.json").read_text())
         assert plan["vocabularies"]["inputs_0"]["keep"] == [0, 1, 7, 9, 100, 101, 102]
+
+
+# -- the ids of data -------------------------------------------------------------------------------------------------
+
+
+def holding(*splits: list[list[int]]) -> DataSource:
+    """Data whose train, val and test splits hold these ids, as numbers of any type."""
+    train, val, test = (
+        TensorDataset(torch.tensor(rows, dtype=torch.float32), torch.zeros(len(rows))) for rows in splits
+    )
+    return DataSource("ids", train, val, test, (2,), (), IDENTITY, targets=Targets("none"))
+
+
+def test_the_ids_that_the_data_use_are_kept(model: Path) -> None:
+    program = load_model(model).program
+    request = CompressRequest(str(model), vocabularies=("inputs_0=used",))
+    data = holding([[3, 9], [9, 4]], [[499, 3]], [[3, 3]])
+    kept = asked_vocabularies(request, program, data)
+    assert kept == {"inputs_0": Vocabulary(N_IDS, (3, 4, 9, 499))}
+    check_data(kept, program, data)
+
+
+def test_data_with_ids_that_are_cut_need_an_unknown_id(model: Path) -> None:
+    program = load_model(model).program
+    request = CompressRequest(str(model), vocabularies=("inputs_0=used",))
+    data = holding([[3, 9]], [[4, 3]], [[3, 7], [8, 3]])
+    kept = asked_vocabularies(request, program, data)
+    with pytest.raises(InputError, match="got none of the test split's 7 and 1 more; --unknown-id inputs_0=ID says"):
+        check_data(kept, program, data)
+    kept = asked_vocabularies(replace(request, unknown_ids=("inputs_0=0",)), program, data)
+    assert kept == {"inputs_0": Vocabulary(N_IDS, (0, 3, 4, 9), 0)}
+    check_data(kept, program, data)

@@ -116,28 +116,29 @@ class Tokens:
 
     def spreads(self, node: fx.Node) -> bool:
         """Whether a sum on the way to a followed node repeats the ids, as what is added is larger."""
-        sums = (one for one in self.chain(node) if operator_name(one.target) in _SHIFTS)
+        calls = (one for one in self._chain(node) if one.op == "call_function")
+        sums = (one for one in calls if operator_name(one.target) in _SHIFTS)
         return any(_sizes(one) not in map(_sizes, self._followed(one)) for one in sums)
 
     def _tensors_of(self, table: fx.Node) -> tuple[str, ...]:
         """The tensors that a table is made of, by name."""
         return tuple(self._targets[node.name] for node in self._ancestors(table) if node.name in self._targets)
 
-    def chain(self, node: fx.Node) -> list[fx.Node]:
-        """The calls between the inputs and a followed node, it included, from the inputs on."""
-        if node.op == "placeholder":
-            return []
-        before = [one for source in self._followed(node) for one in self.chain(source)]
-        return [*dict.fromkeys(before), node]
+    def _chain(self, node: fx.Node) -> set[fx.Node]:
+        """The nodes between the inputs and a followed node, both included."""
+        found, waiting = {node}, [node]
+        while waiting:
+            new = [source for source in self._followed(waiting.pop()) if source not in found]
+            found.update(new)
+            waiting += new
+        return found
 
     def _followed(self, node: fx.Node) -> list[fx.Node]:
         return [source for source in node.all_input_nodes if self.walk.follows(source)]
 
     def _behind(self, index: fx.Node) -> list[str]:
         """The names of the inputs that go into a followed node."""
-        if index.op == "placeholder":
-            return [index.name]
-        return [name for source in self._followed(index) for name in self._behind(source)]
+        return [node.name for node in self._chain(index) if node.op == "placeholder"]
 
     def _lost(self, name: str) -> str:
         """The operator by which ids reach a lookup without being followed, where there is one."""
