@@ -15,6 +15,8 @@ _PUBLIC = {
     "analyze": "edgeprune.graph.groups",
     "ChannelGraph": "edgeprune.graph.groups",
     "ChannelGroup": "edgeprune.graph.groups",
+    "vocabularies": "edgeprune.pruning.vocabulary",
+    "used_ids": "edgeprune.graph.rows",
     "plan": "edgeprune.pruning.planner",
     "plan_dead": "edgeprune.pruning.dead_units",
     "fold": "edgeprune.pruning.folding",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeprune.settings import TrainSettings
@@ -180,6 +180,47 @@ class InputFeatures:
     size: int
     keep: tuple[int, ...]
     dim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The ids that a plan keeps of a token input: `keep[new]` is the old id, ascending.
+
+    `size` counts all ids that the dense network takes, 0 up to but without it. A cut id is an error where it comes in,
+    or stands for the kept id `unknown`. `tables` are the tensors whose rows go, and the dim that the rows are along.
+    """
+
+    size: int
+    keep: tuple[int, ...]
+    unknown: int | None = None
+    tables: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CutVocabulary:
+    """How many ids of an input are kept, what stands for the others, and the bytes of the tables that they look up."""
+
+    input: str
+    n_ids: int
+    n_kept: int
+    unknown: int | None
+    tables: tuple[str, ...]
+    dense_bytes: int
+    slim_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """An input of tokens: how many ids it takes, the tables that they look up, and why these must stay, where they do.
+
+    `params` counts what the tables hold.
+    """
+
+    input: str
+    n_ids: int
+    tables: tuple[str, ...]
+    params: int
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ class CompressRequest:
     """What `edgeprune compress` was asked; None means "not given", and what is assumed instead is printed.
 
     `max_drop` is a number in the metric's unit, or a text with the unit or `%`, see `tasks.budget`.
+    `vocabularies` say which ids of token inputs stay, e.g. `("ids=used",)`, `unknown_ids` what stands for the others.
     `trust_recorded` lets the model's file name code that runs, see `trust.py`. `finetune` and `evaluate` name functions
     of the user's, path/file.py:function, and `metric` the figure of the latter: NAME, NAME:lower or NAME:higher.
     """
@@ -80,6 +81,8 @@ class CompressRequest:
     finetune: str | None = None
     evaluate: str | None = None
     metric: str | None = None
+    vocabularies: tuple[str, ...] | None = None
+    unknown_ids: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeprune.catalog import Entry
-from edgeprune.records import ACCURACY, Figure, InputFeatures, Metric, MetricComparison, Reconstruction, VariantTable
+from edgeprune.records import (
+    ACCURACY,
+    CutVocabulary,
+    Figure,
+    InputFeatures,
+    Metric,
+    MetricComparison,
+    Reconstruction,
+    TokenRow,
+    VariantTable,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +189,7 @@ class RunRecord:
     comparison: MetricComparison | None = None
     change: str = ""
     changed: tuple[ChangedSample, ...] = ()
+    vocabularies: tuple[CutVocabulary, ...] = ()
 
     @property
     def compared(self) -> MetricComparison | None:
@@ -189,8 +200,8 @@ class RunRecord:
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
         of_classes = self.metric == ACCURACY and self.comparison is None
-        others = dict.fromkeys(("metric", "comparison", "change", "changed"))
-        return others if of_classes else {"accuracy": None}
+        others = ("metric", "comparison", "change", "changed") if of_classes else ("accuracy",)
+        return dict.fromkeys(others if self.vocabularies else (*others, "vocabularies"))
 
     @property
     def json_values(self) -> dict[str, str]:
@@ -351,6 +362,7 @@ class InspectRecord:
     params: int
     groups: tuple[GroupRow, ...]
     files: tuple[str, ...] = ()
+    tokens: tuple[TokenRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

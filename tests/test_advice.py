@@ -31,6 +31,7 @@ SAID_BY = {
     "formats/pretrained.py": {"compress", "export"},
     "formats/trust.py": {"compress", "export"},
     "commands/budgets.py": {"compress"},
+    "commands/vocabulary.py": {"compress"},
     "search/checks.py": {"compress"},
     "search/descent.py": {"compress"},
     "search/effort.py": {"compress"},

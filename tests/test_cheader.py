@@ -15,11 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeprune import analyze, cut, plan, vocabularies
 from edgeprune.errors import InputError
 from edgeprune.export.cheader import header_text, write_header
 from edgeprune.export.contracts import write_contracts
 from edgeprune.graph.capture import Program, capture
+from edgeprune.graph.names import CUT_ID
 from edgeprune.records import ModelInfo, Normalization
+from tests.token_nets import GOOD, KEEP, example
 
 GCC = shutil.which("gcc") or shutil.which("cc")
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-O1")
@@ -194,3 +197,16 @@ def test_several_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--c-header: expected a network with one input, got 2: input1, input2"):
         write_header(tmp_path)
     assert not (tmp_path / "features.h").exists()
+
+
+@pytest.mark.parametrize("unknown", [None, 7])
+def test_ids_are_numbered_anew(tmp_path: Path, firmware: Any, unknown: int | None) -> None:
+    program = capture(GOOD["embedding"][0]().float(), example(1))
+    kept = vocabularies(program, {"inputs_0": list(KEEP)}, {"inputs_0": unknown} if unknown else None)
+    graph = analyze(program, vocabularies=kept)
+    write_contracts(cut(program, plan(program, graph, keep_macs=None), graph), ModelInfo((6,)), tmp_path)
+    write_header(tmp_path)
+    given = np.array([[1, 15, 8, 0, 19, 5], [3, 4, 7, 8, 11, 1]], dtype=np.int64)
+    made, _ = firmware(tmp_path, given, np.int64)
+    gone = CUT_ID if unknown is None else KEEP.index(unknown)
+    assert made.reshape(2, 6).tolist() == [[0, 6, 4, gone, gone, gone], [1, 2, 3, 4, 5, 0]]

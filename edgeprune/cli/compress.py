@@ -115,15 +115,24 @@ def compress(
         ),
     ] = None,
     input_features: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            metavar="auto|off|N|RATIO",
-            help="Drop input features (pixels, columns, sensors) too: as many as the budget allows, none, "
-            "or down to N or a RATIO of them.",
+            metavar="auto|off|N|RATIO|INPUT=IDS",
+            help="Drop input features (pixels, columns, sensors) too: as many as the budget allows (auto), none, "
+            "or down to N or a RATIO of them; default auto. And keep only these ids of an input of tokens: those that "
+            "the data use (ids=used), a list (ids=0,5-90) or a file of them; may be given for each input.",
             callback=opt.check_input_features,
             rich_help_panel=opt.WHAT,
         ),
-    ] = "auto",
+    ] = None,
+    unknown_id: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT=ID",
+            help="The id that stands for all that are cut; without one, an id that was cut is an error.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
     always_keep: Annotated[
         str | None,
         typer.Option(
@@ -238,13 +247,16 @@ def compress(
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import CompressRequest
 
+        features, vocabularies = opt.split_input_features(input_features or ())
         request = CompressRequest(
             model=model,
             data=data,
             out=out,
             keep_macs=keep_macs,
             max_drop=max_drop,
-            input_features=input_features,
+            input_features=features,
+            vocabularies=vocabularies,
+            unknown_ids=tuple(unknown_id) if unknown_id else None,
             always_keep=always_keep,
             feature_groups=feature_groups,
             max_latency=max_latency,

@@ -115,8 +115,23 @@ def own(name: str) -> Any:
     return typer.Option(metavar="N" if option.whole else "X", help=text, parser=parse, rich_help_panel=SPARSE)
 
 
-def check_input_features(value: str) -> str:
-    """Accept `auto`, `off`, a count such as `20` or a ratio such as `0.5`."""
+def split_input_features(values: Sequence[str]) -> tuple[str, tuple[str, ...] | None]:
+    """What is asked of features, `auto` where nothing is, and of the ids of inputs: `ids=used`."""
+    plain = [value for value in values if "=" not in value]
+    if len(plain) > 1:
+        raise _fail("one of auto, off, a count or a ratio beside ids of inputs", " and ".join(plain))
+    return (plain or ["auto"])[0], tuple(value for value in values if "=" in value) or None
+
+
+def check_input_features(values: Sequence[str] | None) -> Sequence[str] | None:
+    """Accept `auto`, `off`, a count such as `20`, a ratio such as `0.5`, and ids of inputs such as `ids=used`."""
+    for value in values or ():
+        if "=" not in value:
+            _check_features(value)
+    return values
+
+
+def _check_features(value: str) -> str:
     if value in {"auto", "off"}:
         return value
     expected = "auto, off, a count of at least 1 or a ratio in (0, 1]"

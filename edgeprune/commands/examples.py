@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from edgeprune.data import first_samples, prepared
 from edgeprune.data.inputs import Arrays, as_arrays
 from edgeprune.export.ort import Feed
-from edgeprune.graph.drawn import drawn_tensors
+from edgeprune.graph.capture import Program
+from edgeprune.graph.drawn import drawn_tensors, first_accepted
 from edgeprune.graph.specs import file_inputs, input_specs
-from edgeprune.records import DataSource, Model
+from edgeprune.graph.tokens import only_kept
+from edgeprune.records import DataSource, Model, Vocabulary
 from edgeprune.training import float_type
 
 
@@ -23,13 +27,18 @@ def real_inputs(model: Model, data: DataSource | None, count: int) -> Arrays | N
     return as_arrays(prepared(raw, model.info.normalization, torch.device("cpu"), float_type(model.program)))
 
 
-def example_feed(model: Model, real: Arrays | None = None) -> Feed:
-    """One sample for an ONNX file of the network: the first real one, else zeros or drawn numbers."""
+def example_feed(model: Model, real: Arrays | None = None, kept: Mapping[str, Vocabulary] | None = None) -> Feed:
+    """One sample for an ONNX file of the network: the first real one, else zeros or drawn numbers.
+
+    Of vocabularies that are cut only ids that are `kept` are drawn.
+    """
     if isinstance(real, np.ndarray):
         return real[:1]
     specs, names = input_specs(model.program), file_inputs(model.program)
     if real is None and len(specs) == 1 and specs[0].dtype.is_floating_point:
         return torch.zeros(1, *model.info.input_shape, dtype=float_type(model.program)).numpy()
-    drawn = next(drawn_tensors(model.program, 1))
-    rows = [x.numpy() for x in drawn] if real is None else [real[spec.name][:1] for spec in specs]
+    drawn = first_accepted(Program.adopt(model.program).frozen_module(), drawn_tensors(model.program, 1))
+    ids = kept or {}
+    taken = [only_kept(x, ids[spec.name]) if spec.name in ids else x for spec, x in zip(specs, drawn, strict=True)]
+    rows = [x.numpy() for x in taken] if real is None else [real[spec.name][:1] for spec in specs]
     return rows[0] if len(rows) == 1 else dict(zip(names, rows, strict=True))

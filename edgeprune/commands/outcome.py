@@ -16,7 +16,9 @@ from edgeprune.commands.runfolder import model_facts
 from edgeprune.cost.macs import count_parameters
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import export_onnx
+from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.inspection.table import explained, feature_weights, locked_rows, widths
+from edgeprune.inspection.tokens import cut_vocabularies
 from edgeprune.measure.candidates import is_held, timed
 from edgeprune.progress import Progress
 from edgeprune.records import MetricComparison
@@ -81,6 +83,7 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
         comparison=comparison if isinstance(comparison, MetricComparison) else None,
         change=shown.change,
         changed=shown.changed,
+        vocabularies=cut_vocabularies(dense.program, best.program, plan.vocabularies),
     )
     return record, shown.answers
 
@@ -117,7 +120,7 @@ def _figures(candidate: Candidate, onnx_bytes: int, test_value: float | None) ->
 def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int, int], float, LatencyComparison]:
     """Sizes of both networks as ONNX, the parity of the slim one, and the latency of both."""
     inputs = real_inputs(job.model, job.data, _PARITY_SAMPLES)
-    one = example_feed(job.model, inputs)
+    one = example_feed(job.model, inputs, kept_vocabularies(best.program))
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         dense, slim = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
         exports = [

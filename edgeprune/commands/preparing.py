@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from edgeprune.commands.resolve import (
     threads_of,
 )
 from edgeprune.commands.scripted import Scripted
+from edgeprune.commands.vocabulary import asked_vocabularies, check_data
 from edgeprune.cost.device import Device, read_device
 from edgeprune.cost.models import check_known
 from edgeprune.errors import InputError
@@ -34,7 +35,7 @@ from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_rules import feature_rules, named_groups
 from edgeprune.pruning.plan import PruningPlan, read_plan
-from edgeprune.records import DataSource, FeatureRules, Model
+from edgeprune.records import DataSource, FeatureRules, Model, Vocabulary
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Gauge, Manner
 from edgeprune.search.checks import check
@@ -85,7 +86,8 @@ class Job:
 class _Opened:
     """The model, the data that fit it and the task.
 
-    `rules` say which input features stay; `is_guess` is set where nobody said how the inputs are normalised.
+    `rules` say which input features stay, `vocabularies` which ids; `is_guess` is set where nobody said how the inputs
+    are normalised.
     """
 
     model: Model
@@ -95,6 +97,7 @@ class _Opened:
     rules: FeatureRules | None
     threads: Threads
     is_guess: bool
+    vocabularies: Mapping[str, Vocabulary]
 
 
 def prepare(request: CompressRequest, told: Progress) -> Job:
@@ -106,7 +109,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     plan = read_plan(Path(request.plan)) if request.plan else None
     scripted = Scripted.of(request)
     told.stage("load")
-    opened = _opened(request, assume)
+    opened = _opened(request, plan, assume)
     assumed += scripted.told_inputs(opened.model.info)
     with threads_set(opened.threads.training):
         figure = scripted.figure(request, opened.dense.frozen_module(), told, assume)
@@ -144,7 +147,7 @@ def _manner(manner: Manner, opened: _Opened, device: Device | None, assume: Assu
     if manner.reconstruct and opened.data is not None and state_buffers(opened.dense):
         assume("--no-reconstruct (the network keeps a state from run to run)")
         manner = replace(manner, reconstruct=False)
-    return replace(manner, rules=opened.rules, device=device)
+    return replace(manner, rules=opened.rules, device=device, vocabularies=opened.vocabularies)
 
 
 def _place(request: CompressRequest, assume: Assume) -> Path:
@@ -160,7 +163,7 @@ def _place(request: CompressRequest, assume: Assume) -> Path:
     return out
 
 
-def _opened(request: CompressRequest, assume: Assume) -> _Opened:
+def _opened(request: CompressRequest, plan: PruningPlan | None, assume: Assume) -> _Opened:
     model, data = model_and_data(request, request.seed)
     task = task_of(request, model, data)
     if data is not None:
@@ -177,7 +180,10 @@ def _opened(request: CompressRequest, assume: Assume) -> _Opened:
     rules = _rules(request, model, data)
     model = replace(model, info=replace(model.info, feature_groups=named_groups(rules) or model.info.feature_groups))
     threads = threads_of(request.threads, model.program)
-    return _Opened(model, Program.adopt(model.program), data, task, rules, threads, is_guess)
+    asked = asked_vocabularies(request, model.program, data)
+    vocabularies = asked if plan is None else plan.vocabularies
+    check_data(vocabularies, model.program, data)
+    return _Opened(model, Program.adopt(model.program), data, task, rules, threads, is_guess, vocabularies)
 
 
 def _strategy(request: CompressRequest, budgets: Budgets, plan: PruningPlan | None) -> Strategy:
@@ -228,7 +234,7 @@ def _gauge(
     other = foreign(device)
     if other is not None and budgets.max_latency is not None:
         told.say(f"--max-latency is judged by what {request.device} foretells: it is of another device than this one")
-    example = example_feed(opened.model)
+    example = example_feed(opened.model, kept=opened.vocabularies)
     told.stage("export the dense network to measure it")
     return OnnxGauge(opened.dense, example, opened.threads.runtime, told, other)
 

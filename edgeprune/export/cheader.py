@@ -23,6 +23,7 @@ from edgeprune.errors import InputError
 from edgeprune.export.description import FEATURES_FILE
 from edgeprune.export.target import Material, Runtime
 from edgeprune.files import write_atomically
+from edgeprune.graph.names import CUT_ID
 from edgeprune.progress import Progress
 from edgeprune.results import ExportedFile
 
@@ -31,6 +32,21 @@ _TYPES = {
     "float32": "float", "float64": "double", "bool": "uint8_t",
     **{name: f"{name}_t" for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")},
 }  # fmt: skip
+_SCALED = "(x * EDGEPRUNE_BYTE_SCALE - edgeprune_mean[i]) / edgeprune_std[i]"
+_NEW_ID = "(edgeprune_feature)edgeprune_new_id(x)"
+_NUMBERING = """/* The new id of an old one. */
+static inline int64_t edgeprune_new_id(int64_t id)
+{
+    size_t low = 0, high = EDGEPRUNE_N_IDS;
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        if (edgeprune_ids[middle] < id)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < EDGEPRUNE_N_IDS && edgeprune_ids[low] == id ? (int64_t)low : EDGEPRUNE_UNKNOWN_ID;
+}"""
 _MAX_LITERAL = 4095  # characters that a C99 compiler has to take
 _PER_LINE = 8
 
@@ -89,8 +105,7 @@ def header_text(document: Mapping[str, Any]) -> str:
             (str(_size(value["shape"][1:])) for value in network["outputs"]),
             "numbers in each output for one input; 0: as many as its input's sizes make them",
         ),
-        *([] if scaling is None else _scaling(scaling, taken["type"])),
-        _function(scaled=scaling is not None),
+        *_made_of_raw(scaling, document.get("vocabularies", {}).get(taken["name"]), taken["type"]),
     ]
     return (
         "/* Made by edgeprune: how a raw input becomes what the network's file takes. */\n"
@@ -178,8 +193,29 @@ def _literal(text: str) -> str:
     return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data) + '"'
 
 
-def _function(scaled: bool) -> str:
-    value = "(x * EDGEPRUNE_BYTE_SCALE - edgeprune_mean[i]) / edgeprune_std[i]" if scaled else "x"
+def _made_of_raw(scaling: Mapping[str, Any] | None, vocabulary: Mapping[str, Any] | None, kind: str) -> list[str]:
+    """How a number that the network takes is made of a raw one: scaled, numbered anew, or as it is."""
+    if scaling is not None:
+        return [*_scaling(scaling, kind), _function(_SCALED)]
+    if vocabulary is not None:
+        return [*_numbering(vocabulary), _function(_NEW_ID)]
+    return [_function("x")]
+
+
+def _numbering(vocabulary: Mapping[str, Any]) -> list[str]:
+    """The old id of every new one, and the function that finds the new one of an old one."""
+    keep, unknown = vocabulary["keep"], vocabulary["unknown"]
+    new = CUT_ID if unknown is None else keep.index(unknown)
+    return [
+        f"#define EDGEPRUNE_N_IDS {len(keep)}\n"
+        "/* The new id of every old one that was cut: that of the unknown id, or one that no table has a row for. */\n"
+        f"#define EDGEPRUNE_UNKNOWN_ID {new}",
+        _array("int64_t edgeprune_ids", map(str, keep), "the old id of every new one, ascending"),
+        _NUMBERING,
+    ]
+
+
+def _function(value: str) -> str:
     return f"""/* From one raw input to what the network takes: N_FEATURES * FEATURE_SIZE numbers. */
 static inline void edgeprune_features(const edgeprune_raw *raw, edgeprune_feature *features)
 {{

@@ -8,6 +8,9 @@
 With the preprocessing folded in, full.onnx takes the raw full input (uint8 where the data are bytes, else floats),
 slim.onnx the raw kept features, and preprocess.onnx only gathers those.
 
+Of a token input whose vocabulary was cut, full.onnx takes the old ids and slim.onnx the new ones; preprocess.onnx makes
+these of those where it is the only input, and features.json lists them.
+
 The network file is named after the model. One that keeps all its inputs has no full.onnx; its slim.onnx takes the full
 input, and where that is raw there is no preprocess.onnx either.
 """
@@ -18,6 +21,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +40,7 @@ from edgeprune.export.front import (
     is_identity,
     kept,
     normalized,
+    numbering_model,
     preprocess_model,
     raw_bytes,
 )
@@ -45,9 +50,11 @@ from edgeprune.export.onnx import OnnxExport, export_onnx
 from edgeprune.export.parity import largest_error, outputs_of
 from edgeprune.export.state import Whole, check_stateless
 from edgeprune.files import check_folder, staged_files, write_atomically
-from edgeprune.graph.specs import fits, fitted, input_specs, row_chunks
-from edgeprune.pruning.slim_inputs import gathered, slim_contract
-from edgeprune.records import InputFeatures, InputInfo, ModelInfo
+from edgeprune.graph.drawn import drawn_tensors, first_accepted
+from edgeprune.graph.specs import file_inputs, fits, fitted, input_specs, row_chunks
+from edgeprune.graph.tokens import kept_vocabularies, new_numbers, only_kept, with_numbers
+from edgeprune.pruning.slim_inputs import gathered, gathered_inputs, slim_contract
+from edgeprune.records import InputFeatures, InputInfo, ModelInfo, Vocabulary
 from edgeprune.results import ExportedFile
 
 _FIXED_NAMES = ("full.onnx", "preprocess.onnx", FEATURES_FILE)
@@ -142,6 +149,11 @@ def check_contracts(folder: Path, name: str, force: bool) -> list[Path]:
 
 
 def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: Any) -> list[ExportedFile]:
+    vocabularies = kept_vocabularies(program)
+    if vocabularies and writing.fold:
+        raise InputError("--preprocess fold: expected a network without a cut vocabulary: ids are not scaled")
+    if vocabularies:
+        return _write_numbered(writing, program, vocabularies, raw_inputs)
     if len(input_specs(program)) > 1:
         return _write_named(writing, program, raw_inputs)
     features = gathered(program)
@@ -194,6 +206,52 @@ def _named_parity(
         for rows in row_chunks(len(inputs[names[0]]), widest)
     )
     return max(errors)
+
+
+def _write_numbered(
+    writing: _Writing, program: ExportedProgram, vocabularies: Mapping[str, Vocabulary], given: Any
+) -> list[ExportedFile]:
+    """Both contracts of a network that numbers ids anew, checked on the same samples; those hold ids that are kept."""
+    full = _samples_with_kept_ids(program, vocabularies, given)
+    features = gathered_inputs(program)
+    slim = [
+        kept(array, features[name]) if name in features else array for name, array in with_numbers(vocabularies, full)
+    ]
+    handed = list(full.values())
+    files = [
+        _exported(writing, program, "full.onnx", "full", handed),
+        _exported(writing, slim_contract(program), writing.network, "slim", slim),
+    ]
+    cut = {name: vocabularies[own] for name, own in zip(file_inputs(program), full, strict=True) if own in vocabularies}
+    sessions = [ort.session(writing.folder / Path(file.path).name) for file in files]
+    if len(full) == 1:
+        files.append(_write_numbering(writing, next(iter(cut.values())), _opened(files[-1])))
+        slim = list(outputs_of(ort.session(writing.folder / "preprocess.onnx"), handed))
+    told = "slim.onnx on new ids against full.onnx on old ones"
+    error = largest_error(outputs_of(sessions[0], handed), outputs_of(sessions[1], slim), told)
+    files[-1] = replace(files[-1], parity=max(error, files[-1].parity or 0.0))
+    return _described(writing, files, None, str(handed[0].dtype), cut)
+
+
+def _samples_with_kept_ids(
+    program: ExportedProgram, vocabularies: Mapping[str, Vocabulary], given: Any
+) -> dict[str, np.ndarray]:
+    """The caller's inputs by name, or drawn ones, in which ids that are cut have become kept ones."""
+    specs = input_specs(program)
+    drawn = first_accepted(program.module(), drawn_tensors(program, _CHUNK)) if given is None else given
+    found = {}
+    for spec, tensor in zip(specs, fitted(specs, drawn, "inputs to check the export on"), strict=True):
+        one = vocabularies.get(spec.name)
+        found[spec.name] = (tensor if one is None else only_kept(tensor, one)).numpy()
+    return found
+
+
+def _write_numbering(writing: _Writing, vocabulary: Vocabulary, network: onnx.ModelProto) -> ExportedFile:
+    """preprocess.onnx of a network with one input of ids: the new number of each."""
+    model = numbering_model(network, new_numbers(vocabulary).numpy())
+    helper.set_model_props(model, metadata_of(writing.info, "preprocess", writing.preprocessing(None)))
+    onnx.checker.check_model(model, full_check=True)
+    return _written(writing, "preprocess.onnx", model.SerializeToString(deterministic=True))
 
 
 def _write_apart(
@@ -316,13 +374,17 @@ def _write_preprocess(writing: _Writing, features: InputFeatures | None, network
 
 
 def _described(
-    writing: _Writing, files: list[ExportedFile], features: InputFeatures | None, input_type: str
+    writing: _Writing,
+    files: list[ExportedFile],
+    features: InputFeatures | None,
+    input_type: str,
+    vocabularies: Mapping[str, Vocabulary] = MappingProxyType({}),
 ) -> list[ExportedFile]:
     """The files, and features.json, which says of each what goes in and what comes out."""
     names = [Path(file.path).name for file in files]
     network = "slim" if "full.onnx" in names else "full"
     contracts = {name.removesuffix(".onnx") if name in _FIXED_NAMES else network: name for name in names}
-    described = Described(writing.info, features, contracts, input_type, writing.fold, writing.byte_scale)
+    described = Described(writing.info, features, contracts, input_type, writing.fold, writing.byte_scale, vocabularies)
     return [*files, write_description(writing.folder, described)]
 
 

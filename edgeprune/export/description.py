@@ -5,7 +5,10 @@
     scaling                      mean and std of those, as `contracts` says for each file
     classes                      in the order of the outputs
     contracts                    by name (full, slim, preprocess): the file, its inputs and its outputs
+    vocabularies                 by input, where ids were cut: `size` old ones; `keep[new]` is the old id of every new
+                                 one, ascending; `unknown` the old id that all cut ones stand for, null: an error
 
+An input of ids whose vocabulary was cut says under `ids` whether it takes the `old` or the `new` ones, and how many.
 An input's `values` are raw, in its `unit`, or normalised; its `scaling` says how they are made of what a device hands
 over, by the numbers along its dim 1. Where no features went, `indices` counts all along dim 1. Files of version 1 had
 neither `classes` nor `contracts`, and were written only where features went.
@@ -26,7 +29,7 @@ from onnx import TensorProto
 from edgeprune.export.front import Preprocessing, feature_scaling, is_identity
 from edgeprune.files import write_atomically
 from edgeprune.pruning.feature_rules import kept_groups
-from edgeprune.records import IDENTITY, InputFeatures, InputInfo, ModelInfo, Normalization
+from edgeprune.records import IDENTITY, InputFeatures, InputInfo, ModelInfo, Normalization, Vocabulary
 from edgeprune.results import ExportedFile
 
 FEATURES_FILE = "features.json"
@@ -42,7 +45,8 @@ class Described:
 
     `input_type` is numpy's name for what a device hands over. `folded` says that the files scale by themselves;
     `byte_scale` is what a byte is multiplied by to be a raw value, None where the data are no bytes. Of a network with
-    several inputs `parts` say the same for each input of floats, and `inputs` what its data are.
+    several inputs `parts` say the same for each input of floats, and `inputs` what its data are. `vocabularies` are
+    those that were cut, by the inputs' names in the files.
     """
 
     info: ModelInfo
@@ -53,6 +57,7 @@ class Described:
     byte_scale: float | None = None
     parts: Mapping[str, Preprocessing] = field(default_factory=dict)
     inputs: Sequence[InputInfo] = ()
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
 
     @property
     def normalization(self) -> Normalization:
@@ -66,11 +71,18 @@ def description(folder: Path, described: Described) -> dict[str, Any]:
     document: dict[str, Any] = {"format": FEATURES_FORMAT}
     if all(len(_fed(proto.graph)) == 1 for proto in protos.values()):
         document |= _single_input(described)
+    if described.vocabularies:
+        document["vocabularies"] = {
+            name: {"size": one.size, "keep": list(one.keep), "unknown": one.unknown}
+            for name, one in described.vocabularies.items()
+        }
     document["classes"] = list(described.info.classes)
     document["contracts"] = {
         contract: {
             "file": described.files[contract],
-            "inputs": _inputs(described, contract, proto.graph),
+            "inputs": [
+                {**value, **_ids(described, contract, value)} for value in _inputs(described, contract, proto.graph)
+            ],
             "outputs": [_value(value) for value in proto.graph.output],
             **_state(proto),
         }
@@ -169,6 +181,15 @@ def _said_of(described: Described, value: Mapping[str, Any]) -> dict[str, Any]:
         "unit": _unit(own) if raw else None,
         "scaling": None if own.folded else _scaling(own, "full"),
     }
+
+
+def _ids(described: Described, contract: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Which ids an input takes; nothing of one that takes none, or all that the dense network does."""
+    one = described.vocabularies.get(value["name"])
+    if one is None:
+        return {}
+    is_new = contract == "slim"
+    return {"ids": {"numbering": "new" if is_new else "old", "size": len(one.keep) if is_new else one.size}}
 
 
 def _fed(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

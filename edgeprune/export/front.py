@@ -164,6 +164,22 @@ def preprocess_model(network: onnx.ModelProto, preprocessing: Preprocessing, sca
     )
 
 
+def numbering_model(network: onnx.ModelProto, numbers: np.ndarray) -> onnx.ModelProto:
+    """The graph from old ids to the new ones, which `network` takes in its only input; `numbers` are those of all."""
+    taken = _input_of(network, None)
+    kind = taken.type.tensor_type.elem_type
+    old, gives = onnx.ValueInfoProto(), onnx.ValueInfoProto()
+    old.CopyFrom(taken)
+    gives.CopyFrom(taken)
+    gives.name = "features"
+    table = numpy_helper.from_array(numbers.astype(helper.tensor_dtype_to_np_dtype(kind)), "new_ids")
+    node = helper.make_node("Gather", ["new_ids", old.name], ["features"], name="new_ids_of_old", axis=0)
+    graph = helper.make_graph([node], "preprocess", [old], [gives], [table])
+    return helper.make_model(
+        graph, opset_imports=list(network.opset_import), ir_version=network.ir_version, producer_name="edgeprune"
+    )
+
+
 def fold_preprocessing(
     network: onnx.ModelProto, preprocessing: Preprocessing, gather: bool = False, name: str | None = None
 ) -> onnx.ModelProto:

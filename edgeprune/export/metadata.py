@@ -23,7 +23,8 @@ def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bo
     in, the file takes raw inputs: the normalisation left to do is none (mean 0, std 1), what was folded is told apart,
     and `edgeprune.byte_scale` says what a byte stands for.
     """
-    shape, normalization = _slim_input(front) if contract == "slim" else (front.shape, front.normalization)
+    is_narrower = contract == "slim" and front.features is not None
+    shape, normalization = _slim_input(front) if is_narrower else (front.shape, front.normalization)
     entries: dict[str, Any] = {"input_shape": list(shape)}
     if info.classes:
         entries["classes"] = list(info.classes)

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.answers import metadata as outputs_metadata
 from edgeprune.export.attention import with_plain_attention
+from edgeprune.export.lookups import with_lookups
 from edgeprune.export.padding import with_padding_apart
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, parity_of, quiet, samples_of
 from edgeprune.export.refusals import check_weights, refusal, told_by
@@ -181,7 +182,8 @@ def _translate(told: _Translation, optimize: bool) -> onnx.ModelProto:
     program, opset, (input_names, names) = told.program, told.opset, told.names
     try:
         with quiet(), signatures_read_once():
-            ready = _without_projections(with_padding_apart(with_plain_attention(_without_numbers(program))))
+            plain = with_lookups(with_plain_attention(_without_numbers(program)))
+            ready = _without_projections(with_padding_apart(plain))
             exported = torch.onnx.export(
                 _with_names_apart(ready, {*(input_names or file_inputs(program)), *names}),
                 dynamo=True,

@@ -18,6 +18,7 @@ from edgeprune.data import first_inputs
 from edgeprune.export import ort
 from edgeprune.export.front import drawn_raw, kept, normalized, raw_bytes
 from edgeprune.graph.specs import exactly, input_specs, row_chunks
+from edgeprune.graph.tokens import kept_vocabularies, with_numbers
 from edgeprune.progress import Progress
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
 from edgeprune.records import DataSource, Model, ModelInfo
@@ -68,9 +69,10 @@ class Material:
 
     @property
     def program(self) -> ExportedProgram:
-        """The program of the network's contract: without the Gather, where it has one."""
+        """The program of the network's contract: without the Gather, and with new ids, where it has those."""
         program = self.model.program
-        return program if gathered(program) is None else slim_contract(program)
+        is_whole = gathered(program) is None and not kept_vocabularies(program)
+        return program if is_whole else slim_contract(program)
 
     def raw(self, split: str, count: int | None) -> np.ndarray | None:
         """Raw inputs of the first samples of a split, `(count, *input_shape)`; None without data.
@@ -102,7 +104,13 @@ class Material:
         """Raw inputs in every form; while the files' batch is free, as preprocess.onnx is run."""
         features = gathered(self.model.program)
         full = normalized(raw, self.info.normalization)
-        return Inputs(self._taken(raw), full if features is None else kept(full, features), full)
+        return Inputs(self._taken(raw), self._numbered(full) if features is None else kept(full, features), full)
+
+    def _numbered(self, full: np.ndarray) -> np.ndarray:
+        """The first input with new ids, where its vocabulary was cut."""
+        first = input_specs(self.model.program)[0].name
+        numbered: np.ndarray = dict(with_numbers(kept_vocabularies(self.model.program), {first: full}))[first]
+        return numbered
 
     def _taken(self, raw: np.ndarray) -> np.ndarray:
         handed = raw if self.byte_scale is None else raw_bytes(raw, self.byte_scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator as python_operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,13 @@ class Analysis:
     """Labels of every value of a program, and the equalities between them."""
 
     def __init__(
-        self, program: ExportedProgram, *, inputs: bool, attention: str, state: Mapping[str, str] | None = None
+        self,
+        program: ExportedProgram,
+        *,
+        inputs: bool,
+        attention: str,
+        state: Mapping[str, str] | None = None,
+        free_rows: Collection[fx.Node] = (),
     ) -> None:
         self.program = program
         self.state = dict(state or {})
@@ -51,6 +57,7 @@ class Analysis:
         self._graph_inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.tensors = Tensors(program)
         self._static = binding.static_nodes(program)
+        self._free_rows = frozenset(free_rows)
 
     # -- solving ---------------------------------------------------------------------------------------------------
 
@@ -171,6 +178,11 @@ class Analysis:
             return
         labels = core(layer)
         self._unite(labels, labels.narrow(layer.dims.index(dim), 0, 1), told)
+
+    def look_up(self, layer: Layer, dim: int, told: Cause | str) -> None:
+        """As `fix`, but where it is said which of the rows that the present call looks up stay."""
+        if layer.dims != (dim,) or self._node not in self._free_rows:
+            self.fix(layer, dim, told)
 
     def prefer(self, layer: Layer, dim: int, strong: bool = False) -> None:
         """Where nothing forces it otherwise, this layer should vary along `dim` alone."""

@@ -42,6 +42,7 @@ from edgeprune.graph.sizes import (
     input_values,
     size_hint,
 )
+from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.graph.unlift import direct_assignment
 from edgeprune.graph.weights import check_answers, taken_weights
 from edgeprune.usercode import running_user_code
@@ -198,6 +199,11 @@ class Program(ExportedProgram):
             InputError: a module that `.module()` gave has been trained since; `with_weights` takes what it learnt.
         """
         check_untrained(self)
+        for name in kept_vocabularies(self):
+            raise ApplyError(
+                f"the program numbers the ids of input {name!r} anew, which the class does not: apply "
+                "edgeprune.slim_contract of it, after which the class takes the new ids"
+            )
         extra = {name: self.constants[name] for name in self.graph_signature.non_persistent_buffers}
         # What export calls a buffer may be a constant of the forward; every parameter is one of the module's.
         tensors = {own_name(name): tensor for name, tensor in {**self.state_dict, **extra}.items()}

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from edgeprune.graph.indices import UNBOUNDED, IndexRange, index_ranges
 from edgeprune.graph.sizes import arguments, free_dims, input_values, size_hint
+from edgeprune.graph.tokens import kept_vocabularies, only_kept
+from edgeprune.records import Vocabulary
 
 Shapes = Sequence[tuple[int, ...] | None]  # a shape for each leaf, None for what is no tensor
 
@@ -29,13 +31,17 @@ _HUGE = 1e4  # a float of an example that is no quantity but shuts a place out o
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
-    """One input tensor: the sizes to draw, those among them that are free, and what example and graph tell of it."""
+    """One input tensor: the sizes to draw, those among them that are free, and what example and graph tell of it.
+
+    `kept` are the ids that it may hold, where others were cut.
+    """
 
     dtype: torch.dtype
     sizes: tuple[int, ...]
     free: frozenset[int]
     example: Tensor | None
     range: IndexRange | None
+    kept: Vocabulary | None = None
 
 
 def drawn_leaves(
@@ -128,7 +134,7 @@ def example_values(program: ExportedProgram) -> list[Any] | None:
 
 
 def _leaves(program: ExportedProgram, batch: int, shapes: Shapes | None) -> Iterator[Leaf | None]:
-    ranges = index_ranges(program)
+    ranges, kept = index_ranges(program), kept_vocabularies(program)
     specs = [spec.arg for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     values, free = input_values(program), free_dims(program)
     examples = example_values(program) or [None] * len(values)
@@ -140,7 +146,7 @@ def _leaves(program: ExportedProgram, batch: int, shapes: Shapes | None) -> Iter
         if 0 in free[position]:
             sizes[0] = batch
         example = _known_example(examples[position])
-        yield Leaf(value.dtype, tuple(sizes), free[position], example, ranges.get(spec.name))
+        yield Leaf(value.dtype, tuple(sizes), free[position], example, ranges.get(spec.name), kept.get(spec.name))
 
 
 def _known_example(example: Any) -> Tensor | None:
@@ -152,6 +158,11 @@ def _known_example(example: Any) -> Tensor | None:
 
 def drawn_tensor(leaf: Leaf, generator: torch.Generator, surely: bool) -> Tensor:
     """Numbers for one input; `surely`: ones that a network accepts that failed on the others."""
+    drawn = _drawn(leaf, generator, surely)
+    return drawn if leaf.kept is None or leaf.kept.unknown is not None else only_kept(drawn, leaf.kept)
+
+
+def _drawn(leaf: Leaf, generator: torch.Generator, surely: bool) -> Tensor:
     if leaf.example is not None and surely:
         return _rows_of_example(leaf, generator, shuffled=False)
     if leaf.dtype.is_floating_point or leaf.dtype.is_complex:

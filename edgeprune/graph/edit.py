@@ -80,6 +80,15 @@ class Edit:
         """The call's node in the graph under surgery."""
         return self._nodes[call.node]
 
+    def counterpart(self, node: fx.Node) -> fx.Node:
+        """A node of the analysed program in the graph under surgery."""
+        return self._nodes[node]
+
+    def buffer(self, name: str, tensor: torch.Tensor) -> fx.Node:
+        """A node that reads a new buffer of this name, at the place where nodes are being inserted."""
+        self.module.register_buffer(name, tensor)
+        return self.module.graph.get_attr(name)
+
     def source(self, call: Call) -> Any:
         """The node of the call's first argument."""
         return self.node(call).args[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator as python_operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -25,8 +25,10 @@ from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.inputs import apply_rules, feature_grids
 from edgeprune.graph.lines import source_line
 from edgeprune.graph.prepare import prepared
+from edgeprune.graph.rows import Rows, lookups_of, settled_rows
 from edgeprune.graph.solve import Reason
-from edgeprune.records import FeatureRules
+from edgeprune.graph.tokens import Tokens
+from edgeprune.records import FeatureRules, Vocabulary
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,12 +51,14 @@ class ChannelGroup:
     """Units of the same kind, each of which is removed from all slots at once or not at all.
 
     `units` are their labels, `(n_units,)`. `exact` is False where removal changes the statistics of a normalisation.
+    `given` is bool `(n_units,)`, which of them stay, where that is said and not to be chosen: rows of a vocabulary.
     """
 
     name: str
     units: np.ndarray
     slots: tuple[Slot, ...]
     exact: bool
+    given: np.ndarray | None = None
 
     @property
     def n_units(self) -> int:
@@ -103,6 +107,7 @@ class ChannelGraph:
     groups: tuple[ChannelGroup, ...]
     locked: tuple[LockedUnits, ...]
     analysis: Analysis
+    rows: Rows = field(default_factory=Rows)
 
     @property
     def costs(self) -> dict[str, list[tuple[float, list[np.ndarray]]]]:
@@ -145,6 +150,7 @@ def analyze(
     attention: str = "heads",
     rules: FeatureRules | None = None,
     state: Mapping[str, str] | None = None,
+    vocabularies: Mapping[str, Vocabulary] | None = None,
 ) -> ChannelGraph:
     """Find the channel groups of an exported program by label propagation.
 
@@ -155,10 +161,12 @@ def analyze(
         rules: input features that are always kept, and ones that only go together; with `inputs` only.
         state: inputs that take what an output gave in the run before, e.g. `{"h": "h_out"}`: a unit of both is one,
             and the slim network takes and gives a narrower state.
+        vocabularies: the ids that stay of token inputs, as `vocabularies` makes them of lists; a plan cuts the others'
+            rows out of the tables.
 
     Raises:
         InputError: `attention` is neither, or the rules name features that the network has not, or `state` names what
-            is no pair of one shape.
+            is no pair of one shape, or rows of a vocabulary cannot go.
 
     Example:
         >>> graph = edgeprune.analyze(program)
@@ -166,13 +174,25 @@ def analyze(
     """
     if attention not in ("heads", "head-dim"):
         raise InputError(f"attention: expected heads or head-dim, got {attention!r}")
-    analysis = Analysis(prepared(program), inputs=inputs, attention=attention, state=state)
+    ready = prepared(program)
+    lookups = lookups_of(Tokens(ready), vocabularies) if vocabularies else {}
+    free_rows = [lookup.node for each in lookups.values() for lookup in each]
+    analysis = Analysis(ready, inputs=inputs, attention=attention, state=state, free_rows=free_rows)
     analysis.solve()
     if inputs and rules is not None:
         apply_rules(analysis, rules)
+    rows = settled_rows(analysis, lookups, vocabularies) if vocabularies else Rows()
     canonical = analysis.solver.canonical
-    groups = tuple(_groups(analysis, canonical, analysis.renormalised))
-    return ChannelGraph(groups, tuple(_locked(analysis, canonical)), analysis)
+    groups = (_given(group, rows) for group in _groups(analysis, canonical, analysis.renormalised))
+    return ChannelGraph(tuple(groups), tuple(_locked(analysis, canonical)), analysis, rows)
+
+
+def _given(group: ChannelGroup, rows: Rows) -> ChannelGroup:
+    """The group, with which of its units stay where they are rows of a vocabulary."""
+    if not np.isin(group.units, rows.units).any():
+        return group
+    gone = rows.units[~rows.kept]
+    return replace(group, name=f"rows of {group.name}", given=np.isin(group.units, gone, invert=True))
 
 
 def _groups(analysis: Analysis, canonical: np.ndarray, renormalised: np.ndarray) -> Iterator[ChannelGroup]:

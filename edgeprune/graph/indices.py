@@ -18,6 +18,7 @@ from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.graph.sizes import size_hint
 
 UNBOUNDED = 2**62
+_PADS = {"pad": 3, "constant_pad_nd": 2}  # -> position of the number that is added
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,12 +40,25 @@ class _Mark:
     shift: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pick:
+    """A node that picks by numbers which are inputs' own: what it picks with, from which inputs, and what was added.
+
+    `inputs` is empty where some of the numbers are no input's; `shifts` are the numbers that were added on the way.
+    """
+
+    node: fx.Node
+    index: fx.Node
+    inputs: tuple[str, ...]
+    shifts: tuple[int, ...]
+
+
 def index_ranges(program: ExportedProgram) -> dict[str, IndexRange]:
     """For every input of whole numbers, by name, what its elements may hold."""
-    return _Walk(program).ranges()
+    return IndexWalk(program).ranges()
 
 
-class _Walk:
+class IndexWalk:
     """One pass over the graph that follows the elements of whole-number inputs to what they index."""
 
     def __init__(self, program: ExportedProgram) -> None:
@@ -55,6 +69,7 @@ class _Walk:
         self._marks: dict[fx.Node, Any] = {}
         self._static: dict[fx.Node, Tensor | None] = {}
         self._low = self._high = torch.zeros(1, dtype=torch.int64)
+        self._sinks: list[tuple[fx.Node, fx.Node]] = []
 
     def ranges(self) -> dict[str, IndexRange]:
         """What was found, for each input."""
@@ -66,6 +81,27 @@ class _Walk:
             if node.op == "call_function" and any(n in self._marks for n in node.all_input_nodes):
                 self._visit(node)
         return dict(self._by_input())
+
+    def picks(self) -> list[Pick]:
+        """What picks by the inputs' numbers, in the order of the graph; after `ranges`."""
+        return [Pick(node, index, *self.made_of(index)) for node, index in self._sinks]
+
+    def follows(self, node: fx.Node) -> bool:
+        """Whether what a node gives are the inputs' own numbers, or such numbers with a constant added."""
+        return node in self._marks
+
+    def made_of(self, node: fx.Node) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The inputs that the numbers of a followed tensor are of, none where some are no input's, and their shifts."""
+        mark = self._marks[node]
+        if not isinstance(mark, _Mark) or bool((mark.places == 0).any()):
+            return (), ()
+        found, start = [], 1
+        for name, shape in self._shapes.items():
+            stop = start + torch.Size(shape).numel()
+            if bool(((mark.places >= start) & (mark.places < stop)).any()):
+                found.append(name)
+            start = stop
+        return tuple(found), tuple(mark.shift.unique().tolist())
 
     def _mark_inputs(self) -> int:
         """Number the elements of the inputs of whole numbers from 1 on; the next number."""
@@ -95,6 +131,7 @@ class _Walk:
         if sink is not None:
             for index, size in sink(_bound(node)):
                 if isinstance(index, fx.Node) and isinstance(self._marks.get(index), _Mark):
+                    self._sinks.append((node, index))
                     self._limit(self._marks[index], int(size))
         mark = self._after(node, name)
         if mark is not None:
@@ -130,7 +167,7 @@ class _Walk:
         others = {other: self._value(other) for other in node.all_input_nodes if other not in marks}
         if any(value is None for value in others.values()) or not all(isinstance(m, _Mark) for m in marks.values()):
             return None
-        places = _run(node, {**others, **{source: mark.places for source, mark in marks.items()}})
+        places = _run(node, {**others, **{source: mark.places for source, mark in marks.items()}}, added=0)
         shifts = _run(node, {**others, **{source: mark.shift for source, mark in marks.items()}})
         if isinstance(places, Tensor):
             return _Mark(places, shifts)
@@ -172,9 +209,15 @@ class _Walk:
         return self._known(node) if isinstance(val, Tensor) else size_hint(val)
 
 
-def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """The operator's result on values in place of the nodes that it takes."""
-    return binding.run(node, fx.node.map_arg((node.args, node.kwargs), values.__getitem__))
+def _run(node: fx.Node, values: dict[fx.Node, Any], added: int | None = None) -> Any:
+    """The operator's result on values in place of the nodes that it takes; a padding adds `added` where it is given."""
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+    position = _PADS.get(operator_name(node.target)) if added is not None else None
+    if position is not None and position < len(args) and args[position] is not None:
+        args = (*args[:position], added, *args[position + 1 :])
+    elif position is not None and kwargs.get("value") is not None:
+        kwargs = {**kwargs, "value": added}
+    return binding.run(node, (args, kwargs))
 
 
 def _is_whole(val: Any) -> bool:

@@ -32,7 +32,9 @@ def cause_of(told: Cause | str) -> Cause:
 
 # -- what stays for good ----------------------------------------------------------------------------------------------
 OUTPUT = Cause("is the model's output", "nothing: it is what the model returns")
-LOOKED_UP = Cause("is looked up by index", "nothing: any of the rows may be asked for")
+LOOKED_UP = Cause(
+    "is looked up by index", "a list of the ids that are used, where the rows are looked up by an input's own ids"
+)
 FREE_LENGTH = Cause("takes a part of free length", "nothing: any of the rows may be asked for")
 WHOLE_INPUT = Cause("meets the whole input", "nothing: one value for all features needs them all")
 

@@ -34,6 +34,9 @@ class Labelling(Protocol):
     def fix(self, layer: Layer, dim: int, told: Cause | str) -> None:
         """The layer must not vary along `dim`: units along it alone are locked, others are united along it."""
 
+    def look_up(self, layer: Layer, dim: int, told: Cause | str) -> None:
+        """As `fix`, but where it is said which of the rows that the present call looks up stay."""
+
     def prefer(self, layer: Layer, dim: int, strong: bool = False) -> None:
         """Where nothing forces it otherwise, this layer should vary along `dim` alone."""
 

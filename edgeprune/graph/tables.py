@@ -68,7 +68,7 @@ def _depends_on_sizes(node: fx.Node, names: Mapping[str, Any]) -> bool:
     seen, waiting = {node}, [node]
     while waiting:
         current = waiting.pop()
-        if isinstance(current.meta.get("val"), Tensor):
+        if not isinstance(current.meta.get("val"), int | torch.SymInt):  # a tensor, or the parts of one
             if current.op == "placeholder" and current.name not in names:
                 return False
             waiting += [n for n in current.all_input_nodes if n not in seen]

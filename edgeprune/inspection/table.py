@@ -16,6 +16,7 @@ from edgeprune.graph.binding import static_nodes
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, LockedUnits, analyze
 from edgeprune.graph.labels import core
 from edgeprune.importance import score
+from edgeprune.inspection.tokens import token_rows
 from edgeprune.records import InputFeatures
 from edgeprune.results import GroupRow, InspectRecord, LayerWidth
 
@@ -39,7 +40,8 @@ def inspect_program(program: ExportedProgram, name: str, attention: str = "heads
     heads = _head_units(graph)
     order = sorted(range(len(graph.groups)), key=lambda number: not graph.groups[number].is_input)
     rows = [_group_row(graph, cost, number, heads, n_params) for number in order]
-    record = InspectRecord(name, round(cost.total), n_params, (*rows, *locked_rows(graph)))
+    found = (*rows, *locked_rows(graph))
+    record = InspectRecord(name, round(cost.total), n_params, found, tokens=token_rows(graph.analysis.program))
     return Inspection(record, graph, {number: row for row, number in enumerate(order)})
 
 

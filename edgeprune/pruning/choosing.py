@@ -50,6 +50,9 @@ class Chooser:
         worth = [s / sizes.clip(min=1) for s, sizes in zip(scores, self.sizes, strict=True)]  # of a feature
         self.orders = [np.lexsort(keys) for keys in zip(worth, last, strict=True)]
         self.steps = [_step(group, align, stair) for group in graph.groups]
+        for g, group in enumerate(graph.groups):
+            if group.given is not None:
+                self.orders[g], self.counts[g] = np.argsort(group.given, kind="stable"), group.given.sum()
         for g in range(len(graph.groups)) if even else ():
             self._even(g, worth[g])
         self.sums = [np.concatenate([[0.0], np.cumsum(s[o])]) for s, o in zip(scores, self.orders, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def masked(program: ExportedProgram, plan: PruningPlan) -> fx.GraphModule:
     them would be as large as the network.
     """
     program = fold(program) if plan.folded else program
+    plan = _with_all_rows(plan)
     module = Program.adopt(prepared(program)).frozen_module()
     if not plan.exact:
         _normalise_over_kept(module, program, plan)
@@ -52,6 +54,16 @@ def masked(program: ExportedProgram, plan: PruningPlan) -> fx.GraphModule:
     _narrow_state(module, program, plan)
     module.recompile()
     return module
+
+
+def _with_all_rows(plan: PruningPlan) -> PruningPlan:
+    """The plan without what it cuts of a vocabulary: on the ids that stay, the whole tables must give the same."""
+    tables = {name: dim for one in plan.vocabularies.values() for name, dim in one.tables.items()}
+    tensors = {
+        name: {dim: kept for dim, kept in dims.items() if tables.get(name) != dim}
+        for name, dims in plan.tensors.items()
+    }
+    return replace(plan, tensors=tensors, vocabularies={})
 
 
 def zeroed(tensor: Tensor, kept: Mapping[int, Sequence[int]]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 from edgeprune.errors import InputError, PlanError
 from edgeprune.lines import shown
 from edgeprune.reading import parse_json, read_file
-from edgeprune.records import InputFeatures
+from edgeprune.records import InputFeatures, Vocabulary
 
 FORMAT = "edgeprune-plan/1"
 ATTENTION = ("heads", "head-dim")
@@ -50,6 +50,7 @@ class PruningPlan:
     attention: str = "heads"
     folded: bool = False
     state: Mapping[str, str] = field(default_factory=dict)
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
 
     @property
     def has_features(self) -> bool:
@@ -69,6 +70,7 @@ class PruningPlan:
             **({} if self.attention == "heads" else {"attention": self.attention}),
             **({"folded": True} if self.folded else {}),
             **({"state": dict(sorted(self.state.items()))} if self.state else {}),
+            **({"vocabularies": _vocabularies_to_dict(self.vocabularies)} if self.vocabularies else {}),
             "tensors": {
                 name: {str(dim): list(kept) for dim, kept in sorted(dims.items())}
                 for name, dims in sorted(self.tensors.items())
@@ -106,7 +108,9 @@ class PruningPlan:
         state = dict(_table("state", document.get("state", {})))
         if not all(isinstance(output, str) for output in state.values()):
             raise PlanError("the plan's state: expected the names of outputs")
-        return cls(sha256, tensors, inputs, groups, attention, folded, state)
+        known = _table("vocabularies", document.get("vocabularies", {}))
+        vocabularies = {name: _vocabulary(name, entry) for name, entry in known}
+        return cls(sha256, tensors, inputs, groups, attention, folded, state, vocabularies)
 
 
 def _document(text: str | bytes) -> dict[str, Any]:
@@ -149,7 +153,14 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         inputs[name] = InputFeatures(state.size, left, state.dim)
     groups = tuple(_composed_groups(first.groups, second.groups))
     return PruningPlan(
-        first.source_sha256, tensors, inputs, groups, second.attention, first.folded, {**first.state, **second.state}
+        first.source_sha256,
+        tensors,
+        inputs,
+        groups,
+        second.attention,
+        first.folded,
+        {**first.state, **second.state},
+        {**first.vocabularies, **second.vocabularies},
     )
 
 
@@ -211,6 +222,30 @@ def _features(name: str, entry: Any) -> InputFeatures:
     if keep[-1] >= size:
         raise PlanError(f"the plan's inputs[{shown(name)}]['keep']: expected indices below {size}, got {keep[-1]}")
     return InputFeatures(size, keep, dim)
+
+
+def _vocabularies_to_dict(vocabularies: Mapping[str, Vocabulary]) -> dict[str, Any]:
+    return {
+        name: {"size": one.size, "keep": list(one.keep), "unknown": one.unknown, "tables": dict(one.tables)}
+        for name, one in sorted(vocabularies.items())
+    }
+
+
+def _vocabulary(name: str, entry: Any) -> Vocabulary:
+    where = f"vocabularies[{shown(name)}]"
+    fields = dict(_table(where, entry))
+    size, unknown = fields.get("size"), fields.get("unknown")
+    if type(size) is not int or not 1 <= size < _MAX_SIZE:
+        raise PlanError(f"the plan's {where}['size']: expected a whole number from 1, got {shown(size)}")
+    keep = _indices(f"{where}['keep']", fields.get("keep"))
+    if keep[-1] >= size:
+        raise PlanError(f"the plan's {where}['keep']: expected ids below {size}, got {keep[-1]}")
+    if unknown is not None and (type(unknown) is not int or unknown not in keep):
+        raise PlanError(f"the plan's {where}['unknown']: expected an id that is kept or null, got {shown(unknown)}")
+    tables = dict(_table(f"{where}['tables']", fields.get("tables")))
+    if not all(type(dim) is int and 0 <= dim <= _MAX_DIMS for dim in tables.values()):
+        raise PlanError(f"the plan's {where}['tables']: expected the dim of the rows of each tensor")
+    return Vocabulary(size, keep, unknown, tables)
 
 
 def _group(entry: Any) -> PlannedGroup:

@@ -98,8 +98,9 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
 
 
 def _eligible(graph: ChannelGraph, alone: Collection[int], exact_only: bool) -> list[int]:
-    """The groups that may lose units."""
-    return [g for g, group in enumerate(graph.groups) if g not in alone and (group.exact or not exact_only)]
+    """The groups that may lose units by choice."""
+    free = [(g, group) for g, group in enumerate(graph.groups) if g not in alone and group.given is None]
+    return [g for g, group in free if group.exact or not exact_only]
 
 
 def _limits(
@@ -184,4 +185,12 @@ def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -
         PlannedGroup(group.name, group.n_units, int(keep[group.units].sum()), group.exact) for group in graph.groups
     )
     state = graph.analysis.state
-    return PruningPlan(digest(program), tensors, inputs, groups, graph.analysis.attention, state=state)
+    return PruningPlan(
+        digest(program),
+        tensors,
+        inputs,
+        groups,
+        graph.analysis.attention,
+        state=state,
+        vocabularies=graph.rows.vocabularies,
+    )

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.data import Inputs
-from edgeprune.errors import ProofError
+from edgeprune.errors import InputError, ProofError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relative_error, relative_errors
 from edgeprune.graph.decisions import Following, Recording, has_choices
@@ -24,11 +24,13 @@ from edgeprune.graph.precision import arguments_in_float64, float64_by_default, 
 from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import fitted, input_specs, output_names
 from edgeprune.graph.state import N_STEPS, FromStart, fed_leaves, state_buffers
+from edgeprune.graph.tokens import only_kept
 from edgeprune.lines import error_reason
 from edgeprune.pruning.folding import fold
 from edgeprune.pruning.masked import masked
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.reach import Reach
+from edgeprune.pruning.vocabulary import with_kept_ids
 
 Arguments = tuple[Any, ...]
 
@@ -44,7 +46,8 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
 
     Where the plan folds constants, the folded network is checked against the dense one too. A network with a state is
     run over several steps. Inputs that show nothing of the cut are no proof: the outputs must depend on them, and must
-    move with the weights that were sliced.
+    move with the weights that were sliced. Where a vocabulary is cut, it is run on ids that are kept, and the dense
+    network has the whole of its tables.
 
     Args:
         program: the dense program that was cut.
@@ -55,13 +58,15 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
             with a free height and width is run at other sizes too.
 
     Raises:
-        InputError: the inputs are not the program's.
+        InputError: the inputs are not the program's, or hold ids that the plan cuts.
         ProofError: an output differs by more than rounding explains: 1e-5 of its largest number for one that is
             computed in float32, 1e-10 in float64. A difference that float64 does not confirm is rounding, and so is
             the other choice between two equal numbers. Or nothing that the network was run on shows anything.
     """
     origin = "drawn; give real ones by prove(..., inputs=...)" if inputs is None else "given"
     candidates = _drawn(program, slim, plan) if inputs is None else _given(program, slim, plan, inputs)
+    if inputs is not None:
+        _check_kept(program, plan, inputs)
     return _proved(program, slim, plan, candidates, origin)
 
 
@@ -83,7 +88,8 @@ def _proved(
         program, plan = fold(program), replace(plan, folded=False)
     pair = _Pair.of(program, slim, plan)
     doubts: list[str] = []
-    for samples in candidates:
+    for found in candidates:
+        samples = [with_kept_ids(program, args, plan.vocabularies) for args in found]
         try:
             return pair.error(samples, None if program is dense else dense)
         except _ShowsNothing as doubt:
@@ -146,6 +152,18 @@ def _given(dense: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inp
     for args, grown in zip(drawn_arguments(program, batch), _grown(program, batch), strict=True):
         leaves = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
         yield [arguments(program, [*tensors, *leaves[1:]])] * n_steps + grown
+
+
+def _check_kept(program: ExportedProgram, plan: PruningPlan, inputs: Any) -> None:
+    """Raise InputError where inputs hold ids that the plan cuts: what the networks make of those differs."""
+    specs = input_specs(program)
+    alone = isinstance(inputs, Tensor) and len(specs) > 1
+    specs = specs[:1] if alone else specs
+    for tensor, spec in zip(fitted(specs, inputs, "inputs of the proof"), specs, strict=True):
+        one = plan.vocabularies.get(spec.name)
+        if one is not None and not torch.equal(only_kept(tensor, one), tensor):
+            cut = int(tensor[only_kept(tensor, one) != tensor][0])
+            raise InputError(f"inputs of the proof: {spec.name}: expected ids that the plan keeps, got {cut}")
 
 
 # -- the comparison ---------------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program, reexport
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained
-from edgeprune.graph.names import GATHER
+from edgeprune.graph.names import GATHER, NUMBERS
 from edgeprune.graph.sizes import free_ranges, size_hint
+from edgeprune.graph.tokens import numbered
 from edgeprune.pruning.gathers import (
     BATCH,
     Gather,
@@ -58,15 +59,19 @@ def gathered_inputs(program: ExportedProgram) -> dict[str, InputFeatures]:
 def slim_contract(program: ExportedProgram) -> Program:
     """The program that takes only the kept features, ascending: `(batch, k)`, or `(batch, k, ...)` for channels.
 
+    Of a token input whose vocabulary was cut it takes the new ids, the positions of the old ones among those kept.
+
     Raises:
-        InputError: the program gathers no input features, or a module that its `.module()` gave has been trained since.
+        InputError: the program gathers no input features and numbers no ids anew, or a module that its `.module()`
+            gave has been trained since.
     """
     check_untrained(program)
     module = _module(program)
     found = find_gathers(module)
-    if not found:
-        raise InputError("slim contract: the program gathers no input features: expected a compressed program")
     args = dict(_example_args(program))
+    is_numbered = [_take_new_ids(module, name) for name in args]
+    if not found and not any(is_numbered):
+        raise InputError("slim contract: the program gathers no input features: expected a compressed program")
     for name, one in found.items():
         args[name] = torch.zeros((BATCH, *_slim_shape(one)), dtype=one.placeholder.meta["val"].dtype)
         for gather in one.gathers:
@@ -79,11 +84,22 @@ def slim_contract(program: ExportedProgram) -> Program:
     return reexport(module, tuple(args.values()), free)
 
 
+def _take_new_ids(module: fx.GraphModule, name: str) -> bool:
+    """Let an input take the new ids, if the program numbers the old ones anew; whether it does."""
+    one = numbered(module, name)
+    if one is None:
+        return False
+    for user in list(one.node.users):
+        user.replace_input_with(one.node, next(iter(one.node.args[1])))  # type: ignore[arg-type]
+    module.graph.erase_node(one.node)
+    return True
+
+
 def _drop_unread(module: fx.GraphModule) -> None:
     """Take out what nothing reads any more, the indices of the gathers among it."""
     module.graph.eliminate_dead_code()
     used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in module.named_buffers() if name.startswith(GATHER) and name not in used]:
+    for name in [name for name, _ in module.named_buffers() if name.startswith((GATHER, NUMBERS)) and name not in used]:
         delattr(module, name)
     module.recompile()
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from edgeprune.errors import PlanError
+from edgeprune.errors import InputError, PlanError
 from edgeprune.formats.digests import digest
 from edgeprune.graph.binding import shape_of
 from edgeprune.graph.capture import Program, captured_with, own_tensors, reexport, reexport_like
@@ -26,6 +26,7 @@ from edgeprune.graph.sizes import arguments, free_ranges
 from edgeprune.graph.specs import input_specs
 from edgeprune.pruning.folding import fold
 from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.vocabulary import number_anew, with_kept_ids
 from edgeprune.records import InputFeatures
 
 _STORED = ("tensor", "input", "state")
@@ -57,20 +58,51 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
         )
     if plan.folded:
         program, graph = fold(program), None
-    if graph is None or graph.analysis.attention != plan.attention:
-        graph = analyze(program, inputs=plan.has_features, attention=plan.attention, state=plan.state)
+    if graph is None or graph.analysis.attention != plan.attention or graph.rows.vocabularies != plan.vocabularies:
+        graph = analyzed_for(program, plan)
     keep = kept_units(graph, plan)
     ready = graph.analysis.program
     narrower = plan.state.keys() & plan.inputs.keys()
     module = (None if narrower else unlifted(ready)) or Program.adopt(ready).own_module()
     _slice_tensors(module, graph, plan)
-    Edit(module, graph.analysis, keep).rewrite()
+    edit = Edit(module, graph.analysis, keep)
+    edit.rewrite()
+    number_anew(edit, plan.vocabularies)
     _drop_unused(module)
     own_tensors(module)
     if isinstance(module, fx.GraphModule) and narrower:
         module.recompile()
         return reexport(module, _narrower(program, plan), free_ranges(program))
-    return reexport_like(module, ready)
+    return reexport_like(module, _with_kept_ids(ready, plan))
+
+
+def analyzed_for(program: ExportedProgram, plan: PruningPlan) -> ChannelGraph:
+    """The analysis of a program that a plan is for.
+
+    Raises:
+        PlanError: it cuts a vocabulary whose rows cannot go.
+    """
+    try:
+        return analyze(
+            program,
+            inputs=plan.has_features,
+            attention=plan.attention,
+            state=plan.state,
+            vocabularies=plan.vocabularies,
+        )
+    except PlanError:
+        raise
+    except InputError as error:
+        raise PlanError(f"the plan's {error}") from error
+
+
+def _with_kept_ids(program: ExportedProgram, plan: PruningPlan) -> ExportedProgram:
+    """The program with an example whose ids are all kept, so that what is cut of it takes the example too."""
+    if not plan.vocabularies or program.example_inputs is None:
+        return program
+    changed = Program.adopt(program)
+    changed._example_inputs = (with_kept_ids(program, captured_with(program), plan.vocabularies), {})
+    return changed
 
 
 def _narrower(program: ExportedProgram, plan: PruningPlan) -> tuple[Any, ...]:
@@ -94,8 +126,24 @@ def kept_units(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
             keep[group.units[slot.unit[(slot.unit >= 0) & ~mask]]] = False
     for name in plan.inputs.keys() - plan.state.keys():  # features that no layer reads are in no group
         keep[_removed_features(graph, name, plan.inputs[name])] = False
+    _check_rows(graph, plan, keep)
     _check_couplings(graph, plan, keep, shapes, masks)
     return keep
+
+
+def _check_rows(graph: ChannelGraph, plan: PruningPlan, keep: np.ndarray) -> None:
+    """Cut the rows of constants, which no plan names; those of the tensors must be the ones of the kept ids."""
+    rows = graph.rows
+    if dict(rows.vocabularies) != dict(plan.vocabularies):
+        raise PlanError("the plan's vocabularies: expected the ids that inputs with a table in common keep together")
+    named = np.unique(
+        np.concatenate([np.zeros(0, np.int64), *(group.units for group in graph.groups if group.given is not None)])
+    )
+    wrong = np.flatnonzero((keep[rows.units] != rows.kept) & np.isin(rows.units, named))
+    if len(wrong):
+        name = next(iter(plan.vocabularies))
+        raise PlanError(f"the plan's vocabularies[{name!r}]: expected the rows of its tensors to be those of its ids")
+    keep[rows.units] &= rows.kept
 
 
 def _known_shapes(graph: ChannelGraph, plan: PruningPlan) -> dict[str, tuple[int, ...]]:

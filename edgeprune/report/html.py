@@ -100,6 +100,7 @@ def _figures(run: RunRecord) -> list[_Figure]:
     ]
     if run.features is not None:
         figures.append(_cost("Input features", run.features.size, len(run.features.keep), fmt.count))
+    figures += [_cost(f"Ids of {one.input}", one.n_ids, one.n_kept, fmt.count) for one in run.vocabularies]
     interval = f"95 % interval {fmt.ratio_interval(latency.ratio_interval)}"
     figures += [
         _cost("Latency p50", latency.dense_p50_ms, latency.slim_p50_ms, fmt.milliseconds, interval),

@@ -61,8 +61,13 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     if record.features is not None:
         size, kept = record.features.size, len(record.features.keep)
         table.add_row("input features", str(size), str(kept), fmt.share(kept, size))
+    for one in record.vocabularies:
+        table.add_row(f"ids of {one.input}", str(one.n_ids), str(one.n_kept), fmt.share(one.n_kept, one.n_ids))
+        sizes = (one.dense_bytes, one.slim_bytes)
+        table.add_row("  their rows", *map(fmt.size, sizes), fmt.share(*reversed(sizes)))
     _latency_rows(table, record.latency)
     exactness = "exact" if record.proof_exact else "exact up to renormalisation"
+    exactness += ", on the ids that are kept" if record.vocabularies else ""
     return _Sheet(
         table,
         *([_front(record)] if record.front else []),
@@ -243,8 +248,25 @@ def inspect(record: InspectRecord) -> RenderableType:
         parts.append(_prunable_table(title, prunable))
     if locked:
         parts.append(_locked_table(f"{record.model}: locked", locked))
+    if record.tokens:
+        parts.append(_tokens(record))
     told = Text(f"  {len(prunable)} of {len(record.groups)} groups can be pruned{_remarks(prunable)}", "dim")
     return _Sheet(*parts, told, *(_unbroken("  drawn   ", file, "") for file in record.files))
+
+
+def _tokens(record: InspectRecord) -> Table:
+    """The inputs of ids, and whether a compress --input-features INPUT=IDS can keep some of them alone."""
+    table = _table(f"{record.model}: inputs of ids")
+    table.add_column("input", overflow="fold")
+    table.add_column("ids", justify="right", no_wrap=True)
+    table.add_column("tables that they look up", overflow="fold", ratio=1)
+    table.add_column("params", justify="right", no_wrap=True)
+    table.add_column("vocabulary", overflow="fold", ratio=1)
+    for row in record.tokens:
+        share = f"{100 * row.params / record.params:.1f} %" if record.params else fmt.NONE
+        can = Text("can be cut: the ids that are used are enough", "green") if row.reason is None else Text(row.reason)
+        table.add_row(row.input, str(row.n_ids), ", ".join(row.tables), share, can)
+    return table
 
 
 def _remarks(prunable: Sequence[GroupRow]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from edgeprune.cost.device import Device
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.pruning.plan import PruningPlan
-from edgeprune.records import Evaluation, FeatureRules, Reconstruction
+from edgeprune.records import Evaluation, FeatureRules, Reconstruction, Vocabulary
 from edgeprune.results import FeatureCount, StepRecord
 from edgeprune.settings import MOST_FINETUNINGS
 from edgeprune.tasks.budget import MaxDrop
@@ -68,6 +68,7 @@ class Manner:
     together. `appliable` cuts are those that the class's own forward takes; layers in `leave` stay whole. With a
     `device`, units go by the milliseconds that they save on it. `max_finetunings` bounds the training of a search that
     has no cost to reach. With `reconstruct`, what is left of a cut takes over what went, where there are samples.
+    `vocabularies` are the ids of token inputs that stay.
     """
 
     criterion: str = "l2"
@@ -82,6 +83,7 @@ class Manner:
     device: Device | None = None
     max_finetunings: int = MOST_FINETUNINGS
     reconstruct: bool = False
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

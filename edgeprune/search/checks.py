@@ -24,7 +24,7 @@ def check(cutter: Cutter, budgets: Budgets, plan: PruningPlan | None = None) -> 
         cutter.cut_by(plan)
         return
     _check_influence(cutter)
-    if not cutter.graph.groups:
+    if not cutter.graph.groups and not cutter.manner.vocabularies:
         reasons = sorted({f"{lock.name}: {lock.reason}" for lock in cutter.graph.locked})
         raise BudgetError(f"nothing can be pruned; {'; '.join(reasons[:4]) or 'the network has no channels'}")
     if budgets.keep_macs is not None:

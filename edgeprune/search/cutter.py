@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
 from edgeprune.pruning.surgery import cut
 from edgeprune.reconstruction.reconstruct import reconstructed
+from edgeprune.records import Vocabulary
 from edgeprune.search.candidate import Candidate, Manner
 from edgeprune.search.costs import Costs
 from edgeprune.search.landing import Shares
@@ -81,6 +83,16 @@ class Cutter:
         slim = cut(program, plan)
         return self._made(self.dense, slim, plan, self._proved(program, slim, plan))
 
+    def without_cut_ids(self, best: Candidate) -> Candidate:
+        """The candidate without the rows of the ids that are cut, proved; itself where none are."""
+        how, program = self.manner, best.program
+        graph = self._analyzed(program, how.vocabularies)
+        if not graph.rows.vocabularies:
+            return best
+        plan = make_step_plan(program, graph, None, "random")
+        slim = cut(program, plan, graph)
+        return self._made(best, slim, plan, self._proved(program, slim, plan))
+
     def without_unread(self, best: Candidate, trained: nn.Module) -> Candidate:
         """The candidate with the weights of `trained`, without the input features that only feed zeros there."""
         program = _exported(trained, best.program)
@@ -109,9 +121,9 @@ class Cutter:
         """The candidate with the weights of its own module, which were trained on."""
         return replace(candidate, program=_exported(module, candidate.program))
 
-    def _analyzed(self, program: Program) -> ChannelGraph:
+    def _analyzed(self, program: Program, kept: Mapping[str, Vocabulary] | None = None) -> ChannelGraph:
         how = self.manner
-        return analyze(program, inputs=how.features, attention=how.attention, rules=how.rules)
+        return analyze(program, inputs=how.features, attention=how.attention, rules=how.rules, vocabularies=kept)
 
     def _cut(self, best: Candidate, shares: Shares, n_features: int | None) -> tuple[Program, PruningPlan]:
         """Without a count of features, none of them go unless they compete."""

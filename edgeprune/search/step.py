@@ -73,6 +73,16 @@ class Step:
         self.record(slim, accepted=True)
         return slim
 
+    def without_cut_ids(self, best: Candidate) -> Candidate:
+        """The candidate without the rows of ids that are cut, looked at; itself where none are."""
+        if not self.cutter.manner.vocabularies:
+            return best
+        self.progress.stage("cut the vocabulary")
+        slim = self.cutter.without_cut_ids(best)
+        if self.trainer is not None and slim is not best:
+            slim = replace(slim, val=self.trainer.evaluation(slim.program.frozen_module()))
+        return slim
+
     # -- one candidate ---------------------------------------------------------------------------------------------
 
     def tried(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:

@@ -27,9 +27,9 @@ class Strategy(Protocol):
 
 
 def begun(step: Step, budgets: Budgets) -> Candidate:
-    """The dense network, looked at, without dead units and with as few input features as are asked for."""
+    """The dense network, looked at, without dead units and with the input features and ids that are asked for."""
     step.begin()
-    best = step.without_dead()
+    best = step.without_cut_ids(step.without_dead())
     if budgets.n_features is not None:
         return down_to_features(step, budgets, best)
     if budgets.prune_features and budgets.max_drop is not None and step.dense.n_features:

@@ -20,8 +20,8 @@ def _rewrite_index(edit: Rewriting, call: Call) -> None:
     """Rows of the index tensors that select removed units go; the others are remapped into the kept slices."""
     x, indices = call.input, call["indices"]
     used = indexed(call)
-    if all(edit.kept_size(x, d) == x.shape[d] for d in used):
-        return
+    if all(edit.kept_size(x, d) == x.shape[d] for d in used) or any(indices[d].const is None for d in used):
+        return  # what computed numbers look up is numbered anew where the numbers come in
     block: Any = torch.broadcast_tensors(*(indices[d].const for d in used))
     first = block_position(used)
     given = list(edit.raw(call, "indices"))
@@ -47,7 +47,7 @@ def index(analysis: Labelling, call: Call) -> Any:
         return moved(analysis, _without_tables(analysis, call, used))
     for layer in x.layers:
         for dim in used:
-            analysis.fix(layer, dim, reasons.SEVERAL_INDICES)
+            analysis.look_up(layer, dim, reasons.SEVERAL_INDICES)
     if masked:
         return lock_all(analysis, call, reasons.INDEXED)
     return analysis.value(call.shape, remainders(x, _dims_left(call, used), call.shape))
@@ -105,7 +105,7 @@ def is_mask(call: Call, dim: int) -> bool:
 def _rewrite_index_select(edit: Rewriting, call: Call) -> None:
     dim = call["dim"] % len(call.input.shape)
     kept = edit.kept(call.input, dim)
-    if len(kept) != call.input.shape[dim]:
+    if len(kept) != call.input.shape[dim] and call["index"].const is not None:
         chosen = call["index"].const.numpy().reshape(-1)
         edit.select(call, dim, np.searchsorted(kept, chosen[np.isin(chosen, kept)]))
 
@@ -117,7 +117,7 @@ def index_select(analysis: Labelling, call: Call) -> Any:
         return moved(analysis, call)
     dim = call["dim"] % len(call["self"].shape)
     for layer in call["self"].layers:
-        analysis.fix(layer, dim, reasons.COMPUTED_INDEX)
+        analysis.look_up(layer, dim, reasons.COMPUTED_INDEX)
     layers = [layer for layer in call["self"].layers if dim not in layer.dims]
     shape = call.shape
     narrow = [Layer(layer.labels.narrow(dim, 0, 1).expand(shape), layer.zero) for layer in layers]

@@ -11,7 +11,7 @@ from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import Layer, Value, remainder
 from edgeprune.graph.ops.indexing import block_position, indexed, is_mask
-from edgeprune.graph.ops.movement import lock_all
+from edgeprune.graph.ops.movement import lock_all, rewrite_padding_index
 from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling
 
@@ -120,12 +120,14 @@ def _put_by_mask(analysis: Labelling, call: Call, mask: Value) -> Value:
     return analysis.value(x.shape, [Layer(layer.labels, layer.zero and zero) for layer in x.layers])
 
 
-@operator("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only", kind=Kind.LOOKUP)
+@operator(
+    "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only", kind=Kind.LOOKUP, rewrite=rewrite_padding_index
+)
 def embedding_bag(analysis: Labelling, call: Call) -> list[Any]:
     """Sums, means or maxima of rows that are looked up; columns are channels."""
     weight, shape = call["weight"], call.shape[0]
     for layer in weight.layers:
-        analysis.fix(layer, 0, reasons.LOOKED_UP)
+        analysis.look_up(layer, 0, reasons.LOOKED_UP)
     for value in call.values:
         if value is not weight:
             for layer in value.layers:

@@ -329,12 +329,23 @@ def _zero_over(part: Value, dims: tuple[int, ...]) -> bool:
 # -- lookups ----------------------------------------------------------------------------------------------------------
 
 
-@operator("embedding", kind=Kind.LOOKUP)
+def rewrite_padding_index(edit: Rewriting, call: Call) -> None:
+    """The row that no gradient goes to is another one where rows before it went, and none where itself went."""
+    padding = call.get("padding_idx")
+    n_rows = call["weight"].shape[0]
+    kept = edit.kept(call["weight"], 0)
+    if padding is None or padding < 0 or len(kept) == n_rows:
+        return
+    found = np.flatnonzero(kept == padding)
+    edit.set(call, "padding_idx", int(found[0]) if len(found) else -1)
+
+
+@operator("embedding", kind=Kind.LOOKUP, rewrite=rewrite_padding_index)
 def embedding(analysis: Labelling, call: Call) -> Value:
-    """Rows are looked up and stay; columns are channels."""
+    """Rows are looked up and stay, unless it is said which; columns are channels."""
     weight = call["weight"]
     for layer in weight.layers:
-        analysis.fix(layer, 0, reasons.LOOKED_UP)
+        analysis.look_up(layer, 0, reasons.LOOKED_UP)
     layers = []
     for layer in weight.on(1):
         if layer.dims == (1,):
