@@ -384,7 +384,8 @@ def _described(
     names = [Path(file.path).name for file in files]
     network = "slim" if "full.onnx" in names else "full"
     contracts = {name.removesuffix(".onnx") if name in _FIXED_NAMES else network: name for name in names}
-    described = Described(writing.info, features, contracts, input_type, writing.fold, writing.byte_scale, vocabularies)
+    said = Described(writing.info, features, contracts, input_type, writing.fold, writing.byte_scale)
+    described = replace(said, vocabularies=vocabularies)
     return [*files, write_description(writing.folder, described)]
 
 
