@@ -27,8 +27,7 @@ def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bo
     entries: dict[str, Any] = {"input_shape": list(shape)}
     if info.classes:
         entries["classes"] = list(info.classes)
-    if info.task is not None and not is_own(info.task) and contract != "preprocess":
-        entries["task"] = info.task  # code of the user's is none of the device's business
+    entries |= _task(info, contract)
     if normalization is not None:
         entries["normalization"] = _numbers(normalization)
     if folded:
@@ -38,6 +37,12 @@ def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bo
         if front.byte_scale is not None:
             entries["byte_scale"] = front.byte_scale
     return {"edgeprune.contract": contract, **{f"edgeprune.{key}": json.dumps(value) for key, value in entries.items()}}
+
+
+def _task(info: ModelInfo, contract: str) -> dict[str, str]:
+    """The task of a network; one that is the user's code is none of the device's business."""
+    stated = info.task is not None and not is_own(info.task) and contract != "preprocess"
+    return {"task": str(info.task)} if stated else {}
 
 
 def _slim_input(front: Preprocessing) -> tuple[tuple[int, ...], Normalization | None]:
