@@ -155,6 +155,7 @@ def test_the_answers_of_the_file_are_those_of_pytorch(place: Path, tmp_path: Pat
     told = CliRunner().invoke(app, command)
     assert "12 inputs; 100.00 % of the answers are the same" in " ".join(told.output.split()), told.output
     assert exported(place, tmp_path, "values", int8=False).agreement is None
+    assert exported(place, tmp_path, "both", "flags", int8=False).agreement is None, "to be exported it needs no task"
 
 
 def test_match_goes_by_the_dense_network_where_it_is_at_hand(place: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from edgeprune.data import batches
 from edgeprune.data.inputs import one_tensor
+from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.answers import Answering, structure_of
 from edgeprune.export.conversions import write_dynamic, write_half
@@ -80,13 +81,15 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
 def agreement(material: Material) -> float | None:
     """The share of the answers on the test split that the network's file gives as PyTorch does.
 
-    None where nobody knows what answers are, or they are no decisions. Of a classification the check of the file has
-    looked at each.
+    None where nobody knows what answers are, or they are no decisions, and for a file that takes more than one input: a
+    state, say. Of a classification the check of the file has looked at each.
     """
     task, raw = material.task, material.raw("test", None)
     if task is None or raw is None or isinstance(task, Classification):
         return None
     network = _answers(material.network, structure_of(material.model.program))
+    if len(network.session.get_inputs()) != 1 or not _is_fit(task, material, network):
+        return None
     module = Program.adopt(material.model.program).frozen_module()
     shares = []
     for start in range(0, len(raw), _BATCH):
@@ -94,6 +97,16 @@ def agreement(material: Material) -> float | None:
         with torch.no_grad():
             shares.append((task.agrees(module(torch.from_numpy(inputs.full)), network(inputs.file)), len(inputs.full)))
     return mean_share(shares)
+
+
+def _is_fit(task: Task, material: Material, network: Answering) -> bool:
+    """Whether the outputs are what the task takes: to be exported they need not be."""
+    assert material.data is not None
+    try:
+        task.check(network(material.samples(_FEW).file), material.data)
+    except InputError:
+        return False
+    return True
 
 
 def _judge(material: Material, data: DataSource, task: Task, told: Progress) -> Callable[[Path], float]:

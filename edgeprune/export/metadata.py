@@ -28,8 +28,7 @@ def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bo
     entries: dict[str, Any] = {"input_shape": list(shape)}
     if info.classes:
         entries["classes"] = list(info.classes)
-    if info.task is not None and not is_own(info.task) and contract != "preprocess":
-        entries["task"] = info.task  # code of the user's is none of the device's business
+    entries |= _task(info, contract)
     if normalization is not None:
         entries["normalization"] = _numbers(normalization)
     if folded:
@@ -44,11 +43,18 @@ def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bo
 def metadata_of_named(info: ModelInfo, scaling: Mapping[str, Any], folded: bool) -> dict[str, str]:
     """The same of a network with several inputs: `scaling` is what is left to do to each by its name."""
     entries: dict[str, Any] = {"classes": list(info.classes)} if info.classes else {}
+    entries |= _task(info, "full")
     if scaling:
         entries["normalizations"] = dict(scaling)
     if folded:
         entries["preprocess"] = "folded"
     return {"edgeprune.contract": "full", **{f"edgeprune.{key}": json.dumps(value) for key, value in entries.items()}}
+
+
+def _task(info: ModelInfo, contract: str) -> dict[str, str]:
+    """The task of a network; one that is the user's code is none of the device's business."""
+    stated = info.task is not None and not is_own(info.task) and contract != "preprocess"
+    return {"task": str(info.task)} if stated else {}
 
 
 def _slim_input(front: Preprocessing) -> tuple[tuple[int, ...], Normalization | None]:

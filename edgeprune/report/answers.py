@@ -13,6 +13,7 @@ from edgeprune.report.plots import ACCENT, FAINT, INK, MUTED, WARN, WIDTH_INCHES
 
 _MOST_SIDE = 160  # pixels of a picture in the page
 _MOST_BARS = 24
+_MOST_NAMED = 10
 _MOST_COLUMNS = 4
 _MOST_POINTS = 400
 _BINS = 40
@@ -202,14 +203,17 @@ def _masks(found: Masks) -> tuple[str, str]:
 
 def _key(found: Masks) -> str:
     """What the colours mean; those that occur."""
-    masks = [mask for one in found.images for mask in (one.truth, one.dense, one.slim)]
-    seen = [int(one) for one in np.unique(np.concatenate([mask.ravel() for mask in masks])) if one != found.ignore]
-    names = [found.names[one] if 0 <= one < len(found.names) else f"class {one}" for one in seen]
-    listed = ", ".join(f"{name} ({_colour_name(one)})" for one, name in zip(seen[:10], names, strict=False))
-    more = f" and {len(seen) - 10} more" if len(seen) > 10 else ""
+    masks = [mask.ravel() for one in found.images for mask in (one.truth, one.dense, one.slim)]
+    seen = [int(one) for one in np.unique(np.concatenate(masks)) if one != found.ignore]
+    listed = ", ".join(f"{_class_name(found, one)} ({_colour_name(one)})" for one in seen[:_MOST_NAMED])
+    more = f" and {len(seen) - _MOST_NAMED} more" if len(seen) > _MOST_NAMED else ""
     ignored = any((one.truth == found.ignore).any() for one in found.images)
     note = "; where the true mask is grey, nothing is known" if ignored else ""
     return f"The samples that changed most, and others beside them. Classes: {listed}{more}{note}."
+
+
+def _class_name(found: Masks, one: int) -> str:
+    return found.names[one] if 0 <= one < len(found.names) else f"class {one}"
 
 
 def _picture(raw: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -88,7 +88,7 @@ def test_a_second_export_replaces_all_of_the_first(exported: Path, quick_run: Ru
         (("--onnx", "--preprocess", "inside"), "'inside' is not one of"),
         (("--ort", "--ort-platform", "mips"), "'mips' is not one of arm, amd64"),
         (("--web", "--web-runtime", "no-such-folder"), "no-such-folder"),
-        (("--int8", "--max-drop", "-1"), "expected accuracy points in [0, 100], got -1"),
+        (("--int8", "--max-drop", "-1"), "expected a number of at least 0, with % or the metric's unit, got -1"),
     ],
 )
 def test_bad_options_leave_nothing(tmp_path: Path, quick_run: Run, options: tuple[str, ...], expected: str) -> None:
