@@ -54,7 +54,7 @@ def drawn(ids: tuple[int, ...] | list[int], n_inputs: int, dtype: torch.dtype = 
 
 
 CASES = [(name, torch.int64) for name in GOOD]
-CASES += [(name, torch.int32) for name in ("embedding", "indexing", "positions", "attention", "reordered")]
+CASES += [(name, torch.int32) for name in ("indexing", "positions")]
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
@@ -219,10 +219,21 @@ def test_a_class_takes_back_its_tables_with_new_ids() -> None:
 # -- random networks -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@settings(max_examples=4, deadline=None, derandomize=True, database=None)
 @given(st.data())
 def test_random_networks_give_the_same_on_the_ids_that_are_kept(data: st.DataObject) -> None:
-    """One or two inputs, tables of their own or shared, masks, positions, shifts, a second lookup."""
+    check_random_network(data)
+
+
+@pytest.mark.sweep
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_many_random_networks_give_the_same(data: st.DataObject) -> None:
+    check_random_network(data)
+
+
+def check_random_network(data: st.DataObject) -> None:
+    """One or two inputs, tables of their own or shared, masks, shifts, a second lookup."""
     n_inputs = data.draw(st.integers(1, 2))
     shared, mask, shift, second = (data.draw(st.booleans()) for _ in range(4))
     pad = data.draw(st.integers(0, 5))
@@ -289,6 +300,13 @@ def test_the_words_of_a_tied_decoder_are_its_outputs_and_stay() -> None:
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def beside() -> Program:
+    """Ids and a table of numbers."""
+    net = Net(lambda m, ids, x: m.out(m.emb(ids).mean(1) + x), emb=nn.Embedding(SIZE, 8), out=nn.Linear(8, 3))
+    return edgeprune.capture(net, (example(1)[0], torch.randn(2, 8)))
+
+
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
@@ -304,9 +322,8 @@ def test_the_words_of_a_tied_decoder_are_its_outputs_and_stay() -> None:
         ({"words": [1]}, "got 'words': it is no input of whole numbers"),
     ],
 )
-def test_ids_that_make_no_sense_are_refused(keep: dict[str, list[int]], message: str) -> None:
-    net = Net(lambda m, ids, x: m.out(m.emb(ids).mean(1) + x), emb=nn.Embedding(SIZE, 8), out=nn.Linear(8, 3))
-    program = edgeprune.capture(net, (example(1)[0], torch.randn(2, 8)))
+def test_ids_that_make_no_sense_are_refused(beside: Program, keep: dict[str, list[int]], message: str) -> None:
+    program = beside
     with pytest.raises(InputError, match=message) as error:
         edgeprune.vocabularies(program, keep)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
@@ -334,6 +351,12 @@ def test_used_ids_are_found_in_arrays() -> None:
             edgeprune.used_ids("ids", wrong)
 
 
+@pytest.fixture(scope="module")
+def planned() -> tuple[Program, PruningPlan]:
+    program = captured(text(lambda m, ids: m.emb(ids)), 1)
+    return program, trimmed(program, {"inputs_0": list(KEEP)})[0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -348,9 +371,10 @@ def test_used_ids_are_found_in_arrays() -> None:
         ({"tables": {"fc.weight": 0}}, "expected"),
     ],
 )
-def test_a_plan_that_was_changed_is_refused(change: dict[str, object], message: str) -> None:
-    program = captured(text(lambda m, ids: m.emb(ids)), 1)
-    plan, _ = trimmed(program, {"inputs_0": list(KEEP)})
+def test_a_plan_that_was_changed_is_refused(
+    planned: tuple[Program, PruningPlan], change: dict[str, object], message: str
+) -> None:
+    program, plan = planned
     document = json.loads(plan.to_json())
     document["vocabularies"]["inputs_0"] |= change
     with pytest.raises(PlanError, match=message):
@@ -360,8 +384,9 @@ def test_a_plan_that_was_changed_is_refused(change: dict[str, object], message: 
 # -- ONNX ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_both_contracts_agree_in_onnxruntime(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_both_contracts_agree_in_onnxruntime(tmp_path: Path) -> None:
+    """With int32; int64 goes through the command."""
+    dtype = torch.int32
     net = GOOD["positions"][0]().float()
     program = captured(net, 1, dtype)
     kept = edgeprune.vocabularies(program, {"inputs_0": list(KEEP)})

@@ -159,13 +159,12 @@ def test_bad_input_is_one_line(model: Path, found: Path, tmp_path: Path, asked: 
 
 
 def test_a_file_of_ids_may_be_written_in_any_way(model: Path, tmp_path: Path) -> None:
-    for content in ("0 1\n7,9\n100-102", "[0, 1, 7, 9, 100, 101, 102]"):
+    program = load_model(model).program
+    for content in ("0 1\n7,9\n100-102", "[0, 1, 7, 9, 100, 101, 102]", "102\n9-9, 0,1,7 100-101"):
         (tmp_path / "ids.txt").write_text(content)
-        asked = ("--input-features", f"inputs_0={tmp_path / 'ids.txt'}", "--keep-macs", 1)
-        result = run("compress", model, *asked, "--out", tmp_path / "out", "--force")
-        assert result.exit_code == 0, result.output
-        plan = json.loads((tmp_path / "out" / "plan.json").read_text())
-        assert plan["vocabularies"]["inputs_0"]["keep"] == [0, 1, 7, 9, 100, 101, 102]
+        request = CompressRequest(str(model), vocabularies=(f"inputs_0={tmp_path / 'ids.txt'}",))
+        kept = asked_vocabularies(request, program, None)
+        assert kept["inputs_0"].keep == (0, 1, 7, 9, 100, 101, 102)
 
 
 # -- the ids of data -------------------------------------------------------------------------------------------------
