@@ -74,8 +74,7 @@ class TrainableModule(fx.GraphModule):
         """Set the mode of every batch norm and dropout in the graph that follows it."""
         super().train(mode)
         self.has_trained = self.has_trained or mode
-        following = [(node, train_flag(node)) for node in self.graph.nodes if node.meta.get("follows_train")]
-        wanted = [(node, flag, mode and (self.draws or _is_norm(node))) for node, flag in following if flag is not None]
+        wanted = [(node, flag, mode and (self.draws or _is_norm(node))) for node, flag in _following(self.graph)]
         changed = [(node, flag, value) for node, flag, value in wanted if node.args[flag] is not value]
         for node, flag, value in changed:
             node.update_arg(flag, value)
@@ -88,6 +87,12 @@ class TrainableModule(fx.GraphModule):
         copied.__dict__["has_trained"] = self.has_trained
         give_copy(self, copied)
         return copied
+
+
+def _following(graph: fx.Graph) -> list[tuple[fx.Node, int]]:
+    """The operators that follow the module's mode, with the position of the argument that says it."""
+    found = [(node, train_flag(node)) for node in graph.nodes if node.meta.get("follows_train")]
+    return [(node, flag) for node, flag in found if flag is not None]
 
 
 def _is_norm(node: fx.Node) -> bool:
