@@ -7,17 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edgeprune.data import batches
-from edgeprune.data.inputs import one_tensor
+from edgeprune.data.inputs import as_arrays
 from edgeprune.export import ort
 from edgeprune.export.answers import Answering, structure_of
 from edgeprune.export.conversions import write_dynamic, write_half
+from edgeprune.export.feeds import in_pytorch, n_rows, rows
 from edgeprune.export.quantize import QuantizedFile, write_int8
 from edgeprune.export.target import Inputs, Material
 from edgeprune.export.variants import FLOAT, compare_variants
-from edgeprune.graph.capture import Program
 from edgeprune.measure.chance import check_above_chance
 from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress
@@ -68,7 +66,7 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
     return compare_variants(
         network,
         made,
-        calibration[:1],
+        rows(calibration, slice(1)),
         max_drop=drop,
         measure=partial(measure_files, max_seconds=_SECONDS, progress=told),
         interval=ratio_interval,
@@ -87,12 +85,11 @@ def agreement(material: Material) -> float | None:
     if task is None or raw is None or isinstance(task, Classification):
         return None
     network = _answers(material.network, structure_of(material.model.program))
-    module = Program.adopt(material.model.program).frozen_module()
+    module = in_pytorch(material.model.program)
     shares = []
-    for start in range(0, len(raw), _BATCH):
-        inputs = material.inputs(raw[start : start + _BATCH])
-        with torch.no_grad():
-            shares.append((task.agrees(module(torch.from_numpy(inputs.full)), network(inputs.file)), len(inputs.full)))
+    for start in range(0, n_rows(raw), _BATCH):
+        inputs = material.inputs(rows(raw, slice(start, start + _BATCH)))
+        shares.append((task.agrees(module(inputs.full), network(inputs.file)), n_rows(inputs.full)))
     return mean_share(shares)
 
 
@@ -106,7 +103,7 @@ def _judge(material: Material, data: DataSource, task: Task, told: Progress) -> 
     task.check(answers(material.network)(material.samples(_FEW).file), data)
     parts = []
     for x, raw in batches(data.val, _BATCH):
-        inputs = material.inputs(material.held(one_tensor(x, "smaller numbers").numpy()))
+        inputs = material.inputs(material.held(as_arrays(x)))
         parts.append((inputs.file, task.targets(raw) if reference is None else reference(inputs)))
 
     def judge(path: Path) -> float:
@@ -129,10 +126,5 @@ def _reference(material: Material, answers: Callable[[Path], Answering], told: P
         )
         network = answers(material.network)
         return lambda inputs: network(inputs.file)
-    dense = Program.adopt(material.dense.program).frozen_module()
-
-    def answered(inputs: Inputs) -> Any:
-        with torch.no_grad():
-            return dense(torch.from_numpy(inputs.full))
-
-    return answered
+    dense = in_pytorch(material.dense.program)
+    return lambda inputs: dense(inputs.full)
