@@ -9,10 +9,11 @@ from typing import Any
 
 from edgeprune.data import batches
 from edgeprune.data.inputs import as_arrays
+from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.answers import Answering, structure_of
 from edgeprune.export.conversions import write_dynamic, write_half
-from edgeprune.export.feeds import in_pytorch, n_rows, rows
+from edgeprune.export.feeds import arrays_of, in_pytorch, n_rows, rows
 from edgeprune.export.quantize import QuantizedFile, write_int8
 from edgeprune.export.target import Inputs, Material
 from edgeprune.export.variants import FLOAT, compare_variants
@@ -78,19 +79,34 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
 def agreement(material: Material) -> float | None:
     """The share of the answers on the test split that the network's file gives as PyTorch does.
 
-    None where nobody knows what answers are, or they are no decisions. Of a classification the check of the file has
-    looked at each.
+    None where nobody knows what answers are, or they are no decisions, and for a file that takes more than the
+    network's inputs: a state, say. Of a classification the check of the file has looked at each.
     """
     task, raw = material.task, material.raw("test", None)
     if task is None or raw is None or isinstance(task, Classification):
         return None
     network = _answers(material.network, structure_of(material.model.program))
+    if not _is_fit(task, material, network):
+        return None
     module = in_pytorch(material.model.program)
     shares = []
     for start in range(0, n_rows(raw), _BATCH):
         inputs = material.inputs(rows(raw, slice(start, start + _BATCH)))
         shares.append((task.agrees(module(inputs.full), network(inputs.file)), n_rows(inputs.full)))
     return mean_share(shares)
+
+
+def _is_fit(task: Task, material: Material, network: Answering) -> bool:
+    """Whether inputs and outputs are what the network and the task take: to be exported they need not be."""
+    assert material.data is not None
+    few = material.samples(_FEW).file
+    if len(network.session.get_inputs()) != len(arrays_of(few)):
+        return False
+    try:
+        task.check(network(few), material.data)
+    except InputError:
+        return False
+    return True
 
 
 def _judge(material: Material, data: DataSource, task: Task, told: Progress) -> Callable[[Path], float]:
