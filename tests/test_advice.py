@@ -40,6 +40,8 @@ SAID_BY = {
     "commands/dense.py": {"export"},
     "commands/variants.py": {"export"},
     "commands/validate.py": {"validate"},
+    "measure/namedfile.py": {"validate"},
+    "measure/networkfile.py": {"validate"},
     "measure/validation.py": {"validate"},
     "data/batching.py": {"train"},
     "search/refusals.py": {"compress"},

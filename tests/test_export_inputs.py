@@ -108,7 +108,6 @@ def test_beside_each_input_stands_how_it_is_scaled(place: Path, arguments: tuple
     [
         (("--web",), "--web: expected a network with one input, got 4: image, table, ids, age"),
         (("--c-header",), "--c-header: expected a network with one input, got 4"),
-        (("--int8",), "--int8: expected a network with one input, got 4"),
         (("--normalize", "mean=1;std=2"), "expected none or data for inputs by name (image, table, ids, age)"),
         (("--normalize", "none", "--preprocess", "fold", "--no-data"), "so there is nothing to fold"),
     ],

@@ -367,7 +367,7 @@ def test_networks_that_onnxruntime_would_choke_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], make: Any, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("edgeprune.measure.validation._SECONDS", 0.2)
+    monkeypatch.setattr("edgeprune.measure.foreign._SECONDS", 0.2)
     onnx.save(plain(), "good.onnx")
     Path("bad.onnx").write_bytes(make().SerializeToString())
     rng = np.random.default_rng(0)

@@ -23,7 +23,7 @@ from edgeprune.export.quantize import write_int8
 from edgeprune.export.target import Material
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
-from edgeprune.measure.validation import opened
+from edgeprune.measure.networkfile import opened
 from edgeprune.progress import Silent
 from edgeprune.records import Model, ModelInfo, Normalization
 from edgeprune.requests import ValidateRequest

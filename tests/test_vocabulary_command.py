@@ -106,7 +106,7 @@ def test_several_inputs_have_both_contracts(tmp_path: Path) -> None:
     graph = edgeprune.analyze(program, vocabularies=edgeprune.vocabularies(program, {"inputs_1": list(KEEP)}))
     slim = edgeprune.cut(program, edgeprune.plan(program, graph, keep_macs=None), graph)
     files = write_contracts(slim, ModelInfo((6,)), tmp_path)
-    assert [Path(file.path).name for file in files] == ["full.onnx", "slim.onnx", "features.json"]
+    assert [Path(file.path).name for file in files] == ["full.onnx", "slim.onnx", "preprocess.onnx", "features.json"]
     told = json.loads((tmp_path / "features.json").read_text())
     assert told["vocabularies"] == {"inputs_1": {"size": 30, "keep": list(KEEP), "unknown": None}}
     assert ["ids" in value for value in told["contracts"]["slim"]["inputs"]] == [False, True]

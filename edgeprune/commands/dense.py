@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from edgeprune.formats.load import load
 from edgeprune.formats.trust import recorded_arch, recorded_file
 from edgeprune.progress import Progress
 from edgeprune.reading import read_json
-from edgeprune.records import Model, ModelInfo
+from edgeprune.records import InputInfo, Model, ModelInfo
 from edgeprune.requests import ExportRequest
 
 
@@ -28,8 +29,12 @@ class _Recorded:
     ignore_keys: str | None = None
 
 
-def dense_network(request: ExportRequest, path: Path, info: ModelInfo, told: Progress) -> Model | None:
+def dense_network(
+    request: ExportRequest, path: Path, info: ModelInfo, told: Progress, inputs: Sequence[InputInfo] = ()
+) -> Model | None:
     """The dense network of the model at `path`; None where none is given and the run's is not known or has gone.
+
+    `inputs` are those that the data have by name.
 
     What the run records is not opened or built on its word, see `trust.py`; where that is why there is none, it is
     said.
@@ -39,7 +44,11 @@ def dense_network(request: ExportRequest, path: Path, info: ModelInfo, told: Pro
     """
     if request.dense is not None:
         dense = load(
-            request.dense, arch=request.arch, input_shape=info.input_shape, unsafe_pickle=request.unsafe_pickle
+            request.dense,
+            arch=request.arch,
+            input_shape=info.input_shape or None,
+            unsafe_pickle=request.unsafe_pickle,
+            data_inputs=inputs,
         )
         if tuple(dense.info.input_shape) != tuple(info.input_shape):
             raise InputError(
@@ -49,7 +58,7 @@ def dense_network(request: ExportRequest, path: Path, info: ModelInfo, told: Pro
     file = path.parent / "run.json"
     recorded = _read(file)
     try:
-        found = None if recorded is None else _of_run(recorded, file, request, info)
+        found = None if recorded is None else _of_run(recorded, file, request, info, inputs)
     except InputError as error:
         if "web" in request.targets:
             raise InputError(f"--web: expected the dense network, got none; give --dense ({error})") from error
@@ -74,7 +83,9 @@ def _read(file: Path) -> _Recorded | None:
     return _Recorded(*given)
 
 
-def _of_run(recorded: _Recorded, file: Path, request: ExportRequest, info: ModelInfo) -> Model | None:
+def _of_run(
+    recorded: _Recorded, file: Path, request: ExportRequest, info: ModelInfo, inputs: Sequence[InputInfo]
+) -> Model | None:
     """The model that the run came from, if it still lies where it was and is the same."""
     given = recorded_file(recorded.path, str(file), file.parent, request.trust_recorded)
     if not os.path.isfile(given):  # which a name of any length may be asked
@@ -89,7 +100,8 @@ def _of_run(recorded: _Recorded, file: Path, request: ExportRequest, info: Model
         dense = load(
             given,
             arch=arch,
-            input_shape=info.input_shape,
+            input_shape=info.input_shape or None,
+            data_inputs=inputs,
             module=recorded.module,
             state_key=recorded.state_key,
             ignore_keys=recorded.ignore_keys,

@@ -13,6 +13,7 @@ from edgeprune.commands.variants import CALIBRATION, agreement, variant_files, w
 from edgeprune.errors import InputError
 from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.description import FEATURES_FILE, note_in, restate
+from edgeprune.export.feeds import n_rows
 from edgeprune.export.fixed import write_fixed_batch
 from edgeprune.export.mobile import check_mobile
 from edgeprune.export.state import check_stateless, in_words, states_of
@@ -117,24 +118,20 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     info = completed(model.info, data, request.data, request.task) if data else model.info
     for text in assumed:
         told.say(f"assumed: {text}")
-    dense = dense_network(request, asked.path, info, told) if len(input_specs(model.program)) == 1 else None
+    dense = dense_network(request, asked.path, info, told, data.inputs if data is not None else ())
     byte_scale = data.byte_scale if data is not None and request.preprocess == "fold" else None
     place = asked.out, asked.name
-    return Material(model, info, *place, data, dense, request.batch, byte_scale, task=task), assumed
+    return Material(
+        model, info, *place, data, dense, request.batch, byte_scale, task=task, fold=request.preprocess == "fold"
+    ), assumed
 
 
 def _check_several(request: ExportRequest, model: Model) -> None:
     """Raise InputError for what is made of networks with one input alone."""
     names = [spec.name for spec in input_specs(model.program)]
-    asked = {
-        "--web": "web" in request.targets,
-        "--c-header": "c-header" in request.targets,
-        "--int8": request.int8,
-        "--dense": request.dense is not None,
-    }
-    option = next((option for option, is_asked in asked.items() if is_asked), None)
-    if len(names) > 1 and option is not None:
-        raise InputError(f"{option}: expected a network with one input, got {len(names)}: {', '.join(names)}")
+    asked = next((target for target in ("web", "c-header") if target in request.targets), None)
+    if len(names) > 1 and asked is not None:
+        raise InputError(f"--{asked}: expected a network with one input, got {len(names)}: {', '.join(names)}")
 
 
 def _check_judged(request: ExportRequest, model: Model, data: DataSource | None, task: Task | None) -> None:
@@ -199,7 +196,7 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     # Before the batch is fixed, because preprocess.onnx makes them; that comes late, because a file with a free batch
     # is checked faster, on more.
     material = replace(material, real=_real(material))
-    samples = _samples(material, request.batch or 1)
+    samples = material.samples(request.batch or 1)
     if request.batch is not None:
         files = _with_fixed_batch(files, variants, request.batch)
     for target in asked.fixed:
@@ -215,30 +212,19 @@ def _contracts(request: ExportRequest, material: Material, told: Progress) -> tu
     state = in_words(states_of(material.model.program))
     if state:
         told.say(state)
-    several = _has_several(material)
-    raw = material.raw_by_name("test") if several else material.raw("test", None)
+    raw = material.raw("test", None)
     files = write_contracts(
         material.model.program, material.info, material.folder, name=material.name, raw_inputs=raw,
         opset=request.opset, simplify=request.simplify, preprocess=request.preprocess,
         byte_scale=None if material.data is None else material.data.byte_scale,
         inputs=() if material.data is None else material.data.inputs,
     )  # fmt: skip
-    return files, 0 if raw is None else len(next(iter(raw.values())) if isinstance(raw, dict) else raw)
-
-
-def _has_several(material: Material) -> bool:
-    """Whether the network has several inputs."""
-    return len(input_specs(material.model.program)) > 1
-
-
-def _samples(material: Material, count: int) -> Inputs | None:
-    """So many samples to time files on; None of several inputs."""
-    return None if _has_several(material) else material.samples(count)
+    return files, 0 if raw is None else n_rows(raw)
 
 
 def _real(material: Material) -> Inputs | None:
-    """Real inputs to check targets on; None where there are no data, or several inputs."""
-    raw = None if _has_several(material) else material.raw("test", CALIBRATION)
+    """Real inputs to check targets on; None where there are no data."""
+    raw = material.raw("test", CALIBRATION)
     return None if raw is None else material.inputs(raw)
 
 
@@ -264,10 +250,10 @@ def _fixed(file: ExportedFile, batch: int) -> ExportedFile:
 
 
 def _timed(
-    asked: _Asked, material: Material, files: Sequence[ExportedFile], samples: Inputs | None, told: Progress
+    asked: _Asked, material: Material, files: Sequence[ExportedFile], samples: Inputs, told: Progress
 ) -> list[ExportedFile]:
     """The files with their latency beside the dense network, where that is known and they hold the network."""
-    if material.dense is None or samples is None:
+    if material.dense is None:
         return list(files)
     told.stage("time the files beside the dense network")
     timed = [Timed(material.network, ONNXRUNTIME)]

@@ -13,24 +13,21 @@ import numpy as np
 from edgeprune.data import open_data
 from edgeprune.errors import InputError
 from edgeprune.export.front import Preprocessing
-from edgeprune.export.metadata import metadata_of, task_in
+from edgeprune.export.metadata import metadata_of, metadata_of_named, task_in
+from edgeprune.export.namedfront import NamedFront
 from edgeprune.export.onnx import export_onnx
 from edgeprune.files import named_as
 from edgeprune.formats.load import load
-from edgeprune.formats.normalizing import asked_normalization, check_width
+from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.trust import recorded_task
+from edgeprune.graph.specs import input_specs
 from edgeprune.measure.chance import chance_text
-from edgeprune.measure.validation import (
-    NetworkFile,
-    latency_beside,
-    opened,
-    run_both,
-    stated_in,
-    trained_normalization,
-    with_classes_of_file,
-)
+from edgeprune.measure.foreign import stated_in
+from edgeprune.measure.namedfile import names_of_file, with_inputs_of_file
+from edgeprune.measure.networkfile import NetworkFile, opened, trained_normalization, with_classes_of_file
+from edgeprune.measure.validation import latency_beside, run_both
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import IDENTITY, DataSource
+from edgeprune.records import IDENTITY, DataSource, Model, Normalization
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import ValidateRecord
 from edgeprune.tasks.budget import RELATIVE, MaxDrop, drop_of, is_within
@@ -53,7 +50,8 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
     told = progress or Silent()
     with _as_onnx(request, told) as asked:
         spec = _task_spec(asked)
-        return _validated(asked, spec, open_data(asked.data, wanted=wanted_targets(spec)), told)
+        wanted = wanted_targets(spec, names_of_file(Path(asked.dense)))
+        return _validated(asked, spec, open_data(asked.data, wanted=wanted), told)
 
 
 def validate_files(
@@ -76,17 +74,13 @@ def validate_files(
             metric has not the unit of the budget; the dense network is no better than guessing.
     """
     told = progress or Silent()
-    if data.inputs:
-        names = ", ".join(info.name for info in data.inputs)
-        raise InputError(
-            f"data {data.name}: expected one input x, as validate runs files with one, got {names} by name"
-        )
     with _as_onnx(request, told) as asked:
         return _validated(asked, _task_spec(asked), data, told)
 
 
 def _validated(request: ValidateRequest, spec: str | None, data: DataSource, told: Progress) -> ValidateRecord:
-    data = with_classes_of_file(data, Path(request.dense))
+    dense_path = Path(request.dense)
+    data = with_classes_of_file(with_inputs_of_file(data, dense_path), dense_path)
     task = open_task(spec, data)
     limit = None if request.max_drop is None else drop_of(request.max_drop, task.metric)
     for note in (*data.notes, *_assumed(request, spec, task)):
@@ -139,13 +133,20 @@ def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[ValidateReque
             told.stage(f"export {given.name}")
             model = load(str(given))
             paths[name] = str(folder / f"{name}.onnx")
-            front = Preprocessing(tuple(model.info.input_shape), model.info.normalization, None)
-            export_onnx(model.program, paths[name], metadata=metadata_of(model.info, "full", front))
+            export_onnx(model.program, paths[name], metadata=_metadata(model))
             stack.enter_context(named_as(given, Path(paths[name])))
             if model.info.task is not None and request.task is None:
                 spec = recorded_task(model.info.task, str(given), request.trust_recorded)
                 request = replace(request, task=spec)
         yield replace(request, dense=paths["dense"], slim=paths["slim"])
+
+
+def _metadata(model: Model) -> dict[str, str]:
+    """What the file of a program says of itself."""
+    info = model.info
+    if len(input_specs(model.program)) > 1:
+        return metadata_of_named(info, "full", NamedFront.of(model.program, info.normalization, (), False))
+    return metadata_of(info, "full", Preprocessing(tuple(info.input_shape), info.normalization, None))
 
 
 def _task_spec(request: ValidateRequest) -> str | None:
@@ -172,7 +173,7 @@ def _normalised(
         raise InputError("--normalize: expected none, data or numbers, as an ONNX file names no weights; got weights")
     if request.normalize is not None:
         asked, why = asked_normalization(request.normalize, data, None), f"--normalize {request.normalize}"
-        check_width(asked, data.input_shape)
+        check_inputs(asked, data.input_shape, data)
     elif data.states_normalization:
         asked, why = data.normalization, f"as data {data.name} says"
     else:
@@ -182,12 +183,18 @@ def _normalised(
                 asked, why = stated, f"as {network.path} says"
     both = []
     for network in (dense, slim):
-        if network.normalization is None and network.preprocess is None:
-            taken = f"mean {_short(asked.mean)}, std {_short(asked.std)} ({why})"
-            progress.say(f"{network.path}: states no normalisation; taken: {taken}")
+        if not network.is_told:
+            progress.say(f"{network.path}: states no normalisation; taken: {_in_words(asked)} ({why})")
             network = replace(network, normalization=asked)
         both.append(network)
     return both[0], both[1]
+
+
+def _in_words(asked: Normalization) -> str:
+    """E.g. "mean 0.5, std 2", of inputs by name "table mean 3, std 2 and age mean 50, std 9"."""
+    if asked.inputs:
+        return " and ".join(f"{name} {_in_words(own)}" for name, own in asked.inputs)
+    return f"mean {_short(asked.mean)}, std {_short(asked.std)}"
 
 
 def _short(values: tuple[float, ...]) -> str:

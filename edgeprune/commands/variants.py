@@ -7,18 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edgeprune.data import batches
-from edgeprune.data.inputs import one_tensor
+from edgeprune.data.inputs import as_arrays
 from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.answers import Answering, structure_of
 from edgeprune.export.conversions import write_dynamic, write_half
+from edgeprune.export.feeds import arrays_of, in_pytorch, n_rows, rows
 from edgeprune.export.quantize import QuantizedFile, write_int8
 from edgeprune.export.target import Inputs, Material
 from edgeprune.export.variants import FLOAT, compare_variants
-from edgeprune.graph.capture import Program
 from edgeprune.measure.chance import check_above_chance
 from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress
@@ -69,7 +67,7 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
     return compare_variants(
         network,
         made,
-        calibration[:1],
+        rows(calibration, slice(1)),
         max_drop=drop,
         measure=partial(measure_files, max_seconds=_SECONDS, progress=told),
         interval=ratio_interval,
@@ -81,29 +79,31 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
 def agreement(material: Material) -> float | None:
     """The share of the answers on the test split that the network's file gives as PyTorch does.
 
-    None where nobody knows what answers are, or they are no decisions, and for a file that takes more than one input: a
-    state, say. Of a classification the check of the file has looked at each.
+    None where nobody knows what answers are, or they are no decisions, and for a file that takes more than the
+    network's inputs: a state, say. Of a classification the check of the file has looked at each.
     """
     task, raw = material.task, material.raw("test", None)
     if task is None or raw is None or isinstance(task, Classification):
         return None
     network = _answers(material.network, structure_of(material.model.program))
-    if len(network.session.get_inputs()) != 1 or not _is_fit(task, material, network):
+    if not _is_fit(task, material, network):
         return None
-    module = Program.adopt(material.model.program).frozen_module()
+    module = in_pytorch(material.model.program)
     shares = []
-    for start in range(0, len(raw), _BATCH):
-        inputs = material.inputs(raw[start : start + _BATCH])
-        with torch.no_grad():
-            shares.append((task.agrees(module(torch.from_numpy(inputs.full)), network(inputs.file)), len(inputs.full)))
+    for start in range(0, n_rows(raw), _BATCH):
+        inputs = material.inputs(rows(raw, slice(start, start + _BATCH)))
+        shares.append((task.agrees(module(inputs.full), network(inputs.file)), n_rows(inputs.full)))
     return mean_share(shares)
 
 
 def _is_fit(task: Task, material: Material, network: Answering) -> bool:
-    """Whether the outputs are what the task takes: to be exported they need not be."""
+    """Whether inputs and outputs are what the network and the task take: to be exported they need not be."""
     assert material.data is not None
+    few = material.samples(_FEW).file
+    if len(network.session.get_inputs()) != len(arrays_of(few)):
+        return False
     try:
-        task.check(network(material.samples(_FEW).file), material.data)
+        task.check(network(few), material.data)
     except InputError:
         return False
     return True
@@ -119,7 +119,7 @@ def _judge(material: Material, data: DataSource, task: Task, told: Progress) -> 
     task.check(answers(material.network)(material.samples(_FEW).file), data)
     parts = []
     for x, raw in batches(data.val, _BATCH):
-        inputs = material.inputs(material.held(one_tensor(x, "smaller numbers").numpy()))
+        inputs = material.inputs(material.held(as_arrays(x)))
         parts.append((inputs.file, task.targets(raw) if reference is None else reference(inputs)))
 
     def judge(path: Path) -> float:
@@ -142,10 +142,5 @@ def _reference(material: Material, answers: Callable[[Path], Answering], told: P
         )
         network = answers(material.network)
         return lambda inputs: network(inputs.file)
-    dense = Program.adopt(material.dense.program).frozen_module()
-
-    def answered(inputs: Inputs) -> Any:
-        with torch.no_grad():
-            return dense(torch.from_numpy(inputs.full))
-
-    return answered
+    dense = in_pytorch(material.dense.program)
+    return lambda inputs: dense(inputs.full)

@@ -30,13 +30,17 @@ def with_inputs_of(data: DataSource, program: ExportedProgram) -> DataSource:
         InputError: an input that is missing, that nothing takes, of another shape or type, or with numbers that index
             more rows than there are.
     """
-    specs = input_specs(program)
-    fitted = _by_name_of(data, specs, program)
+    return with_specs(data, input_specs(program), limits_of(program))
+
+
+def with_specs(data: DataSource, specs: Sequence[InputSpec], limits: Mapping[str, tuple[int, int]]) -> DataSource:
+    """The same for inputs as these say, which index below their `limits`; errors as `with_inputs_of`."""
+    fitted = _by_name_of(data, specs, limits)
     is_plain = fitted is not data and len(specs) == 1 and fitted.inputs[0].is_float and fitted.inputs[0].shape
     return without_name(fitted) if is_plain else fitted
 
 
-def _by_name_of(data: DataSource, specs: Sequence[InputSpec], program: ExportedProgram) -> DataSource:
+def _by_name_of(data: DataSource, specs: Sequence[InputSpec], limits: Mapping[str, tuple[int, int]]) -> DataSource:
     if not data.inputs:
         if len(specs) > 1:
             names = ", ".join(spec.name for spec in specs)
@@ -45,7 +49,7 @@ def _by_name_of(data: DataSource, specs: Sequence[InputSpec], program: ExportedP
             return data
         data = by_name(data, specs[0].name)
     stated = [InputInfo(spec.name, spec.shape[1:], str(spec.dtype).removeprefix("torch.")) for spec in specs]
-    return with_stated_inputs(data, stated, limits_of(program))
+    return with_stated_inputs(data, stated, limits)
 
 
 def with_stated_inputs(

@@ -36,9 +36,10 @@ class Answering:
     structure: Any = None
     bounds: ort.Bounds | None = None
 
-    def __call__(self, inputs: np.ndarray) -> Any:
-        """All outputs for the one input `(n, ...)`; raises InputError where it does not fit, or takes too much."""
-        arrays = ort.run_by_name(self.session, {ort.input_name(self.session): inputs}, self.bounds)
+    def __call__(self, inputs: ort.Feed) -> Any:
+        """All outputs for the inputs `(n, ...)`; raises InputError where they do not fit, or it takes too much."""
+        named_inputs = inputs if isinstance(inputs, Mapping) else {ort.input_name(self.session): inputs}
+        arrays = ort.run_by_name(self.session, named_inputs, self.bounds)
         named = dict(zip(self.outputs, arrays, strict=True))
         if self.structure is not None:
             return mapped(self.structure, lambda name: named[name])

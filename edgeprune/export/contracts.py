@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -34,55 +33,28 @@ from edgeprune.export import ort
 from edgeprune.export.answers import metadata as outputs_metadata
 from edgeprune.export.description import FEATURES_FILE, Described, write_description
 from edgeprune.export.front import (
-    Preprocessing,
     drawn_raw,
     fold_preprocessing,
     is_identity,
     kept,
     normalized,
-    numbering_model,
     preprocess_model,
     raw_bytes,
 )
-from edgeprune.export.metadata import metadata_of, metadata_of_named
-from edgeprune.export.namedcontracts import NamedFront
-from edgeprune.export.onnx import OnnxExport, export_onnx
+from edgeprune.export.metadata import metadata_of
+from edgeprune.export.namedcontracts import write_named
 from edgeprune.export.parity import largest_error, outputs_of
 from edgeprune.export.state import Whole, check_stateless
-from edgeprune.files import check_folder, staged_files, write_atomically
-from edgeprune.graph.drawn import drawn_tensors, first_accepted
-from edgeprune.graph.specs import file_inputs, fits, fitted, input_specs, row_chunks
-from edgeprune.graph.tokens import kept_vocabularies, new_numbers, only_kept, with_numbers
-from edgeprune.pruning.slim_inputs import gathered, gathered_inputs, slim_contract
-from edgeprune.records import InputFeatures, InputInfo, ModelInfo, Vocabulary
+from edgeprune.export.writing import FULL, PREPROCESS, Writing, opened
+from edgeprune.files import check_folder, staged_files
+from edgeprune.graph.specs import fits, fitted, input_specs, row_chunks
+from edgeprune.graph.tokens import kept_vocabularies
+from edgeprune.pruning.slim_inputs import gathered, slim_contract
+from edgeprune.records import InputFeatures, InputInfo, ModelInfo
 from edgeprune.results import ExportedFile
 
-_FIXED_NAMES = ("full.onnx", "preprocess.onnx", FEATURES_FILE)
+_FIXED_NAMES = (FULL, PREPROCESS, FEATURES_FILE)
 _CHUNK = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Writing:
-    """Where and how the files of one export are written."""
-
-    folder: Path
-    info: ModelInfo
-    name: str
-    opset: int | None
-    simplify: bool
-    fold: bool
-    byte_scale: float | None
-    inputs: tuple[InputInfo, ...] = ()
-
-    @property
-    def network(self) -> str:
-        """The file that holds the network: of the slim contract where features are gathered, else of the full one."""
-        return f"{self.name}.onnx"
-
-    def preprocessing(self, features: InputFeatures | None) -> Preprocessing:
-        """What is done to raw inputs ahead of the network."""
-        byte_scale = self.byte_scale if self.fold else None
-        return Preprocessing(tuple(self.info.input_shape), self.info.normalization, features, byte_scale)
 
 
 def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
@@ -124,7 +96,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     target = Path(folder)
     earlier = check_contracts(target, name, force)
     with staged_files(target, earlier) as staged:
-        writing = _Writing(staged, info, name, opset, simplify, preprocess == "fold", byte_scale, tuple(inputs))
+        writing = Writing(staged, info, name, opset, simplify, preprocess == "fold", byte_scale, tuple(inputs))
         files = _write_all(writing, program, raw_inputs)
     return [ExportedFile(str(target / Path(file.path).name), file.size_bytes, file.parity) for file in files]
 
@@ -148,14 +120,9 @@ def check_contracts(folder: Path, name: str, force: bool) -> list[Path]:
     return earlier
 
 
-def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: Any) -> list[ExportedFile]:
-    vocabularies = kept_vocabularies(program)
-    if vocabularies and writing.fold:
-        raise InputError("--preprocess fold: expected a network without a cut vocabulary: ids are not scaled")
-    if vocabularies:
-        return _write_numbered(writing, program, vocabularies, raw_inputs)
-    if len(input_specs(program)) > 1:
-        return _write_named(writing, program, raw_inputs)
+def _write_all(writing: Writing, program: ExportedProgram, raw_inputs: Any) -> list[ExportedFile]:
+    if len(input_specs(program)) > 1 or kept_vocabularies(program):
+        return write_named(writing, program, raw_inputs)
     features = gathered(program)
     writing.preprocessing(features).check()
     if writing.fold:
@@ -167,119 +134,32 @@ def _write_all(writing: _Writing, program: ExportedProgram, raw_inputs: Any) -> 
     return _write_apart(writing, program, features, raw)
 
 
-def _write_named(writing: _Writing, program: ExportedProgram, raw_inputs: Any) -> list[ExportedFile]:
-    """The network with several inputs: one file, which takes them all, and scales them itself where that is folded."""
-    if writing.byte_scale is not None and writing.fold:
-        names = [spec.name for spec in input_specs(program)]
-        raise InputError(f"byte scale: expected a network with one input, or that of each by name, got {names}")
-    front = NamedFront.of(program, writing.info.normalization, writing.inputs, writing.fold)
-    by_name = raw_inputs is None or isinstance(raw_inputs, Mapping)
-    raw = front.raw(program, raw_inputs) if by_name else raw_inputs
-    inputs = front.normalized(raw) if by_name else raw
-    metadata = metadata_of_named(writing.info, front.told(), writing.fold)
-    file = _exported(writing, program, writing.network, "full", inputs, metadata=metadata)
-    if writing.fold:
-        check_stateless(program, "--preprocess fold")
-        folded = front.folded(_opened(file))
-        helper.set_model_props(folded, metadata)
-        file = _written(writing, writing.network, folded.SerializeToString(deterministic=True))
-        file = replace(file, parity=_named_parity(program, Path(file.path), inputs, front.handed(raw)))
-    described = Described(
-        writing.info, None, {"full": writing.network}, "", writing.fold, None, front.parts, writing.inputs
-    )
-    return [file, write_description(writing.folder, described)]
-
-
-def _named_parity(
-    program: ExportedProgram, path: Path, inputs: Mapping[str, np.ndarray], handed: Mapping[str, np.ndarray]
-) -> float:
-    """The largest difference between a file on what a device hands over and PyTorch on the normalised inputs."""
-    session, network = ort.session(path), Whole(program)
-    names = [spec.name for spec in input_specs(program)]
-    widest = max(inputs[name][0].size for name in names)
-    errors = (
-        largest_error(
-            network([inputs[name][rows] for name in names]),
-            outputs_of(session, [handed[name][rows] for name in names]),
-            f"{path.name} folded",
-        )
-        for rows in row_chunks(len(inputs[names[0]]), widest)
-    )
-    return max(errors)
-
-
-def _write_numbered(
-    writing: _Writing, program: ExportedProgram, vocabularies: Mapping[str, Vocabulary], given: Any
-) -> list[ExportedFile]:
-    """Both contracts of a network that numbers ids anew, checked on the same samples; those hold ids that are kept."""
-    full = _samples_with_kept_ids(program, vocabularies, given)
-    features = gathered_inputs(program)
-    slim = [
-        kept(array, features[name]) if name in features else array for name, array in with_numbers(vocabularies, full)
-    ]
-    handed = list(full.values())
-    files = [
-        _exported(writing, program, "full.onnx", "full", handed),
-        _exported(writing, slim_contract(program), writing.network, "slim", slim),
-    ]
-    cut = {name: vocabularies[own] for name, own in zip(file_inputs(program), full, strict=True) if own in vocabularies}
-    sessions = [ort.session(writing.folder / Path(file.path).name) for file in files]
-    if len(full) == 1:
-        files.append(_write_numbering(writing, next(iter(cut.values())), _opened(files[-1])))
-        slim = list(outputs_of(ort.session(writing.folder / "preprocess.onnx"), handed))
-    told = "slim.onnx on new ids against full.onnx on old ones"
-    error = largest_error(outputs_of(sessions[0], handed), outputs_of(sessions[1], slim), told)
-    files[-1] = replace(files[-1], parity=max(error, files[-1].parity or 0.0))
-    return _described(writing, files, None, str(handed[0].dtype), cut)
-
-
-def _samples_with_kept_ids(
-    program: ExportedProgram, vocabularies: Mapping[str, Vocabulary], given: Any
-) -> dict[str, np.ndarray]:
-    """The caller's inputs by name, or drawn ones, in which ids that are cut have become kept ones."""
-    specs = input_specs(program)
-    drawn = first_accepted(program.module(), drawn_tensors(program, _CHUNK)) if given is None else given
-    found = {}
-    for spec, tensor in zip(specs, fitted(specs, drawn, "inputs to check the export on"), strict=True):
-        one = vocabularies.get(spec.name)
-        found[spec.name] = (tensor if one is None else only_kept(tensor, one)).numpy()
-    return found
-
-
-def _write_numbering(writing: _Writing, vocabulary: Vocabulary, network: onnx.ModelProto) -> ExportedFile:
-    """preprocess.onnx of a network with one input of ids: the new number of each."""
-    model = numbering_model(network, new_numbers(vocabulary).numpy())
-    helper.set_model_props(model, metadata_of(writing.info, "preprocess", writing.preprocessing(None)))
-    onnx.checker.check_model(model, full_check=True)
-    return _written(writing, "preprocess.onnx", model.SerializeToString(deterministic=True))
-
-
 def _write_apart(
-    writing: _Writing, program: ExportedProgram, features: InputFeatures | None, raw: np.ndarray
+    writing: Writing, program: ExportedProgram, features: InputFeatures | None, raw: np.ndarray
 ) -> list[ExportedFile]:
     inputs = normalized(raw, writing.info.normalization)
     if features is None:
-        files = [_exported(writing, program, writing.network, "full", inputs)]
+        files = [_exported(writing, program, "full", inputs)]
         if is_identity(writing.info.normalization):
             return _described(writing, files, None, str(raw.dtype))
     else:
         files = [
-            _exported(writing, program, "full.onnx", "full", inputs),
-            _exported(writing, slim_contract(program), writing.network, "slim", kept(inputs, features), features),
+            _exported(writing, program, "full", inputs, FULL),
+            _exported(writing, slim_contract(program), "slim", kept(inputs, features), features=features),
         ]
-    files.append(_write_preprocess(writing, features, _opened(files[-1])))
+    files.append(_write_preprocess(writing, features, opened(files[-1])))
     files[-1] = replace(files[-1], parity=_check_chain(writing, program, raw, inputs))
     return _described(writing, files, features, str(raw.dtype))
 
 
 def _write_folded(
-    writing: _Writing, program: ExportedProgram, features: InputFeatures | None, raw: np.ndarray
+    writing: Writing, program: ExportedProgram, features: InputFeatures | None, raw: np.ndarray
 ) -> list[ExportedFile]:
     """Export the network as it is, then put the front before it; what is checked is the file that the device gets."""
     inputs = normalized(raw, writing.info.normalization)
     handed = raw if writing.byte_scale is None else raw_bytes(raw, writing.byte_scale)
     network, taken = (program, inputs) if features is None else (slim_contract(program), kept(inputs, features))
-    plain = _opened(_exported(writing, network, writing.network, "network", taken))
+    plain = opened(_exported(writing, network, "network", taken))
     if features is None:
         file = _put_front(writing, program, plain, "full", (handed, inputs))
         return _described(writing, [file], None, str(handed.dtype))
@@ -293,7 +173,7 @@ def _write_folded(
 
 
 def _put_front(  # noqa: PLR0913 - what it writes, and what that is checked on
-    writing: _Writing,
+    writing: Writing,
     program: ExportedProgram,
     plain: onnx.ModelProto,
     contract: Literal["full", "slim"],
@@ -304,8 +184,8 @@ def _put_front(  # noqa: PLR0913 - what it writes, and what that is checked on
     folded = fold_preprocessing(plain, writing.preprocessing(features), gather=contract == "full")
     stated = metadata_of(writing.info, contract, writing.preprocessing(features), folded=True)
     helper.set_model_props(folded, stated | outputs_metadata(program))
-    name = "full.onnx" if contract == "full" and features else writing.network
-    file = _written(writing, name, folded.SerializeToString(deterministic=True))
+    name = FULL if contract == "full" and features else writing.network
+    file = writing.written(name, folded)
     session = ort.session(Path(file.path))
     network = Whole(program)
     handed, inputs = samples
@@ -317,38 +197,21 @@ def _put_front(  # noqa: PLR0913 - what it writes, and what that is checked on
 
 
 def _exported(  # noqa: PLR0913 - what it writes, and what that is checked on
-    writing: _Writing,
+    writing: Writing,
     program: ExportedProgram,
-    name: str,
     contract: str,
-    inputs: Any,
+    inputs: np.ndarray,
+    name: str = "",
     features: InputFeatures | None = None,
-    metadata: dict[str, str] | None = None,
 ) -> ExportedFile:
-    done: OnnxExport = export_onnx(
-        program,
-        writing.folder / name,
-        inputs=inputs,
-        opset=writing.opset,
-        simplify=writing.simplify,
-        metadata=metadata or metadata_of(writing.info, contract, writing.preprocessing(features)),
-    )
-    return ExportedFile(done.path, done.size_bytes, done.parity)
-
-
-def _opened(file: ExportedFile) -> onnx.ModelProto:
-    return onnx.load(file.path, load_external_data=False)
-
-
-def _written(writing: _Writing, name: str, content: bytes) -> ExportedFile:
-    write_atomically(writing.folder / name, content)
-    return ExportedFile(str(writing.folder / name), len(content), None)
+    stated = metadata_of(writing.info, contract, writing.preprocessing(features))
+    return writing.exported(program, name or writing.network, inputs, stated)
 
 
 # --- inputs
 
 
-def _raw_inputs(writing: _Writing, program: ExportedProgram, given: np.ndarray | None) -> np.ndarray:
+def _raw_inputs(writing: Writing, program: ExportedProgram, given: np.ndarray | None) -> np.ndarray:
     """Raw inputs of the program's type, the caller's or ones that are as drawn for the program after normalisation."""
     [spec] = input_specs(program)
     want = tuple(writing.info.input_shape)
@@ -364,38 +227,31 @@ def _raw_inputs(writing: _Writing, program: ExportedProgram, given: np.ndarray |
 # --- preprocess.onnx and features.json
 
 
-def _write_preprocess(writing: _Writing, features: InputFeatures | None, network: onnx.ModelProto) -> ExportedFile:
+def _write_preprocess(writing: Writing, features: InputFeatures | None, network: onnx.ModelProto) -> ExportedFile:
     """Gather first, then scale what was kept: the device touches no more numbers than it needs."""
     preprocessing = writing.preprocessing(features)
     model = preprocess_model(network, preprocessing, scale=not writing.fold)
     helper.set_model_props(model, metadata_of(writing.info, "preprocess", preprocessing, folded=writing.fold))
     onnx.checker.check_model(model, full_check=True)
-    return _written(writing, "preprocess.onnx", model.SerializeToString(deterministic=True))
+    return writing.written(PREPROCESS, model)
 
 
 def _described(
-    writing: _Writing,
-    files: list[ExportedFile],
-    features: InputFeatures | None,
-    input_type: str,
-    vocabularies: Mapping[str, Vocabulary] = MappingProxyType({}),
+    writing: Writing, files: list[ExportedFile], features: InputFeatures | None, input_type: str
 ) -> list[ExportedFile]:
     """The files, and features.json, which says of each what goes in and what comes out."""
-    names = [Path(file.path).name for file in files]
-    network = "slim" if "full.onnx" in names else "full"
-    contracts = {name.removesuffix(".onnx") if name in _FIXED_NAMES else network: name for name in names}
+    contracts = writing.contracts(files)
     said = Described(writing.info, features, contracts, input_type, writing.fold, writing.byte_scale)
-    described = replace(said, vocabularies=vocabularies)
-    return [*files, write_description(writing.folder, described)]
+    return [*files, write_description(writing.folder, said)]
 
 
 # --- all agree
 
 
-def _check_chain(writing: _Writing, program: ExportedProgram, raw: np.ndarray, inputs: np.ndarray) -> float:
+def _check_chain(writing: Writing, program: ExportedProgram, raw: np.ndarray, inputs: np.ndarray) -> float:
     """preprocess.onnx then slim.onnx on raw inputs = full.onnx = PyTorch on normalised `inputs`; the largest error."""
-    preprocess, slim = (ort.session(writing.folder / name) for name in ("preprocess.onnx", writing.network))
-    full_path = writing.folder / "full.onnx"
+    preprocess, slim = (ort.session(writing.folder / name) for name in (PREPROCESS, writing.network))
+    full_path = writing.folder / FULL
     full = ort.session(full_path) if full_path.exists() else None
     chain = f"preprocess.onnx then {writing.network}"
     network = Whole(program)

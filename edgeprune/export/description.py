@@ -8,6 +8,8 @@
     vocabularies                 by input, where ids were cut: `size` old ones; `keep[new]` is the old id of every new
                                  one, ascending; `unknown` the old id that all cut ones stand for, null: an error
 
+Of a network with several inputs, each of the slim file says under `features` the `size`, `dim` and `indices` of those
+that it takes, where some went; the outputs of its preprocess.onnx are what the slim file takes, in the same order.
 An input of ids whose vocabulary was cut says under `ids` whether it takes the `old` or the `new` ones, and how many.
 An input's `values` are raw, in its `unit`, or normalised; its `scaling` says how they are made of what a device hands
 over, by the numbers along its dim 1. Where no features went, `indices` counts all along dim 1. Files of version 1 had
@@ -154,7 +156,7 @@ def _inputs(described: Described, contract: str, graph: onnx.GraphProto) -> list
     """Every input of a file: name, type and shape; of the only one also what its values are and how they are made."""
     [first, *others] = [_value(value) for value in graph.input]
     if len(_fed(graph)) > 1:
-        return [{**value, **_said_of(described, value)} for value in (first, *others)]
+        return [{**value, **_said_of(described, contract, value)} for value in (first, *others)]
     by_itself = described.folded or contract == "preprocess"
     raw = by_itself or is_identity(described.info.normalization)
     scaled = not by_itself and graph.input[0].type.tensor_type.elem_type in _FLOATS
@@ -166,7 +168,7 @@ def _inputs(described: Described, contract: str, graph: onnx.GraphProto) -> list
     return [{**first, **said}, *others]
 
 
-def _said_of(described: Described, value: Mapping[str, Any]) -> dict[str, Any]:
+def _said_of(described: Described, contract: str, value: Mapping[str, Any]) -> dict[str, Any]:
     """What the values of one of several inputs are, and how they are made; nothing of whole numbers and states."""
     name = value["name"]
     part = described.parts.get(name)
@@ -174,13 +176,22 @@ def _said_of(described: Described, value: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     scale = next((info.byte_scale for info in described.inputs if info.name == name), None)
     own = replace(described, info=replace(described.info, normalization=part.normalization, input_shape=part.shape))
-    own = replace(own, byte_scale=scale, input_type=value["type"])
-    raw = own.folded or is_identity(part.normalization)
+    own = replace(own, byte_scale=scale, input_type=value["type"], features=part.features)
+    by_itself = own.folded or contract == "preprocess"
+    raw = by_itself or is_identity(part.normalization)
     return {
         "values": "raw" if raw else "normalised",
         "unit": _unit(own) if raw else None,
-        "scaling": None if own.folded else _scaling(own, "full"),
+        "scaling": None if by_itself else _scaling(own, contract),
+        **(_features(part.features) if contract == "slim" else {}),
     }
+
+
+def _features(features: InputFeatures | None) -> dict[str, Any]:
+    """Which features of one of several inputs the slim contract takes; nothing where it takes all."""
+    if features is None:
+        return {}
+    return {"features": {"size": features.size, "dim": features.dim, "indices": list(features.keep)}}
 
 
 def _ids(described: Described, contract: str, value: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from edgeprune.errors import InputError
 from edgeprune.export.attention_steps import write_out_attention
 from edgeprune.export.executorch_runtime import MAX_BYTES, Method, check_installed, executorch_runner, kernels
+from edgeprune.export.feeds import arrays_of
 from edgeprune.export.parity import PARITY_TOLERANCE, Reference, Sample, error_on, quiet
 from edgeprune.export.refusals import cannot_express, check_weights, refusal, told_by
 from edgeprune.export.state import check_stateless
@@ -44,7 +45,7 @@ class ExecutorchRuntime:
 
     def runner(self, file: Path, inputs: Inputs, threads: int = 1) -> Runner:
         """See `executorch_runner`."""
-        return executorch_runner(file, inputs.program, threads)
+        return executorch_runner(file, arrays_of(inputs.program), threads)
 
 
 @dataclass(frozen=True, slots=True)

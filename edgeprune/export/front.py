@@ -143,16 +143,23 @@ def feature_scaling(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarra
 # --- in ONNX
 
 
-def preprocess_model(network: onnx.ModelProto, preprocessing: Preprocessing, scale: bool = True) -> onnx.ModelProto:
-    """The graph from the raw full input to what `network` takes; without `scale` it only gathers."""
-    front = _Front(network, preprocessing)
+def preprocess_model(
+    network: onnx.ModelProto, preprocessing: Preprocessing, scale: bool = True, name: str | None = None
+) -> onnx.ModelProto:
+    """The graph from the raw full input to what `network` takes; without `scale` it only gathers.
+
+    Of a network with several inputs it is that of the one of this name, which may be nothing at all.
+    """
+    front = _Front(network, preprocessing, name)
     if preprocessing.features is not None:
         front.gather()
     if scale:
         front.scale()
+    if not front.nodes:
+        front.pass_on()
     front.nodes[-1].output[0] = "features"
     gives = onnx.ValueInfoProto()
-    gives.CopyFrom(network.graph.input[0])
+    gives.CopyFrom(front.network)
     gives.name = "features"
     if not scale:
         gives.type.tensor_type.elem_type = front.kind
@@ -164,9 +171,12 @@ def preprocess_model(network: onnx.ModelProto, preprocessing: Preprocessing, sca
     )
 
 
-def numbering_model(network: onnx.ModelProto, numbers: np.ndarray) -> onnx.ModelProto:
-    """The graph from old ids to the new ones, which `network` takes in its only input; `numbers` are those of all."""
-    taken = _input_of(network, None)
+def numbering_model(network: onnx.ModelProto, numbers: np.ndarray, name: str | None = None) -> onnx.ModelProto:
+    """The graph from old ids to the new ones, which `network` takes in its only input or in the one of this name.
+
+    `numbers` `(n_ids,)` are the new ids of all old ones.
+    """
+    taken = _input_of(network, name)
     kind = taken.type.tensor_type.elem_type
     old, gives = onnx.ValueInfoProto(), onnx.ValueInfoProto()
     old.CopyFrom(taken)
@@ -258,6 +268,10 @@ class _Front:
         if mean.any():
             self._add("Sub", along_dim_1(mean / unit, n_dims).astype(array_type))
         self._add("Div", along_dim_1(std / unit, n_dims).astype(array_type))
+
+    def pass_on(self) -> None:
+        """Hand the input on as it is."""
+        self._add("Identity")
 
     def _add(self, op: str, constant: np.ndarray | None = None, **attributes: int) -> None:
         name, inputs = f"{self.prefix}{op.lower()}", [self.value]

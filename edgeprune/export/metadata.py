@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeprune.errors import InputError
 from edgeprune.export.front import Preprocessing, feature_scaling
+from edgeprune.export.namedfront import NamedFront
 from edgeprune.lines import shown
 from edgeprune.reading import parse_json
 from edgeprune.records import IDENTITY, ModelInfo, Normalization
@@ -25,10 +26,7 @@ def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bo
     """
     is_narrower = contract == "slim" and front.features is not None
     shape, normalization = _slim_input(front) if is_narrower else (front.shape, front.normalization)
-    entries: dict[str, Any] = {"input_shape": list(shape)}
-    if info.classes:
-        entries["classes"] = list(info.classes)
-    entries |= _task(info, contract)
+    entries = {"input_shape": list(shape), **_common(info, contract)}
     if normalization is not None:
         entries["normalization"] = _numbers(normalization)
     if folded:
@@ -37,24 +35,30 @@ def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bo
         entries["preprocess"] = "folded"
         if front.byte_scale is not None:
             entries["byte_scale"] = front.byte_scale
-    return {"edgeprune.contract": contract, **{f"edgeprune.{key}": json.dumps(value) for key, value in entries.items()}}
+    return _entries(contract, entries)
 
 
-def metadata_of_named(info: ModelInfo, scaling: Mapping[str, Any], folded: bool) -> dict[str, str]:
-    """The same of a network with several inputs: `scaling` is what is left to do to each by its name."""
+def metadata_of_named(info: ModelInfo, contract: str, front: NamedFront) -> dict[str, str]:
+    """The same of a network with several inputs: what is left to do to each, or is folded in, by its name."""
+    entries = _common(info, contract)
+    if contract != "preprocess":
+        numbers = {"normalizations": front.told(contract), "folded_normalizations": front.told_folded(contract)}
+        entries |= {key: value for key, value in numbers.items() if value}
+    if front.fold:
+        entries |= {"preprocess": "folded", "byte_scales": front.byte_scales()}
+    return _entries(contract, entries)
+
+
+def _common(info: ModelInfo, contract: str) -> dict[str, Any]:
+    """What is known of the network, whatever its inputs are."""
     entries: dict[str, Any] = {"classes": list(info.classes)} if info.classes else {}
-    entries |= _task(info, "full")
-    if scaling:
-        entries["normalizations"] = dict(scaling)
-    if folded:
-        entries["preprocess"] = "folded"
-    return {"edgeprune.contract": "full", **{f"edgeprune.{key}": json.dumps(value) for key, value in entries.items()}}
+    if info.task is not None and not is_own(info.task) and contract != "preprocess":
+        entries["task"] = info.task  # code of the user's is none of the device's business
+    return entries
 
 
-def _task(info: ModelInfo, contract: str) -> dict[str, str]:
-    """The task of a network; one that is the user's code is none of the device's business."""
-    stated = info.task is not None and not is_own(info.task) and contract != "preprocess"
-    return {"task": str(info.task)} if stated else {}
+def _entries(contract: str, entries: Mapping[str, Any]) -> dict[str, str]:
+    return {"edgeprune.contract": contract, **{f"edgeprune.{key}": json.dumps(value) for key, value in entries.items()}}
 
 
 def _slim_input(front: Preprocessing) -> tuple[tuple[int, ...], Normalization | None]:
@@ -85,7 +89,36 @@ def normalization_in(metadata: Mapping[str, str], where: str) -> Normalization |
     if text is None:
         return None
     expected = f"{where}: edgeprune.normalization: expected lists mean and std"
-    entry = parse_json(text, expected)
+    return _read_numbers(parse_json(text, expected), expected, text)
+
+
+def named_normalization_in(metadata: Mapping[str, str], where: str) -> Normalization | None:
+    """The same of a file with several inputs, for each of them; None where it says nothing of any.
+
+    An input whose scaling is folded in is left as it is, as is one that nothing is said of.
+    """
+    found = _by_name(metadata, "normalizations", where)
+    if found or "edgeprune.preprocess" in metadata:
+        return Normalization(IDENTITY.mean, IDENTITY.std, tuple(found.items()))
+    return None
+
+
+def folded_normalization_in(metadata: Mapping[str, str], where: str) -> Normalization | None:
+    """What a file with several inputs does to them by itself; None where it says nothing of that."""
+    found = _by_name(metadata, "folded_normalizations", where)
+    return Normalization(IDENTITY.mean, IDENTITY.std, tuple(found.items())) if found else None
+
+
+def _by_name(metadata: Mapping[str, str], key: str, where: str) -> dict[str, Normalization]:
+    text = metadata.get(f"edgeprune.{key}", "{}")
+    expected = f"{where}: edgeprune.{key}: expected lists mean and std by input"
+    entries = parse_json(text, expected)
+    if not isinstance(entries, dict):
+        raise InputError(f"{expected}, got {shown(text, 80)}")
+    return {name: _read_numbers(entry, expected, text) for name, entry in entries.items()}
+
+
+def _read_numbers(entry: Any, expected: str, text: str) -> Normalization:
     try:
         mean, std = (tuple(float(value) for value in entry[key]) for key in ("mean", "std"))
     except (ValueError, TypeError, KeyError) as error:
@@ -120,6 +153,21 @@ def byte_scale_in(metadata: Mapping[str, str], where: str) -> float | None:
         scale = float(text)
     except ValueError:
         scale = 0.0
-    if not (np.isfinite(scale) and scale > 0):
-        raise InputError(f"{where}: edgeprune.byte_scale: expected a number above 0, got {shown(text, 80)}")
-    return scale
+    return _scale(scale, f"{where}: edgeprune.byte_scale", text)
+
+
+def byte_scales_in(metadata: Mapping[str, str], where: str) -> dict[str, float]:
+    """The same of a file with several inputs, for each that takes bytes."""
+    text = metadata.get("edgeprune.byte_scales", "{}")
+    told = f"{where}: edgeprune.byte_scales"
+    entries = parse_json(text, f"{told}: expected numbers by input")
+    if not isinstance(entries, dict):
+        raise InputError(f"{told}: expected numbers by input, got {shown(text, 80)}")
+    return {name: _scale(value, told, text) for name, value in entries.items()}
+
+
+def _scale(value: Any, told: str, text: str) -> float:
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+    if not (np.isfinite(number) and number > 0):
+        raise InputError(f"{told}: expected a number above 0, got {shown(text, 80)}")
+    return number

@@ -47,7 +47,7 @@ def samples_of_file(path: Path, inputs: Any = None, batch: int | None = None) ->
         ParityError: the file does not run on them, or gives NaN.
     """
     session = ort.session(path)
-    specs = tuple(_spec(path, value) for value in session.get_inputs())
+    specs = tuple(spec_of(path, value) for value in session.get_inputs())
     for value in session.get_outputs():
         _type(path, value)
     failures = []
@@ -113,7 +113,7 @@ def _stated_shape(text: str) -> tuple[int, ...]:
     return tuple(sizes) if sane and max(BATCHES) * np.prod(sizes, dtype=float) <= _MAX_DRAWN else ()
 
 
-def _spec(path: Path, value: Any) -> InputSpec:
+def spec_of(path: Path, value: Any) -> InputSpec:
     """What a session says of an input."""
     sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
     return InputSpec(value.name, sizes, _type(path, value))

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnxruntime
 from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
 from edgeprune.export import ort
+from edgeprune.export.feeds import repeated
 from edgeprune.export.onnx import draft_onnx
 from edgeprune.export.onnxfile import parity_with, samples_of_file
 from edgeprune.export.parity import PARITY_TOLERANCE, quiet
@@ -80,7 +80,7 @@ class OrtFormat:
         told.stage("write the ORT format and run it")
         inputs = None if material.real is None else material.real.file
         if inputs is not None and material.batch is not None:  # as many rows as the file takes, whatever there are
-            inputs = inputs[np.arange(material.batch) % len(inputs)]
+            inputs = repeated(inputs, material.batch)
         made = write_ort(material.network, material.folder / f"{material.name}.ort", inputs, platform=self.platform)
         config = ExportedFile(made.config_path, Path(made.config_path).stat().st_size, None)
         return ExportedFile(made.path, made.size_bytes, made.parity), config

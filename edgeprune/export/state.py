@@ -69,13 +69,15 @@ class Whole:
     """The program in PyTorch, each run from its state at the start."""
 
     def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
         with quiet():
             self._network = FromStart(program.module(), state_buffers(program))
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Its outputs."""
+        """Its outputs for the tensors among its inputs; what else it takes is as it was captured with."""
         self._network.reset()
-        return torch_outputs(self._network.network, inputs)
+        network: Any = self._network.network
+        return torch_outputs(lambda *tensors: network(*arguments(self._program, tensors)), inputs)
 
 
 class _Apart(nn.Module):

@@ -6,7 +6,7 @@ catalog. Nothing else knows it: the command checks places, writes and times what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,10 @@ from torch.export import ExportedProgram
 
 from edgeprune.data import first_inputs
 from edgeprune.export import ort
+from edgeprune.export.feeds import repeated
 from edgeprune.export.front import drawn_raw, kept, normalized, raw_bytes
+from edgeprune.export.namedfront import NamedFront
+from edgeprune.export.ort import Feed
 from edgeprune.graph.specs import exactly, input_specs, row_chunks
 from edgeprune.graph.tokens import kept_vocabularies, with_numbers
 from edgeprune.progress import Progress
@@ -30,15 +33,15 @@ Runner = Callable[[], object]  # one inference a call
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """The same samples in the three forms in which networks take them, `(n, ...)` each.
+    """The same samples in the three forms in which networks take them, `(n, ...)` each, by name of several inputs.
 
     `file` is what the network's ONNX file takes (raw where preprocessing is folded), `program` what its program takes
     (normalised, the kept features alone), `full` what the dense network takes (normalised, all features).
     """
 
-    file: np.ndarray
-    program: np.ndarray
-    full: np.ndarray
+    file: Feed
+    program: Feed
+    full: Feed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +51,7 @@ class Material:
     The network's ONNX files lie in `folder`, where the target's go too; `name` is the model's. `dense` is the network
     that this one came from, where it is known; `batch` the fixed one, None where it is free; `byte_scale` what a byte
     stands for where the files take bytes. `real` holds real samples to check on, None where there are no data;
-    `task` is what they are for.
+    `task` is what they are for. With `fold` the files scale by themselves.
     """
 
     model: Model
@@ -61,6 +64,7 @@ class Material:
     byte_scale: float | None = None
     real: Inputs | None = None
     task: Task | None = None
+    fold: bool = False
 
     @property
     def network(self) -> Path:
@@ -74,37 +78,47 @@ class Material:
         is_whole = gathered(program) is None and not kept_vocabularies(program)
         return program if is_whole else slim_contract(program)
 
-    def raw(self, split: str, count: int | None) -> np.ndarray | None:
-        """Raw inputs of the first samples of a split, `(count, *input_shape)`; None without data.
+    @property
+    def has_several(self) -> bool:
+        """Whether the network has several inputs."""
+        return len(input_specs(self.model.program)) > 1
 
-        Of a network with several inputs, see `raw_by_name`.
-        """
-        if self.data is None:
-            return None
-        found = first_inputs(getattr(self.data, split), count)
-        return self.held(next(iter(found.values())) if isinstance(found, dict) else found)
+    def raw(self, split: str, count: int | None) -> Feed | None:
+        """Raw inputs of the first samples of a split, or of all; None without data."""
+        return None if self.data is None else self.held(first_inputs(getattr(self.data, split), count))
 
-    def raw_by_name(self, split: str) -> dict[str, np.ndarray] | None:
-        """All raw inputs of a split, `(n, ...)` each, for a network with several; None without data."""
-        found = None if self.data is None else first_inputs(getattr(self.data, split), None)
-        return found if isinstance(found, dict) else None
-
-    def held(self, raw: np.ndarray) -> np.ndarray:
-        """What a data set holds, in the type that the network takes; raises InputError where that would change it."""
-        return exactly(raw, input_specs(self.model.program)[0], "inputs of the data")
+    def held(self, raw: Feed) -> Feed:
+        """What a data set holds, in the types that the network takes; raises InputError where that would change it."""
+        specs, what = input_specs(self.model.program), "inputs of the data"
+        if self.has_several and isinstance(raw, Mapping):
+            return {spec.name: exactly(raw[spec.name], spec, what) for spec in specs}
+        return exactly(next(iter(raw.values())) if isinstance(raw, Mapping) else raw, specs[0], what)
 
     def samples(self, count: int) -> Inputs:
         """So many samples of the test split, or drawn ones where there are no data; see `inputs`."""
         raw = self.raw("test", count)
-        if raw is None:
+        if raw is None and self.has_several:
+            raw = self._front().raw(self.model.program, None)
+        elif raw is None:
             raw = drawn_raw(self.model.program, count, self.info.input_shape, self.info.normalization)
-        return self.inputs(raw[np.arange(count) % len(raw)])
+        return self.inputs(repeated(raw, count))
 
-    def inputs(self, raw: np.ndarray) -> Inputs:
+    def inputs(self, raw: Feed) -> Inputs:
         """Raw inputs in every form; while the files' batch is free, as preprocess.onnx is run."""
+        if isinstance(raw, Mapping):
+            return self._by_name(raw)
         features = gathered(self.model.program)
         full = normalized(raw, self.info.normalization)
         return Inputs(self._taken(raw), self._numbered(full) if features is None else kept(full, features), full)
+
+    def _by_name(self, raw: Mapping[str, np.ndarray]) -> Inputs:
+        front = self._front()
+        full = front.normalized(raw)
+        return Inputs(front.slim(front.handed(raw) if front.fold else full), front.slim(full), full)
+
+    def _front(self) -> NamedFront:
+        infos = () if self.data is None else self.data.inputs
+        return NamedFront.of(self.model.program, self.info.normalization, infos, self.fold)
 
     def _numbered(self, full: np.ndarray) -> np.ndarray:
         """The first input with new ids, where its vocabulary was cut."""

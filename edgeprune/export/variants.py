@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune.errors import InputError
+from edgeprune.export.ort import Feed
 from edgeprune.export.quantize import QuantizedFile
 from edgeprune.records import ACCURACY, LeftOut, Metric, Variant, VariantTable
 from edgeprune.tasks.budget import is_within
 
 FLOAT = "fp32"
-Measure = Callable[[Sequence[Path], Sequence[np.ndarray]], np.ndarray]
+Measure = Callable[[Sequence[Path], Sequence[Feed]], np.ndarray]
 Interval = Callable[[np.ndarray], tuple[float, float]]
 
 
 def compare_variants(  # noqa: PLR0913 - what is compared, and the three ways of measuring it
     source: Path,
     made: Sequence[QuantizedFile | LeftOut],
-    inputs: np.ndarray,
+    inputs: Feed,
     *,
     max_drop: float,
     measure: Measure,

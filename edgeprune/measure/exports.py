@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeprune.export.feeds import n_rows
 from edgeprune.export.target import Inputs, Runner, Runtime
 from edgeprune.measure.latency import measure_runners
 from edgeprune.progress import Progress
@@ -63,7 +64,7 @@ def _in_runtime(  # noqa: PLR0913 - what is timed, on what and where
             runners[path] = runner
     if not runners:
         return {}
-    draft = runtime.draft(dense.program, place, len(inputs.full))
+    draft = runtime.draft(dense.program, place, n_rows(inputs.full))
     base = runtime.runner(draft, Inputs(inputs.full, inputs.full, inputs.full))
     if base is None:
         told.say(f"nothing is timed in {runtime.name}: it does not run the dense network on this machine")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeprune.errors import InputError
 from edgeprune.export import ort
+from edgeprune.export.feeds import n_rows
 from edgeprune.progress import Progress, Silent
 from edgeprune.results import LatencyComparison
 
@@ -59,9 +60,9 @@ def compare_latency(  # noqa: PLR0913 - the public entry point spells its option
     Raises:
         InputError: a file that cannot be run on its inputs, or options out of range.
     """
-    batch = _batch_of(dense_inputs)
-    if batch != _batch_of(slim_inputs):
-        raise InputError(f"expected the same batch for both files, got {batch} and {_batch_of(slim_inputs)}")
+    batch = n_rows(dense_inputs)
+    if batch != n_rows(slim_inputs):
+        raise InputError(f"expected the same batch for both files, got {batch} and {n_rows(slim_inputs)}")
     times = measure_files(
         (dense_path, slim_path),
         (dense_inputs, slim_inputs),
@@ -140,13 +141,6 @@ def ratio_interval(times: np.ndarray) -> tuple[float, float]:
         ratios.append(medians[:, 1] / medians[:, 0])
     low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
     return float(low), float(high)
-
-
-def _batch_of(inputs: ort.Feed) -> int:
-    """The rows of what a file is run on: of its first input, where it has several."""
-    if isinstance(inputs, Mapping):
-        return next((len(array) for array in inputs.values() if array.ndim), 1)
-    return len(inputs)
 
 
 def _measure(runners: Sequence[Callable[[], object]], timing: _Timing, progress: Progress) -> np.ndarray:

@@ -1,0 +1,73 @@
+"""Where and how the files of an export are written: what every contract goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch.export import ExportedProgram
+
+from edgeprune.export.front import Preprocessing
+from edgeprune.export.onnx import OnnxExport, export_onnx
+from edgeprune.files import write_atomically
+from edgeprune.records import InputFeatures, InputInfo, ModelInfo
+from edgeprune.results import ExportedFile
+
+FULL, PREPROCESS = "full.onnx", "preprocess.onnx"
+_CONTRACTS = {FULL: "full", PREPROCESS: "preprocess"}
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """Where and how the files of one export are written."""
+
+    folder: Path
+    info: ModelInfo
+    name: str
+    opset: int | None
+    simplify: bool
+    fold: bool
+    byte_scale: float | None
+    inputs: tuple[InputInfo, ...] = ()
+
+    @property
+    def network(self) -> str:
+        """The file that holds the network: of the slim contract where features are gathered, else of the full one."""
+        return f"{self.name}.onnx"
+
+    def preprocessing(self, features: InputFeatures | None) -> Preprocessing:
+        """What is done to raw inputs ahead of the network."""
+        byte_scale = self.byte_scale if self.fold else None
+        return Preprocessing(tuple(self.info.input_shape), self.info.normalization, features, byte_scale)
+
+    def contracts(self, files: Sequence[ExportedFile]) -> dict[str, str]:
+        """The names of written files by contract: where there is a full.onnx, the network is that of the slim one."""
+        names = [Path(file.path).name for file in files]
+        network = "slim" if FULL in names else "full"
+        return {_CONTRACTS.get(name, network): name for name in names}
+
+    def exported(self, program: ExportedProgram, name: str, inputs: Any, metadata: Mapping[str, str]) -> ExportedFile:
+        """The file of a program, checked beside PyTorch on `inputs` as the program takes them."""
+        done: OnnxExport = export_onnx(
+            program,
+            self.folder / name,
+            inputs=inputs,
+            opset=self.opset,
+            simplify=self.simplify,
+            metadata=dict(metadata),
+        )
+        return ExportedFile(done.path, done.size_bytes, done.parity)
+
+    def written(self, name: str, model: onnx.ModelProto) -> ExportedFile:
+        """The file of a graph, as it is."""
+        content = model.SerializeToString(deterministic=True)
+        write_atomically(self.folder / name, content)
+        return ExportedFile(str(self.folder / name), len(content), None)
+
+
+def opened(file: ExportedFile) -> onnx.ModelProto:
+    """The graph of a written file."""
+    return onnx.load(file.path, load_external_data=False)
