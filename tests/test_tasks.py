@@ -610,6 +610,16 @@ def test_a_task_of_the_users_own(tmp_path):
         (" ** 0.5", " * float('nan')", r"value: expected a finite number, got nan \(at .*own.py:13 in value"),
         ("return (sum(outcomes)", "return str(sum(outcomes)", r"value (raised|: expected a number, got str)"),
         ("def value", "def worth", "expected a task with metric, loss, outcomes, value; got Task without value"),
+        (
+            "    return (outputs",
+            "    return (outputs.detach()",
+            r"loss: expected a number that gradients .*own.py:9 in",
+        ),
+        ('name="RMSE"', 'name="a\\nb"', r"metric.name: expected a name in one line, got 'a\\nb'"),
+        ('name="RMSE"', 'name=" "', "metric.name: expected a name in one line, got ' '"),
+        ('unit="m"', 'unit="\\x1b[2J"', "metric.unit: expected a unit in one line, got "),
+        ("scale=1", "scale=0", "metric.scale: expected a number above 0, got 0.0"),
+        ("scale=1", "scale=float('nan')", "metric.scale: expected a number above 0, got nan"),
         (', unit="m"', "", "expected a metric with name, unit, scale, higher_is_better, got one without unit"),
         ("return Task(power)", "return Task", "outcomes|without|metric|raised"),
         ("def task", "def tasks", "expected a function 'task'"),
@@ -620,6 +630,6 @@ def test_what_a_task_of_the_users_own_does_wrong_is_told_by_file_and_line(tmp_pa
     assert old in OWN
     with pytest.raises(InputError, match=message):
         task = own(tmp_path, OWN.replace(old, new))
-        got, want = torch.randn(3, 2), torch.zeros(3, 2)
+        got, want = torch.randn(3, 2, requires_grad=True), torch.zeros(3, 2)
         task.loss(got, want)
         task.value(task.outcomes(got, want))
