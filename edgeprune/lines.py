@@ -6,6 +6,7 @@ import re
 import reprlib
 
 MAX_LINE = 300  # characters of an error, with all that stands before it
+_LONGEST_NAME = 60
 _CUT = " ... "
 _MAX_READ = 20_000  # of a text of which MAX_LINE characters are shown
 # Control characters but tabs and line ends, what turns the direction of reading or is not seen, and halves of
@@ -30,6 +31,11 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
         return line
     tail = (limit - len(_CUT)) * 2 // 5
     return line[: limit - len(_CUT) - tail] + _CUT + line[-tail:]
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can stand in a line, a heading or a cell of a table: not empty, printable, and short enough."""
+    return bool(text.strip()) and one_line(text, _LONGEST_NAME) == text.strip()
 
 
 def shown(value: object, limit: int = 60) -> str:

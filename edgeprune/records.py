@@ -114,19 +114,6 @@ class Targets:
 CLASSES = Targets()
 
 
-@dataclass(frozen=True, slots=True)
-class WantedTargets:
-    """What a task wants targets read as; `kind` None leaves it to the data.
-
-    `ignore` is a value of masks that counts nowhere, None if each counts. `inputs` are the names of the inputs that
-    a network takes, () where the data may say.
-    """
-
-    kind: TargetKind | None = None
-    ignore: int | None = 255
-    inputs: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSource:
     """A data set cut into three splits; each split yields `(x, y)`: x float32 `info.input_shape`, raw; y a target.

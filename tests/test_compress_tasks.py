@@ -285,6 +285,27 @@ def test_what_is_left_takes_over_without_training_or_labels(place):
     assert record["slim"]["val_agreement"] > without.networks[0].val_value + 0.1
 
 
+@pytest.mark.slow
+def test_a_text_encoder_is_halved_without_labels_or_training(place, monkeypatch):
+    """The example of docs/TASKS.md, trained for fewer epochs."""
+    monkeypatch.chdir(place)
+    exec(compile(shown("topics.npz"), "topics", "exec"), {})
+    train = ["train", "--arch", f"{MODELS / 'text.py'}:encoder", "--data", "npz:topics.npz", "--epochs", "3"]
+    found = CliRunner().invoke(app, [*train, "--batch-size", "32", "--threads", "1", "--out", "text.pt"])
+    assert found.exit_code == 0, found.output
+    budget = ("--keep-macs", "0.5", "--max-drop", "1", "--finetune-epochs", "0", "--threads", "1")
+    said = compress(place, "text.pt", "--data", "npz:texts.npz", *budget)
+    record = record_of(place)
+    assert record["slim"]["macs"] <= 0.5 * record["dense"]["macs"]
+    assert record["slim"]["val_agreement"] >= 0.99 and record["slim"]["test_agreement"] > 0.98
+    assert "test agreement" in said and "accuracy" not in said
+    slim = load(str(place / "run" / "slim.pt2")).program.module()
+    arrays = np.load("texts.npz")
+    ids, mask = (torch.from_numpy(arrays[name][:8]) for name in ("input_ids", "attention_mask"))
+    other = torch.where(mask == 1, ids, 7)
+    assert torch.allclose(slim(ids, mask), slim(other, mask), atol=1e-5), "what is masked changes nothing"
+
+
 def test_a_network_that_keeps_a_state_is_not_reconstructed(place):
     class Counting(nn.Module):
         def __init__(self) -> None:

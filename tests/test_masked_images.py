@@ -14,8 +14,8 @@ from PIL import Image
 from edgeprune.data import batches, open_data
 from edgeprune.data.masked import read_mask
 from edgeprune.errors import InputError
-from edgeprune.records import WantedTargets
 from edgeprune.tasks.registry import open_task
+from edgeprune.tasks.wanted import WantedTargets
 
 SIZE = 8
 RNG = np.random.default_rng(0)

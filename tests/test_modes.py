@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import edgeprune
-from edgeprune.graph.capture import TrainableModule
+from edgeprune.graph.trainable import TrainableModule
 
 
 def module() -> TrainableModule:

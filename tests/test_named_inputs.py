@@ -19,7 +19,8 @@ from edgeprune.data.inputs import arguments_of, fed
 from edgeprune.errors import InputError
 from edgeprune.formats.info import info_from_dict, info_to_dict
 from edgeprune.graph.specs import input_specs
-from edgeprune.records import DataSource, InputInfo, ModelInfo, Normalization, WantedTargets
+from edgeprune.records import DataSource, InputInfo, ModelInfo, Normalization
+from edgeprune.tasks.wanted import WantedTargets
 
 N = 40
 RNG = np.random.default_rng(0)

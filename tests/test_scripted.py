@@ -85,6 +85,7 @@ def not_finite(module): return torch.tensor(math.nan)
 def many(module): return {"a": 1.0, "b": 2.0}
 def empty(module): return {}
 def unnamed(module): return {3: 1.0}
+def two_lines(module): return {"a" + chr(10) + "b": 1.0}
 def no_number(module): return {"a": [1.0]}
 class Trap(dict):
     def __iter__(self): sys.exit(0)
@@ -310,7 +311,8 @@ def test_a_training_that_goes_wrong_is_told_by_its_line(place: Path, name: str, 
         ("not_finite", "expected a finite number, got nan"),
         ("many", "expected one figure, or --metric to name one of several, got a, b"),
         ("empty", "expected one figure, or --metric to name one of several, got none"),
-        ("unnamed", "expected a figure with a name, got 3"),
+        ("unnamed", "expected a figure with a name, in one line, got 3"),
+        ("two_lines", "expected a figure with a name, in one line, got 'a\\nb'"),
         ("no_number", "expected a number, or a dict of numbers by name, got list"),
         ("trap", "reading what it gave raised SystemExit: 0"),
         ("changes", "expected a figure named 'a', got b"),

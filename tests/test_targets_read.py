@@ -8,7 +8,8 @@ import torch
 
 from edgeprune.data import batches, open_data
 from edgeprune.errors import InputError
-from edgeprune.records import Targets, WantedTargets
+from edgeprune.records import Targets
+from edgeprune.tasks.wanted import WantedTargets
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(50, 3)).astype(np.float32)
@@ -92,6 +93,18 @@ def test_masks_name_what_they_ignore(tmp_path):
         ({"x_train": X, "y_train": MASKS, "x_test": X, "y_test": MASKS[:, 1:]}, None, "targets of one shape in every"),
         ({"x": X, "y": FLAGS, "class_names": np.array(["a", "b"])}, None, "expected 4 class_names, one a flag, got 2"),
         ({"x": X, "y": X[:40, 0]}, None, r"expected x of shape \(40, ...\), one sample per label"),
+        (
+            {"x": X, "y": X[:0, 0]},
+            None,
+            r"all, targets: expected \(n, ...\) of at least one sample, got float32 \(0,\)",
+        ),
+        ({"x": X[:0], "y": MASKS[:0]}, "values", "all, targets: expected .* of at least one sample, got "),
+        (
+            {"x": X, "y": np.float32(3)},
+            None,
+            r"all, targets: expected \(n, ...\) of at least one sample, got float32 \(\)",
+        ),
+        ({"x": X, "y": X[:, :0]}, None, r"all, targets: expected .* of at least one sample, got float32 \(50, 0\)"),
     ],
 )
 def test_targets_that_cannot_be_taken_are_refused(tmp_path, arrays, wanted, message):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import edgeprune.compat  # noqa: F401 - what torchmetrics imports
 from edgeprune.errors import InputError
-from edgeprune.records import ACCURACY, IDENTITY, DataSource, Metric, MetricComparison, Targets, WantedTargets
+from edgeprune.records import ACCURACY, IDENTITY, DataSource, Metric, MetricComparison, Targets
 from edgeprune.tasks.budget import is_within, parse_max_drop
 from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.intervals import compare_accuracy
@@ -22,6 +22,7 @@ from edgeprune.tasks.outputs import described, leaves
 from edgeprune.tasks.registry import open_task, wanted_targets
 from edgeprune.tasks.regression import Regression
 from edgeprune.tasks.segmentation import Segmentation
+from edgeprune.tasks.wanted import WantedTargets
 
 CLOSE = 1e-6
 
@@ -610,6 +611,16 @@ def test_a_task_of_the_users_own(tmp_path):
         (" ** 0.5", " * float('nan')", r"value: expected a finite number, got nan \(at .*own.py:13 in value"),
         ("return (sum(outcomes)", "return str(sum(outcomes)", r"value (raised|: expected a number, got str)"),
         ("def value", "def worth", "expected a task with metric, loss, outcomes, value; got Task without value"),
+        (
+            "    return (outputs",
+            "    return (outputs.detach()",
+            r"loss: expected a number that gradients .*own.py:9 in",
+        ),
+        ('name="RMSE"', 'name="a\\nb"', r"metric.name: expected a name in one line, got 'a\\nb'"),
+        ('name="RMSE"', 'name=" "', "metric.name: expected a name in one line, got ' '"),
+        ('unit="m"', 'unit="\\x1b[2J"', "metric.unit: expected a unit in one line, got "),
+        ("scale=1", "scale=0", "metric.scale: expected a number above 0, got 0.0"),
+        ("scale=1", "scale=float('nan')", "metric.scale: expected a number above 0, got nan"),
         (', unit="m"', "", "expected a metric with name, unit, scale, higher_is_better, got one without unit"),
         ("return Task(power)", "return Task", "outcomes|without|metric|raised"),
         ("def task", "def tasks", "expected a function 'task'"),
@@ -620,6 +631,6 @@ def test_what_a_task_of_the_users_own_does_wrong_is_told_by_file_and_line(tmp_pa
     assert old in OWN
     with pytest.raises(InputError, match=message):
         task = own(tmp_path, OWN.replace(old, new))
-        got, want = torch.randn(3, 2), torch.zeros(3, 2)
+        got, want = torch.randn(3, 2, requires_grad=True), torch.zeros(3, 2)
         task.loss(got, want)
         task.value(task.outcomes(got, want))

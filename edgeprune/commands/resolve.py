@@ -22,11 +22,12 @@ from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import input_specs
 from edgeprune.measure.profiling import Timing, profile
 from edgeprune.progress import Progress
-from edgeprune.records import DataSource, Model, ModelInfo, WantedTargets
+from edgeprune.records import DataSource, Model, ModelInfo
 from edgeprune.requests import CompressRequest, ExportRequest, InspectRequest, ProfileRequest
 from edgeprune.tasks.classification import Classification, n_outputs
 from edgeprune.tasks.registry import judges_classes, open_task, wanted_targets
 from edgeprune.tasks.task import Task
+from edgeprune.tasks.wanted import WantedTargets
 
 RUNS = Path("runs")
 _SMALL = 20_000_000  # MACs below which more than one thread costs more than it gains

@@ -19,7 +19,8 @@ from edgeprune.data.targets import found_targets
 from edgeprune.errors import InputError
 from edgeprune.lines import one_line
 from edgeprune.reading import open_file
-from edgeprune.records import DataSource, WantedTargets
+from edgeprune.records import DataSource
+from edgeprune.tasks.wanted import WantedTargets
 
 Pair = tuple[np.ndarray, np.ndarray | None]  # None: no targets
 _Samples = tuple[torch.Tensor, torch.Tensor | None, float]

@@ -14,7 +14,8 @@ from edgeprune.data.arrays import NAMES, Pair, from_arrays, named_source, names_
 from edgeprune.data.namedarrays import NamedPart, from_named, is_named
 from edgeprune.data.usersplit import described, guarded
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource, WantedTargets
+from edgeprune.records import DataSource
+from edgeprune.tasks.wanted import WantedTargets
 from edgeprune.usercode import calling_user_code
 from edgeprune.userfile import literal, load_function
 

@@ -19,7 +19,8 @@ from edgeprune.data.pixels import is_deep, is_turned
 from edgeprune.data.splits import LazySplit, build, stratified
 from edgeprune.data.targets import check_mask_values
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource, Targets, WantedTargets
+from edgeprune.records import DataSource, Targets
+from edgeprune.tasks.wanted import WantedTargets
 
 FOLDERS = ("images", "masks")
 _SPLITS = ("train", "val", "test")

@@ -14,7 +14,8 @@ from edgeprune.data.named import Column, NamedSplit, build_named, described_inpu
 from edgeprune.data.splits import parts_of
 from edgeprune.data.targets import found_targets
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource, InputInfo, WantedTargets
+from edgeprune.records import DataSource, InputInfo
+from edgeprune.tasks.wanted import WantedTargets
 
 SPLITS = ("train", "val", "test")
 _BESIDE = ("y", "class_names", "feature_names")

@@ -18,7 +18,8 @@ from edgeprune.data.masked import has_masks, open_masked_folder
 from edgeprune.data.table import open_csv
 from edgeprune.data.vision import open_caltech, open_cifar, open_idx_set
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource, WantedTargets
+from edgeprune.records import DataSource
+from edgeprune.tasks.wanted import WantedTargets
 
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 KNOWN = (

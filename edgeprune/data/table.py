@@ -17,7 +17,8 @@ from edgeprune.data.targets import FoundTargets, found_targets
 from edgeprune.errors import InputError
 from edgeprune.lines import error_text, one_line, shown
 from edgeprune.reading import open_file
-from edgeprune.records import CLASSES, DataSource, Targets, WantedTargets
+from edgeprune.records import CLASSES, DataSource, Targets
+from edgeprune.tasks.wanted import WantedTargets
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -14,7 +14,8 @@ from edgeprune.data.labels import class_labels, is_one_hot
 from edgeprune.data.limits import MAX_CLASSES
 from edgeprune.data.splits import check_finite
 from edgeprune.errors import InputError
-from edgeprune.records import CLASSES, TargetKind, Targets, WantedTargets
+from edgeprune.records import CLASSES, TargetKind, Targets
+from edgeprune.tasks.wanted import WantedTargets
 
 _KEPT = ("uint8", "int8", "int16", "int32", "int64")  # masks are held as they come, where PyTorch has the type
 
@@ -48,7 +49,7 @@ def found_targets(
         classes: names of the classes or flags, where they are known.
 
     Raises:
-        InputError: targets in some splits alone, of different shapes, or that are not what is wanted.
+        InputError: targets in some splits alone, none in an array, of different shapes, or that are not what is wanted.
     """
     wanted = wanted or WantedTargets()
     given = _given(arrays, name)
@@ -74,6 +75,11 @@ def _given(arrays: Arrays, name: str) -> dict[str, np.ndarray]:
     if given and len(given) < len(arrays):
         lacking = ", ".join(split for split in arrays if split not in given)
         raise InputError(f"{name}: expected targets in every split or in none, got none in {lacking}")
+    for split, y in given.items():
+        if y.ndim == 0 or y.size == 0:
+            raise InputError(
+                f"{name}, {split}, targets: expected (n, ...) of at least one sample, got {y.dtype} {y.shape}"
+            )
     return given
 
 

@@ -193,3 +193,8 @@ def latency_method(latency: LatencyComparison) -> str:
     """How latency was measured, e.g. "onnxruntime, 1 thread, batch 1, 400 interleaved runs"."""
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
     return f"onnxruntime, {threads}, batch {latency.batch_size}, {latency.n_runs} interleaved runs"
+
+
+def quoted(path: str | Path) -> str:
+    """A path as it is given to a shell."""
+    return shlex.quote(str(path))

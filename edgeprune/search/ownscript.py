@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import InputError
 from edgeprune.graph.weights import inside, taken_weights
-from edgeprune.lines import shown
+from edgeprune.lines import is_name, shown
 from edgeprune.records import Metric
 from edgeprune.search.trainer import Round
 from edgeprune.tasks.outputs import number_in
@@ -187,8 +187,8 @@ class OwnFigure:
             name = next(iter(found)) if name is None else name
         else:
             name = asked.name or function.where.rpartition(":")[2]
-        if not isinstance(name, str) or not name.strip():
-            raise function.refusal("a figure with a name", repr(name)[:40])
+        if not isinstance(name, str) or not is_name(name):
+            raise function.refusal("a figure with a name, in one line", shown(name))
         higher = asked.higher_is_better
         higher = _ERRORS.fullmatch(name) is None if higher is None else higher
         own = cls(function, seed, Metric(name, "", 1.0, higher), isinstance(found, Mapping))

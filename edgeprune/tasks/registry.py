@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from edgeprune.errors import InputError
-from edgeprune.records import DataSource, TargetKind, WantedTargets
+from edgeprune.records import DataSource, TargetKind
 from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.match import Match
 from edgeprune.tasks.multilabel import Multilabel
@@ -19,6 +19,7 @@ from edgeprune.tasks.regression import Regression
 from edgeprune.tasks.segmentation import IGNORED, Segmentation
 from edgeprune.tasks.task import Task
 from edgeprune.tasks.usertask import UserTask
+from edgeprune.tasks.wanted import WantedTargets
 from edgeprune.usercode import calling_user_code
 from edgeprune.userfile import literal, load_function
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import InputError
-from edgeprune.lines import shown
+from edgeprune.lines import is_name, shown
 from edgeprune.records import DataSource, Metric, MetricComparison
 from edgeprune.tasks.outputs import Named, leaves, mapped, number_in
 from edgeprune.tasks.task import Outcomes, compared, standard_error_of, with_distillation
@@ -130,7 +130,7 @@ class UserTask:
     def _metric(self) -> Metric:
         own = self._attribute("metric")
         if isinstance(own, Metric):
-            return own
+            return self._usable(own)
         given: dict[str, Any] = {}
         for name, kind in _FIELDS.items():
             with calling_user_code(f"{self._where}: metric.{name} raised"):
@@ -140,7 +140,17 @@ class UserTask:
         if set(given) != set(_FIELDS):
             missing = ", ".join(name for name in _FIELDS if name not in given)
             raise InputError(f"{self._where}: expected a metric with {', '.join(_FIELDS)}, got one without {missing}")
-        return Metric(given["name"], given["unit"], float(given["scale"]), given["higher_is_better"])
+        return self._usable(Metric(given["name"], given["unit"], float(given["scale"]), given["higher_is_better"]))
+
+    def _usable(self, metric: Metric) -> Metric:
+        """A metric that can be told in one line, and in whose unit a drop counts."""
+        if not is_name(metric.name):
+            raise InputError(f"{self._where}: metric.name: expected a name in one line, got {shown(metric.name)}")
+        if metric.unit and not is_name(metric.unit):
+            raise InputError(f"{self._where}: metric.unit: expected a unit in one line, got {shown(metric.unit)}")
+        if not (math.isfinite(metric.scale) and metric.scale > 0):
+            raise InputError(f"{self._where}: metric.scale: expected a number above 0, got {shown(metric.scale)}")
+        return metric
 
     def _scalar(self, name: str, outputs: Any, found: Any) -> Tensor:
         """A loss that can be trained for; NaN is the task's fault where the outputs are finite."""
@@ -149,6 +159,8 @@ class UserTask:
             raise self._refusal(name, "a float tensor with one number, the mean over the batch", got)
         if not bool(found.detach().isfinite().all()) and _are_finite(outputs):
             raise self._refusal(name, "a finite number for finite outputs", shown(found.detach().item()))
+        if _can_be_trained(outputs) and not found.requires_grad:
+            raise self._refusal(name, "a number that gradients go back from to the outputs", "one without")
         return found.reshape(())
 
     def _number(self, name: str, found: Any) -> float:
@@ -175,6 +187,12 @@ def _as_tensors(value: Any) -> Any:
 def _are_finite(outputs: Any) -> bool:
     values = [value for _, value in leaves(outputs)]
     return all(bool(torch.isfinite(value).all()) for value in values if isinstance(value, Tensor))
+
+
+def _can_be_trained(outputs: Any) -> bool:
+    """Whether gradients are asked for just now."""
+    values = [value for _, value in leaves(outputs)]
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def _chosen(outcomes: Outcomes, index: np.ndarray) -> Outcomes:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn.modules.dropout import _DropoutNd
 
-from edgeprune.graph.capture import TrainableModule
+from edgeprune.graph.trainable import TrainableModule
 
 _RANKS_APART = 2**32  # a seed is smaller, so that no two processes of any two trainings share one
 
