@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from edgeprune.records import POINTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from edgeprune.records import Metric, MetricComparison
     from edgeprune.results import LatencyComparison, RunRecord, StepRecord

@@ -77,7 +77,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
         *_assumptions(record.assumed),
         *(_told("advice", told) for told in record.advice),
         _unbroken("  report  ", str(folder / "report.html"), ""),
-        _unbroken("  next    ", f"edgeprune export --onnx {quoted(folder / 'slim.pt2')}", "bold"),
+        _unbroken("  next    ", f"edgeprune export --onnx {fmt.quoted(folder / 'slim.pt2')}", "bold"),
     )
 
 
@@ -109,7 +109,7 @@ def train(record: TrainRecord) -> RenderableType:
     if record.zero_share:
         table.add_row("weights exactly zero", fmt.percent(record.zero_share))
     table.add_row("time", fmt.seconds(record.seconds))
-    return _Sheet(table, _unbroken("  next    ", f"edgeprune compress {quoted(record.out)}", "bold"))
+    return _Sheet(table, _unbroken("  next    ", f"edgeprune compress {fmt.quoted(record.out)}", "bold"))
 
 
 def methods(record: MethodsRecord) -> RenderableType:
@@ -138,7 +138,7 @@ def export(record: ExportRecord) -> RenderableType:
         parts.append(_told("inputs", record.note))
     parts += [_told("phones", words) for words in record.mobile]
     if record.web is not None:
-        parts += [_unbroken("  next    ", f"edgeprune serve {quoted(record.web)}", "bold")]
+        parts += [_unbroken("  next    ", f"edgeprune serve {fmt.quoted(record.web)}", "bold")]
     return _Sheet(_files(record), *parts, *_assumptions(record.assumed))
 
 
@@ -202,12 +202,12 @@ def profile(record: ProfileRecord) -> RenderableType:
         stairs = f"{kind.step} channels" if kind.step > 1 else "smooth"
         table.add_row(kind.kind, str(kind.n_layers), stairs, f"{kind.ms:.3g} ms", f"{kind.share:.0%}")
     how = f"{record.runtime}, {record.threads} thread{'s' * (record.threads > 1)}, batch {record.batch_size}"
-    model = "model.pt" if record.arch == record.model else quoted(record.model)
-    arch = f" --arch {quoted(record.arch)}" if record.arch else ""
+    model = "model.pt" if record.arch == record.model else fmt.quoted(record.model)
+    arch = f" --arch {fmt.quoted(record.arch)}" if record.arch else ""
     return _Sheet(
         table,
         _check(f"{record.n_points:,} measurements in {record.seconds:.0f} s ({how})"),
-        _unbroken("  next    ", f"edgeprune compress {model}{arch} --device {quoted(record.out)}", "bold"),
+        _unbroken("  next    ", f"edgeprune compress {model}{arch} --device {fmt.quoted(record.out)}", "bold"),
     )
 
 
