@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from edgeprune.catalog import OPTIONS, names, owners
 from edgeprune.errors import InputError
-from edgeprune.records import InputInfo
-from edgeprune.tasks.budget import parse_max_drop
 from edgeprune.units import parse_latency, parse_normalization, parse_size
+
+if TYPE_CHECKING:
+    from edgeprune.records import InputInfo
 
 N = TypeVar("N", int, float)
 WHAT = "What to do"
@@ -60,6 +61,8 @@ def max_drop(text: str | float) -> float | str:
     try:
         value = float(text)
     except ValueError:
+        from edgeprune.tasks.budget import parse_max_drop  # its records take longer than the help
+
         try:
             return str(parse_max_drop(str(text)))
         except InputError:
@@ -208,6 +211,8 @@ def parse_inputs(values: Sequence[str] | None) -> tuple[InputInfo, ...] | None:
 
 
 def _input_of(text: str) -> InputInfo:
+    from edgeprune.records import InputInfo
+
     parts = re.fullmatch(r"([A-Za-z_]\w*)=([\w,-]*)(?::(\w+))?", text.replace(" ", ""))
     name, shape, dtype = parts.groups() if parts else ("", "0", None)
     sizes = tuple(_size_of(size) for size in shape.split(",") if size)
