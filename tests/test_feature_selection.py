@@ -16,6 +16,7 @@ from edgeprune.data import open_data
 from edgeprune.errors import InputError
 from edgeprune.formats.info import info_from_dict, info_to_dict
 from edgeprune.graph.capture import Program
+from edgeprune.importance import least_features
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.feature_rules import feature_rules, kept_groups, named_groups
 from edgeprune.pruning.slim_inputs import gathered
@@ -95,6 +96,62 @@ def test_a_slim_network_is_cut_again_within_the_same_rules() -> None:
     assert set(after) < set(before.keep)
     assert 8 in after
     assert all((first in after) == (second in after) for first, second in rules.together)
+
+
+@pytest.mark.parametrize(
+    ("build", "together", "least"),
+    [
+        (table, (), (1, 1)),
+        (table, ((0, 1, 2),), (1, 3)),
+        (sensors, ((0, 3, 6), (1, 4, 7), (2, 5, 8)), (3, 3)),
+    ],
+)
+def test_the_fewest_features_leave_each_layer_something_to_read(build, together, least) -> None:
+    program, rules = build(), FeatureRules(together=together)
+    graph = edgeprune.analyze(program, inputs=True, rules=rules)
+    assert least_features(graph) == least
+    assert len(kept(program, rules, least[1])) <= least[1]
+    with pytest.raises(InputError, match="input features: expected to keep"):
+        kept(program, rules, least[0] - 1)
+
+
+class Beside(nn.Module):
+    """A row of a table and a series of one channel, which cannot go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see, self.read = nn.Conv1d(1, 8, 3), nn.Linear(6, 8)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, series: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cat([self.see(series).relu().mean(2), self.read(row).relu()], dim=1))
+
+
+def test_features_of_one_input_of_several_go_as_far_as_the_drop_allows(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("edgeprune.measure.candidates._FINAL_SECONDS", (0.01,))
+    monkeypatch.setattr("edgeprune.measure.candidates._SECONDS", 0.01)
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", series=rng.normal(size=(60, 1, 9)), row=rng.normal(size=(60, 6)))
+    torch.export.save(edgeprune.capture(Beside(), (torch.randn(2, 1, 9), torch.randn(2, 6))), tmp_path / "net.pt2")
+    given = ["compress", str(tmp_path / "net.pt2"), "--data", f"npz:{tmp_path / 'x.npz'}", "--finetune-epochs", "0"]
+    given += [
+        "--out",
+        str(tmp_path / "run"),
+        "--max-drop",
+        "99",
+        "--keep-macs",
+        "0.5",
+        "--align",
+        "1",
+        "--threads",
+        "1",
+    ]
+    assert main(given) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["features"]["size"] == 6 and 1 <= len(record["features"]["keep"]) < 6
+    assert main([*given, "--force", "--input-features", "1"]) == 2
+    assert "--input-features: expected 2 to 7 (of input row), got 1" in capsys.readouterr().err
 
 
 def test_a_dead_feature_stays_where_it_is_always_kept() -> None:

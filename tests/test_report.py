@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from edgeprune import runrecord
 from edgeprune.errors import InputError
 from edgeprune.lines import printable
-from edgeprune.records import ACCURACY, InputFeatures
+from edgeprune.records import ACCURACY, InputFeatures, Metric, Reconstruction
 from edgeprune.report import formats as fmt
 from edgeprune.report import plots, terminal
 from edgeprune.report.html import render
@@ -327,3 +327,30 @@ def test_numbers_read_well() -> None:
 def test_long_names_do_not_widen_the_page(make_run: MakeRun) -> None:
     run = make_run(widths=(LayerWidth("layer." * 60, 64, 8),))
     assert "layer." * 60 in Page(render(run)).text
+
+
+def test_what_layers_took_over_is_told_of_the_cuts_that_were_taken(make_run: MakeRun) -> None:
+    found = [Reconstruction(100, 1, 0.1, 0.5 + k / 10, 0.01 * k, 2.0, ()) for k in range(3)]
+    steps = [StepRecord(k, 0.9, None, 0.9, accepted=k < 2, reconstruction=found[k]) for k in range(3)]
+    said = fmt.reconstruction(steps)
+    assert said == (
+        "after the last of 2 cuts the outputs were 60.00 % off, and 1.00 % once the layers were solved again "
+        "(100 samples, 6.0 s)"
+    )
+    assert said in " ".join(render(replace(make_run(), steps=tuple(steps))).split())
+    assert fmt.reconstruction(steps[2:]) is None
+
+
+def test_steps_say_whether_they_train(make_run: MakeRun) -> None:
+    run = make_run()
+    for epochs, told in ((0, "Each step prunes; a cross"), (3, "Each step prunes and finetunes; a cross")):
+        assert told in render(replace(run, asked={**run.asked, "finetune_epochs": epochs}))
+
+
+def test_a_name_begins_a_line_as_it_is_spelt() -> None:
+    assert [fmt.title(Metric(name)) for name in ("accuracy", "mIoU", "mAP", "MAE")] == [
+        "Accuracy",
+        "mIoU",
+        "mAP",
+        "MAE",
+    ]

@@ -10,7 +10,7 @@ from edgeprune.catalog import find
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.importance import criteria
 from edgeprune.importance.activation import Batches
-from edgeprune.importance.units import Scores, Tensors, protected
+from edgeprune.importance.units import Scores, Tensors, least_features, protected
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Task
 
@@ -56,4 +56,4 @@ def score(  # noqa: PLR0913 - whose units, by what, and what they are looked at 
     return criteria.random_scores(graph, seed)
 
 
-__all__ = ["BY_DATA", "BY_WEIGHTS", "Batches", "Scores", "Tensors", "protected", "score"]
+__all__ = ["BY_DATA", "BY_WEIGHTS", "Batches", "Scores", "Tensors", "least_features", "protected", "score"]

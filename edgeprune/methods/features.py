@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import InputError
-from edgeprune.importance import protected
+from edgeprune.importance import least_features, protected
 from edgeprune.methods.base import Subject
 from edgeprune.methods.masks import Masked
 from edgeprune.methods.schedules import SCHEDULES
@@ -55,10 +55,10 @@ class FeatureSelection(Masked):
         if "n_features" not in options:
             raise InputError(f"method {self.name}: expected n_features, 1 to {self.n_all}, got none")
         self.n_kept = int(options["n_features"])
-        if not max(1, self.n_fixed) <= self.n_kept <= self.n_all:
+        least, _ = least_features(self.graph)
+        if not least <= self.n_kept <= self.n_all:
             raise InputError(
-                f"method {self.name}: expected to keep {max(1, self.n_fixed)} to {self.n_all} features, "
-                f"got {self.n_kept}"
+                f"method {self.name}: expected to keep {least} to {self.n_all} features, got {self.n_kept}"
             )
         self.schedule = SCHEDULES[options["prune_schedule"]]
         self.every = int(options.get("prune_every", max(1, subject.n_steps // _UPDATES)))

@@ -66,8 +66,8 @@ def _signed(metric: Metric, drop: float) -> str:
 
 
 def title(metric: Metric) -> str:
-    """The metric's name at the beginning of a line, e.g. "Accuracy"."""
-    return metric.name[:1].upper() + metric.name[1:]
+    """The metric's name at the beginning of a line, e.g. "Accuracy"; one that is spelt as "mIoU" is stays."""
+    return metric.name[:1].upper() + metric.name[1:] if metric.name.islower() else metric.name
 
 
 def judged_on(run: RunRecord) -> str:
@@ -122,14 +122,15 @@ def error(value: float) -> str:
 
 
 def reconstruction(steps: Sequence[StepRecord]) -> str | None:
-    """How far cuts put the outputs off, and what the layers took over, or None where there was no reconstruction."""
-    found = [step.reconstruction for step in steps if step.reconstruction is not None]
+    """How far the cuts that were taken put the outputs off, and what the layers took over; None where they did not."""
+    tried = [(step.accepted, step.reconstruction) for step in steps if step.reconstruction is not None]
+    found = [one for accepted, one in tried if accepted]
     if not found:
         return None
     last = found[-1]
     cut = f"the last of {len(found)} cuts" if len(found) > 1 else "the cut"
     off, left = percent(last.outputs_before), percent(last.outputs_after)
-    spent = f"{last.n_samples:,} samples, {seconds(sum(one.seconds for one in found))}"
+    spent = f"{last.n_samples:,} samples, {seconds(sum(one.seconds for _, one in tried))}"
     kept = "" if last.helps else "; they keep their weights"
     return f"after {cut} the outputs were {off} off, and {left} once the layers were solved again ({spent}){kept}"
 

@@ -212,7 +212,8 @@ def _steps(run: RunRecord) -> _Picture | None:
     svg = plots.steps_svg(run.steps, _scale(run))
     if svg is None:
         return None
-    caption = "Each step prunes and finetunes; a cross is a step that was tried and not taken."
+    trains = run.asked.get("finetune_epochs") != 0 or run.asked.get("finetune")
+    caption = f"Each step prunes{' and finetunes' if trains else ''}; a cross is a step that was tried and not taken."
     return _Picture(Markup(svg), caption)
 
 

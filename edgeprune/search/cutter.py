@@ -12,7 +12,7 @@ from edgeprune.cost.macs import macs
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
-from edgeprune.importance import score
+from edgeprune.importance import least_features, score
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.plan import PruningPlan, compose
 from edgeprune.pruning.planner import make_plan
@@ -44,9 +44,9 @@ class Cutter:
         self._latest = (dense, self.graph)
 
     @property
-    def least_features(self) -> int:
-        """How few input features can be left at best."""
-        return max(1, self.graph.features()[0])
+    def least_features(self) -> tuple[int, int]:
+        """How few input features can be left: at best, and whatever their scores are."""
+        return least_features(self.graph)
 
     def graph_of(self, candidate: Candidate) -> ChannelGraph:
         """Its channel groups, input features among them where they may go."""

@@ -24,7 +24,7 @@ def down_to_features(step: Step, budgets: Budgets, start: Candidate) -> Candidat
 
 def fewest_features(step: Step, budgets: Budgets, start: Candidate) -> Candidate:
     """Remove features for as long as half of the drop allowed lasts."""
-    least = step.cutter.least_features
+    _, least = step.cutter.least_features
 
     def fewer(best: Candidate, factor: float) -> Candidate | None:
         if best.n_features is None or best.n_features <= least:
