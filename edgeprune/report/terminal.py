@@ -6,7 +6,6 @@ import os
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -17,7 +16,7 @@ from rich.text import Text
 from edgeprune.catalog import ASKED_BY
 from edgeprune.graph.reasons import advice
 from edgeprune.lines import printable
-from edgeprune.records import MetricComparison
+from edgeprune.records import MetricComparison, VariantTable
 from edgeprune.report import formats as fmt
 from edgeprune.results import (
     ExportedFile,
@@ -31,9 +30,6 @@ from edgeprune.results import (
     TrainRecord,
     ValidateRecord,
 )
-
-if TYPE_CHECKING:
-    from edgeprune.records import VariantTable
 
 _MAX_LAYERS = 4  # of a group in a table
 
