@@ -210,19 +210,6 @@ class TokenRow:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureRules:
-    """What a choice of input features must respect, by their numbers in the dense network's input.
-
-    `always_keep` lists features that stay, `together` features that stay or go as one: a sensor's axes, say; `names`
-    are what those groups are called, where they are.
-    """
-
-    always_keep: tuple[int, ...] = ()
-    together: tuple[tuple[int, ...], ...] = ()
-    names: tuple[str, ...] = ()
-
-
 POINTS = "points"  # of a share in [0, 1]
 
 

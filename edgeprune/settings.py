@@ -1,4 +1,4 @@
-"""How a network is trained and how much of that a search takes, as plain records; no torch."""
+"""How a network is trained, how much of that a search takes, and what it must respect, as plain records; no torch."""
 
 from __future__ import annotations
 
@@ -82,3 +82,16 @@ class TrainSettings:
         if not self.is_sparse:
             return plain
         return replace(plain, optimizer="adamw", lr=1e-3, weight_decay=None, schedule=None, options={}, method=None)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRules:
+    """What a choice of input features must respect, by their numbers in the dense network's input.
+
+    `always_keep` lists features that stay, `together` features that stay or go as one: a sensor's axes, say; `names`
+    are what those groups are called, where they are.
+    """
+
+    always_keep: tuple[int, ...] = ()
+    together: tuple[tuple[int, ...], ...] = ()
+    names: tuple[str, ...] = ()

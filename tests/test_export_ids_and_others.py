@@ -100,13 +100,18 @@ def test_the_run_tells_of_ids_and_features(place: Path) -> None:
     assert kept["vocabularies"]["ids"]["keep"] == KEPT.tolist()
 
 
-@pytest.mark.parametrize("fold", [False, True])
-def test_every_file_gives_the_same(place: Path, tmp_path: Path, fold: bool) -> None:
-    asked = ("--preprocess", "fold") if fold else ()
+@pytest.fixture(scope="module", params=["apart", "fold"])
+def exported(place: Path, request: pytest.FixtureRequest) -> Path:
+    """The files, with the floats scaled beside them or inside; the folder's name says which."""
+    out = place / request.param
     data = ("--data", f"npz:{place / 'a.npz'}")
-    said = run("export", "--onnx", place / "run" / "slim.pt2", "--out", tmp_path, *data, *asked)
+    said = run("export", "--onnx", place / "run" / "slim.pt2", "--out", out, *data, "--preprocess", request.param)
     assert "the files agree with PyTorch on 12 inputs" in said
-    found = sessions(tmp_path)
+    return out
+
+
+def test_every_file_gives_the_same(place: Path, exported: Path) -> None:
+    found, fold = sessions(exported), exported.name == "fold"
     given = {**RAW, "ids": RNG.integers(0, 60, (N, 5))}  # also such as the unknown id stands for
     want = wanted(place, given)
     assert np.abs(want).max() > 0.1
@@ -120,14 +125,13 @@ def test_every_file_gives_the_same(place: Path, tmp_path: Path, fold: bool) -> N
         np.testing.assert_allclose(found["full"].run(None, given)[0], want, atol=1e-5)
 
 
-def test_features_json_makes_the_inputs_of_both(place: Path, tmp_path: Path) -> None:
-    run("export", "--onnx", place / "run" / "slim.pt2", "--out", tmp_path)
-    document = json.loads((tmp_path / "features.json").read_text())
+def test_features_json_makes_the_inputs_of_both(place: Path, exported: Path) -> None:
+    document = json.loads((exported / "features.json").read_text())
     keep = document["vocabularies"]["ids"]["keep"]
     assert document["vocabularies"]["ids"] == {"size": 60, "keep": KEPT.tolist(), "unknown": 0}
     numbers = np.zeros(60, np.int64)
     numbers[keep] = np.arange(len(keep))
-    found, want = sessions(tmp_path), wanted(place, RAW)
+    found, want = sessions(exported), wanted(place, RAW)
     for contract in ("full", "slim"):
         feed = {entry["name"]: by_description(entry, numbers) for entry in document["contracts"][contract]["inputs"]}
         assert list(feed) == list(RAW)
@@ -151,26 +155,18 @@ def by_description(entry: dict[str, Any], numbers: np.ndarray) -> np.ndarray:
     return made
 
 
-def test_ids_alone_are_not_scaled(place: Path, tmp_path: Path) -> None:
-    asked = ("--normalize", "none", "--preprocess", "fold")
-    run("export", "--onnx", place / "run" / "slim.pt2", "--out", tmp_path, *asked)  # bytes are folded nevertheless
-    types = {value.name: value.type for value in sessions(tmp_path)["slim"].get_inputs()}
-    assert types["image"] == "tensor(uint8)" and types["age"] == "tensor(float)"
-
-
 # -- smaller numbers and other formats --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked", [(), ("--preprocess", "fold", "--batch", "3")])
 def test_int8_and_ort_are_calibrated_and_run_on_all_inputs(
-    place: Path, tmp_path: Path, asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = ("--preprocess", "fold", "--batch", "3")
     monkeypatch.setattr("edgeprune.commands.variants._SECONDS", 0.01)
     monkeypatch.setattr("edgeprune.measure.exports._SECONDS", 0.01)
     command = ("export", "--onnx", place / "run" / "slim.pt2", "--int8", "--ort", "--trust-recorded")
     said = run(*command, "--max-drop", "10", "--data", f"npz:{place / 'a.npz'}", "--out", tmp_path, *asked)
     assert "--dense names it" not in said  # the run's own is found, and what is to be answered is what it answers
-    handed = RAW if asked else {**RAW, "image": RAW["image"] / np.float32(255)}
     want = wanted(place, RAW)
     for name, share in (("slim.ort", 1e-6), ("slim.int8.onnx", 0.1)):
         session, preprocess = (onnxruntime.InferenceSession(tmp_path / file) for file in (name, "preprocess.onnx"))
@@ -178,7 +174,7 @@ def test_int8_and_ort_are_calibrated_and_run_on_all_inputs(
         assert types["ids"] == types["mask"] == "tensor(int64)"
         answers = []
         for start in range(0, N, 3):
-            feed = preprocess.run(None, {one: x[start : start + 3] for one, x in handed.items()})
+            feed = preprocess.run(None, {one: x[start : start + 3] for one, x in RAW.items()})
             answers.append(session.run(None, dict(zip(RAW, feed, strict=True)))[0])
         off = np.square(np.concatenate(answers) - want).mean() / np.square(want).mean()
         assert off < share

@@ -20,8 +20,8 @@ from edgeprune.importance import least_features
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.feature_rules import feature_rules, kept_groups, named_groups
 from edgeprune.pruning.slim_inputs import gathered
-from edgeprune.records import DataSource, FeatureRules, ModelInfo
-from edgeprune.settings import TrainSettings
+from edgeprune.records import DataSource, ModelInfo
+from edgeprune.settings import FeatureRules, TrainSettings
 from edgeprune.training import fit
 
 NAMES = ("ax", "ay", "az", "gx", "gy", "gz", "temperature", "load")

@@ -16,6 +16,7 @@ from edgeprune.export.description import FEATURES_FILE, note_in, restate
 from edgeprune.export.feeds import n_rows
 from edgeprune.export.fixed import write_fixed_batch
 from edgeprune.export.mobile import check_mobile
+from edgeprune.export.namedfront import NamedFront
 from edgeprune.export.state import check_stateless, in_words, states_of
 from edgeprune.export.target import Inputs, Material, Target
 from edgeprune.export.targets import ONNXRUNTIME, TARGETS, TargetOptions, targets_of
@@ -120,10 +121,15 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
         told.say(f"assumed: {text}")
     dense = dense_network(request, asked.path, info, told, data.inputs if data is not None else ())
     byte_scale = data.byte_scale if data is not None and request.preprocess == "fold" else None
+    front = _front(request, model, data) if len(input_specs(model.program)) > 1 else None
     place = asked.out, asked.name
-    return Material(
-        model, info, *place, data, dense, request.batch, byte_scale, task=task, fold=request.preprocess == "fold"
-    ), assumed
+    return Material(model, info, *place, data, dense, request.batch, byte_scale, task=task, front=front), assumed
+
+
+def _front(request: ExportRequest, model: Model, data: DataSource | None) -> NamedFront:
+    """What is done to the inputs of a network with several."""
+    infos = () if data is None else data.inputs
+    return NamedFront.of(model.program, model.info.normalization, infos, request.preprocess == "fold")
 
 
 def _check_several(request: ExportRequest, model: Model) -> None:

@@ -35,7 +35,7 @@ from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_rules import feature_rules, named_groups
 from edgeprune.pruning.plan import PruningPlan, read_plan
-from edgeprune.records import DataSource, FeatureRules, Model, Vocabulary
+from edgeprune.records import DataSource, Model, Vocabulary
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Gauge, Manner
 from edgeprune.search.checks import check
@@ -47,7 +47,7 @@ from edgeprune.search.replay import Replay
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
-from edgeprune.settings import TrainSettings
+from edgeprune.settings import FeatureRules, TrainSettings
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task
 from edgeprune.training import Judge, float_type, threads_set

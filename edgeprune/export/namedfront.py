@@ -17,10 +17,10 @@ from edgeprune.errors import InputError
 from edgeprune.export.front import Preprocessing, along_dim_1, feature_scaling, fold_preprocessing, kept, raw_bytes
 from edgeprune.graph.drawn import drawn_tensors, first_accepted
 from edgeprune.graph.sizes import arguments
-from edgeprune.graph.specs import file_inputs, fitted, input_specs
+from edgeprune.graph.specs import InputSpec, file_inputs, fitted, input_specs
 from edgeprune.graph.tokens import kept_vocabularies, only_kept, with_numbers
 from edgeprune.pruning.slim_inputs import gathered_inputs
-from edgeprune.records import IDENTITY, InputInfo, Normalization, Vocabulary
+from edgeprune.records import IDENTITY, InputFeatures, InputInfo, Normalization, Vocabulary
 
 _SAMPLES = 64
 Arrays = Mapping[str, np.ndarray]
@@ -48,24 +48,19 @@ class NamedFront:
         fold: bool,
     ) -> NamedFront:
         """As a model records it, of inputs as the data have them; raises InputError where nothing would be folded."""
-        scales = {info.name: info.byte_scale for info in infos}
+        scales = {info.name: info.byte_scale for info in infos if fold}
         features, vocabularies = gathered_inputs(program), kept_vocabularies(program)
-        parts, cut = {}, {}
-        for name, spec in zip(file_inputs(program), input_specs(program), strict=True):
-            if spec.name in vocabularies:
-                cut[name] = vocabularies[spec.name]
-            if spec.dtype.is_floating_point or spec.name in features:
-                is_float = spec.dtype.is_floating_point
-                own = None if normalization is None or not is_float else normalization.of(spec.name) or IDENTITY
-                scale = scales.get(spec.name) if fold and is_float else None
-                parts[name] = Preprocessing(spec.example[1:] or (1,), own, features.get(spec.name), scale)
-                parts[name].check()
-        if fold and not any(part.scales for part in parts.values()):
-            raise InputError(
-                "--preprocess fold: the model takes its inputs as they are and its data are no bytes, so there is "
-                "nothing to fold; leave the option out"
-            )
-        return cls(tuple(file_inputs(program)), parts, fold, cut)
+        specs, names = input_specs(program), file_inputs(program)
+        parts = {
+            name: _part(spec, normalization, features.get(spec.name), scales.get(spec.name))
+            for name, spec in zip(names, specs, strict=True)
+            if spec.dtype.is_floating_point or spec.name in features
+        }
+        own = {spec.name: name for name, spec in zip(names, specs, strict=True)}
+        cut = {own[name]: one for name, one in vocabularies.items()}
+        if fold:
+            _check_foldable(parts)
+        return cls(tuple(names), parts, fold, cut)
 
     @property
     def narrows(self) -> bool:
@@ -161,6 +156,28 @@ class NamedFront:
         """The full contract takes all features, and gathers inside."""
         is_slim = contract == "slim"
         return {name: part if is_slim else replace(part, features=None) for name, part in self.parts.items()}
+
+
+def _part(
+    spec: InputSpec, normalization: Normalization | None, features: InputFeatures | None, byte_scale: float | None
+) -> Preprocessing:
+    """What is done to one input; nothing to the numbers of whole ones."""
+    sizes = spec.example[1:] or (1,)
+    if not spec.dtype.is_floating_point:
+        return Preprocessing(sizes, None, features)
+    own = None if normalization is None else normalization.of(spec.name) or IDENTITY
+    part = Preprocessing(sizes, own, features, byte_scale)
+    part.check()
+    return part
+
+
+def _check_foldable(parts: Mapping[str, Preprocessing]) -> None:
+    """Raise InputError where nothing would be folded."""
+    if not any(part.scales for part in parts.values()):
+        raise InputError(
+            "--preprocess fold: the model takes its inputs as they are and its data are no bytes, so there is "
+            "nothing to fold; leave the option out"
+        )
 
 
 def _floats(values: np.ndarray) -> list[float]:

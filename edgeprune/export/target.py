@@ -51,7 +51,7 @@ class Material:
     The network's ONNX files lie in `folder`, where the target's go too; `name` is the model's. `dense` is the network
     that this one came from, where it is known; `batch` the fixed one, None where it is free; `byte_scale` what a byte
     stands for where the files take bytes. `real` holds real samples to check on, None where there are no data;
-    `task` is what they are for. With `fold` the files scale by themselves.
+    `task` is what they are for, `front` what is done to the inputs where there are several.
     """
 
     model: Model
@@ -64,7 +64,7 @@ class Material:
     byte_scale: float | None = None
     real: Inputs | None = None
     task: Task | None = None
-    fold: bool = False
+    front: NamedFront | None = None
 
     @property
     def network(self) -> Path:
@@ -78,11 +78,6 @@ class Material:
         is_whole = gathered(program) is None and not kept_vocabularies(program)
         return program if is_whole else slim_contract(program)
 
-    @property
-    def has_several(self) -> bool:
-        """Whether the network has several inputs."""
-        return len(input_specs(self.model.program)) > 1
-
     def raw(self, split: str, count: int | None) -> Feed | None:
         """Raw inputs of the first samples of a split, or of all; None without data."""
         return None if self.data is None else self.held(first_inputs(getattr(self.data, split), count))
@@ -90,15 +85,15 @@ class Material:
     def held(self, raw: Feed) -> Feed:
         """What a data set holds, in the types that the network takes; raises InputError where that would change it."""
         specs, what = input_specs(self.model.program), "inputs of the data"
-        if self.has_several and isinstance(raw, Mapping):
+        if self.front is not None and isinstance(raw, Mapping):
             return {spec.name: exactly(raw[spec.name], spec, what) for spec in specs}
         return exactly(next(iter(raw.values())) if isinstance(raw, Mapping) else raw, specs[0], what)
 
     def samples(self, count: int) -> Inputs:
         """So many samples of the test split, or drawn ones where there are no data; see `inputs`."""
         raw = self.raw("test", count)
-        if raw is None and self.has_several:
-            raw = self._front().raw(self.model.program, None)
+        if raw is None and self.front is not None:
+            raw = self.front.raw(self.model.program, None)
         elif raw is None:
             raw = drawn_raw(self.model.program, count, self.info.input_shape, self.info.normalization)
         return self.inputs(repeated(raw, count))
@@ -106,19 +101,13 @@ class Material:
     def inputs(self, raw: Feed) -> Inputs:
         """Raw inputs in every form; while the files' batch is free, as preprocess.onnx is run."""
         if isinstance(raw, Mapping):
-            return self._by_name(raw)
+            assert self.front is not None
+            whole = self.front.normalized(raw)
+            handed = self.front.handed(raw) if self.front.fold else whole
+            return Inputs(self.front.slim(handed), self.front.slim(whole), whole)
         features = gathered(self.model.program)
         full = normalized(raw, self.info.normalization)
         return Inputs(self._taken(raw), self._numbered(full) if features is None else kept(full, features), full)
-
-    def _by_name(self, raw: Mapping[str, np.ndarray]) -> Inputs:
-        front = self._front()
-        full = front.normalized(raw)
-        return Inputs(front.slim(front.handed(raw) if front.fold else full), front.slim(full), full)
-
-    def _front(self) -> NamedFront:
-        infos = () if self.data is None else self.data.inputs
-        return NamedFront.of(self.model.program, self.info.normalization, infos, self.fold)
 
     def _numbered(self, full: np.ndarray) -> np.ndarray:
         """The first input with new ids, where its vocabulary was cut."""

@@ -28,7 +28,8 @@ from edgeprune.graph.prepare import prepared
 from edgeprune.graph.rows import Rows, lookups_of, settled_rows
 from edgeprune.graph.solve import Reason
 from edgeprune.graph.tokens import Tokens
-from edgeprune.records import FeatureRules, Vocabulary
+from edgeprune.records import Vocabulary
+from edgeprune.settings import FeatureRules
 
 
 @dataclass(frozen=True, slots=True, eq=False)

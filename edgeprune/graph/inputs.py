@@ -11,7 +11,8 @@ from edgeprune.errors import InputError
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.labels import FIXED, Value
 from edgeprune.graph.solve import Reason
-from edgeprune.records import FeatureRules, InputFeatures
+from edgeprune.records import InputFeatures
+from edgeprune.settings import FeatureRules
 
 _UNREAD = -1
 

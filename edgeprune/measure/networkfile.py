@@ -24,6 +24,7 @@ from edgeprune.export.metadata import (
     named_normalization_in,
     normalization_in,
 )
+from edgeprune.export.onnxfile import spec_of
 from edgeprune.lines import shown
 from edgeprune.measure.foreign import batch_of, bounds_of, check_file, readable, stated_in, width_of
 from edgeprune.measure.namedfile import NamedFile, named_file
@@ -199,7 +200,7 @@ def _input_shape(path: Path, session: InferenceSession) -> tuple[int | None, ...
         raise InputError(f"{path}: expected one {expected} input, got {got}")
     if not inputs[0].shape or isinstance(inputs[0].shape[0], int):
         raise InputError(f"{path}: expected a free batch as the first size of its input, got {inputs[0].shape}")
-    return tuple(size if isinstance(size, int) else None for size in inputs[0].shape[1:])
+    return spec_of(path, inputs[0]).shape[1:]
 
 
 def _byte_scale(path: Path, session: InferenceSession) -> float | None:

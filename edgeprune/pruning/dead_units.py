@@ -13,7 +13,7 @@ from edgeprune.importance import protected
 from edgeprune.pruning.folding import alive, fold, has_zeros
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.planner import make_plan
-from edgeprune.records import FeatureRules
+from edgeprune.settings import FeatureRules
 
 
 @public("plan_dead")

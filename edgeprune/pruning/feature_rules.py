@@ -9,7 +9,8 @@ from pathlib import Path
 from edgeprune.errors import InputError
 from edgeprune.lines import one_line, shown
 from edgeprune.reading import read_json
-from edgeprune.records import FeatureRules, ModelInfo
+from edgeprune.records import ModelInfo
+from edgeprune.settings import FeatureRules
 
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 

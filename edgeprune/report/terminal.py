@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -16,7 +15,7 @@ from rich.text import Text
 from edgeprune.catalog import ASKED_BY
 from edgeprune.graph.reasons import advice
 from edgeprune.lines import printable
-from edgeprune.records import MetricComparison
+from edgeprune.records import MetricComparison, VariantTable
 from edgeprune.report import formats as fmt
 from edgeprune.results import (
     ExportedFile,
@@ -30,9 +29,6 @@ from edgeprune.results import (
     TrainRecord,
     ValidateRecord,
 )
-
-if TYPE_CHECKING:
-    from edgeprune.records import VariantTable
 
 _MAX_LAYERS = 4  # of a group in a table
 

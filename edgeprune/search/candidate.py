@@ -9,9 +9,9 @@ from edgeprune.cost.device import Device
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.pruning.plan import PruningPlan
-from edgeprune.records import Evaluation, FeatureRules, Reconstruction, Vocabulary
+from edgeprune.records import Evaluation, Reconstruction, Vocabulary
 from edgeprune.results import FeatureCount, StepRecord
-from edgeprune.settings import MOST_FINETUNINGS
+from edgeprune.settings import MOST_FINETUNINGS, FeatureRules
 from edgeprune.tasks.budget import MaxDrop
 from edgeprune.units import LatencyLimit
 
