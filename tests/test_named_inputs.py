@@ -15,7 +15,7 @@ from torch import nn
 from edgeprune.data import batches, first_inputs, open_data, order, prepared, read
 from edgeprune.data.capturing import capture_named, captured
 from edgeprune.data.fitting import limits_of, with_inputs_of, with_stated_inputs
-from edgeprune.data.inputs import arguments_of, fed
+from edgeprune.data.inputs import arguments_of, as_arrays, fed
 from edgeprune.errors import InputError
 from edgeprune.formats.info import info_from_dict, info_to_dict
 from edgeprune.graph.specs import input_specs
@@ -353,3 +353,11 @@ def test_normalisations_by_name_are_kept_in_files() -> None:
     for wrong in ({"a": {"mean": [0.0], "std": [0.0]}}, [1], {"a": 3}):
         with pytest.raises(InputError, match="model info: expected"):
             info_from_dict({**plain, "normalization": {"mean": [0.0], "std": [1.0], "inputs": wrong}})
+
+
+def test_inputs_that_no_runtime_takes_are_refused() -> None:
+    halved = torch.ones(2, 3, dtype=torch.float16)
+    assert as_arrays({"x": halved})["x"].dtype == np.float16 and as_arrays(halved).shape == (2, 3)
+    for inputs in (halved.bfloat16(), {"ids": torch.ones(2), "x": halved.bfloat16()}):
+        with pytest.raises(InputError, match=r"a type that numpy has, got bfloat16: convert .* model.float\(\)"):
+            as_arrays(inputs)

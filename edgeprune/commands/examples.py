@@ -36,7 +36,7 @@ def example_feed(model: Model, real: Arrays | None = None, kept: Mapping[str, Vo
         return real[:1]
     specs, names = input_specs(model.program), file_inputs(model.program)
     if real is None and len(specs) == 1 and specs[0].dtype.is_floating_point:
-        return torch.zeros(1, *model.info.input_shape, dtype=float_type(model.program)).numpy()
+        return as_arrays(torch.zeros(1, *model.info.input_shape, dtype=float_type(model.program)))
     drawn = first_accepted(Program.adopt(model.program).frozen_module(), drawn_tensors(model.program, 1))
     ids = kept or {}
     taken = [only_kept(x, ids[spec.name]) if spec.name in ids else x for spec, x in zip(specs, drawn, strict=True)]

@@ -121,5 +121,12 @@ def joined(parts: Sequence[Inputs]) -> Inputs:
 
 
 def as_arrays(inputs: Inputs) -> Arrays:
-    """The same in numpy."""
+    """The same in numpy.
+
+    Raises:
+        InputError: they are bfloat16, which neither numpy nor onnxruntime takes.
+    """
+    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
+    if any(tensor.dtype is torch.bfloat16 for tensor in tensors):
+        raise InputError("inputs: expected a type that numpy has, got bfloat16: convert the network with model.float()")
     return inputs.numpy() if isinstance(inputs, Tensor) else {name: x.numpy() for name, x in inputs.items()}
