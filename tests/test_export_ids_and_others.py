@@ -14,13 +14,14 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+import edgeprune
 from edgeprune.cli.app import app
 from edgeprune.data import open_data
 from edgeprune.data.capturing import captured
 from edgeprune.data.inputs import fed, prepared
 from edgeprune.formats.load import load
 from edgeprune.formats.save import save_checkpoint
-from edgeprune.records import ModelInfo
+from edgeprune.records import IDENTITY, ModelInfo
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -153,6 +154,18 @@ def by_description(entry: dict[str, Any], numbers: np.ndarray) -> np.ndarray:
     mean, std = (np.reshape(how[name], shape) for name in ("mean", "std"))
     made: np.ndarray = ((x * how["byte_scale"] - mean) / std).astype(np.float32)
     return made
+
+
+def test_data_with_ids_that_were_cut_are_refused(place: Path, tmp_path: Path) -> None:
+    program = load(place / "net.pt2").program
+    graph = edgeprune.analyze(program, vocabularies=edgeprune.vocabularies(program, {"ids": KEPT.tolist()}))
+    slim = edgeprune.cut(program, edgeprune.plan(program, graph, keep_macs=None), graph)
+    save_checkpoint(tmp_path / "slim.pt2", slim, ModelInfo((), normalization=IDENTITY))
+    np.savez(tmp_path / "b.npz", **{**RAW, "ids": RAW["ids"] + 1})
+    for asked in ((), ("--int8",)):
+        given = ("--data", f"npz:{tmp_path / 'b.npz'}", "--out", tmp_path / "out")
+        said = run("export", "--onnx", tmp_path / "slim.pt2", *given, *asked, expect=2)
+        assert "expected ids of ids that the network keeps, got 1 and 19 more in the train split" in said
 
 
 # -- smaller numbers and other formats --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 from edgeprune.commands.dense import dense_network
 from edgeprune.commands.resolve import RUNS, assumed_task, completed, model_and_data, newest_run, notes_of, task_of
 from edgeprune.commands.variants import CALIBRATION, agreement, variant_files, write_variants
+from edgeprune.commands.vocabulary import check_kept
 from edgeprune.errors import InputError
 from edgeprune.export.contracts import check_contracts, write_contracts
 from edgeprune.export.description import FEATURES_FILE, note_in, restate
@@ -109,6 +110,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     request, assumed = asked.request, list(asked.assumed)
     model, data = model_and_data(replace(request, model=str(asked.path)))
     _check_several(request, model)
+    check_kept(model.program, data)
     task = task_of(request, model, data)
     _check_judged(request, model, data, task)
     assumed += assumed_task(request, model, task)

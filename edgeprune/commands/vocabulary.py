@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from edgeprune.data import first_inputs
 from edgeprune.errors import InputError
 from edgeprune.graph.rows import used_ids
 from edgeprune.graph.specs import input_specs
+from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.lines import shown
 from edgeprune.pruning.vocabulary import vocabularies
 from edgeprune.reading import read_file
@@ -48,17 +49,34 @@ def asked_vocabularies(
 
 def check_data(kept: Mapping[str, Vocabulary], program: ExportedProgram, data: DataSource | None) -> None:
     """Raise InputError where the data hold ids that would be cut, and nothing stands for them."""
+    for name, split, got in _cut_ids(kept, program, data):
+        raise InputError(
+            f"--input-features {name}=...: expected every id of the data, got none of the {split} split's {got}; "
+            f"--unknown-id {name}=ID says what stands for ids that are cut"
+        )
+
+
+def check_kept(program: ExportedProgram, data: DataSource | None) -> None:
+    """Raise InputError where the data hold ids that a program was cut of, and nothing stands for them."""
+    for name, split, got in _cut_ids(kept_vocabularies(program), program, data):
+        where = f"data {data.name if data else ''}"
+        raise InputError(
+            f"{where}: expected ids of {name} that the network keeps, got {got} in the {split} split; compress the "
+            f"dense network with --unknown-id {name}=ID, which says what stands for ids that are cut"
+        )
+
+
+def _cut_ids(
+    kept: Mapping[str, Vocabulary], program: ExportedProgram, data: DataSource | None
+) -> Iterator[tuple[str, str, str]]:
+    """Inputs whose ids the data do not hold alone, with the split and the ids, e.g. "7 and 1 more"."""
     for name, one in kept.items() if data is not None else ():
         if one.unknown is not None:
             continue
         for split in ("train", "val", "test"):
             cut = sorted(set(used_ids(name, _arrays(name, program, data, (split,)))) - set(one.keep))
             if cut:
-                raise InputError(
-                    f"--input-features {name}=...: expected every id of the data, got none of the {split} split's "
-                    f"{cut[0]}{f' and {len(cut) - 1} more' if len(cut) > 1 else ''}; --unknown-id {name}=ID says what "
-                    "stands for ids that are cut"
-                )
+                yield name, split, f"{cut[0]}{f' and {len(cut) - 1} more' if len(cut) > 1 else ''}"
 
 
 def _by_input(option: str, texts: Iterable[str] | None, form: str) -> dict[str, str]:
