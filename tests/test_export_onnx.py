@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import edgeprune.compat  # noqa: F401 - makes torchvision importable
 import edgeprune.export.onnx as exporter
 from edgeprune.errors import InputError, ParityError
+from edgeprune.export.contracts import write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.onnxfile import samples_of_file
 from edgeprune.export.parity import check_parity, error_on, samples_of
@@ -30,6 +31,7 @@ from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import input_specs
 from edgeprune.pruning.planner import plan
 from edgeprune.pruning.surgery import cut
+from edgeprune.records import ModelInfo
 
 
 class Residual(nn.Module):
@@ -375,8 +377,11 @@ def test_weights_beyond_one_file_are_refused(tmp_path: Path, monkeypatch: pytest
 
 
 def test_bfloat16_is_refused(tmp_path: Path) -> None:
+    program = capture(mlp().bfloat16(), torch.randn(2, 1, 4, 4).bfloat16())
     with pytest.raises(InputError, match="weights are bfloat16"):
-        export_onnx(capture(mlp().bfloat16(), torch.randn(2, 1, 4, 4).bfloat16()), tmp_path / "net.onnx")
+        export_onnx(program, tmp_path / "net.onnx")
+    with pytest.raises(InputError, match="weights are bfloat16"):
+        write_contracts(program, ModelInfo((1, 4, 4)), tmp_path)
 
 
 def test_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from edgeprune.export.front import (
 )
 from edgeprune.export.metadata import metadata_of
 from edgeprune.export.namedcontracts import write_named
+from edgeprune.export.onnx import check_fits_onnx
 from edgeprune.export.parity import largest_error, outputs_of
 from edgeprune.export.state import Whole, check_stateless
 from edgeprune.export.writing import FULL, PREPROCESS, Writing, opened
@@ -93,6 +94,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     """
     if preprocess not in ("apart", "fold"):
         raise InputError(f"--preprocess: expected apart or fold, got {preprocess!r}")
+    check_fits_onnx(program)
     target = Path(folder)
     earlier = check_contracts(target, name, force)
     with staged_files(target, earlier) as staged:

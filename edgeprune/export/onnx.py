@@ -92,7 +92,7 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
     Example: `export_onnx(slim, "slim.onnx", inputs=images)`.
     """
     program = current_program(program)
-    _check_weights(program)
+    check_fits_onnx(program)
     states = states_of(program)
     names = file_names(program, states)
     if states:
@@ -124,7 +124,7 @@ def draft_onnx(program: ExportedProgram, path: str | Path) -> None:
     Raises:
         InputError: the program cannot be expressed in ONNX (names the operator), or is over 2 GiB.
     """
-    _check_weights(program)
+    check_fits_onnx(program)
     states = states_of(program)
     names = file_names(program, states)
     apart = with_state_apart(program, states) if states else program
@@ -133,7 +133,8 @@ def draft_onnx(program: ExportedProgram, path: str | Path) -> None:
     write_atomically(path, proto.SerializeToString())
 
 
-def _check_weights(program: ExportedProgram) -> None:
+def check_fits_onnx(program: ExportedProgram) -> None:
+    """Raise InputError for weights that an ONNX file cannot hold, or that onnxruntime does not compute with."""
     check_weights(program, "one ONNX file", MAX_BYTES, "onnxruntime does not run on a CPU")
 
 
