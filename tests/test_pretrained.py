@@ -24,9 +24,9 @@ def test_it_is_matched_on_crops_of_photographs(tmp_path: Path, monkeypatch: pyte
     exec(compile(textwrap.dedent(made), "lite0", "exec"), {})
     model = ["lite0.pt", "--arch", "timm:tf_efficientnet_lite0", "--input-shape", "3,64,64", "--normalize", "weights"]
     asked = ["--data", "npz:crops.npz", "--task", "match", "--keep-macs", "0.7", "--input-features", "off"]
-    found = CliRunner().invoke(app, ["compress", *model, *asked, "--finetune-epochs", "12", "--out", "run"])
+    found = CliRunner().invoke(app, ["compress", *model, *asked, "--finetune-epochs", "0", "--out", "run"])
     assert found.exit_code == 0, found.output
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["dense"]["test_agreement"] == 1 and record["dense"]["macs"] > 30e6
     assert record["slim"]["macs"] <= 0.7 * record["dense"]["macs"]
-    assert record["slim"]["test_agreement"] > 0.35
+    assert record["slim"]["test_agreement"] > 0.7
