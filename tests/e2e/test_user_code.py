@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import onnx
 import pytest
 from commands import MLP, refused, run, says
+from onnx import TensorProto, helper
 
 CODE = """
 import dataclasses, os, signal, sys
@@ -71,13 +73,23 @@ def test_data_do_not_end_compress(place: Path, data: str, said: str) -> None:
     assert "\x1b" not in line
 
 
+def make_networks(folder: Path) -> None:
+    """Two files that are read before any data: what they say of their inputs says how data are read."""
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 10]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "net", value[:1], value[1:])
+    for name in ("a.onnx", "b.onnx"):
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), folder / name)
+
+
 def test_data_do_not_pass_a_gate(place: Path) -> None:
+    make_networks(place)
     for data in ("own.py:exits", "at_once.py:data"):
         line = refused(place, "validate", "a.onnx", "b.onnx", "--data", data, "--max-drop", "0")
         assert "SystemExit: 0 (at " in line
 
 
 def test_nor_does_debug_let_them(place: Path) -> None:
+    make_networks(place)
     result = run(place, "validate", "a.onnx", "b.onnx", "--data", "own.py:trapped", "--max-drop", "0", "--debug")
     assert result.code == 2
     assert "the factory raised Trapped: in it (at " in result.err.splitlines()[-1]
