@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch.export import ExportedProgram
 
 from edgeprune.data import first_samples, prepared
 from edgeprune.data.inputs import Arrays, as_arrays
@@ -34,11 +35,21 @@ def example_feed(model: Model, real: Arrays | None = None, kept: Mapping[str, Vo
     """
     if isinstance(real, np.ndarray):
         return real[:1]
-    specs, names = input_specs(model.program), file_inputs(model.program)
-    if real is None and len(specs) == 1 and specs[0].dtype.is_floating_point:
+    specs = input_specs(model.program)
+    if real is not None:
+        rows = [real[spec.name][:1] for spec in specs]
+    elif len(specs) == 1 and specs[0].dtype.is_floating_point:
         return as_arrays(torch.zeros(1, *model.info.input_shape, dtype=float_type(model.program)))
-    drawn = first_accepted(Program.adopt(model.program).frozen_module(), drawn_tensors(model.program, 1))
-    ids = kept or {}
-    taken = [only_kept(x, ids[spec.name]) if spec.name in ids else x for spec, x in zip(specs, drawn, strict=True)]
-    rows = [x.numpy() for x in taken] if real is None else [real[spec.name][:1] for spec in specs]
-    return rows[0] if len(rows) == 1 else dict(zip(names, rows, strict=True))
+    else:
+        rows = _drawn_rows(model.program, kept or {})
+    return rows[0] if len(rows) == 1 else dict(zip(file_inputs(model.program), rows, strict=True))
+
+
+def _drawn_rows(program: ExportedProgram, kept: Mapping[str, Vocabulary]) -> list[np.ndarray]:
+    """One row of each input, which the network accepts."""
+    drawn = first_accepted(Program.adopt(program).frozen_module(), drawn_tensors(program, 1))
+    specs = input_specs(program)
+    return [
+        (only_kept(x, kept[spec.name]) if spec.name in kept else x).numpy()
+        for spec, x in zip(specs, drawn, strict=True)
+    ]

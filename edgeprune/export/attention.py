@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+
+from edgeprune.export.rewriting import called, with_replaced
 
 _aten = torch.ops.aten
 _attention = _aten.scaled_dot_product_attention.default
@@ -22,18 +23,7 @@ def with_plain_attention(program: ExportedProgram) -> ExportedProgram:
     follows; it then replaces attention by operators that give the plain layout, and fails. ONNX has no copies: they
     leave no trace in the file.
     """
-    if not program.graph.find_nodes(op="call_function", target=_attention):
-        return program
-    changed = copy.copy(program)
-    changed._graph_module = copy.deepcopy(program.graph_module)
-    changed._graph_signature = copy.deepcopy(program.graph_signature)
-    for node in changed.graph.find_nodes(op="call_function", target=_attention):
-        result = _plain(changed.graph, node)
-        node.replace_all_uses_with(result)
-        changed.graph_signature.replace_all_uses(node.name, result.name)
-        changed.graph.erase_node(node)
-    changed.graph_module.recompile()
-    return changed
+    return with_replaced(program, lambda node: node.target is _attention, _plain)
 
 
 def _plain(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -41,16 +31,15 @@ def _plain(graph: fx.Graph, node: fx.Node) -> fx.Node:
     operands = {name: node.kwargs.get(name) for name in _NAMES} | dict(zip(_NAMES, node.args, strict=False))
     others = {name: value for name, value in node.kwargs.items() if name not in _NAMES}
     rank = node.meta["val"].dim()
-    with graph.inserting_before(node):
-        if rank != _RANK:
-            operands = {name: _in_four_dims(graph, value, operands["query"]) for name, value in operands.items()}
-        attended = _call(graph, _attention, *operands.values(), *node.args[len(_NAMES) :], **others)
-        copied = _call(graph, _aten.clone.default, attended, memory_format=torch.contiguous_format)
-        if rank == _RANK:
-            return copied
-        query, value = node.args[0], node.args[2]
-        sizes = [*(_size(graph, query, dim) for dim in range(rank - 1)), _size(graph, value, rank - 1)]
-        return _call(graph, _aten.reshape.default, copied, sizes)
+    if rank != _RANK:
+        operands = {name: _in_four_dims(graph, value, operands["query"]) for name, value in operands.items()}
+    attended = called(graph, _attention, *operands.values(), *node.args[len(_NAMES) :], **others)
+    copied = called(graph, _aten.clone.default, attended, memory_format=torch.contiguous_format)
+    if rank == _RANK:
+        return copied
+    query, value = node.args[0], node.args[2]
+    sizes = [*(_size(graph, query, dim) for dim in range(rank - 1)), _size(graph, value, rank - 1)]
+    return called(graph, _aten.reshape.default, copied, sizes)
 
 
 def _in_four_dims(graph: fx.Graph, node: Any, query: Any) -> Any:
@@ -59,12 +48,12 @@ def _in_four_dims(graph: fx.Graph, node: Any, query: Any) -> Any:
         return node
     rank, full = node.meta["val"].dim(), query.meta["val"].dim()
     if rank == full < _RANK:  # (batch, positions, channels): one head
-        return _call(graph, _aten.unsqueeze.default, node, 1)
+        return called(graph, _aten.unsqueeze.default, node, 1)
     if rank < _RANK:
         return node
     leading = [_size(graph, query, dim) for dim in range(rank - 3)]
-    whole = _call(graph, _aten.expand.default, node, [*leading, -1, -1, -1])
-    return _call(
+    whole = called(graph, _aten.expand.default, node, [*leading, -1, -1, -1])
+    return called(
         graph, _aten.reshape.default, whole, [-1, *(_size(graph, whole, dim) for dim in range(rank - 3, rank))]
     )
 
@@ -72,12 +61,4 @@ def _in_four_dims(graph: fx.Graph, node: Any, query: Any) -> Any:
 def _size(graph: fx.Graph, node: Any, dim: int) -> Any:
     """A size as a number, or as a node where it is free."""
     size = node.meta["val"].shape[dim]
-    return size if isinstance(size, int) else _call(graph, _aten.sym_size.int, node, dim)
-
-
-def _call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-    """A new node with what is known of its value."""
-    node = graph.call_function(target, args, kwargs)
-    values, options = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-    node.meta["val"] = target(*values, **options)
-    return node
+    return size if isinstance(size, int) else called(graph, _aten.sym_size.int, node, dim)
