@@ -104,6 +104,9 @@ class FakeCutter:
     def without_unread(self, best: Candidate, trained: Net) -> Candidate:
         return candidate(trained.width, trained.n_features)
 
+    def retrained(self, candidate: Candidate, module: Net) -> Candidate:
+        return replace(candidate, program=cast(Any, module))
+
     def made_by(self, plan: Plan) -> Candidate:
         return replace(candidate(plan.width, plan.n_features), plan=cast(Any, plan))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
+from torch import nn
 
 from edgeprune.errors import BudgetError
 from edgeprune.pruning.plan import PruningPlan
@@ -20,8 +21,9 @@ from edgeprune.search.replay import Replay
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
+from edgeprune.search.trainer import Round
 from edgeprune.tasks.budget import MaxDrop
-from tests.fakes import FakeCutter, FakeTrainer, Net, Plan, Searched, Told, falls_below, says, searched, width
+from tests.fakes import WIDTH, FakeCutter, FakeTrainer, Net, Plan, Searched, Told, falls_below, says, searched, width
 
 # -- shrink: the costs are stated
 
@@ -52,6 +54,53 @@ def test_shrink_finetunes_the_last_network_ever_longer_and_takes_the_best() -> N
     assert best.val_value == 0.985
     assert search.trainer.rounds == [0, 0, 1, 2]
     assert search.step.effort.spent == search.trainer.units == 2 + 2 + 4
+
+
+@dataclass
+class Changing(FakeTrainer):
+    """Its training changes the network: the judge tells by `trained`."""
+
+    def finetune(self, module: nn.Module, training: Round) -> bool:
+        cast(Any, module).trained = True
+        return not super().finetune(module, training)
+
+
+def is_trained(net: Net) -> bool:
+    return getattr(net, "trained", False)
+
+
+def test_a_finetuning_that_does_harm_is_undone_and_said() -> None:
+    trainer = Changing(lambda net: 0.99 if net.width == WIDTH else 0.45 if is_trained(net) else 0.76)
+    search = searched(Shrink(), trainer, Budgets(keep_macs=0.4))
+    [best] = search().networks
+    assert best.val_value == 0.76 and not is_trained(cast(Any, best.program))
+    assert (
+        search.said
+        == ["finetuning took the accuracy from 76.0 % to 45.0 %: the weights of before are kept; a lower --lr may help"]
+        * 2
+    )
+
+
+def test_without_training_statistics_that_do_harm_are_left() -> None:
+    trainer = Changing(lambda net: 0.99 if net.width == WIDTH else 0.45 if is_trained(net) else 0.76, trains=False)
+    search = searched(Shrink(), trainer, Budgets(keep_macs=0.5))
+    [best] = search().networks
+    assert best.val_value == 0.76
+    told = "estimating batch norm's statistics again took the accuracy from 76.0 % to 45.0 %"
+    assert search.said == [f"{told}: the weights of before are kept"] * 2
+
+
+def test_a_finetuning_that_helps_is_kept_and_one_as_good_as_dense_asks_nothing_more() -> None:
+    looked: list[bool] = []
+
+    def judge(net: Net) -> float:
+        looked.append(is_trained(net))
+        return 0.99 if is_trained(net) or net.width == WIDTH else 0.5
+
+    search = searched(Shrink(), Changing(judge), Budgets(keep_macs=0.5))
+    [best] = search().networks
+    assert best.val_value == 0.99 and is_trained(cast(Any, best.program))
+    assert looked == [False, True, True] and search.said == []
 
 
 def test_budgets_that_miss_each_other_are_refused() -> None:

@@ -111,7 +111,7 @@ def ridge(rows: Moments, penalty: float, centred: bool) -> Change | None:
 class Solution:
     """A change, and the error `before` and `after` it on rows held out; no change where none does better.
 
-    `penalty` is the one that it was solved with. With no rows held out the errors are those on all of them.
+    `penalty` is the one that it was solved with.
     """
 
     change: Change
@@ -126,15 +126,8 @@ class Solution:
 
 
 def solved(fit: Moments, held: Moments, centred: bool) -> Solution:
-    """The change whose penalty does best on rows that it was not solved on, solved then on all of them.
-
-    With no rows held out the penalty is the number of unknowns over that of rows.
-    """
+    """The change whose penalty does best on rows that it was not solved on, solved then on all of them."""
     nothing = no_change(fit)
-    if not held.n:
-        penalty = fit.xx.shape[1] / max(1, fit.n)
-        change = ridge(fit, penalty, centred) or nothing
-        return _helpful(Solution(change, penalty, nothing.error(fit), change.error(fit)), nothing)
     before = nothing.error(held)
     best = _helpful(_best(fit, held, centred, before), nothing)
     whole = ridge(fit.plus(held), best.penalty, centred) if best.helps else None

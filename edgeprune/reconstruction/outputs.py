@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune.reconstruction.samples import Piece
 
+CONSTANT = 1e-12  # of its mean square: what a value of float32 varies by when it varies by rounding alone
+
 
 def errors(dense: fx.GraphModule, networks: Sequence[fx.GraphModule], samples: Sequence[Piece]) -> list[float]:
     """For each network the root of the mean square that its outputs are off, relative to how the dense ones' vary.
@@ -35,9 +37,10 @@ def _outputs(network: fx.GraphModule, piece: Piece) -> list[Tensor]:
 
 
 def _error(want: list[Tensor], got: list[Tensor]) -> float:
-    """The mean square that one output is off, over its variance; absolute where it does not vary."""
+    """The mean square that one output is off, over its variance; over its size where it does not vary."""
     count = sum(tensor.numel() for tensor in want)
     mean = sum(float(tensor.sum()) for tensor in want) / max(1, count)
     varies = sum(float((tensor - mean).square().sum()) for tensor in want)
+    size = sum(float(tensor.square().sum()) for tensor in want)
     off = sum(float((one - other).square().sum()) for one, other in zip(want, got, strict=True))
-    return off / (varies or max(1, count))
+    return off / ((varies if varies > CONSTANT * size else size) or max(1, count))

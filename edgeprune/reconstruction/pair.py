@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.reconstruction.lockstep import Lockstep
 from edgeprune.reconstruction.moments import Moments, Solution, solved
+from edgeprune.reconstruction.outputs import CONSTANT
 from edgeprune.reconstruction.readers import Reader, readers_of
 from edgeprune.reconstruction.reference import Noted, Reference, Wanted, norms_of, spread_of
 from edgeprune.reconstruction.rows import drawn, inputs_at, inputs_of, n_rows, outputs_at
@@ -19,6 +20,7 @@ from edgeprune.reconstruction.samples import Piece, is_held_out
 from edgeprune.records import LayerReconstruction
 
 _ROWS, _MORE_ROWS = 4, 4096  # as many times as there are unknowns, and so many more
+_FEWEST = 3  # rows held out: by fewer, what helps on them alone is taken for help
 _MOST = 4096  # unknowns that are solved at once
 _MOST_TAPS = 2304  # the same of a convolution, whose channels alone are solved for where there are more
 
@@ -43,10 +45,11 @@ class Pair:
         module: the slim network.
         dense: the one that it was cut from, with the names of the plan.
         plan: what was kept.
+        every: one piece of so many is held out.
     """
 
-    def __init__(self, module: fx.GraphModule, dense: fx.GraphModule, plan: PruningPlan) -> None:
-        self._module, self._dense, self._plan = module, dense, plan
+    def __init__(self, module: fx.GraphModule, dense: fx.GraphModule, plan: PruningPlan, every: int) -> None:
+        self._module, self._dense, self._plan, self._every = module, dense, plan, every
         self._tensors = _tensors_of(module)
         self._dense_tensors = _tensors_of(dense)
         self._readers = {reader.node: reader for reader in readers_of(module).values()}
@@ -113,6 +116,8 @@ class Pair:
             return LayerReconstruction(layer, 0.0, 0.0, "left alone: its outputs have other positions than before")
         if not problem.is_finite:
             return LayerReconstruction(layer, 0.0, 0.0, "left alone: its values are not finite")
+        if problem.held.n < _FEWEST:
+            return LayerReconstruction(layer, 0.0, 0.0, f"left alone: {problem.held.n} rows held out are too few")
         found = solved(problem.fit, problem.held, reader.is_centred)
         scale = problem.variance or 1.0
         rounding = (64 * torch.finfo(weight.dtype).eps) ** 2
@@ -128,7 +133,7 @@ class Pair:
         groups, n_in, n_out = reader.matrix(self._tensors[reader.weight]).shape
         kept = self._kept_outputs(reader)
         each = -(-self._wanted[reader.weight].n_rows // len(noted.rows))
-        sums = _Sums(Moments.none(groups, n_in, n_out))
+        sums = _Sums(Moments.none(groups, n_in, n_out), self._every)
         for number, (values, want, shape) in enumerate(zip(self._slim.batches, noted.rows, noted.shapes)):  # noqa: B905
             given = self._slim.tried(values)
             if n_rows(given, reader) != shape.numel() // shape[-1 if reader.window is None else 1]:
@@ -144,7 +149,7 @@ class Pair:
         """What is missing of the dense layer's inputs, beside those that are left of them."""
         kept = self._kept(reader.weight, 0 if reader.transposed else 1)
         each = -(-self._wanted[reader.weight].n_rows // len(noted.rows))
-        sums = _Sums(Moments.none(1, len(kept), noted.rows[0].shape[1]))
+        sums = _Sums(Moments.none(1, len(kept), noted.rows[0].shape[1]), self._every)
         for number, (values, want) in enumerate(zip(self._slim.batches, noted.rows)):  # noqa: B905
             whole = inputs_of(values[reader.source])
             rows = whole[drawn(len(whole), each, number)].double()
@@ -226,13 +231,13 @@ class Pair:
 class _Sums:
     """The moments of the rows of all pieces, one piece of a few held out."""
 
-    def __init__(self, like: Moments) -> None:
-        self._fit, self._held = like, like.plus(like)
+    def __init__(self, like: Moments, every: int) -> None:
+        self._fit, self._held, self._every = like, like.plus(like), every
         self._targets = (0.0, 0, torch.zeros(1, dtype=torch.float64))
 
     def add(self, number: int, rows: Tensor, missing: Tensor, target: Tensor) -> None:
         """The rows of one piece; `target` is what they should come to."""
-        (self._held if is_held_out(number) else self._fit).add(rows, missing)
+        (self._held if is_held_out(number, self._every) else self._fit).add(rows, missing)
         squares, count, total = self._targets
         self._targets = squares + float(target.square().sum()), count + len(target), total + target.sum(0)
 
@@ -240,8 +245,9 @@ class _Sums:
     def problem(self) -> _Problem:
         """All of it."""
         squares, count, total = self._targets
-        variance = squares / count - float((total / count).square().sum())
-        return _Problem(self._fit, self._held, variance if variance > 0 else squares / count)
+        size = squares / count
+        variance = size - float((total / count).square().sum())
+        return _Problem(self._fit, self._held, variance if variance > CONSTANT * size else size)
 
 
 def _note(problem: _Problem, found: Solution) -> str:
@@ -249,8 +255,6 @@ def _note(problem: _Problem, found: Solution) -> str:
     n_in, n = problem.fit.xx.shape[1], problem.fit.n
     if not found.helps:
         return "keeps its weights: others do no better on samples held out"
-    if not problem.held.n:
-        return "no samples were held out"
     return f"{n} rows for {n_in} unknowns: regularised by {found.penalty:g}" if n < n_in else ""
 
 

@@ -24,7 +24,7 @@ from edgeprune.pruning.folding import fold
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.reconstruction.outputs import errors
 from edgeprune.reconstruction.pair import Pair
-from edgeprune.reconstruction.samples import HELD_OUT, Piece, held_out, pieces
+from edgeprune.reconstruction.samples import Piece, period, pieces
 from edgeprune.records import LayerReconstruction, Reconstruction
 
 N_SAMPLES = 512
@@ -33,10 +33,14 @@ _MEMORY = 2**30  # bytes of activations that both networks may hold
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reconstructed:
-    """The slim network with its new weights, and what they have come to."""
+    """The slim network with its new weights, and what they have come to.
+
+    `judged` tells whether samples were held out; there was only one where not, and the weights are those of before.
+    """
 
     program: Program
     record: Reconstruction
+    judged: bool
 
 
 @public("reconstruct")
@@ -63,17 +67,24 @@ def reconstruct(
         The slim program with other weights: `prove` holds for the one before.
 
     Raises:
-        InputError: the inputs are not the program's, none or not finite; or the network keeps a state.
+        InputError: the inputs are not the program's, fewer than two samples or not finite; or the network keeps a
+            state.
 
     Example: `slim = edgeprune.reconstruct(program, slim, plan, [images])`.
     """
-    return reconstructed(program, slim, plan, batches, n_samples=n_samples).program
+    found = reconstructed(program, slim, plan, batches, n_samples=n_samples)
+    if not found.judged:
+        raise InputError(
+            "reconstruct: expected at least 2 samples (2 batches of a network whose batch is fixed), as one is held "
+            f"out to see whether it helps; got {found.record.n_samples}"
+        )
+    return found.program
 
 
 def reconstructed(
     program: ExportedProgram, slim: Program, plan: PruningPlan, batches: Iterable[Any], *, n_samples: int = N_SAMPLES
 ) -> Reconstructed:
-    """`reconstruct`, with the record of it."""
+    """`reconstruct`, with the record of it; with one sample nothing is solved."""
     start = time.perf_counter()
     check_untrained(program)
     check_untrained(slim)
@@ -82,12 +93,13 @@ def reconstructed(
     samples, count = pieces(slim, batches, n_samples)
     module = slim.own_module()
     dense = Program.adopt(fold(program) if plan.folded else program).frozen_module()
-    layers = _run(Pair(module, dense, plan), samples)
-    before, after = errors(dense, (slim.frozen_module(), module), held_out(samples))
+    every = period(len(samples))
+    layers = _run(Pair(module, dense, plan, every), samples) if every > 1 else []
+    before, after = errors(dense, (slim.frozen_module(), module), samples[every - 1 :: every])
     spoilt = [layer for layer in layers if layer.before > 0]
     means = [sum(getattr(one, name) for one in spoilt) / max(1, len(spoilt)) for name in ("before", "after")]
     record = Reconstruction(count, means[0], means[1], before, after, time.perf_counter() - start, tuple(layers))
-    return Reconstructed(reexport_like(module, slim) if record.helps else slim, record)
+    return Reconstructed(reexport_like(module, slim) if record.helps else slim, record, every > 1)
 
 
 def has_state(program: ExportedProgram, plan: PruningPlan) -> bool:
@@ -104,7 +116,7 @@ def _run(pair: Pair, samples: list[Piece]) -> list[LayerReconstruction]:
     waiting = iter(samples)
     joined = 0
     for most in sizes:
-        room = max(min(HELD_OUT, len(samples)), min(_MEMORY // max(1, most), len(samples)))
+        room = max(period(len(samples)), min(_MEMORY // max(1, most), len(samples)))
         for _ in range(room - joined):
             pair.join(next(waiting))
         joined = max(joined, room)

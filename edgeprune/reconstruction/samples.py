@@ -16,7 +16,7 @@ from edgeprune.graph.specs import InputSpec, fitted, input_specs
 
 _PIECE = 16  # samples that are run at once at most
 _LEAST = 8  # pieces at least, where there are as many samples
-HELD_OUT = 4  # one piece of so many is held out
+_HELD_OUT = 4  # one piece of so many is held out, and one of fewer too
 _WHAT = "reconstruct"
 
 Piece = list[Any]  # the leaves of a network's inputs
@@ -40,14 +40,14 @@ def pieces(program: ExportedProgram, batches: Iterable[Any], n_samples: int) -> 
     return [tree_leaves(arguments(program, tensors)) for tensors in taken], count
 
 
-def is_held_out(number: int) -> bool:
-    """Whether this piece is."""
-    return number % HELD_OUT == HELD_OUT - 1
+def period(n_pieces: int) -> int:
+    """One piece of so many is held out, of those that there are."""
+    return min(_HELD_OUT, n_pieces)
 
 
-def held_out(samples: Sequence[Piece]) -> Sequence[Piece]:
-    """Those that are; all of them where there are too few."""
-    return samples[HELD_OUT - 1 :: HELD_OUT] or samples
+def is_held_out(number: int, every: int) -> bool:
+    """Whether this piece is, where one of `every` so many is."""
+    return number % every == every - 1
 
 
 def _taken(specs: Sequence[InputSpec], batches: Iterable[Any], n_samples: int) -> tuple[list[tuple[Tensor, ...]], int]:

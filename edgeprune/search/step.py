@@ -127,9 +127,28 @@ class Step:
             self.progress.stage(f"step {training.step}: finetune at {share:.0%} of MACs{again}")
             self.effort.take(training.units)
         is_done = candidate.reconstruction is not None and candidate.reconstruction.helps and not self.trains
-        if not is_done and self.trainer.finetune(module, training):
-            candidate = self.cutter.retrained(candidate, module)
-        return replace(candidate, val=self.trainer.evaluation(module))
+        changed = not is_done and self.trainer.finetune(module, training)
+        after = self.trainer.evaluation(module)
+        if not changed:
+            return replace(candidate, val=after)
+        return self._unharmed(candidate, replace(self.cutter.retrained(candidate, module), val=after))
+
+    def _unharmed(self, candidate: Candidate, trained: Candidate) -> Candidate:
+        """What was trained, or the candidate as it was where that was better, which is said.
+
+        What comes out no worse than the dense network is not asked.
+        """
+        assert self.trainer is not None
+        if trained.val is None or self.dense.val is None or self.drop(trained) <= 0:
+            return trained
+        before = candidate.val or self.trainer.evaluation(candidate.program.own_module())
+        if before is None or not self.metric.better(before.value, trained.val.value):
+            return trained
+        what = "finetuning" if self.trains else "estimating batch norm's statistics again"
+        change = f"from {self.metric.shown(before.value)} to {self.metric.shown(trained.val.value)}"
+        advice = "; a lower --lr may help" if self.trains else ""
+        self.progress.say(f"{what} took the {self.metric.name} {change}: the weights of before are kept{advice}")
+        return replace(candidate, val=before)
 
     def rescued(self, candidate: Candidate, limit: float | None, rounds: int = ROUNDS) -> Candidate:
         """Finetune again what lost too much, longer each time; the best of all rounds."""
