@@ -1,0 +1,1 @@
+"""Accuracy over latency on trained networks, edgeprune beside its peers; see scripts/bench_accuracy."""

@@ -1,0 +1,103 @@
+"""What each tool makes of a trained network at a strength between 0 and 1: one cut, nothing trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from accuracy.networks import Dense
+from edgeprune import analyze, capture, cut, plan, reconstruct
+from edgeprune.cost.device import Device
+from edgeprune.cost.layers import layer_shapes
+from edgeprune.graph.capture import Program
+from edgeprune.measure.profiling import Timing, profile
+from edgeprune.progress import Silent
+from measure.training import renormalise, samples
+
+N_CLASSES = 10
+_ROUNDED = 8
+
+Cut = Callable[[float], nn.Module]  # of the share of a cost to keep, or of channels for tools that know no costs
+
+
+class Ours:
+    """edgeprune on one network, by MACs or by what its layers take on this machine.
+
+    Args:
+        criterion: None for the default of `compress`.
+    """
+
+    def __init__(self, dense: Dense, by: str, criterion: str | None = None) -> None:
+        self._dense = dense
+        self._program: Program = capture(dense.model, dense.example)
+        self._graph = analyze(self._program)
+        self._criterion = criterion or "taylor"
+        self._device: Device | None = None
+        if by == "latency":
+            self._device = profile(list(layer_shapes(self._graph).values()), Timing(), Silent())
+
+    def __call__(self, share: float) -> nn.Module:
+        """The network at a share of the cost, its layers solved again."""
+        batches = samples(self._dense.data, 16)
+        wanted: dict[str, Any] = {"keep_macs": share}
+        if self._device is not None:
+            wanted = {"keep_macs": None, "keep_latency": share, "device": self._device}
+        made = plan(self._program, self._graph, criterion=self._criterion, batches=batches, **wanted)
+        slim = cut(self._program, made, self._graph)
+        return reconstruct(self._program, slim, made, [x for x, _ in batches]).own_module().eval()
+
+
+class TorchPruning:
+    """Torch-Pruning in its documented way: one share of the channels of every layer but the classifier.
+
+    By `magnitude`, `taylor` or `lamp`, over all layers together, widths rounded to eight; batch norm estimated again.
+    """
+
+    def __init__(self, dense: Dense, importance: str) -> None:
+        self._dense, self._importance = dense, importance
+
+    def __call__(self, share: float) -> nn.Module:
+        """The network without this share's complement of its channels."""
+        import torch_pruning as tp
+
+        model, data = copy.deepcopy(self._dense.model), self._dense.data
+        of = {
+            "magnitude": lambda: tp.importance.MagnitudeImportance(p=2),
+            "taylor": tp.importance.TaylorImportance,
+            "lamp": lambda: tp.importance.LAMPImportance(p=2),
+        }
+        pruner = tp.pruner.BasePruner(
+            model,
+            self._dense.example,
+            importance=of[self._importance](),
+            pruning_ratio=1 - share,
+            global_pruning=True,
+            ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == N_CLASSES],
+            round_to=_ROUNDED,
+            num_heads=_heads(model),
+        )
+        if self._importance == "taylor":
+            model.zero_grad()
+            for x, y in samples(data, 64):
+                nn.functional.cross_entropy(model(x), y).backward()
+        pruner.step()
+        model.zero_grad(set_to_none=True)
+        renormalise(model.eval(), data)
+        return model
+
+
+def _heads(model: nn.Module) -> dict[nn.Module, int]:
+    """Attention's joint projections, which Torch-Pruning is told of."""
+    return {module.qkv: module.heads for module in model.modules() if hasattr(module, "qkv")}
+
+
+TOOLS: Mapping[str, Callable[[Dense, str], Cut]] = {
+    "edgeprune": lambda dense, by: Ours(dense, by),
+    "edgeprune l2": lambda dense, by: Ours(dense, by, "l2"),
+    "torch-pruning magnitude": lambda dense, _: TorchPruning(dense, "magnitude"),
+    "torch-pruning taylor": lambda dense, _: TorchPruning(dense, "taylor"),
+    "torch-pruning lamp": lambda dense, _: TorchPruning(dense, "lamp"),
+}
