@@ -81,6 +81,13 @@ def test_a_finetuning_that_does_harm_is_undone_and_said() -> None:
     )
 
 
+def test_a_finetuning_that_is_worse_by_no_more_than_chance_is_kept() -> None:
+    trainer = Changing(lambda net: 0.99 if net.width == WIDTH else 0.97 if is_trained(net) else 0.979)
+    search = searched(Shrink(), trainer, Budgets(keep_macs=0.4))
+    [best] = search().networks
+    assert best.val_value == 0.97 and is_trained(cast(Any, best.program)) and search.said == []
+
+
 def test_without_training_statistics_that_do_harm_are_left() -> None:
     trainer = Changing(lambda net: 0.99 if net.width == WIDTH else 0.45 if is_trained(net) else 0.76, trains=False)
     search = searched(Shrink(), trainer, Budgets(keep_macs=0.5))

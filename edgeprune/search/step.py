@@ -17,6 +17,7 @@ from edgeprune.tasks.budget import MaxDrop, is_within
 
 FACTOR = 0.7  # share of the MACs that one step keeps
 ROUNDS = 3  # how often what lost too much is finetuned again before it is given up
+_SURE = 2  # standard errors
 _SELECTION = 2  # how many times as long as a finetuning it is trained while features are chosen
 
 
@@ -134,7 +135,7 @@ class Step:
         return self._unharmed(candidate, replace(self.cutter.retrained(candidate, module), val=after))
 
     def _unharmed(self, candidate: Candidate, trained: Candidate) -> Candidate:
-        """What was trained, or the candidate as it was where that was better, which is said.
+        """What was trained, or the candidate as it was where that was better by more than chance, which is said.
 
         What comes out no worse than the dense network is not asked.
         """
@@ -142,7 +143,10 @@ class Step:
         if trained.val is None or self.dense.val is None or self.drop(trained) <= 0:
             return trained
         before = candidate.val or self.trainer.evaluation(candidate.program.own_module())
-        if before is None or not self.metric.better(before.value, trained.val.value):
+        if before is None:
+            return trained
+        chance = _SURE * self.trainer.standard_error(before, trained.val)
+        if self.metric.drop(before.value, trained.val.value) <= chance:
             return trained
         what = "finetuning" if self.trains else "estimating batch norm's statistics again"
         change = f"from {self.metric.shown(before.value)} to {self.metric.shown(trained.val.value)}"
