@@ -377,21 +377,48 @@ def _tree(kind: str, context: Any, children: int = 1) -> str:
         _tree("builtins.dict", [{"__enum__": True, "fqn": "antigravity:geohash", "name": "x"}]),
         _tree("builtins.dict", ["a\nimport os"]),
         _tree("builtins.dict", ["a", "b"]),
-        _tree("collections.namedtuple", "x"),
+        _tree("collections.defaultdict", ["a"]),
         _tree("builtins.tuple", {"a": 1}),
-        _tree("transformers.ModelOutput", []),
+        _tree("transformers.ModelOutput", ["a\nimport os"]),
+        _tree("transformers.ModelOutput", ["a", "a"], 2),
+        _tree("user.Answer", [["a'"], ["b"]]),
         json.dumps([2, {}]),
         json.dumps([1, []]),
         "{",
         "[" * 100_000,
     ],
-    ids=range(11),
+    ids=range(13),
 )
-def test_trees_are_tuples_lists_and_dicts(tmp_path: Path, plain: dict[str, bytes], field: str, tree: str) -> None:
+def test_trees_are_containers_with_plain_names(tmp_path: Path, plain: dict[str, bytes], field: str, tree: str) -> None:
     def change(model: Any) -> None:
         model["graph_module"]["module_call_graph"][0]["signature"][field] = tree
 
     _refused(tmp_path, _zip(_edit(plain, MODEL, change)), InputError)
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("tree", "kind"),
+    [
+        (_tree("antigravity.Fly", ["a"]), dict),
+        (_tree("antigravity.Fly", [["a"], ["nothing"]]), dict),
+        (_tree("antigravity.Fly", None), tuple),
+        (_tree("antigravity.Fly", {"__enum__": True, "fqn": "antigravity:geohash", "name": "x"}), tuple),
+        (_tree("collections.namedtuple", "antigravity.Fly"), tuple),
+    ],
+    ids=range(5),
+)
+def test_a_class_is_neither_imported_nor_looked_up(
+    tmp_path: Path, plain: dict[str, bytes], tree: str, kind: type
+) -> None:
+    def change(model: Any) -> None:
+        model["graph_module"]["module_call_graph"][0]["signature"]["out_spec"] = tree
+
+    path = tmp_path / "model.pt2"
+    path.write_bytes(_zip(_edit(plain, MODEL, change)))
+    out = load(path).program.module()(torch.rand(2, 1, 4, 4))
+    assert type(out) is kind
+    assert len(out) == 1
     assert "antigravity" not in sys.modules
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
-from torch.utils._pytree import tree_unflatten
 
 from edgeprune.errors import InputError
 from edgeprune.export import ort
+from edgeprune.graph.containers import held
 from edgeprune.graph.specs import output_names
 from edgeprune.lines import shown
 from edgeprune.reading import parse_json
@@ -59,7 +59,7 @@ def structure_of(program: ExportedProgram) -> Any:
     given = [spec.arg for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
     names = iter(output_names(program))
     leaves = [np.array(next(names)) if isinstance(arg, TensorArgument) else None for arg in given]
-    return mapped(tree_unflatten(leaves, program.call_spec.out_spec), str)
+    return mapped(held(program.call_spec.out_spec, leaves), str)
 
 
 def metadata(program: ExportedProgram) -> dict[str, str]:

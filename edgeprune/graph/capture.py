@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import SUPPORTED_NODES, tree_flatten, tree_unflatten
 
 from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
+from edgeprune.graph.containers import register_dataclasses
 from edgeprune.graph.drawn import drawn_arguments, example_values
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained, forget_given, give
@@ -22,6 +23,7 @@ from edgeprune.graph.recurrence import not_unrolled
 from edgeprune.graph.refusals import (
     check_model,
     check_program,
+    error_on,
     explain,
     explain_fixed,
     failure_on,
@@ -173,6 +175,8 @@ def capture(
 ) -> Program:
     """Export `model` in eval mode with a dynamic batch (the first dim of every input tensor).
 
+    Dataclasses in its outputs are registered with PyTorch, as `torch.export.register_dataclass` does.
+
     Args:
         model: the network; left as it was.
         example_inputs: one tensor `(batch, ...)` or the sequence of positional arguments. A batch of 1 is doubled,
@@ -284,12 +288,22 @@ def _export(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:
     try:
         program = _exported(model, args, free, strict_batch=True)
     except Exception as error:
+        if _makes_outputs_known(model, args):
+            return _export(model, args, free)
         raise CaptureError(_why_not(model, args, free, error)) from error
     fixed = first_fixed(program, free)
     if fixed is not None:
         raise CaptureError(explain_fixed(model, args, fixed))
     free_names(program)
     return Program.adopt(flattened(program))
+
+
+def _makes_outputs_known(model: nn.Module, args: tuple[Any, ...]) -> bool:
+    """Whether the outputs hold classes that PyTorch did not know, and knows from now on."""
+    before, answers = len(SUPPORTED_NODES), []
+    if error_on(lambda *given: answers.append(model(*given)), args) is None:
+        register_dataclasses(answers)
+    return len(SUPPORTED_NODES) > before
 
 
 def _exported(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch: bool) -> ExportedProgram:

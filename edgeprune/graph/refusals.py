@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -178,7 +178,7 @@ def failure_on(model: nn.Module, args: tuple[Any, ...]) -> str:
     return "" if error is None else explain_run(model, args, error)
 
 
-def error_on(model: nn.Module, args: tuple[Any, ...]) -> Exception | None:
+def error_on(model: Callable[..., Any], args: tuple[Any, ...]) -> Exception | None:
     """What the model itself raises on the inputs."""
     try:
         with torch.no_grad(), quiet_torch():

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import InputError
+from edgeprune.graph.containers import held
 from edgeprune.graph.sizes import size_hint
 
 BATCHES = (1, 3, 7)  # a batch size that was baked into a graph survives at most one of these
@@ -89,7 +90,7 @@ def output_names(program: ExportedProgram) -> list[str]:
 
 def _keys(program: ExportedProgram, count: int) -> list[str]:
     """The keys of a flat dict of outputs, none that is an input's name; empty where the outputs are no such dict."""
-    tree = tree_unflatten(list(range(count)), program.call_spec.out_spec)
+    tree = held(program.call_spec.out_spec, range(count))
     if not isinstance(tree, Mapping) or list(tree.values()) != list(range(count)):
         return []
     inputs = file_inputs(program)

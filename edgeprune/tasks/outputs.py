@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,12 +48,21 @@ class Named(dict[str, Any]):
             raise AttributeError(name) from None
 
 
+def by_attribute(outputs: Any) -> Any:
+    """The same outputs, the keys of dicts as attributes too: as a dataclass has them that was saved and read again."""
+    if type(outputs) is dict:
+        return Named((key, by_attribute(part)) for key, part in outputs.items())
+    if type(outputs) in (tuple, list):
+        return type(outputs)(map(by_attribute, outputs))
+    return outputs
+
+
 def mapped(outputs: Any, change: Callable[[Any], Any]) -> Any:
     """The same dicts, tuples and lists with all that is in them changed; dataclasses become dicts, None stays."""
     parts = _parts(outputs)
     if outputs is None or parts is None:
         return None if outputs is None else change(outputs)
-    if isinstance(outputs, (tuple, list)):
+    if isinstance(outputs, (tuple, list, deque)):
         return [mapped(part, change) for _, part in parts]
     return Named((key, mapped(part, change)) for key, part in parts)
 
@@ -60,7 +70,7 @@ def mapped(outputs: Any, change: Callable[[Any], Any]) -> Any:
 def _parts(value: Any) -> list[tuple[str, Any]] | None:
     if isinstance(value, Mapping):
         return [(str(key), part) for key, part in value.items()]
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, (tuple, list, deque)):
         return [(str(index), part) for index, part in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from edgeprune.errors import InputError
 from edgeprune.lines import is_name, shown
 from edgeprune.records import DataSource, Metric, MetricComparison
-from edgeprune.tasks.outputs import Named, leaves, mapped, number_in
+from edgeprune.tasks.outputs import Named, by_attribute, leaves, mapped, number_in
 from edgeprune.tasks.task import Outcomes, compared, standard_error_of, with_distillation
 from edgeprune.usercode import calling_user_code, place_of
 
@@ -53,13 +53,15 @@ class UserTask:
         return self._call("targets", raw) if self._has("targets") else raw
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
-        return self._scalar("loss", outputs, self._call("loss", outputs, targets))
+        return self._scalar("loss", outputs, self._call("loss", by_attribute(outputs), self._wanted(targets)))
 
     def summed_loss(self, outputs: Any, targets: Any, n: int) -> float:
         return n * self.loss(outputs, targets).item()
 
     def distillation(self, outputs: Any, teacher_outputs: Any) -> Tensor | None:
-        found = self._call("distillation", outputs, teacher_outputs) if self._has("distillation") else None
+        if not self._has("distillation"):
+            return None
+        found = self._call("distillation", by_attribute(outputs), by_attribute(teacher_outputs))
         return None if found is None else self._scalar("distillation", outputs, found)
 
     def taught_loss(self, outputs: Any, targets: Any, teacher_outputs: Any) -> Tensor:
@@ -68,7 +70,8 @@ class UserTask:
     def scoring(self, outputs: Any, targets: Any, seed: int) -> Tensor:
         if not self._has("scoring"):
             return self.loss(outputs, targets)
-        return self._scalar("scoring", outputs, self._call("scoring", outputs, targets, seed))
+        found = self._call("scoring", by_attribute(outputs), self._wanted(targets), seed)
+        return self._scalar("scoring", outputs, found)
 
     def outcomes(self, outputs: Any, targets: Any) -> Outcomes:
         wanted = _as_tensors(targets) if self.by_reference else targets
@@ -115,6 +118,10 @@ class UserTask:
         return None if found is None else self._number("agrees", found)
 
     # -- what the user's code gives ----------------------------------------------------------------------------------
+
+    def _wanted(self, targets: Any) -> Any:
+        """Targets, which another network's outputs are for some tasks."""
+        return by_attribute(targets) if self.by_reference else targets
 
     def _has(self, name: str) -> bool:
         return callable(self._attribute(name))
@@ -181,7 +188,7 @@ def _as_tensors(value: Any) -> Any:
         return torch.from_numpy(value)
     if type(value) in (list, Named):
         return mapped(value, _as_tensors)
-    return value
+    return by_attribute(value)
 
 
 def _are_finite(outputs: Any) -> bool:

@@ -6,13 +6,13 @@ sizes, guards) and imports modules that others name (tree specs). So each has a 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 from edgeprune.errors import InputError, UnsafeFileError
 from edgeprune.formats.pt2.expressions import SYMBOL, checked_expression
+from edgeprune.formats.pt2.trees import IDENTIFIER, checked_input_tree, checked_output_tree, typed
 from edgeprune.lines import one_line, shown
 from edgeprune.reading import parse_json
 
@@ -22,13 +22,8 @@ MAX_JSON_BYTES = 2**28
 # characters, as PyTorch writes it into source code.
 _PART = r"(?!__)[\w\-/ :+@#=,]{1,200}"
 _WEIGHT_NAME = re.compile(rf"{_PART}(?:\.{_PART}){{0,63}}")
-_IDENTIFIER = re.compile(r"(?!__\w*__$)[A-Za-z_][A-Za-z0-9_]{0,511}", re.ASCII)
 _MODULE_NAME = re.compile(r"[\w.\-/ :+@#=,]{0,1000}")
-_KEY = re.compile(r"[^\"'\\\x00-\x1f]{1,200}")
-# Serialized type: whether it has keys.
-_TREES = {"builtins.tuple": False, "builtins.list": False, "builtins.dict": True, "collections.OrderedDict": True}
 _PATH = re.compile(r'File "([^"\n]*)"')
-_MAX_TREE_DEPTH = 32
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 _STRIDED = 7
 
@@ -175,23 +170,17 @@ def checked(value: Any, kind: str, where: str = "graph") -> Any:
     if kind.endswith("?"):
         return None if value is None else checked(value, kind[:-1], where)
     if kind.startswith("["):
-        items = _typed(value, list, where)
+        items = typed(value, list, where)
         return [checked(item, kind[1:-1], where) for item in items]
     if kind.startswith("{"):
         key_kind, _, value_kind = kind[1:-1].partition(":")
-        mapping = _typed(value, dict, where)
+        mapping = typed(value, dict, where)
         return {checked(key, key_kind, where): checked(item, value_kind, where) for key, item in mapping.items()}
     if kind in _UNIONS:
-        return _checked_union(_typed(value, dict, where), kind)
+        return _checked_union(typed(value, dict, where), kind)
     if kind in _STRUCTURES:
-        return _checked_structure(_typed(value, dict, where), kind)
+        return _checked_structure(typed(value, dict, where), kind)
     return _SCALARS[kind](value, where)
-
-
-def _typed(value: Any, kind: type, where: str) -> Any:
-    if type(value) is not kind:
-        raise UnsafeFileError(f"{where}: expected a {kind.__name__}, got a {type(value).__name__}")
-    return value
 
 
 def _checked_union(value: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -226,7 +215,7 @@ def _int(value: Any, where: str) -> int:
 
 
 def _bool(value: Any, where: str) -> bool:
-    return bool(_typed(value, bool, where))
+    return bool(typed(value, bool, where))
 
 
 def _float(value: Any, where: str) -> float | str:
@@ -253,12 +242,12 @@ def _matching(pattern: re.Pattern[str], what: str) -> Callable[[Any, str], str]:
 
 
 def _expression(value: Any, where: str) -> str:
-    return checked_expression(_typed(value, str, where))
+    return checked_expression(typed(value, str, where))
 
 
 def _device(value: Any, where: str) -> dict[str, Any]:
     """Wherever the network was exported, it is loaded on the CPU."""
-    if _typed(value, dict, where).get("type") not in _DEVICES:
+    if typed(value, dict, where).get("type") not in _DEVICES:
         raise UnsafeFileError(f"{where}: expected one of {', '.join(_DEVICES)}, got {shown(value.get('type'), 40)}")
     return {"type": "cpu", "index": None}
 
@@ -273,7 +262,7 @@ def _metadata(value: Any, where: str) -> dict[str, str]:
     """Only where a node came from; the rest of the metadata names functions that would be looked up."""
     kept = {}
     for name in ("stack_trace", "nn_module_stack"):
-        item = _typed(value, dict, where).get(name)
+        item = typed(value, dict, where).get(name)
         if type(item) is str and len(item) < 100_000 and item.replace("\n", "").isprintable():
             if name == "stack_trace" or all(_is_stack_entry(entry) for entry in item.split(";")):
                 kept[name] = _PATH.sub(_short_path, item)
@@ -296,47 +285,12 @@ def _is_stack_entry(entry: str) -> bool:
     return commas == 2
 
 
-def _tree(key: re.Pattern[str]) -> Callable[[Any, str], str]:
-    """A nesting of tuples, lists and dicts, as a JSON text in the JSON text; `key` is what a dict's keys look like."""
-
-    def check(value: Any, where: str) -> str:
-        tree = parse_json(_typed(value, str, where), f"{where}: expected a tree")
-        if type(tree) is not list or len(tree) != 2 or tree[0] != 1:
-            raise UnsafeFileError(f"{where}: expected a tree of version 1, got {shown(value, 40)}")
-        return json.dumps([1, _checked_tree(tree[1], key, where, _MAX_TREE_DEPTH)])
-
-    return check
-
-
-def _checked_tree(tree: Any, key: re.Pattern[str], where: str, levels: int) -> dict[str, Any]:
-    kind, context = _typed(tree, dict, where).get("type"), tree.get("context")
-    children = _typed(tree.get("children_spec"), list, where)
-    if levels == 0:
-        raise UnsafeFileError(f"{where}: expected at most {_MAX_TREE_DEPTH} levels, got more")
-    if kind is None and context is None and not children:
-        return {"type": None, "context": None, "children_spec": []}
-    if type(kind) is not str or kind not in _TREES:
-        raise UnsafeFileError(f"{where}: expected tuples, lists and dicts, got {shown(kind)}")
-    keys = parse_json(_typed(context, str, where), f"{where}: expected keys")
-    if not _TREES[kind] and keys is not None:
-        raise UnsafeFileError(f"{where}: expected no context for {kind}, got {shown(keys)}")
-    if _TREES[kind]:
-        _check_keys(_typed(keys, list, where), len(children), key, where)
-    specs = [_checked_tree(child, key, where, levels - 1) for child in children]
-    return {"type": kind, "context": json.dumps(keys), "children_spec": specs}
-
-
-def _check_keys(keys: list[Any], n_children: int, pattern: re.Pattern[str], where: str) -> None:
-    if len(keys) != n_children or not all(type(key) is str and pattern.fullmatch(key) for key in keys):
-        raise UnsafeFileError(f"{where}: expected one plain name a child, got {shown(keys)}")
-
-
 _SCALARS: dict[str, Callable[[Any, str], Any]] = {
     "int": _int,
     "bool": _bool,
     "float": _float,
     "text": _text,
-    "identifier": _matching(_IDENTIFIER, "an identifier"),
+    "identifier": _matching(IDENTIFIER, "an identifier"),
     "argument_name": _matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}|"), "an argument's name"),
     "weight_name": _matching(_WEIGHT_NAME, "a dotted name"),
     "module_name": _matching(_MODULE_NAME, "a dotted name"),
@@ -346,6 +300,6 @@ _SCALARS: dict[str, Callable[[Any, str], Any]] = {
     "device": _device,
     "layout": _layout,
     "metadata": _metadata,
-    "input_tree": _tree(_IDENTIFIER),
-    "output_tree": _tree(_KEY),
+    "input_tree": checked_input_tree,
+    "output_tree": checked_output_tree,
 }

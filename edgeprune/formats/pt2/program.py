@@ -11,7 +11,6 @@ import copy
 import io
 import json
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +28,7 @@ from edgeprune.formats.pt2.document import checked, is_weight_name, parsed
 from edgeprune.formats.pt2.graph import check_graph, example_inputs
 from edgeprune.formats.pt2.tensors import empty_records, records_from_tensors, tensors_from_records
 from edgeprune.formats.pt2.values import check_values
+from edgeprune.graph.containers import plain_spec
 from edgeprune.graph.renaming import free_names
 from edgeprune.lines import shown
 
@@ -144,28 +144,12 @@ def check_names(program: ExportedProgram) -> None:
 
 
 def _of_plain_containers(call: ModuleCallEntry) -> ModuleCallEntry:
-    """A call whose named tuples are tuples and whose mappings are dicts: a file that needs no class can name none."""
+    """A call whose classes are dicts of their fields, and whose named tuples are tuples."""
     signature = call.signature
     if signature is None:
         return call
-    in_spec, out_spec = _plain_spec(signature.in_spec), _plain_spec(signature.out_spec)
+    in_spec, out_spec = plain_spec(signature.in_spec), plain_spec(signature.out_spec)
     return replace(call, signature=replace(signature, in_spec=in_spec, out_spec=out_spec))
-
-
-def _plain_spec(spec: pytree.TreeSpec) -> pytree.TreeSpec:
-    return pytree.tree_structure(_plain(pytree.tree_unflatten(range(spec.num_leaves), spec)))
-
-
-def _plain(value: Any) -> Any:
-    """E.g. a `torch.return_types.max` becomes a tuple."""
-    if isinstance(value, tuple):
-        return tuple(map(_plain, value))
-    if isinstance(value, list):
-        return list(map(_plain, value))
-    if isinstance(value, Mapping):
-        kind = OrderedDict if type(value) is OrderedDict else dict
-        return kind((key, _plain(item)) for key, item in value.items())
-    return value
 
 
 def inspect(data: bytes, weights: Mapping[str, torch.Tensor] | None = None) -> Contents:
