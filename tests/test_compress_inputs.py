@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,18 @@ def test_inputs_are_scaled_each_as_asked_from_training_to_the_device(tmp_path: P
     given = ("--arch", arch, *data, *QUICK, "--allow-chance", "--max-drop", "100", "--input-features", "0.6")
     told = run("compress", str(weights), *given, *asked[2:], "--out", str(tmp_path / "run"))
     assert "assumed --normalize image:none (nothing was asked of it" in told
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    found = {
+        one["input"]: (one["shape"], one["features"]["size"], len(one["features"]["keep"])) for one in record["inputs"]
+    }
+    assert record["features"] is None and found == {"image": ([1, 8, 8], 1, 1), "table": ([16], 16, 9)}
+    assert len(record["inputs"][1]["weights"]) == 9 and max(record["inputs"][1]["weights"]) == 1
+    assert record["steps"][-1]["n_features"] == 10, "0.6 of 17, of both"
+    assert "input features of image │ 1 │ 1" in told and "input features of table │ 16 │ 9" in told
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Input features of table kept: 9 of 16" in page and "10 of 17 input features" in page
+    ids = [one for one in re.findall(r' id="([^"]*)"', page) if f"#{one}" in page]
+    assert len(ids) == len(set(ids)) > 0
     run("export", "--onnx", str(tmp_path / "run" / "slim.pt2"), *data, *asked)
     taken = {"image": image.astype(np.float32) / 255, "table": table}
     sessions = [onnxruntime.InferenceSession(tmp_path / "run" / name) for name in ("preprocess.onnx", "slim.onnx")]

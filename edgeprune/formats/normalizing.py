@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from edgeprune.errors import InputError
@@ -37,16 +37,27 @@ def with_normalization(
     recorded = model.info.normalization
     if asked is None:
         return model if data is None or recorded is not None else _assumed(model, data, assume)
+    rest = recorded or (data.normalization if data is not None and data.states_normalization else None)
     inputs = _inputs_of(model, data)
-    rest = data.normalization if data is not None and data.states_normalization else IDENTITY
-    chosen = asked_normalization(asked, data, model.info.arch, inputs, recorded or rest)
-    if recorded is None and rest == IDENTITY:
-        for name in unnamed(asked, inputs):
-            assume(f"--normalize {name}:none (nothing was asked of it: it goes in as the data hold it)")
+    chosen = asked_normalization(asked, data, model.info.arch, inputs, rest or IDENTITY)
     check_inputs(chosen, model.info.input_shape, data)
-    if recorded is not None and chosen != recorded:
-        assume(f"--normalize {asked} for {option_text(_short(recorded))}, which the model's file records")
+    for text in _instead(asked, chosen, recorded) if rest is not None else _as_held(asked, inputs):
+        assume(text)
     return replace(model, info=replace(model.info, normalization=chosen))
+
+
+def _instead(asked: str, chosen: Normalization, recorded: Normalization | None) -> tuple[str, ...]:
+    """What is asked in the place of what the file says."""
+    if recorded is None or chosen == recorded:
+        return ()
+    return (f"--normalize {asked} for {option_text(_short(recorded))}, which the model's file records",)
+
+
+def _as_held(asked: str, inputs: Sequence[InputInfo]) -> tuple[str, ...]:
+    """What is assumed of the inputs of floats that are not named where others are."""
+    parts = split_normalization(asked)
+    names = [info.name for info in inputs if parts and info.is_float and info.name not in parts]
+    return tuple(f"--normalize {name}:none (nothing was asked of it: it goes in as the data hold it)" for name in names)
 
 
 def _assumed(model: Model, data: DataSource, assume: Callable[[str], None]) -> Model:
@@ -85,23 +96,19 @@ def asked_normalization(
     known = {info.name: info for info in inputs}
     for name in parts:
         _check_scaled(name, known)
-    if data is not None and not data.inputs or data is None and len(inputs) == 1:
-        [how] = parts.values()
-        return _meant(how, data, arch)
-    scaled = {name: _meant(how, data, arch, name) for name, how in parts.items()}
-    for name, one in scaled.items():
-        check_width(one, known[name].shape, f"--normalize {name}")
-    found = {name: scaled.get(name, rest.of(name)) for name, info in known.items() if info.is_float}
-    return Normalization(
-        *(IDENTITY.mean, IDENTITY.std),
-        tuple((name, one) for name, one in found.items() if one is not None and one != IDENTITY),
-    )
+    if len(inputs) == 1 and (data is None or not data.inputs):
+        return _meant(parts[inputs[0].name], data, arch)
+    found = {name: _meant(how, data, arch, name) for name, how in parts.items()}
+    for name, own in found.items():
+        check_width(own, known[name].shape, f"--normalize {name}")
+    return _by_name(known, found, rest)
 
 
-def unnamed(asked: str, inputs: Sequence[InputInfo]) -> tuple[str, ...]:
-    """The inputs of floats that are not named where others are."""
-    parts = split_normalization(asked)
-    return tuple(info.name for info in inputs if parts and info.is_float and info.name not in parts)
+def _by_name(names: Iterable[str], found: Mapping[str, Normalization], rest: Normalization) -> Normalization:
+    """What was found of inputs by name, and of the others what holds for them; what goes in as it is has none."""
+    every = {name: found.get(name) or rest.of(name) or IDENTITY for name in names}
+    scaled = tuple((name, own) for name, own in every.items() if own != IDENTITY)
+    return Normalization(IDENTITY.mean, IDENTITY.std, scaled)
 
 
 def _meant(asked: str, data: DataSource | None, arch: str | None, name: str | None = None) -> Normalization:
@@ -115,7 +122,7 @@ def _meant(asked: str, data: DataSource | None, arch: str | None, name: str | No
     if asked == "weights":
         return weights_normalization(arch)
     if data is None:
-        raise InputError(f"{option}: expected data to measure mean and std on, got none; give --data")
+        raise InputError(f"{option}: expected data to measure mean and std on, got none for data; give --data")
     return data.normalization if name is None else data.normalization.of(name) or IDENTITY
 
 
