@@ -170,6 +170,19 @@ class InputFeatures:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptInput:
+    """What is kept of one of several inputs, `shape` without the batch; all features where none of them went.
+
+    `weights` goes with `features.keep`: the norm of the weights that read each, the largest 1.
+    """
+
+    input: str
+    shape: tuple[int, ...]
+    features: InputFeatures
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Vocabulary:
     """The ids that a plan keeps of a token input: `keep[new]` is the old id, ascending.
 

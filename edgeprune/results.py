@@ -11,6 +11,7 @@ from edgeprune.records import (
     CutVocabulary,
     Figure,
     InputFeatures,
+    KeptInput,
     Metric,
     MetricComparison,
     Reconstruction,
@@ -155,9 +156,8 @@ class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
     `selection` tells, epoch by epoch, how the input features became fewer while the network was trained; `advice` is
-    what could be done beside, e.g. how the images can be cropped; `front` lists several networks where they were asked
-    for.
-    `feature_weights` goes with `features.keep`: the norm of the weights that read each, the largest 1.
+    what could be done beside, e.g. crop the images; `front` lists several networks where they were asked for.
+    `features` and `feature_weights`, as in a `KeptInput`, are those of a network with one input; `inputs` of several.
     `metric` is what the values are of: accuracy, or that of another task, which has a `comparison` and no `accuracy`.
     `changed` are the samples on which both networks are furthest apart, the furthest first, by what `change` says.
     """
@@ -190,6 +190,7 @@ class RunRecord:
     change: str = ""
     changed: tuple[ChangedSample, ...] = ()
     vocabularies: tuple[CutVocabulary, ...] = ()
+    inputs: tuple[KeptInput, ...] = ()
 
     @property
     def compared(self) -> MetricComparison | None:
@@ -201,7 +202,7 @@ class RunRecord:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
         of_classes = self.metric == ACCURACY and self.comparison is None
         others = ("metric", "comparison", "change", "changed") if of_classes else ("accuracy",)
-        return dict.fromkeys(others if self.vocabularies else (*others, "vocabularies"))
+        return dict.fromkeys((*others, *(name for name in ("vocabularies", "inputs") if not getattr(self, name))))
 
     @property
     def json_values(self) -> dict[str, str]:

@@ -56,12 +56,41 @@ def parse_size(text: str, option: str = "--max-size") -> int:
 
 NORMALIZE = ("none", "data", "weights")
 _SCALING = re.compile(r"mean=(?P<mean>[^;]+);\s*std=(?P<std>[^;]+)")
+_NAMED = re.compile(r"([A-Za-z_]\w*):(.*)", re.DOTALL)
 
 
-def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def split_normalization(text: str) -> dict[str, str]:
+    """What is asked of each input by its name, `{"image": "mean=0.5;std=0.25", "table": "data"}` of
+    `image:mean=0.5;std=0.25 table:data`; `{}` where no input is named.
+
+    Raises:
+        InputError: an input that is named twice, or one beside a text that names none.
+    """
+    parts = [_NAMED.fullmatch(part) for part in re.split(r"\s+(?=[A-Za-z_]\w*:)", text.strip())]
+    found: dict[str, str] = {}
+    for part in parts:
+        if part is None and len(parts) > 1:
+            raise InputError(f"--normalize: expected NAME:HOW for each input, got {text[:80]!r}")
+        if part is not None and part[1] in found:
+            raise InputError(f"--normalize: expected input {part[1]} once, got it twice")
+        if part is not None:
+            found[part[1]] = part[2]
+    return found
+
+
+def check_normalization(text: str) -> None:
+    """Raise InputError unless it says how inputs are scaled: those of a network, or each by its name."""
+    parts = split_normalization(text)
+    for name, how in parts.items():
+        parse_normalization(how, f"--normalize {name}")
+    if not parts:
+        parse_normalization(text)
+
+
+def parse_normalization(text: str, option: str = "--normalize") -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Means and stds, of all inputs or of each channel or column: `mean=0.485,0.456,0.406;std=0.229,0.224,0.225`.
 
-    Returns None for the words in NORMALIZE, which say where to take them from.
+    Returns None for the words in NORMALIZE, which say where to take them from. `option` is what a refusal calls it.
 
     Raises:
         InputError: another text, numbers that are not finite, or a std that is not above 0.
@@ -75,7 +104,7 @@ def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]
         mean, std = (), ()
     if not mean or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise InputError(
-            f"--normalize: expected {', '.join(NORMALIZE)} or numbers such as 'mean=0.5;std=0.25' with std above 0, "
+            f"{option}: expected {', '.join(NORMALIZE)} or numbers such as 'mean=0.5;std=0.25' with std above 0, "
             f"got {text[:80]!r}"
         )
     return mean, std

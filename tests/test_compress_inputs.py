@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,50 @@ def test_an_image_and_a_table_are_seen_in_half_the_operations(tmp_path: Path) ->
     assert [value.type for value in session.get_inputs()] == ["tensor(uint8)", "tensor(float)"]
     scores = session.run(None, {"image": image, "table": table})[0]
     assert (scores.argmax(1) == digits.target[:600]).mean() > 0.5
+
+
+def test_inputs_are_scaled_each_as_asked_from_training_to_the_device(tmp_path: Path) -> None:
+    import onnxruntime
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    image = (15 * digits.images[:300]).astype(np.uint8)[:, None]
+    table = np.hstack([digits.images[:300].sum(1), digits.images[:300].sum(2)]).astype(np.float32)
+    np.savez(tmp_path / "two.npz", image=image, table=table, y=digits.target[:300])
+    data, arch = ("--data", f"npz:{tmp_path / 'two.npz'}"), f"{MODELS / 'tasks.py'}:gathering?width=4"
+    asked = ("--normalize", "image:mean=0.3;std=0.4", "--normalize", "table:mean=30;std=25")
+    model = tmp_path / "two.pt"
+    run("train", "--arch", arch, *data, *asked, "--epochs", "1", "--threads", "1", "--out", str(model))
+    recorded = load(model).info.normalization.inputs
+    assert [(name, own.mean, own.std) for name, own in recorded] == [
+        ("image", (0.3,), (0.4,)),
+        ("table", (30.0,), (25.0,)),
+    ]
+    weights = tmp_path / "weights.pt"
+    torch.save(dict(load(model).program.state_dict), weights)
+    given = ("--arch", arch, *data, *QUICK, "--allow-chance", "--max-drop", "100", "--input-features", "0.6")
+    told = run("compress", str(weights), *given, *asked[2:], "--out", str(tmp_path / "run"))
+    assert "assumed --normalize image:none (nothing was asked of it" in told
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    found = {
+        one["input"]: (one["shape"], one["features"]["size"], len(one["features"]["keep"])) for one in record["inputs"]
+    }
+    assert record["features"] is None and found == {"image": ([1, 8, 8], 1, 1), "table": ([16], 16, 9)}
+    assert len(record["inputs"][1]["weights"]) == 9 and max(record["inputs"][1]["weights"]) == 1
+    assert record["steps"][-1]["n_features"] == 10, "0.6 of 17, of both"
+    assert "input features of image │ 1 │ 1" in told and "input features of table │ 16 │ 9" in told
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Input features of table kept: 9 of 16" in page and "10 of 17 input features" in page
+    ids = [one for one in re.findall(r' id="([^"]*)"', page) if f"#{one}" in page]
+    assert len(ids) == len(set(ids)) > 0
+    run("export", "--onnx", str(tmp_path / "run" / "slim.pt2"), *data, *asked)
+    taken = {"image": image.astype(np.float32) / 255, "table": table}
+    sessions = [onnxruntime.InferenceSession(tmp_path / "run" / name) for name in ("preprocess.onnx", "slim.onnx")]
+    made = sessions[0].run(None, taken)
+    got = sessions[1].run(None, {one.name: x for one, x in zip(sessions[1].get_inputs(), made, strict=True)})[0]
+    scaled = ((taken["image"] - 0.3) / 0.4, (table - 30) / 25)
+    with torch.no_grad():
+        want = load(tmp_path / "run" / "slim.pt2").program.module()(
+            *(torch.from_numpy(x.astype(np.float32)) for x in scaled)
+        )
+    np.testing.assert_allclose(got, want.numpy(), atol=1e-4)

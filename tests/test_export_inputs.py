@@ -110,7 +110,46 @@ def test_beside_each_input_stands_how_it_is_scaled(place: Path, arguments: tuple
         (("--c-header",), "--c-header: expected a network with one input, got 4"),
         (("--normalize", "mean=1;std=2"), "expected none or data for inputs by name (image, table, ids, age)"),
         (("--normalize", "none", "--preprocess", "fold", "--no-data"), "so there is nothing to fold"),
+        (
+            ("--normalize", "colour:none"),
+            "colour: expected an input of the network (image, table, ids, age), got colour",
+        ),
+        (("--normalize", "ids:none"), "--normalize ids: expected an input of floats, got int64"),
+        (("--normalize", "table:mean=1,2;std=1"), "--normalize table: expected 1 or 3 means and stds"),
+        (("--normalize", "age:mean=1,2;std=1"), "--normalize age: expected 1 means and stds"),
+        (("--normalize", "table:data", "--no-data"), "--normalize table: expected data to measure mean and std on"),
     ],
 )
 def test_what_takes_one_input_says_so(place: Path, arguments: tuple[str, ...], fragment: str) -> None:
     assert fragment in export(place, *arguments, expect=2)
+
+
+@pytest.mark.parametrize("fold", [(), ("--preprocess", "fold")])
+def test_one_input_is_scaled_as_asked_and_the_others_as_recorded(place: Path, fold: tuple[str, ...]) -> None:
+    asked = ("--normalize", "table:mean=1,2,3;std=2,4,8", "--normalize", "image:none")
+    told = export(place, *asked, *fold)
+    assert "assumed --normalize table:mean=1,2,3;std=2,4,8 image:none for" in told
+    recorded = dict(open_data(f"npz:{place / 'a.npz'}").normalization.inputs)["age"]
+    document = json.loads((place / "out" / "features.json").read_text())
+    entries = {entry["name"]: entry for entry in document["contracts"]["full"]["inputs"]}
+    scaling = {
+        name: entry["scaling"] and (entry["scaling"]["mean"], entry["scaling"]["std"])
+        for name, entry in entries.items()
+        if name != "ids"
+    }
+    stated = {
+        "image": ([0.0], [1.0]), "table": ([1, 2, 3], [2, 4, 8]), "age": (list(recorded.mean), list(recorded.std)),
+    }  # fmt: skip
+    assert scaling == (dict.fromkeys(stated) if fold else stated)
+    feed = dict(RAW)
+    if not fold:
+        feed |= {"image": IMAGE.astype(np.float32) / 255, "table": (TABLE - [1, 2, 3]) / np.array([2, 4, 8])}
+        feed["age"] = (AGE - recorded.mean[0]) / recorded.std[0]
+        feed = {name: x.astype(np.float32) if name != "ids" else x for name, x in feed.items()}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        table = torch.from_numpy(((TABLE - [1, 2, 3]) / np.array([2, 4, 8])).astype(np.float32))
+        age = torch.from_numpy(((AGE - recorded.mean[0]) / recorded.std[0]).astype(np.float32))
+        want = Four()(torch.from_numpy(IMAGE).float() / 255, table, torch.from_numpy(IDS), age).numpy()
+    session = onnxruntime.InferenceSession(place / "out" / "net.onnx")
+    np.testing.assert_allclose(session.run(None, feed)[0], want, atol=1e-5)

@@ -149,7 +149,9 @@ def test_features_of_one_input_of_several_go_as_far_as_the_drop_allows(tmp_path,
     ]
     assert main(given) == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["features"]["size"] == 6 and 1 <= len(record["features"]["keep"]) < 6
+    kept = {one["input"]: (one["features"]["size"], len(one["features"]["keep"])) for one in record["inputs"]}
+    assert kept["series"] == (1, 1) and kept["row"][0] == 6 and 1 <= kept["row"][1] < 6 and record["features"] is None
+    assert record["steps"][-1]["n_features"] == 1 + kept["row"][1]
     assert main([*given, "--force", "--input-features", "1"]) == 2
     assert "--input-features: expected 2 to 7 (of input row), got 1" in capsys.readouterr().err
 

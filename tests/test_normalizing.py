@@ -219,7 +219,7 @@ def test_what_is_asked_is_recorded_and_wins(table: Case) -> None:
     assert said in prepare(own, Silent()).assumed
     with pytest.raises(InputError, match="--normalize: expected 1 or 6 means and stds for inputs .*, got 2"):
         prepare(replace(own, normalize="mean=1,2;std=1"), Silent())
-    with pytest.raises(InputError, match="--normalize data: expected data to measure"):
+    with pytest.raises(InputError, match="--normalize: expected data to measure"):
         prepare(replace(table.request, data=None, input_shape=(6,), normalize="data", out="new"), Silent())
 
 

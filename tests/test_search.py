@@ -11,7 +11,7 @@ from torch import nn
 
 from edgeprune import analyze, capture, cut, plan, prove
 from edgeprune.graph.capture import Program
-from edgeprune.inspection.table import feature_weights
+from edgeprune.inspection.features import feature_weights
 from edgeprune.pruning.plan import compose
 from edgeprune.pruning.planner import make_plan
 from edgeprune.pruning.slim_inputs import gathered
@@ -64,4 +64,4 @@ def test_feature_weights_are_the_norms_of_the_columns_that_read_them() -> None:
     assert features is not None
     columns = slim.state_dict["2.weight"].norm(dim=0)
     expected = (columns / columns.max()).detach().numpy()
-    np.testing.assert_allclose(feature_weights(slim, features), expected, atol=1e-4)
+    np.testing.assert_allclose(feature_weights(slim, "input", features), expected, atol=1e-4)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.errors import InputError
-from edgeprune.units import LatencyLimit, parse_latency, parse_normalization, parse_size, size_text
+from edgeprune.units import (
+    LatencyLimit,
+    check_normalization,
+    parse_latency,
+    parse_normalization,
+    parse_size,
+    size_text,
+    split_normalization,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +84,26 @@ def test_scalings() -> None:
 def test_typos_in_scalings_are_told(text: str) -> None:
     with pytest.raises(InputError, match="--normalize: expected none, data, weights or numbers"):
         parse_normalization(text)
+
+
+def test_scalings_of_inputs_by_name() -> None:
+    assert split_normalization("none") == split_normalization("mean=1, 2;std=3, 4") == {}
+    text = "image:mean=0.1, 0.2;std=1,2 table:data age:none"
+    assert split_normalization(text) == {"image": "mean=0.1, 0.2;std=1,2", "table": "data", "age": "none"}
+    check_normalization(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("image:mean=1", "--normalize image: expected none, data, weights or numbers"),
+        ("image:", "--normalize image: expected none, data, weights or numbers"),
+        ("image:data image:none", "--normalize: expected input image once, got it twice"),
+        ("none image:data", "--normalize: expected NAME:HOW for each input, got 'none image:data'"),
+        ("image:data none", "--normalize image: expected none, data, weights or numbers"),
+        ("a b:c:d", "--normalize: expected NAME:HOW for each input"),
+    ],
+)
+def test_typos_in_scalings_by_name_are_told(text: str, fragment: str) -> None:
+    with pytest.raises(InputError, match=re.escape(fragment)):
+        check_normalization(text)

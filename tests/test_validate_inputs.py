@@ -20,11 +20,12 @@ from edgeprune.commands.validate import validate
 from edgeprune.data import batches, open_data
 from edgeprune.data.capturing import captured
 from edgeprune.data.inputs import fed, prepared
+from edgeprune.errors import InputError
 from edgeprune.export.contracts import write_contracts
 from edgeprune.export.ortformat import write_ort
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import Program
-from edgeprune.records import DataSource, ModelInfo
+from edgeprune.records import DataSource, ModelInfo, Normalization
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import ValidateRecord
 
@@ -162,6 +163,22 @@ def test_what_a_file_does_not_say_is_told(place: Path, tmp_path: Path) -> None:
     record = validated(place, "a/dense/dense.onnx", "a/slim/full.onnx")
     said = json.loads(found.stdout)
     assert record.parity == pytest.approx(said["parity"], rel=1e-4)
+
+
+def test_what_a_file_does_not_say_can_be_said_of_each_input(place: Path, tmp_path: Path) -> None:
+    model = onnx.load(place / "a" / "dense" / "dense.onnx")
+    helper.set_model_props(model, {})
+    onnx.save(model, tmp_path / "silent.onnx")
+    slim, data = str(place / "a" / "slim" / "full.onnx"), open_data(f"npz:{place / 'a.npz'}")
+    record = validated(tmp_path, "silent.onnx", slim, str(place / "a"), normalize="age:mean=40;std=8")
+    own = dict(data.normalization.inputs) | {"age": Normalization((40.0,), (8.0,))}
+    scaled = replace(data, normalization=replace(data.normalization, inputs=tuple(own.items())))
+    want = np.abs(answers(place, "a", "dense", scaled) - answers(place, "a", "slim", data)).max()
+    assert record.parity == pytest.approx(float(want), rel=1e-3)
+    with pytest.raises(InputError, match="--normalize mask: expected an input of floats, got int64"):
+        validated(place, "a/dense/dense.onnx", "a/slim/full.onnx", normalize="mask:none")
+    with pytest.raises(InputError, match="as an ONNX file names no weights; got weights"):
+        validated(place, "a/dense/dense.onnx", "a/slim/full.onnx", normalize="age:weights")
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ def compress(
             unsafe_pickle=unsafe_pickle,
             state_key=state_key,
             ignore_keys=ignore_keys,
-            normalize=normalize,
+            normalize=opt.normalization_of(normalize),
             task=task,
             finetune=finetune,
             evaluate=evaluate,

@@ -180,7 +180,7 @@ def export(
             unsafe_pickle=unsafe_pickle,
             state_key=state_key,
             ignore_keys=ignore_keys,
-            normalize=normalize,
+            normalize=opt.normalization_of(normalize),
             allow_chance=allow_chance,
             trust_recorded=trust_recorded,
         )

@@ -11,7 +11,7 @@ import typer
 
 from edgeprune.catalog import OPTIONS, names, owners
 from edgeprune.errors import InputError
-from edgeprune.units import parse_latency, parse_normalization, parse_size
+from edgeprune.units import check_normalization, parse_latency, parse_size
 
 if TYPE_CHECKING:
     from edgeprune.records import InputInfo
@@ -158,9 +158,15 @@ def check_size(value: str | None) -> str | None:
     return _checked_by(parse_size, value)
 
 
-def check_normalization(value: str | None) -> str | None:
-    """Accept `none`, `data`, `weights` or `mean=0.5;std=0.25`."""
-    return _checked_by(parse_normalization, value)
+def check_normalizations(values: Sequence[str] | None) -> Sequence[str] | None:
+    """Accept `none`, `data`, `weights` or `mean=0.5;std=0.25`, or one of them for each input, as `image:data`."""
+    _checked_by(check_normalization, normalization_of(values))
+    return values
+
+
+def normalization_of(values: Sequence[str] | None) -> str | None:
+    """What was asked of all inputs, as one text."""
+    return " ".join(values) if values else None
 
 
 def check_batch(value: str) -> str:
@@ -318,14 +324,15 @@ DATA_HELP = (
 Data = Annotated[str | None, typer.Option(metavar="DATA", help=DATA_HELP + ".", rich_help_panel=WHAT)]
 NORMALIZE_HELP = (
     "How the network's inputs are made of the data: none (as the data hold them), data (mean and std of the training "
-    "split), weights (as torchvision or timm say of theirs), or 'mean=0.485,0.456,0.406;std=0.229,0.224,0.225'. "
+    "split), weights (as torchvision or timm say of theirs), or 'mean=0.485,0.456,0.406;std=0.229,0.224,0.225'; of "
+    "one of several inputs NAME:HOW, such as 'image:mean=0.5;std=0.25', once for each. "
 )
 Normalize = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         metavar="HOW",
         help=NORMALIZE_HELP + "Default: as the model's file records; none for weights that edgeprune did not train.",
-        callback=check_normalization,
+        callback=check_normalizations,
         rich_help_panel=WHAT,
     ),
 ]

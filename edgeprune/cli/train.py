@@ -32,14 +32,14 @@ def train(
     ] = None,
     input_: opt.Input = None,
     normalize: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             metavar="HOW",
-            help=opt.NORMALIZE_HELP + "It is recorded in the checkpoint.",
-            callback=opt.check_normalization,
+            help=opt.NORMALIZE_HELP + "It is recorded in the checkpoint. Default: data.",
+            callback=opt.check_normalizations,
             rich_help_panel=opt.WHAT,
         ),
-    ] = "data",
+    ] = None,
     epochs: Annotated[
         int,
         typer.Option(
@@ -179,7 +179,9 @@ def train(
         options={name: value for name, value in own.items() if value is not None},
     )
     inputs = opt.parse_inputs(input_)
-    request = TrainRequest(arch, data, out, settings, force, resume, normalize, task, inputs)
+    request = TrainRequest(
+        arch, data, out, settings, force, resume, opt.normalization_of(normalize) or "data", task, inputs
+    )
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:
             from edgeprune import pipeline

@@ -16,12 +16,12 @@ def validate(
     slim: Annotated[str, typer.Argument(metavar="SLIM.onnx", help="The network after.")],
     data: Annotated[str, typer.Option(metavar="DATA", help=opt.DATA_HELP + ".", rich_help_panel=opt.WHAT)],
     normalize: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="HOW",
             help="How the inputs of a file that does not say are made of the data: none, data, or 'mean=0.5;std=0.25'; "
-            "default: as the other file says, else none.",
-            callback=opt.check_normalization,
+            "of one of several inputs NAME:HOW, once for each; default: as the other file says, else none.",
+            callback=opt.check_normalizations,
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -92,7 +92,7 @@ def validate(
         threads,
         runs,
         batch_size,
-        normalize=normalize,
+        normalize=opt.normalization_of(normalize),
         allow_chance=allow_chance,
         task=task,
         trust_recorded=trust_recorded,

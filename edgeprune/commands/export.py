@@ -24,6 +24,7 @@ from edgeprune.export.targets import ONNXRUNTIME, TARGETS, TargetOptions, target
 from edgeprune.export.web.target import WEB
 from edgeprune.files import check_new, staged_files
 from edgeprune.formats.normalizing import with_normalization
+from edgeprune.graph.capture import Program
 from edgeprune.graph.specs import input_specs
 from edgeprune.measure.exports import Timed, beside_dense
 from edgeprune.progress import Progress, Silent
@@ -33,6 +34,7 @@ from edgeprune.results import ExportedFile, ExportRecord
 from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task
+from edgeprune.training import Judge
 from edgeprune.usercode import running_user_code
 
 
@@ -118,6 +120,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
         target.check(model.program)
     assumed += notes_of(model, data)
     model = with_normalization(model, data, request.normalize, assumed.append)
+    _check_answers(model, data, task)
     info = completed(model.info, data, request.data, request.task) if data else model.info
     for text in assumed:
         told.say(f"assumed: {text}")
@@ -126,6 +129,14 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     front = _front(request, model, data) if len(input_specs(model.program)) > 1 else None
     place = asked.out, asked.name
     return Material(model, info, *place, data, dense, request.batch, byte_scale, task=task, front=front), assumed
+
+
+def _check_answers(model: Model, data: DataSource | None, task: Task | None) -> None:
+    """Raise InputError where the network does not do the task of its data, as its outputs or their targets show."""
+    if data is None or task is None or task.by_reference or isinstance(task, Classification):
+        return  # classes were compared before, and whatever a network gives out can be matched
+    assert model.info.normalization is not None
+    Judge(task, model.info.normalization).check(Program.adopt(model.program).frozen_module(), data)
 
 
 def _front(request: ExportRequest, model: Model, data: DataSource | None) -> NamedFront:

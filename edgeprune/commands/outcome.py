@@ -17,7 +17,8 @@ from edgeprune.cost.macs import count_parameters
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.tokens import kept_vocabularies
-from edgeprune.inspection.table import explained, feature_weights, locked_rows, widths
+from edgeprune.inspection.features import kept_fields
+from edgeprune.inspection.table import explained, locked_rows, widths
 from edgeprune.inspection.tokens import cut_vocabularies
 from edgeprune.measure.candidates import is_held, timed
 from edgeprune.progress import Progress
@@ -56,7 +57,6 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
     assert plan is not None
     comparison, shown = _compared(job, dense, best, told)
     metric = job.step.metric
-    features = next(iter(plan.inputs.values()), None)
     record = RunRecord(
         command=job.request.command,
         versions=versions(),
@@ -72,8 +72,7 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
         proof_exact=plan.exact,
         onnx_parity=parity,
         widths=widths(dense.program, best.program),
-        features=features,
-        feature_weights=feature_weights(best.program, features) if features else (),
+        **kept_fields(found.graph, best.program, plan.inputs),
         steps=found.steps,
         selection=found.selection,
         locked=tuple(

@@ -149,7 +149,7 @@ def _beside(task: Task, test: Evaluation) -> tuple[Figure, ...]:
 
 def _normalised(data: DataSource, request: TrainRequest) -> DataSource:
     """The data with the normalisation that the network is trained on, which its checkpoint records."""
-    normalization = asked_normalization(request.normalize, data, request.arch)
+    normalization = asked_normalization(request.normalize, data, request.arch, data.inputs, data.normalization)
     check_inputs(normalization, data.input_shape, data)
     return replace(data, normalization=normalization)
 

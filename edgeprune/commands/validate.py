@@ -35,6 +35,7 @@ from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.tasks.registry import open_task, wanted_targets
 from edgeprune.tasks.task import Task
+from edgeprune.units import split_normalization
 from edgeprune.usercode import running_user_code
 
 _PROGRAM = ".pt2"
@@ -168,19 +169,13 @@ def _normalised(
     dense: NetworkFile, slim: NetworkFile, request: ValidateRequest, data: DataSource, progress: Progress
 ) -> tuple[NetworkFile, NetworkFile]:
     """Both with a normalisation, and told where the file does not say: as asked, as the other file has it, or none."""
-    asked, why = IDENTITY, "none; inputs as the data hold them"
-    if request.normalize == "weights":
+    if "weights" in (request.normalize, *split_normalization(request.normalize or "").values()):
         raise InputError("--normalize: expected none, data or numbers, as an ONNX file names no weights; got weights")
+    asked, why = _stated(dense, slim, data)
     if request.normalize is not None:
-        asked, why = asked_normalization(request.normalize, data, None), f"--normalize {request.normalize}"
+        asked = asked_normalization(request.normalize, data, None, data.inputs, asked)
+        why = f"--normalize {request.normalize}"
         check_inputs(asked, data.input_shape, data)
-    elif data.states_normalization:
-        asked, why = data.normalization, f"as data {data.name} says"
-    else:
-        for network in (dense, slim):
-            stated = trained_normalization(network)
-            if stated is not None:
-                asked, why = stated, f"as {network.path} says"
     both = []
     for network in (dense, slim):
         if not network.is_told:
@@ -188,6 +183,18 @@ def _normalised(
             network = replace(network, normalization=asked)
         both.append(network)
     return both[0], both[1]
+
+
+def _stated(dense: NetworkFile, slim: NetworkFile, data: DataSource) -> tuple[Normalization, str]:
+    """What the data or one of the files says, and which."""
+    if data.states_normalization:
+        return data.normalization, f"as data {data.name} says"
+    asked, why = IDENTITY, "none; inputs as the data hold them"
+    for network in (dense, slim):
+        stated = trained_normalization(network)
+        if stated is not None:
+            asked, why = stated, f"as {network.path} says"
+    return asked, why
 
 
 def _in_words(asked: Normalization) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from edgeprune.errors import InputError
 from edgeprune.formats.pretrained import option_text, published_normalization, weights_normalization
-from edgeprune.records import IDENTITY, DataSource, Model, Normalization
-from edgeprune.units import parse_normalization
+from edgeprune.graph.specs import input_specs
+from edgeprune.records import IDENTITY, DataSource, InputInfo, Model, Normalization
+from edgeprune.units import parse_normalization, split_normalization
 
 _MOST_SHOWN = 4
 # Of images from 0 to 1: ImageNet's, and -1 to 1.
@@ -27,7 +28,7 @@ def with_normalization(
     Args:
         model: what was loaded.
         data: those that it is judged on; None leaves the normalisation open where nothing was asked.
-        asked: `none`, `data`, `weights` or `mean=...;std=...`.
+        asked: `none`, `data`, `weights` or `mean=...;std=...`, or one of them for each of some inputs by name.
         assume: told what was assumed.
 
     Raises:
@@ -36,11 +37,27 @@ def with_normalization(
     recorded = model.info.normalization
     if asked is None:
         return model if data is None or recorded is not None else _assumed(model, data, assume)
-    chosen = asked_normalization(asked, data, model.info.arch)
+    rest = recorded or (data.normalization if data is not None and data.states_normalization else None)
+    inputs = _inputs_of(model, data)
+    chosen = asked_normalization(asked, data, model.info.arch, inputs, rest or IDENTITY)
     check_inputs(chosen, model.info.input_shape, data)
-    if recorded is not None and chosen != recorded:
-        assume(f"--normalize {asked} for {option_text(_short(recorded))}, which the model's file records")
+    for text in _instead(asked, chosen, recorded) if rest is not None else _as_held(asked, inputs):
+        assume(text)
     return replace(model, info=replace(model.info, normalization=chosen))
+
+
+def _instead(asked: str, chosen: Normalization, recorded: Normalization | None) -> tuple[str, ...]:
+    """What is asked in the place of what the file says."""
+    if recorded is None or chosen == recorded:
+        return ()
+    return (f"--normalize {asked} for {option_text(_short(recorded))}, which the model's file records",)
+
+
+def _as_held(asked: str, inputs: Sequence[InputInfo]) -> tuple[str, ...]:
+    """What is assumed of the inputs of floats that are not named where others are."""
+    parts = split_normalization(asked)
+    names = [info.name for info in inputs if parts and info.is_float and info.name not in parts]
+    return tuple(f"--normalize {name}:none (nothing was asked of it: it goes in as the data hold it)" for name in names)
 
 
 def _assumed(model: Model, data: DataSource, assume: Callable[[str], None]) -> Model:
@@ -53,13 +70,51 @@ def _assumed(model: Model, data: DataSource, assume: Callable[[str], None]) -> M
     return replace(model, info=replace(model.info, normalization=IDENTITY))
 
 
-def asked_normalization(asked: str, data: DataSource | None, arch: str | None) -> Normalization:
+def asked_normalization(
+    asked: str,
+    data: DataSource | None,
+    arch: str | None,
+    inputs: Sequence[InputInfo] = (),
+    rest: Normalization = IDENTITY,
+) -> Normalization:
     """What `--normalize` stands for.
 
+    Args:
+        asked: as for `with_normalization`.
+        data: whose mean and std are meant by `data`.
+        arch: whose weights are meant by `weights`.
+        inputs: those of the network, or of the data, by name.
+        rest: that of the inputs which are not named where others are.
+
     Raises:
-        InputError: `data` without data, `weights` of an architecture that says nothing of them, or another text.
+        InputError: `data` without data, `weights` of an architecture that says nothing of them, an input that is not
+            there or holds no floats, another number of channels or columns, or another text.
     """
-    given = parse_normalization(asked)
+    parts = split_normalization(asked)
+    if not parts:
+        return _meant(asked, data, arch)
+    known = {info.name: info for info in inputs}
+    for name in parts:
+        _check_scaled(name, known)
+    if len(inputs) == 1 and (data is None or not data.inputs):
+        return _meant(parts[inputs[0].name], data, arch)
+    found = {name: _meant(how, data, arch, name) for name, how in parts.items()}
+    for name, own in found.items():
+        check_width(own, known[name].shape, f"--normalize {name}")
+    return _by_name(known, found, rest)
+
+
+def _by_name(names: Iterable[str], found: Mapping[str, Normalization], rest: Normalization) -> Normalization:
+    """What was found of inputs by name, and of the others what holds for them; what goes in as it is has none."""
+    every = {name: found.get(name) or rest.of(name) or IDENTITY for name in names}
+    scaled = tuple((name, own) for name, own in every.items() if own != IDENTITY)
+    return Normalization(IDENTITY.mean, IDENTITY.std, scaled)
+
+
+def _meant(asked: str, data: DataSource | None, arch: str | None, name: str | None = None) -> Normalization:
+    """What is asked of all inputs, or of one by name."""
+    option = "--normalize" if name is None else f"--normalize {name}"
+    given = parse_normalization(asked, option)
     if given is not None:
         return Normalization(*given)
     if asked == "none":
@@ -67,8 +122,28 @@ def asked_normalization(asked: str, data: DataSource | None, arch: str | None) -
     if asked == "weights":
         return weights_normalization(arch)
     if data is None:
-        raise InputError("--normalize data: expected data to measure mean and std on, got none; give --data")
-    return data.normalization
+        raise InputError(f"{option}: expected data to measure mean and std on, got none for data; give --data")
+    return data.normalization if name is None else data.normalization.of(name) or IDENTITY
+
+
+def _check_scaled(name: str, known: Mapping[str, InputInfo]) -> None:
+    """Raise InputError unless it is an input of floats."""
+    if not known:
+        raise InputError(f"--normalize: expected one mean and std, as the network has one input, got that of {name}")
+    if name not in known:
+        raise InputError(f"--normalize {name}: expected an input of the network ({', '.join(known)}), got {name}")
+    if not known[name].is_float:
+        raise InputError(
+            f"--normalize {name}: expected an input of floats, got {known[name].dtype}, whose numbers go in as they are"
+        )
+
+
+def _inputs_of(model: Model, data: DataSource | None) -> tuple[InputInfo, ...]:
+    """Those of the data by name, else of the network."""
+    if data is not None and data.inputs:
+        return data.inputs
+    specs = input_specs(model.program)
+    return tuple(InputInfo(spec.name, spec.shape[1:], str(spec.dtype).removeprefix("torch.")) for spec in specs)
 
 
 def other_normalizations(model: Model, data: DataSource) -> dict[str, Normalization]:
@@ -97,19 +172,25 @@ def check_inputs(normalization: Normalization, shape: tuple[int, ...], data: Dat
     if normalization == IDENTITY:
         return
     if data is None or not data.inputs:
-        check_width(normalization, shape)
+        if not shape and not normalization.inputs:
+            raise InputError("--normalize: expected NAME:HOW for each of several inputs, got one mean and std")
+        if not normalization.inputs:
+            check_width(normalization, shape)
     elif not normalization.inputs:
         names = ", ".join(info.name for info in data.inputs)
-        raise InputError(f"--normalize: expected none or data for inputs by name ({names}), got one mean and std")
+        raise InputError(
+            f"--normalize: expected none or data for inputs by name ({names}), or NAME:HOW for each, got one mean and "
+            "std"
+        )
 
 
-def check_width(normalization: Normalization, shape: tuple[int, ...]) -> None:
+def check_width(normalization: Normalization, shape: tuple[int | None, ...], option: str = "--normalize") -> None:
     """Raise InputError unless it has one mean and std, or one for each channel or column of `shape`."""
     counts = {len(normalization.mean), len(normalization.std)}
-    if not shape:
-        raise InputError("--normalize: expected none for a network with several inputs, got mean and std of one")
-    if not counts <= {1, shape[0]}:
-        raise InputError(f"--normalize: expected 1 or {shape[0]} means and stds for inputs {shape}, got {max(counts)}")
+    widths = {1, shape[0] if shape and shape[0] is not None else 1}
+    if not counts <= widths:
+        expected = " or ".join(map(str, sorted(widths)))
+        raise InputError(f"{option}: expected {expected} means and stds for inputs {shape}, got {max(counts)}")
 
 
 def _none(model: Model, data: DataSource) -> str:
@@ -123,7 +204,10 @@ def _none(model: Model, data: DataSource) -> str:
 
 
 def _about(normalization: Normalization) -> str:
-    return option_text(_short(normalization)).replace(";", " and ")
+    short = _short(normalization)
+    if short.inputs:
+        return ", ".join(f"{name}: {_about(own)}" for name, own in short.inputs)
+    return option_text(short).replace(";", " and ")
 
 
 def _short(normalization: Normalization) -> Normalization:

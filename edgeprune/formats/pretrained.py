@@ -90,7 +90,7 @@ def _scaling(configuration: Any) -> Scaling | None:
 def option_text(normalization: Normalization) -> str:
     """As --normalize takes it, e.g. `mean=0.5;std=0.25`; of inputs by name one after the other."""
     if normalization.inputs:
-        return ", ".join(f"{name}: {option_text(own)}" for name, own in normalization.inputs)
+        return " ".join(f"{name}:{option_text(own)}" for name, own in normalization.inputs)
     return ";".join(
         f"{name}={','.join(f'{value:.6g}' for value in values)}"
         for name, values in (("mean", normalization.mean), ("std", normalization.std))

@@ -137,6 +137,12 @@ class ChannelGraph:
         counts = np.bincount(units[units >= 0], minlength=len(self.analysis.solver.canonical))
         return int(counts[0]), [counts[group.units] for group in self.groups]
 
+    @property
+    def n_features(self) -> int | None:
+        """How many input features there are, of all inputs; None where none of them can be removed."""
+        fixed, sizes = self.features()
+        return fixed + int(sum(size.sum() for size in sizes)) if any(group.is_input for group in self.groups) else None
+
     def labels(self, kind: str, name: str, dim: int | None) -> np.ndarray | None:
         """The units of every index of a tensor's dim, 0 where it is locked; None where the dim has no labels."""
         source = self.analysis.sources.get((kind, name, dim))

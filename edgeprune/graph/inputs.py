@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,16 @@ def feature_grids(analysis: Analysis) -> dict[str, FeatureGrid]:
     names = [name for kind, name, _ in analysis.sources if kind == "input"]
     found = {name: feature_grid(analysis, name) for name in names}
     return {name: grid for name, grid in found.items() if grid is not None}
+
+
+def feature_counts(analysis: Analysis) -> dict[str, int]:
+    """How many features each input has that something reads."""
+    return {name: int((grid.units >= 0).sum()) for name, grid in feature_grids(analysis).items()}
+
+
+def count_kept(counts: dict[str, int], cut: Mapping[str, InputFeatures]) -> int:
+    """How many features are left of all inputs, which have so `counts` many before a cut."""
+    return sum((counts | {name: len(features.keep) for name, features in cut.items()}).values())
 
 
 def features_after(analysis: Analysis, name: str, keep: np.ndarray) -> InputFeatures | None:

@@ -15,9 +15,7 @@ from edgeprune.cost.models import CostModel, macs_model
 from edgeprune.graph.binding import static_nodes
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, LockedUnits, analyze
 from edgeprune.graph.labels import core
-from edgeprune.importance import score
 from edgeprune.inspection.tokens import token_rows
-from edgeprune.records import InputFeatures
 from edgeprune.results import GroupRow, InspectRecord, LayerWidth
 
 _PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
@@ -133,19 +131,6 @@ def locked_rows(graph: ChannelGraph) -> list[GroupRow]:
 def explained(row: GroupRow) -> str:
     """Why a row is locked, with the source line where it is known."""
     return f"{row.reason} ({row.where})" if row.where else str(row.reason)
-
-
-def feature_weights(slim: ExportedProgram, features: InputFeatures) -> tuple[float, ...]:
-    """The L2 norm of the weights that read each of `features.keep`, relative to the largest."""
-    graph = analyze(slim, inputs=True)
-    norms = np.zeros(features.size)
-    for group, norm in zip(graph.groups, score(slim, graph, "l2"), strict=True):
-        for slot in (slot for slot in group.slots if slot.kind == "input"):
-            elements = np.flatnonzero(slot.unit >= 0)
-            norms[elements // (len(slot.unit) // features.size)] = norm[slot.unit[elements]]
-    kept = norms[list(features.keep)]
-    largest = kept.max()
-    return tuple((kept / largest).round(4).tolist()) if largest > 0 else (1.0,) * len(kept)
 
 
 def widths(dense: ExportedProgram, slim: ExportedProgram) -> tuple[LayerWidth, ...]:

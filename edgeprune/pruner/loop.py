@@ -17,6 +17,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.apply import Applied
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.faults import public
+from edgeprune.graph.inputs import count_kept, feature_counts
 from edgeprune.graph.sizes import Asked as Sizes
 from edgeprune.progress import Progress, Silent
 from edgeprune.pruner.asked import asked
@@ -32,7 +33,7 @@ from edgeprune.pruner.modules import (
     parameters_of,
     unwrapped,
 )
-from edgeprune.pruner.network import Attempt, Cut, Network, analyzed, costs, n_features
+from edgeprune.pruner.network import Attempt, Cut, Network, analyzed, costs
 from edgeprune.pruner.observing import Observed
 from edgeprune.pruner.runfolder import Told, save_run
 from edgeprune.pruner.state import networks_of, progress_of, state_of
@@ -128,7 +129,7 @@ class Pruner:
         self._is_resumed = False
         self._begin(Network(self._dense))
         self._dense_costs = costs(self._dense, self._graph, self._asked.budgets, self._asked.manner.device)
-        self._n_features = n_features(self._graph)
+        self._n_features, self._features = self._graph.n_features, feature_counts(self._graph.analysis)
         self._course = Course(self._asked, self._dense, gauge_for(self._asked, self._dense, self._told))
         self._probe()
 
@@ -235,7 +236,7 @@ class Pruner:
         if before.plan is None:
             self._dense = before.program
         features = cut.network.plan.inputs if cut.network.plan is not None else {}
-        kept = sum(len(kept.keep) for kept in features.values()) if features else self._n_features
+        kept = count_kept(self._features, features) if features else self._n_features
         ratio = macs(cut.network.program) / self._dense_costs["macs"]
         self._begin(cut.network)
         self._records.append(StepRecord(self.step + 1, ratio, kept, None, True))

@@ -112,9 +112,3 @@ class Attempt:
 def replayed(dense: Program, whole: PruningPlan | None, proof_error: float) -> Network:
     """The network that a plan makes of the dense one, with the dense one's weights."""
     return Network(dense if whole is None else cut(dense, whole), whole, proof_error)
-
-
-def n_features(graph: ChannelGraph) -> int | None:
-    """How many input features there are; None where none of them can be removed."""
-    fixed, sizes = graph.features()
-    return fixed + int(sum(size.sum() for size in sizes)) if any(group.is_input for group in graph.groups) else None

@@ -13,7 +13,8 @@ from edgeprune.files import staged_folder
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program
 from edgeprune.graph.specs import input_specs
-from edgeprune.inspection.table import explained, feature_weights, locked_rows, widths
+from edgeprune.inspection.features import kept_fields
+from edgeprune.inspection.table import explained, locked_rows, widths
 from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
 from edgeprune.pruner.measuring import Measurements, measured
@@ -53,7 +54,8 @@ def _input_shape(program: Program) -> tuple[int, ...]:
 def _record(dense: Program, network: Network, info: ModelInfo, found: Measurements, told: Told) -> RunRecord:
     plan = network.plan
     assert plan is not None
-    features = next((kept for name, kept in plan.inputs.items() if name not in plan.state), None)
+    graph = analyzed(dense, told.asked.manner)
+    cut = {name: kept for name, kept in plan.inputs.items() if name not in plan.state}
     return RunRecord(
         command=_call(told.asked.given),
         versions=versions(),
@@ -69,12 +71,10 @@ def _record(dense: Program, network: Network, info: ModelInfo, found: Measuremen
         proof_exact=plan.exact,
         onnx_parity=found.parity,
         widths=widths(dense, network.program),
-        features=features,
+        **kept_fields(graph, network.program, cut),
         steps=told.steps,
-        feature_weights=feature_weights(network.program, features) if features else (),
         locked=tuple(
-            {"name": row.name, "reason": explained(row), "layers": list(row.layers)}
-            for row in locked_rows(analyzed(dense, told.asked.manner))
+            {"name": row.name, "reason": explained(row), "layers": list(row.layers)} for row in locked_rows(graph)
         ),
         seconds=told.seconds,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from edgeprune.records import POINTS
+from edgeprune.records import POINTS, KeptInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -201,3 +201,20 @@ def latency_method(latency: LatencyComparison) -> str:
 def quoted(path: str | Path) -> str:
     """A path as it is given to a shell."""
     return shlex.quote(str(path))
+
+
+def kept_of(run: RunRecord) -> tuple[KeptInput, ...]:
+    """What is kept of every input that has lost features, or stands beside one; that of a single one has no name."""
+    if run.features is None:
+        return run.inputs
+    return (KeptInput("", tuple(run.model.get("input_shape") or ()), run.features, run.feature_weights),)
+
+
+def of_input(one: KeptInput) -> str:
+    """E.g. " of table"; "" where there is one input."""
+    return f" of {one.input}" if one.input else ""
+
+
+def feature_counts(run: RunRecord) -> tuple[tuple[str, int, int], ...]:
+    """Of every input whose it is, as `of_input`, how many features there are and how many are kept."""
+    return tuple((of_input(one), one.features.size, len(one.features.keep)) for one in kept_of(run))

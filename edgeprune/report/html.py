@@ -14,10 +14,9 @@ from edgeprune.records import ACCURACY, MetricComparison
 from edgeprune.report import formats as fmt
 from edgeprune.report import plots
 from edgeprune.report.answers import Answers, answers_svg, is_broad
+from edgeprune.report.features import shown_inputs
 from edgeprune.results import ChangedSample, RunRecord
 from edgeprune.tasks.budget import parse_max_drop
-
-_MAX_LISTED = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +62,7 @@ def render(run: RunRecord, answers: Answers | None = None) -> str:
         model=_listed(run.model, leave_out=("name", "feature_names", "feature_groups")),
         data=_listed(run.data or {}),
         widest=max((width.before for width in run.widths), default=1),
-        features=_features(run),
-        kept_names=_kept_names(run),
-        kept_groups=_kept_groups(run),
+        features=shown_inputs(run),
         steps=_steps(run),
         front=_front(run),
         selection=_selection(run),
@@ -78,8 +75,9 @@ def render(run: RunRecord, answers: Answers | None = None) -> str:
 
 def _headline(run: RunRecord) -> str:
     parts = [f"{fmt.share(run.slim.macs, run.dense.macs)} of the MACs"]
-    if run.features is not None:
-        parts.append(f"{len(run.features.keep):,} of {run.features.size:,} input features")
+    if counts := fmt.feature_counts(run):
+        _, sizes, kept = zip(*counts, strict=True)
+        parts.append(f"{sum(kept):,} of {sum(sizes):,} input features")
     parts.append(f"{fmt.share(run.slim.onnx_bytes, run.dense.onnx_bytes)} of the bytes")
     text = ", ".join(parts)
     if run.compared is not None:
@@ -98,8 +96,7 @@ def _figures(run: RunRecord) -> list[_Figure]:
         _cost("Parameters", dense.params, slim.params, fmt.count),
         _cost("ONNX file", dense.onnx_bytes, slim.onnx_bytes, fmt.size),
     ]
-    if run.features is not None:
-        figures.append(_cost("Input features", run.features.size, len(run.features.keep), fmt.count))
+    figures += [_cost(f"Input features{of}", size, kept, fmt.count) for of, size, kept in fmt.feature_counts(run)]
     figures += [_cost(f"Ids of {one.input}", one.n_ids, one.n_kept, fmt.count) for one in run.vocabularies]
     interval = f"95 % interval {fmt.ratio_interval(latency.ratio_interval)}"
     figures += [
@@ -148,33 +145,6 @@ def _tested(found: MetricComparison) -> str:
 def _cost(name: str, dense: float, slim: float, form: Any, note: str = "") -> _Figure:
     bar = 100 * slim / dense if dense else None
     return _Figure(name, form(dense), form(slim), fmt.share(slim, dense), bar, note)
-
-
-def _features(run: RunRecord) -> _Picture | None:
-    if run.features is None:
-        return None
-    shape, names = run.model.get("input_shape") or (), run.model.get("feature_names") or ()
-    svg, caption = plots.features_svg(run.features, run.feature_weights, tuple(shape), tuple(map(str, names)))
-    return _Picture(Markup(svg), caption)
-
-
-def _kept_names(run: RunRecord) -> list[str]:
-    """The kept features by name, or by index where they have none; cut short in a page that would grow too long."""
-    if run.features is None:
-        return []
-    names = run.model.get("feature_names") or ()
-    named = len(names) == run.features.size
-    kept = [str(names[index]) if named else str(index) for index in run.features.keep[:_MAX_LISTED]]
-    return [*kept, "…"] if len(run.features.keep) > _MAX_LISTED else kept
-
-
-def _kept_groups(run: RunRecord) -> list[str]:
-    """Of each named group how many features are left, e.g. "accelerometer: 3 of 3"; it stays or goes as one."""
-    if run.features is None:
-        return []
-    kept = set(run.features.keep)
-    groups = run.model.get("feature_groups") or ()
-    return [f"{name}: {len(kept.intersection(members))} of {len(members)}" for name, members in groups]
 
 
 def _drawn(answers: Answers) -> _Picture:

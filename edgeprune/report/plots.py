@@ -216,25 +216,30 @@ def _draw_steps(axes: Axes, steps: Sequence[StepRecord], scale: Scale) -> None:
 
 
 def features_svg(
-    features: InputFeatures, weights: Sequence[float], input_shape: Sequence[int], names: Sequence[str]
+    features: InputFeatures,
+    weights: Sequence[float],
+    input_shape: Sequence[int],
+    names: Sequence[str],
+    salt: str = "features",
 ) -> tuple[str, str]:
     """The kept features as a picture, and a caption: a heat map for images, bars for columns.
 
     `weights` in [0, 1] goes with `features.keep`: how strongly the network reads each; empty where that is not known.
+    `salt` makes the picture's ids its own in a page.
     """
     strength = np.zeros(features.size)
     strength[list(features.keep)] = _LEAST + (1 - _LEAST) * np.asarray(weights or 1.0)
     if features.dim is None and len(input_shape) in (2, 3) and np.prod(input_shape) == features.size:
-        return _heat_map(strength.reshape(-1, *input_shape[-2:]))
+        return _heat_map(strength.reshape(-1, *input_shape[-2:]), salt)
     if features.size <= _MAX_NAMED_BARS:
-        return _bars(strength, _names(names, features, input_shape))
-    return _strip(strength)
+        return _bars(strength, _names(names, features, input_shape), salt)
+    return _strip(strength, salt)
 
 
-def _heat_map(strength: np.ndarray) -> tuple[str, str]:
+def _heat_map(strength: np.ndarray, salt: str) -> tuple[str, str]:
     """`strength` is `(channels, height, width)` in [0, 1]; a pixel's shade is the mean over its channels."""
     channels, height, width = strength.shape
-    with style("features"):
+    with style(salt):
         figure = Figure(figsize=(3.6, max(0.6, 3.6 * height / width)), layout="constrained")
         _grid(figure.subplots(), strength.mean(axis=0))
         svg = as_svg(figure, f"The kept pixels of a {height} by {width} image")
@@ -266,10 +271,10 @@ def _grid(axes: Axes, share: np.ndarray) -> None:
         spine.set_visible(False)
 
 
-def _bars(strength: np.ndarray, names: Sequence[str]) -> tuple[str, str]:
+def _bars(strength: np.ndarray, names: Sequence[str], salt: str) -> tuple[str, str]:
     """One bar a column, the longer the stronger; none where it is removed."""
     kept = strength > 0
-    with style("features"):
+    with style(salt):
         figure = Figure(figsize=(WIDTH_INCHES, 0.3 + 0.25 * kept.size), layout="constrained")
         axes = figure.subplots()
         rows = np.arange(kept.size)
@@ -289,13 +294,13 @@ def _bars(strength: np.ndarray, names: Sequence[str]) -> tuple[str, str]:
         )
 
 
-def _strip(strength: np.ndarray) -> tuple[str, str]:
+def _strip(strength: np.ndarray, salt: str) -> tuple[str, str]:
     """Many columns, as rows of cells in reading order."""
     columns = 32 if strength.size <= 2048 else 128
     rows = -(-strength.size // columns)
     share = np.full(rows * columns, np.nan)
     share[: strength.size] = strength
-    with style("features"):
+    with style(salt):
         figure = Figure(figsize=(WIDTH_INCHES, max(0.4, WIDTH_INCHES * rows / columns)), layout="constrained")
         _grid(figure.subplots(), share.reshape(rows, columns))
         svg = as_svg(figure, "The kept features in order")

@@ -53,9 +53,8 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     table.add_row(
         "ONNX file", fmt.size(dense.onnx_bytes), fmt.size(slim.onnx_bytes), fmt.share(slim.onnx_bytes, dense.onnx_bytes)
     )
-    if record.features is not None:
-        size, kept = record.features.size, len(record.features.keep)
-        table.add_row("input features", str(size), str(kept), fmt.share(kept, size))
+    for of, size, kept in fmt.feature_counts(record):
+        table.add_row(f"input features{of}", str(size), str(kept), fmt.share(kept, size))
     for one in record.vocabularies:
         table.add_row(f"ids of {one.input}", str(one.n_ids), str(one.n_kept), fmt.share(one.n_kept, one.n_ids))
         sizes = (one.dense_bytes, one.slim_bytes)

@@ -12,6 +12,7 @@ from edgeprune.cost.macs import macs
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.graph.inputs import count_kept, feature_counts
 from edgeprune.importance import least_features, score
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.plan import PruningPlan, compose
@@ -39,7 +40,8 @@ class Cutter:
         self.manner = manner
         self._samples = samples
         self.graph = self._analyzed(dense)
-        self.dense = Candidate(dense, None, macs(dense), _count_features(self.graph), None)
+        self.dense = Candidate(dense, None, macs(dense), self.graph.n_features, None)
+        self._features = feature_counts(self.graph.analysis)
         self.costs = Costs(self.dense, self.graph_of, manner.device)
         self._latest = (dense, self.graph)
 
@@ -129,7 +131,7 @@ class Cutter:
         """Without a count of features, none of them go unless they compete."""
         how, graph = self.manner, self.graph_of(best)
         if n_features is None and not how.compete:
-            n_features = _count_features(graph)
+            n_features = graph.n_features
         plan = make_step_plan(
             best.program,
             graph,
@@ -167,22 +169,15 @@ class Cutter:
         found = reconstructed(program, slim.program, plan, samples)
         return replace(slim, program=found.program, reconstruction=found.record)
 
-    @staticmethod
-    def _made(before: Candidate, slim: Program, step: PruningPlan, error: float) -> Candidate:
+    def _made(self, before: Candidate, slim: Program, step: PruningPlan, error: float) -> Candidate:
         """What one more cut has come to, counted from the dense network."""
         plan = step if before.plan is None else compose(before.plan, step)
         n_features = before.n_features
         if plan.inputs:
-            n_features = sum(len(features.keep) for features in plan.inputs.values())
+            n_features = count_kept(self._features, plan.inputs)
         return Candidate(slim, plan, macs(slim), n_features, None, max(error, before.proof_error))
 
 
 def _exported(module: nn.Module, program: Program) -> Program:
     assert isinstance(module, fx.GraphModule)
     return reexport_like(module, program)
-
-
-def _count_features(graph: ChannelGraph) -> int | None:
-    """How many input features there are; None where none of them can be removed."""
-    fixed, sizes = graph.features()
-    return fixed + int(sum(size.sum() for size in sizes)) if any(group.is_input for group in graph.groups) else None

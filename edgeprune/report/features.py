@@ -1,0 +1,63 @@
+"""The input features that a run keeps, as the report shows them: those of one input, or of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from edgeprune.records import KeptInput
+from edgeprune.report import formats as fmt
+from edgeprune.report import plots
+from edgeprune.results import RunRecord
+
+_MAX_LISTED = 400
+
+
+@dataclass(frozen=True, slots=True)
+class ShownInput:
+    """One input in the report: which features stay, drawn and by name; `of` is " of NAME" of one among several."""
+
+    of: str
+    n_kept: int
+    size: int
+    svg: Markup
+    caption: str
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+def shown_inputs(run: RunRecord) -> tuple[ShownInput, ...]:
+    """Every input of which features are counted."""
+    return tuple(_shown(run, one) for one in fmt.kept_of(run))
+
+
+def _shown(run: RunRecord, one: KeptInput) -> ShownInput:
+    features = one.features
+    names = () if one.input else tuple(map(str, run.model.get("feature_names") or ()))
+    svg, caption = plots.features_svg(features, one.weights, one.shape, names, f"features{fmt.of_input(one)}")
+    return ShownInput(
+        fmt.of_input(one),
+        len(features.keep),
+        features.size,
+        Markup(svg),
+        caption,
+        _names(one, names),
+        () if one.input else _groups(run, features.keep),
+    )
+
+
+def _names(one: KeptInput, names: Sequence[str]) -> tuple[str, ...]:
+    """The kept features by name, or by index where they have none; cut short in a page that would grow too long."""
+    keep = one.features.keep
+    named = len(names) == one.features.size
+    kept = tuple(names[index] if named else str(index) for index in keep[:_MAX_LISTED])
+    return (*kept, "…") if len(keep) > _MAX_LISTED else kept
+
+
+def _groups(run: RunRecord, keep: Sequence[int]) -> tuple[str, ...]:
+    """Of each named group how many features are left, e.g. "accelerometer: 3 of 3"; it stays or goes as one."""
+    kept = set(keep)
+    groups = run.model.get("feature_groups") or ()
+    return tuple(f"{name}: {len(kept.intersection(members))} of {len(members)}" for name, members in groups)
