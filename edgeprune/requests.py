@@ -56,12 +56,13 @@ class CompressRequest:
     max_finetunings: int = MOST_FINETUNINGS
     reconstruct: bool = True
     distill: bool = True
-    align: int = 8
+    align: int | None = None
     seed: int = 0
     plan: str | None = None
     attention: str = "heads"
     appliable: bool = False
     leave: tuple[str, ...] = ()
+    layer_ratios: tuple[str, ...] = ()
     arch: str | None = None
     module: str | None = None
     input_shape: tuple[int, ...] | None = None

@@ -53,6 +53,7 @@ class Plan:
     width: int
     n_features: int
     groups: tuple[Any, ...] = ()
+    aligned: int | None = None
 
     def to_json(self) -> str:
         return f"{self.width} units over {self.n_features} features"

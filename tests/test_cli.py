@@ -281,7 +281,7 @@ def test_all_options_of_compress_reach_the_library(pipeline: Pipeline) -> None:
         "compress m.pt --data digits --out run --keep-macs 0.5 --max-drop 2 --input-features 20 --criterion l2 "
         "--finetune-epochs 3 --align 4 --seed 7 --plan plan.json --arch a.py:net --input-shape 3,32,32 --threads 2 "
         "--force --unsafe-pickle --attention head-dim --dynamic-size --normalize weights --allow-chance "
-        "--state-key ema --ignore-keys loss.* --trust-recorded"
+        "--state-key ema --ignore-keys loss.* --trust-recorded --keep-layer stem --leave fc* --layer-ratio a=0.5"
     ).split()
     assert main(arguments) == 0
     assert pipeline.requests == [
@@ -289,7 +289,8 @@ def test_all_options_of_compress_reach_the_library(pipeline: Pipeline) -> None:
             model="m.pt", data="digits", out="run", keep_macs=0.5, max_drop=2.0, input_features="20", criterion="l2",
             finetune_epochs=3, align=4, seed=7, plan="plan.json", arch="a.py:net", input_shape=(3, 32, 32), threads=2,
             force=True, unsafe_pickle=True, attention="head-dim", dynamic_size=True, normalize="weights",
-            allow_chance=True, state_key="ema", ignore_keys="loss.*", trust_recorded=True,
+            allow_chance=True, state_key="ema", ignore_keys="loss.*", trust_recorded=True, leave=("stem", "fc*"),
+            layer_ratios=("a=0.5",),
             command="edgeprune " + shlex.join(arguments),
         )
     ]  # fmt: skip

@@ -28,6 +28,7 @@ from edgeprune.search.trainer import Round
 from edgeprune.tasks.budget import MaxDrop
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Task
+from tests.fakes import Told
 
 N_FEATURES = 12
 
@@ -120,6 +121,26 @@ def test_dead_units_are_found() -> None:
     assert slim is not None
     assert slim.macs == 8 * (N_FEATURES + 3)
     assert Cutter(dense, Manner(leave=("0",)), None).without_dead() is None
+
+
+def test_a_held_share_is_of_the_dense_network_however_many_cuts_there_are(net: Program) -> None:
+    cutter = Cutter(net, Manner(align=1, features=True, layer_ratios={"0": 0.55}), None)
+    once = cutter.pruned(cutter.dense, Shares(), n_features=8)
+    twice = cutter.pruned(once, Shares(macs=0.8), n_features=5)
+    assert [group.after for one in (once, twice) if one.plan for group in one.plan.groups if group.name == "0"] == [
+        18,
+        18,
+    ]
+    assert twice.n_features == 5  # and 17.6 of 32 units
+
+
+def test_an_alignment_that_gives_way_is_told_once(net: Program) -> None:
+    told = Told()
+    step = Step(Cutter(net, Manner(align=8), None), None, told)
+    [best] = Shrink().search(step, Budgets(keep_macs=0.1)).networks
+    assert best.plan is not None and best.plan.aligned == 2
+    step.pruned(step.dense, Shares(macs=0.1))
+    assert told.lines == ["widths are multiples of 2: the budgets cannot be met by coarser ones"]
 
 
 def test_costs_are_shares_of_the_dense_network_s(net: Program) -> None:

@@ -57,6 +57,10 @@ def test_how_it_is_done_goes_beside_the_budgets() -> None:
     request = CompressRequest("m.pt", keep_macs=0.5, align=4, seed=7, leave=("fc",), max_finetunings=3, appliable=True)
     manner = decide(request, ACCURACY).manner
     assert (manner.align, manner.seed, manner.leave, manner.max_finetunings) == (4, 7, ("fc",), 3)
+    ratios = decide(
+        CompressRequest("m.pt", keep_macs=0.5, layer_ratios=("a.*=0.5", "b=1")), ACCURACY
+    ).manner.layer_ratios
+    assert ratios == {"a.*": 0.5, "b": 1.0}
     assert manner.appliable and manner.features and manner.compete
     held = decide(CompressRequest("m.pt", max_drop=1.0), ACCURACY).manner
     assert held.features and not held.compete  # a drop is there to hold the features up
@@ -66,6 +70,11 @@ def test_how_it_is_done_goes_beside_the_budgets() -> None:
     ("asked", "message"),
     [
         ({"keep_macs": 1.5}, r"--keep-macs: expected a share in \(0, 1\], got 1.5"),
+        ({"layer_ratios": ("stem",)}, r"--layer-ratio: expected NAME=SHARE, such as layer1.\*=0.5, got 'stem'"),
+        ({"layer_ratios": ("stem=0",)}, r"--layer-ratio: stem: expected a share in \(0, 1\], got 0.0"),
+        ({"layer_ratios": ("stem=nan",)}, "expected NAME=SHARE, .* got 'stem=nan'"),
+        ({"layer_ratios": ("a=1", "a=0.5")}, "--layer-ratio: expected each name once, got a twice"),
+        ({"layer_ratios": ("a=1",), "plan": "p.json"}, "--layer-ratio: expected a choice .*, got --plan p.json"),
         ({"keep_macs": 0.0}, r"--keep-macs: expected a share in \(0, 1\], got 0.0"),
         ({"input_features": "0"}, "--input-features: expected auto, off, a count from 1 or a ratio .* got '0'"),
         ({"input_features": "1.5"}, "--input-features: expected auto"),

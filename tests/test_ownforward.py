@@ -118,7 +118,7 @@ def test_a_refusal_names_the_layer_to_leave_alone() -> None:
     program = edgeprune.capture(net, torch.randn(IMAGE))
     graph = edgeprune.analyze(program)
     uneven = edgeprune.plan(program, graph, keep_macs=0.5, align=1)
-    with pytest.raises(ApplyError, match=r"leave 'middle\.first' alone, .*--leave middle\.first.*appliable=True"):
+    with pytest.raises(ApplyError, match=r"leave 'middle\.first' alone, .*--keep-layer middle\.first.*appliable=True"):
         edgeprune.cut(program, uneven).apply_to(net)
     plan = edgeprune.plan(program, graph, keep_macs=0.8, align=1, leave=["middle.first"])
     assert 0 not in plan.tensors.get("middle.first.weight", {})

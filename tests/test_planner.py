@@ -172,3 +172,90 @@ def test_a_plan_that_leaves_nothing_is_refused() -> None:
     keep[graph.groups[0].units] = False
     with pytest.raises(PlanError, match=r"nothing would be left of dim 0 of '0\.weight'"):
         make_plan(program, graph, keep)
+
+
+def narrow() -> nn.Module:
+    """As wide as a small residual network's stages."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 96, 1), nn.ReLU(), nn.Conv2d(96, 4, 1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("keep_macs", [0.8, 0.5])
+def test_narrow_layers_have_finer_widths_where_nobody_says_the_alignment(keep_macs: float) -> None:
+    _, plan = planned(narrow(), IMAGE, keep_macs=keep_macs)
+    steps = {16: 2, 32: 4, 64: 8, 96: 8}
+    assert all(group.after % steps[group.before] == 0 for group in plan.groups)
+    assert any(group.after % 8 for group in plan.groups)
+    assert plan.aligned is None
+
+
+def small() -> nn.Module:
+    """A layer that multiples of 8 cannot cut, and one that they can cut once."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 1)
+    )
+
+
+@pytest.mark.parametrize(("keep_macs", "aligned"), [(0.6, None), (0.35, 4), (0.15, 2), (0.05, 1)])
+def test_an_alignment_gives_way_to_a_budget(keep_macs: float, aligned: int | None) -> None:
+    program, plan = planned(small(), IMAGE, keep_macs=keep_macs, align=8)
+    assert plan.aligned == aligned
+    assert all(group.after % (aligned or 8) == 0 for group in plan.groups)
+    assert macs(edgeprune.cut(program, plan)) <= keep_macs * macs(program)
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert ('"aligned"' in plan.to_json()) is (aligned is not None)
+
+
+def test_a_budget_that_no_width_meets_is_refused_for_what_stands_in_the_way() -> None:
+    with pytest.raises(BudgetError, match=r"0.001 of the MACs cannot be met: .* groups at their least width \(0, 2\)"):
+        planned(small(), IMAGE, keep_macs=0.001, align=8)
+
+
+def test_layers_are_held_by_name_and_by_pattern() -> None:
+    _, plan = planned(narrow(), IMAGE, keep_macs=0.8, leave=["0", "[24]"])
+    assert [group.before - group.after > 0 for group in plan.groups] == [False, False, False, True]
+    with pytest.raises(BudgetError, match=r"least width \(6\); held: 2, 4, 0; locked: 8"):
+        planned(narrow(), IMAGE, keep_macs=0.1, leave=["0", "[24]"])
+
+
+@pytest.mark.parametrize("align", [None, 8, 1])
+def test_a_layer_keeps_the_share_that_is_said(align: int | None) -> None:
+    program, plan = planned(narrow(), IMAGE, keep_macs=0.3, align=align, layer_ratios={"2": 0.3, "6": 1.0})
+    widths = {group.name: group.after for group in plan.groups}
+    assert (widths["2"], widths["6"]) == (10, 96)
+    assert widths["0"] < 16 or widths["4"] < 64  # the others make up for it
+    assert macs(edgeprune.cut(program, plan)) <= 0.3 * macs(program)
+
+
+def test_a_share_needs_no_budget_and_leaves_a_unit() -> None:
+    program, plan = planned(narrow(), IMAGE, keep_macs=None, layer_ratios={"4": 0.001, "[02]": 0.5})
+    assert [group.after for group in plan.groups] == [8, 16, 1, 96]
+    slim = edgeprune.cut(program, plan)
+    assert edgeprune.prove(program, slim, plan) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"leave": ["steem"]}, r"leave: expected the name of a layer .*, got 'steem'; did you mean 'stem'\?"),
+        ({"layer_ratios": {"nothing.*": 0.5}}, r"layer_ratios: expected the name of a layer .*, got 'nothing\.\*'"),
+        ({"leave": ["head"]}, "leave: expected a layer whose channels may go, got 'head', which is locked: output is"),
+        ({"layer_ratios": {"head": 0.5}}, "layer_ratios: .*'head', which is locked: output is the model's output"),
+        ({"layer_ratios": {"stem": 0.0}}, r"layer_ratios: stem: expected a share in \(0, 1\], got 0.0"),
+        ({"layer_ratios": {"stem": float("nan")}}, "got nan"),
+        ({"layer_ratios": {"stem": True}}, "got True"),
+        ({"layer_ratios": {"stem": 0.5, "*": 0.25}}, "'\\*': expected one share for each group .*, got 0.25 and 0.5"),
+        ({"layer_ratios": {"stem": 0.5}, "leave": ["st*"]}, "got 0.5 and the whole of it for stem"),
+    ],
+)
+def test_layers_that_cannot_be_held_so_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        planned(residual(), IMAGE, keep_macs=0.9, **options)
+    assert "\n" not in str(refused.value)
+
+
+def test_input_features_are_no_layer() -> None:
+    with pytest.raises(InputError, match="expected a layer, got 'input input', which stands for input"):
+        planned(image_mlp(), (1, 4, 4), inputs=True, layer_ratios={"input input": 0.5})

@@ -120,6 +120,15 @@ def test_each_network_is_smaller_and_learns_on(schedule: Any, expected: tuple[fl
     assert list(pruner) == []
 
 
+def test_held_layers_come_down_as_the_costs_do() -> None:
+    pruner = pruner_of(net(), keep_macs=0.7, steps=2, leave=["first"], layer_ratios={"sec*": 0.25})
+    widths = []
+    for _ in pruner:
+        assert pruner.plan is not None
+        widths.append({group.name: group.after for group in pruner.plan.groups})
+    assert widths == [{"first": 16, "second": 16}, {"first": 16, "second": 8}]
+
+
 def test_one_plan_leads_from_the_dense_network_to_the_result() -> None:
     model = net()
     pruner = pruner_of(model, steps=3)

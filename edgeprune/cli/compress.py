@@ -201,14 +201,16 @@ def compress(
         ),
     ] = True,
     align: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
-            help="Keep widths in multiples of this; odd widths can be slower than the dense network.",
+            help="Prefer widths in multiples of this: odd ones can be slower than the dense network. Where a budget "
+            "cannot be met so, it gives way, which is told. Default: 8, finer in layers of fewer than 64 channels, or "
+            "the stairs of --device.",
             parser=opt.positive_count,
             rich_help_panel=opt.HOW,
         ),
-    ] = 8,
+    ] = None,
     attention: opt.Attention = "heads",
     keep_equal_chunks: Annotated[
         bool,
@@ -219,11 +221,23 @@ def compress(
             rich_help_panel=opt.HOW,
         ),
     ] = False,
-    leave: Annotated[
+    keep_layer: Annotated[
         list[str] | None,
         typer.Option(
+            "--keep-layer",
+            "--leave",
             metavar="LAYER",
-            help="A layer (or a group of edgeprune inspect) whose channels all stay; may be given several times.",
+            help="A layer (or a group of edgeprune inspect) whose channels all stay, by name or pattern (layer1.*); "
+            "may be given several times.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = None,
+    layer_ratio: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER=SHARE",
+            help="A layer, in the same way, that keeps this share of its channels, no more and no less: conv1=0.5. The "
+            "others make up for it; may be given several times.",
             rich_help_panel=opt.HOW,
         ),
     ] = None,
@@ -279,7 +293,8 @@ def compress(
             dynamic=opt.parse_dynamic(dynamic),
             attention=attention,
             appliable=keep_equal_chunks,
-            leave=tuple(leave or ()),
+            leave=tuple(keep_layer or ()),
+            layer_ratios=tuple(layer_ratio or ()),
             threads=threads,
             force=force,
             unsafe_pickle=unsafe_pickle,

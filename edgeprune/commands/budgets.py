@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeprune.errors import InputError
+from edgeprune.pruning.held import parse_ratios
 from edgeprune.records import Metric
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Manner
@@ -14,6 +15,7 @@ from edgeprune.tasks.budget import drop_of
 from edgeprune.units import parse_latency, parse_size
 
 _ASSUMED_KEEP = 0.5
+KEEP_LAYER, LAYER_RATIO = "--keep-layer", "--layer-ratio"
 MOST_POINTS = 20  # of a front
 
 
@@ -51,10 +53,18 @@ def decide(request: CompressRequest, metric: Metric | None, has_data: bool | Non
         compete=budgets.features_compete,
         appliable=request.appliable,
         leave=request.leave,
+        layer_ratios=_layer_ratios(request),
         max_finetunings=request.max_finetunings,
         reconstruct=request.reconstruct,
     )
     return Decision(budgets, manner, (*of_costs, *of_criterion, *of_features))
+
+
+def _layer_ratios(request: CompressRequest) -> dict[str, float]:
+    """The shares of their units that layers keep."""
+    if request.layer_ratios and request.plan is not None:
+        raise InputError(f"{LAYER_RATIO}: expected a choice of channels, got --plan {request.plan}")
+    return parse_ratios(request.layer_ratios, LAYER_RATIO)
 
 
 def check_share(request: CompressRequest) -> None:

@@ -22,6 +22,7 @@ from edgeprune.inspection.table import explained, locked_rows, widths
 from edgeprune.inspection.tokens import cut_vocabularies
 from edgeprune.measure.candidates import is_held, timed
 from edgeprune.progress import Progress
+from edgeprune.pruning.widths import told as told_widths
 from edgeprune.records import MetricComparison
 from edgeprune.requests import CompressRequest
 from edgeprune.results import (
@@ -61,7 +62,7 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
         command=job.request.command,
         versions=versions(),
         asked=_asked(job.request),
-        assumed=job.assumed,
+        assumed=(*job.assumed, *told_widths(plan.aligned)),
         model=model_facts(job.model.info, job.model.name, job.request.model, job.model.sha256),
         data=_data_facts(job),
         dense=_figures(dense, sizes[0], comparison.dense if comparison else None),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeprune.commands.budgets import check_share, decide
+from edgeprune.commands.budgets import KEEP_LAYER, LAYER_RATIO, check_share, decide
 from edgeprune.commands.examples import example_feed
 from edgeprune.commands.resolve import (
     Threads,
@@ -34,6 +34,7 @@ from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_rules import feature_rules, named_groups
+from edgeprune.pruning.held import held_layers
 from edgeprune.pruning.plan import PruningPlan, read_plan
 from edgeprune.records import DataSource, Model, Vocabulary
 from edgeprune.requests import CompressRequest
@@ -122,6 +123,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     gauge = _gauge(request, decision.budgets, device, opened, told)
     cutter = Cutter(opened.dense, _manner(decision.manner, opened, device, assume), samples)
     budgets = decision.budgets.counted(cutter.dense.n_features)
+    held_layers(cutter.graph, decision.manner.leave, decision.manner.layer_ratios, (KEEP_LAYER, LAYER_RATIO))
     check(cutter, budgets, plan)
     _check_answers(request, opened, assume)
     for text in assumed:

@@ -262,7 +262,7 @@ def _to_leave(layer: str, graph: fx.Graph, shapes: Shapes) -> str:
     if not names:
         return f"; {_PLANNED}"
     shown = ", ".join(map(repr, names))
-    return f"; leave {shown} alone, plan(..., leave=[{shown}]) or --leave {names[0]}, or {_PLANNED}"
+    return f"; leave {shown} alone, plan(..., leave=[{shown}]) or --keep-layer {names[0]}, or {_PLANNED}"
 
 
 def _layers_before(layer: str, graph: fx.Graph) -> list[str]:

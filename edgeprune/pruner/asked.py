@@ -70,12 +70,13 @@ def asked(choices: Mapping[str, Any]) -> Asked:
     )
     manner = Manner(
         criterion=_criterion(choices["criterion"]),
-        align=_whole("align", choices["align"], 1),
+        align=None if choices["align"] is None else _whole("align", choices["align"], 1),
         seed=_whole("seed", choices["seed"], 0),
         attention=_one_of("attention", choices["attention"], ATTENTION),
         features=budgets.features,
         appliable=bool(choices["appliable"]),
         leave=_names(choices["leave"]),
+        layer_ratios=_ratios(choices["layer_ratios"]),
         device=_device(choices["device"]),
     )
     counted = budgets.n_features is not None or budgets.feature_ratio is not None
@@ -93,6 +94,8 @@ def _plain(value: Any) -> Any:
         return f"{value.runtime} on {value.cpu}"
     if isinstance(value, (list, tuple)):
         return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 
@@ -160,6 +163,14 @@ def _names(value: Any) -> tuple[str, ...]:
     if not named or not all(isinstance(name, str) for name in value):
         raise InputError(f"leave: expected the names of layers or groups in a list, got {value!r}")
     return tuple(value)
+
+
+def _ratios(value: Any) -> dict[str, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"layer_ratios: expected a share for each of some layers, by name, got {value!r}")
+    return {name: _share(f"layer_ratios: {name}", share) for name, share in value.items()}
 
 
 def _latency(value: Any) -> LatencyLimit:

@@ -8,8 +8,10 @@ from typing import Any
 from edgeprune.cost.macs import macs
 from edgeprune.errors import BudgetError
 from edgeprune.graph.capture import Program
+from edgeprune.graph.groups import ChannelGraph
 from edgeprune.pruner.asked import Asked
 from edgeprune.pruner.network import Attempt
+from edgeprune.pruning.held import own_ratios, unit_counts
 from edgeprune.search.candidate import Gauge
 from edgeprune.search.landing import Goal, Shares, Targets
 
@@ -24,8 +26,9 @@ class Course:
     measured.
     """
 
-    def __init__(self, asked: Asked, dense: Program, gauge: Gauge | None) -> None:
+    def __init__(self, asked: Asked, dense: Program, graph: ChannelGraph, gauge: Gauge | None) -> None:
         self._asked, self._gauge = asked, gauge
+        self._dense_units = unit_counts(graph, asked.manner.layer_ratios)
         measured = gauge(dense, True) if gauge is not None and asked.budgets.is_measured else None
         self._targets = Targets(asked.budgets, measured)
         goals = self._targets.goals
@@ -54,6 +57,11 @@ class Course:
         if wanted is None or available is None:
             return wanted
         return max(wanted, round(available * self._asked.share_after(step, wanted / available)))
+
+    def ratios_after(self, step: int, graph: ChannelGraph) -> dict[str, float]:
+        """The shares of a network's units that layers keep after a step, where shares are said of them."""
+        after = {name: self._asked.share_after(step, ratio) for name, ratio in self._asked.manner.layer_ratios.items()}
+        return own_ratios(after, self._dense_units, graph)
 
     def land(self, attempt: Attempt, surely: bool) -> None:
         """Find the shares that hold the measured budgets, by trial cuts.
@@ -86,8 +94,7 @@ class Course:
     def _missed(self, macs_share: float) -> str:
         missed = "; ".join(f"{goal.what}: {goal.measured / goal.most:.2f} times that" for goal in self._targets.over())
         return (
-            f"the budgets cannot be met: the closest network, at {macs_share:.1%} of the MACs, has {missed}; allow "
-            "more, or a lower align"
+            f"the budgets cannot be met: the closest network, at {macs_share:.1%} of the MACs, has {missed}; allow more"
         )
 
     # -- what is kept of it -------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from edgeprune.pruner.observing import Observed
 from edgeprune.pruner.runfolder import Told, save_run
 from edgeprune.pruner.state import networks_of, progress_of, state_of
 from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.widths import told
 from edgeprune.results import StepRecord
 
 
@@ -70,8 +71,9 @@ class Pruner:
         schedule: str | Sequence[float] = "geometric",
         criterion: str = "l2",
         device: Device | str | Path | None = None,
-        align: int = 8,
+        align: int | None = None,
         leave: Collection[str] = (),
+        layer_ratios: Mapping[str, float] | None = None,
         appliable: bool = False,
         attention: str = "heads",
         dynamic_size: bool = False,
@@ -90,18 +92,12 @@ class Pruner:
             max_size: the most bytes that the ONNX file may have, or a text such as "500kB".
             input_features: "off", "auto" (they compete with the channels), a count or a ratio of those to keep.
             steps: how many cuts lead there; 4 where neither they nor a schedule of numbers is given.
-            schedule: how what is left falls from step to step, "geometric", "linear" or "cubic"; or how much of the way
-                is done after each step, as (0.5, 0.8, 1).
-            criterion: one of `edgeprune methods` that needs the weights alone; or "taylor", of the gradients that
-                `observe` is shown.
-            device: a device.json to plan with and to foretell the latency by; else this machine, where a latency is
-                asked for.
-            align: kept widths are multiples of this where the layer is at least as wide.
-            leave: layers or groups whose units all stay, by name.
+            schedule: how what is left falls: "geometric", "linear", "cubic", or the ways done, as (0.5, 0.8, 1).
+            criterion: one of `edgeprune methods` that needs the weights alone; or "taylor", of what `observe` is shown.
+            device: a device.json to plan and to foretell the latency by; for a latency, else this machine.
+            align, leave, layer_ratios: as for `plan`, of what is left in the end.
             appliable: choose what the class's own forward takes, for `apply_to` and `shrink`.
-            attention: what an attention loses: whole "heads", or "head-dim", the same channels of every head.
-            dynamic_size: height and width stay free, as for `capture`.
-            dynamic: the free dims of inputs by name, as for `capture`.
+            attention, dynamic_size, dynamic: as for `analyze` and `capture`.
             seed: of the criterion "random".
             threads: of onnxruntime, where it measures.
             progress: told of the stages.
@@ -116,8 +112,8 @@ class Pruner:
             {
                 "keep_macs": keep_macs, "keep_latency": keep_latency, "max_size": max_size,
                 "input_features": input_features, "steps": steps, "schedule": schedule, "criterion": criterion,
-                "device": device, "align": align, "leave": leave, "appliable": appliable, "attention": attention,
-                "seed": seed, "threads": threads,
+                "device": device, "align": align, "leave": leave, "layer_ratios": layer_ratios,
+                "appliable": appliable, "attention": attention, "seed": seed, "threads": threads,
             }
         )  # fmt: skip
         inner = unwrapped(model)
@@ -130,7 +126,7 @@ class Pruner:
         self._begin(Network(self._dense))
         self._dense_costs = costs(self._dense, self._graph, self._asked.budgets, self._asked.manner.device)
         self._n_features, self._features = self._graph.n_features, feature_counts(self._graph.analysis)
-        self._course = Course(self._asked, self._dense, gauge_for(self._asked, self._dense, self._told))
+        self._course = Course(self._asked, self._dense, self._graph, gauge_for(self._asked, self._dense, self._told))
         self._probe()
 
     def _begin(self, network: Network) -> None:
@@ -205,7 +201,10 @@ class Pruner:
         attempt = self._attempt(network, number, self._asked.is_fed)
         if number == self.steps and self._course.is_measured:
             self._course.land(attempt, surely=True)
-        return attempt.cut(self._course.shares_after(number))
+        cut = attempt.cut(self._course.shares_after(number))
+        for line in told(cut.step.aligned):
+            self._told.say(line)
+        return cut
 
     def _probe(self) -> None:
         """Try the last step on the dense network: a budget that cannot be met is told before anything is trained."""
@@ -226,6 +225,7 @@ class Pruner:
             manner,
             self._dense_costs,
             self._course.features_after(number, self._n_features),
+            self._course.ratios_after(number, graph),
             self._observed.scores() if is_fed else None,
             graph,
             costs(network.program, graph, self._asked.budgets, manner.device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeprune.cost.device import Device
@@ -55,14 +56,16 @@ def costs(program: Program, graph: ChannelGraph, budgets: Budgets, device: Devic
 class Attempt:
     """The next cut of a network, for whatever shares of the dense network's costs are asked of it.
 
-    `n_features` says how many input features stay, None lets them compete with the channels; `scores` are those of each
-    group where the criterion is fed, None has them made of the weights.
+    `n_features` says how many input features stay, None lets them compete with the channels; `layer_ratios` which
+    shares of their units layers keep; `scores` are those of each group where the criterion is fed, None has them made
+    of the weights.
     """
 
     network: Network
     manner: Manner
     dense_costs: Costs
     n_features: int | None
+    layer_ratios: Mapping[str, float]
     scores: Scores | None
     graph: ChannelGraph
     own_costs: Costs
@@ -88,6 +91,7 @@ class Attempt:
             keep_bytes=own.size,
             appliable=manner.appliable,
             leave=manner.leave,
+            layer_ratios=self.layer_ratios,
             scores=self.scores,
         )
 

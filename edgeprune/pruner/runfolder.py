@@ -19,6 +19,7 @@ from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
 from edgeprune.pruner.measuring import Measurements, measured
 from edgeprune.pruner.network import Network, analyzed
+from edgeprune.pruning.widths import told as told_widths
 from edgeprune.records import ModelInfo
 from edgeprune.results import NetworkFigures, RunRecord, StepRecord
 from edgeprune.versions import versions
@@ -60,7 +61,7 @@ def _record(dense: Program, network: Network, info: ModelInfo, found: Measuremen
         command=_call(told.asked.given),
         versions=versions(),
         asked=dict(told.asked.given),
-        assumed=(),
+        assumed=told_widths(plan.aligned),
         model=model_facts(info, told.name, None, digest(dense)),
         data=None,
         dense=NetworkFigures(macs(dense), count_parameters(dense), found.dense_bytes),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune.cost.models import CostModel
 from edgeprune.errors import BudgetError, InputError
-from edgeprune.graph.groups import ChannelGraph, ChannelGroup
+from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import core
 from edgeprune.importance import protected
 from edgeprune.pruning.own_forward import even_step, evened
+from edgeprune.pruning.widths import Alignment
 
 _NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
 
@@ -40,7 +40,7 @@ class Chooser:
     """How many units of each group stay; the lowest scores go first within a group."""
 
     def __init__(
-        self, graph: ChannelGraph, scores: Sequence[np.ndarray], align: int, stair: int, even: bool = False
+        self, graph: ChannelGraph, scores: Sequence[np.ndarray], alignment: Alignment, even: bool = False
     ) -> None:
         self.graph = graph
         self.counts = np.array([group.n_units for group in graph.groups], dtype=float)
@@ -49,7 +49,8 @@ class Chooser:
         self.floors = [int(own.sum()) for own in last]
         worth = [s / sizes.clip(min=1) for s, sizes in zip(scores, self.sizes, strict=True)]  # of a feature
         self.orders = [np.lexsort(keys) for keys in zip(worth, last, strict=True)]
-        self.steps = [_step(group, align, stair) for group in graph.groups]
+        self.steps = [alignment.step(group) for group in graph.groups]
+        self.parts = [1] * len(graph.groups)  # units that go together
         for g, group in enumerate(graph.groups):
             if group.given is not None:
                 self.orders[g], self.counts[g] = np.argsort(group.given, kind="stable"), group.given.sum()
@@ -63,6 +64,13 @@ class Chooser:
         if even is not None:
             self.orders[g], self.floors[g] = even.order, even.floor
             self.steps[g] = even_step(self.steps[g], even.n_parts, len(even.order))
+            self.parts[g] = even.n_parts
+
+    def hold(self, shares: Mapping[int, float]) -> None:
+        """Keep these shares of the units of groups, to the nearest unit, whatever the alignment."""
+        for g, share in shares.items():
+            parts, n_units = self.parts[g], self.graph.groups[g].n_units
+            self.counts[g] = max(self.floors[g], int(share * n_units / parts + 0.5) * parts)
 
     def kept(self) -> np.ndarray:
         """Bool `(n_labels,)`: which units stay."""
@@ -98,6 +106,11 @@ class Chooser:
         removed = self.graph.groups[group].n_units - int(self.counts[group])
         return float(self.sums[group][removed + chunk] - self.sums[group][removed])
 
+    def left(self, group: int) -> float:
+        """Importance of all units that a group has left."""
+        removed = self.graph.groups[group].n_units - int(self.counts[group])
+        return float(self.sums[group][-1] - self.sums[group][removed])
+
     def chunk(self, group: int) -> int:
         """How many units to remove to come to the next lower aligned width; 0 at the last one."""
         count, step = int(self.counts[group]), self.steps[group]
@@ -124,6 +137,7 @@ class Pruning:
         self.limits = limits
         self.saved = saved
         self.by_saving = by_saving
+        self.by_share = saved is not None and all(limit.model is saved for limit in limits)
         self.left = [limit.model.cost(chooser.counts) for limit in limits]
         self.eligible = eligible
 
@@ -181,7 +195,13 @@ class Pruning:
         saved = max(self.saved.saving(self.chooser.counts, group, chunk) / self.saved.total, _NOTHING)
         # Scores that are relative to their group's mean are compared unit by unit, at the milliseconds that they save
         # for what they save of the budgets; others by what is lost in all for each millisecond.
-        return lost / (saved if self.by_saving else chunk * saved / saving), group
+        if self.by_saving:
+            return lost / saved, group
+        if not self.by_share:
+            return lost / (chunk * saved / saving), group
+        # Where milliseconds are all that is asked for, both are the same: it is the share lost of what a group has left
+        # that is compared then, or a unit that saves nothing would be as cheap as any.
+        return (lost / self.chooser.left(group) if lost else 0.0) / saved, group
 
     def _savings(self, group: int, chunk: int) -> tuple[float, float]:
         """Shares of the costs that the next chunk saves, and of those what is over the budgets: more counts nothing."""
@@ -201,17 +221,24 @@ class Pruning:
             key=lambda pair: pair[0].excess(pair[1]) / pair[0].model.total,
         )
         graph, counts = self.chooser.graph, self.chooser.counts
-        costs = ((limit.model.share(g, counts), group.name) for g, group in enumerate(graph.groups))
-        held = ", ".join(name for _, name in sorted(costs, reverse=True)[:4]) or "none"
-        locked = sorted({f"{lock.name} ({lock.reason})" for lock in graph.locked if lock.dim == 0})
-        message = (
-            f"{limit.share:.3g} of {limit.what} cannot be met: expected at most {_amount(limit.most)}, "
-            f"got no lower than {_amount(left)}; in the way: groups at their least width ({held})"
+        costs = sorted(
+            ((limit.model.share(g, counts), group.name, g) for g, group in enumerate(graph.groups)), reverse=True
         )
-        if locked:
-            more = f" and {len(locked) - 4} more" if len(locked) > 4 else ""
-            message += f"; locked: {', '.join(locked[:4])}{more}"
-        return message + "; a lower --align may help"
+        least = [name for _, name, g in costs if g in self.eligible][:4]
+        held = [name for cost, name, g in costs if g not in self.eligible and cost > 0]
+        locked = sorted({f"{lock.name} ({lock.reason})" for lock in graph.locked if lock.dim == 0})
+        told = [f"in the way: groups at their least width ({', '.join(least) or 'none'})"]
+        told += [f"{what}: {_first(names)}" for what, names in (("held", held), ("locked", locked)) if names]
+        return (
+            f"{limit.share:.3g} of {limit.what} cannot be met: expected at most {_amount(limit.most)}, "
+            f"got no lower than {_amount(left)}; {'; '.join(told)}"
+        )
+
+
+def _first(names: Sequence[str], most: int = 4) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def _given(graph: ChannelGraph) -> np.ndarray:
@@ -226,19 +253,3 @@ def _given(graph: ChannelGraph) -> np.ndarray:
 
 def _amount(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _step(group: ChannelGroup, align: int, stair: int) -> int:
-    """Units to remove at a time so that the width stays a multiple of `align`; narrow layers are not held to it.
-
-    It stays one of a device's `stair` too, or of the part of it of which the layer holds two at least.
-    """
-    if group.is_input:
-        return 1
-    least = align // math.gcd(align, group.indices_per_unit)
-    if group.n_units < least:
-        return 1
-    both = math.lcm(align, stair)
-    steps = (both >> halved for halved in range(both.bit_length()) if (both >> halved) % align == 0)
-    steps = (width // math.gcd(width, group.indices_per_unit) for width in steps)
-    return next((step for step in steps if 2 * step <= group.n_units), least)

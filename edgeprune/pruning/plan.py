@@ -40,7 +40,8 @@ class PruningPlan:
     of the program that the plan was made for. `attention` is what an attention loses, whole heads or the same channels
     of every head, as in `analyze`: the groups that the plan's couplings are checked by depend on it. `folded` tells
     that the model's constants are folded before the cut, see `fold`. `state` names inputs that an output feeds, as in
-    `analyze`; what is kept of them is among `inputs`.
+    `analyze`; what is kept of them is among `inputs`. `aligned` is what widths are multiples of where those that were
+    preferred did not meet the budgets.
     """
 
     source_sha256: str
@@ -51,6 +52,7 @@ class PruningPlan:
     folded: bool = False
     state: Mapping[str, str] = field(default_factory=dict)
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
+    aligned: int | None = None
 
     @property
     def has_features(self) -> bool:
@@ -71,6 +73,7 @@ class PruningPlan:
             **({"folded": True} if self.folded else {}),
             **({"state": dict(sorted(self.state.items()))} if self.state else {}),
             **({"vocabularies": _vocabularies_to_dict(self.vocabularies)} if self.vocabularies else {}),
+            **({} if self.aligned is None else {"aligned": self.aligned}),
             "tensors": {
                 name: {str(dim): list(kept) for dim, kept in sorted(dims.items())}
                 for name, dims in sorted(self.tensors.items())
@@ -110,7 +113,10 @@ class PruningPlan:
             raise PlanError("the plan's state: expected the names of outputs")
         known = _table("vocabularies", document.get("vocabularies", {}))
         vocabularies = {name: _vocabulary(name, entry) for name, entry in known}
-        return cls(sha256, tensors, inputs, groups, attention, folded, state, vocabularies)
+        aligned = document.get("aligned")
+        if aligned is not None and (type(aligned) is not int or aligned < 1):
+            raise PlanError(f"the plan's aligned: expected a whole number from 1, got {shown(aligned)}")
+        return cls(sha256, tensors, inputs, groups, attention, folded, state, vocabularies, aligned)
 
 
 def _document(text: str | bytes) -> dict[str, Any]:
@@ -161,6 +167,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         first.folded,
         {**first.state, **second.state},
         {**first.vocabularies, **second.vocabularies},
+        min((one.aligned for one in (first, second) if one.aligned is not None), default=None),
     )
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch.export import ExportedProgram
 
 from edgeprune.cost.device import Device
 from edgeprune.cost.models import CostModel, bytes_model, latency_model, macs_model, main_step
-from edgeprune.errors import InputError, PlanError
+from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.formats.digests import digest
 from edgeprune.graph.faults import public
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.inputs import features_after
 from edgeprune.importance import Batches, Scores, score
 from edgeprune.pruning.choosing import Chooser, Limit, Pruning
+from edgeprune.pruning.held import Held, held_layers
 from edgeprune.pruning.own_forward import not_taken
 from edgeprune.pruning.plan import PlannedGroup, PruningPlan
 from edgeprune.pruning.surgery import kept_state
+from edgeprune.pruning.widths import Alignment
 from edgeprune.records import InputFeatures
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Task
@@ -30,7 +33,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     graph: ChannelGraph,
     keep_macs: float | None = 0.5,
     criterion: str = "l2",
-    align: int = 8,
+    align: int | None = None,
     exact_only: bool = False,
     *,
     n_features: int | None = None,
@@ -41,6 +44,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     keep_bytes: float | None = None,
     appliable: bool = False,
     leave: Collection[str] = (),
+    layer_ratios: Mapping[str, float] | None = None,
     scores: Scores | None = None,
     task: Task = CLASSIFICATION,
 ) -> PruningPlan:
@@ -54,7 +58,9 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         criterion: one of the catalog's (`edgeprune methods`); "taylor" and "activation" need `batches`.
         align: kept widths are multiples of this where the layer is at least as wide; 1 for any width. With a device,
             of the stairs of the kind of layer that takes most of the time too, or of half a stair, a quarter and so on
-            where the layer is less than two stairs wide.
+            where the layer is less than two stairs wide. None: of 8, and in layers of fewer than 64 channels of those
+            stairs alone, or without them of an eighth of the width. Where the budgets cannot be met so, it gives way:
+            the plan's `aligned` says to what.
         exact_only: leave units alone whose removal changes the statistics of a normalisation.
         n_features: how many input features to keep at most: exactly so many where they go one by one, fewer where they
             are a layer's channels too (a depthwise first layer) and the costs are not met otherwise; None lets them
@@ -66,41 +72,89 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         keep_bytes: largest share of the bytes of parameters and buffers to keep, in (0, 1].
         appliable: choose what the class's own forward takes, for `slim.apply_to(model)`: the parts of a `chunk` stay
             equally wide, and groups of which a line says the size (`x.view(-1, 512)`) are left alone.
-        leave: layers or groups whose units all stay, by name.
+        leave: layers or groups whose units all stay, by name or by patterns of names, such as `layer1.*`.
+        layer_ratios: layers or groups, in the same way, that keep this share of their units, in (0, 1], to the nearest
+            unit: the most important ones. The others make up for it.
         scores: `(n_units,)` for each group, where they are known already: by this criterion, from elsewhere.
         task: what the network is for, whose loss "taylor" goes by.
 
     Raises:
-        InputError: a number is out of range, a latency is asked for without a device, no group is called so, or the
-            scores are not those of the groups.
+        InputError: a number is out of range, a latency is asked for without a device, no group is called so, it is
+            locked or held twice, or the scores are not those of the groups.
         BudgetError: a budget cannot be met; says which groups stood in the way.
     """
     shares = {"keep_macs": keep_macs, "keep_latency": keep_latency, "keep_bytes": keep_bytes}
     _check_numbers(shares, align, device)
-    stair = 1 if device is None else main_step(graph, device)
+    held = held_layers(graph, leave, layer_ratios or {})
     if scores is None:
         scores = score(program, graph, criterion, batches=batches, seed=seed, task=task)
     _check_scores(graph, scores)
-    eligible = _eligible(graph, named_groups(graph, leave), exact_only)
-    while True:
-        chooser = Chooser(graph, scores, align, stair, even=appliable)
-        if n_features is not None:
-            chooser.keep_features(n_features)
-        latency = latency_model(graph, device, chooser.orders) if device is not None else None
-        limits = _limits(program, graph, chooser.orders, latency, shares)
+    by_saving = criterion == "taylor"
+    choice = _Choice(program, graph, scores, shares, device, held, n_features, by_saving, exact_only, appliable)
+    preferred = Alignment.asked(align, 1 if device is None else main_step(graph, device))
+    missed: BudgetError | None = None
+    for alignment in preferred.giving_way():
+        try:
+            keep = choice.keep(alignment)
+        except BudgetError as error:
+            missed = error
+        else:
+            return make_plan(program, graph, keep, None if alignment is preferred else alignment.multiple)
+    assert missed is not None
+    raise missed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choice:
+    """What is asked of a plan, but for the widths that it prefers; see `plan`."""
+
+    program: ExportedProgram
+    graph: ChannelGraph
+    scores: Scores
+    shares: Mapping[str, float | None]
+    device: Device | None
+    held: Held
+    n_features: int | None
+    by_saving: bool
+    exact_only: bool
+    appliable: bool
+
+    def keep(self, alignment: Alignment) -> np.ndarray:
+        """Bool `(n_labels,)`: which units stay.
+
+        Raises:
+            BudgetError: a cost is over its limit when nothing is left that can go at this alignment.
+        """
+        untaken: set[int] = set()
+        while True:
+            keep = self._without(untaken, alignment)
+            more = not_taken(self.graph, keep) - untaken if self.appliable else set()
+            if more & self.held.shares.keys():
+                names = ", ".join(self.graph.groups[g].name for g in more & self.held.shares.keys())
+                raise InputError(f"layer_ratios: expected layers whose cut the class's own forward takes, got {names}")
+            if not more:
+                return keep
+            untaken |= more
+
+    def _without(self, untaken: Collection[int], alignment: Alignment) -> np.ndarray:
+        """The same where these groups stay whole."""
+        graph = self.graph
+        chooser = Chooser(graph, self.scores, alignment, even=self.appliable)
+        chooser.hold(self.held.shares)
+        if self.n_features is not None:
+            chooser.keep_features(self.n_features)
+        latency = latency_model(graph, self.device, chooser.orders) if self.device is not None else None
+        limits = _limits(self.program, graph, chooser.orders, latency, self.shares)
         if limits:
-            Pruning(chooser, limits, latency, criterion == "taylor", eligible).run(n_features is None)
-        keep = chooser.kept()
-        untaken = not_taken(graph, keep) if appliable else set()
-        if untaken.isdisjoint(eligible):
-            return make_plan(program, graph, keep)
-        eligible = [g for g in eligible if g not in untaken]
+            eligible = [g for g in self._eligible() if g not in untaken]
+            Pruning(chooser, limits, latency, self.by_saving, eligible).run(self.n_features is None)
+        return chooser.kept()
 
-
-def _eligible(graph: ChannelGraph, alone: Collection[int], exact_only: bool) -> list[int]:
-    """The groups that may lose units by choice."""
-    free = [(g, group) for g, group in enumerate(graph.groups) if g not in alone and group.given is None]
-    return [g for g, group in free if group.exact or not exact_only]
+    def _eligible(self) -> list[int]:
+        """The groups that may lose units by choice."""
+        groups = enumerate(self.graph.groups)
+        free = [(g, group) for g, group in groups if g not in self.held.groups and group.given is None]
+        return [g for g, group in free if group.exact or not self.exact_only]
 
 
 def _limits(
@@ -120,33 +174,17 @@ def _limits(
     return [Limit(what, model, share) for what, model, share in found if model is not None and share is not None]
 
 
-def named_groups(graph: ChannelGraph, names: Collection[str]) -> set[int]:
-    """The numbers of the groups of these names, or with units of layers of these names.
-
-    Raises:
-        InputError: there is none of a name.
-    """
-    found: set[int] = set()
-    for name in names:
-        mine = {g for g, group in enumerate(graph.groups) if name in (group.name, *group.layers)}
-        if not mine and not any(lock.name.rpartition(".")[0] == name for lock in graph.locked):
-            known = ", ".join(group.name for group in graph.groups[:4]) or "none"
-            raise InputError(f"leave: expected the name of a layer or a group ({known}, ...), got {name!r}")
-        found |= mine
-    return found
-
-
 def _check_scores(graph: ChannelGraph, scores: Scores) -> None:
     got, expected = [len(own) for own in scores], [group.n_units for group in graph.groups]
     if got != expected:
         raise InputError(f"scores: expected one for each unit of each group, {expected}, got {got}")
 
 
-def _check_numbers(shares: Mapping[str, float | None], align: int, device: Device | None) -> None:
+def _check_numbers(shares: Mapping[str, float | None], align: int | None, device: Device | None) -> None:
     for name, share in shares.items():
         if share is not None and not 0 < share <= 1:
             raise InputError(f"{name}: expected a share in (0, 1], got {share}")
-    if align < 1:
+    if align is not None and align < 1:
         raise InputError(f"align: expected a whole number from 1, got {align}")
     if shares["keep_latency"] is not None and device is None:
         raise InputError("keep_latency: expected a device to foretell the latency of, got none")
@@ -168,7 +206,9 @@ def _kept_of_tensors(graph: ChannelGraph, keep: np.ndarray) -> dict[str, dict[in
     return tensors
 
 
-def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -> PruningPlan:
+def make_plan(
+    program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray, aligned: int | None = None
+) -> PruningPlan:
     """The plan that keeps the units marked in `keep`, bool `(n_labels,)`.
 
     Raises:
@@ -193,4 +233,5 @@ def make_plan(program: ExportedProgram, graph: ChannelGraph, keep: np.ndarray) -
         graph.analysis.attention,
         state=state,
         vocabularies=graph.rows.vocabularies,
+        aligned=aligned,
     )

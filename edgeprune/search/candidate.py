@@ -65,14 +65,14 @@ class Manner:
     """How a network is made smaller, whatever the budgets.
 
     `features` may go where it is set, and `compete` with the channels; `rules` say which of them stay, or stay
-    together. `appliable` cuts are those that the class's own forward takes; layers in `leave` stay whole. With a
-    `device`, units go by the milliseconds that they save on it. `max_finetunings` bounds the training of a search that
-    has no cost to reach. With `reconstruct`, what is left of a cut takes over what went, where there are samples.
-    `vocabularies` are the ids of token inputs that stay.
+    together. `appliable` cuts are those that the class's own forward takes; layers in `leave` stay whole, others keep
+    what `layer_ratios` say of the dense network's units. With a `device`, units go by the milliseconds that they save
+    on it. `max_finetunings` bounds the training of a search that has no cost to reach. With `reconstruct`, what is left
+    of a cut takes over what went, where there are samples. `vocabularies` are the ids of token inputs that stay.
     """
 
     criterion: str = "l2"
-    align: int = 8
+    align: int | None = None
     seed: int = 0
     attention: str = "heads"
     features: bool = False
@@ -80,6 +80,7 @@ class Manner:
     rules: FeatureRules | None = None
     appliable: bool = False
     leave: tuple[str, ...] = ()
+    layer_ratios: Mapping[str, float] = field(default_factory=dict)
     device: Device | None = None
     max_finetunings: int = MOST_FINETUNINGS
     reconstruct: bool = False

@@ -37,6 +37,7 @@ def check(cutter: Cutter, budgets: Budgets, plan: PruningPlan | None = None) -> 
             n_features=budgets.n_features,
             appliable=cutter.manner.appliable,
             leave=cutter.manner.leave,
+            layer_ratios=cutter.manner.layer_ratios,
         )
 
 

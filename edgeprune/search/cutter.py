@@ -15,6 +15,7 @@ from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.graph.inputs import count_kept, feature_counts
 from edgeprune.importance import least_features, score
 from edgeprune.pruning.dead_units import plan_dead
+from edgeprune.pruning.held import own_ratios, unit_counts
 from edgeprune.pruning.plan import PruningPlan, compose
 from edgeprune.pruning.planner import make_plan
 from edgeprune.pruning.planner import plan as make_step_plan
@@ -44,6 +45,7 @@ class Cutter:
         self._features = feature_counts(self.graph.analysis)
         self.costs = Costs(self.dense, self.graph_of, manner.device)
         self._latest = (dense, self.graph)
+        self._dense_units = unit_counts(self.graph, manner.layer_ratios)
 
     @property
     def least_features(self) -> tuple[int, int]:
@@ -77,7 +79,7 @@ class Cutter:
         Its outputs are the same.
         """
         how, program = self.manner, self.dense.program
-        if how.appliable or how.leave:
+        if how.appliable or how.leave or how.layer_ratios:
             return None  # dead units matter least, and go with the others where they may
         plan = plan_dead(program, inputs=how.features, attention=how.attention, rules=how.rules)
         if plan is None:
@@ -146,6 +148,7 @@ class Cutter:
             keep_bytes=shares.size,
             appliable=how.appliable,
             leave=how.leave,
+            layer_ratios=own_ratios(how.layer_ratios, self._dense_units, graph),
             task=self._samples.task if self._samples else CLASSIFICATION,
         )
         return cut(best.program, plan, graph), plan

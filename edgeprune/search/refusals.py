@@ -33,7 +33,7 @@ def not_met(step: Step, targets: Targets, best: Candidate) -> str:
     over = "; ".join(f"{goal.what}: {goal.measured / goal.most:.2f} times that" for goal in targets.over())
     return (
         f"the budgets cannot be met: the closest network, at {best.macs / step.dense.macs:.1%} of the MACs, has "
-        f"{over}; allow more, or a lower --align"
+        f"{over}; allow more"
     )
 
 
@@ -43,7 +43,7 @@ def nothing_found(step: Step, budgets: Budgets) -> str:
     tried = min(step.records, key=lambda one: -one.macs_ratio, default=None)
     if tried is None or tried.val_value is None or step.dense.val_value is None:
         return (
-            "nothing smaller can be built: every group is at its least width; a lower --align may help "
+            "nothing smaller can be built: every group is at its least width "
             f"(groups: {', '.join(group.name for group in step.cutter.graph.groups[:4])})"
         )
     assert limit is not None

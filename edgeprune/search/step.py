@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from edgeprune.progress import Progress
 from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.widths import told as told_widths
 from edgeprune.records import ACCURACY, Metric
 from edgeprune.results import FeatureCount, StepRecord
 from edgeprune.search.candidate import Candidate, Found, Gauge, Measured
@@ -39,6 +40,7 @@ class Step:
         self.effort = Effort(cutter.manner.max_finetunings, progress, is_free=not self.trains)
         self._gauge = gauge
         self._failed: set[str] = set()
+        self._said: set[str] = set()
 
     @property
     def metric(self) -> Metric:
@@ -93,7 +95,12 @@ class Step:
     def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:
         """Prune what was accepted once more and prove the cut; what it loses is not known yet."""
         self.progress.stage(f"step {len(self.records) + 1}: score and cut")
-        return self.cutter.pruned(best, shares, n_features)
+        fresh = self.cutter.pruned(best, shares, n_features)
+        for line in told_widths(fresh.plan.aligned if fresh.plan is not None else None):
+            if line not in self._said:
+                self._said.add(line)
+                self.progress.say(line)
+        return fresh
 
     def replayed(self, plan: PruningPlan) -> Candidate:
         """Cut the dense network by a plan, prove it, finetune, look."""

@@ -115,7 +115,7 @@ def _check(path: Path, one: np.ndarray) -> None:
 def _edgeprune(dense: Dense, path: Path) -> None:
     program = capture(dense.model, dense.inputs)
     graph = analyze(program)
-    draft_onnx(cut(program, plan(program, graph, keep_macs=KEEP_MACS), graph), path)
+    draft_onnx(cut(program, plan(program, graph, keep_macs=KEEP_MACS, align=8), graph), path)
 
 
 def _edgeprune_device(dense: Dense, path: Path, keep_macs: float = KEEP_MACS) -> None:
@@ -126,7 +126,7 @@ def slim_for_this_machine(program: ExportedProgram, keep_macs: float) -> Exporte
     """The program at a share of its MACs, planned by what its layers take here in onnxruntime."""
     graph = analyze(program)
     device = profile(list(layer_shapes(graph).values()), Timing(), Silent())
-    return cut(program, plan(program, graph, keep_macs=keep_macs, device=device), graph)
+    return cut(program, plan(program, graph, keep_macs=keep_macs, align=8, device=device), graph)
 
 
 def _torch_pruning(round_to: int | None) -> Callable[[Dense, Path], None]:

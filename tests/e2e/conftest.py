@@ -46,8 +46,9 @@ def mlp_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def cnn_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The digits CNN at the figures that the README states."""
-    budgets = "--data digits --keep-macs 0.3 --max-drop 1.0 --finetune-epochs 10 --no-reconstruct --threads 1".split()
-    return _compressed(tmp_path_factory, "cnn", CNN, *budgets)
+    budgets = "--data digits --keep-macs 0.3 --max-drop 1.0 --align 8".split()
+    training = "--finetune-epochs 10 --no-reconstruct --threads 1".split()
+    return _compressed(tmp_path_factory, "cnn", CNN, *budgets, *training)
 
 
 @pytest.fixture(scope="session")
