@@ -91,6 +91,11 @@ _OPTIMIZERS = (
         ("lam", "tau", "tau_b", "max_factor", "structure"), sparse=True,
     ),
     Entry(
+        "optimizer", "rda", "l1 on the mean of all gradients, from the initial weights; iRDA with restarts",
+        "Xiao, JMLR 2010; He, Jia, Xu, Zhang and Zhao, arXiv 1807.04222", _ANY_ZEROS,
+        ("lam", "penalty", "head_start", "restarts", "structure"), sparse=True,
+    ),
+    Entry(
         "optimizer", "rmda", "regularised dual averaging with momentum: structures stay once they are found",
         "Huang and Lee, ICLR 2022", _ANY_ZEROS, ("lam", "penalty", "momentum", "structure"),
         sparse=True,
@@ -215,6 +220,10 @@ OPTIONS: Mapping[str, Option] = {
     "max_factor": Option("How much harder small weights are pushed than the largest."),
     "momentum": Option("Momentum; of rmda the share that a step moves.", high=1.0, low_allowed=True),
     "penalty": Option("What groups are penalised with.", choices=PENALTIES),
+    "head_start": Option("As how many steps the initial weights count; the more, the slower they fade."),
+    "restarts": Option(
+        "How often training starts anew with the zeros kept: iRDA.", low=0, low_allowed=True, whole=True
+    ),
     "structure": Option(
         "What becomes zero together; channel-group: coupled channels over all their layers.", choices=STRUCTURES
     ),

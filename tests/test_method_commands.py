@@ -120,7 +120,7 @@ def test_the_listing_needs_no_torch() -> None:
 def test_the_help_says_what_options_belong_to(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "For xrda, rmda, prox-sgd, halo." in text and "For n-m." in text
+    assert "For xrda, rda, rmda, prox-sgd, halo." in text and "For n-m." in text
 
 
 def test_the_catalog_and_the_library_agree() -> None:

@@ -41,6 +41,7 @@ def settings(optimizer: str, epochs: int = 15, **options: object) -> TrainSettin
 
 TRAINED = [
     settings("xrda", lam=3e-4),
+    settings("rda", lam=4e-3),
     settings("rmda", 25, lam=5e-3, structure="element", penalty="l1"),
     settings("prox-sgd", 25, lam=3e-3, structure="element", penalty="l1"),
 ]
@@ -62,6 +63,8 @@ def test_sparse_optimizers_train_to_exact_zeros(digits: DataSource, wanted: Trai
         ("xrda", "channel", 10, 3e-4),
         ("xrda", "input-column", 10, 3e-4),
         ("xrda", "channel-group", 10, 3e-4),
+        ("rda", "channel", 15, 4e-3),
+        ("rda", "channel-group", 15, 3e-3),
         ("rmda", "channel", 25, 6e-3),
         ("rmda", "input-column", 25, 6e-3),
         ("rmda", "channel-group", 25, 4e-3),
@@ -106,9 +109,9 @@ def test_sparse_training_goes_on_as_if_it_had_not_stopped(
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (settings("adamw", lam=1e-6), "lam: belongs to xrda, rmda, prox-sgd.*, got optimizer adamw"),
+        (settings("adamw", lam=1e-6), "lam: belongs to xrda, rda, rmda, prox-sgd.*, got optimizer adamw"),
         (settings("rmda", tau=9.5), "tau: belongs to xrda, got optimizer rmda"),
-        (settings("xrda", penalty="l1"), "penalty: belongs to rmda, prox-sgd, got optimizer xrda"),
+        (settings("xrda", penalty="l1"), "penalty: belongs to rda, rmda, prox-sgd, got optimizer xrda"),
         (settings("xrda", lam=0.0), "lam: expected a number above 0, got 0"),
         (settings("xrda", lam=float("nan")), "lam: expected a number above 0, got nan"),
         (settings("xrda", lam="much"), "lam: expected a number above 0, got much"),
@@ -195,7 +198,7 @@ def test_the_table_tells_the_share_of_zeros(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--lam", "1e-6"], "lam: belongs to xrda, rmda, prox-sgd"),
+        (["--lam", "1e-6"], "lam: belongs to xrda, rda, rmda, prox-sgd"),
         (["--optimizer", "xrda", "--lam", "0"], "'--lam': expected a number above 0, got 0.0"),
         (["--optimizer", "xrda", "--lam", "some"], "'--lam': expected a number above 0, got some"),
         (["--optimizer", "xrda", "--structure", "row"], "'--structure': 'row' is not one of element, kernel"),

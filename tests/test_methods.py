@@ -333,6 +333,24 @@ def test_halo_makes_the_proximal_step_of_its_penalty() -> None:
     torch.testing.assert_close(module.weight.detach(), before.sign() * (before.abs() - 0.01 / expected**2).clamp(min=0))
 
 
+def test_halo_has_one_budget_over_all_layers() -> None:
+    """A layer of large weights earns large coefficients, and is shrunk less than one of small weights."""
+    module = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        module[0].weight.uniform_(0.5, 1.0)
+        module[1].weight.uniform_(0.05, 0.1)
+    method = make_method("halo", Subject(module, None, 10, {"lam": 1e-9}))
+    weights = [param.detach().clone() for param in module.parameters()]
+    for _ in range(600):
+        method.after_step(0.1)
+    roots = [weight ** (1 / 3) for weight in weights]
+    mean = torch.cat([root.flatten() for root in roots]).mean()
+    for found, root in zip(method.coefficients.values(), roots, strict=True):
+        torch.testing.assert_close(found, root / mean, rtol=5e-3, atol=0)
+    first, last = (own.mean() for own in method.coefficients.values())
+    assert first > 1 > last
+
+
 # -- resume ------------------------------------------------------------------------------------------------------------
 
 

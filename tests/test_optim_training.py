@@ -14,7 +14,7 @@ import edgeprune
 from edgeprune.data import batches, normalize, open_data
 from edgeprune.errors import InputError
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.optim import OPTIMIZERS, RMDA, XRDA, ChannelGroups, InputColumn, ProxSGD, make
+from edgeprune.optim import OPTIMIZERS, RDA, RMDA, XRDA, ChannelGroups, InputColumn, ProxSGD, make
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,13 +75,15 @@ def sparse(kind: str, net: nn.Module, grouper: ChannelGroups) -> torch.optim.Opt
     named = list(net.named_parameters())
     if kind == "xrda":
         return XRDA(named, lr=0.5, lam=2e-3, structure=grouper)
+    if kind == "rda":
+        return RDA(named, lr=1.0, lam=1e-2 if grouper.outgoing else 3e-2, structure=grouper, head_start=25.0)
     if kind == "rmda":
         return RMDA(named, lr=0.2, lam=2e-2 if grouper.outgoing else 3e-2, structure=grouper, release=40)
     return ProxSGD(named, lr=0.02, lam=1.5e-2, structure=grouper)
 
 
 @pytest.mark.parametrize("outgoing", [True, False])
-@pytest.mark.parametrize("kind", ["rmda", "prox-sgd"])
+@pytest.mark.parametrize("kind", ["rda", "rmda", "prox-sgd"])
 def test_coupled_units_vanish_together(graph: ChannelGraph, kind: str, outgoing: bool) -> None:
     torch.manual_seed(1)
     net = Residual()
@@ -262,6 +264,7 @@ def test_every_name_makes_its_optimizer() -> None:
         "adamw": "AdamW",
         "sgd": "SGD",
         "xrda": "XRDA",
+        "rda": "RDA",
         "rmda": "RMDA",
         "prox-sgd": "ProxSGD",
     }
@@ -271,10 +274,10 @@ def test_every_name_makes_its_optimizer() -> None:
         assert [param.dim() for param in vectors["params"]] == [1, 1, 1]
         assert weights["weight_decay"] == OPTIMIZERS[name].weight_decay and vectors["weight_decay"] == 0
     assert made["sgd"].param_groups[0]["nesterov"] and made["sgd"].param_groups[0]["momentum"] == 0.9
-    for name in ("xrda", "rmda", "prox-sgd"):
+    for name in ("xrda", "rda", "rmda", "prox-sgd"):
         (group,) = made[name].param_groups
         assert group["param_names"] == ["0.weight", "1.weight", "1.bias", "2.weight", "2.bias"]
-        assert group["weight_decay"] == 5e-4
+        assert group["weight_decay"] == OPTIMIZERS[name].weight_decay
 
 
 def test_options_reach_the_optimizer() -> None:
@@ -282,6 +285,7 @@ def test_options_reach_the_optimizer() -> None:
     group = make("xrda", named, lr=0.5, weight_decay=0.0, lam=1e-5, structure="channel").param_groups[0]
     assert (group["lr"], group["weight_decay"], group["lam"], group["structure"].name) == (0.5, 0.0, 1e-5, "channel")
     assert make("rmda", named, steps=100).param_groups[0]["release"] == 25
+    assert make("rda", named, steps=100, restarts=1).param_groups[0]["steps"] == 100
     assert make("rmda", named, steps=100, release=7).param_groups[0]["release"] == 7
     only_weights = make("sgd", named[:1])
     assert len(only_weights.param_groups) == 1
@@ -290,7 +294,7 @@ def test_options_reach_the_optimizer() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("lion", {}, "optimizer: expected one of adamw, sgd, xrda, rmda, prox-sgd, got 'lion'"),
+        ("lion", {}, "optimizer: expected one of adamw, sgd, xrda, rda, rmda, prox-sgd, got 'lion'"),
         ("sgd", {"lam": 1e-4}, "optimizer sgd: expected options among .*, got lam"),
         ("xrda", {"penalty": "l1"}, "optimizer xrda: expected options among .*, got penalty"),
         ("xrda", {"lam": -1.0}, "lam"),

@@ -176,7 +176,10 @@ def test_a_validation_loss_that_is_not_a_number_ends_training(digits):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (TrainSettings(optimizer="adam"), "optimizer: expected one of adamw, sgd, xrda, rmda, prox-sgd, got 'adam'"),
+        (
+            TrainSettings(optimizer="adam"),
+            "optimizer: expected one of adamw, sgd, xrda, rda, rmda, prox-sgd, got 'adam'",
+        ),
         (TrainSettings(lr=-1.0), "learning rate: expected more than 0"),
         (TrainSettings(lr=float("nan")), "learning rate: expected more than 0"),
         (TrainSettings(lr=1e300), "learning rate: expected at most 1e.30, got 1e.300"),

@@ -74,6 +74,8 @@ def train(
     max_factor: Annotated[float | None, opt.own("max_factor")] = None,
     momentum: Annotated[float | None, opt.own("momentum")] = None,
     penalty: Annotated[str | None, opt.own("penalty")] = None,
+    head_start: Annotated[float | None, opt.own("head_start")] = None,
+    restarts: Annotated[int | None, opt.own("restarts")] = None,
     structure: Annotated[str | None, opt.own("structure")] = None,
     method: Annotated[
         str | None, opt.named("method", "Make zeros while training with adamw or sgd.", opt.SPARSE)
@@ -158,7 +160,7 @@ def train(
 
     own: dict[str, float | str | None] = {"lam": lam, "tau": tau, "tau_b": tau_b, "max_factor": max_factor}
     own |= {"momentum": momentum, "penalty": penalty, "structure": structure, "sparsity": sparsity}
-    own |= {"n_features": n_features}
+    own |= {"n_features": n_features, "head_start": head_start, "restarts": restarts}
     own |= {"prune_schedule": prune_schedule, "prune_every": prune_every, "criterion": criterion}
     own |= {"regrow": regrow, "n_m": n_m, "gates": gates}
     settings = TrainSettings(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edgeprune.errors import InputError
 from edgeprune.optim.prox_sgd import ProxSGD
+from edgeprune.optim.rda import RDA
 from edgeprune.optim.rmda import RMDA
 from edgeprune.optim.xrda import XRDA
 
@@ -36,6 +37,7 @@ OPTIMIZERS: Mapping[str, Choice] = {
     "adamw": Choice(torch.optim.AdamW, 2e-3, 5e-2, sparse=False, fixed={}),
     "sgd": Choice(torch.optim.SGD, 5e-2, 5e-4, sparse=False, fixed={"momentum": _MOMENTUM, "nesterov": True}),
     "xrda": Choice(XRDA, 1.0, 5e-4, sparse=True, fixed={}),
+    "rda": Choice(RDA, 40.0, 0.0, sparse=True, fixed={}),
     "rmda": Choice(RMDA, 0.5, 5e-4, sparse=True, fixed={}),
     "prox-sgd": Choice(ProxSGD, 5e-2, 5e-4, sparse=True, fixed={"momentum": _MOMENTUM}),
 }
@@ -56,12 +58,13 @@ def make(
     decay to the gradient of all parameters, as their papers do.
 
     Args:
-        name: one of `OPTIMIZERS`: xrda, rmda, prox-sgd, sgd, adamw.
+        name: one of `OPTIMIZERS`: xrda, rda, rmda, prox-sgd, sgd, adamw.
         named_parameters: `module.named_parameters()`; those that need no gradient are left out.
         lr: peak learning rate; None for the optimizer's own default.
         weight_decay: None for the optimizer's own default.
         steps: of the whole run, where that is known. RMDA has exact zeros only without momentum, so it then gives its
-            momentum up over the first quarter, and again after each restart, unless `release` says otherwise.
+            momentum up over the first quarter, and again after each restart, unless `release` says otherwise. RDA needs
+            them for its `restarts`.
         options: what else the optimizer's constructor takes, e.g. `lam` and `structure`.
 
     Raises:
@@ -84,6 +87,8 @@ def make(
     lr = choice.lr if lr is None else lr
     if name == "rmda" and steps is not None:
         options.setdefault("release", max(1, steps // 4))
+    if name == "rda":
+        options.setdefault("steps", steps)
     if choice.sparse:
         return choice.build(trained, lr=lr, weight_decay=decay, **{**choice.fixed, **options})
     return choice.build(_by_decay(trained, decay), lr=lr, **{**choice.fixed, **options})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 
 import torch
@@ -13,6 +14,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.methods.base import make_grouper
 from edgeprune.optim import make
+from edgeprune.optim.rda import round_starts
 from edgeprune.settings import TrainSettings
 
 WARMUP = 0.05  # share of all steps
@@ -52,10 +54,20 @@ def make_optimizer(
 def make_schedule(
     optimizer: torch.optim.Optimizer, settings: TrainSettings, n_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate over `n_steps` steps: with dense optimizers a warm-up first, with sparse ones it only falls."""
+    """The learning rate over `n_steps` steps: with dense optimizers a warm-up first, with sparse ones it only falls.
+
+    Where training starts anew so does the learning rate, so that each round is a whole training.
+    """
     shape = SHAPES[settings.schedule or "cosine"]
     warmup = 0 if find("optimizer", settings.optimizer).sparse else max(1, round(WARMUP * n_steps))
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(shape, step, n_steps, warmup))
+    starts = (*round_starts(n_steps, settings.options.get("restarts", 0)), n_steps)
+
+    def factor(step: int) -> float:
+        number = max(0, bisect_right(starts[:-1], step) - 1)
+        start, stop = starts[number], starts[number + 1]
+        return lr_factor(shape, step - start, stop - start, warmup)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def lr_factor(shape: Callable[[float], float], step: int, total: int, warmup: int) -> float:
