@@ -17,6 +17,7 @@ from edgeprune.data import open_data
 from edgeprune.data.capturing import captured
 from edgeprune.formats.save import save_checkpoint
 from edgeprune.records import ModelInfo
+from tests.test_web import array_of, manifest_of, unpacked
 
 N = 40
 RNG = np.random.default_rng(0)
@@ -106,8 +107,6 @@ def test_beside_each_input_stands_how_it_is_scaled(place: Path, arguments: tuple
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (("--web",), "--web: expected a network with one input, got 4: image, table, ids, age"),
-        (("--c-header",), "--c-header: expected a network with one input, got 4"),
         (("--normalize", "mean=1;std=2"), "expected none or data for inputs by name (image, table, ids, age)"),
         (("--normalize", "none", "--preprocess", "fold", "--no-data"), "so there is nothing to fold"),
         (
@@ -153,3 +152,32 @@ def test_one_input_is_scaled_as_asked_and_the_others_as_recorded(place: Path, fo
         want = Four()(torch.from_numpy(IMAGE).float() / 255, table, torch.from_numpy(IDS), age).numpy()
     session = onnxruntime.InferenceSession(place / "out" / "net.onnx")
     np.testing.assert_allclose(session.run(None, feed)[0], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("arguments", [("--preprocess", "fold"), ("--no-data",)])
+def test_the_page_has_all_inputs(place: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Real samples as a device has them, or drawn ones; the dense network's beside them as it takes them."""
+    package = unpacked(tmp_path)
+    options = ("--dense", str(place / "net.pt2"), "--web-runtime", str(package), *arguments)
+    export(place, "--web", *options)
+    manifest = manifest_of(place / "out" / "web")
+    told = {name: {one["name"]: one for one in network["inputs"]} for name, network in manifest["networks"].items()}
+    is_folded = "fold" in arguments
+    assert {name: one["type"] for name, one in told["slim"].items()} == {
+        "image": "uint8" if is_folded else "float32", "table": "float32", "ids": "int64", "age": "float32",
+    }  # fmt: skip
+    assert {name: one["shape"] for name, one in told["dense"].items()} == {
+        "image": [1, 1, 4, 4], "table": [1, 3], "ids": [1, 5], "age": [1],
+    }  # fmt: skip
+    image, ids = (array_of(place / "out" / "web", told["slim"][name], 16)[:, 0] for name in ("image", "ids"))
+    if is_folded:
+        data = open_data(f"npz:{place / 'a.npz'}")
+        real = [data.test[i][0] for i in range(len(data.test))]
+        np.testing.assert_array_equal(ids[: len(real)], [x["ids"].numpy() for x in real][:16])
+        np.testing.assert_array_equal(image[: len(real)], [np.rint(255 * x["image"].numpy()) for x in real][:16])
+    assert len(np.unique(ids)) > 5 and len(np.unique(image)) > 5
+    dense, slim = (
+        array_of(place / "out" / "web", manifest["networks"][name]["outputs"][0], 16) for name in ("dense", "slim")
+    )
+    np.testing.assert_allclose(slim, dense, atol=1e-5)
+    assert manifest.get("task", {}).get("kind") == ("classes" if is_folded else None)

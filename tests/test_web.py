@@ -128,7 +128,11 @@ def test_the_folder_has_all_that_the_page_needs(
     assert names == {
         *PAGE,
         "manifest.json",
-        *(f"{net}.{kind}" for net in ("dense", "slim") for kind in ("onnx", "input.bin", "output0.bin", "output1.bin")),
+        *(
+            f"{net}.{kind}"
+            for net in ("dense", "slim")
+            for kind in ("onnx", "input0.bin", "output0.bin", "output1.bin")
+        ),
         *(f"runtime/{name}" for name in MODULES.values()),
     }
     assert all(file.size_bytes == Path(file.path).stat().st_size for file in files)
@@ -143,7 +147,7 @@ def test_expected_outputs_are_those_of_onnxruntime_on_the_inputs_beside_them(
     for name, network in zip(("dense", "slim"), pair, strict=True):
         listed = manifest["networks"][name]
         assert (listed["batch"], listed["runs"]) == (1, 16)
-        inputs = array_of(tmp_path / "web", listed["input"], 16)[:, 0]
+        inputs = array_of(tmp_path / "web", listed["inputs"][0], 16)[:, 0]
         np.testing.assert_array_equal(inputs, network.inputs[:16])
         wanted = onnxruntime.InferenceSession(network.path).run(None, {"x": inputs})
         for tensor, want in zip(listed["outputs"], wanted, strict=True):
@@ -156,7 +160,7 @@ def test_a_fixed_batch_is_run_as_it_is(tmp_path: Path, package: Path) -> None:
     network = WebNetwork(tmp_path / "three.onnx", np.ones((10, 8)))  # float64: taken as the network's type
     write_web(tmp_path / "web", network, network, title="three", runtime=package)
     listed = manifest_of(tmp_path / "web")["networks"]["slim"]
-    assert (listed["batch"], listed["runs"], listed["input"]["shape"]) == (3, 3, [3, 8])
+    assert (listed["batch"], listed["runs"], listed["inputs"][0]["shape"]) == (3, 3, [3, 8])
 
 
 def test_large_inputs_are_cut_to_what_a_phone_should_fetch(tmp_path: Path, package: Path) -> None:
@@ -175,8 +179,54 @@ def test_raw_bytes_in_are_kept_as_bytes(tmp_path: Path, package: Path) -> None:
     network = WebNetwork(tmp_path / "bytes.onnx", np.full((2, 8), 200, np.uint8))
     write_web(tmp_path / "web", network, network, title="bytes", runtime=package)
     listed = manifest_of(tmp_path / "web")["networks"]["dense"]
-    assert listed["input"]["type"] == "uint8"
-    assert (array_of(tmp_path / "web", listed["input"], 2) == 200).all()
+    assert listed["inputs"][0]["type"] == "uint8"
+    assert (array_of(tmp_path / "web", listed["inputs"][0], 2) == 200).all()
+
+
+def mixed(batch: int | str = "batch") -> onnx.ModelProto:
+    """A picture `(batch, 1, 2, 2)` float and ids `(batch, 3)` int64 to logits `(batch, 3)`."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["image"], ["mean"], keepdims=0, axes=[1, 2, 3]),
+            helper.make_node("Unsqueeze", ["mean", "one"], ["column"]),
+            helper.make_node("Cast", ["ids"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["column", "numbers"], ["logits"]),
+        ],
+        "mixed",
+        [
+            helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 1, 2, 2]),
+            helper.make_tensor_value_info("ids", TensorProto.INT64, [batch, 3]),
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
+        [numpy_helper.from_array(np.array([1]), "one")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(("batch", "rows"), [("batch", 1), (2, 2)])
+def test_several_inputs_lie_beside_each_other(tmp_path: Path, package: Path, batch: int | str, rows: int) -> None:
+    """In the file's order, whatever that of the dict, each in its own type."""
+    onnx.save(mixed(batch), tmp_path / "mixed.onnx")
+    rng = np.random.default_rng(0)
+    given = {"ids": rng.integers(0, 9, (12, 3)), "image": rng.random((12, 1, 2, 2), dtype=np.float32)}
+    network = WebNetwork(tmp_path / "mixed.onnx", given)
+    write_web(tmp_path / "web", network, network, title="two", runtime=package)
+    listed = manifest_of(tmp_path / "web")["networks"]["dense"]
+    assert [(one["name"], one["type"]) for one in listed["inputs"]] == [("image", "float32"), ("ids", "int64")]
+    image, ids = (array_of(tmp_path / "web", one, listed["runs"]) for one in listed["inputs"])
+    assert image.shape == (12 // rows, rows, 1, 2, 2) and ids.dtype == np.int64
+    np.testing.assert_array_equal(ids.reshape(12, 3), given["ids"])
+    logits = array_of(tmp_path / "web", listed["outputs"][0], listed["runs"])
+    np.testing.assert_allclose(logits.reshape(12, 3), given["image"].mean((1, 2, 3))[:, None] + given["ids"], rtol=1e-6)
+    page = (tmp_path / "web" / "index.html").read_text()
+    assert "Input image" in page and "Input ids" in page and "int64" in page
+
+
+def test_inputs_by_other_names_are_refused(tmp_path: Path, package: Path) -> None:
+    onnx.save(mixed(), tmp_path / "mixed.onnx")
+    given = {"image": np.zeros((2, 1, 2, 2), np.float32), "mask": np.zeros((2, 3), np.int64)}
+    one = WebNetwork(tmp_path / "mixed.onnx", given)
+    assert "inputs: expected image, ids, got image, mask" in refused(tmp_path, one, one, runtime=package)
 
 
 def test_probes_lie_in_one_file_that_the_manifest_lists(
@@ -280,7 +330,7 @@ def test_networks_that_a_browser_cannot_run_are_refused(
     assert f"{tmp_path / 'text.onnx'}: onnxruntime cannot load it" in told(
         WebNetwork(tmp_path / "text.onnx", slim.inputs)
     )
-    assert "cannot run it on inputs of shape (1, 8)" in told(WebNetwork(slim.path, dense.inputs))
+    assert "input 'x' of shape (1, 8): onnxruntime failed" in told(WebNetwork(slim.path, dense.inputs))
     assert "expected at least 1 for one batch" in told(WebNetwork(slim.path, slim.inputs[:0]))
     nan = np.full_like(slim.inputs, np.nan)
     assert "logits: expected numbers, got NaN" in told(WebNetwork(slim.path, nan))

@@ -111,7 +111,6 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     """The model with its data and its dense network, and all that was assumed; refuses what cannot be exported."""
     request, assumed = asked.request, list(asked.assumed)
     model, data = model_and_data(replace(request, model=str(asked.path)))
-    _check_several(request, model)
     check_kept(model.program, data)
     task = task_of(request, model, data)
     _check_judged(request, model, data, task)
@@ -143,14 +142,6 @@ def _front(request: ExportRequest, model: Model, data: DataSource | None) -> Nam
     """What is done to the inputs of a network with several."""
     infos = () if data is None else data.inputs
     return NamedFront.of(model.program, model.info.normalization, infos, request.preprocess == "fold")
-
-
-def _check_several(request: ExportRequest, model: Model) -> None:
-    """Raise InputError for what is made of networks with one input alone."""
-    names = [spec.name for spec in input_specs(model.program)]
-    asked = next((target for target in ("web", "c-header") if target in request.targets), None)
-    if len(names) > 1 and asked is not None:
-        raise InputError(f"--{asked}: expected a network with one input, got {len(names)}: {', '.join(names)}")
 
 
 def _check_judged(request: ExportRequest, model: Model, data: DataSource | None, task: Task | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,3 +144,80 @@ def test_raw_outputs_are_told_to_be_raw(
         assert number(row[5].removesuffix(" %")) == pytest.approx(100 * off, abs=0.01)
     said = text(page, "answers")
     assert "raw outputs of both" in said and ("code that does not run here" in said) == (kind == "other")
+
+
+# --- several inputs
+
+
+class Two(nn.Module):
+    """Two inputs, a picture and ids in their own type, to what a task wants."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.rows, self.picture = kind, nn.Embedding(9, 8), nn.Conv2d(1, 8, 3, padding=1)
+        self.head, self.pixels = nn.Linear(8, 3), nn.Conv2d(8, 3, 1)
+
+    def forward(self, ids: Tensor, image: Tensor) -> Tensor | dict[str, Tensor]:
+        seen = self.picture(image).relu() + self.rows(ids).mean(1)[:, :, None, None]
+        scores = self.head(seen.mean((2, 3)))
+        if self.kind == "masks":
+            return self.pixels(seen)
+        return {"scores": scores, "best": scores.argmax(1)} if self.kind == "none" else scores
+
+
+@pytest.fixture(params=["values", "flags", "masks", "none", "classes"])
+def two(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, list[Any]]:
+    """The kind of a task, a folder with both networks' files and the page, and what each network gives."""
+    kind = request.param
+    torch.manual_seed(0)
+    given = {"ids": torch.randint(0, 9, (6, 5)), "image": torch.randn(6, 1, 12, 16)}
+    dense, slim = Two(kind).eval(), Two(kind).eval()
+    slim.load_state_dict({name: value + 0.1 * torch.randn_like(value) for name, value in dense.state_dict().items()})
+    files = []
+    for name, module in (("dense", dense), ("slim", slim)):
+        export_onnx(capture(module, tuple(given.values())), tmp_path / f"{name}.onnx", inputs=given)
+        files.append(WebNetwork(tmp_path / f"{name}.onnx", {name: x.numpy() for name, x in given.items()}))
+    labels = ("cat", "dog", "owl") if kind in ("flags", "masks", "classes") else ()
+    task = WebTask(kind, "metric", "mmol" if kind == "values" else "", labels)
+    write_web(tmp_path / "web", *files, title="image and ids", task=task, runtime=request.getfixturevalue("runtime"))
+    with torch.no_grad():
+        return kind, tmp_path, [module(given["ids"], given["image"]) for module in (dense, slim)]
+
+
+def test_several_inputs_run_and_answer_as_one_does(page: Chromium, two: tuple[str, Path, list[Any]]) -> None:  # noqa: F811
+    kind, folder, (dense, slim) = two
+    with served(folder / "web") as url:
+        measured(page, url)
+        assert hidden(page, "error"), text(page, "error")
+        assert page.complaints() == []
+        page.screenshot(folder / "page.png")
+    for name in ("dense", "slim"):
+        said = text(page, f"{name}-parity")
+        assert said.startswith("agrees on 6 inputs")
+        assert said.endswith("the best class is the same for 6 of 6") == (kind == "classes")
+    facts = page.value(
+        "[...document.querySelectorAll('#facts tr')].map(row => [...row.children].map(c => c.textContent))"
+    )
+    assert facts[1:] == [["Input ids", "1×5 int64", "1×5 int64"], ["Input image", "1×1×12×16", "1×1×12×16"]]
+    if kind == "classes":
+        assert page.value("document.getElementById('answers') === null")
+    elif kind == "masks":
+        assert page.value(SIZES) == [[16, 12]] * 8
+        assert "The masks lie over the input" in text(page, "answers")
+    else:
+        _check_cells(kind, cells(page), dense, slim)
+
+
+def _check_cells(kind: str, rows: list[list[str]], dense: Any, slim: Any) -> None:
+    """What the table says of both networks on the first four inputs."""
+    if kind == "flags":
+        held = [{"cat", "dog", "owl"} & set(row[1].replace(",", "").split()) for row in rows]
+        wanted = [{name for name, logit in zip(("cat", "dog", "owl"), row, strict=True) if logit > 0} for row in dense]
+        assert held == wanted[:4]
+        return
+    if kind == "none":
+        assert [row[1:3] for row in rows] == [["scores", "3"], ["best", "1"]] * 4
+        rows, dense, slim = [[row[0], row[3], row[4]] for row in rows[::2]], dense["scores"], slim["scores"]
+    for column, want in ((1, dense), (2, slim)):
+        got = [[number(part) for part in row[column].split(", ")] for row in rows]
+        np.testing.assert_allclose(got, want[:4].numpy(), rtol=1e-3, atol=1e-6)

@@ -22,7 +22,7 @@ from filelock import FileLock
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.cost.device import read_device
-from edgeprune.export.web import WebNetwork, WebProbe, web_runtime, write_web
+from edgeprune.export.web import WebNetwork, WebProbe, WebTask, web_runtime, write_web
 from edgeprune.export.web.runtime import MODULES, RUNTIME_VERSION, WebRuntime
 from edgeprune.serving import open_server
 
@@ -113,6 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, runtime: WebRuntime) -> Pat
         title=TITLE,
         facts=[("MACs", "42.8 M", "1.8 M")],
         probes=[WebProbe(LAYER, 16, width, pointwise(width), {"x": (1, 16, 40, 40)}) for width in WIDTHS],
+        task=WebTask("classes", "accuracy"),
         runtime=runtime,
     )
     return place / "page"

@@ -11,7 +11,6 @@ from torch.export import ExportedProgram
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.errors import InputError
-from edgeprune.export.feeds import one_array
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.probes import probes_of, reference_probes
 from edgeprune.export.state import check_stateless
@@ -63,12 +62,11 @@ class WebPage:
         samples = material.samples(_SAMPLES)
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as place:
             file = Path(place) / "dense.onnx"
-            full, taken = (one_array(feed, "--web") for feed in (samples.full, samples.file))
-            export_onnx(dense.program, file, inputs=full)
+            export_onnx(dense.program, file, inputs=samples.full)
             page = write_web(
                 material.folder / WEB,
-                WebNetwork(file, full),
-                WebNetwork(material.network, taken),
+                WebNetwork(file, samples.full),
+                WebNetwork(material.network, samples.file),
                 title=dense.name,
                 facts=_facts(dense, material.model),
                 probes=list(_probes(dense)),

@@ -2,7 +2,7 @@
 
     index.html page.css *.js      the page; it fetches nothing from elsewhere, and shows answers as the task asks for
     dense.onnx slim.onnx          the networks
-    *.input.bin *.output0.bin     real inputs, and what onnxruntime makes of them here: raw little-endian arrays
+    *.input0.bin *.output0.bin    real inputs, and what onnxruntime makes of them here: raw little-endian arrays
     probes.bin                    layers at several widths, each an ONNX file: their times are the device's staircase
     runtime/                      onnxruntime-web
     manifest.json                 what there is, for the page
@@ -27,10 +27,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeprune.errors import InputError
 from edgeprune.export import ort
+from edgeprune.export.ort import Feed
 from edgeprune.export.parity import PARITY_TOLERANCE
 from edgeprune.export.web.runtime import PACKAGE, RUNTIME_VERSION, WebRuntime, web_runtime
 from edgeprune.files import check_new, named_as, staged_folder
-from edgeprune.lines import error_reason, printable
+from edgeprune.lines import printable
 from edgeprune.records import TargetKind
 from edgeprune.results import ExportedFile
 
@@ -61,10 +62,10 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WebNetwork:
-    """One network of the page: its ONNX file, and real inputs `(n, ...)` as it takes them."""
+    """One network of the page: its ONNX file, and real inputs `(n, ...)` as it takes them, by name of several."""
 
     path: Path
-    inputs: np.ndarray
+    inputs: Feed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class WebTask:
     """What the page shows of the answers of both networks, on the first inputs.
 
     `kind` is that of the targets: numbers in their `unit`, flags as the `labels` that hold, masks as pictures; "none"
-    and "other" show the raw outputs. `metric` is the name of what is measured. Of "classes" the best ones are counted.
+    and "other" show the raw outputs. `metric` is the name of what is measured. Of "classes" the best ones are counted,
+    which is said beside the outputs' errors.
     """
 
     kind: TargetKind
@@ -128,7 +130,7 @@ def write_web(  # noqa: PLR0913 - one argument a decision of the caller
         title: of the page, e.g. the model's name.
         facts: (what, dense, slim) of both networks, e.g. ("MACs", "300.8 M", "150.1 M").
         probes: what the staircase is measured with; none leaves it out.
-        task: what is shown of the answers; None, and one of classes, count the best class where there is one.
+        task: what is shown of the answers; None shows how far the outputs are off alone.
         runtime: as for `web_runtime`, or what that gave.
         tolerance: largest allowed error of an output, times max(1, largest expected output).
 
@@ -149,7 +151,7 @@ def write_web(  # noqa: PLR0913 - one argument a decision of the caller
             "probes": _probes(staged, probes),
             "probe_batch": probes[0].batch if probes else 1,
         }
-        if task is not None and task.kind != "classes":
+        if task is not None:
             manifest["task"] = asdict(task)
         _write_runtime(staged, taken)
         _write_page(staged, manifest, facts)
@@ -166,24 +168,45 @@ def _network(staged: Path, name: str, network: WebNetwork) -> dict[str, Any]:
     file = _copied(staged, name, network.path)
     with named_as(network.path, file):
         session = ort.session(file)  # of the copy: one that needs files beside it fails here, not on the phone
-    input_name = ort.input_name(session)
-    spec = session.get_inputs()[0]
-    array_type, web_type = _type_of(network.path, spec)
-    batch = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else 1
-    runs = _runs(network, batch, np.dtype(array_type))
-    outputs = [_outputs(session, network.path, input_name, run) for run in runs]
-    specs = session.get_outputs()
+    given, kinds = _given(network, session)
+    batch = _batch(network.path, session)
+    runs = _runs(network.path, given, batch)
+    outputs = [_outputs(session, network.path, run) for run in runs]
     return {
         "file": file.name,
         "bytes": file.stat().st_size,
         "batch": batch,
         "runs": len(runs),
-        "input": _tensor(staged, f"{name}.input.bin", (input_name, web_type), runs),
+        "inputs": [
+            _tensor(staged, f"{name}.input{index}.bin", (own, kinds[own]), [run[own] for run in runs])
+            for index, own in enumerate(given)
+        ],
         "outputs": [
             _output(staged, f"{name}.output{index}.bin", spec, network.path, [run[index] for run in outputs])
-            for index, spec in enumerate(specs)
+            for index, spec in enumerate(session.get_outputs())
         ],
     }
+
+
+def _given(network: WebNetwork, session: InferenceSession) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The inputs by name, in the file's order and in types of a browser, and the browser's names of these."""
+    specs = {spec.name: spec for spec in session.get_inputs()}
+    feed = network.inputs if isinstance(network.inputs, Mapping) else {next(iter(specs)): network.inputs}
+    if set(feed) != set(specs):
+        raise InputError(f"{network.path}: inputs: expected {', '.join(specs)}, got {', '.join(feed)}")
+    types = {name: _type_of(network.path, spec) for name, spec in specs.items()}
+    given = {name: feed[name].astype(array_type, copy=False) for name, (array_type, _) in types.items()}
+    return given, {name: kind for name, (_, kind) in types.items()}
+
+
+def _batch(path: Path, session: InferenceSession) -> int:
+    """The samples of one run: as many as a file with a fixed batch takes, else one."""
+    fixed = {spec.shape[0] for spec in session.get_inputs() if spec.shape and isinstance(spec.shape[0], int)}
+    if len(fixed) > 1:
+        raise InputError(
+            f"{path}: inputs: expected one batch for all of them, got {', '.join(map(str, sorted(fixed)))}"
+        )
+    return next(iter(fixed), 1)
 
 
 def _copied(staged: Path, name: str, path: Path) -> Path:
@@ -200,22 +223,23 @@ def _type_of(path: Path, spec: Any) -> tuple[str, str]:
     return _TYPES[spec.type]
 
 
-def _runs(network: WebNetwork, batch: int, array_type: np.dtype[Any]) -> list[np.ndarray]:
+def _runs(path: Path, given: Mapping[str, np.ndarray], batch: int) -> list[dict[str, np.ndarray]]:
     """The first inputs, batch by batch: as many as a phone should fetch."""
-    inputs = network.inputs
-    if inputs.ndim == 0 or len(inputs) < batch:
-        raise InputError(f"{network.path}: inputs: expected at least {batch} for one batch, got shape {inputs.shape}")
-    run_bytes = max(1, inputs[:batch].size * array_type.itemsize)
-    n_runs = max(1, min(_MAX_RUNS, len(inputs) // batch, _MAX_INPUT_BYTES // run_bytes))
-    return [np.ascontiguousarray(inputs[i * batch : (i + 1) * batch], dtype=array_type) for i in range(n_runs)]
+    for name, array in given.items():
+        if array.ndim == 0 or len(array) < batch:
+            raise InputError(f"{path}: {name}: expected at least {batch} for one batch, got shape {array.shape}")
+    run_bytes = max(1, sum(array[:batch].nbytes for array in given.values()))
+    n_rows = min(len(array) for array in given.values())
+    n_runs = max(1, min(_MAX_RUNS, n_rows // batch, _MAX_INPUT_BYTES // run_bytes))
+    chunks = [slice(i * batch, (i + 1) * batch) for i in range(n_runs)]
+    return [{name: np.ascontiguousarray(array[rows]) for name, array in given.items()} for rows in chunks]
 
 
-def _outputs(session: InferenceSession, path: Path, name: str, array: np.ndarray) -> list[np.ndarray]:
+def _outputs(session: InferenceSession, path: Path, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     try:
-        return [np.asarray(output) for output in session.run(None, {name: array})]
-    except Exception as error:  # onnxruntime's own exceptions share no base class
-        reason = error_reason(error)
-        raise InputError(f"{path}: onnxruntime cannot run it on inputs of shape {array.shape}: {reason}") from error
+        return ort.run_by_name(session, feed)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _output(staged: Path, file: str, spec: Any, path: Path, runs: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -301,6 +325,15 @@ def _write_runtime(staged: Path, runtime: WebRuntime) -> None:
         (staged / "runtime" / name).write_bytes(content)
 
 
+def _inputs(networks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Any, Any]]:
+    """(name, dense, slim) of each input, None where a network has none of that name; a single one needs no name."""
+    dense, slim = (networks[name]["inputs"] for name in ("dense", "slim"))
+    if len(dense) == len(slim) == 1:
+        return [("", dense[0], slim[0])]
+    others = {one["name"]: one for one in slim}
+    return [(one["name"], one, others.get(one["name"])) for one in dense]
+
+
 def _write_page(staged: Path, manifest: Mapping[str, Any], facts: Sequence[tuple[str, str, str]]) -> None:
     environment = Environment(
         loader=PackageLoader("edgeprune.export.web", "page"),
@@ -309,7 +342,8 @@ def _write_page(staged: Path, manifest: Mapping[str, Any], facts: Sequence[tuple
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = printable(environment.get_template("index.html.j2").render(manifest=manifest, facts=facts))
+    template, inputs = environment.get_template("index.html.j2"), _inputs(manifest["networks"])
+    page = printable(template.render(manifest=manifest, facts=facts, inputs=inputs))
     (staged / "index.html").write_text(page, encoding="utf-8")
     (staged / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     for name in _PAGE:

@@ -1,6 +1,7 @@
 // What both networks answer on the first inputs, shown as their task asks for: numbers, labels, masks or raw outputs.
 //
-// An answer is {name, shape, values} of one run; `answers` has the runs of dense and of slim, and the inputs of dense.
+// An answer is {name, shape, values} of one run; `answers` has the runs of dense and of slim, and the inputs of dense,
+// several a run.
 
 const MOST_SAMPLES = 4;
 const MOST_NUMBERS = 6;
@@ -20,13 +21,14 @@ export function answersShown(task, answers) {
 
 // --- samples
 
-/** One a row of every run: the outputs of both networks, and the input. */
+/** One a row of every run: the outputs of both networks, and the inputs. */
 function samplesOf({ dense, slim, inputs }) {
   const samples = [];
   for (let run = 0; run < Math.min(dense.length, slim.length); run++) {
-    for (let row = 0; row < inputs[run].shape[0]; row++) {
-      const of = (outputs) => outputs.map((output) => rowOf(output, row, inputs[run].shape[0]));
-      samples.push({ dense: of(dense[run]), slim: of(slim[run]), input: rowOf(inputs[run], row, inputs[run].shape[0]) });
+    const rows = inputs[run][0].shape[0];
+    for (let row = 0; row < rows; row++) {
+      const of = (tensors) => tensors.map((tensor) => rowOf(tensor, row, rows));
+      samples.push({ dense: of(dense[run]), slim: of(slim[run]), inputs: of(inputs[run]) });
     }
   }
   return samples;
@@ -96,19 +98,19 @@ function masksShown({ labels }, samples) {
   let alike = 0;
   let all = 0;
   const seen = new Set();
-  const figures = samples.map(({ dense, slim, input }, i) => {
+  const figures = samples.map(({ dense, slim, inputs }, i) => {
     const pair = [classesOf(dense[0]), classesOf(slim[0])];
     const apart = pair[0].reduce((count, one, k) => count + (one === pair[1][k] ? 0 : 1), 0);
     alike += pair[0].length - apart;
     all += pair[0].length;
     pair.forEach((mask) => mask.forEach((one) => seen.add(one)));
     const [height, width] = dense[0].shape.slice(1);
-    const picture = greyOf(input, height, width);
+    const picture = pictureOf(inputs, height, width);
     const drawn = pair.map((mask, k) => drawing(["dense", "slim"][k], mask, picture, height, width));
     return figure([...drawn], `input ${i + 1}: ${apart} of ${pair[0].length} pixels differ`);
   });
   const [height, width] = samples[0].dense[0].shape.slice(1);
-  const over = greyOf(samples[0].input, height, width) ? "The masks lie over the input. " : "The input is no picture of the masks' size, so they stand alone. ";
+  const over = pictureOf(samples[0].inputs, height, width) ? "The masks lie over the input. " : "No input is a picture of the masks' size, so they stand alone. ";
   const told = `${over}On ${these(samples)} ${((100 * alike) / all).toFixed(1)} % of the pixels are given the same class.`;
   return [note(told), legend([...seen].sort((a, b) => a - b), labels), beside(figures)];
 }
@@ -124,7 +126,10 @@ function classesOf({ shape, values }) {
   });
 }
 
-/** The input as shades from 0 to 255, its channels together; null where it is no picture of that size. */
+/** The first input that is a picture of that size, as shades; null where none is. */
+const pictureOf = (inputs, height, width) => inputs.map((one) => greyOf(one, height, width)).find((grey) => grey) ?? null;
+
+/** An input as shades from 0 to 255, its channels together; null where it is no picture of that size. */
 function greyOf({ shape, values }, height, width) {
   if (shape.length !== 3 || shape[1] !== height || shape[2] !== width) return null;
   const size = height * width;

@@ -68,16 +68,19 @@ export async function openNetwork(ort, network, tell) {
   const bytes = await fetchBytes(network.file, network.bytes, (done) => tell("Fetching", done / network.bytes));
   tell("Starting", null);
   const session = await openSession(ort, bytes, network.file);
-  const { name, type, shape } = network.input;
-  const inputs = await readRuns(network.input, network.runs);
-  const feeds = inputs.map((buffer) => ({ [name]: new ort.Tensor(type, typed(type, buffer), shape) }));
+  const feeds = Array.from({ length: network.runs }, () => ({}));
+  for (const input of network.inputs) {
+    const { name, type, shape } = input;
+    const buffers = await readRuns(input, network.runs);
+    buffers.forEach((buffer, run) => (feeds[run][name] = new ort.Tensor(type, typed(type, buffer), shape)));
+  }
   return { session, feeds };
 }
 
 /**
  * Run every input and compare with what was expected: `{worst, allowed, runs, agrees, classes, answers}`.
  *
- * Another task than telling classes apart has no best class; of it the first `MOST_ANSWERS` answers are kept.
+ * Only where classes are told apart is there a best class; of other tasks the first `MOST_ANSWERS` answers are kept.
  */
 export async function checkParity(opened, network, tolerance, task, tell) {
   const expected = await Promise.all(network.outputs.map((output) => readRuns(output, network.runs)));
@@ -86,7 +89,7 @@ export async function checkParity(opened, network, tolerance, task, tell) {
     const got = await runOnce(opened.session, opened.feeds[run], network.file);
     network.outputs.forEach((output, i) => {
       const one = compared(numbers(output.type, expected[i][run]), got[output.name], output, tolerance);
-      if (task || network.outputs.length > 1) one.classes = null; // which of several holds the scores is not known
+      if (task?.kind !== "classes" || network.outputs.length > 1) one.classes = null; // of several, which holds the scores?
       merge(total, one);
     });
     if (task && run < MOST_ANSWERS) total.answers.push(network.outputs.map(({ name }) => plain(name, got[name])));

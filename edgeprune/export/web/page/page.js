@@ -136,7 +136,7 @@ function show(result) {
   $("method").textContent = methodText(result);
   $("clock").textContent = `steps of ${timeText(result.clock_ms)}`;
   $("runtime").textContent = result.runtime;
-  if (manifest.task) $("answers-shown").replaceChildren(...answersShown(manifest.task, result.answers));
+  if ($("answers")) $("answers-shown").replaceChildren(...answersShown(manifest.task, result.answers));
   drawChart();
 }
 

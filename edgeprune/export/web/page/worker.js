@@ -60,7 +60,7 @@ async function compare(ort, manifest) {
   }
   const step = clockStep();
   const [dense, slim] = ["dense", "slim"].map((name) => parity[name].answers);
-  const inputs = opened.dense.feeds.slice(0, dense.length).map((feed) => plain("input", Object.values(feed)[0]));
+  const inputs = opened.dense.feeds.slice(0, dense.length).map((feed) => Object.entries(feed).map(([name, x]) => plain(name, x)));
   const runners = ["dense", "slim"].map((name) => () => opened[name].session.run(opened[name].feeds[0]));
   return { parity, answers: { dense, slim, inputs }, clock_ms: step, ...(await judged(runners, step)) };
 }
