@@ -3,6 +3,9 @@
 A factory, a data set or a network's forward may call `sys.exit(0)`, raise an exception of its own that is no
 `Exception`, or one whose message cannot be read. None of it decides how a command ends. Ctrl-C stays Ctrl-C: it comes
 as a signal, which is watched for while the user's code runs.
+
+What it sets of PyTorch (the default type, threads, gradients, determinism) holds while it runs, and again the next time
+that it does: what edgeprune does in between goes by edgeprune's own settings.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from types import FrameType
 from typing import Any
@@ -47,7 +51,7 @@ def calling_user_code(told: str) -> Iterator[None]:
         own = issubclass(type(error), InputError) and _is_ours(error)
         return None if own else InputError(f"{told} {failure(error)}")
 
-    with _turning_errors(refused):
+    with _turning_errors(refused), UsersSettings():
         yield
 
 
@@ -68,6 +72,93 @@ def running_user_code(kind: type[InputError] = InputError) -> Iterator[None]:
 
     with _turning_errors(refused):
         yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """One of PyTorch's settings; one that `stays` is the user's again when their code runs the next time."""
+
+    read: Callable[[Any], Any]
+    write: Callable[[Any, Any], object]
+    stays: bool = True
+
+
+def _default_device(torch: Any) -> Any:
+    return torch.get_default_device() if torch.utils._device.CURRENT_DEVICE is not None else None
+
+
+def _deterministic(torch: Any) -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+_SETTINGS = (
+    _Setting(lambda torch: torch.get_default_dtype(), lambda torch, value: torch.set_default_dtype(value)),
+    _Setting(_default_device, lambda torch, value: torch.set_default_device(value)),
+    _Setting(lambda torch: torch.get_num_threads(), lambda torch, value: torch.set_num_threads(value)),
+    _Setting(_deterministic, lambda torch, value: torch.use_deterministic_algorithms(value[0], warn_only=value[1])),
+    _Setting(
+        lambda torch: torch.get_float32_matmul_precision(),
+        lambda torch, value: torch.set_float32_matmul_precision(value),
+    ),
+    _Setting(lambda torch: torch.is_grad_enabled(), lambda torch, value: torch.set_grad_enabled(value), stays=False),
+    _Setting(
+        lambda torch: torch.is_anomaly_enabled(),
+        lambda torch, value: torch.autograd.set_detect_anomaly(value),
+        stays=False,
+    ),
+)
+_theirs: dict[_Setting, Any] = {}
+
+
+class UsersSettings(ContextDecorator):
+    """Around a call of the user's code: PyTorch's settings are as it has left them, then edgeprune's again.
+
+    A class, as is the next: contextlib's generators write to the errors that go through them, which may run their code.
+    """
+
+    def __init__(self) -> None:
+        self._entered: list[tuple[dict[_Setting, Any], dict[_Setting, Any]] | None] = []
+
+    def _recreate_cm(self) -> UsersSettings:
+        """A decorated function has one of its own for each call."""
+        return UsersSettings()
+
+    def __enter__(self) -> None:
+        torch = sys.modules.get("torch")
+        if torch is None:  # nothing of edgeprune's goes by them yet
+            self._entered.append(None)
+            return
+        before = {setting: setting.read(torch) for setting in _SETTINGS}
+        given = {setting: _theirs.get(setting, value) for setting, value in before.items()}
+        _set(torch, before, given)
+        self._entered.append((before, given))
+
+    def __exit__(self, *_: object) -> None:
+        entered = self._entered.pop()
+        if entered is None:
+            return
+        torch, (before, given) = sys.modules["torch"], entered
+        left = {setting: setting.read(torch) for setting in _SETTINGS}
+        _theirs.update({one: value for one, value in left.items() if one.stays and value != given[one]})
+        _set(torch, left, before)
+
+
+class RandomStateKept:
+    """Around code of the user's that may seed: PyTorch's random state, from which edgeprune draws, is put back."""
+
+    def __enter__(self) -> None:
+        torch: Any = sys.modules.get("torch")
+        self._state = None if torch is None else torch.get_rng_state()
+
+    def __exit__(self, *_: object) -> None:
+        if self._state is not None:
+            sys.modules["torch"].set_rng_state(self._state)
+
+
+def _set(torch: Any, current: dict[_Setting, Any], wanted: dict[_Setting, Any]) -> None:
+    for setting, value in wanted.items():
+        if current[setting] != value:
+            setting.write(torch, value)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from edgeprune.data.usersplit import described, guarded
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource
 from edgeprune.tasks.wanted import WantedTargets
-from edgeprune.usercode import calling_user_code
+from edgeprune.usercode import RandomStateKept, calling_user_code
 from edgeprune.userfile import literal, load_function
 
 _SPLITS = ("train", "val", "test")
@@ -34,7 +34,7 @@ def open_factory(
     where = f"{file}:{function}"
     factory = load_function(Path(file), function)
     arguments = {key: literal(value) for key, value in options.items()}
-    with calling_user_code(f"{where}: the factory raised"):
+    with calling_user_code(f"{where}: the factory raised"), RandomStateKept():
         if "seed" in inspect.signature(factory).parameters:
             arguments.setdefault("seed", seed)
         made = factory(**arguments)

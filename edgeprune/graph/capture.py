@@ -46,7 +46,7 @@ from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.graph.trainable import TrainableModule
 from edgeprune.graph.unlift import direct_assignment
 from edgeprune.graph.weights import check_answers, taken_weights
-from edgeprune.usercode import running_user_code
+from edgeprune.usercode import UsersSettings, running_user_code
 
 _BATCH = 2  # rows of what is drawn to compare two networks on
 
@@ -165,6 +165,7 @@ def own_tensors(module: nn.Module, shared: bool = False) -> None:
 
 @public("capture")
 @running_user_code(CaptureError)
+@UsersSettings()
 def capture(
     model: nn.Module,
     example_inputs: torch.Tensor | Sequence[Any],

@@ -20,7 +20,7 @@ from edgeprune.tasks.segmentation import IGNORED, Segmentation
 from edgeprune.tasks.task import Task
 from edgeprune.tasks.usertask import UserTask
 from edgeprune.tasks.wanted import WantedTargets
-from edgeprune.usercode import calling_user_code
+from edgeprune.usercode import RandomStateKept, calling_user_code
 from edgeprune.userfile import literal, load_function
 
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
@@ -148,7 +148,7 @@ def _users(file: str, function: str, options: Mapping[str, str], data: DataSourc
     """What a function of the user's makes, of `options` (read as Python literals) and of the data, if it takes them."""
     factory, where = load_function(Path(file), function), f"{file}:{function}"
     arguments: dict[str, Any] = {key: literal(value) for key, value in options.items()}
-    with calling_user_code(f"{where}: the factory raised"):
+    with calling_user_code(f"{where}: the factory raised"), RandomStateKept():
         if "data" in inspect.signature(factory).parameters:
             arguments.setdefault("data", data)
         made = factory(**arguments)

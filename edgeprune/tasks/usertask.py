@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from edgeprune.lines import is_name, shown
 from edgeprune.records import DataSource, Metric, MetricComparison
 from edgeprune.tasks.outputs import Named, by_attribute, leaves, mapped, number_in
 from edgeprune.tasks.task import Outcomes, compared, standard_error_of, with_distillation
-from edgeprune.usercode import calling_user_code, place_of
+from edgeprune.usercode import RandomStateKept, calling_user_code, place_of
 
 _NEEDED = ("loss", "outcomes", "value")
+_MAY_SEED = ("value", "beside", "compare")  # as who draws samples anew does; others may draw while a network trains
 _RESAMPLES = 200  # each calls the user's `value` twice
 _FIELDS = {"name": str, "unit": str, "scale": (int, float), "higher_is_better": bool}
 
@@ -131,7 +133,8 @@ class UserTask:
             return getattr(self._own, name, None)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        with calling_user_code(f"{self._where}: {name} raised"):
+        apart = RandomStateKept() if name in _MAY_SEED else nullcontext()
+        with calling_user_code(f"{self._where}: {name} raised"), apart:
             return getattr(self._own, name)(*arguments)
 
     def _metric(self) -> Metric:
