@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,6 +31,29 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def pytest_collection() -> None:
+    """Importing makes objects that stay, and each search for garbage goes through all that there are."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: no search looks at it again. Networks are tied in circles, which searches must find."""
+    _keep_out_of_searches()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Tests import more, and many of its objects; most of what else they made is gone after the file's last."""
+    if nextitem is None or nextitem.path != item.path:
+        _keep_out_of_searches()
+
+
+def _keep_out_of_searches() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from edgeprune.graph.capture import Program
+from edgeprune.graph.composites import composites_known
 
 _aten = torch.ops.aten
 
@@ -20,7 +21,8 @@ def decomposed(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]
     What else decomposition changes is put back: batch norm in its inference form, and reshapes as views, which hold for
     one memory layout alone (that of attention depends on the device, the types and on whether gradients are wanted).
     """
-    changed = Program.adopt(program.run_decompositions(dict(table)))
+    with composites_known():
+        changed = Program.adopt(program.run_decompositions(dict(table)))
     _restore_batch_norm(changed.graph)
     for view in changed.graph.find_nodes(op="call_function", target=_aten.view.default):
         view.target = _aten.reshape.default
