@@ -5,11 +5,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from torch.utils._pytree import tree_leaves
 
+from edgeprune.cost.limits import Limit
 from edgeprune.cost.models import CostModel
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup
@@ -18,22 +18,6 @@ from edgeprune.importance import protected
 from edgeprune.pruning.own_forward import even_step, evened
 
 _NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Limit:
-    """A cost and the largest share of it that may be left; `what` it is, e.g. "the MACs"."""
-
-    what: str
-    model: CostModel
-    share: float
-
-    @property
-    def most(self) -> float:
-        return self.share * self.model.total
-
-    def excess(self, left: float) -> float:
-        return left - self.most
 
 
 class Chooser:

@@ -8,14 +8,15 @@ import numpy as np
 from torch.export import ExportedProgram
 
 from edgeprune.cost.device import Device
+from edgeprune.cost.limits import Limit
 from edgeprune.cost.models import CostModel, bytes_model, latency_model, macs_model, main_step
 from edgeprune.errors import InputError, PlanError
 from edgeprune.formats.digests import digest
 from edgeprune.graph.faults import public
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.inputs import features_after
-from edgeprune.importance import Batches, Scores, score
-from edgeprune.pruning.choosing import Chooser, Limit, Pruning
+from edgeprune.importance import EFFECTS, Batches, Scores, score
+from edgeprune.pruning.choosing import Chooser, Pruning
 from edgeprune.pruning.own_forward import not_taken
 from edgeprune.pruning.plan import PlannedGroup, PruningPlan
 from edgeprune.pruning.surgery import kept_state
@@ -51,7 +52,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         graph: its channel groups; with `inputs=True` input features are chosen too.
         keep_macs: largest share of the MACs to keep, in (0, 1]; where it and the other two shares are None, no channels
             are pruned.
-        criterion: one of the catalog's (`edgeprune methods`); "taylor" and "activation" need `batches`.
+        criterion: one of the catalog's (`edgeprune methods`); "taylor", "outgoing" and "activation" need `batches`.
         align: kept widths are multiples of this where the layer is at least as wide; 1 for any width. With a device,
             of the stairs of the kind of layer that takes most of the time too, or of half a stair, a quarter and so on
             where the layer is less than two stairs wide.
@@ -68,7 +69,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
             equally wide, and groups of which a line says the size (`x.view(-1, 512)`) are left alone.
         leave: layers or groups whose units all stay, by name.
         scores: `(n_units,)` for each group, where they are known already: by this criterion, from elsewhere.
-        task: what the network is for, whose loss "taylor" goes by.
+        task: what the network is for, whose loss "taylor" and "outgoing" go by.
 
     Raises:
         InputError: a number is out of range, a latency is asked for without a device, no group is called so, or the
@@ -81,15 +82,16 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     if scores is None:
         scores = score(program, graph, criterion, batches=batches, seed=seed, task=task)
     _check_scores(graph, scores)
+    scores = [own / factor for own, factor in zip(scores, graph.price_factors(), strict=True)]
     eligible = _eligible(graph, named_groups(graph, leave), exact_only)
     while True:
         chooser = Chooser(graph, scores, align, stair, even=appliable)
         if n_features is not None:
             chooser.keep_features(n_features)
         latency = latency_model(graph, device, chooser.orders) if device is not None else None
-        limits = _limits(program, graph, chooser.orders, latency, shares)
+        limits = limits_of(program, graph, latency, shares, chooser.orders)
         if limits:
-            Pruning(chooser, limits, latency, criterion == "taylor", eligible).run(n_features is None)
+            Pruning(chooser, limits, latency, criterion in EFFECTS, eligible).run(n_features is None)
         keep = chooser.kept()
         untaken = not_taken(graph, keep) if appliable else set()
         if untaken.isdisjoint(eligible):
@@ -103,14 +105,14 @@ def _eligible(graph: ChannelGraph, alone: Collection[int], exact_only: bool) -> 
     return [g for g, group in free if group.exact or not exact_only]
 
 
-def _limits(
+def limits_of(
     program: ExportedProgram,
     graph: ChannelGraph,
-    orders: Sequence[np.ndarray],
     latency: CostModel | None,
     shares: Mapping[str, float | None],
+    orders: Sequence[np.ndarray] | None = None,
 ) -> list[Limit]:
-    """The costs that are asked for, each with its share."""
+    """The costs that are asked for, `keep_macs`, `keep_latency` or `keep_bytes`, each with its share."""
     models: dict[str, tuple[str, Callable[[], CostModel | None]]] = {
         "keep_macs": ("the MACs", lambda: macs_model(graph, orders)),
         "keep_latency": ("the latency", lambda: latency),
