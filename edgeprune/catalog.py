@@ -138,6 +138,13 @@ _METHODS = (
         defaults={"prune_schedule": "cubic"},
     ),
     Entry(
+        "method", "shared-budget", "input features and channels go for one budget, at what each saves",
+        "Induced Feature Selection by Structured Pruning; Molchanov et al., CVPR 2019",
+        "input feature and channel group zeros",
+        ("keep_macs", "keep_params", "input_features", "feature_price", "align", "prune_schedule", "prune_every"),
+        defaults={"input_features": "auto", "align": 1, "prune_schedule": "cubic"},
+    ),
+    Entry(
         "method", "gumbel-gates", "gates that learn which channels or input features stay open",
         "Herrmann, Bowen and Zabih, ECCV 2020; Jang, Gu and Poole, ICLR 2017", "channel and input feature zeros",
         ("sparsity", "gates", "prune_schedule"),
@@ -188,6 +195,10 @@ _CRITERIA = (
         "order of channels", needs_data=True,
     ),
     Entry(
+        "criterion", "outgoing", "first-order effect of what reads a unit, each counted once; needs data",
+        "Molchanov et al., CVPR 2019", "order of channels and input features", needs_data=True,
+    ),
+    Entry(
         "criterion", "lamp", "squared norm over those no smaller: comparable over layers", "Lee et al., ICLR 2021",
         "order of channels",
     ),
@@ -228,6 +239,16 @@ OPTIONS: Mapping[str, Option] = {
         "What becomes zero together; channel-group: coupled channels over all their layers.", choices=STRUCTURES
     ),
     "sparsity": Option("Share of the weights, groups or gates that are zero at the end.", high=1.0, high_allowed=False),
+    "keep_macs": Option("Largest share of the multiply-accumulates (MACs) that is left.", high=1.0),
+    "keep_params": Option("Largest share of the parameters that is left.", high=1.0),
+    "input_features": Option("Whether input features go too.", choices=("auto", "off")),
+    "feature_price": Option(
+        "How many times dearer an input is than its arithmetic: one number, or a file of them by feature or group.",
+        form="PRICE|FILE, a number above 0 or a .csv or .json of them",
+    ),
+    "align": Option(
+        "Widths are multiples of this where a layer is twice as wide.", low=1, low_allowed=True, whole=True
+    ),
     "n_features": Option("How many input features to keep.", low=1, low_allowed=True, whole=True),
     "prune_schedule": Option("How the share of zeros grows.", choices=names("schedule")),
     "prune_every": Option(

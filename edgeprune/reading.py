@@ -48,6 +48,7 @@ LIMITS: Mapping[str, Limit] = {
     "run": Limit("a run.json", 64 * _MIB),
     "device": Limit("a device.json", 16 * _MIB),
     "groups": Limit("a JSON file of feature groups", 16 * _MIB),
+    "prices": Limit("a file of feature prices", 16 * _MIB),
     "ids": Limit("a file of ids", 64 * _MIB),
 }
 

@@ -47,6 +47,7 @@ class CompressRequest:
     input_features: str = "auto"
     always_keep: str | None = None
     feature_groups: str | None = None
+    feature_price: str | None = None
     max_latency: str | None = None
     max_size: str | None = None
     device: str | None = None

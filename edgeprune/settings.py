@@ -89,9 +89,11 @@ class FeatureRules:
     """What a choice of input features must respect, by their numbers in the dense network's input.
 
     `always_keep` lists features that stay, `together` features that stay or go as one: a sensor's axes, say; `names`
-    are what those groups are called, where they are.
+    are what those groups are called, where they are. `prices`, one for each feature or none, say how many times dearer
+    it is than its arithmetic.
     """
 
     always_keep: tuple[int, ...] = ()
     together: tuple[tuple[int, ...], ...] = ()
     names: tuple[str, ...] = ()
+    prices: tuple[float, ...] = ()

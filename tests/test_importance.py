@@ -12,7 +12,8 @@ from edgeprune import catalog
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.importance import BY_DATA, BY_WEIGHTS, score
+from edgeprune.graph.read_dims import read_dims
+from edgeprune.importance import BY_DATA, BY_WEIGHTS, counted_once, score
 from tests.cases import CASES
 from tests.nets import captured
 
@@ -52,6 +53,77 @@ def test_taylor(two_layers: tuple[Program, ChannelGraph]) -> None:
     np.testing.assert_allclose(scores, first**2 + bias**2 + second**2, rtol=1e-3, atol=1e-12)
 
 
+def test_outgoing_counts_each_unit_once(two_layers: tuple[Program, ChannelGraph]) -> None:
+    """The gradient of a gate on each: of a hidden unit that of its value, of an input that of what all weights read."""
+    x, y = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
+    wrong = 1 - 1 / (1 + np.exp(-6.0))
+    to_hidden = np.array([0.0, -2.0 * wrong])
+    program, graph = two_layers
+    (hidden,) = score(program, graph, "outgoing", batches=[(x, y), (x, y)])
+    np.testing.assert_allclose(hidden, (np.array([7.0, 3.0]) * to_hidden) ** 2, rtol=1e-3, atol=1e-12)
+    graph = edgeprune.analyze(program, inputs=True)
+    features = score(program, graph, "outgoing", batches=[(x, y)])[[g.is_input for g in graph.groups].index(True)]
+    np.testing.assert_allclose(features, np.array([1.0 * to_hidden[1], 0.0]) ** 2, rtol=1e-3, atol=1e-12)
+
+
+class Gated(nn.Module):
+    """A residual stage and a depthwise layer, with gates on what the next layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6)
+        self.depth, self.point = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 6, 1)
+        self.back, self.head = nn.ConvTranspose2d(6, 4, 2, 2), nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: torch.Tensor, stage: torch.Tensor | None = None, last: torch.Tensor | None = None):
+        x = self.norm(self.first(x)).relu()
+        y = self.depth(x)
+        x = x + self.point(y if stage is None else y * stage.view(-1, 1, 1))
+        x = self.back(x if stage is None else x * stage.view(-1, 1, 1)).mean((2, 3))
+        return (x if last is None else x * last) @ self.head
+
+
+def test_outgoing_is_the_squared_gradient_of_a_gate() -> None:
+    torch.manual_seed(0)
+    net = Gated().eval()
+    program = edgeprune.capture(net, torch.randn(2, 2, 8, 8))
+    graph = edgeprune.analyze(program)
+    x, y = torch.randn(5, 2, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+    gates = torch.ones(6, requires_grad=True), torch.ones(4, requires_grad=True)
+    nn.functional.cross_entropy(net(x, *gates), y).backward()
+    expected = {6: gates[0].grad.square().numpy(), 4: gates[1].grad.square().numpy()}
+    for scores in score(program, graph, "outgoing", batches=[(x, y)]):
+        np.testing.assert_allclose(scores, expected[len(scores)], rtol=1e-3, atol=1e-9)
+
+
+def test_the_dims_that_weights_read_along() -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.columns = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(5, 6))
+            self.letters, self.steps = nn.Parameter(torch.randn(5, 4)), nn.GRU(4, 7, batch_first=True)
+            self.query, self.key = nn.Linear(7, 3), nn.Linear(7, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = (x @ self.rows).relu() @ self.columns.transpose(0, 1)
+            x, _ = self.steps(torch.einsum("bti,io->bto", x.relu(), self.letters))
+            return self.query(x) @ self.key(x).transpose(1, 2)
+
+    graph = edgeprune.analyze(edgeprune.capture(Read(), torch.randn(2, 9, 8)), inputs=True)
+    assert read_dims(graph.analysis) == {
+        ("rows", 0),
+        ("columns", 1),
+        ("letters", 0),
+        ("steps.weight_ih_l0", 1),
+        ("steps.weight_hh_l0", 1),
+        ("query.weight", 1),
+        ("key.weight", 1),
+    }
+    units = {group.name: group for group in counted_once(graph, {"query.weight", "key.weight"}).groups}
+    makers = {slot.name for group in units.values() for slot in group.slots if slot.dim == 0}
+    assert makers == {"query.weight", "key.weight"}  # what queries and keys make of each other no weight reads
+
+
 def test_taylor_leaves_the_program_alone(two_layers: tuple[Program, ChannelGraph]) -> None:
     score(*two_layers, "taylor", batches=[(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))])
     assert all(parameter.grad is None for parameter in two_layers[0].parameters())
@@ -71,7 +143,7 @@ def test_taylor_needs_batches(two_layers: tuple[Program, ChannelGraph]) -> None:
 def test_an_unknown_criterion_is_refused(two_layers: tuple[Program, ChannelGraph]) -> None:
     with pytest.raises(
         InputError,
-        match="criterion: expected one of l1, l2, bn-scale, taylor, lamp, fpgm, activation, random, got 'l3'",
+        match="criterion: expected one of l1, l2, bn-scale, taylor, outgoing, lamp, fpgm, activation, random, got 'l3'",
     ):
         score(*two_layers, "l3")
 
@@ -160,7 +232,7 @@ def test_bn_scale_needs_batch_norm(two_layers: tuple[Program, ChannelGraph]) -> 
         score(*two_layers, "bn-scale")
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "activation"])
+@pytest.mark.parametrize("criterion", ["taylor", "outgoing", "activation"])
 def test_what_needs_data_says_so(two_layers: tuple[Program, ChannelGraph], criterion: str) -> None:
     with pytest.raises(InputError, match=f"criterion {criterion} needs real batches: expected at least one, got none"):
         score(*two_layers, criterion)

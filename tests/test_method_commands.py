@@ -34,6 +34,7 @@ TRAIN = ("train", "--arch", f"{NETS}:mlp", "--data", "digits", "--epochs", "3", 
         (("halo", "--lam", "0.03", "--structure", "element"), None),
         (("gumbel-gates", "--gates", "inputs", "--sparsity", "0.5"), None),
         (("feature-selection", "--n-features", "20", "--prune-schedule", "linear"), None),
+        (("shared-budget", "--keep-params", "0.3", "--feature-price", "2", "--align", "4"), None),
     ],
     ids=lambda options: options[0] if isinstance(options, tuple) else "",
 )
@@ -130,7 +131,13 @@ def test_the_catalog_and_the_library_agree() -> None:
         assert set(entry.defaults) <= set(entry.options)
         catalog.check_options(entry.defaults, [entry])
         if entry.kind == "method":
-            assert set(entry.options) - set(entry.defaults) <= {"prune_every", "n_features"}
+            assert set(entry.options) - set(entry.defaults) <= {
+                "prune_every",
+                "n_features",
+                "keep_macs",
+                "keep_params",
+                "feature_price",
+            }
 
 
 def test_a_method_survives_a_checkpoint() -> None:

@@ -371,6 +371,7 @@ RESUMED = [
     wanted("n-m", 4, "adamw"),
     wanted("halo", 4, lam=0.03, structure="channel-group"),
     wanted("gumbel-gates", 4, "adamw", gates="both"),
+    wanted("shared-budget", 4, "adamw", keep_params=0.3),
 ]
 
 
@@ -425,6 +426,21 @@ def test_the_state_of_another_network_is_refused(digits: DataSource, tmp_path: P
         (wanted("n-m", n_m="2-4"), "n_m: expected N:M with 1 <= N < M"),
         (wanted("n-m", n_m="2:5"), "method n-m: 1.weight: expected inputs that 5 divides, got 64"),
         (wanted("n-m", n_m="2:100"), "method n-m: expected layers with at least 100 inputs, got none"),
+        (wanted("shared-budget"), "method shared-budget: expected keep_macs or keep_params, got neither"),
+        (wanted("shared-budget", keep_macs=0.0), r"keep_macs: expected a number in \(0, 1\], got 0.0"),
+        (wanted("shared-budget", keep_macs=float("nan")), r"keep_macs: expected a number in \(0, 1\], got nan"),
+        (
+            wanted("shared-budget", keep_macs=0.5, input_features="some"),
+            "input_features: expected one of auto, off, got",
+        ),
+        (
+            wanted("shared-budget", keep_macs=0.5, input_features="off", feature_price="2"),
+            "--feature-price: expected input features that may go, got --input-features off",
+        ),
+        (
+            wanted("shared-budget", keep_macs=0.5, feature_price="-1"),
+            "--feature-price: expected a price above 0, got -1",
+        ),
         (wanted("gumbel-gates", gates="weights"), "gates: expected one of channels, inputs, both, got weights"),
     ],
 )

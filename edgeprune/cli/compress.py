@@ -149,6 +149,15 @@ def compress(
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
+    feature_price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRICE|FILE",
+            help="How many times dearer an input is than its arithmetic: one number, or a .csv or .json of them by "
+            "feature or group.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
     plan: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Replay this plan.json instead of planning.", rich_help_panel=opt.WHAT),
@@ -273,6 +282,7 @@ def compress(
             unknown_ids=tuple(unknown_id) if unknown_id else None,
             always_keep=always_keep,
             feature_groups=feature_groups,
+            feature_price=feature_price,
             max_latency=max_latency,
             max_size=max_size,
             device=device,

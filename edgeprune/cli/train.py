@@ -82,6 +82,11 @@ def train(
     ] = None,
     sparsity: Annotated[float | None, opt.own("sparsity")] = None,
     n_features: Annotated[int | None, opt.own("n_features")] = None,
+    keep_macs: Annotated[float | None, opt.own("keep_macs")] = None,
+    keep_params: Annotated[float | None, opt.own("keep_params")] = None,
+    input_features: Annotated[str | None, opt.own("input_features")] = None,
+    feature_price: Annotated[str | None, opt.own("feature_price")] = None,
+    align: Annotated[int | None, opt.own("align")] = None,
     prune_schedule: Annotated[str | None, opt.own("prune_schedule")] = None,
     prune_every: Annotated[int | None, opt.own("prune_every")] = None,
     criterion: Annotated[str | None, opt.own("criterion")] = None,
@@ -161,6 +166,8 @@ def train(
     own: dict[str, float | str | None] = {"lam": lam, "tau": tau, "tau_b": tau_b, "max_factor": max_factor}
     own |= {"momentum": momentum, "penalty": penalty, "structure": structure, "sparsity": sparsity}
     own |= {"n_features": n_features, "head_start": head_start, "restarts": restarts}
+    own |= {"keep_macs": keep_macs, "keep_params": keep_params, "align": align}
+    own |= {"input_features": input_features, "feature_price": feature_price}
     own |= {"prune_schedule": prune_schedule, "prune_every": prune_every, "criterion": criterion}
     own |= {"regrow": regrow, "n_m": n_m, "gates": gates}
     settings = TrainSettings(

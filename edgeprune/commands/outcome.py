@@ -14,6 +14,7 @@ from edgeprune.commands.examples import example_feed, real_inputs
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.runfolder import model_facts
 from edgeprune.cost.macs import count_parameters
+from edgeprune.cost.widths import told as told_widths
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.tokens import kept_vocabularies
@@ -22,7 +23,6 @@ from edgeprune.inspection.table import explained, locked_rows, widths
 from edgeprune.inspection.tokens import cut_vocabularies
 from edgeprune.measure.candidates import is_held, timed
 from edgeprune.progress import Progress
-from edgeprune.pruning.widths import told as told_widths
 from edgeprune.records import MetricComparison
 from edgeprune.requests import CompressRequest
 from edgeprune.results import (

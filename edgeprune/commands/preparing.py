@@ -27,13 +27,13 @@ from edgeprune.files import check_new
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
-from edgeprune.graph.inputs import feature_grids
 from edgeprune.graph.state import state_buffers
 from edgeprune.measure.candidates import OnnxGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
-from edgeprune.pruning.feature_rules import feature_rules, named_groups
+from edgeprune.pruning.feature_prices import priced
+from edgeprune.pruning.feature_rules import feature_rules, named_groups, ruled_grid
 from edgeprune.pruning.held import held_layers
 from edgeprune.pruning.plan import PruningPlan, read_plan
 from edgeprune.records import DataSource, Model, Vocabulary
@@ -242,30 +242,26 @@ def _gauge(
 
 
 def _rules(request: CompressRequest, model: Model, data: DataSource | None) -> FeatureRules | None:
-    """Which input features always stay, and which only go together; None where nothing was said of it."""
-    if request.always_keep is None and request.feature_groups is None:
+    """Which input features always stay, which only go together and what each costs; None where nothing was said."""
+    options = ("--always-keep", request.always_keep), ("--feature-groups", request.feature_groups)
+    asked = " and ".join(option for option, value in (*options, ("--feature-price", request.feature_price)) if value)
+    if not asked:
         return None
-    _check_choice(request)
-    grids = list(feature_grids(analyze(model.program, inputs=True).analysis).values())
-    if len(grids) != 1:
-        raise InputError(
-            "--always-keep and --feature-groups: expected a network with one input whose features can be removed, "
-            f"got {len(grids) or 'none'}"
-        )
+    _check_choice(request, asked)
+    n_features = len(ruled_grid(model.program, asked))
     names = model.info.feature_names or (data.feature_names if data else ())
-    fitting = names if len(names) == len(grids[0]) else ()
-    return feature_rules(request.always_keep, request.feature_groups, fitting, len(grids[0]))
+    fitting = names if len(names) == n_features else ()
+    rules = feature_rules(request.always_keep, request.feature_groups, fitting, n_features)
+    return priced(request.feature_price, rules, model.program, fitting)
 
 
-def _check_choice(request: CompressRequest) -> None:
+def _check_choice(request: CompressRequest, asked: str) -> None:
     """Raise InputError where no input features are chosen."""
     for option, got in (("--plan", request.plan), ("--module", request.module)):
         if got is not None:
-            raise InputError(f"--always-keep and --feature-groups: expected a choice of features, got {option} {got}")
+            raise InputError(f"{asked}: expected a choice of features, got {option} {got}")
     if request.input_features == "off":
-        raise InputError(
-            "--always-keep and --feature-groups: expected --input-features auto, a count or a ratio, got off"
-        )
+        raise InputError(f"{asked}: expected --input-features auto, a count or a ratio, got off")
 
 
 def _trainer(

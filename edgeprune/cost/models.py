@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,17 +24,25 @@ class Dim:
 
     `kept` holds for each group number `(n_units + 1,)`, how many of the dim's channels stay when so many units of the
     group do; `fixed` are those that always stay. `relative` `(size + 1,)` is the share of the cost at each width; None
-    where the cost is proportional to it.
+    where the cost is proportional to it. `labels` `(size,)` are the units of its channels.
     """
 
     size: int
     fixed: int
     kept: dict[int, np.ndarray]
+    labels: np.ndarray
     relative: np.ndarray | None = None
 
     def share(self, counts: np.ndarray) -> float:
         """The share of the cost when `counts[g]` units of group g stay."""
-        width = self.fixed + sum(float(kept[int(counts[g])]) for g, kept in self.kept.items())
+        return self.at(self.fixed + sum(float(kept[int(counts[g])]) for g, kept in self.kept.items()))
+
+    def share_of(self, keep: np.ndarray) -> float:
+        """The share of the cost when the units marked in `keep`, bool by label, stay."""
+        return self.at(float(keep[self.labels].sum()))
+
+    def at(self, width: float) -> float:
+        """The share of the cost at a width."""
         if self.relative is None:
             return width / self.size
         return float(np.interp(width, np.arange(self.size + 1), self.relative))
@@ -84,6 +93,24 @@ class CostModel:
         """The part of the cost that depends on a group."""
         return sum(self.products[i].cost(counts) for i in self.touching[group])
 
+    def left(self, keep: np.ndarray) -> float:
+        """What the whole network costs when the units marked in `keep`, bool `(n_labels,)`, stay."""
+        return sum(product.base * math.prod(dim.share_of(keep) for dim in product.dims) for product in self.products)
+
+    def prices(self, keep: np.ndarray) -> np.ndarray:
+        """What each unit costs at the widths that are left, `(n_labels,)`: its part of every dim that it lies in.
+
+        On a device's stairs one unit saves nothing or all at once; there it has its part of the whole stair.
+        """
+        found = np.zeros(len(keep))
+        for product in self.products:
+            cost = product.base * math.prod(dim.share_of(keep) for dim in product.dims)
+            for dim in product.dims:
+                width = float(keep[dim.labels].sum())
+                if width:
+                    np.add.at(found, dim.labels, cost / width)
+        return found
+
 
 class _Maker:
     """Turns labels into dims. Without `orders`, units count as spread evenly over their dims."""
@@ -97,7 +124,7 @@ class _Maker:
         numbers = np.where(labels > 0, self.group_of[labels], -1)
         present = np.unique(numbers[numbers >= 0])
         kept = {int(g): _kept_channels(labels[numbers == g], *self.places[g]) for g in present}
-        return Dim(len(labels), int((numbers < 0).sum()), kept, relative)
+        return Dim(len(labels), int((numbers < 0).sum()), kept, labels, relative)
 
     def dims(self, vectors: Iterable[np.ndarray]) -> tuple[Dim, ...]:
         return tuple(self.dim(labels) for labels in vectors)
@@ -120,14 +147,25 @@ def macs_model(graph: ChannelGraph, orders: Orders | None = None) -> CostModel:
 
 def bytes_model(program: ExportedProgram, graph: ChannelGraph, orders: Orders | None = None) -> CostModel:
     """Bytes of the parameters and buffers, tied ones once."""
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in program.state_dict.items()}
+    return _of_tensors(graph, sizes, orders)
+
+
+def params_model(graph: ChannelGraph, orders: Orders | None = None) -> CostModel:
+    """Numbers in the parameters, tied ones once."""
+    named = graph.analysis.program.named_parameters()
+    return _of_tensors(graph, {name: parameter.numel() for name, parameter in named}, orders)
+
+
+def _of_tensors(graph: ChannelGraph, sizes: Mapping[str, int], orders: Orders | None) -> CostModel:
+    """A cost of tensors by their names, each proportional to its number of elements."""
     make = _Maker(graph, orders)
     tensors = graph.analysis.tensors
     products = []
-    for name, tensor in program.state_dict.items():
+    for name, size in sizes.items():
         if tensors.first_name(name) == name:
-            found = (graph.labels("tensor", name, dim) for dim in range(tensor.dim()))
-            dims = make.dims(labels for labels in found if labels is not None)
-            products.append(Product(tensor.numel() * tensor.element_size(), dims))
+            found = (graph.labels("tensor", name, dim) for dim in range(tensors.rank(name)))
+            products.append(Product(size, make.dims(labels for labels in found if labels is not None)))
     return CostModel(products, len(graph.groups))
 
 
@@ -167,11 +205,13 @@ def check_known(graph: ChannelGraph, device: Device, where: str, how: str) -> No
         )
 
 
-def main_step(graph: ChannelGraph, device: Device) -> int:
+def main_step(graph: ChannelGraph, device: Device | None) -> int:
     """How many channels make a stair on a device, for the kind of layer that takes most of the network's time.
 
-    Kinds whose stairs were not measured are left out; 1 where there is none.
+    Kinds whose stairs were not measured are left out; 1 where there is none, and without a device.
     """
+    if device is None:
+        return 1
     times: dict[str, float] = {}
     for shape in layer_shapes(graph).values():
         if device.knows(shape) and device.step(shape.kind) is not None:

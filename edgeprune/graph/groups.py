@@ -103,12 +103,16 @@ class LockedUnits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelGraph:
-    """The result of the analysis of a program; depends on its graph alone, not on its weights."""
+    """The result of the analysis of a program; depends on its graph alone, not on its weights.
+
+    `feature_prices` `(n_features,)` are those of the rules: how much dearer a feature is than its arithmetic.
+    """
 
     groups: tuple[ChannelGroup, ...]
     locked: tuple[LockedUnits, ...]
     analysis: Analysis
     rows: Rows = field(default_factory=Rows)
+    feature_prices: tuple[float, ...] = ()
 
     @property
     def costs(self) -> dict[str, list[tuple[float, list[np.ndarray]]]]:
@@ -142,6 +146,17 @@ class ChannelGraph:
         """How many input features there are, of all inputs; None where none of them can be removed."""
         fixed, sizes = self.features()
         return fixed + int(sum(size.sum() for size in sizes)) if any(group.is_input for group in self.groups) else None
+
+    def price_factors(self) -> list[np.ndarray]:
+        """For each group `(n_units,)` what the prices are multiplied with; the mean of features that go as one."""
+        factors = np.ones(len(self.analysis.solver.canonical))
+        if self.feature_prices:
+            [grid] = feature_grids(self.analysis).values()
+            read = grid.units >= 0
+            units, prices = grid.units[read], np.array(self.feature_prices)[read]
+            counts = np.bincount(units, minlength=len(factors))
+            factors = np.where(counts > 0, np.bincount(units, prices, len(factors)) / counts.clip(min=1), 1.0)
+        return [factors[group.units] for group in self.groups]
 
     def labels(self, kind: str, name: str, dim: int | None) -> np.ndarray | None:
         """The units of every index of a tensor's dim, 0 where it is locked; None where the dim has no labels."""
@@ -191,7 +206,8 @@ def analyze(
     rows = settled_rows(analysis, lookups, vocabularies) if vocabularies else Rows()
     canonical = analysis.solver.canonical
     groups = (_given(group, rows) for group in _groups(analysis, canonical, analysis.renormalised))
-    return ChannelGraph(tuple(groups), tuple(_locked(analysis, canonical)), analysis, rows)
+    prices = rules.prices if inputs and rules is not None else ()
+    return ChannelGraph(tuple(groups), tuple(_locked(analysis, canonical)), analysis, rows, prices)
 
 
 def _given(group: ChannelGroup, rows: Rows) -> ChannelGroup:

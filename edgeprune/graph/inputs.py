@@ -91,9 +91,11 @@ def apply_rules(analysis: Analysis, rules: FeatureRules) -> None:
     Raises:
         InputError: a rule names a feature that the input does not have, or the network has not one such input.
     """
-    if not rules.always_keep and not rules.together:
+    if not rules.always_keep and not rules.together and not rules.prices:
         return
     grid = _ruled_grid(analysis, rules)
+    if rules.prices and len(rules.prices) != len(grid):
+        raise InputError(f"rules for input features: expected {len(grid)} prices, got {len(rules.prices)}")
     node = next(node.name for node in analysis.program.graph.nodes if node.op == "placeholder")
     elements = torch.from_numpy(analysis.solver.canonical[grid.elements])
     for group in rules.together:
@@ -116,7 +118,7 @@ def _ruled_grid(analysis: Analysis, rules: FeatureRules) -> FeatureGrid:
             f"got {len(grids) or 'none'}"
         )
     [grid] = grids
-    highest = max((*rules.always_keep, *(index for group in rules.together for index in group)))
+    highest = max((*rules.always_keep, *(index for group in rules.together for index in group)), default=0)
     if highest >= len(grid):
         raise InputError(f"rules for input features: expected features below {len(grid)}, got {highest}")
     return grid

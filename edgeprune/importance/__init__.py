@@ -10,6 +10,7 @@ from edgeprune.catalog import find
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.importance import criteria
 from edgeprune.importance.activation import Batches
+from edgeprune.importance.once import counted_once
 from edgeprune.importance.units import Scores, Tensors, least_features, protected
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Task
@@ -25,8 +26,10 @@ BY_WEIGHTS: Mapping[str, Callable[[ChannelGraph, Tensors], Scores]] = {
 # Those that need real batches.
 BY_DATA: Mapping[str, Callable[[ExportedProgram, ChannelGraph, Batches, Task], Scores]] = {
     "taylor": criteria.taylor,
+    "outgoing": criteria.outgoing,
     "activation": lambda program, graph, batches, task: criteria.activation(program, graph, batches),
 }
+EFFECTS = ("taylor", "outgoing")  # on the loss: they compare over groups, at what a unit saves
 
 
 def score(  # noqa: PLR0913 - whose units, by what, and what they are looked at with
@@ -41,9 +44,9 @@ def score(  # noqa: PLR0913 - whose units, by what, and what they are looked at 
     """Scores `(n_units,)` for each group by one of the catalog's criteria; higher matters more.
 
     Args:
-        batches: normalised inputs and targets, for "taylor" and "activation".
+        batches: normalised inputs and targets, for "taylor", "outgoing" and "activation".
         seed: for "random".
-        task: what "taylor" takes the gradients of.
+        task: what "taylor" and "outgoing" take the gradients of.
 
     Raises:
         InputError: an unknown criterion, or one that the network or the data do not serve.
@@ -56,4 +59,15 @@ def score(  # noqa: PLR0913 - whose units, by what, and what they are looked at 
     return criteria.random_scores(graph, seed)
 
 
-__all__ = ["BY_DATA", "BY_WEIGHTS", "Batches", "Scores", "Tensors", "least_features", "protected", "score"]
+__all__ = [
+    "BY_DATA",
+    "BY_WEIGHTS",
+    "EFFECTS",
+    "Batches",
+    "Scores",
+    "Tensors",
+    "counted_once",
+    "least_features",
+    "protected",
+    "score",
+]

@@ -5,6 +5,8 @@ Each gives `(n_units,)` for each group; higher matters more.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph, Slot
 from edgeprune.importance.activation import Batches, mean_activations
+from edgeprune.importance.once import counted_once
 from edgeprune.importance.units import Scores, Tensors, along, by_unit, relative, tensor_slots, vectors
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Task
@@ -93,31 +96,52 @@ def taylor(program: ExportedProgram, graph: ChannelGraph, batches: Batches, task
     et al., Importance Estimation for Neural Network Pruning, CVPR 2019). `batches` yields normalised inputs and
     the targets of the task.
     """
+    return _mean_effects("taylor", program, batches, task, lambda parameters: effects(graph, parameters))
+
+
+def outgoing(program: ExportedProgram, graph: ChannelGraph, batches: Batches, task: Task = CLASSIFICATION) -> Scores:
+    """The squared gradient of a gate on each unit, over real batches: each is counted once, input features too.
+
+    The mean over batches of `(sum of g w over all weights that read the unit) ** 2`, see `counted_once`: the same of
+    a hidden unit as of an input feature, which `taylor` counts in one tensor where it counts the other in three.
+    """
+    once = counted_once(graph, {name for name, _ in program.named_parameters()})
+
+    def gates(parameters: Tensors) -> Scores:
+        return [total**2 for total in by_unit(once, parameters, lambda slot: _effect(slot, parameters))]
+
+    return _mean_effects("outgoing", program, batches, task, gates)
+
+
+def _mean_effects(
+    criterion: str, program: ExportedProgram, batches: Batches, task: Task, effects_of: Callable[[Tensors], Scores]
+) -> Scores:
+    """What `effects_of` makes of the parameters with their gradients, the mean over batches."""
     module = Program.adopt(program).module()
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    totals = [np.zeros(group.n_units) for group in graph.groups]
+    totals: Scores | None = None
     n_batches = 0
     for x, y in batches:
         module.zero_grad(set_to_none=True)
         task.scoring(fed(module, x), y, seed=n_batches).backward()
         n_batches += 1
-        for total, step in zip(totals, effects(graph, parameters), strict=True):
-            total += step
-    if n_batches == 0:
-        raise _no_batches("taylor")
+        found = effects_of(parameters)
+        totals = found if totals is None else [total + step for total, step in zip(totals, found, strict=True)]
+    if totals is None:
+        raise _no_batches(criterion)
     return [total / n_batches for total in totals]
 
 
 def effects(graph: ChannelGraph, parameters: Tensors) -> Scores:
     """`(sum of g w over the unit's weights in a tensor) ** 2`, summed over its tensors, with the present gradients."""
+    return by_unit(graph, parameters, lambda slot: _effect(slot, parameters), squared=True)
 
-    def effect(slot: Slot) -> np.ndarray:
-        parameter = parameters[slot.name]
-        if parameter.grad is None:
-            return np.zeros(len(slot.unit))
-        return np.asarray(along(slot, parameter * parameter.grad).sum(1).numpy())
 
-    return by_unit(graph, parameters, effect, squared=True)
+def _effect(slot: Slot, parameters: Tensors) -> np.ndarray:
+    parameter = parameters[slot.name]
+    if parameter.grad is None:
+        return np.zeros(len(slot.unit))
+    return np.asarray(along(slot, parameter * parameter.grad).sum(1).numpy())
 
 
 def activation(program: ExportedProgram, graph: ChannelGraph, batches: Batches) -> Scores:

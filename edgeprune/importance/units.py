@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ def by_unit(
     return scores
 
 
-def tensor_slots(group: ChannelGroup, tensors: Tensors) -> list[Slot]:
+def tensor_slots(group: ChannelGroup, tensors: Collection[str]) -> list[Slot]:
     """The slots of a group that lie in one of these tensors."""
     return [slot for slot in group.slots if slot.kind == "tensor" and slot.name in tensors and slot.dim is not None]
 

@@ -14,11 +14,14 @@ from edgeprune.methods.halo import Halo
 from edgeprune.methods.n_m import NM
 from edgeprune.methods.regrow import Regrow
 from edgeprune.methods.schedules import SCHEDULES
+from edgeprune.methods.shared_budget import SharedBudget
 
 METHODS: Mapping[str, type[Method]] = {
-    kind.name: kind for kind in (Gradual, WeightMom, Regrow, NM, Halo, GumbelGates, FeatureSelection)
+    kind.name: kind for kind in (Gradual, WeightMom, Regrow, NM, Halo, GumbelGates, FeatureSelection, SharedBudget)
 }
-NEED_GROUPS = frozenset({GumbelGates.name, FeatureSelection.name})  # channel groups, input features among them
+NEED_GROUPS = frozenset(
+    {GumbelGates.name, FeatureSelection.name, SharedBudget.name}
+)  # channel groups, input features among them
 
 
 def make_method(name: str | None, subject: Subject) -> Method:

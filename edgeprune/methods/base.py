@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeprune.cost.limits import Aim
 from edgeprune.errors import InputError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.optim import ChannelGroups, InputColumn, OutputChannel, transposed_weights
@@ -26,7 +27,7 @@ class Subject:
     """What a method works on.
 
     `graph` is there where the method needs the channel groups; `n_steps` are those of the whole training; `options` are
-    the method's, see `catalog.py`.
+    the method's, see `catalog.py`; `aim` is what the network may cost where the options do not say it.
     """
 
     module: nn.Module
@@ -34,6 +35,7 @@ class Subject:
     n_steps: int
     options: Mapping[str, Any]
     seed: int = 0
+    aim: Aim | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Those that are trained, by name."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from edgeprune.cost.device import Device
 from edgeprune.cost.macs import macs
+from edgeprune.cost.widths import told
 from edgeprune.errors import InputError
 from edgeprune.graph.apply import Applied
 from edgeprune.graph.capture import Program, capture
@@ -38,7 +39,6 @@ from edgeprune.pruner.observing import Observed
 from edgeprune.pruner.runfolder import Told, save_run
 from edgeprune.pruner.state import networks_of, progress_of, state_of
 from edgeprune.pruning.plan import PruningPlan
-from edgeprune.pruning.widths import told
 from edgeprune.results import StepRecord
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeprune.commands.runfolder import model_facts, write_network, write_record
 from edgeprune.cost.macs import count_parameters, macs
+from edgeprune.cost.widths import told as told_widths
 from edgeprune.files import staged_folder
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program
@@ -19,7 +20,6 @@ from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
 from edgeprune.pruner.measuring import Measurements, measured
 from edgeprune.pruner.network import Network, analyzed
-from edgeprune.pruning.widths import told as told_widths
 from edgeprune.records import ModelInfo
 from edgeprune.results import NetworkFigures, RunRecord, StepRecord
 from edgeprune.versions import versions

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from torch.utils._pytree import tree_leaves
 
+from edgeprune.cost.limits import Limit
 from edgeprune.cost.models import CostModel
+from edgeprune.cost.widths import Alignment
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import core
 from edgeprune.importance import protected
 from edgeprune.pruning.own_forward import even_step, evened
-from edgeprune.pruning.widths import Alignment
 
 _NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Limit:
-    """A cost and the largest share of it that may be left; `what` it is, e.g. "the MACs"."""
-
-    what: str
-    model: CostModel
-    share: float
-
-    @property
-    def most(self) -> float:
-        return self.share * self.model.total
-
-    def excess(self, left: float) -> float:
-        return left - self.most
 
 
 class Chooser:

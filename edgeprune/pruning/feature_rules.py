@@ -6,7 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch.export import ExportedProgram
+
 from edgeprune.errors import InputError
+from edgeprune.graph.groups import analyze
+from edgeprune.graph.inputs import FeatureGrid, feature_grids
 from edgeprune.lines import one_line, shown
 from edgeprune.reading import read_json
 from edgeprune.records import ModelInfo
@@ -35,10 +39,26 @@ def feature_rules(
         parts = _split(always_keep)
         if not parts:
             raise InputError("--always-keep: expected features separated by commas, got none")
-        kept = tuple(sorted({index for part in parts for index in _features(part, names, n_features, "--always-keep")}))
+        kept = tuple(
+            sorted({index for part in parts for index in named_features(part, names, n_features, "--always-keep")})
+        )
     if groups_file is None:
         return FeatureRules(kept)
     return FeatureRules(kept, *_read_groups(Path(groups_file), names, n_features))
+
+
+def ruled_grid(program: ExportedProgram, asked: str) -> FeatureGrid:
+    """The features of the one input that rules are for; `asked` names the options.
+
+    Raises:
+        InputError: the network has not one such input.
+    """
+    grids = list(feature_grids(analyze(program, inputs=True).analysis).values())
+    if len(grids) != 1:
+        raise InputError(
+            f"{asked}: expected a network with one input whose features can be removed, got {len(grids) or 'none'}"
+        )
+    return grids[0]
 
 
 def named_groups(rules: FeatureRules | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -99,11 +119,15 @@ def _split(text: str) -> list[str]:
 def _member(member: object, names: Sequence[str], n_features: int, where: str) -> Sequence[int]:
     if isinstance(member, bool) or not isinstance(member, (int, str)):
         raise InputError(f"{where}: expected feature names or numbers, got {shown(member)}")
-    return _features(str(member), names, n_features, where)
+    return named_features(str(member), names, n_features, where)
 
 
-def _features(text: str, names: Sequence[str], n_features: int, where: str) -> Sequence[int]:
-    """The features that a name, a number or a range stands for; a name goes before a number."""
+def named_features(text: str, names: Sequence[str], n_features: int, where: object) -> Sequence[int]:
+    """The features that a name, a number or a range stands for; a name goes before a number.
+
+    Raises:
+        InputError: there is none; begins with `where` it is named.
+    """
     if text in names:
         return [names.index(text)]
     match = _RANGE.fullmatch(text)

@@ -9,19 +9,20 @@ import numpy as np
 from torch.export import ExportedProgram
 
 from edgeprune.cost.device import Device
+from edgeprune.cost.limits import Limit
 from edgeprune.cost.models import CostModel, bytes_model, latency_model, macs_model, main_step
+from edgeprune.cost.widths import Alignment
 from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.formats.digests import digest
 from edgeprune.graph.faults import public
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.inputs import features_after
-from edgeprune.importance import Batches, Scores, score
-from edgeprune.pruning.choosing import Chooser, Limit, Pruning
+from edgeprune.importance import EFFECTS, Batches, Scores, score
+from edgeprune.pruning.choosing import Chooser, Pruning
 from edgeprune.pruning.held import Held, held_layers
 from edgeprune.pruning.own_forward import not_taken
 from edgeprune.pruning.plan import PlannedGroup, PruningPlan
 from edgeprune.pruning.surgery import kept_state
-from edgeprune.pruning.widths import Alignment
 from edgeprune.records import InputFeatures
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Task
@@ -55,7 +56,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         graph: its channel groups; with `inputs=True` input features are chosen too.
         keep_macs: largest share of the MACs to keep, in (0, 1]; where it and the other two shares are None, no channels
             are pruned.
-        criterion: one of the catalog's (`edgeprune methods`); "taylor" and "activation" need `batches`.
+        criterion: one of the catalog's (`edgeprune methods`); "taylor", "outgoing" and "activation" need `batches`.
         align: kept widths are multiples of this where the layer is at least as wide; 1 for any width. With a device,
             of the stairs of the kind of layer that takes most of the time too, or of half a stair, a quarter and so on
             where the layer is less than two stairs wide. None: of 8, and in layers of fewer than 64 channels of those
@@ -76,7 +77,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         layer_ratios: layers or groups, in the same way, that keep this share of their units, in (0, 1], to the nearest
             unit: the most important ones. The others make up for it.
         scores: `(n_units,)` for each group, where they are known already: by this criterion, from elsewhere.
-        task: what the network is for, whose loss "taylor" goes by.
+        task: what the network is for, whose loss "taylor" and "outgoing" go by.
 
     Raises:
         InputError: a number is out of range, a latency is asked for without a device, no group is called so, it is
@@ -89,9 +90,10 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     if scores is None:
         scores = score(program, graph, criterion, batches=batches, seed=seed, task=task)
     _check_scores(graph, scores)
-    by_saving = criterion == "taylor"
+    scores = [own / factor for own, factor in zip(scores, graph.price_factors(), strict=True)]
+    by_saving = criterion in EFFECTS
     choice = _Choice(program, graph, scores, shares, device, held, n_features, by_saving, exact_only, appliable)
-    preferred = Alignment.asked(align, 1 if device is None else main_step(graph, device))
+    preferred = Alignment.asked(align, main_step(graph, device))
     missed: BudgetError | None = None
     for alignment in preferred.giving_way():
         try:
@@ -144,7 +146,7 @@ class _Choice:
         if self.n_features is not None:
             chooser.keep_features(self.n_features)
         latency = latency_model(graph, self.device, chooser.orders) if self.device is not None else None
-        limits = _limits(self.program, graph, chooser.orders, latency, self.shares)
+        limits = limits_of(self.program, graph, latency, self.shares, chooser.orders)
         if limits:
             eligible = [g for g in self._eligible() if g not in untaken]
             Pruning(chooser, limits, latency, self.by_saving, eligible).run(self.n_features is None)
@@ -157,14 +159,14 @@ class _Choice:
         return [g for g, group in free if group.exact or not self.exact_only]
 
 
-def _limits(
+def limits_of(
     program: ExportedProgram,
     graph: ChannelGraph,
-    orders: Sequence[np.ndarray],
     latency: CostModel | None,
     shares: Mapping[str, float | None],
+    orders: Sequence[np.ndarray] | None = None,
 ) -> list[Limit]:
-    """The costs that are asked for, each with its share."""
+    """The costs that are asked for, `keep_macs`, `keep_latency` or `keep_bytes`, each with its share."""
     models: dict[str, tuple[str, Callable[[], CostModel | None]]] = {
         "keep_macs": ("the MACs", lambda: macs_model(graph, orders)),
         "keep_latency": ("the latency", lambda: latency),

@@ -8,16 +8,19 @@ from dataclasses import replace
 import numpy as np
 from torch import fx, nn
 
+from edgeprune.cost.limits import Aim
 from edgeprune.cost.macs import macs
+from edgeprune.cost.models import latency_model, main_step
+from edgeprune.cost.widths import Alignment
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.graph.inputs import count_kept, feature_counts
-from edgeprune.importance import least_features, score
+from edgeprune.importance import least_features, protected, score
 from edgeprune.pruning.dead_units import plan_dead
-from edgeprune.pruning.held import own_ratios, unit_counts
+from edgeprune.pruning.held import held_layers, own_ratios, unit_counts
 from edgeprune.pruning.plan import PruningPlan, compose
-from edgeprune.pruning.planner import make_plan
+from edgeprune.pruning.planner import limits_of, make_plan
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
 from edgeprune.pruning.surgery import cut
@@ -99,17 +102,40 @@ class Cutter:
 
     def without_unread(self, best: Candidate, trained: nn.Module) -> Candidate:
         """The candidate with the weights of `trained`, without the input features that only feed zeros there."""
+        return self._without_zeros(best, trained, channels=False)
+
+    def without_zeros(self, best: Candidate, trained: nn.Module) -> Candidate:
+        """The same without the channels that are zero throughout, too; what is left takes over what changes by that."""
+        return self._without_zeros(best, trained, channels=True)
+
+    def _without_zeros(self, best: Candidate, trained: nn.Module, channels: bool) -> Candidate:
         program = _exported(trained, best.program)
         graph = self._analyzed(program)
         keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
-        for group, scores in zip(graph.groups, score(program, graph, "l1"), strict=True):
-            if group.is_input:
-                keep[group.units[scores == 0]] = False
+        scores = score(program, graph, "l1")
+        for group, own, last in zip(graph.groups, scores, protected(graph, scores), strict=True):
+            if group.is_input or (channels and group.given is None):
+                keep[group.units[(own == 0) & ~(last & channels)]] = False
         plan = make_plan(program, graph, keep)
         slim = cut(program, plan, graph)
         error = self._proved(program, slim, plan)
         # The plan is to be replayed on the network as it was before this training.
-        return self._made(best, slim, replace(plan, source_sha256=digest(best.program)), error)
+        made = self._made(best, slim, replace(plan, source_sha256=digest(best.program)), error)
+        return made if plan.exact else self._reconstructed(replace(best, program=program), plan, made)
+
+    def aim(self, best: Candidate, shares: Shares) -> Aim:
+        """What a training that prunes a candidate is to come down to: these shares of its own costs."""
+        graph, device = self.graph_of(best), self.manner.device
+        latency = None if device is None else latency_model(graph, device)
+        alignment = Alignment.asked(self.manner.align, main_step(graph, device))
+        named = {"keep_macs": shares.macs, "keep_latency": shares.latency, "keep_bytes": shares.size}
+        return Aim(tuple(limits_of(best.program, graph, latency, named)), latency, alignment)
+
+    def free_graph(self, best: Candidate) -> ChannelGraph:
+        """The channel groups of a candidate that may lose units, input features among them."""
+        graph = self.graph_of(best)
+        alone = held_layers(graph, self.manner.leave, {}).whole
+        return replace(graph, groups=tuple(group for g, group in enumerate(graph.groups) if g not in alone))
 
     def cut_by(self, plan: PruningPlan) -> Program:
         """The dense network cut by a plan of somebody else; PlanError where it does not fit."""

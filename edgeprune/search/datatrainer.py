@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from edgeprune.cost.limits import Aim
 from edgeprune.data import Inputs, batches, prepared
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Progress, Silent
@@ -82,14 +83,25 @@ class DataTrainer:
 
     def select(self, module: nn.Module, graph: ChannelGraph, n_features: int, units: int) -> tuple[FeatureCount, ...]:
         """Train by the method `feature-selection`; what was left after each epoch."""
-        settings = replace(
-            self.settings,
-            epochs=units * self.settings.epochs,
-            method="feature-selection",
-            options={**self.settings.options, "n_features": n_features},
-        )
-        told, teacher = self.progress, self.teacher
-        epochs = fit(module, self.data, self.normalization, settings, told, teacher, graph=graph, task=self.task)
+        options = {**self.settings.options, "n_features": n_features}
+        return self._chosen(module, graph, units, "feature-selection", options)
+
+    def compete(self, module: nn.Module, graph: ChannelGraph, aim: Aim, units: int) -> tuple[FeatureCount, ...]:
+        """Train by the method `shared-budget`; what was left of the features after each epoch."""
+        return self._chosen(module, graph, units, "shared-budget", self.settings.options, aim)
+
+    def _chosen(  # noqa: PLR0913 - what is trained, how long and how
+        self,
+        module: nn.Module,
+        graph: ChannelGraph,
+        units: int,
+        method: str,
+        options: Mapping[str, Any],
+        aim: Aim | None = None,
+    ) -> tuple[FeatureCount, ...]:
+        settings = replace(self.settings, epochs=units * self.settings.epochs, method=method, options=options)
+        told, teacher, task = self.progress, self.teacher, self.task
+        epochs = fit(module, self.data, self.normalization, settings, told, teacher, graph=graph, task=task, aim=aim)
         return tuple(FeatureCount(epoch.n_features or 0, epoch.val_value) for epoch in epochs)
 
     def evaluation(self, module: nn.Module) -> Evaluation:

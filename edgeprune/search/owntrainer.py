@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from edgeprune.cost.limits import Aim
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import Evaluation, Metric
@@ -58,6 +59,12 @@ class OwnTrainer:
         """As the trainer of the data does it; what it says of the way is told where it counts in the same figure."""
         assert self.data is not None
         counts = self.data.select(module, graph, n_features, units)
+        return counts if self.figure is None else ()
+
+    def compete(self, module: nn.Module, graph: ChannelGraph, aim: Aim, units: int) -> tuple[FeatureCount, ...]:
+        """As the trainer of the data does it, told as by `select`."""
+        assert self.data is not None
+        counts = self.data.compete(module, graph, aim, units)
         return counts if self.figure is None else ()
 
     def evaluation(self, module: nn.Module) -> Evaluation | None:

@@ -41,7 +41,7 @@ class Front:
             share = self.least ** (number / self.count)
             shares = Shares(latency=share) if step.cutter.manner.device is not None else Shares(macs=share)
             try:
-                smaller = down_to_shares(step, budgets, best, shares)
+                smaller = down_to_shares(step, budgets, best, shares, competes=step.competes(budgets))
             except BudgetError as error:
                 if not found:
                     raise

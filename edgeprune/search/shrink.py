@@ -29,7 +29,7 @@ class Shrink:
         start = begun(step, budgets)
         targets = Targets(budgets, step.measured(step.dense) if budgets.is_measured else None)
         _aim(step, start, targets)
-        best = down_to_shares(step, budgets, start, targets.shares)
+        best = down_to_shares(step, budgets, start, targets.shares, competes=step.competes(budgets))
         for _ in range(_TRIALS):
             if not targets.goals:
                 break
@@ -43,11 +43,17 @@ class Shrink:
         return ended(step, budgets, best)
 
 
-def down_to_shares(step: Step, budgets: Budgets, start: Candidate, shares: Shares) -> Candidate:
-    """Shrink in steps to shares of the dense network's costs; the drop is judged there, not on the way."""
+def down_to_shares(step: Step, budgets: Budgets, start: Candidate, shares: Shares, competes: bool = False) -> Candidate:
+    """Shrink in steps to shares of the dense network's costs; the drop is judged there, not on the way.
+
+    Where features and channels compete, the first step is a training that takes both, all the way down.
+    """
     best, limit, costs = start, step.limit(budgets.max_drop), step.cutter.costs
     while best.plan is None or costs.is_over(best, shares):
-        best = step.tried(best, costs.toward(best, shares, FACTOR if step.trainer else 0.0))
+        if competes:
+            best, competes = step.competed(best, costs.toward(best, shares)), False
+        else:
+            best = step.tried(best, costs.toward(best, shares, FACTOR if step.trainer else 0.0))
         reached = not costs.is_over(best, shares)
         if reached:
             best = step.rescued(best, limit)

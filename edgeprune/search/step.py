@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+from edgeprune.cost.widths import told as told_widths
 from edgeprune.progress import Progress
 from edgeprune.pruning.plan import PruningPlan
-from edgeprune.pruning.widths import told as told_widths
 from edgeprune.records import ACCURACY, Metric
 from edgeprune.results import FeatureCount, StepRecord
-from edgeprune.search.candidate import Candidate, Found, Gauge, Measured
+from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge, Measured
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.effort import Effort
 from edgeprune.search.landing import Shares
@@ -19,13 +20,14 @@ from edgeprune.tasks.budget import MaxDrop, is_within
 FACTOR = 0.7  # share of the MACs that one step keeps
 ROUNDS = 3  # how often what lost too much is finetuned again before it is given up
 _SURE = 2  # standard errors
+_FEWEST, _MOST = 2, 4  # finetunings' worth: a training in which features and channels go together
 _SELECTION = 2  # how many times as long as a finetuning it is trained while features are chosen
 
 
 class Step:
     """What a strategy does to one candidate, the same way for all of them; it serves one search.
 
-    It knows no budgets: what a candidate may lose, in the metric's unit, is handed to it. `records` tells what was
+    It holds no budgets: what a candidate may lose, in the metric's unit, is handed to it. `records` tells what was
     tried, `selection` how the input features became fewer, `effort` how much was trained. Without a trainer nothing is
     trained and every drop is within any limit; without a gauge nothing is measured as a file.
     """
@@ -114,6 +116,29 @@ class Step:
         module, graph = best.program.own_module(), self.cutter.graph_of(best)
         self.selection += self.trainer.select(module, graph, n_features, _SELECTION)
         slim = self.cutter.without_unread(best, module)
+        return replace(slim, val=self.trainer.evaluation(slim.program.frozen_module()))
+
+    def competes(self, budgets: Budgets) -> bool:
+        """Whether input features and channels share one budget, in a training that takes both from the network."""
+        may_go = budgets.prune_features and budgets.n_features is None and bool(self.dense.n_features)
+        return self.selects and may_go and not (self.cutter.manner.appliable or self.cutter.manner.layer_ratios)
+
+    def competed(self, best: Candidate, shares: Shares) -> Candidate:
+        """The candidate at these shares of its own costs, by a training in which features and channels go together.
+
+        It takes as long as the cuts would that it stands for. Where what is left changes by the cut (the statistics of
+        a normalisation), it is finetuned once more.
+        """
+        assert self.trainer is not None
+        told = ", ".join(f"{share:.0%} of the {name}" for name, share in shares.named.items() if share is not None)
+        self.progress.stage(f"step {len(self.records) + 1}: train down to {told}, input features and channels together")
+        units = _n_cuts(shares)
+        self.effort.take(units)
+        module, graph = best.program.own_module(), self.cutter.free_graph(best)
+        self.selection += self.trainer.compete(module, graph, self.cutter.aim(best, shares), units)
+        slim = self.cutter.without_zeros(best, module)
+        if slim.plan is not None and not slim.plan.exact:
+            return self.finetuned(slim)
         return replace(slim, val=self.trainer.evaluation(slim.program.frozen_module()))
 
     def affords_selection(self, share: float) -> bool:
@@ -234,3 +259,9 @@ class Step:
     def found(self, *networks: Candidate) -> Found:
         """What the search came to: networks from large to small."""
         return Found(self.dense, networks, tuple(self.records), tuple(self.selection), self.cutter.graph)
+
+
+def _n_cuts(shares: Shares) -> int:
+    """How many finetunings a training that prunes takes: as many as there would be cuts, within bounds."""
+    least = min((share for share in shares.named.values() if share is not None), default=1.0)
+    return min(max(math.ceil(math.log(least) / math.log(FACTOR)), _FEWEST), _MOST)

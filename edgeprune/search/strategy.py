@@ -32,6 +32,8 @@ def begun(step: Step, budgets: Budgets) -> Candidate:
     best = step.without_cut_ids(step.without_dead())
     if budgets.n_features is not None:
         return down_to_features(step, budgets, best)
+    if budgets.has_costs and step.competes(budgets):
+        return best  # they go with the channels
     if budgets.prune_features and budgets.max_drop is not None and step.dense.n_features:
         return fewest_features(step, budgets, best)
     return best

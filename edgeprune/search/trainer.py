@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from edgeprune.cost.limits import Aim
 from edgeprune.data import Inputs
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.records import Evaluation, Metric
@@ -89,6 +90,12 @@ class Trainer(Protocol):
         """Train as long as so many finetunings, in place, while the input features become as few as asked.
 
         The weights that read the others are zero then.
+        """
+
+    def compete(self, module: nn.Module, graph: ChannelGraph, aim: Aim, units: int) -> tuple[FeatureCount, ...]:
+        """Train as long as so many finetunings, in place, while input features and channels go for one budget.
+
+        The weights of what went are zero then; where the aim cannot be reached, all is gone that may go.
         """
 
     def evaluation(self, module: nn.Module) -> Evaluation | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -13,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeprune.cost.limits import Aim
 from edgeprune.data import Inputs, fed, order, prepared, read
-from edgeprune.data.capturing import captured
 from edgeprune.data.inputs import changed
 from edgeprune.errors import InputError, TrainingError
-from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.graph.groups import ChannelGraph
 from edgeprune.lines import error_text, one_line
-from edgeprune.methods import NEED_GROUPS, Subject, make_method
+from edgeprune.methods import Subject, make_method
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, Normalization
 from edgeprune.results import EpochRecord
 from edgeprune.settings import TrainSettings
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Outcomes, Task, joined
+from edgeprune.training.channels import channel_graph
 from edgeprune.training.judging import Judge
 from edgeprune.training.optimizer import make_optimizer, make_schedule
 from edgeprune.training.placement import (
@@ -57,6 +57,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
     checkpoint: StateFile | None = None,
     graph: ChannelGraph | None = None,
     task: Task = CLASSIFICATION,
+    aim: Aim | None = None,
 ) -> tuple[EpochRecord, ...]:
     """Train `module` in place for a task; it ends in eval mode with the weights of its best epoch.
 
@@ -73,13 +74,14 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
         checkpoint: where the state is kept after each epoch; where it is to be resumed, training goes on from there
             and ends with the same weights, bit for bit, as if it had not stopped.
         graph: the module's channel groups, for a method that works on them; else they are found here.
+        aim: what the network may cost, for a method that prunes it so far.
 
     Raises:
         TrainingError: the loss became NaN or infinite; says the epoch and step. The last checkpoint is left.
         InputError: settings out of range, or the checkpoint is damaged or of another training.
     """
     _check(settings, data)
-    graph = graph or _channel_graph(module, data, settings)
+    graph = graph or channel_graph(module, data, settings)
     team = Team(settings)
     device = team.device_for(module)
     with ExitStack() as stack:
@@ -92,7 +94,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
             stack.enter_context(placed(teacher, device, settings.channels_last))
         judge = Judge(task, normalization, teacher if task.by_reference else None)
         taught = None if task.by_reference else teacher
-        return _Run(module, data, judge, settings, team, progress, taught, checkpoint, graph).epochs()
+        return _Run(module, data, judge, settings, team, progress, taught, checkpoint, graph, aim).epochs()
 
 
 @dataclass(eq=False)
@@ -108,6 +110,7 @@ class _Run:
     teacher: nn.Module | None
     checkpoint: StateFile | None
     graph: ChannelGraph | None = None
+    aim: Aim | None = None
     records: list[EpochRecord] = field(default_factory=list)
     best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
 
@@ -119,7 +122,7 @@ class _Run:
         self.plain_optimizer = make_optimizer(self.module, self.settings, n_all, self.graph)
         self.schedule = make_schedule(self.plain_optimizer, self.settings, n_all)
         self.optimizer = self.team.optimizer(self.plain_optimizer)
-        subject = Subject(self.module, self.graph, n_all, self.settings.options, self.settings.seed)
+        subject = Subject(self.module, self.graph, n_all, self.settings.options, self.settings.seed, self.aim)
         self.method = make_method(self.settings.method, subject)
         self.params = [param for group in self.plain_optimizer.param_groups for param in group["params"]]
         self.team.make_same(self.module)
@@ -345,15 +348,6 @@ def _epoch_record(  # noqa: PLR0913 - the fields of the record
 def _parts(batch: Tensor, n_parts: int) -> tuple[Tensor, ...]:
     """A batch cut into parts of nearly one size, as many as leave two samples to each, which batch norm needs."""
     return batch.tensor_split(max(1, min(n_parts, len(batch) // 2)))
-
-
-def _channel_graph(module: nn.Module, data: DataSource, settings: TrainSettings) -> ChannelGraph | None:
-    """The channel groups of the network as it is, which may lie on a GPU; None where nothing asks for them."""
-    needed = settings.method in NEED_GROUPS
-    if not needed and settings.options.get("structure") != "channel-group":
-        return None
-    there = module if device_of(module).type == "cpu" else copy.deepcopy(module).to("cpu")
-    return analyze(captured(there, data, float_type(module)), inputs=needed)
 
 
 def _check(settings: TrainSettings, data: DataSource) -> None:

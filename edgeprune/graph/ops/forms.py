@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -20,11 +21,16 @@ aten = torch.ops.aten
 @operator("einsum", kind=Kind.PRODUCT)
 def einsum(analysis: Labelling, call: Call) -> Value:
     """The rule itself; a letter twice in one operand takes the diagonal."""
-    left, arrow, right = call["equation"].replace(" ", "").partition("->")
-    terms = [_letters(term, len(value.shape)) for term, value in zip(left.split(","), call.values, strict=True)]
+    terms, out = einsum_letters(call["equation"], [len(value.shape) for value in call.values], len(call.shape))
     operands = [_diagonal(analysis, value, term) for value, term in zip(call.values, terms, strict=True)]
-    out = _letters(right, len(call.shape)) if arrow else _implied(terms)
     return contract(analysis, operands, out, call.shape)
+
+
+def einsum_letters(equation: str, ranks: Sequence[int], rank: int) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """The letters of each operand, and those of the result, from the numbers of their dims."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = [_letters(term, own) for term, own in zip(left.split(","), ranks, strict=True)]
+    return terms, _letters(right, rank) if arrow else _implied(terms)
 
 
 def _implied(terms: list[tuple[str, ...]]) -> tuple[str, ...]:

@@ -1,0 +1,40 @@
+"""The channel groups that a training works on: those of the network as it is, with what is said of its inputs."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from edgeprune.data.capturing import captured
+from edgeprune.errors import InputError
+from edgeprune.graph.capture import Program
+from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.methods import NEED_GROUPS
+from edgeprune.pruning.feature_prices import priced
+from edgeprune.records import DataSource
+from edgeprune.settings import FeatureRules, TrainSettings
+from edgeprune.training.placement import device_of, float_type
+
+
+def channel_graph(module: nn.Module, data: DataSource, settings: TrainSettings) -> ChannelGraph | None:
+    """The channel groups of the network as it is, which may lie on a GPU; None where nothing asks for them.
+
+    Raises:
+        InputError: prices of features that the network has not, or that stay.
+    """
+    needed = settings.method in NEED_GROUPS
+    if not needed and settings.options.get("structure") != "channel-group":
+        return None
+    there = module if device_of(module).type == "cpu" else copy.deepcopy(module).to("cpu")
+    program = captured(there, data, float_type(module))
+    return analyze(program, inputs=needed, rules=_rules(program, data, settings))
+
+
+def _rules(program: Program, data: DataSource, settings: TrainSettings) -> FeatureRules | None:
+    text = settings.options.get("feature_price")
+    if text is None:
+        return None
+    if settings.options.get("input_features") == "off":
+        raise InputError("--feature-price: expected input features that may go, got --input-features off")
+    return priced(text, FeatureRules(), program, data.feature_names)
