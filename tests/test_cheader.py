@@ -21,7 +21,7 @@ from edgeprune.export.cheader import header_text, write_header
 from edgeprune.export.contracts import write_contracts
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.names import CUT_ID
-from edgeprune.records import ModelInfo, Normalization
+from edgeprune.records import InputInfo, ModelInfo, Normalization
 from tests.token_nets import GOOD, KEEP, example
 
 GCC = shutil.which("gcc") or shutil.which("cc")
@@ -191,12 +191,172 @@ def test_what_c_does_not_have_is_refused(change: dict[str, Any], message: str, d
         header_text(document)
 
 
-def test_several_inputs_are_refused(tmp_path: Path) -> None:
-    program = capture(nn.Bilinear(3, 4, 2), (torch.randn(2, 3), torch.randn(2, 4)))
-    write_contracts(program, ModelInfo((3,)), tmp_path, simplify=False)
-    with pytest.raises(InputError, match="--c-header: expected a network with one input, got 2: input1, input2"):
-        write_header(tmp_path)
-    assert not (tmp_path / "features.h").exists()
+# -- several inputs ----------------------------------------------------------------------------------------------------
+
+# Reads one sample of every input from stdin, one after the other, and writes what the network takes of each.
+SEVERAL = """
+#include <stdio.h>
+#include "features.h"
+int main(void)
+{
+    for (;;) {
+        ALL
+    }
+}
+"""
+ONE = """{
+        static edgeprune_inputK_raw raw[EDGEPRUNE_INPUTK_RAW_SIZE];
+        static edgeprune_inputK_feature features[EDGEPRUNE_INPUTK_N_FEATURES * EDGEPRUNE_INPUTK_FEATURE_SIZE];
+        if (fread(raw, sizeof raw, 1, stdin) != 1) return 0;
+        edgeprune_inputK_features(raw, features);
+        fwrite(features, sizeof features, 1, stdout);
+        fprintf(stderr, "%s %s %d\\n", EDGEPRUNE_INPUTK_NAME, EDGEPRUNE_INPUTK_TYPE, EDGEPRUNE_INPUTK_N_DIMS);
+    }
+"""
+
+
+def handed_over(folder: Path, raw: dict[str, np.ndarray], *defined: str) -> dict[str, np.ndarray]:
+    """What the compiled header makes of samples `(n, ...)`, by name, as the file takes it."""
+    taken = onnxruntime.InferenceSession(folder / "slim.onnx").get_inputs()
+    each = "".join(ONE.replace("INPUTK", f"INPUT{k}").replace("inputK", f"input{k}") for k in range(len(taken)))
+    (folder / "several.c").write_text(SEVERAL.replace("ALL", each))
+    command = [str(GCC), *STRICT, *defined, "-o", str(folder / "several"), str(folder / "several.c")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    n = len(next(iter(raw.values())))
+    fed = b"".join(raw[one.name][i].tobytes() for i in range(n) for one in taken)
+    ran = subprocess.run([folder / "several"], input=fed, capture_output=True, check=True)
+    document = json.loads((folder / "features.json").read_text())["contracts"]
+    entries = (document.get("slim") or document["full"])["inputs"]
+    told = [f"{one['name']} {one['type']} {len(one['shape']) - 1}" for one in entries]
+    assert ran.stderr.decode().splitlines() == told * n
+    sizes = [
+        one["shape"][1:] if all(isinstance(n, int) for n in one["shape"][1:]) else raw[one["name"]].shape[1:]
+        for one in entries
+    ]
+    row = np.dtype([(one["name"], one["type"], tuple(size)) for one, size in zip(entries, sizes, strict=True)])
+    made = np.frombuffer(ran.stdout, dtype=row)
+    return {name: np.ascontiguousarray(made[name]) for name in row.names or ()}
+
+
+class Three(nn.Module):
+    """A picture, a table and ids whose length is free, with an input of one number beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picture, self.table = nn.Conv2d(2, 4, 3), nn.Linear(3, 4)
+        self.rows, self.head = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, image: Tensor, table: Tensor, ids: Tensor, age: Tensor) -> Tensor:
+        inner = self.picture(image).mean((2, 3)) + self.table(table) + self.rows(ids).mean(1)
+        return self.head(torch.relu(inner + age[:, None]))
+
+
+SCALED = Normalization(
+    (0.0,),
+    (1.0,),
+    inputs=(
+        ("image", Normalization((0.4, 0.2), (0.3, 0.5))),
+        ("table", Normalization((1.0, 2.0, 3.0), (2.0, 1.0, 4.0))),
+        ("age", Normalization((50.0,), (9.0,))),
+    ),
+)
+
+
+@pytest.mark.skipif(GCC is None, reason="no C compiler here")
+@pytest.mark.parametrize("fold", [False, True])
+def test_several_inputs_have_a_section_each(tmp_path: Path, fold: bool) -> None:
+    rng = np.random.default_rng(0)
+    raw = {
+        "image": rng.integers(0, 256, (5, 2, 4, 4), np.uint8),
+        "table": rng.normal(2, 2, (5, 3)).astype(np.float32),
+        "ids": rng.integers(0, 9, (5, 6)),
+        "age": rng.normal(50, 9, 5).astype(np.float32),
+    }
+    given = {**raw, "image": raw["image"] / np.float32(255)}
+    torch.manual_seed(0)
+    example = tuple(torch.from_numpy(x) for x in given.values())
+    program = capture(Three(), example, dynamic={"ids": (0, 1)})
+    infos = (InputInfo("image", (2, 4, 4), byte_scale=1 / 255),)
+    info = ModelInfo((), normalization=SCALED, classes=("no", "yes"))
+    write_contracts(
+        program, info, tmp_path, given, simplify=False, preprocess="fold" if fold else "apart", inputs=infos
+    )
+    write_header(tmp_path)
+    assert "is free in the file" in (tmp_path / "features.h").read_text()
+    made = handed_over(tmp_path, raw, "-DEDGEPRUNE_INPUT2_SIZE_1=6")
+    assert [x.dtype.name for x in made.values()] == ["uint8" if fold else "float32", "float32", "int64", "float32"]
+    session = onnxruntime.InferenceSession(tmp_path / "slim.onnx", providers=["CPUExecutionProvider"])
+    normal = {
+        name: torch.from_numpy((x - np.reshape(own.mean, at)) / np.reshape(own.std, at)).float()
+        for (name, own), x, at in zip(
+            SCALED.inputs, (given["image"], raw["table"], raw["age"]), ((1, 2, 1, 1), (1, 3), (1,)), strict=True
+        )
+    }
+    with torch.no_grad():
+        want = program.module()(normal["image"], normal["table"], torch.from_numpy(raw["ids"]), normal["age"])
+    np.testing.assert_allclose(session.run(None, made)[0], want.numpy(), atol=1e-5)
+
+
+@pytest.mark.skipif(GCC is None, reason="no C compiler here")
+def test_a_free_size_that_is_not_said_stops_the_compiler(tmp_path: Path) -> None:
+    program = capture(Three(), example_of_three(), dynamic={"ids": (0, 1)})
+    write_contracts(program, ModelInfo(()), tmp_path, simplify=False)
+    write_header(tmp_path)
+    (tmp_path / "x.c").write_text('#include "features.h"\nint main(void) { return 0; }\n')
+    done = subprocess.run(
+        [str(GCC), *STRICT, str(tmp_path / "x.c")], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "define EDGEPRUNE_INPUT2_SIZE_1: this size is free in the file" in done.stderr
+
+
+def example_of_three() -> tuple[Tensor, ...]:
+    return torch.randn(2, 2, 4, 4), torch.randn(2, 3), torch.randint(0, 9, (2, 6)), torch.randn(2)
+
+
+class Kept(nn.Module):
+    """Gathers some columns of a table and some pixels of a picture, beside ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("edgeprune_keep_table", torch.tensor([0, 3]))
+        self.register_buffer("edgeprune_keep_image", torch.tensor([1, 6, 10, 20]))
+        self.table, self.image, self.rows = nn.Linear(2, 4), nn.Linear(4, 4), nn.Embedding(9, 4)
+
+    def forward(self, table: Tensor, image: Tensor, ids: Tensor) -> Tensor:
+        columns = torch.index_select(table, 1, self.edgeprune_keep_table)
+        pixels = torch.index_select(image.flatten(1), 1, self.edgeprune_keep_image)
+        return self.table(columns) + self.image(pixels) + self.rows(ids).mean(1)
+
+
+@pytest.mark.skipif(GCC is None, reason="no C compiler here")
+def test_each_input_keeps_its_own_features(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    raw = {
+        "table": rng.normal(2, 2, (5, 4)).astype(np.float32),
+        "image": rng.random((5, 2, 4, 4), dtype=np.float32),
+        "ids": rng.integers(0, 9, (5, 6)),
+    }
+    info = ModelInfo(
+        (),
+        normalization=Normalization(
+            (0.0,),
+            (1.0,),
+            inputs=(
+                ("table", Normalization((1.0, 2.0, 3.0, 4.0), (2.0, 1.0, 4.0, 3.0))),
+                ("image", Normalization((0.4, 0.2), (0.3, 0.5))),
+            ),
+        ),
+    )
+    program = capture(Kept(), tuple(torch.from_numpy(x) for x in raw.values()))
+    write_contracts(program, info, tmp_path, raw, simplify=False)
+    write_header(tmp_path)
+    made = handed_over(tmp_path, raw)
+    assert {name: x.shape[1:] for name, x in made.items()} == {"table": (2,), "image": (4,), "ids": (6,)}
+    preprocess = onnxruntime.InferenceSession(tmp_path / "preprocess.onnx", providers=["CPUExecutionProvider"])
+    for name, want in zip(made, preprocess.run(None, raw), strict=True):
+        np.testing.assert_allclose(made[name], want, atol=1e-6)
 
 
 @pytest.mark.parametrize("unknown", [None, 7])

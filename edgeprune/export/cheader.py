@@ -5,6 +5,10 @@
     edgeprune_feature features[EDGEPRUNE_N_FEATURES * EDGEPRUNE_FEATURE_SIZE];
     edgeprune_features(raw, features);                                    /* what slim.onnx takes */
 
+Of a network with several inputs each has a section of its own, in the file's order: `edgeprune_input0_raw`,
+`EDGEPRUNE_INPUT0_RAW_SIZE`, `edgeprune_input0_features(raw, features)` and so on. Sizes that are free in the file are
+to be defined before the header is read, e.g. `EDGEPRUNE_INPUT0_SIZE_1`.
+
 All identifiers are edgeprune's own; names of features and classes stand in string literals alone, as UTF-8.
 """
 
@@ -12,14 +16,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
+from edgeprune.export.ctext import array, literal, number, strings
 from edgeprune.export.description import FEATURES_FILE
 from edgeprune.export.target import Material, Runtime
 from edgeprune.files import write_atomically
@@ -32,23 +37,33 @@ _TYPES = {
     "float32": "float", "float64": "double", "bool": "uint8_t",
     **{name: f"{name}_t" for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")},
 }  # fmt: skip
-_SCALED = "(x * EDGEPRUNE_BYTE_SCALE - edgeprune_mean[i]) / edgeprune_std[i]"
-_NEW_ID = "(edgeprune_feature)edgeprune_new_id(x)"
+_SCALED = "(x * {P}BYTE_SCALE - {p}mean[{at}]) / {p}std[{at}]"
+_NEW_ID = "({p}feature){p}new_id(x)"
 _NUMBERING = """/* The new id of an old one. */
-static inline int64_t edgeprune_new_id(int64_t id)
-{
-    size_t low = 0, high = EDGEPRUNE_N_IDS;
-    while (low < high) {
+static inline int64_t {p}new_id(int64_t id)
+{{
+    size_t low = 0, high = {P}N_IDS;
+    while (low < high) {{
         const size_t middle = low + (high - low) / 2;
-        if (edgeprune_ids[middle] < id)
+        if ({p}ids[middle] < id)
             low = middle + 1;
         else
             high = middle;
-    }
-    return low < EDGEPRUNE_N_IDS && edgeprune_ids[low] == id ? (int64_t)low : EDGEPRUNE_UNKNOWN_ID;
-}"""
-_MAX_LITERAL = 4095  # characters that a C99 compiler has to take
-_PER_LINE = 8
+    }}
+    return low < {P}N_IDS && {p}ids[low] == id ? (int64_t)low : {P}UNKNOWN_ID;
+}}"""
+_FUNCTION = """/* From one raw input to what the network takes: N_FEATURES * FEATURE_SIZE numbers. */
+static inline void {p}features(const {p}raw *raw, {p}feature *features)
+{{
+    size_t i, j;
+    for (i = 0; i < {P}N_FEATURES; i++) {{
+        const size_t from = {index} * {P}FEATURE_SIZE;
+        for (j = 0; j < {P}FEATURE_SIZE; j++) {{
+            const {p}feature x = ({p}feature)raw[from + j];
+            features[i * {P}FEATURE_SIZE + j] = {value};
+        }}
+    }}
+}}"""
 
 
 class CHeader:
@@ -77,36 +92,45 @@ def write_header(folder: Path) -> ExportedFile:
     """Write features.h beside the features.json in `folder`.
 
     Raises:
-        InputError: the network has several inputs, or numbers or names that C does not have.
+        InputError: numbers, types or names that C does not have.
     """
     content = header_text(json.loads((folder / FEATURES_FILE).read_bytes())).encode("ascii")
     write_atomically(folder / HEADER_FILE, content)
     return ExportedFile(str(folder / HEADER_FILE), len(content), None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What the header says of one input; sizes are numbers, or expressions where they are free.
+
+    `number` is its place among several, None of a single one. `indices` of None are all along dim 1, which is free.
+    """
+
+    number: int | None
+    taken: Mapping[str, Any]
+    raw_type: str
+    raw_size: int | str
+    n_features: int | str
+    feature_size: int | str
+    indices: Sequence[int] | None
+    vocabulary: Mapping[str, Any] | None
+
+    @property
+    def prefixes(self) -> dict[str, str]:
+        """What its identifiers begin with: `p` of types, constants and functions, `P` of macros."""
+        own = "" if self.number is None else f"input{self.number}_"
+        return {"p": f"edgeprune_{own}", "P": f"EDGEPRUNE_{own.upper()}"}
+
+    @property
+    def sizes(self) -> dict[str, int | str]:
+        """The macros of its sizes."""
+        return {"RAW_SIZE": self.raw_size, "N_FEATURES": self.n_features, "FEATURE_SIZE": self.feature_size}
+
+
 def header_text(document: Mapping[str, Any]) -> str:
     """The header for a description as `edgeprune.export.description` makes it; errors as `write_header`."""
     network = document["contracts"].get("slim") or document["contracts"]["full"]
-    if len(network["inputs"]) != 1:
-        names = [value["name"] for value in network["inputs"]]
-        raise InputError(f"--c-header: expected a network with one input, got {len(names)}: {', '.join(names)[:200]}")
-    [taken] = network["inputs"]
-    scaling = taken.get("scaling")
-    raw = scaling["x_type"] if scaling else document["input_type"]
-    parts = [
-        _sizes(document, network, taken),
-        f"typedef {_type(raw)} edgeprune_raw;\ntypedef {_type(taken['type'])} edgeprune_feature;",
-        _array("uint32_t edgeprune_index", map(str, document["indices"]), "where each kept feature lies"),
-        _strings("edgeprune_feature_names", document["names"]),
-        _strings("edgeprune_classes", document["classes"]),
-        _strings("edgeprune_output_names", [value["name"] for value in network["outputs"]]),
-        _array(
-            "size_t edgeprune_output_sizes",
-            (str(_size(value["shape"][1:])) for value in network["outputs"]),
-            "numbers in each output for one input; 0: as many as its input's sizes make them",
-        ),
-        *_made_of_raw(scaling, document.get("vocabularies", {}).get(taken["name"]), taken["type"]),
-    ]
+    parts = _of_several(document, network) if len(network["inputs"]) > 1 else _of_one(document, network)
     return (
         "/* Made by edgeprune: how a raw input becomes what the network's file takes. */\n"
         "#ifndef EDGEPRUNE_FEATURES_H\n#define EDGEPRUNE_FEATURES_H\n\n#include <stddef.h>\n#include <stdint.h>\n\n"
@@ -115,15 +139,18 @@ def header_text(document: Mapping[str, Any]) -> str:
     )
 
 
-def _sizes(document: Mapping[str, Any], network: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
-    shape = document["input_shape"]
+def _of_one(document: Mapping[str, Any], network: Mapping[str, Any]) -> list[str]:
+    """The parts of a network with one input."""
+    [taken] = network["inputs"]
+    scaling, shape = taken.get("scaling"), document["input_shape"]
+    raw = scaling["x_type"] if scaling else document["input_type"]
     per_feature = math.prod(shape[1:]) if document["dim"] == 1 else 1
+    indices, vocabulary = document["indices"], document.get("vocabularies", {}).get(taken["name"])
+    own = _Input(None, taken, raw, math.prod(shape), len(indices), per_feature, indices, vocabulary)
     macros = {
-        "FILE": _literal(network["file"]),
-        "INPUT_NAME": _literal(taken["name"]),
-        "RAW_SIZE": math.prod(shape),
-        "N_FEATURES": len(document["indices"]),
-        "FEATURE_SIZE": per_feature,
+        "FILE": literal(network["file"]),
+        "INPUT_NAME": literal(taken["name"]),
+        **own.sizes,
         "N_CLASSES": len(document["classes"]),
         "N_OUTPUTS": len(network["outputs"]),
     }
@@ -131,7 +158,102 @@ def _sizes(document: Mapping[str, Any], network: Mapping[str, Any], taken: Mappi
     lines = ["/* One raw input has RAW_SIZE numbers, row by row: N_FEATURES of FEATURE_SIZE numbers are kept. */"]
     if free:
         lines.append(f"/* {len(free)} of its sizes are free in the file; here they are as captured. */")
-    return "\n".join([*lines, *(f"#define EDGEPRUNE_{name} {value}" for name, value in macros.items())])
+    return [
+        "\n".join([*lines, *_defines("EDGEPRUNE_", macros)]),
+        _types(own),
+        _index(own),
+        strings("edgeprune_feature_names", document["names"]),
+        *_answers(document, network),
+        *_made_of_raw(own),
+    ]
+
+
+def _of_several(document: Mapping[str, Any], network: Mapping[str, Any]) -> list[str]:
+    """The parts of a network with several inputs: what it answers, then one input after the other."""
+    macros = {
+        "FILE": literal(network["file"]),
+        "N_INPUTS": len(network["inputs"]),
+        "N_CLASSES": len(document["classes"]),
+        "N_OUTPUTS": len(network["outputs"]),
+    }
+    names = [one["name"] for one in network["inputs"]]
+    top = ["/* The inputs have a section each, in the order of the file. */", *_defines("EDGEPRUNE_", macros)]
+    whole = {one["name"]: one for one in document["contracts"]["full"]["inputs"]}
+    vocabularies = document.get("vocabularies", {})
+    sections = [
+        _section(number, taken, whole.get(taken["name"], taken), vocabularies.get(taken["name"]))
+        for number, taken in enumerate(network["inputs"])
+    ]
+    return ["\n".join(top), strings("edgeprune_input_names", names), *_answers(document, network), *sum(sections, [])]
+
+
+def _section(
+    number: int, taken: Mapping[str, Any], whole: Mapping[str, Any], vocabulary: Mapping[str, Any] | None
+) -> list[str]:
+    """One of several inputs: `taken` by the file, `whole` where nothing of it went."""
+    macro = f"EDGEPRUNE_INPUT{number}_"
+    shape, taken_shape = (_sized(one["shape"][1:], macro) for one in (whole, taken))
+    scaling, (indices, feature_size) = taken.get("scaling"), _placed(taken.get("features"), shape)
+    own = _Input(
+        number,
+        taken,
+        scaling["x_type"] if scaling else whole["type"],
+        _product(shape),
+        shape[0] if indices is None else len(indices),
+        feature_size,
+        indices,
+        vocabulary,
+    )
+    macros = {"NAME": literal(taken["name"]), "TYPE": literal(taken["type"]), "N_DIMS": len(taken_shape), **own.sizes}
+    says = "One raw input of this name has RAW_SIZE numbers, row by row: N_FEATURES of FEATURE_SIZE numbers are kept."
+    said = "what the file takes of one input, dim by dim"
+    return [
+        "\n".join([f"/* {says} */", *_asked(shape), *_defines(macro, macros)]),
+        _types(own),
+        array(f"size_t edgeprune_input{number}_shape", map(str, taken_shape), said) if taken_shape else "",
+        _index(own),
+        *_made_of_raw(own),
+    ]
+
+
+def _sized(shape: Sequence[int | str], macro: str) -> list[int | str]:
+    """The sizes of an input without its batch; one that is free by its macro."""
+    return [f"{macro}SIZE_{dim}" if isinstance(size, str) else size for dim, size in enumerate(shape, 1)]
+
+
+def _placed(features: Mapping[str, Any] | None, shape: Sequence[int | str]) -> tuple[Sequence[int] | None, int | str]:
+    """Where the kept features of an input lie, and the numbers in each: by dim 1 where all are kept."""
+    if features is not None:
+        return features["indices"], _product(shape[1:]) if features["dim"] == 1 else 1
+    first = shape[0] if shape else 1
+    return list(range(first)) if isinstance(first, int) else None, _product(shape[1:])
+
+
+def _asked(shape: Sequence[int | str]) -> list[str]:
+    """A size that is free in the file is whoever includes the header's to say."""
+    lines = []
+    for name in shape:
+        if isinstance(name, str):
+            lines += [f"#ifndef {name}", f'#error "define {name}: this size is free in the file"', "#endif"]
+    return lines
+
+
+def _product(sizes: Sequence[int | str]) -> int | str:
+    """The numbers in a part of a shape; an expression of C where sizes are free."""
+    known = math.prod(size for size in sizes if isinstance(size, int))
+    free = [size for size in sizes if isinstance(size, str)]
+    if not free:
+        return known
+    return f"({' * '.join([*([str(known)] if known != 1 else []), *free])})"
+
+
+def _defines(prefix: str, macros: Mapping[str, Any]) -> list[str]:
+    return [f"#define {prefix}{name} {value}" for name, value in macros.items()]
+
+
+def _types(own: _Input) -> str:
+    p = own.prefixes["p"]
+    return f"typedef {_type(own.raw_type)} {p}raw;\ntypedef {_type(own.taken['type'])} {p}feature;"
 
 
 def _type(name: str) -> str:
@@ -140,91 +262,75 @@ def _type(name: str) -> str:
     return _TYPES[name]
 
 
+def _index(own: _Input) -> str:
+    if own.indices is None:
+        return ""
+    return array(f"uint32_t {own.prefixes['p']}index", map(str, own.indices), "where each kept feature lies")
+
+
+def _answers(document: Mapping[str, Any], network: Mapping[str, Any]) -> list[str]:
+    """The classes, and the outputs."""
+    return [
+        strings("edgeprune_classes", document["classes"]),
+        strings("edgeprune_output_names", [value["name"] for value in network["outputs"]]),
+        array(
+            "size_t edgeprune_output_sizes",
+            (str(_size(value["shape"][1:])) for value in network["outputs"]),
+            "numbers in each output for one input; 0: as many as its input's sizes make them",
+        ),
+    ]
+
+
 def _size(shape: Sequence[int | str]) -> int:
     return 0 if any(isinstance(size, str) for size in shape) else math.prod(int(size) for size in shape)
 
 
-def _scaling(scaling: Mapping[str, Any], kind: str) -> list[str]:
+def _made_of_raw(own: _Input) -> list[str]:
+    """How a number that the network takes is made of a raw one: scaled, numbered anew, or as it is."""
+    if own.taken.get("scaling") is not None:
+        return _scaling(own)
+    if own.vocabulary is not None:
+        return [*_numbering(own, own.vocabulary), _function(own, _NEW_ID)]
+    return [_function(own, "x")]
+
+
+def _scaling(own: _Input) -> list[str]:
     """Mean and std of each kept feature, and the scale of a byte, in the network's own precision."""
-    mean, std = ([_number(value, kind) for value in scaling[name]] for name in ("mean", "std"))
-    if any(float(value.rstrip("f")) <= 0 for value in std):
+    scaling, kind = own.taken["scaling"], own.taken["type"]
+    numbers = {name: [number(value, kind) for value in scaling[name]] for name in ("mean", "std")}
+    if any(float(value.rstrip("f")) <= 0 for value in numbers["std"]):
         raise InputError(f"--c-header: expected every std above 0 in {kind}, got {min(scaling['std']):.3g}")
+    at = "i"
+    if own.indices is None:  # as many as whoever includes it says: they can be but one number
+        if any(len(set(values)) > 1 for values in numbers.values()):
+            raise InputError(
+                f"--c-header: {own.taken['name']}: expected a fixed size along dim 1, which its mean and std go by, "
+                "got a free one"
+            )
+        numbers, at = {name: values[:1] for name, values in numbers.items()}, "0"
+    p, macro = own.prefixes["p"], own.prefixes["P"]
     return [
         f"/* x is {scaling['x']}: {scaling['formula']} */\n"
-        f"#define EDGEPRUNE_BYTE_SCALE {_number(scaling['byte_scale'], kind)}",
-        _array("edgeprune_feature edgeprune_mean", mean),
-        _array("edgeprune_feature edgeprune_std", std),
+        f"#define {macro}BYTE_SCALE {number(scaling['byte_scale'], kind)}",
+        *(array(f"{p}feature {p}{name}", values) for name, values in numbers.items()),
+        _function(own, _SCALED, at),
     ]
 
 
-def _number(value: float, kind: str) -> str:
-    """A literal that reads back as the same number, e.g. `0.1307f`."""
-    with np.errstate(over="ignore"):
-        number = np.dtype(kind).type(value)
-    if not np.isfinite(number):
-        raise InputError(f"--c-header: expected numbers within the range of {kind}, got {value:.6g}")
-    text = f"{float(number):.9g}" if kind == "float32" else f"{float(number):.17g}"
-    text = text if any(mark in text for mark in ".e") else f"{text}.0"
-    return text + ("f" if kind == "float32" else "")
-
-
-def _array(declared: str, values: Iterable[str], says: str = "") -> str:
-    values = list(values)
-    lines = [", ".join(values[start : start + _PER_LINE]) for start in range(0, len(values), _PER_LINE)]
-    body = ",\n    ".join(lines)
-    note = f"/* {says} */\n" if says else ""
-    return f"{note}static const {declared}[{len(values)}] = {{\n    {body}\n}};"
-
-
-def _strings(name: str, texts: Sequence[str]) -> str:
-    """C has no empty arrays: nothing is declared for nothing."""
-    if not texts:
-        return ""
-    body = ",\n    ".join(map(_literal, texts))
-    return f"static const char *const {name}[{len(texts)}] = {{\n    {body}\n}};"
-
-
-def _literal(text: str) -> str:
-    """A string literal of printable ASCII: other bytes in octal, which ends after three digits, and no trigraphs."""
-    data = text.encode("utf-8", "surrogatepass")
-    if len(data) > _MAX_LITERAL:
-        raise InputError(f"--c-header: expected names of at most {_MAX_LITERAL} bytes, got {text[:40]!r}...")
-    plain = set(range(0x20, 0x7F)) - set(b'"\\?')
-    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data) + '"'
-
-
-def _made_of_raw(scaling: Mapping[str, Any] | None, vocabulary: Mapping[str, Any] | None, kind: str) -> list[str]:
-    """How a number that the network takes is made of a raw one: scaled, numbered anew, or as it is."""
-    if scaling is not None:
-        return [*_scaling(scaling, kind), _function(_SCALED)]
-    if vocabulary is not None:
-        return [*_numbering(vocabulary), _function(_NEW_ID)]
-    return [_function("x")]
-
-
-def _numbering(vocabulary: Mapping[str, Any]) -> list[str]:
+def _numbering(own: _Input, vocabulary: Mapping[str, Any]) -> list[str]:
     """The old id of every new one, and the function that finds the new one of an old one."""
     keep, unknown = vocabulary["keep"], vocabulary["unknown"]
     new = CUT_ID if unknown is None else keep.index(unknown)
+    p, macro = own.prefixes["p"], own.prefixes["P"]
     return [
-        f"#define EDGEPRUNE_N_IDS {len(keep)}\n"
+        f"#define {macro}N_IDS {len(keep)}\n"
         "/* The new id of every old one that was cut: that of the unknown id, or one that no table has a row for. */\n"
-        f"#define EDGEPRUNE_UNKNOWN_ID {new}",
-        _array("int64_t edgeprune_ids", map(str, keep), "the old id of every new one, ascending"),
-        _NUMBERING,
+        f"#define {macro}UNKNOWN_ID {new}",
+        array(f"int64_t {p}ids", map(str, keep), "the old id of every new one, ascending"),
+        _NUMBERING.format(**own.prefixes),
     ]
 
 
-def _function(value: str) -> str:
-    return f"""/* From one raw input to what the network takes: N_FEATURES * FEATURE_SIZE numbers. */
-static inline void edgeprune_features(const edgeprune_raw *raw, edgeprune_feature *features)
-{{
-    size_t i, j;
-    for (i = 0; i < EDGEPRUNE_N_FEATURES; i++) {{
-        const size_t from = (size_t)edgeprune_index[i] * EDGEPRUNE_FEATURE_SIZE;
-        for (j = 0; j < EDGEPRUNE_FEATURE_SIZE; j++) {{
-            const edgeprune_feature x = (edgeprune_feature)raw[from + j];
-            features[i * EDGEPRUNE_FEATURE_SIZE + j] = {value};
-        }}
-    }}
-}}"""
+def _function(own: _Input, value: str, at: str = "i") -> str:
+    index = "i" if own.indices is None else f"(size_t){own.prefixes['p']}index[i]"
+    return _FUNCTION.format(**own.prefixes, index=index, value=value.format(**own.prefixes, at=at))

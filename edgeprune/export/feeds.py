@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from edgeprune.errors import InputError
 from edgeprune.export.ort import Feed
 from edgeprune.graph.capture import Program
 from edgeprune.graph.sizes import arguments
@@ -38,13 +37,6 @@ def repeated(feed: Feed, count: int) -> Feed:
 def n_rows(feed: Feed) -> int:
     """How many samples there are."""
     return next((len(array) for array in arrays_of(feed) if array.ndim), 1)
-
-
-def one_array(feed: Feed, what: str) -> np.ndarray:
-    """That of the one input; raises InputError for several, which `what` does not take."""
-    if isinstance(feed, Mapping):
-        raise InputError(f"{what}: expected a network with one input, got {len(feed)}: {', '.join(feed)}")
-    return feed
 
 
 def in_pytorch(program: ExportedProgram) -> Callable[[Feed], Any]:

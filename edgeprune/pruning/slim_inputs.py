@@ -73,7 +73,8 @@ def slim_contract(program: ExportedProgram) -> Program:
     if not found and not any(is_numbered):
         raise InputError("slim contract: the program gathers no input features: expected a compressed program")
     for name, one in found.items():
-        args[name] = torch.zeros((BATCH, *_slim_shape(one)), dtype=one.placeholder.meta["val"].dtype)
+        n_rows = BATCH if len(args) == 1 else len(args[name])  # as many as of the others
+        args[name] = torch.zeros((n_rows, *_slim_shape(one)), dtype=one.placeholder.meta["val"].dtype)
         for gather in one.gathers:
             _take_kept_only(module, one, gather)
     _drop_unread(module)
