@@ -9,10 +9,12 @@ import numpy as np
 from torch import fx, nn
 
 from edgeprune.cost.macs import macs
+from edgeprune.cost.models import main_step
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
-from edgeprune.importance import least_features, score
+from edgeprune.importance import Scores, least_features, score
+from edgeprune.pruning.choosing import Chooser
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.held import own_ratios, unit_counts
 from edgeprune.pruning.plan import PruningPlan, compose
@@ -20,11 +22,13 @@ from edgeprune.pruning.planner import make_plan
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
 from edgeprune.pruning.surgery import cut
+from edgeprune.pruning.widths import Alignment
 from edgeprune.reconstruction.reconstruct import reconstructed
 from edgeprune.records import Vocabulary
 from edgeprune.search.candidate import Candidate, Manner
 from edgeprune.search.costs import Costs
 from edgeprune.search.landing import Shares
+from edgeprune.search.losses import Losses, known_losses
 from edgeprune.search.trainer import Samples
 from edgeprune.tasks.classification import CLASSIFICATION
 
@@ -43,6 +47,7 @@ class Cutter:
         self.dense = Candidate(dense, None, macs(dense), _count_features(self.graph), None)
         self.costs = Costs(self.dense, self.graph_of, manner.device)
         self._latest = (dense, self.graph)
+        self._losses: Losses | None = None
         self._dense_units = unit_counts(self.graph, manner.layer_ratios)
 
     @property
@@ -70,6 +75,27 @@ class Cutter:
     def trial(self, best: Candidate, shares: Shares) -> Candidate:
         """The same to be looked at and thrown away: not proved."""
         return self._made(best, *self._cut(best, shares, None), 0.0)
+
+    def tried(self, plan: PruningPlan) -> tuple[Program, bool]:
+        """The dense network cut by a plan, to be looked at and thrown away, and whether what is left took over.
+
+        It is not proved.
+        """
+        slim = cut(self.dense.program, plan, self.graph)
+        if not self.manner.reconstruct or self._samples is None:
+            return slim, False
+        found = reconstructed(self.dense.program, slim, plan, (x for x, _ in self._samples.score_batches()))
+        return found.program, found.record.helps
+
+    def chooser(self) -> Chooser:
+        """The dense network's units in the order in which they go, at the widths that are preferred."""
+        how, graph = self.manner, self.graph
+        stair = 1 if how.device is None else main_step(graph, how.device)
+        return Chooser(graph, self._scores(), Alignment.asked(how.align, stair), even=how.appliable)
+
+    def allot(self, losses: Losses) -> None:
+        """Choose all widths from now on by what the dense network's groups were seen to lose."""
+        self._losses = losses
 
     def without_dead(self) -> Candidate | None:
         """The dense network without units that are dead, as sparse training leaves them; None where there are none.
@@ -123,6 +149,11 @@ class Cutter:
         """The candidate with the weights of its own module, which were trained on."""
         return replace(candidate, program=_exported(module, candidate.program))
 
+    def _scores(self) -> Scores:
+        samples, how = self._samples, self.manner
+        batches, task = (samples.score_batches(), samples.task) if samples else ((), CLASSIFICATION)
+        return score(self.dense.program, self.graph, how.criterion, batches=batches, seed=how.seed, task=task)
+
     def _analyzed(self, program: Program, kept: Mapping[str, Vocabulary] | None = None) -> ChannelGraph:
         how = self.manner
         return analyze(program, inputs=how.features, attention=how.attention, rules=how.rules, vocabularies=kept)
@@ -147,6 +178,7 @@ class Cutter:
             appliable=how.appliable,
             leave=how.leave,
             layer_ratios=own_ratios(how.layer_ratios, self._dense_units, graph),
+            losses=None if self._losses is None else known_losses(self._losses, graph),
             task=self._samples.task if self._samples else CLASSIFICATION,
         )
         return cut(best.program, plan, graph), plan
