@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgeprune.records import InputInfo
-from edgeprune.settings import MOST_FINETUNINGS, TrainSettings
+from edgeprune.settings import ALLOCATIONS, MOST_FINETUNINGS, TrainSettings
 
 Dynamic = Mapping[
     str, Mapping[int, tuple[int, int | None] | None]
@@ -64,6 +64,7 @@ class CompressRequest:
     appliable: bool = False
     leave: tuple[str, ...] = ()
     layer_ratios: tuple[str, ...] = ()
+    allocation: str = ALLOCATIONS[0]
     arch: str | None = None
     module: str | None = None
     input_shape: tuple[int, ...] | None = None

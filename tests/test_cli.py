@@ -281,7 +281,8 @@ def test_all_options_of_compress_reach_the_library(pipeline: Pipeline) -> None:
         "compress m.pt --data digits --out run --keep-macs 0.5 --max-drop 2 --input-features 20 --criterion l2 "
         "--finetune-epochs 3 --align 4 --seed 7 --plan plan.json --arch a.py:net --input-shape 3,32,32 --threads 2 "
         "--force --unsafe-pickle --attention head-dim --dynamic-size --normalize weights --allow-chance "
-        "--state-key ema --ignore-keys loss.* --trust-recorded --keep-layer stem --leave fc* --layer-ratio a=0.5"
+        "--state-key ema --ignore-keys loss.* --trust-recorded --keep-layer stem --leave fc* --layer-ratio a=0.5 "
+        "--allocation sensitivity"
     ).split()
     assert main(arguments) == 0
     assert pipeline.requests == [
@@ -290,7 +291,7 @@ def test_all_options_of_compress_reach_the_library(pipeline: Pipeline) -> None:
             finetune_epochs=3, align=4, seed=7, plan="plan.json", arch="a.py:net", input_shape=(3, 32, 32), threads=2,
             force=True, unsafe_pickle=True, attention="head-dim", dynamic_size=True, normalize="weights",
             allow_chance=True, state_key="ema", ignore_keys="loss.*", trust_recorded=True, leave=("stem", "fc*"),
-            layer_ratios=("a=0.5",),
+            layer_ratios=("a=0.5",), allocation="sensitivity",
             command="edgeprune " + shlex.join(arguments),
         )
     ]  # fmt: skip

@@ -71,6 +71,9 @@ def test_how_it_is_done_goes_beside_the_budgets() -> None:
     [
         ({"keep_macs": 1.5}, r"--keep-macs: expected a share in \(0, 1\], got 1.5"),
         ({"layer_ratios": ("stem",)}, r"--layer-ratio: expected NAME=SHARE, such as layer1.\*=0.5, got 'stem'"),
+        ({"allocation": "sensitivity"}, "--allocation sensitivity: expected data to measure losses on, got none"),
+        ({"allocation": "magic"}, "--allocation: expected one of greedy, sensitivity, got magic"),
+        ({"allocation": "sensitivity", "plan": "p.json"}, "--allocation sensitivity: .*, got --plan p.json"),
         ({"layer_ratios": ("stem=0",)}, r"--layer-ratio: stem: expected a share in \(0, 1\], got 0.0"),
         ({"layer_ratios": ("stem=nan",)}, "expected NAME=SHARE, .* got 'stem=nan'"),
         ({"layer_ratios": ("a=1", "a=0.5")}, "--layer-ratio: expected each name once, got a twice"),

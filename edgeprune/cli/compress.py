@@ -7,7 +7,7 @@ import typer
 from edgeprune.catalog import ENTRIES
 from edgeprune.cli import options as opt
 from edgeprune.cli.output import Output
-from edgeprune.settings import MOST_FINETUNINGS
+from edgeprune.settings import ALLOCATIONS, MOST_FINETUNINGS
 
 NEED_DATA = " and ".join(entry.name for entry in ENTRIES if entry.needs_data)
 
@@ -220,6 +220,16 @@ def compress(
             rich_help_panel=opt.HOW,
         ),
     ] = None,
+    allocation: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(ALLOCATIONS),
+            help="How the widths of all layers are chosen: greedy, by scores, in no time; sensitivity, by what four "
+            "cuts of each layer lose, measured with data first (a second or more each), and exactly.",
+            parser=opt.one_of(ALLOCATIONS),
+            rich_help_panel=opt.HOW,
+        ),
+    ] = ALLOCATIONS[0],
     attention: opt.Attention = "heads",
     keep_equal_chunks: Annotated[
         bool,
@@ -305,6 +315,7 @@ def compress(
             appliable=keep_equal_chunks,
             leave=tuple(keep_layer or ()),
             layer_ratios=tuple(layer_ratio or ()),
+            allocation=allocation,
             threads=threads,
             force=force,
             unsafe_pickle=unsafe_pickle,

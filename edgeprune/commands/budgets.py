@@ -11,6 +11,7 @@ from edgeprune.pruning.held import parse_ratios
 from edgeprune.records import Metric
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Manner
+from edgeprune.settings import ALLOCATIONS
 from edgeprune.tasks.budget import drop_of
 from edgeprune.units import parse_latency, parse_size
 
@@ -40,6 +41,7 @@ def decide(request: CompressRequest, metric: Metric | None, has_data: bool | Non
     """
     check_share(request)
     has_data = metric is not None if has_data is None else has_data
+    _check_allocation(request, has_data)
     limits, of_costs = _costs(request, metric)
     criterion, of_criterion = _criterion(request, has_data)
     features, of_features = _features(request, has_data)
@@ -58,6 +60,20 @@ def decide(request: CompressRequest, metric: Metric | None, has_data: bool | Non
         reconstruct=request.reconstruct,
     )
     return Decision(budgets, manner, (*of_costs, *of_criterion, *of_features))
+
+
+def _check_allocation(request: CompressRequest, has_data: bool) -> None:
+    """Raise InputError for an allocation that is none, that nothing can be measured for, or beside a plan."""
+    if request.allocation not in ALLOCATIONS:
+        raise InputError(f"--allocation: expected one of {', '.join(ALLOCATIONS)}, got {request.allocation}")
+    if request.allocation == ALLOCATIONS[0]:
+        return
+    if request.plan is not None:
+        raise InputError(f"--allocation {request.allocation}: expected a choice of channels, got --plan {request.plan}")
+    if not has_data:
+        raise InputError(
+            f"--allocation {request.allocation}: expected data to measure losses on, got none; give --data"
+        )
 
 
 def _layer_ratios(request: CompressRequest) -> dict[str, float]:

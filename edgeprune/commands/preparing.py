@@ -45,6 +45,7 @@ from edgeprune.search.datatrainer import DataTrainer
 from edgeprune.search.descent import Descent
 from edgeprune.search.pareto import Front
 from edgeprune.search.replay import Replay
+from edgeprune.search.sensitivity import Sensitivity
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
@@ -134,7 +135,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         data=opened.data,
         task=opened.task,
         step=Step(cutter, trainer, told, gauge),
-        strategy=_strategy(request, budgets, plan),
+        strategy=_strategy(request, budgets, plan, samples),
         budgets=budgets,
         device=device,
         gauge=gauge,
@@ -188,7 +189,17 @@ def _opened(request: CompressRequest, plan: PruningPlan | None, assume: Assume) 
     return _Opened(model, Program.adopt(model.program), data, task, rules, threads, is_guess, vocabularies)
 
 
-def _strategy(request: CompressRequest, budgets: Budgets, plan: PruningPlan | None) -> Strategy:
+def _strategy(
+    request: CompressRequest, budgets: Budgets, plan: PruningPlan | None, samples: DataTrainer | None
+) -> Strategy:
+    """What searches; where widths go by losses that are measured, it holds what searches otherwise."""
+    found = _plain_strategy(request, budgets, plan)
+    if request.allocation == "greedy" or samples is None:
+        return found
+    return Sensitivity(found, samples)
+
+
+def _plain_strategy(request: CompressRequest, budgets: Budgets, plan: PruningPlan | None) -> Strategy:
     """How the network within the budgets is come by: one is given, several are asked for, its cost is, or its drop."""
     if request.pareto is not None:
         return Front(request.pareto, request.keep_macs or _LEAST)

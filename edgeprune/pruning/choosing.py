@@ -138,7 +138,7 @@ class Pruning:
             given = _given(self.chooser.graph)
             self._remove_cheapest([g for g in inputs if given[groups[g].units].any()])
         if self._is_over():
-            raise BudgetError(self._in_the_way())
+            raise BudgetError(self.in_the_way())
 
     def _remove_cheapest(self, eligible: Sequence[int]) -> None:
         heap = [entry for g in eligible if (entry := self._entry(g)) is not None]
@@ -199,7 +199,8 @@ class Pruning:
                 useful += min(own, excess) / limit.model.total
         return saving, useful
 
-    def _in_the_way(self) -> str:
+    def in_the_way(self) -> str:
+        """What is said where a cost is over its limit: which one, and the groups that hold most of it."""
         limit, left = max(
             ((limit, left) for limit, left in zip(self.limits, self.left, strict=True) if limit.excess(left) > 0),
             key=lambda pair: pair[0].excess(pair[1]) / pair[0].model.total,

@@ -113,10 +113,14 @@ class PruningPlan:
             raise PlanError("the plan's state: expected the names of outputs")
         known = _table("vocabularies", document.get("vocabularies", {}))
         vocabularies = {name: _vocabulary(name, entry) for name, entry in known}
-        aligned = document.get("aligned")
-        if aligned is not None and (type(aligned) is not int or aligned < 1):
-            raise PlanError(f"the plan's aligned: expected a whole number from 1, got {shown(aligned)}")
+        aligned = _aligned(document.get("aligned"))
         return cls(sha256, tensors, inputs, groups, attention, folded, state, vocabularies, aligned)
+
+
+def _aligned(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise PlanError(f"the plan's aligned: expected a whole number from 1, got {shown(value)}")
+    return value
 
 
 def _document(text: str | bytes) -> dict[str, Any]:

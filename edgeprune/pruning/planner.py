@@ -20,6 +20,7 @@ from edgeprune.graph.inputs import features_after
 from edgeprune.importance import EFFECTS, Batches, Scores, score
 from edgeprune.pruning.choosing import Chooser, Pruning
 from edgeprune.pruning.held import Held, held_layers
+from edgeprune.pruning.knapsack import Curve, allot
 from edgeprune.pruning.own_forward import not_taken
 from edgeprune.pruning.plan import PlannedGroup, PruningPlan
 from edgeprune.pruning.surgery import kept_state
@@ -46,6 +47,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     appliable: bool = False,
     leave: Collection[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
+    losses: Mapping[int, Curve] | None = None,
     scores: Scores | None = None,
     task: Task = CLASSIFICATION,
 ) -> PruningPlan:
@@ -76,6 +78,8 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         leave: layers or groups whose units all stay, by name or by patterns of names, such as `layer1.*`.
         layer_ratios: layers or groups, in the same way, that keep this share of their units, in (0, 1], to the nearest
             unit: the most important ones. The others make up for it.
+        losses: what the loss rises by as a group, by its number, has fewer units, measured: widths are then those that
+            lose the least together, exactly, by scipy's mixed-integer solver; scores say which units go.
         scores: `(n_units,)` for each group, where they are known already: by this criterion, from elsewhere.
         task: what the network is for, whose loss "taylor" and "outgoing" go by.
 
@@ -92,7 +96,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     _check_scores(graph, scores)
     scores = [own / factor for own, factor in zip(scores, graph.price_factors(), strict=True)]
     by_saving = criterion in EFFECTS
-    choice = _Choice(program, graph, scores, shares, device, held, n_features, by_saving, exact_only, appliable)
+    choice = _Choice(program, graph, scores, shares, device, held, n_features, by_saving, exact_only, appliable, losses)
     preferred = Alignment.asked(align, main_step(graph, device))
     missed: BudgetError | None = None
     for alignment in preferred.giving_way():
@@ -120,6 +124,7 @@ class _Choice:
     by_saving: bool
     exact_only: bool
     appliable: bool
+    losses: Mapping[int, Curve] | None
 
     def keep(self, alignment: Alignment) -> np.ndarray:
         """Bool `(n_labels,)`: which units stay.
@@ -149,7 +154,11 @@ class _Choice:
         limits = limits_of(self.program, graph, latency, self.shares, chooser.orders)
         if limits:
             eligible = [g for g in self._eligible() if g not in untaken]
-            Pruning(chooser, limits, latency, self.by_saving, eligible).run(self.n_features is None)
+            if self.losses is None:
+                Pruning(chooser, limits, latency, self.by_saving, eligible).run(self.n_features is None)
+            else:
+                chosen = [g for g in eligible if self.n_features is None or not graph.groups[g].is_input]
+                allot(chooser, limits, self.losses, chosen)
         return chooser.kept()
 
     def _eligible(self) -> list[int]:

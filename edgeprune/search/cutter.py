@@ -16,7 +16,8 @@ from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.graph.inputs import count_kept, feature_counts
-from edgeprune.importance import least_features, protected, score
+from edgeprune.importance import Scores, least_features, protected, score
+from edgeprune.pruning.choosing import Chooser
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.held import held_layers, own_ratios, unit_counts
 from edgeprune.pruning.plan import PruningPlan, compose
@@ -29,6 +30,7 @@ from edgeprune.records import Vocabulary
 from edgeprune.search.candidate import Candidate, Manner
 from edgeprune.search.costs import Costs
 from edgeprune.search.landing import Shares
+from edgeprune.search.losses import Losses, known_losses
 from edgeprune.search.trainer import Samples
 from edgeprune.tasks.classification import CLASSIFICATION
 
@@ -48,6 +50,7 @@ class Cutter:
         self._features = feature_counts(self.graph.analysis)
         self.costs = Costs(self.dense, self.graph_of, manner.device)
         self._latest = (dense, self.graph)
+        self._losses: Losses | None = None
         self._dense_units = unit_counts(self.graph, manner.layer_ratios)
 
     @property
@@ -75,6 +78,31 @@ class Cutter:
     def trial(self, best: Candidate, shares: Shares) -> Candidate:
         """The same to be looked at and thrown away: not proved."""
         return self._made(best, *self._cut(best, shares, None), 0.0)
+
+    def tried(self, plan: PruningPlan) -> tuple[Program, bool]:
+        """The dense network cut by a plan, to be looked at and thrown away, and whether what is left took over.
+
+        It is not proved.
+        """
+        slim = cut(self.dense.program, plan, self.graph)
+        if not self.manner.reconstruct or self._samples is None:
+            return slim, False
+        found = reconstructed(self.dense.program, slim, plan, (x for x, _ in self._samples.score_batches()))
+        return found.program, found.record.helps
+
+    def chooser(self) -> Chooser:
+        """The dense network's units in the order in which they go, at the widths that are preferred."""
+        how, graph = self.manner, self.graph
+        return Chooser(graph, self._scores(), self._alignment(graph), even=how.appliable)
+
+    @property
+    def allots(self) -> bool:
+        """Whether widths are chosen by what groups were seen to lose."""
+        return self._losses is not None
+
+    def allot(self, losses: Losses) -> None:
+        """Choose all widths from now on by what the dense network's groups were seen to lose."""
+        self._losses = losses
 
     def without_dead(self) -> Candidate | None:
         """The dense network without units that are dead, as sparse training leaves them; None where there are none.
@@ -127,9 +155,8 @@ class Cutter:
         """What a training that prunes a candidate is to come down to: these shares of its own costs."""
         graph, device = self.graph_of(best), self.manner.device
         latency = None if device is None else latency_model(graph, device)
-        alignment = Alignment.asked(self.manner.align, main_step(graph, device))
         named = {"keep_macs": shares.macs, "keep_latency": shares.latency, "keep_bytes": shares.size}
-        return Aim(tuple(limits_of(best.program, graph, latency, named)), latency, alignment)
+        return Aim(tuple(limits_of(best.program, graph, latency, named)), latency, self._alignment(graph))
 
     def free_graph(self, best: Candidate) -> ChannelGraph:
         """The channel groups of a candidate that may lose units, input features among them."""
@@ -150,6 +177,15 @@ class Cutter:
     def retrained(self, candidate: Candidate, module: nn.Module) -> Candidate:
         """The candidate with the weights of its own module, which were trained on."""
         return replace(candidate, program=_exported(module, candidate.program))
+
+    def _scores(self) -> Scores:
+        samples, how = self._samples, self.manner
+        batches, task = (samples.score_batches(), samples.task) if samples else ((), CLASSIFICATION)
+        return score(self.dense.program, self.graph, how.criterion, batches=batches, seed=how.seed, task=task)
+
+    def _alignment(self, graph: ChannelGraph) -> Alignment:
+        """Which widths are preferred."""
+        return Alignment.asked(self.manner.align, main_step(graph, self.manner.device))
 
     def _analyzed(self, program: Program, kept: Mapping[str, Vocabulary] | None = None) -> ChannelGraph:
         how = self.manner
@@ -175,6 +211,7 @@ class Cutter:
             appliable=how.appliable,
             leave=how.leave,
             layer_ratios=own_ratios(how.layer_ratios, self._dense_units, graph),
+            losses=None if self._losses is None else known_losses(self._losses, graph),
             task=self._samples.task if self._samples else CLASSIFICATION,
         )
         return cut(best.program, plan, graph), plan

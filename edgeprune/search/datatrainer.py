@@ -24,6 +24,8 @@ from edgeprune.training import Judge, fit, recalibrate
 _TAYLOR_BATCHES = 64
 _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
 _PROVED = 4  # samples
+_SETTLING = 4  # batches
+N_PROBED = 1000  # samples
 _CPU = torch.device("cpu")
 
 
@@ -107,6 +109,12 @@ class DataTrainer:
     def evaluation(self, module: nn.Module) -> Evaluation:
         """What the task makes of the validation split."""
         return self.judge.evaluation(module, self.data.val)
+
+    def probed(self, module: nn.Module, settled: bool) -> float:
+        """The loss on a share of the validation split; batch norm is estimated again first, but where it is settled."""
+        if not settled:
+            recalibrate(module, self.data, self.normalization, n_batches=_SETTLING)
+        return self.judge.loss(module, self.data.val, N_PROBED)
 
     def standard_error(self, dense: Evaluation, slim: Evaluation) -> float:
         """By the task, of the same samples."""

@@ -121,7 +121,8 @@ class Step:
     def competes(self, budgets: Budgets) -> bool:
         """Whether input features and channels share one budget, in a training that takes both from the network."""
         may_go = budgets.prune_features and budgets.n_features is None and bool(self.dense.n_features)
-        return self.selects and may_go and not (self.cutter.manner.appliable or self.cutter.manner.layer_ratios)
+        how, chosen_otherwise = self.cutter.manner, self.cutter.allots
+        return self.selects and may_go and not (how.appliable or how.layer_ratios or chosen_otherwise)
 
     def competed(self, best: Candidate, shares: Shares) -> Candidate:
         """The candidate at these shares of its own costs, by a training in which features and channels go together.

@@ -69,6 +69,16 @@ class Judge:
             found = sorted(team.gathered(found), key=lambda part: part[0][0])
         return joined([part for _, part in found]), loss / n_samples
 
+    def loss(self, module: nn.Module, split: Dataset[Any], most: int) -> float:
+        """The mean loss on at most so many samples of a split, evenly spaced."""
+        n_samples = len(split)  # type: ignore[arg-type]
+        chosen = torch.linspace(0, n_samples - 1, min(most, n_samples)).round().long()
+        indices, total = list(chosen.split(_BATCH)), 0.0
+        answered = outputs_of(module, split, self.normalization, indices)
+        for index, (x, outputs, targets) in zip(indices, answered, strict=True):
+            total += self.task.summed_loss(outputs, self.targets(x, targets), len(index))
+        return total / len(chosen)
+
     def evaluation(
         self, module: nn.Module, split: Dataset[Any], workers: int = 0, team: Team | None = None
     ) -> Evaluation:
