@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from torch.export import ExportedProgram
 
 from edgeprune.data import first_samples, prepared
 from edgeprune.data.inputs import Arrays, as_arrays
+from edgeprune.errors import InputError
+from edgeprune.export.onnx import export_onnx
 from edgeprune.export.ort import Feed
 from edgeprune.graph.capture import Program
 from edgeprune.graph.drawn import drawn_tensors, first_accepted
@@ -43,6 +47,23 @@ def example_feed(model: Model, real: Arrays | None = None, kept: Mapping[str, Vo
     else:
         rows = _drawn_rows(model.program, kept or {})
     return rows[0] if len(rows) == 1 else dict(zip(file_inputs(model.program), rows, strict=True))
+
+
+def check_runs(model: Model) -> None:
+    """Refuse at once a network whose file onnxruntime could not load: it has few kernels for other types than float32.
+
+    Raises:
+        InputError: the network is of another type, and its file cannot be loaded or run.
+    """
+    dtype = float_type(model.program)
+    if dtype is torch.float32:
+        return
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        try:
+            export_onnx(model.program, Path(folder) / "dense.onnx")
+        except InputError as error:
+            name = str(dtype).removeprefix("torch.")
+            raise InputError(f"{model.name} is of {name}; convert it with model.float(): {error}") from error
 
 
 def _drawn_rows(program: ExportedProgram, kept: Mapping[str, Vocabulary]) -> list[np.ndarray]:

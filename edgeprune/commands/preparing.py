@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeprune.commands.budgets import KEEP_LAYER, LAYER_RATIO, check_share, decide
-from edgeprune.commands.examples import example_feed
+from edgeprune.commands.examples import check_runs, example_feed
 from edgeprune.commands.resolve import (
     Threads,
     assumed_task,
@@ -31,6 +31,7 @@ from edgeprune.graph.state import state_buffers
 from edgeprune.measure.candidates import OnnxGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
+from edgeprune.optim.float32 import HALF
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_prices import priced
 from edgeprune.pruning.feature_rules import feature_rules, named_groups, ruled_grid
@@ -112,6 +113,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     scripted = Scripted.of(request)
     told.stage("load")
     opened = _opened(request, plan, assume)
+    check_runs(opened.model)
     assumed += scripted.told_inputs(opened.model.info)
     with threads_set(opened.threads.training):
         figure = scripted.figure(request, opened.dense.frozen_module(), told, assume)
@@ -288,6 +290,8 @@ def _trainer(
         per_epoch = max(1, -(-len(data.train) // settings.batch_size))  # type: ignore[arg-type]
         epochs = min(60, max(2, round(_FINETUNE_STEPS / per_epoch)))
         assume(f"--finetune-epochs {epochs}")
+    if epochs and float_type(model.program) in HALF:
+        assume("finetuning on float32 copies of the weights, which are rounded after each step")
     settings = replace(settings, epochs=epochs, threads=opened.threads.training, best_from=_SETTLED)
     assert model.info.normalization is not None
     teacher = opened.dense.frozen_module() if request.distill or task.by_reference else None

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from edgeprune.errors import InputError
 from edgeprune.optim.checks import Range, check_options
+from edgeprune.optim.float32 import HALF
 from edgeprune.optim.groupers import Grouper, Groups, grouper
 
 Params = Iterable[Any]  # tensors, (name, tensor) pairs, or dicts of param groups, as torch.optim takes them
-_HALF = (torch.float16, torch.bfloat16)
-_FLOATS = (*_HALF, torch.float32, torch.float64)
+_FLOATS = (*HALF, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,8 +129,8 @@ class SparseOptimizer(torch.optim.Optimizer):
 
     def _job(self, group: dict[str, Any], name: str | None, param: Tensor) -> Job:
         work = param.detach()
-        if param.dtype in _HALF or not _dense(param):
-            work = param.detach().to(torch.float32 if param.dtype in _HALF else param.dtype).contiguous()
+        if param.dtype in HALF or not _dense(param):
+            work = param.detach().to(torch.float32 if param.dtype in HALF else param.dtype).contiguous()
             if work.data_ptr() == param.data_ptr():
                 work = work.clone()
         grad = param.grad

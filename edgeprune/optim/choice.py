@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import InputError
+from edgeprune.optim.float32 import HALF, AdamWInFloat32, SGDInFloat32
 from edgeprune.optim.prox_sgd import ProxSGD
 from edgeprune.optim.rda import RDA
 from edgeprune.optim.rmda import RMDA
@@ -41,6 +42,8 @@ OPTIMIZERS: Mapping[str, Choice] = {
     "rmda": Choice(RMDA, 0.5, 5e-4, sparse=True, fixed={}),
     "prox-sgd": Choice(ProxSGD, 5e-2, 5e-4, sparse=True, fixed={"momentum": _MOMENTUM}),
 }
+
+_IN_FLOAT32: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"adamw": AdamWInFloat32, "sgd": SGDInFloat32}
 
 
 def make(
@@ -91,7 +94,8 @@ def make(
         options.setdefault("steps", steps)
     if choice.sparse:
         return choice.build(trained, lr=lr, weight_decay=decay, **{**choice.fixed, **options})
-    return choice.build(_by_decay(trained, decay), lr=lr, **{**choice.fixed, **options})
+    build = _IN_FLOAT32[name] if any(param.dtype in HALF for _, param in trained) else choice.build
+    return build(_by_decay(trained, decay), lr=lr, **{**choice.fixed, **options})
 
 
 def _by_decay(named: list[tuple[str, Tensor]], decay: float) -> list[dict[str, Any]]:

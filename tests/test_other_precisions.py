@@ -1,0 +1,113 @@
+"""Networks of half and of double precision: trained on float32 copies, or refused before any work."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from typer.testing import CliRunner
+
+import edgeprune
+from edgeprune.cli.app import app
+from edgeprune.formats.save import save_checkpoint
+from edgeprune.optim import make
+from edgeprune.records import IDENTITY, ModelInfo
+
+N = 200
+
+
+def network(dtype: torch.dtype) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+    return nn.Sequential(*layers).to(dtype)
+
+
+def samples() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(N) % 2
+    return torch.randn(N, 1, 4, 4, generator=generator) + y[:, None, None, None], y
+
+
+def steps(module: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> float:
+    x, y = samples()
+    dtype = next(module.parameters()).dtype
+    for _ in range(count):
+        optimizer.zero_grad()
+        loss = cross_entropy(module(x.to(dtype)), y)
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_half_precision_trains_as_float32_does(name: str, dtype: torch.dtype) -> None:
+    half, full = network(dtype), network(torch.float32)
+    first = steps(half, make(name, half.named_parameters(), lr=1e-2), 30)
+    second = steps(full, make(name, full.named_parameters(), lr=1e-2), 30)
+    assert {param.dtype for param in half.parameters()} == {dtype}
+    assert first == pytest.approx(second, abs=0.03) and first < 0.45
+
+
+def test_steps_that_are_too_small_for_half_precision_add_up() -> None:
+    param = nn.Parameter(torch.ones(4, 4, dtype=torch.float16))
+    optimizer = make("sgd", [("weight", param)], lr=1e-5, weight_decay=0.0, momentum=0.0, nesterov=False)
+    for _ in range(100):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    assert param.grad.dtype == torch.float16 and param.detach().float().mean().item() == pytest.approx(0.999, abs=5e-4)
+
+
+def test_a_training_in_half_precision_goes_on_where_it_was_cut_off() -> None:
+    whole = network(torch.float16)
+    optimizer = make("adamw", whole.named_parameters())
+    steps(whole, optimizer, 4)
+    half, state = copy.deepcopy(whole), copy.deepcopy(optimizer.state_dict())
+    resumed = make("adamw", half.named_parameters())
+    resumed.load_state_dict(state)
+    assert {value.dtype for one in resumed.state.values() for value in one.values()} == {torch.float32}
+    steps(whole, optimizer, 4)
+    steps(half, resumed, 4)
+    assert all(torch.equal(*pair) for pair in zip(whole.parameters(), half.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("precisions")
+    x, y = samples()
+    np.savez(folder / "data.npz", x=x.numpy(), y=y.numpy())
+    for dtype in (torch.float16, torch.float64):
+        module = network(torch.float32)
+        steps(module, make("adamw", module.named_parameters(), lr=1e-2), 30)
+        program = edgeprune.capture(module.to(dtype).eval(), torch.randn(2, 1, 4, 4, dtype=dtype))
+        name = str(dtype).removeprefix("torch.")
+        save_checkpoint(folder / f"{name}.pt2", program, ModelInfo((1, 4, 4), normalization=IDENTITY))
+    return folder
+
+
+def compress(place: Path, name: str) -> tuple[int, str]:
+    given = ["--data", f"npz:{place / 'data.npz'}", "--keep-macs", "0.6", "--finetune-epochs", "2", "--align", "1"]
+    out = ["--out", str(place / name), "--threads", "1", "--max-drop", "50"]
+    found = CliRunner().invoke(app, ["compress", str(place / f"{name}.pt2"), *given, *out])
+    return found.exit_code, " ".join(found.output.split())
+
+
+def test_half_precision_is_compressed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeprune.measure.candidates._FINAL_SECONDS", (0.01,))
+    code, told = compress(place, "float16")
+    assert code == 0, told
+    assert "assumed finetuning on float32 copies of the weights" in told
+    record = json.loads((place / "float16" / "run.json").read_text())
+    assert record["slim"]["macs"] <= 0.6 * record["dense"]["macs"] and record["slim"]["val_accuracy"] > 0.7
+
+
+def test_double_precision_is_refused_before_any_work(place: Path) -> None:
+    code, told = compress(place, "float64")
+    assert code == 2 and "float64 is of float64; convert it with model.float()" in told and "onnxruntime" in told
+    assert "measure the dense network" not in told and "step 1" not in told
