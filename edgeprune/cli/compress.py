@@ -6,6 +6,7 @@ import typer
 
 from edgeprune.catalog import ENTRIES
 from edgeprune.cli import options as opt
+from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 from edgeprune.settings import ALLOCATIONS, MOST_FINETUNINGS
 
@@ -331,7 +332,8 @@ def compress(
             command=output.command,
         )
         with output.working() as progress:
-            from edgeprune import pipeline
+            with imported_for_good():
+                from edgeprune import pipeline
 
             folder, record = pipeline.compress(request, progress)
         output.show(record, lambda terminal: terminal.run(record, folder), folder=str(folder))

@@ -6,6 +6,7 @@ import typer
 
 from edgeprune.catalog import target
 from edgeprune.cli import options as opt
+from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 from edgeprune.errors import InputError
 
@@ -185,7 +186,8 @@ def export(
             trust_recorded=trust_recorded,
         )
         with output.working() as progress:
-            from edgeprune import pipeline
+            with imported_for_good():
+                from edgeprune import pipeline
 
             record = pipeline.export(request, progress)
         output.show(record, lambda terminal: terminal.export(record))

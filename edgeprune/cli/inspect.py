@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeprune.cli import options as opt
+from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def inspect(
             inputs=opt.parse_inputs(input_),
         )
         with output.working() as progress:
-            from edgeprune import pipeline
+            with imported_for_good():
+                from edgeprune import pipeline
 
             record = pipeline.inspect(request, progress)
         output.show(record, lambda terminal: terminal.inspect(record))

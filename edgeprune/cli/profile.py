@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from edgeprune.cli import options as opt
+from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 
 
@@ -78,7 +79,8 @@ def profile(
             ignore_keys=ignore_keys,
         )
         with output.working() as progress:
-            from edgeprune import pipeline
+            with imported_for_good():
+                from edgeprune import pipeline
 
             record = pipeline.profile(request, progress)
         output.show(record, lambda terminal: terminal.profile(record))

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from edgeprune.cli import options as opt
+from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 
 
@@ -99,7 +100,8 @@ def validate(
     )
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:
-            from edgeprune import pipeline
+            with imported_for_good():
+                from edgeprune import pipeline
 
             record = pipeline.validate(request, progress)
         output.show(record, lambda terminal: terminal.validate(record))
