@@ -51,6 +51,8 @@ SAID_BY = {
     "units.py": {"compress"},
     "commands/outcome.py": {"compress"},
     "pruning/feature_rules.py": {"compress"},
+    "pruning/feature_prices.py": {"compress", "train"},
+    "training/channels.py": {"train"},
     "importance/criteria.py": {"compress", "train"},
     "commands/export.py": {"export"},
     "report/terminal.py --data": {"export"},

@@ -13,12 +13,13 @@ from edgeprune.commands.runfolder import write_network, write_record
 from edgeprune.files import staged_folder
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import ModelInfo
+from edgeprune.records import DataSource, ModelInfo
 from edgeprune.requests import CompressRequest
 from edgeprune.results import RunRecord
 from edgeprune.search.candidate import Candidate, Found
 from edgeprune.search.crop import find_crop
 from edgeprune.search.pareto import chosen
+from edgeprune.search.windows import first_windows, unneeded_patches, unread
 from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification
 from edgeprune.training import threads_set
@@ -63,19 +64,22 @@ def _write(folder: Path, candidate: Candidate, info: ModelInfo) -> None:
 
 
 def _advice(job: Job, found: Found, told: Progress) -> tuple[str, ...]:
-    """What could be done beside: how images can be cropped whose pixels cannot go one by one."""
-    normalization = job.model.info.normalization
-    if (
-        not isinstance(job.task, Classification)
-        or not job.budgets.prune_features
-        or len(job.model.info.input_shape) != 3
-    ):
+    """What could be done beside: what of images can be left out whose pixels cannot go one by one."""
+    is_image = job.budgets.prune_features and len(job.model.info.input_shape) == 3
+    by_pixel = None in {grid.dim for grid in feature_grids(found.graph.analysis).values()}
+    if by_pixel or not is_image or not isinstance(job.task, Classification):
         return ()
-    dims = {grid.dim for grid in feature_grids(found.graph.analysis).values()}
-    if None in dims:
-        return ()
-    told.stage("look for a border that never matters")
+    told.stage("look for what of the images never matters")
     assert job.data is not None
-    assert normalization is not None
-    crop = find_crop(found.dense.program.frozen_module(), job.data, normalization)
-    return () if crop is None else (str(crop),)
+    return _of_images(found.dense, job.data, job.model.info)
+
+
+def _of_images(dense: Candidate, data: DataSource, info: ModelInfo) -> tuple[str, ...]:
+    """The border, the rows and columns, and the patches that never matter, where there are any."""
+    assert info.normalization is not None
+    module = dense.program.frozen_module()
+    crop, windows = find_crop(module, data, info.normalization), first_windows(module)
+    texts = [None if crop is None else str(crop)]
+    if windows is not None:
+        texts += [unread(windows), unneeded_patches(module, windows, data, info.normalization)]
+    return tuple(text for text in texts if text is not None)

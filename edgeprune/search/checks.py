@@ -59,7 +59,7 @@ def _check_features(cutter: Cutter, budgets: Budgets) -> None:
         raise InputError(
             "--input-features: the network has no input feature that can be removed (a convolution shares its "
             "weights over all positions, so that single pixels cannot go); use --input-features off, or auto, "
-            "which tells what border of the images never matters"
+            "which tells what border, rows or patches of the images never matter"
         )
     least, _ = cutter.least_features
     if wanted is None or not least <= wanted <= available:

@@ -30,6 +30,13 @@ class Crop:
     left: int = 0
     right: int = 0
 
+    @property
+    def inside(self) -> Tensor:
+        """Bool `(height, width)`: what is left."""
+        left = torch.zeros(self.height, self.width, dtype=torch.bool)
+        left[self.top : self.height - self.bottom, self.left : self.width - self.right] = True
+        return left
+
     def __str__(self) -> str:
         rows, columns = self.height - self.top - self.bottom, self.width - self.left - self.right
         sides = ", ".join(f"{getattr(self, side)} at the {side}" for side in _SIDES if getattr(self, side))
@@ -52,17 +59,17 @@ def find_crop(module: nn.Module, data: DataSource, normalization: Normalization)
         module: takes normalised images `(batch, channels, height, width)`, gives logits `(batch, n_classes)`.
         normalization: of the inputs.
     """
-    images = _images(data, normalization).to(float_type(module))
+    images = sample_images(data, normalization).to(float_type(module))
     mean, (height, width) = images.mean(0), images.shape[-2:]
     with torch.no_grad(), in_eval(module):
-        expected = _predictions(module, images, mean, None)
         best = Crop(height, width, len(images))
+        expected = predictions(module, images, mean, best.inside)
         for side in _SIDES:
             least, most = 0, (height if side in ("top", "bottom") else width) // 2
             while least < most:
                 middle = (least + most + 1) // 2
                 tried = replace(best, **{side: middle})
-                if torch.equal(_predictions(module, images, mean, tried), expected):
+                if torch.equal(predictions(module, images, mean, tried.inside), expected):
                     least = middle
                 else:
                     most = middle - 1
@@ -70,7 +77,7 @@ def find_crop(module: nn.Module, data: DataSource, normalization: Normalization)
     return best if any(getattr(best, side) for side in _SIDES) else None
 
 
-def _images(data: DataSource, normalization: Normalization) -> Tensor:
+def sample_images(data: DataSource, normalization: Normalization) -> Tensor:
     """Normalised validation images, evenly spaced over the split, as many as fit."""
     n_all = len(data.val)  # type: ignore[arg-type]
     size = torch.Size(data.input_shape).numel()
@@ -79,11 +86,7 @@ def _images(data: DataSource, normalization: Normalization) -> Tensor:
     return torch.cat([normalize(one_tensor(x, "crop"), normalization) for x, _ in read(data.val, index.split(_BATCH))])
 
 
-def _predictions(module: nn.Module, images: Tensor, mean: Tensor, crop: Crop | None) -> Tensor:
-    """Classes `(n_images,)` where the border is the mean image's."""
-    inside = torch.ones(images.shape[-2:], dtype=torch.bool)
-    if crop is not None:
-        inside[:] = False
-        inside[crop.top : crop.height - crop.bottom, crop.left : crop.width - crop.right] = True
+def predictions(module: nn.Module, images: Tensor, mean: Tensor, inside: Tensor) -> Tensor:
+    """Classes `(n_images,)` where what is not inside, bool `(height, width)`, is the mean image's."""
     parts = (torch.where(inside, x, mean) for x in images.split(_BATCH))
     return torch.cat([module(x).argmax(dim=1) for x in parts])
