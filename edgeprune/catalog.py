@@ -153,7 +153,7 @@ _METHODS = (
 )  # fmt: skip
 _TRANSFORMS = (
     Entry(
-        "transform", "pcn", "linear layers that first project on their inputs' principal components",
+        "transform", "pcn", "layers, convolutions too, that first project on their inputs' principal components",
         "Waleffe and Rekatsinas, arXiv 2006.13347", "low rank",
     ),
 )  # fmt: skip

@@ -1,9 +1,10 @@
-"""The versions of everything that a result depends on."""
+"""What a result depends on: the versions of everything, and the processor."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+from pathlib import Path
 
 from edgeprune import __version__
 
@@ -19,3 +20,13 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    found = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return found or platform.processor() or platform.machine()

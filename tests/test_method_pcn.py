@@ -92,8 +92,14 @@ def test_it_leaves_the_mode_and_the_hooks_alone(module: nn.Module, batches: list
     [
         ({"keep_variance": 0.0}, r"keep_variance: expected a share in \(0, 1\], got 0.0"),
         ({"keep_variance": float("nan")}, r"keep_variance: expected a share in \(0, 1\], got nan"),
-        ({"layers": ["0.2"]}, "layer '0.2': expected a linear layer of Sequential, got a ReLU"),
-        ({"layers": ["fc"]}, "layer 'fc': expected a linear layer of Sequential, got none of that name"),
+        (
+            {"layers": ["0.2"]},
+            "layer '0.2': expected a linear layer or a convolution of one group of Sequential, got a ReLU",
+        ),
+        (
+            {"layers": ["fc"]},
+            "layer 'fc': expected a linear layer or a convolution of one group of Sequential, got none of that name",
+        ),
         ({"batches": []}, "expected at least one batch of real inputs, got none"),
     ],
 )
@@ -115,3 +121,67 @@ def test_a_layer_that_is_not_run_is_refused(batches: list[Tensor]) -> None:
 
     with pytest.raises(InputError, match="layer 'spare': expected a layer that the network runs"):
         principal_components(Half(), batches, layers=["spare"])
+
+
+# -- convolutions ------------------------------------------------------------------------------------------------------
+
+
+class Convolutions(nn.Module):
+    """Two of one group, strided and padded, one of two groups and a 1-D one; channels that come of few."""
+
+    def __init__(self, padding: int | str = 1, mode: str = "zeros") -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(4, 24, 1)
+        self.first = nn.Conv2d(24, 16, 3, padding=padding, padding_mode=mode)
+        self.halved = nn.Conv2d(16, 16, 3, stride=2, padding=1, bias=False)
+        self.grouped = nn.Conv2d(16, 8, 3, groups=2)
+        self.line = nn.Conv1d(8, 6, 3, padding=1, dilation=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.halved(torch.relu(self.first(self.mix(x)))))
+        return self.line(self.grouped(x).flatten(2))
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Tensor]:
+    torch.manual_seed(2)
+    return [2 + torch.randn(8, 4, 12, 12) for _ in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["module", "program"])
+@pytest.mark.parametrize("padding", [0, 1, "same"])
+def test_a_convolution_with_all_components_is_the_same(images: list[Tensor], kind: str, padding: int | str) -> None:
+    torch.manual_seed(0)
+    net = Convolutions(padding).eval()
+    network = net if kind == "module" else edgeprune.capture(net, images[0][:2])
+    same, report = principal_components(network, images, 1.0, layers=["first", "halved", "line"])
+    assert [(row.layer, row.n_inputs, row.n_components) for row in report] == [
+        ("first", 24, 24),
+        ("halved", 16, 16),
+        ("line", 8, 8),
+    ]
+    torch.testing.assert_close(same(images[0]), net(images[0]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_channels_that_come_of_few_lose_nothing_at_the_border_either(images: list[Tensor], mode: str) -> None:
+    """24 channels are four mixed ones and a bias: four components and, where zeros come in, the mean make them up."""
+    torch.manual_seed(0)
+    net = Convolutions(1, mode).eval()
+    small, (row,) = principal_components(net, images, 0.999999, layers=["first"])
+    assert row.n_components == (5 if mode == "zeros" else 4)
+    pair = small.get_submodule("first")
+    assert [tuple(layer.weight.shape) for layer in pair] == [(row.n_components, 24, 1, 1), (16, row.n_components, 3, 3)]
+    torch.testing.assert_close(small(images[1]), net(images[1]), rtol=1e-3, atol=1e-4)
+
+
+def test_only_convolutions_that_become_smaller_are_taken(images: list[Tensor]) -> None:
+    """Not the one of two groups, nor one whose projection before a stride costs more than it saves."""
+    torch.manual_seed(0)
+    net = Convolutions().eval()
+    small, report = principal_components(net, images, 0.999999)
+    assert [row.layer for row in report] == ["first"] and parameters(small) < parameters(net)
+    program = edgeprune.capture(small, images[0][:2])
+    torch.testing.assert_close(program.module()(images[0][:2]), small(images[0][:2]), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="layer 'grouped': expected .*, got a Conv2d of 2 groups"):
+        principal_components(net, images, layers=["grouped"])

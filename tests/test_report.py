@@ -193,7 +193,9 @@ def test_a_median_that_hides_slow_runs_is_no_tick(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("drop", "interval", "said"),
     [
-        (-0.28, (-1.49, 0.94), "test accuracy +0.28 points, no significant change (95 % interval −0.94 to +1.49)"),
+        (-0.28, (-1.49, 0.94), "the same test accuracy but for about one sample (+0.28 points), no change."),
+        (0.28, (0.1, 0.5), "the same test accuracy but for about one sample (−0.28 points), no change."),
+        (-0.56, (-1.69, 0.57), "test accuracy +0.56 points, no significant change (95 % interval −0.57 to +1.69)"),
         (0.5, (-0.4, 1.4), "test accuracy −0.50 points, no significant change (95 % interval −1.40 to +0.40)"),
         (0.0, (-0.5, 0.5), "the same test accuracy, no significant change (95 % interval −0.50 to +0.50)"),
         (1.5, (0.3, 2.7), "1.50 points of test accuracy lost."),
@@ -208,7 +210,7 @@ def test_accuracy_is_lost_or_gained_where_that_is_no_chance(
     run = replace(run, accuracy=replace(run.accuracy, drop_points=drop, drop_interval=interval))
     text = Page(render(run)).text
     assert said in text
-    assert ("lost" in text or "gained" in text) == (interval[0] > 0 or interval[1] < 0)
+    assert ("lost" in text or "gained" in text) == (abs(drop) > 0.3 and (interval[0] > 0 or interval[1] < 0))
 
 
 def test_percents_end_at_a_hundred(make_run: MakeRun) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from edgeprune.data import open_data
 from edgeprune.errors import InputError
 from edgeprune.progress import Silent
+from edgeprune.versions import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ("--quick", "--seeds", 1)
@@ -81,6 +82,7 @@ def test_runs_give_a_document_and_a_chart(quick: tuple[Path, subprocess.Complete
     assert 0 < rows["dense"]["figures"]["test_accuracy"]["mean"] < 1
     assert rows["random"]["figures"]["params_share"]["mean"] == pytest.approx(42_634 / 50_826, abs=1e-6)
     assert rows["induced"]["runs"] == []
+    assert [one["cpu"] for one in document["machines"]] == [processor()] and document["test_samples"] == 256
     assert str(ROOT) not in json.dumps(document)
     assert (folder / "results" / "induced-digits.png").read_bytes().startswith(PNG)
 
@@ -115,7 +117,7 @@ def test_resume_leaves_out_what_is_done(quick: tuple[Path, Any], tmp_path: Path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "experiment: expected one of induced-digits, induced-features, xrda-lenet, "),
+        (["nothing"], "experiment: expected one of induced-digits, induced-features, methods-mnist, xrda-lenet, "),
         (["xrda-lenet", "--only", "nobody"], "xrda-lenet: --only: expected a part of dense, xrda, "),
         (["xrda-lenet", "--only", "["], "--only: expected a regular expression, got '['"),
         (["xrda-lenet", "--seeds", 0], "--seeds: expected at least 1, got 0"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from edgeprune.errors import InputError
 from edgeprune.export.probes import Probe, probes_of, reference_probes
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress
+from edgeprune.versions import processor
 
 _FATAL_ONLY = 4
 _OTHER_LAYERS = np.ones(2**20, dtype=np.float32)  # 4 MiB: more than the caches next to a core hold
@@ -79,12 +79,12 @@ def _key(probe: Probe) -> tuple[str, int, int]:
 
 def this_device(timing: Timing) -> Device:
     """This machine and its runtime, with nothing measured yet."""
-    return Device(f"onnxruntime {onnxruntime.__version__}", _cpu(), timing.threads, timing.batch, ())
+    return Device(f"onnxruntime {onnxruntime.__version__}", processor(), timing.threads, timing.batch, ())
 
 
 def is_here(device: Device) -> bool:
     """Whether a profile is of this machine and its runtime."""
-    return (device.runtime, device.cpu) == (f"onnxruntime {onnxruntime.__version__}", _cpu())
+    return (device.runtime, device.cpu) == (f"onnxruntime {onnxruntime.__version__}", processor())
 
 
 def cache_file(device: Device) -> Path:
@@ -167,13 +167,3 @@ class _Timer:
                 times.setdefault(event["name"], []).append(event["dur"])
         runs = np.sum([durations[warmup:] for durations in times.values()], axis=0)
         return max(float(np.min(runs)), 0.5) / 1e3  # the profiler counts whole microseconds
-
-
-def _cpu() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    found = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return found or platform.processor() or platform.machine()

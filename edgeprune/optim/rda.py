@@ -44,9 +44,10 @@ class RDA(PenalisedOptimizer):
     The 2020 paper's abstract says that convolutional networks need "proper initialization and adaptivity"; its full
     text was not at hand, so that how it does both may differ from what is done here.
 
-    With `restarts` it is iRDA, iterative RDA (by the same authors): `steps` fall into `restarts` + 1 rounds of equal
-    length. When a round ends, what is zero stays zero, and the method starts anew from the weights that are left; the
-    last round has no penalty, so that they lose the bias of those before (this too is edgeprune's).
+    With `restarts` it is iRDA, iterative RDA (OpenReview HJMXus0ct7, of which the abstract was at hand): `steps` fall
+    into `restarts` + 1 rounds of equal length. When a round ends, what is zero stays zero, and the method starts anew
+    from the weights that are left; the last round has no penalty, so that they lose the bias of those before (this too
+    is edgeprune's).
 
     Args:
         params: as torch.optim takes them; named ones for groupers that need names.

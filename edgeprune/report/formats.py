@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeprune.results import LatencyComparison, RunRecord, StepRecord
 
 NONE = "–"
+_COUNTED = ("accuracy", "agreement")  # a sample more or less is 1 / n
 _SLOW_TAIL = 1.25
 
 
@@ -48,6 +49,19 @@ def interval(metric: Metric, found: tuple[float, float] | None) -> str:
 def change(metric: Metric, drop: float) -> str:
     """What became of a value that dropped by so much, e.g. "−0.28 points", "+3.1 mmol" of an error."""
     return f"{_signed(metric, drop)} {metric.unit}".rstrip()
+
+
+def measured_change(found: MetricComparison) -> str:
+    """What became of the test split's metric; where that is about one sample, "no change (+0.28)"."""
+    if _is_one_sample(found):
+        return f"no change ({_signed(found.metric, found.drop)})"
+    return change(found.metric, found.drop)
+
+
+def _is_one_sample(found: MetricComparison) -> bool:
+    """Whether about one more, or one fewer, of the test samples is right."""
+    counts = found.metric.unit == POINTS and found.metric.name in _COUNTED
+    return counts and 0 < abs(found.drop) * found.n_samples < 1.5 * found.metric.scale
 
 
 def change_interval(metric: Metric, drop: tuple[float, float] | None) -> str:
@@ -175,9 +189,11 @@ def _slow_tail(latency: LatencyComparison) -> bool:
 def quality_change(found: MetricComparison) -> str:
     """What became of the test split's metric, e.g. "0.84 points of test accuracy lost", "test MAE 2.1 mmol higher".
 
-    A change that may be chance is called none.
+    A change that may be chance is called none, and one of about one sample too.
     """
     metric, told = found.metric, change(found.metric, found.drop)
+    if _is_one_sample(found):
+        return f"the same test {metric.name} but for about one sample ({told}), no change"
     if found.drop_interval is None or found.drop_interval[0] <= 0 <= found.drop_interval[1]:
         same = _signed(metric, found.drop) in ("0", "0.00")
         told = f"the same test {metric.name}" if same else f"test {metric.name} {told}"

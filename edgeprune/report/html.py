@@ -114,7 +114,7 @@ def _qualities(run: RunRecord) -> list[_Figure]:
                 f"Test {metric.name}",
                 fmt.value(metric, found.dense),
                 fmt.value(metric, found.slim),
-                fmt.change(metric, found.drop),
+                fmt.measured_change(found),
                 note=_tested(found),
                 dense_note=fmt.interval(metric, found.dense_interval),
                 slim_note=fmt.interval(metric, found.slim_interval),

@@ -346,7 +346,7 @@ def _quality_rows(table: Table, record: RunRecord) -> None:
 
 def _test_rows(table: Table, found: MetricComparison) -> None:
     metric = found.metric
-    change = fmt.change(metric, found.drop)
+    change = fmt.measured_change(found)
     table.add_row(f"test {metric.name}", fmt.value(metric, found.dense), fmt.value(metric, found.slim), change)
     intervals = (fmt.interval(metric, found.dense_interval), fmt.interval(metric, found.slim_interval))
     table.add_row("  95 % interval", *intervals, fmt.change_interval(metric, found.drop_interval), style="dim")

@@ -53,6 +53,7 @@ def in_short(record: Record) -> str:
 def write_documents(records: Iterable[Record], folder: Path) -> None:
     """Write results/coverage.json and COVERAGE.md below `folder` from the last record of each network."""
     from edgeprune.versions import versions
+    from measure.machine import machine
     from measure.networks import quantized_networks
 
     done = sorted(latest(records).values(), key=lambda r: (r["source"], r["family"], r["name"]))
@@ -60,6 +61,7 @@ def write_documents(records: Iterable[Record], folder: Path) -> None:
     document = {
         "summary": {"all": totals(done), **{source: totals(mine) for source, mine in by_source(done).items()}},
         "quantized_left_out": quantized_networks(),
+        "machine": machine(),
         "versions": found,
         "networks": [{key: value for key, value in r.items() if key not in _OURS} for r in done],
     }

@@ -55,6 +55,7 @@ class Campaign:
         started = time.perf_counter()
         try:
             record = record_of(run, follow(place), time.perf_counter() - started)
+            record["test_samples"] = len(place.data.test)  # type: ignore[arg-type]
         except EdgepruneError as error:
             record = failure_of(run, str(error), time.perf_counter() - started)
         append(self.lines, record)

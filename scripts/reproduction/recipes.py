@@ -17,6 +17,7 @@ from edgeprune.data import batches, normalize
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.single import capture_single
+from edgeprune.methods.pcn import principal_components
 
 from .experiments import Run
 from .inputs import informative_features, n_features, only, random_features, units_sparsity
@@ -55,6 +56,15 @@ def one_shot(place: Place, sparsity: float) -> Figures:
     with zeros_held(module):
         place.fit(module, replace(settings, epochs=max(1, settings.epochs - first)), stage="finetune")
     return {**place.accuracies(module), **_sizes(module, module)}
+
+
+def principal(place: Place, keep_variance: float) -> Figures:
+    """A dense training, then layers on the principal components that hold this share of their inputs' variance."""
+    module = place.build()
+    place.fit(module, place.settings())
+    inputs = (x for x, _ in _score_batches(place))
+    small, _ = principal_components(module, inputs, keep_variance)
+    return {**place.accuracies(small), **_sizes(small, module)}
 
 
 def chosen_inputs(place: Place, by: str) -> Figures:
@@ -117,6 +127,7 @@ def fewer_weights(place: Place, keep_params: float, structure: str = "element") 
 RECIPES: Mapping[str, Callable[..., Figures]] = {
     "train": train,
     "one-shot": one_shot,
+    "principal": principal,
     "chosen-inputs": chosen_inputs,
     "induced": induced,
     "fewer-weights": fewer_weights,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import InputError
+from measure.machine import machine
 
 from .experiments import Contender, Experiment, Run
 
@@ -21,7 +22,13 @@ _FIELDS |= {"threads", "device", "versions"}
 
 def record_of(run: Run, figures: Mapping[str, float], seconds: float) -> Record:
     """The line of a run that came to its end."""
-    return {**_whose(run), "status": DONE, "figures": _rounded(figures), _SECONDS: round(seconds, 1)}
+    return {
+        **_whose(run),
+        "machine": machine(),
+        "status": DONE,
+        "figures": _rounded(figures),
+        _SECONDS: round(seconds, 1),
+    }
 
 
 def failure_of(run: Run, reason: str, seconds: float) -> Record:
@@ -95,13 +102,14 @@ def done(records: Iterable[Record]) -> dict[str, Record]:
 # -- the document -----------------------------------------------------------------------------------------------------
 
 
-def document(experiment: Experiment, records: Iterable[Record], quick: bool, machine: Record) -> Record:
+def document(experiment: Experiment, records: Iterable[Record], quick: bool, how: Record) -> Record:
     """What docs/results/NAME.json holds: for each contender and point the figures over its seeds, and every run."""
     known = done(records)
     rows = [
         _row(contender, at, [known[run.digest] for run in runs if run.digest in known])
         for contender, at, runs in _cells(experiment, quick)
     ]
+    used = [known[run.digest] for run in experiment.runs(quick) if run.digest in known]
     return {
         "experiment": experiment.name,
         "title": experiment.title,
@@ -112,8 +120,16 @@ def document(experiment: Experiment, records: Iterable[Record], quick: bool, mac
         "quick": quick,
         "settings": {"all": experiment.train, **{own.label: {**own.train, **own.how} for own in experiment.contenders}},
         "contenders": rows,
-        **machine,
+        "machines": _machines(used),
+        "test_samples": max((record.get("test_samples", 0) for record in used), default=0),
+        **how,
     }
+
+
+def _machines(records: Iterable[Record]) -> list[Record]:
+    """Those that the runs were made on, each once; none where that was not written down."""
+    told = {json.dumps(record["machine"], sort_keys=True) for record in records if "machine" in record}
+    return [json.loads(one) for one in sorted(told)]
 
 
 def _cells(experiment: Experiment, quick: bool) -> Iterator[tuple[Contender, int | None, list[Run]]]:
