@@ -24,6 +24,7 @@ SAID_BY = {
     "commands/preparing.py": {"compress"},
     "commands/scripted.py": {"compress"},
     "search/ownscript.py": {"compress"},
+    "search/step.py": {"compress"},
     "commands/resolve.py --data": {"compress", "export"},
     "commands/resolve.py --task": {"compress", "export"},
     "measure/chance.py": {"compress", "export"},

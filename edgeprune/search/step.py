@@ -183,7 +183,7 @@ class Step:
             return trained
         what = "finetuning" if self.trains else "estimating batch norm's statistics again"
         change = f"from {self.metric.shown(before.value)} to {self.metric.shown(trained.val.value)}"
-        advice = "; a lower --lr may help" if self.trains else ""
+        advice = "; more data, or more --finetune-epochs, may help" if self.trains else ""
         self.progress.say(f"{what} took the {self.metric.name} {change}: the weights of before are kept{advice}")
         return replace(candidate, val=before)
 
