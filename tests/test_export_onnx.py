@@ -25,13 +25,19 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.contracts import write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.onnxfile import samples_of_file
-from edgeprune.export.parity import check_parity, error_on, samples_of
+from edgeprune.export.parity import Sample, check_parity, error_on, samples_of
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import input_specs
 from edgeprune.pruning.planner import plan
 from edgeprune.pruning.surgery import cut
 from edgeprune.records import ModelInfo
+from edgeprune.tasks.classification import CLASSIFICATION
+from edgeprune.tasks.match import Match
+from edgeprune.tasks.multilabel import Multilabel
+from edgeprune.tasks.regression import Regression
+from edgeprune.tasks.segmentation import Segmentation
+from edgeprune.tasks.task import Task
 
 
 class Residual(nn.Module):
@@ -414,17 +420,56 @@ def test_input_specs() -> None:
         ([[1.0, 2.0]], [[1.0, float("nan")]], "largest error"),
         ([[1.0, 20000.0]], [[0.5, 20000.5]], None),  # 5e-1 is 2.5e-5 of the largest logit
         ([[1.0, float("-inf")]], [[1.0, float("-inf")]], None),
-        ([[1.0, 1.00015]], [[1.00009, 1.00006]], "best class changed"),
+        ([[1.0, 1.00015]], [[1.00009, 1.00006]], "1 answers of the task classification changed that were clear"),
         ([[1.0, 1.00001]], [[1.00001, 1.0]], None),  # too close to call
         ([[1.0, 2.0]], [[1.0]], "output shape"),
     ],
 )
 def test_parity_rule(want: list[list[float]], got: list[list[float]], error: str | None) -> None:
     if error is None:
-        assert check_parity(np.array(want), np.array(got), "ONNX") >= 0
+        assert check_parity(np.array(want), np.array(got), "ONNX", task=CLASSIFICATION) >= 0
     else:
         with pytest.raises(ParityError, match=error):
-            check_parity(np.array(want), np.array(got), "ONNX")
+            check_parity(np.array(want), np.array(got), "ONNX", task=CLASSIFICATION)
+
+
+CLOSE = np.array([[1.0, 1.00015], [0.9, 0.2]])
+OTHER = np.array([[1.00009, 1.00006], [0.9, 0.2]])
+PIXELS, OTHERS = (np.stack([scores, np.zeros_like(scores)], axis=2)[..., None] for scores in (CLOSE, OTHER))
+LOGITS = np.array([[1.5e-4, -0.5], [5e-5, -0.5]])  # the first label is clear of one sample alone
+
+
+@pytest.mark.parametrize(
+    ("task", "want", "got", "changed"),
+    [
+        (CLASSIFICATION, CLOSE, OTHER, 1),
+        (None, CLOSE, OTHER, 0),
+        (Regression(), CLOSE, OTHER, 0),
+        (Match(), CLOSE, OTHER, 0),
+        (Multilabel(), CLOSE, OTHER, 0),
+        (Multilabel(), LOGITS, LOGITS - [[2e-4, 0.0], [2e-4, 0.0]], 1),
+        (Segmentation(), CLOSE, OTHER, 0),
+        (Segmentation(), PIXELS, OTHERS, 1),
+        (Segmentation(), PIXELS[:, 1:] - 1, OTHERS[:, 1:] - 1, 0),  # one logit: both say class 1 or 0
+        (Segmentation(), np.full((1, 1, 1, 2), 1.5e-4), np.full((1, 1, 1, 2), -5e-5), 2),
+    ],
+)
+def test_what_decides_is_the_task_s_to_say(task: Task | None, want: np.ndarray, got: np.ndarray, changed: int) -> None:
+    """Two columns of numbers are no classes: which of them is larger changes by rounding, and means nothing."""
+    assert (0 if task is None else task.n_changed(want, got, 1e-4)) == changed
+    if abs(want - got).max() <= 1e-4 * max(1.0, abs(want).max()):
+        if changed:
+            with pytest.raises(ParityError, match=f"{changed} answers of the task"):
+                check_parity(want, got, "ONNX", task=task)
+        else:
+            assert check_parity(want, got, "ONNX", task=task) <= 1e-3
+
+
+def test_a_user_s_task_and_several_outputs_are_held_to_the_error_alone() -> None:
+    sample = Sample((), (CLOSE, CLOSE), task=CLASSIFICATION)
+    assert error_on(sample, (OTHER, OTHER), "two") <= 1e-4
+    with pytest.raises(ParityError, match="that were clear"):
+        error_on(replace(sample, outputs=(CLOSE,)), (OTHER,), "one")
 
 
 # -- whole numbers, half precision, choices ---------------------------------------------------------------------------

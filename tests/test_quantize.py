@@ -26,7 +26,7 @@ from edgeprune.export.quantize import MIN_SNR_DB, QuantizedFile, write_int8
 from edgeprune.export.quanttools import has_vnni, needs_reduced_range
 from edgeprune.formats.load import load
 from edgeprune.graph.capture import capture
-from edgeprune.records import DataSource, LeftOut
+from edgeprune.records import DataSource, LeftOut, Metric
 
 MODELS = Path(__file__).parent.parent / "models"
 Accuracy = Callable[[Path], float]
@@ -210,6 +210,15 @@ def test_network_without_classes_is_judged_by_its_noise(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("exact_int8")
+def test_columns_of_numbers_are_no_classes(tmp_path: Path) -> None:
+    source = linear_chain(tmp_path / "float.onnx", normals(8, 6), normals(3, 8))
+    error = Metric("MAE", "mm", 1.0, higher_is_better=False)
+    file = write_int8(source, tmp_path / "int8.onnx", normals(40, 6), metric=error, reduce_range=False)
+    assert (file.drop, file.agreement) == (None, None) and file.within_budget == (file.snr_db >= MIN_SNR_DB)
+    scores = write_int8(source, tmp_path / "scores.onnx", normals(40, 6), max_drop=100, reduce_range=False)
+    assert scores.agreement is not None and scores.drop == 100 * (1 - scores.agreement)
+
+
 def test_size_that_is_free_stays_free(tmp_path: Path) -> None:
     source = convolution(tmp_path / "float.onnx", ("height", "width"))
     out = tmp_path / "int8.onnx"

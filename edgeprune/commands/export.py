@@ -208,7 +208,7 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     material = replace(material, real=_real(material))
     samples = material.samples(request.batch or 1)
     if request.batch is not None:
-        files = _with_fixed_batch(files, variants, request.batch)
+        files = _with_fixed_batch(files, variants, request.batch, material.answering)
     for target in asked.fixed:
         files += target.write(material, told)
     mobile = tuple(check.words for check in check_mobile(material.network)) if request.mobile else ()
@@ -227,7 +227,7 @@ def _contracts(request: ExportRequest, material: Material, told: Progress) -> tu
         material.model.program, material.info, material.folder, name=material.name, raw_inputs=raw,
         opset=request.opset, simplify=request.simplify, preprocess=request.preprocess,
         byte_scale=None if material.data is None else material.data.byte_scale,
-        inputs=() if material.data is None else material.data.inputs,
+        inputs=() if material.data is None else material.data.inputs, task=material.answering,
     )  # fmt: skip
     return files, 0 if raw is None else n_rows(raw)
 
@@ -238,22 +238,24 @@ def _real(material: Material) -> Inputs | None:
     return None if raw is None else material.inputs(raw)
 
 
-def _with_fixed_batch(files: Sequence[ExportedFile], variants: VariantTable | None, batch: int) -> list[ExportedFile]:
+def _with_fixed_batch(
+    files: Sequence[ExportedFile], variants: VariantTable | None, batch: int, task: Task | None
+) -> list[ExportedFile]:
     """The files with their batch fixed; the float one of the variants is among them."""
-    fixed = [_fixed(file, batch) for file in files]
+    fixed = [_fixed(file, batch, task) for file in files]
     for one in variants.variants[1:] if variants else ():
-        write_fixed_batch(Path(one.path), Path(one.path), batch)
+        write_fixed_batch(Path(one.path), Path(one.path), batch, task=task)
     return fixed
 
 
-def _fixed(file: ExportedFile, batch: int) -> ExportedFile:
+def _fixed(file: ExportedFile, batch: int, task: Task | None) -> ExportedFile:
     """A file with its batch fixed; features.json comes last, and says so of those before it."""
     path = Path(file.path)
     if path.name == FEATURES_FILE:
         return restate(path.parent)
     if path.suffix != ".onnx":
         return file
-    return replace(write_fixed_batch(path, path, batch), parity=file.parity)
+    return replace(write_fixed_batch(path, path, batch, task=task), parity=file.parity)
 
 
 # -- figures -------------------------------------------------------------------------------------------------------

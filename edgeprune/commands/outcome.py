@@ -124,7 +124,7 @@ def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int,
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         dense, slim = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
         exports = [
-            export_onnx(program, path, inputs=inputs)
+            export_onnx(program, path, inputs=inputs, task=job.task)
             for program, path in zip((job.model.program, best.program), (dense, slim), strict=True)
         ]
         limit, threads = job.budgets.max_latency, job.threads.runtime

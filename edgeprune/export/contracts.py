@@ -53,6 +53,7 @@ from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
 from edgeprune.records import InputFeatures, InputInfo, ModelInfo
 from edgeprune.results import ExportedFile
+from edgeprune.tasks.task import Task
 
 _FIXED_NAMES = (FULL, PREPROCESS, FEATURES_FILE)
 _CHUNK = 256
@@ -70,6 +71,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     preprocess: Literal["apart", "fold"] = "apart",
     byte_scale: float | None = None,
     inputs: Sequence[InputInfo] = (),
+    task: Task | None = None,
 ) -> list[ExportedFile]:
     """Export every contract of `program` into `folder`, after checking that all agree in onnxruntime.
 
@@ -87,6 +89,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
         byte_scale: what a byte is multiplied by to be a raw input, e.g. 1/255: what is folded takes uint8 then, else
             raw floats. "apart" says it in features.json.
         inputs: what the data say of inputs by name, their byte scales among it.
+        task: what the outputs are for, see `export_onnx`.
 
     Raises:
         InputError: the program, the inputs or the normalisation do not fit each other, or there are such files.
@@ -98,7 +101,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     target = Path(folder)
     earlier = check_contracts(target, name, force)
     with staged_files(target, earlier) as staged:
-        writing = Writing(staged, info, name, opset, simplify, preprocess == "fold", byte_scale, tuple(inputs))
+        writing = Writing(staged, info, name, opset, simplify, preprocess == "fold", byte_scale, tuple(inputs), task)
         files = _write_all(writing, program, raw_inputs)
     return [ExportedFile(str(target / Path(file.path).name), file.size_bytes, file.parity) for file in files]
 
@@ -192,7 +195,7 @@ def _put_front(  # noqa: PLR0913 - what it writes, and what that is checked on
     network = Whole(program)
     handed, inputs = samples
     errors = (
-        largest_error(network([inputs[rows]]), outputs_of(session, [handed[rows]]), f"{name} folded")
+        largest_error(network([inputs[rows]]), outputs_of(session, [handed[rows]]), f"{name} folded", writing.task)
         for rows in row_chunks(len(inputs), inputs[0].size)
     )
     return replace(file, parity=max(errors))
@@ -262,8 +265,8 @@ def _check_chain(writing: Writing, program: ExportedProgram, raw: np.ndarray, in
         chained = outputs_of(slim, outputs_of(preprocess, [raw[rows]]))
         wanted = network([inputs[rows]])
         chained = chained[: len(wanted)]  # what follows is a state
-        worst = max(worst, largest_error(wanted, chained, f"{chain} against PyTorch"))
+        worst = max(worst, largest_error(wanted, chained, f"{chain} against PyTorch", writing.task))
         if full is not None:
             wanted = outputs_of(full, [raw[rows] if writing.fold else inputs[rows]])[: len(wanted)]
-            worst = max(worst, largest_error(wanted, chained, f"{chain} against full.onnx"))
+            worst = max(worst, largest_error(wanted, chained, f"{chain} against full.onnx", writing.task))
     return worst

@@ -28,6 +28,7 @@ from edgeprune.graph.sizes import arguments, input_values
 from edgeprune.graph.specs import batches_of_one_size, fitted, input_specs
 from edgeprune.progress import Progress
 from edgeprune.results import ExportedFile
+from edgeprune.tasks.task import Task
 
 _N_DRAWN = 7
 _RANK_OF_IMAGES = 4
@@ -73,7 +74,7 @@ class Executorch:
         told.stage("write for ExecuTorch and run it")
         inputs = None if material.real is None else material.real.program
         out = material.folder / f"{material.name}.pte"
-        made = write_executorch(material.program, out, inputs, batch=material.batch or 1)
+        made = write_executorch(material.program, out, inputs, batch=material.batch or 1, task=material.answering)
         told.say(made.words)
         return (ExportedFile(made.path, made.size_bytes, made.parity),)
 
@@ -123,6 +124,7 @@ def write_executorch(
     *,
     batch: int = 1,
     tolerance: float = PARITY_TOLERANCE,
+    task: Task | None = None,
 ) -> ExecutorchFile:
     """Write `program` as a .pte file for ExecuTorch, after running it there beside PyTorch.
 
@@ -135,6 +137,7 @@ def write_executorch(
             used, the last batch filled with rows from the start. None draws seeded ones.
         batch: the size of every batch, where it is free in `program`.
         tolerance: largest error allowed on any output, times the larger of 1 and the largest output.
+        task: as for `export_onnx`.
 
     Raises:
         InputError: ExecuTorch is not installed, cannot express the program (names the operator) or cannot run it.
@@ -148,7 +151,7 @@ def write_executorch(
     check_new(out, force=True, kind="file")
     check_weights(program, "one .pte file", MAX_BYTES, "XNNPACK does not run")
     check_stateless(program, "ExecuTorch")
-    samples = Reference(program).first(_batches(program, inputs, batch))
+    samples = Reference(program, task).first(_batches(program, inputs, batch))
     lowered = _lowered(_with_fixed_sizes(program, samples[0].inputs))
     parity = _parity(program, lowered.content, samples, out.name, tolerance)
     write_atomically(out, lowered.content)

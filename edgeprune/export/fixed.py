@@ -18,6 +18,7 @@ from edgeprune.files import write_atomically
 from edgeprune.formats.onnx.file import read_onnx
 from edgeprune.lines import error_reason
 from edgeprune.results import ExportedFile
+from edgeprune.tasks.task import Task
 
 MAX_BATCH = 2**16
 _GROWTH_BYTES = 2**16  # folded shapes are stored once for each place that reads them
@@ -49,8 +50,14 @@ def with_fixed_batch(proto: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     return fixed
 
 
-def write_fixed_batch(
-    source: Path, out: Path, batch: int, inputs: Any = None, *, tolerance: float = PARITY_TOLERANCE
+def write_fixed_batch(  # noqa: PLR0913 - two places, and a decision of the caller each
+    source: Path,
+    out: Path,
+    batch: int,
+    inputs: Any = None,
+    *,
+    tolerance: float = PARITY_TOLERANCE,
+    task: Task | None = None,
 ) -> ExportedFile:
     """Write an ONNX file again with a fixed batch, after checking in onnxruntime that it gives the same.
 
@@ -63,13 +70,14 @@ def write_fixed_batch(
         inputs: real inputs `(n, ...)` to check on (a sequence of them for several inputs); all are used, the last
             batch filled with rows from the start. None draws seeded ones.
         tolerance: as for `export_onnx`.
+        task: as for `export_onnx`.
 
     Raises:
         InputError: as `with_fixed_batch`, or `source` cannot be read or run.
         ParityError: the file with the fixed batch gives something else; nothing is written.
     """
     fixed = with_fixed_batch(read_onnx(source), batch)
-    samples = samples_of_file(source, inputs, batch)
+    samples = samples_of_file(source, inputs, batch, task)
     what = f"{out.name} with the batch fixed"
     content = fixed.SerializeToString(deterministic=True)
     parity = _parity(content, samples, what, tolerance)

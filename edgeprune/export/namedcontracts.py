@@ -110,7 +110,7 @@ def _write(
     helper.set_model_props(folded, stated | outputs_metadata(program))
     file = writing.written(name, folded)
     handed = front.slim(samples.handed) if is_slim else samples.handed
-    return replace(file, parity=_parity(program, Path(file.path), samples, handed))
+    return replace(file, parity=_parity(writing, program, Path(file.path), samples, handed))
 
 
 def _stated(writing: Writing, front: NamedFront, contract: str) -> dict[str, str]:
@@ -119,7 +119,7 @@ def _stated(writing: Writing, front: NamedFront, contract: str) -> dict[str, str
     return metadata_of(writing.info, contract, writing.preprocessing(None))
 
 
-def _parity(program: ExportedProgram, path: Path, samples: _Samples, handed: Arrays) -> float:
+def _parity(writing: Writing, program: ExportedProgram, path: Path, samples: _Samples, handed: Arrays) -> float:
     """The largest difference between a file on what a device hands over and PyTorch on the normalised inputs."""
     session, network = ort.session(path), Whole(program)
     errors = (
@@ -127,6 +127,7 @@ def _parity(program: ExportedProgram, path: Path, samples: _Samples, handed: Arr
             network([x[rows] for x in samples.inputs.values()]),
             outputs_of(session, [x[rows] for x in handed.values()]),
             f"{path.name} folded",
+            writing.task,
         )
         for rows in samples.chunks
     )
@@ -143,8 +144,8 @@ def _chain_parity(writing: Writing, program: ExportedProgram, samples: _Samples)
         # The raw inputs as a device has them; what follows the outputs is a state.
         chained = outputs_of(slim, outputs_of(preprocess, handed))[: len(wanted)]
         whole = outputs_of(full, handed if writing.fold else inputs)[: len(wanted)]
-        worst = max(worst, largest_error(wanted, chained, f"{chain} against PyTorch"))
-        worst = max(worst, largest_error(whole, chained, f"{chain} against {FULL}"))
+        worst = max(worst, largest_error(wanted, chained, f"{chain} against PyTorch", writing.task))
+        worst = max(worst, largest_error(whole, chained, f"{chain} against {FULL}", writing.task))
     return worst
 
 

@@ -33,6 +33,7 @@ from edgeprune.graph.faults import public
 from edgeprune.graph.given import current_program
 from edgeprune.graph.renaming import renamed
 from edgeprune.graph.specs import file_inputs, input_specs
+from edgeprune.tasks.task import Task
 
 # The sizes after the batch, by the number of dims of an input.
 _SIZE_NAMES = {
@@ -68,6 +69,7 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
     simplify: bool = True,
     tolerance: float = PARITY_TOLERANCE,
     metadata: Mapping[str, str] | None = None,
+    task: Task | None = None,
 ) -> OnnxExport:
     """Write `program` as one ONNX file, after checking it in onnxruntime.
 
@@ -83,6 +85,7 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
         simplify: also run onnxsim, and keep its graph if it agrees and is not larger.
         tolerance: largest error allowed on any output, times the larger of 1 and the largest output.
         metadata: stored in the file as `metadata_props`.
+        task: what the outputs are for, e.g. `tasks.classification.CLASSIFICATION`: what it decides by them stays.
 
     Raises:
         InputError: the program cannot be expressed in ONNX (names the operator), or is over 2 GiB; the program's module
@@ -99,7 +102,7 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
         apart = with_state_apart(program, states)
         program, samples = apart, steps_of(program, apart, states, inputs)
     else:
-        samples = samples_of(program, inputs)
+        samples = samples_of(program, inputs, task)
     proto, parity, note = _translate_checked(_Translation(program, names, opset), samples, tolerance)
     simplified = False
     if simplify:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgeprune.graph.drawn import Leaf, drawn_tensor
 from edgeprune.graph.indices import UNBOUNDED, IndexRange
 from edgeprune.graph.specs import BATCHES, InputSpec, batches_of, batches_of_one_size, fitted
 from edgeprune.reading import parse_json
+from edgeprune.tasks.task import Task
 
 _MAX_DRAWN = 2**27  # elements: 1 GiB while they are drawn
 _TYPES = {
@@ -34,13 +36,14 @@ _TYPES = {
 }
 
 
-def samples_of_file(path: Path, inputs: Any = None, batch: int | None = None) -> list[Sample]:
+def samples_of_file(path: Path, inputs: Any = None, batch: int | None = None, task: Task | None = None) -> list[Sample]:
     """What onnxruntime gives for an ONNX file on all rows of `inputs`, and at batch 1, 3 and 7 where the batch is free.
 
     Args:
         path: the file.
         inputs: array `(n, ...)`, or a sequence of them for several inputs; None draws seeded random ones.
         batch: all rows in batches of this size alone, the last one filled with rows from the start.
+        task: what the outputs are for, see `parity.Sample`.
 
     Raises:
         InputError: the file does not load, or the inputs do not fit it.
@@ -54,7 +57,7 @@ def samples_of_file(path: Path, inputs: Any = None, batch: int | None = None) ->
     for given in _drawn(path, session) if inputs is None else [fitted(specs, inputs, f"{path}: inputs to check on")]:
         batches = batches_of(given, specs) if batch is None else batches_of_one_size(given, specs, batch)
         try:
-            return [_run(session, tensors) for tensors in batches]
+            return [replace(_run(session, tensors), task=task) for tensors in batches]
         except ParityError as error:
             failures.append(error)
     raise failures[0]

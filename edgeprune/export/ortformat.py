@@ -33,6 +33,7 @@ from edgeprune.formats.onnx.file import read_onnx
 from edgeprune.lines import error_reason
 from edgeprune.progress import Progress
 from edgeprune.results import ExportedFile
+from edgeprune.tasks.task import Task
 
 CONFIG_SUFFIX = ".required_operators_and_types.config"
 Platform = Literal["arm", "amd64"]
@@ -81,7 +82,13 @@ class OrtFormat:
         inputs = None if material.real is None else material.real.file
         if inputs is not None and material.batch is not None:  # as many rows as the file takes, whatever there are
             inputs = repeated(inputs, material.batch)
-        made = write_ort(material.network, material.folder / f"{material.name}.ort", inputs, platform=self.platform)
+        made = write_ort(
+            material.network,
+            material.folder / f"{material.name}.ort",
+            inputs,
+            platform=self.platform,
+            task=material.answering,
+        )
         config = ExportedFile(made.config_path, Path(made.config_path).stat().st_size, None)
         return ExportedFile(made.path, made.size_bytes, made.parity), config
 
@@ -101,13 +108,14 @@ class OrtFile:
     operators: tuple[str, ...]
 
 
-def write_ort(
+def write_ort(  # noqa: PLR0913 - two places, and a decision of the caller each
     source: Path,
     out: Path,
     inputs: Any = None,
     *,
     tolerance: float = PARITY_TOLERANCE,
     platform: Platform | None = None,
+    task: Task | None = None,
 ) -> OrtFile:
     """Write an ONNX file in the ORT format, and the list of its operators and types beside it, after running it.
 
@@ -120,6 +128,7 @@ def write_ort(
         platform: where the file is to run. A file is optimised here and not again where it is loaded. `"amd64"` lays
             convolutions out for x86, without which ResNet18 takes 1.4 times as long there and MobileNetV2 2.5 times;
             `"arm"` fuses what is quantised to signed int8. None does neither, and runs on both.
+        task: as for `export_onnx`.
 
     Raises:
         InputError: `source` cannot be read or run, or `out` has another name or cannot be written to.
@@ -133,7 +142,7 @@ def write_ort(
     for path in (out, config):
         check_new(path, force=True, kind="file")
     read_onnx(source)  # refuses what onnxruntime should not be handed
-    samples = samples_of_file(source, inputs)
+    samples = samples_of_file(source, inputs, task=task)
     with kept_folder(out.parent), tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=out.parent) as staged:
         new, new_config = Path(staged) / out.name, Path(staged) / config.name
         with named_as(out.parent, os.path.abspath(staged)):

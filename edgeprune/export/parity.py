@@ -28,6 +28,7 @@ from edgeprune.graph.precision import float64_by_default, in_float64
 from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import BATCHES, batches_of, fitted, input_specs
 from edgeprune.lines import error_reason
+from edgeprune.tasks.task import Task
 
 PARITY_TOLERANCE = 1e-4
 _HALF = (torch.float16, torch.bfloat16)
@@ -41,7 +42,8 @@ class Sample:
     """One batch of inputs and what PyTorch makes of it.
 
     For each output, as far as it is known, `types` has the coarsest type that it is computed in and `choices` what it
-    was chosen from, where it is indices. `exact` gives the outputs in float64, None where they cannot be had.
+    was chosen from, where it is indices. `exact` gives the outputs in float64, None where they cannot be had. `task` is
+    what the outputs are for, where that is known: its decisions stay as they are.
     """
 
     inputs: tuple[np.ndarray, ...]
@@ -49,6 +51,7 @@ class Sample:
     types: tuple[torch.dtype, ...] = ()
     choices: tuple[Choice | None, ...] = ()
     exact: Callable[[], tuple[np.ndarray, ...] | None] = lambda: None
+    task: Task | None = None
 
     @property
     def where(self) -> str:
@@ -57,7 +60,7 @@ class Sample:
         return "" if first is None else f" at batch {len(first)}"
 
 
-def samples_of(program: ExportedProgram, inputs: Any = None) -> list[Sample]:
+def samples_of(program: ExportedProgram, inputs: Any = None, task: Task | None = None) -> list[Sample]:
     """What PyTorch gives on `inputs` (array or tensor `(n, ...)`, a sequence or dict of them for several inputs; None
     draws ones that the program accepts): on all rows, and at batch 1, 3 and 7 where the batch is free; at another
     height and width too where they are free.
@@ -66,7 +69,7 @@ def samples_of(program: ExportedProgram, inputs: Any = None) -> list[Sample]:
         InputError: the inputs do not fit the program, or it fails on them.
         ParityError: PyTorch itself gives NaN.
     """
-    specs, reference = input_specs(program), Reference(program)
+    specs, reference = input_specs(program), Reference(program, task)
     if inputs is not None:
         samples = reference.samples(batches_of(fitted(specs, inputs, "inputs to check the export on"), specs))
     else:
@@ -80,8 +83,8 @@ def samples_of(program: ExportedProgram, inputs: Any = None) -> list[Sample]:
 class Reference:
     """A program in PyTorch, which the files that are made of it are compared with."""
 
-    def __init__(self, program: ExportedProgram) -> None:
-        self._program = program
+    def __init__(self, program: ExportedProgram, task: Task | None = None) -> None:
+        self._program, self._task = program, task
         with quiet():
             self._module = program.module()
         self._types = tuple(output_types(program.graph))
@@ -117,7 +120,7 @@ class Reference:
             raise ParityError("the network gives NaN in PyTorch, so no export of it can be checked")
         made = network.choices if isinstance(network, Recording) else {}
         choices = tuple(None if node is None else made.get(node) for node in self._choosers)
-        return Sample(inputs, outputs, self._types, choices, lambda: self._exact(inputs))
+        return Sample(inputs, outputs, self._types, choices, lambda: self._exact(inputs), self._task)
 
     def _exact(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...] | None:
         """The outputs in float64; None for a network that does not run so."""
@@ -159,7 +162,7 @@ def parity_of(proto: onnx.ModelProto, samples: Sequence[Sample], tolerance: floa
 
     Raises:
         InputError: onnxruntime does not load the graph.
-        ParityError: an output is off by more than the tolerance, or a clear argmax changed.
+        ParityError: an output is off by more than the tolerance, or a decision of the task changed.
     """
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         path = Path(folder) / "model.onnx"
@@ -190,10 +193,10 @@ def outputs_of(session: onnxruntime.InferenceSession, inputs: Sequence[np.ndarra
 
 
 def largest_error(
-    wanted: Sequence[np.ndarray], got: Sequence[np.ndarray], what: str, tolerance: float = PARITY_TOLERANCE
+    wanted: Sequence[np.ndarray], got: Sequence[np.ndarray], what: str, task: Task | None = None
 ) -> float:
     """The largest absolute error of any output; see `check_parity`."""
-    return error_on(Sample((), tuple(wanted)), got, what, tolerance)
+    return error_on(Sample((), tuple(wanted), task=task), got, what)
 
 
 def error_on(sample: Sample, got: Sequence[np.ndarray], what: str, tolerance: float = PARITY_TOLERANCE) -> float:
@@ -211,8 +214,9 @@ def _error_of(sample: Sample, place: int, got: np.ndarray, what: str, tolerance:
     want = sample.outputs[place]
     dtype = sample.types[place] if place < len(sample.types) else None
     allowed = max(tolerance, TOLERANCE[dtype]) if dtype in _HALF else tolerance
+    task = sample.task if len(sample.outputs) == 1 else None  # of several, nobody knows which it decides by
     try:
-        return check_parity(want, got, what, allowed)
+        return check_parity(want, got, what, allowed, task=task)
     except ParityError:
         choice = sample.choices[place] if place < len(sample.choices) else None
         if choice is not None and choice.is_as_good(torch.from_numpy(got), tolerance):
@@ -220,7 +224,7 @@ def _error_of(sample: Sample, place: int, got: np.ndarray, what: str, tolerance:
         rounding = _rounding(sample, place)
         if not rounding:
             raise
-        return check_parity(want, got, what, allowed, _TIMES_ROUNDING * rounding)
+        return check_parity(want, got, what, allowed, _TIMES_ROUNDING * rounding, task)
 
 
 def _rounding(sample: Sample, place: int) -> float:
@@ -234,8 +238,13 @@ def _rounding(sample: Sample, place: int) -> float:
     return float(error[np.isfinite(error)].max(initial=0.0))
 
 
-def check_parity(
-    want: np.ndarray, got: np.ndarray, what: str, tolerance: float = PARITY_TOLERANCE, rounding: float = 0.0
+def check_parity(  # noqa: PLR0913 - two arrays, what they are, and what is allowed
+    want: np.ndarray,
+    got: np.ndarray,
+    what: str,
+    tolerance: float = PARITY_TOLERANCE,
+    rounding: float = 0.0,
+    task: Task | None = None,
 ) -> float:
     """Compare outputs `(n, ...)`; return the largest absolute error.
 
@@ -246,10 +255,11 @@ def check_parity(
         tolerance: the error that is allowed, as a share of the larger of 1 and `max|want|`; at least that of half
             precision for outputs in it.
         rounding: the absolute error that is allowed all the same.
+        task: what the output is for; None where nobody knows.
 
     Raises:
-        ParityError: shapes differ, an error is larger than allowed, a whole number is another one, or the argmax over
-            dim 1 of `(n, n_classes)` differs where the two best are further apart than that.
+        ParityError: shapes differ, an error is larger than allowed, a whole number is another one, or the task decides
+            otherwise where `want` was clear by more than that.
     """
     if want.shape != got.shape:
         raise ParityError(f"{what}: expected output shape {want.shape}, got {got.shape}")
@@ -269,15 +279,7 @@ def check_parity(
     worst = float(error.max())
     if not worst <= allowed:  # also catches NaN
         raise ParityError(f"{what}: largest error expected at most {allowed:.1e}, got {worst:.1e}")
-    if reference.ndim == 2 and reference.shape[1] > 1:
-        _check_argmax(reference, output, what, allowed)
+    changed = 0 if task is None else task.n_changed(reference, output, allowed)
+    if task is not None and changed:
+        raise ParityError(f"{what}: {changed} answers of the task {task.name} changed that were clear")
     return worst
-
-
-def _check_argmax(reference: np.ndarray, output: np.ndarray, what: str, allowed: float) -> None:
-    best = np.sort(reference, axis=1)[:, -2:]
-    with np.errstate(invalid="ignore"):
-        clear = (best[:, 1] - best[:, 0]) > allowed
-    changed = clear & (reference.argmax(axis=1) != output.argmax(axis=1))
-    if changed.any():
-        raise ParityError(f"{what}: the best class changed on {int(changed.sum())} of {len(changed)} inputs")

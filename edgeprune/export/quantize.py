@@ -76,8 +76,8 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
         source: a float file as `export_onnx` writes it; its batch stays free and its metadata go with it.
         out: the file to write; it appears whole or not at all.
         calibration: real inputs `(n, ...)` as `source` takes them, or a sequence of them for several inputs.
-        value: measures a file by the metric; None compares the best class on the calibration inputs, or the
-            signal-to-noise ratio (at least 20 dB) where there are no classes.
+        value: measures a file by the metric; None compares the best class on the calibration inputs where the metric
+            is accuracy, and the signal-to-noise ratio (at least 20 dB) where it is another or there are no classes.
         metric: what is measured.
         max_drop: what may be lost, in the metric's unit.
         threads: onnxruntime threads within an operator.
@@ -147,6 +147,8 @@ class Judge:
             ParityError: it does not run, or not to finite outputs.
         """
         agrees = agreement(self.file, path, self.threads)
+        if self.metric != ACCURACY:  # two columns of numbers are no classes
+            agrees = replace(agrees, argmax=None)
         drop = self._drop(path, agrees)
         within = agrees.snr_db >= MIN_SNR_DB if drop is None else is_within(drop, self.max_drop)
         return Judged(path, drop, agrees, within)

@@ -26,6 +26,7 @@ from edgeprune.progress import Progress
 from edgeprune.pruning.slim_inputs import gathered, slim_contract
 from edgeprune.records import DataSource, Model, ModelInfo
 from edgeprune.results import ExportedFile
+from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Task
 
 Runner = Callable[[], object]  # one inference a call
@@ -77,6 +78,12 @@ class Material:
         program = self.model.program
         is_whole = gathered(program) is None and not kept_vocabularies(program)
         return program if is_whole else slim_contract(program)
+
+    @property
+    def answering(self) -> Task | None:
+        """What the outputs are for, also without data where the model is known to tell classes apart."""
+        is_classifier = bool(self.info.classes) and self.info.task is None
+        return CLASSIFICATION if self.task is None and is_classifier else self.task
 
     def raw(self, split: str, count: int | None) -> Feed | None:
         """Raw inputs of the first samples of a split, or of all; None without data."""

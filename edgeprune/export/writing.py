@@ -15,6 +15,7 @@ from edgeprune.export.onnx import OnnxExport, export_onnx
 from edgeprune.files import write_atomically
 from edgeprune.records import InputFeatures, InputInfo, ModelInfo
 from edgeprune.results import ExportedFile
+from edgeprune.tasks.task import Task
 
 FULL, PREPROCESS = "full.onnx", "preprocess.onnx"
 _CONTRACTS = {FULL: "full", PREPROCESS: "preprocess"}
@@ -32,6 +33,7 @@ class Writing:
     fold: bool
     byte_scale: float | None
     inputs: tuple[InputInfo, ...] = ()
+    task: Task | None = None
 
     @property
     def network(self) -> str:
@@ -58,6 +60,7 @@ class Writing:
             opset=self.opset,
             simplify=self.simplify,
             metadata=dict(metadata),
+            task=self.task,
         )
         return ExportedFile(done.path, done.size_bytes, done.parity)
 

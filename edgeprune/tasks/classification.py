@@ -16,7 +16,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.specs import output_names
 from edgeprune.records import ACCURACY, DataSource, MetricComparison
 from edgeprune.tasks.intervals import compare_accuracy
-from edgeprune.tasks.outputs import described, only_tensor, to_array
+from edgeprune.tasks.outputs import described, n_other_classes, only_tensor, to_array
 from edgeprune.tasks.task import BaseTask, Outcomes
 
 _WITHOUT_DATA = "without data `edgeprune compress --keep-macs` can cut it"
@@ -100,6 +100,10 @@ class Classification(BaseTask):
         """The share of samples that are given the same class."""
         pair = (to_array(scores(outputs)).argmax(axis=1) for outputs in (want, got))
         return float(np.equal(*pair).mean())
+
+    def n_changed(self, want: np.ndarray, got: np.ndarray, allowed: float) -> int:
+        """The samples whose best class is another; of another output than `(n, n_classes)` none."""
+        return n_other_classes(want, got, allowed) if want.ndim == 2 and want.shape[1] > 1 else 0
 
 
 CLASSIFICATION = Classification()

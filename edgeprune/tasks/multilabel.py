@@ -83,6 +83,10 @@ class Multilabel(BaseTask):
         pair = (to_array(_logits(outputs)) > 0 for outputs in (want, got))
         return float(np.equal(*pair).mean())
 
+    def n_changed(self, want: np.ndarray, got: np.ndarray, allowed: float) -> int:
+        """The labels that hold with one and not with the other; of another output than `(n, n_labels)` none."""
+        return int((((want > 0) != (got > 0)) & (abs(want) > allowed)).sum()) if want.ndim == 2 else 0
+
 
 def per_label(outcomes: Outcomes) -> np.ndarray:
     """The average precision of each label, float64 `(n_labels,)`; 0 for one that no sample has."""

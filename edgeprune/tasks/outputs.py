@@ -109,6 +109,14 @@ def only_tensor(outputs: Any, expected: str) -> Any:
     return found[0][1]
 
 
+def n_other_classes(want: np.ndarray, got: np.ndarray, allowed: float) -> int:
+    """The places of scores `(n, n_classes, ...)` with another best class, where the two best are further apart."""
+    changed = want.argmax(axis=1) != got.argmax(axis=1)
+    best = np.sort(np.moveaxis(want, 1, -1)[changed], axis=-1)[:, -2:].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # infinities
+        return int((best[:, 1] - best[:, 0] > allowed).sum())
+
+
 def number_in(value: Any) -> float | None:
     """The number that a value is, NaN and infinity too, also as a tensor or an array `()`; None where it is none."""
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource, Metric
-from edgeprune.tasks.outputs import described, only_tensor, shape_of, to_array, to_tensor
+from edgeprune.tasks.outputs import described, n_other_classes, only_tensor, shape_of, to_array, to_tensor
 from edgeprune.tasks.task import BaseTask, Outcomes
 from edgeprune.tasks.torchmetric import functional
 
@@ -115,6 +115,13 @@ class Segmentation(BaseTask):
         """The share of pixels that are given the same class."""
         pair = (to_tensor(_two(_scores(outputs))).argmax(dim=1) for outputs in (want, got))
         return float(torch.eq(*pair).double().mean())
+
+    def n_changed(self, want: np.ndarray, got: np.ndarray, allowed: float) -> int:
+        """The pixels of another class; of another output than `(n, n_classes, height, width)` none."""
+        if want.ndim < 3:
+            return 0
+        scores, others = (to_tensor(_two(outputs)).numpy() for outputs in (want, got))
+        return n_other_classes(scores, others, allowed)
 
     @property
     def _ignore(self) -> int:

@@ -78,6 +78,9 @@ class Task(Protocol):
     def agrees(self, want: Any, got: Any) -> float | None:
         """The share of answers that are the same, in [0, 1]; None where answers are no decisions."""
 
+    def n_changed(self, want: np.ndarray, got: np.ndarray, allowed: float) -> int:
+        """How many decisions of one output are others, where `want` decides by more than the error that is allowed."""
+
 
 class BaseTask(ABC):
     """What most tasks have in common: no distillation of their own, the loss for scores, intervals by bootstrap."""
@@ -130,6 +133,9 @@ class BaseTask(ABC):
 
     def agrees(self, want: Any, got: Any) -> float | None:
         return None
+
+    def n_changed(self, want: np.ndarray, got: np.ndarray, allowed: float) -> int:
+        return 0
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:

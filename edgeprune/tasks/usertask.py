@@ -119,6 +119,10 @@ class UserTask:
         found = self._call("agrees", _as_tensors(want), _as_tensors(got)) if self._has("agrees") else None
         return None if found is None else self._number("agrees", found)
 
+    def n_changed(self, want: np.ndarray, got: np.ndarray, allowed: float) -> int:
+        """None: what decides is the user's to say, and `agrees` tells of it."""
+        return 0
+
     # -- what the user's code gives ----------------------------------------------------------------------------------
 
     def _wanted(self, targets: Any) -> Any:

@@ -62,7 +62,7 @@ class WebPage:
         samples = material.samples(_SAMPLES)
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as place:
             file = Path(place) / "dense.onnx"
-            export_onnx(dense.program, file, inputs=samples.full)
+            export_onnx(dense.program, file, inputs=samples.full, task=material.answering)
             page = write_web(
                 material.folder / WEB,
                 WebNetwork(file, samples.full),
@@ -78,11 +78,11 @@ class WebPage:
 
 def _task(material: Material) -> WebTask | None:
     """How the answers are shown; None where nobody knows what they are for."""
-    task, data = material.task, material.data
-    if task is None or data is None:
+    task, data = material.answering, material.data
+    if task is None:
         return None
-    metric = task.metric
-    return WebTask(kind_of(task), metric.name, "" if metric.unit == POINTS else metric.unit, data.classes)
+    metric, classes = task.metric, material.info.classes if data is None else data.classes
+    return WebTask(kind_of(task), metric.name, "" if metric.unit == POINTS else metric.unit, classes)
 
 
 def _facts(dense: Model, slim: Model) -> list[tuple[str, str, str]]:
