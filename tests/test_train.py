@@ -21,6 +21,7 @@ from edgeprune.records import DataSource
 from edgeprune.settings import TrainSettings
 from edgeprune.training import StateFile, evaluate, fit, predict
 from edgeprune.training.optimizer import cosine, lr_factor
+from edgeprune.training.team import Team
 
 MODELS = Path(__file__).resolve().parent.parent / "models" / "digits.py"
 TWO_EPOCHS = TrainSettings(epochs=2, threads=1)
@@ -409,3 +410,10 @@ def test_a_state_that_this_training_would_not_write_is_refused(digits, tmp_path,
     torch.save(content, file)
     with pytest.raises(InputError, match=f"got a damaged one: .*{told}"):
         fit(small_mlp(), digits, digits.normalization, TWO_EPOCHS, checkpoint=StateFile(file, {}, resume=True))
+
+
+def test_an_optimizer_without_a_scale_is_stepped_itself() -> None:
+    """The one around it would look for a package on the disk twice a step."""
+    team = Team(TrainSettings(device="cpu"))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    assert team.scaler is None and team.optimizer(optimizer) is optimizer

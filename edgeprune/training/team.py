@@ -115,7 +115,12 @@ class Team:
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
-        """The optimizer as it is stepped: with fp16 it divides by the loss's scale and skips what overflows."""
+        """The optimizer as it is stepped: with fp16 it divides by the loss's scale and skips what overflows.
+
+        Without a scale it is itself: the one that accelerate makes looks for a package on the disk twice a step.
+        """
+        if self.scaler is None:
+            return optimizer
         return self._accelerator.prepare_optimizer(optimizer, device_placement=False)
 
     @property
