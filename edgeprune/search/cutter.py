@@ -14,7 +14,7 @@ from edgeprune.cost.models import latency_model
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
-from edgeprune.importance import least_features, protected, score
+from edgeprune.importance import BY_WEIGHTS, least_features, protected
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.plan import PruningPlan, compose
 from edgeprune.pruning.planner import limits_of, make_plan, named_groups
@@ -107,7 +107,7 @@ class Cutter:
         program = _exported(trained, best.program)
         graph = self._analyzed(program)
         keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
-        scores = score(program, graph, "l1")
+        scores = BY_WEIGHTS["l1"](graph, dict(program.named_parameters()))  # statistics of what is gone are no weights
         for group, own, last in zip(graph.groups, scores, protected(graph, scores), strict=True):
             if group.is_input or (channels and group.given is None):
                 keep[group.units[(own == 0) & ~(last & channels)]] = False
