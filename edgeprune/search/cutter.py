@@ -16,7 +16,7 @@ from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.graph.inputs import count_kept, feature_counts
-from edgeprune.importance import Scores, least_features, protected, score
+from edgeprune.importance import BY_WEIGHTS, Scores, least_features, protected, score
 from edgeprune.pruning.choosing import Chooser
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.held import held_layers, own_ratios, unit_counts
@@ -140,7 +140,7 @@ class Cutter:
         program = _exported(trained, best.program)
         graph = self._analyzed(program)
         keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
-        scores = score(program, graph, "l1")
+        scores = BY_WEIGHTS["l1"](graph, dict(program.named_parameters()))  # statistics of what is gone are no weights
         for group, own, last in zip(graph.groups, scores, protected(graph, scores), strict=True):
             if group.is_input or (channels and group.given is None):
                 keep[group.units[(own == 0) & ~(last & channels)]] = False
