@@ -87,7 +87,7 @@ def test_a_profile_of_another_network_is_refused(device: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("options", "binding"),
-    [(("--max-size", "2kB"), "--max-size"), (("--max-size", "10kB", "--max-drop", "0"), "the budgets cannot be met")],
+    [(("--max-size", "0.5kB"), "--max-size"), (("--max-size", "10kB", "--max-drop", "0"), "the budgets cannot be met")],
 )
 def test_what_cannot_be_met_ends_with_one(tmp_path: Path, options: tuple[str, ...], binding: str) -> None:
     result = run(tmp_path, "compress", MLP, "--out", tmp_path / "run", "--finetune-epochs", "0", *options)
