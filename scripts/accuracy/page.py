@@ -17,6 +17,7 @@ from accuracy.job import right_of
 from accuracy.tools import TOOLS
 from edgeprune.tasks.intervals import compare_accuracy
 from measure.documents import tool_versions
+from measure.machine import machine
 
 Record = dict[str, Any]
 
@@ -30,7 +31,7 @@ def write_documents(records: Sequence[Record], folder: Path) -> None:
     """accuracy.json and accuracy.png, from all that was measured."""
     rows = [row(key, list(found)) for key, found in by_cell(records)]
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"versions": tool_versions(), "rows": rows}
+    document = {"versions": tool_versions(), "machine": machine(), "rows": rows}
     (folder / "accuracy.json").write_text(json.dumps(document, indent=1) + "\n")
     if rows:
         draw(rows, folder / "accuracy.png")
