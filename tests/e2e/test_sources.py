@@ -29,6 +29,9 @@ def normalised(n=6, classes=3):
 def line():
     return nn.Linear(2, 2)
 
+def colours():
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(256, 10))
+
 def pixels():
     return nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 10, 1))
 """
@@ -149,10 +152,16 @@ def test_a_large_network_without_data(tmp_path: Path) -> None:
     assert record["accuracy"] is None and record["data"] is None and record["slim"]["val_accuracy"] is None
     assert record["proof_error"] <= 1e-5
     assert all(width["after"] % 8 == 0 for width in record["widths"][:-1])
-    fewer = done(tmp_path, "compress", "resnet.pt", "--keep-macs", "0.5", "--input-features", "2", *arch, "--json").json
-    assert len(fewer["features"]["keep"]) == 2
     missing = refused(tmp_path, "compress", "resnet.pt", *arch, "--max-drop", "1")
     assert "--max-drop: expected data to measure the drop on, got none; give --data" in missing
+
+
+def test_a_number_of_input_features_needs_no_data(nets: Path) -> None:
+    layers = torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3), torch.nn.Flatten()
+    torch.save(torch.nn.Sequential(*layers, torch.nn.Linear(256, 10)).state_dict(), nets / "colours.pt")
+    arch = ("--arch", "nets.py:colours", "--input-shape", "3,8,8")
+    fewer = done(nets, "compress", "colours.pt", "--keep-macs", "0.5", "--input-features", "2", *arch, "--json").json
+    assert len(fewer["features"]["keep"]) == 2
 
 
 def test_a_drop_alone_gives_the_smallest_network_within_it(tmp_path: Path) -> None:
