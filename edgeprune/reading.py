@@ -47,6 +47,7 @@ LIMITS: Mapping[str, Limit] = {
     "plan": Limit("a plan.json", 256 * _MIB),
     "run": Limit("a run.json", 64 * _MIB),
     "device": Limit("a device.json", 16 * _MIB),
+    "features": Limit("a features.json", 256 * _MIB),
     "groups": Limit("a JSON file of feature groups", 16 * _MIB),
     "prices": Limit("a file of feature prices", 16 * _MIB),
     "ids": Limit("a file of ids", 64 * _MIB),

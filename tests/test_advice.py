@@ -41,6 +41,7 @@ SAID_BY = {
     "commands/dense.py": {"export"},
     "commands/variants.py": {"export"},
     "commands/validate.py": {"validate"},
+    "measure/keptids.py": {"compress"},
     "measure/namedfile.py": {"validate"},
     "measure/networkfile.py": {"validate"},
     "measure/validation.py": {"validate"},

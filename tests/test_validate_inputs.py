@@ -213,3 +213,24 @@ def test_what_does_not_fit_is_one_line(place: Path, dense: str, slim: str, data:
     assert found.exit_code == 2, found.output
     assert message in " ".join(found.output.split())
     assert len([line for line in found.stderr.splitlines() if line.startswith("edgeprune: ")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "files"),
+    [
+        ("cut-a", ("a-dense.pt2", "a-slim.pt2")),
+        ("cut-a", ("a/dense/dense.onnx", "a/slim/slim.onnx")),
+        ("cut-a", ("a/dense/dense.ort", "a/slim/slim.ort")),
+        ("cut-a", ("a/dense/dense.onnx", "fold/slim/full.onnx")),
+        ("cut-ids", ("ids-dense.pt2", "ids-slim.pt2")),
+        ("cut-ids", ("ids/dense/dense.onnx", "ids/slim/slim.onnx")),
+    ],
+)
+def test_an_id_that_was_cut_is_named(place: Path, data: str, files: tuple[str, str]) -> None:
+    ids = IDS.copy()
+    ids[:, 0] = 4
+    more = {**X, "ids": ids, "y": X["age"]} if data == "cut-a" else {"ids": ids, "y": np.arange(N) % 3}
+    np.savez(place / f"{data}.npz", **more)
+    said = f"{Path(files[1]).name}: input ids: expected ids of the 20 of 60 that the network keeps, got 4 in the test"
+    with pytest.raises(InputError, match=said):
+        validated(place, *files, data)

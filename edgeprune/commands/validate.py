@@ -21,8 +21,10 @@ from edgeprune.formats.load import load
 from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.trust import recorded_task
 from edgeprune.graph.specs import input_specs
+from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.measure.chance import chance_text
 from edgeprune.measure.foreign import stated_in
+from edgeprune.measure.keptids import check_ids, stated_vocabularies
 from edgeprune.measure.namedfile import names_of_file, with_inputs_of_file
 from edgeprune.measure.networkfile import NetworkFile, opened, trained_normalization, with_classes_of_file
 from edgeprune.measure.validation import latency_beside, run_both
@@ -83,6 +85,8 @@ def _validated(request: ValidateRequest, spec: str | None, data: DataSource, tol
     dense_path = Path(request.dense)
     data = with_classes_of_file(with_inputs_of_file(data, dense_path), dense_path)
     task = open_task(spec, data)
+    for path in (dense_path, Path(request.slim)):
+        check_ids(path, data)
     limit = None if request.max_drop is None else drop_of(request.max_drop, task.metric)
     for note in (*data.notes, *_assumed(request, spec, task)):
         told.say(f"assumed: {note}")
@@ -145,9 +149,10 @@ def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[ValidateReque
 def _metadata(model: Model) -> dict[str, str]:
     """What the file of a program says of itself."""
     info = model.info
+    kept = stated_vocabularies(kept_vocabularies(model.program))
     if len(input_specs(model.program)) > 1:
-        return metadata_of_named(info, "full", NamedFront.of(model.program, info.normalization, (), False))
-    return metadata_of(info, "full", Preprocessing(tuple(info.input_shape), info.normalization, None))
+        return kept | metadata_of_named(info, "full", NamedFront.of(model.program, info.normalization, (), False))
+    return kept | metadata_of(info, "full", Preprocessing(tuple(info.input_shape), info.normalization, None))
 
 
 def _task_spec(request: ValidateRequest) -> str | None:
