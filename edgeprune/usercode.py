@@ -84,7 +84,8 @@ class _Setting:
 
 
 def _default_device(torch: Any) -> Any:
-    return torch.get_default_device() if torch.utils._device.CURRENT_DEVICE is not None else None
+    module = sys.modules.get("torch.utils._device")  # PyTorch imports it where it first needs it
+    return torch.get_default_device() if module is not None and module.CURRENT_DEVICE is not None else None
 
 
 def _deterministic(torch: Any) -> tuple[bool, bool]:

@@ -49,7 +49,9 @@ def with_statistics(model: nn.Module, x: torch.Tensor) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize(("arch", "shape"), [("tasks.py:regressor", (10,)), ("tasks.py:unet", (1, 8, 8))])
+@pytest.mark.parametrize(
+    ("arch", "shape"), [("tasks.py:regressor", (10,)), ("tasks.py:unet", (1, 8, 8)), ("pitch.py:crepe", (1024,))]
+)
 def test_networks_of_other_tasks_are_cut_to_half(arch: str, shape: tuple[int, ...], one_thread: None) -> None:
     x = torch.randn(8, *shape, generator=torch.Generator().manual_seed(1))
     model = with_statistics(network(arch), x)
