@@ -47,6 +47,7 @@ class InPlace:
                 f"PruningCallback: steps: expected {self._n_steps}, as many as places to prune at, "
                 f"got {choices['steps']}"
             )
+        _check_ids(choices)
         self._choices = {"appliable": True, **choices}
         if choices.get("schedule") is None or isinstance(choices["schedule"], str):
             self._choices["steps"] = self._n_steps
@@ -192,3 +193,12 @@ def _check_sizes(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: A
                 f"PruningCallback: {name!r}: expected weights of the network as it is now, {list(own.shape)}, got "
                 f"{list(given.shape)}: those of another step, which the callback was not told of"
             )
+
+
+def _check_ids(choices: Mapping[str, Any]) -> None:
+    """Refuse a vocabulary: the trainer's own class goes on with the batches' old ids."""
+    if choices.get("vocabularies"):
+        raise InputError(
+            "PruningCallback: vocabularies: expected none, as the trainer's batches hold the old ids, which its own "
+            "class would look up in a table of new ones; cut them in a loop over edgeprune.Pruner"
+        )

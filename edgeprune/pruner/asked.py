@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 from edgeprune.catalog import find
 from edgeprune.cost.device import Device, read_device
 from edgeprune.errors import InputError
+from edgeprune.graph.capture import Program
 from edgeprune.importance import BY_DATA
+from edgeprune.pruner.ids import KeptIds
 from edgeprune.pruning.plan import ATTENTION
 from edgeprune.search.candidate import Budgets, Manner
 from edgeprune.units import LatencyLimit, parse_latency, parse_size
@@ -33,7 +35,7 @@ class Asked:
     """The choices of a Pruner.
 
     `ways` says how much of the way is done after each step, ascending, the last 1; `given` has the choices as they were
-    given, where they were.
+    given, where they were. `ids` are those of token inputs that stay, which `on` has the manner say of a network.
     """
 
     budgets: Budgets
@@ -42,11 +44,16 @@ class Asked:
     ways: tuple[float, ...]
     threads: int
     given: Mapping[str, Any]
+    ids: KeptIds
 
     @property
     def is_fed(self) -> bool:
         """Whether the scores come from the loop's own gradients."""
         return self.manner.criterion == _FED
+
+    def on(self, dense: Program) -> Asked:
+        """The same of this network; InputError where it has no such ids."""
+        return replace(self, manner=replace(self.manner, vocabularies=self.ids.of(dense)))
 
     def share_after(self, step: int, final: float) -> float:
         """What is left of a cost after `step` steps, where a share `final` of it is left in the end."""
@@ -60,7 +67,7 @@ def asked(choices: Mapping[str, Any]) -> Asked:
     Raises:
         InputError: one of them is of another kind or out of range, two do not go together, or no budget is among them.
     """
-    steps, ways, schedule = _course(choices["steps"], choices["schedule"])
+    ids = KeptIds.asked(choices["vocabularies"], choices["unknown_ids"])
     features = _features(choices["input_features"])
     budgets = Budgets(
         keep_macs=None if choices["keep_macs"] is None else _share("keep_macs", choices["keep_macs"]),
@@ -80,12 +87,21 @@ def asked(choices: Mapping[str, Any]) -> Asked:
         device=_device(choices["device"]),
     )
     counted = budgets.n_features is not None or budgets.feature_ratio is not None
-    if not budgets.has_costs and not counted:
+    has_budget = budgets.has_costs or counted
+    if not has_budget and not ids.keep:
         raise InputError(
-            "Pruner: expected a budget, keep_macs, keep_latency, max_size or a count of input_features, got none"
+            "Pruner: expected a budget, keep_macs, keep_latency, max_size, a count of input_features or vocabularies, "
+            "got none"
         )
-    given = {name: _plain(value) for name, value in choices.items() if value is not None and value not in ((), False)}
-    return Asked(budgets, manner, schedule, ways, _whole("threads", choices["threads"], 1), {**given, "steps": steps})
+    steps, ways, schedule = _course(choices["steps"], choices["schedule"], _STEPS if has_budget else 1)
+    given = {**_given(choices), **ids.texts, "steps": steps}
+    return Asked(budgets, manner, schedule, ways, _whole("threads", choices["threads"], 1), given, ids)
+
+
+def _given(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices that were made, as JSON holds them; ids tell themselves."""
+    others = {name: value for name, value in choices.items() if name not in ("vocabularies", "unknown_ids")}
+    return {name: _plain(value) for name, value in others.items() if value is not None and value not in ((), False)}
 
 
 def _plain(value: Any) -> Any:
@@ -99,9 +115,9 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 
-def _course(steps: Any, schedule: Any) -> tuple[int, tuple[float, ...], str]:
-    """How many steps there are, how much of the way is done after each, and the schedule's name."""
-    n_steps = _STEPS if steps is None else _whole("steps", steps, 1)
+def _course(steps: Any, schedule: Any, usual: int) -> tuple[int, tuple[float, ...], str]:
+    """How many steps there are, `usual` where nobody says, how much is done after each, and the schedule's name."""
+    n_steps = usual if steps is None else _whole("steps", steps, 1)
     if n_steps > _MOST_STEPS:
         raise InputError(f"steps: expected at most {_MOST_STEPS}, got {n_steps}")
     if isinstance(schedule, str):

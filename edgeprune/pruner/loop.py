@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,17 +24,10 @@ from edgeprune.graph.sizes import Asked as Sizes
 from edgeprune.progress import Progress, Silent
 from edgeprune.pruner.asked import asked
 from edgeprune.pruner.course import Course
+from edgeprune.pruner.lent import Lent
 from edgeprune.pruner.measuring import gauge_for, with_device
 from edgeprune.pruner.migration import Migrated, Parameters, migrate
-from edgeprune.pruner.modules import (
-    check_no_other,
-    check_origin,
-    device_of,
-    handed_out,
-    on_cpu,
-    parameters_of,
-    unwrapped,
-)
+from edgeprune.pruner.modules import check_origin, device_of, on_cpu, parameters_of, unwrapped
 from edgeprune.pruner.network import Attempt, Cut, Network, analyzed, costs
 from edgeprune.pruner.observing import Observed
 from edgeprune.pruner.runfolder import Told, save_run
@@ -67,6 +61,8 @@ class Pruner:
         keep_latency: float | str | None = None,
         max_size: int | str | None = None,
         input_features: int | float | str = "off",
+        vocabularies: Mapping[str, Iterable[int]] | None = None,
+        unknown_ids: Mapping[str, int] | None = None,
         steps: int | None = None,
         schedule: str | Sequence[float] = "geometric",
         criterion: str = "l2",
@@ -91,7 +87,9 @@ class Pruner:
             keep_latency: largest share of the dense network's time, or a time such as "5ms" or "0.5x", in onnxruntime.
             max_size: the most bytes that the ONNX file may have, or a text such as "500kB".
             input_features: "off", "auto" (they compete with the channels), a count or a ratio of those to keep.
-            steps: how many cuts lead there; 4 where neither they nor a schedule of numbers is given.
+            vocabularies: by input, the ids that stay, see `used_ids`; the first step cuts the others' rows of tables.
+            unknown_ids: by input, the id that stands for all that are cut, which are an error otherwise.
+            steps: how many cuts lead there; 4 where neither they nor a schedule of numbers is given, 1 for ids alone.
             schedule: how what is left falls: "geometric", "linear", "cubic", or the ways done, as (0.5, 0.8, 1).
             criterion: one of `edgeprune methods` that needs the weights alone; or "taylor", of what `observe` is shown.
             device: a device.json to plan and to foretell the latency by; for a latency, else this machine.
@@ -111,30 +109,29 @@ class Pruner:
         choices = asked(
             {
                 "keep_macs": keep_macs, "keep_latency": keep_latency, "max_size": max_size,
-                "input_features": input_features, "steps": steps, "schedule": schedule, "criterion": criterion,
-                "device": device, "align": align, "leave": leave, "layer_ratios": layer_ratios,
-                "appliable": appliable, "attention": attention, "seed": seed, "threads": threads,
+                "input_features": input_features, "vocabularies": vocabularies, "unknown_ids": unknown_ids,
+                "steps": steps, "schedule": schedule, "criterion": criterion, "device": device, "align": align,
+                "leave": leave, "layer_ratios": layer_ratios, "appliable": appliable, "attention": attention,
+                "seed": seed, "threads": threads,
             }
         )  # fmt: skip
         inner = unwrapped(model)
-        self._name, self._device = type(inner).__name__, device_of(inner)
+        self._name = type(inner).__name__
         self._dense = capture(*on_cpu(inner, example_inputs), dynamic_size=dynamic_size, dynamic=dynamic)
-        self._asked = with_device(choices, self._dense, self._told)
+        self._asked = with_device(choices.on(self._dense), self._dense, self._told)
         self._records: list[StepRecord] = []
         self._moved: Parameters | None = None
         self._is_resumed = False
-        self._begin(Network(self._dense))
+        self._begin(Network(self._dense), device_of(inner))
         self._dense_costs = costs(self._dense, self._graph, self._asked.budgets, self._asked.manner.device)
         self._n_features, self._features = self._graph.n_features, feature_counts(self._graph.analysis)
         self._course = Course(self._asked, self._dense, self._graph, gauge_for(self._asked, self._dense, self._told))
         self._probe()
 
-    def _begin(self, network: Network) -> None:
+    def _begin(self, network: Network, device: torch.device) -> None:
         """Stand at a network that nobody has trained or observed yet."""
-        self._network = network
-        self._graph = analyzed(network.program, self._asked.manner)
-        self._module: nn.Module | None = None
-        self._giver: Program | None = None
+        self._lent = Lent(network, device)
+        self._graph = analyzed(network, self._asked.manner)
         self._observed = Observed()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -160,8 +157,8 @@ class Pruner:
     @public("Pruner")
     def _advance(self) -> None:
         """Make the next step, from what the module before has learnt."""
-        before = {} if self._module is None else parameters_of(self._module, self._network.program)
-        network = self._taken_back()
+        before = self._lent.parameters
+        network = self._lent.taken_back()
         cut = self._next_cut(network)
         self._accept(network, cut)
         self._moved = Parameters(before, parameters_of(self.module, cut.network.program), cut.step.tensors)
@@ -179,20 +176,17 @@ class Pruner:
     @property
     def module(self) -> nn.Module:
         """The network to train now: what was handed out last, or the dense one before the first step."""
-        if self._module is None:
-            self._giver = self._network.program
-            self._module = handed_out(self._giver, self._device)
-        return self._module
+        return self._lent.module
 
     @property
     def program(self) -> Program:
         """The exported program as it is now, with what the module has learnt."""
-        return self._taken_back().program
+        return self._lent.taken_back().program
 
     @property
     def plan(self) -> PruningPlan | None:
         """What is kept of the dense network; None before the first step."""
-        return self._network.plan
+        return self._lent.network.plan
 
     def _next_cut(self, network: Network) -> Cut:
         """The cut of the next step."""
@@ -208,7 +202,7 @@ class Pruner:
 
     def _probe(self) -> None:
         """Try the last step on the dense network: a budget that cannot be met is told before anything is trained."""
-        attempt = self._attempt(self._network, self.steps, is_fed=False)
+        attempt = self._attempt(self._lent.network, self.steps, is_fed=False)
         if self._course.is_measured:
             self._course.land(attempt, surely=False)
         else:
@@ -219,7 +213,7 @@ class Pruner:
         manner = self._asked.manner
         if self._asked.is_fed and not is_fed:
             manner = replace(manner, criterion="l2")
-        graph = analyzed(network.program, manner)
+        graph = analyzed(network, manner)
         return Attempt(
             network,
             manner,
@@ -238,20 +232,10 @@ class Pruner:
         features = cut.network.plan.inputs if cut.network.plan is not None else {}
         kept = count_kept(self._features, features) if features else self._n_features
         ratio = macs(cut.network.program) / self._dense_costs["macs"]
-        self._begin(cut.network)
+        self._begin(cut.network, self._lent.device)
         self._records.append(StepRecord(self.step + 1, ratio, kept, None, True))
 
     # -- weights come back --------------------------------------------------------------------------------------------
-
-    def _taken_back(self) -> Network:
-        """The network with what the module that was handed out has learnt."""
-        if self._module is None:
-            return self._network
-        assert self._giver is not None
-        self._device = device_of(self._module)
-        program = self._giver.with_weights(self._module)
-        check_no_other(self._module, self._giver)
-        return replace(self._network, program=program)
 
     @public("take")
     def take(self, module: nn.Module) -> None:
@@ -264,9 +248,7 @@ class Pruner:
         Raises:
             InputError: it is of an earlier step or another program, of other shapes, or computes something else.
         """
-        check_origin(module, self._giver or self._network.program)
-        program = (self._giver or self._network.program).with_weights(module)
-        self._network, self._module, self._giver = replace(self._network, program=program), None, None
+        self._lent.take(module)
 
     @public("observe")
     def observe(self, module: nn.Module | None = None) -> bool:
@@ -284,7 +266,7 @@ class Pruner:
             InputError: there are no gradients.
         """
         trained = self.module if module is None else unwrapped(module)
-        return self._observed.add(self._graph, parameters_of(trained, self._network.program))
+        return self._observed.add(self._graph, parameters_of(trained, self._lent.network.program))
 
     def trains_before(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer trains parameters of the step before, so that it is to be migrated."""
@@ -318,15 +300,20 @@ class Pruner:
             model: the network that the Pruner was made of, as the last step left it.
 
         Raises:
-            InputError: it is another network, or compiled, or all steps are made.
+            InputError: it is another network, or compiled, or all steps are made, or a vocabulary is cut.
             ApplyError: its forward has sizes written into it; the module and the Pruner are as they were.
             BudgetError, ProofError: as in the loop.
         """
         model = unwrapped(model)
         if self.step == self.steps:
             raise InputError(f"shrink: expected a step that is left, got all {self.steps} made")
-        check_origin(model, self._network.program)
-        trained = replace(self._network, program=self._network.program.with_weights(model))
+        if self._asked.ids.keep:
+            raise InputError(
+                "shrink: expected a Pruner without vocabularies, got one whose network numbers ids anew, which the "
+                "class does not; iterate over it, then apply edgeprune.slim_contract(pruner.program)"
+            )
+        check_origin(model, self._lent.network.program)
+        trained = replace(self._lent.network, program=self._lent.network.program.with_weights(model))
         before = parameters_of(model, trained.program)
         cut = self._next_cut(trained)
         applied = cut.network.program.apply_to(model)
@@ -339,9 +326,9 @@ class Pruner:
         """Slice the module that the Pruner was made of, in place, with what was learnt; as `Program.apply_to`.
 
         Raises:
-            ApplyError: its forward has sizes written into it; it is left as it was.
+            ApplyError: its forward has sizes written into it, or a vocabulary was cut; it is left as it was.
         """
-        return self._taken_back().program.apply_to(unwrapped(model))
+        return self._lent.taken_back().program.apply_to(unwrapped(model))
 
     # -- what comes of it ---------------------------------------------------------------------------------------------
 
@@ -356,7 +343,7 @@ class Pruner:
             BudgetError: the file misses a budget, by what was measured; nothing is written.
             ParityError: the file disagrees with PyTorch; nothing is written.
         """
-        network = self._taken_back()
+        network = self._lent.taken_back()
         if network.plan is None:
             raise InputError("save: expected a network that was pruned, got none; iterate over the Pruner first")
         told = Told(self._name, self._asked, tuple(self._records), self._seconds, self._told)
@@ -372,7 +359,7 @@ class Pruner:
 
         The weights that the module has now are in it.
         """
-        network = self._taken_back()
+        network = self._lent.taken_back()
         return {
             **state_of(self._asked, self._dense, network),
             "records": [[record.macs_ratio, record.n_features] for record in self._records],
@@ -393,7 +380,7 @@ class Pruner:
         dense, network = networks_of(state, self._asked, self._dense)
         progressed = progress_of(state)
         self._dense, self._moved, self._records = dense, None, list(progressed.records)
-        self._begin(network)
+        self._begin(network, self._lent.device)
         self._course.restore(progressed.goals)
         self._observed = progressed.observed
         self._started, self._seconds_before = time.perf_counter(), progressed.seconds

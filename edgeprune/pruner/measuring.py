@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch.export import ExportedProgram
 
 from edgeprune.commands.resolve import own_device
@@ -16,11 +18,13 @@ from edgeprune.export.onnx import draft_onnx, export_onnx
 from edgeprune.export.parity import samples_of
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
-from edgeprune.graph.specs import file_inputs, input_specs
+from edgeprune.graph.specs import InputSpec, file_inputs, input_specs
+from edgeprune.graph.tokens import only_kept
 from edgeprune.measure.candidates import OnnxGauge, foreign, is_held, timed
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
+from edgeprune.records import Vocabulary
 from edgeprune.results import LatencyComparison
 from edgeprune.search.candidate import Gauge, Measured
 
@@ -76,15 +80,24 @@ def gauge_for(asked: Asked, dense: Program, told: Progress) -> Gauge | None:
         return None
     if asked.budgets.max_latency is None:
         return SizeGauge(dense)
-    return OnnxGauge(dense, file_feed(dense), asked.threads, told, foreign(asked.manner.device))
+    feed = file_feed(dense, asked.manner.vocabularies)
+    return OnnxGauge(dense, feed, asked.threads, told, foreign(asked.manner.device))
 
 
-def file_feed(program: ExportedProgram) -> dict[str, np.ndarray]:
-    """One row for each input of a program's file, by name; drawn, and seen to be taken. A state starts by itself."""
+def file_feed(program: ExportedProgram, kept: Mapping[str, Vocabulary]) -> dict[str, np.ndarray]:
+    """One row for each input of a program's file, by name; drawn, and seen to be taken. A state starts by itself.
+
+    Ids are among those that are `kept`: what is cut of the program takes no others.
+    """
     specs = input_specs(program)
     inputs = samples_of(program)[0].inputs
-    rows = (array[:1] if spec.batched else array for spec, array in zip(specs, inputs, strict=True))
+    rows = (_row(spec, array, kept.get(spec.name)) for spec, array in zip(specs, inputs, strict=True))
     return dict(zip(file_inputs(program), rows, strict=True))
+
+
+def _row(spec: InputSpec, array: np.ndarray, kept: Vocabulary | None) -> np.ndarray:
+    row = array[:1] if spec.batched else array
+    return row if kept is None else only_kept(torch.from_numpy(row), kept).numpy()
 
 
 def measured(asked: Asked, dense: Program, slim: Program, told: Progress) -> Measurements:
@@ -96,7 +109,7 @@ def measured(asked: Asked, dense: Program, slim: Program, told: Progress) -> Mea
         ParityError: a file disagrees with PyTorch.
     """
     told.stage("measure in onnxruntime")
-    feed = file_feed(dense)
+    feed = file_feed(dense, asked.manner.vocabularies)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         paths = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
         exports = [export_onnx(program, path) for program, path in zip((dense, slim), paths, strict=True)]

@@ -38,9 +38,13 @@ class Cut:
     step: PruningPlan
 
 
-def analyzed(program: Program, manner: Manner) -> ChannelGraph:
-    """The channel groups of a program, with input features where these may go."""
-    return analyze(program, inputs=manner.features, attention=manner.attention)
+def analyzed(network: Network, manner: Manner) -> ChannelGraph:
+    """The channel groups of a network, with input features where these may go.
+
+    With the rows of the ids that are cut while it is the dense one: they go with the first cut.
+    """
+    vocabularies = manner.vocabularies if network.plan is None else {}
+    return analyze(network.program, inputs=manner.features, attention=manner.attention, vocabularies=vocabularies)
 
 
 def costs(program: Program, graph: ChannelGraph, budgets: Budgets, device: Device | None) -> Costs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.specs import input_specs
 from edgeprune.inspection.features import kept_fields
 from edgeprune.inspection.table import explained, locked_rows, widths
+from edgeprune.inspection.tokens import cut_vocabularies
+from edgeprune.lines import shown
 from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
 from edgeprune.pruner.measuring import Measurements, measured
@@ -55,7 +57,7 @@ def _input_shape(program: Program) -> tuple[int, ...]:
 def _record(dense: Program, network: Network, info: ModelInfo, found: Measurements, told: Told) -> RunRecord:
     plan = network.plan
     assert plan is not None
-    graph = analyzed(dense, told.asked.manner)
+    graph = analyzed(Network(dense), replace(told.asked.manner, vocabularies={}))
     cut = {name: kept for name, kept in plan.inputs.items() if name not in plan.state}
     return RunRecord(
         command=_call(told.asked.given),
@@ -78,9 +80,11 @@ def _record(dense: Program, network: Network, info: ModelInfo, found: Measuremen
             {"name": row.name, "reason": explained(row), "layers": list(row.layers)} for row in locked_rows(graph)
         ),
         seconds=told.seconds,
+        vocabularies=cut_vocabularies(dense, network.program, plan.vocabularies),
     )
 
 
 def _call(given: Mapping[str, Any]) -> str:
     """The call that asked for it, e.g. `edgeprune.Pruner(model, example_inputs, keep_macs=0.5)`."""
-    return ", ".join(("edgeprune.Pruner(model, example_inputs", *(f"{k}={v!r}" for k, v in given.items()))) + ")"
+    said = (f"{k}={shown(v) if k == 'vocabularies' else repr(v)}" for k, v in given.items())  # some may be thousands
+    return ", ".join(("edgeprune.Pruner(model, example_inputs", *said)) + ")"

@@ -13,6 +13,7 @@ from torch import Tensor
 from edgeprune.errors import InputError
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program
+from edgeprune.lines import shown
 from edgeprune.pruner.asked import Asked
 from edgeprune.pruner.course import goals_of
 from edgeprune.pruner.network import Network, replayed
@@ -108,8 +109,8 @@ def _check(state: Any, asked: Asked) -> None:
         before, now = json.loads(state["asked"]), dict(asked.given)
         name = next(name for name in sorted({*before, *now}) if before.get(name) != now.get(name))
         raise InputError(
-            f"load_state_dict: expected a Pruner with the options of the state, {name} {before.get(name)!r}, "
-            f"got {now.get(name)!r}"
+            f"load_state_dict: expected a Pruner with the options of the state, {name} {shown(before.get(name))}, "
+            f"got {shown(now.get(name))}"
         )
 
 

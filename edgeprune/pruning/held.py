@@ -124,7 +124,9 @@ def _found(graph: ChannelGraph, name: str, called: str) -> list[int]:
 
 
 def _matching(graph: ChannelGraph, name: str) -> list[int]:
-    return [g for g, group in enumerate(graph.groups) if _fits(name, set(_names(group)))]
+    """The groups that a name stands for; of a table its columns, where which of its rows stay is said already."""
+    mine = [g for g, group in enumerate(graph.groups) if _fits(name, set(_names(group)))]
+    return [g for g in mine if graph.groups[g].given is None] or mine
 
 
 def _fits(name: str, names: Collection[str]) -> bool:
