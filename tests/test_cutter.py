@@ -178,3 +178,15 @@ def test_a_network_that_gives_the_same_whatever_comes_in_is_refused() -> None:
         module[2].weight.zero_()
     with pytest.raises(InputError, match="the same outputs whatever comes in"):
         check(Cutter(captured(module), Manner(), None), Budgets(max_drop=MaxDrop(1.0)))
+
+
+def test_a_layer_that_is_left_keeps_units_that_are_zero() -> None:
+    module = layers()
+    with torch.no_grad():
+        module[0].weight[:5], module[0].bias[:5], module[2].weight[:, :5] = 0.0, 0.0, 0.0
+    program = captured(module)
+    for leave, after in (((), 27), (("0",), 32)):
+        cutter = Cutter(program, Manner(features=True, leave=leave), None)
+        slim = cutter.without_zeros(cutter.dense, program.own_module())
+        assert slim.plan is not None
+        assert {group.name: group.after for group in slim.plan.groups}["0"] == after

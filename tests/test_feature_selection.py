@@ -266,6 +266,13 @@ def test_training_keeps_the_features_that_tell_the_class_and_no_copy_of_them(dat
     assert found in ([0, 4], [2, 4])
 
 
+@pytest.mark.parametrize(("dear", "kept"), [(0, [2, 4]), (2, [0, 4])])
+def test_of_two_features_that_tell_the_same_the_dearer_goes(data: DataSource, dear: int, kept: list[int]) -> None:
+    prices = tuple(100.0 if index == dear else 1.0 for index in range(8))
+    _, found = selected(data, FeatureRules(prices=prices), n_features=2)
+    assert found == kept
+
+
 def test_rules_hold_while_training(data: DataSource) -> None:
     _, found = selected(data, FeatureRules(always_keep=(6,), together=((0, 1), (2, 3))), n_features=4)
     assert 6 in found

@@ -25,9 +25,10 @@ class FeatureSelection(Masked):
     """Every k steps the input features that matter least go, as many as the schedule says, while the rest is trained.
 
     A feature's score is the running mean of its squared first-order effect on the loss, the sum of w times gradient
-    over the weights that read it (Molchanov et al., CVPR 2019), for each feature of a unit. Near features repeat each
-    other, so that a ranking of the trained network's features keeps too much of the same: here the others take over
-    what a removed one told, before the next are chosen (Induced Feature Selection by Structured Pruning, step 1).
+    over the weights that read it (Molchanov et al., CVPR 2019), for each feature of a unit and for what the graph says
+    of its price. Near features repeat each other, so that a ranking of the trained network's features keeps too much of
+    the same: here the others take over what a removed one told, before the next are chosen (Induced Feature Selection
+    by Structured Pruning, step 1).
 
     Options: n_features, prune_schedule, prune_every (default: a hundredth of the training).
 
@@ -51,6 +52,7 @@ class FeatureSelection(Masked):
         self.graph = replace(graph, groups=tuple(graph.groups[number] for number in inputs))
         super().__init__(subject, ChannelGroups(self.graph))
         self.n_fixed, self.sizes = self.graph.features()
+        self.prices = self.graph.price_factors()
         self.n_all = self.n_fixed + int(sum(size.sum() for size in self.sizes))
         if "n_features" not in options:
             raise InputError(f"method {self.name}: expected n_features, 1 to {self.n_all}, got none")
@@ -88,9 +90,10 @@ class FeatureSelection(Masked):
     def _most_important(self, n_kept: int) -> list[np.ndarray]:
         """Bool `(n_units,)` for each block: which units stay so that at most `n_kept` features do."""
         inside = [own.cpu().numpy() for own in self.inside.values()]
+        costs = [self.sizes[number].clip(min=1) * self.prices[number] for number in self._numbers()]
         scores = [
-            np.where(own, average.cpu().numpy() / size.clip(min=1), -1.0)
-            for own, average, size in zip(inside, self.effects.values(), self._own_sizes(), strict=True)
+            np.where(own, average.cpu().numpy() / cost, -1.0)
+            for own, average, cost in zip(inside, self.effects.values(), costs, strict=True)
         ]
         last = self._last(scores)
         ranks = np.concatenate([np.where(own, np.inf, score) for own, score in zip(last, scores, strict=True)])

@@ -141,8 +141,10 @@ class Cutter:
         graph = self._analyzed(program)
         keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
         scores = BY_WEIGHTS["l1"](graph, dict(program.named_parameters()))  # statistics of what is gone are no weights
-        for group, own, last in zip(graph.groups, scores, protected(graph, scores), strict=True):
-            if group.is_input or (channels and group.given is None):
+        whole = held_layers(graph, self.manner.leave, {}).whole
+        groups = zip(graph.groups, scores, protected(graph, scores), strict=True)
+        for g, (group, own, last) in enumerate(groups):
+            if g not in whole and (group.is_input or (channels and group.given is None)):
                 keep[group.units[(own == 0) & ~(last & channels)]] = False
         plan = make_plan(program, graph, keep)
         slim = cut(program, plan, graph)
