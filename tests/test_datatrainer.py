@@ -61,7 +61,7 @@ def test_features_are_selected_by_their_method(digits: DataSource, asked: list[t
     [(*_, settings, _, teacher, named)] = asked
     assert (settings.epochs, settings.method, teacher) == (20, "feature-selection", None)
     assert settings.options == {"gamma": 0.2, "n_features": 20}
-    assert named == {"graph": graph, "task": CLASSIFICATION}
+    assert named == {"graph": graph, "task": CLASSIFICATION, "aim": None}
 
 
 def test_without_epochs_batch_norm_is_estimated_again(digits: DataSource, asked: list[tuple[Any, ...]]) -> None:

@@ -104,7 +104,7 @@ def test_json_is_bounded(text: str | bytes, got: str) -> None:
 NAMES = {
     "model": "model:", "training": "`OUT.training`", "onnx": "ONNX", "npz": "`.npz`", "idx": "IDX", "csv": "CSV",
     "image": "image", "plan": "`plan.json`", "run": "`run.json`", "device": "`device.json`", "groups": "feature groups",
-    "code": "Python file", "ids": "a file of ids",
+    "code": "Python file", "ids": "a file of ids", "features": "`features.json`", "prices": "feature prices",
 }  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
         target.check(model.program)
     assumed += notes_of(model, data)
     model = with_normalization(model, data, request.normalize, assumed.append)
-    _check_answers(model, data, task)
+    _check_answers(request, model, data, task)
     info = completed(model.info, data, request.data, request.task) if data else model.info
     for text in assumed:
         told.say(f"assumed: {text}")
@@ -130,8 +130,13 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     return Material(model, info, *place, data, dense, request.batch, byte_scale, task=task, front=front), assumed
 
 
-def _check_answers(model: Model, data: DataSource | None, task: Task | None) -> None:
-    """Raise InputError where the network does not do the task of its data, as its outputs or their targets show."""
+def _check_answers(request: ExportRequest, model: Model, data: DataSource | None, task: Task | None) -> None:
+    """Raise InputError where the network does not do the task of its data, as its outputs or their targets show.
+
+    One with several outputs needs no task to be exported, and its data may be there for its inputs alone.
+    """
+    if request.task is None and len(model.program.graph_signature.user_outputs) > 1:
+        return
     if data is None or task is None or task.by_reference or isinstance(task, Classification):
         return  # classes were compared before, and whatever a network gives out can be matched
     assert model.info.normalization is not None

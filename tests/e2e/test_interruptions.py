@@ -20,7 +20,7 @@ def _finetuning(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     process = start(folder, *arguments)
     assert process.stderr is not None
     for line in process.stderr:
-        if "finetune" in line or line.startswith("train "):
+        if "finetune" in line or ": train down" in line or line.startswith("train "):
             return process
     raise AssertionError(f"ended before it trained, with {process.wait()}")
 
