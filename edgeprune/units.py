@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from edgeprune.errors import InputError
 
@@ -124,3 +126,9 @@ def _parts(text: str, option: str, expected: str) -> tuple[float, str]:
     if found is None or not (math.isfinite(number) and number > 0):
         raise InputError(f"{option}: expected {expected}, got {text!r}")
     return number, found["unit"]
+
+
+def ranges(numbers: Iterable[int]) -> list[str]:
+    """Ascending numbers as texts of their runs: `[0, 1, 2, 7]` is `["0-2", "7"]`."""
+    runs = (list(run) for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]))
+    return [str(run[0][1]) if len(run) == 1 else f"{run[0][1]}-{run[-1][1]}" for run in runs]

@@ -23,8 +23,7 @@ from edgeprune.pruning.slim_inputs import gathered
 from edgeprune.records import DataSource, ModelInfo
 from edgeprune.settings import FeatureRules, TrainSettings
 from edgeprune.training import fit
-
-NAMES = ("ax", "ay", "az", "gx", "gy", "gz", "temperature", "load")
+from tests.sensors import NAMES, sensors_in
 
 
 def table() -> Program:
@@ -220,15 +219,7 @@ def test_rules_that_make_no_sense_are_refused(
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table whose class is told by `ax` and `gy` alone, `az` is a copy of `ax`, and the rest is noise."""
-    draws = np.random.default_rng(0)
-    x = draws.normal(size=(1500, 8))
-    x[:, 2] = x[:, 0] + 0.02 * draws.normal(size=1500)
-    y = (x[:, 0] > 0).astype(int) + 2 * (x[:, 4] > 0)
-    path = tmp_path_factory.mktemp("table") / "sensors.csv"
-    lines = [",".join((*NAMES, "state")), *(",".join(map(str, [*row, state])) for row, state in zip(x, y, strict=True))]
-    path.write_text("\n".join(lines))
-    return path
+    return sensors_in(tmp_path_factory.mktemp("table"))
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,11 @@ from edgeprune.files import check_new
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
+from edgeprune.graph.precision import HALF
 from edgeprune.graph.state import state_buffers
 from edgeprune.measure.candidates import OnnxGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
-from edgeprune.optim.float32 import HALF
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_prices import priced
 from edgeprune.pruning.feature_rules import feature_rules, named_groups, ruled_grid

@@ -24,14 +24,13 @@ from edgeprune.export import ort
 from edgeprune.graph.comparison import TOLERANCE, output_types
 from edgeprune.graph.decisions import Choice, Recording, chosen_outputs
 from edgeprune.graph.drawn import drawn_tensors
-from edgeprune.graph.precision import float64_by_default, in_float64
+from edgeprune.graph.precision import HALF, float64_by_default, in_float64
 from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import BATCHES, batches_of, fitted, input_specs
 from edgeprune.lines import error_reason
 from edgeprune.tasks.task import Task
 
 PARITY_TOLERANCE = 1e-4
-_HALF = (torch.float16, torch.bfloat16)
 _TIMES_ROUNDING = 4.0  # another order of the same sums rounds otherwise, by about as much
 _FEW = 2  # rows at other sizes
 _CHATTY = ("torch.onnx", "torch.onnx._internal", "onnxscript", "onnx_ir", "onnx")
@@ -213,7 +212,7 @@ def error_on(sample: Sample, got: Sequence[np.ndarray], what: str, tolerance: fl
 def _error_of(sample: Sample, place: int, got: np.ndarray, what: str, tolerance: float) -> float:
     want = sample.outputs[place]
     dtype = sample.types[place] if place < len(sample.types) else None
-    allowed = max(tolerance, TOLERANCE[dtype]) if dtype in _HALF else tolerance
+    allowed = max(tolerance, TOLERANCE[dtype]) if dtype in HALF else tolerance
     task = sample.task if len(sample.outputs) == 1 else None  # of several, nobody knows which it decides by
     try:
         return check_parity(want, got, what, allowed, task=task)

@@ -16,7 +16,8 @@ import onnxscript
 import torch
 from torch.onnx._internal.exporter import _decomp, _schemas
 
-from edgeprune.graph.composites import composites_known, registered, replaced
+from edgeprune.graph.composites import composites_known, registered
+from edgeprune.graph.patches import replaced
 
 _Operator: Any = onnxscript.TracedOnnxFunction
 _read: Any = vars(_Operator).get("function_ir")

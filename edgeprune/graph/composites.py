@@ -16,6 +16,8 @@ import torch
 from torch._subclasses import fake_impls
 from torch.export import decomp_utils, exported_program
 
+from edgeprune.graph.patches import replaced
+
 _COLLECT = "_collect_all_valid_cia_ops"  # finds the composite operators
 _OVERRIDE = "_override_composite_implicit_decomp"  # puts kernels in their place, within it
 _collect: Any = getattr(exported_program, _COLLECT, None)
@@ -51,20 +53,6 @@ def composites_known() -> Iterator[None]:
         if _override is not None and _sizes is not None:
             stack.enter_context(replaced(exported_program, _OVERRIDE, _overriding))
         yield
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Another value for an attribute of a module or a class, meanwhile; one that it lacks stays lacking."""
-    if name not in vars(owner):
-        yield
-        return
-    original = vars(owner)[name]
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
 
 
 def registered() -> tuple[str, ...]:

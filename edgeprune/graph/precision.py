@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+HALF = (torch.float16, torch.bfloat16)  # floating-point numbers of 16 bits
+
 
 def in_float64(network: nn.Module) -> nn.Module:
     """The network in float64, in place, also where its graph names a float type; what only asserts a type goes."""

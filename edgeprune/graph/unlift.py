@@ -14,16 +14,15 @@ from typing import Any
 from torch import nn
 from torch.export import _unlift
 
+from edgeprune.graph.patches import replaced
+
 _ASSIGN = "_assign_attr"  # puts one parameter, buffer or constant into a module
 
 
 @contextmanager
 def direct_assignment() -> Iterator[None]:
     """Inside, `ExportedProgram.module()` follows each parameter's name straight down."""
-    original = getattr(_unlift, _ASSIGN, None)
-    if original is None:  # another PyTorch, which does it otherwise
-        yield
-        return
+    original: Any = getattr(_unlift, _ASSIGN, None)  # another PyTorch may lack it, and does it otherwise
 
     def assign(value: Any, root: nn.Module, target: str, *kind: Any, **more: Any) -> None:
         *path, field = target.split(".")
@@ -33,8 +32,5 @@ def direct_assignment() -> Iterator[None]:
             root = getattr(root, name)
         original(value, root, field, *kind, **more)
 
-    setattr(_unlift, _ASSIGN, assign)
-    try:
+    with replaced(_unlift, _ASSIGN, assign):
         yield
-    finally:
-        setattr(_unlift, _ASSIGN, original)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import InputError
+from edgeprune.graph.precision import HALF
 from edgeprune.optim.checks import Range, check_options
-from edgeprune.optim.float32 import HALF
 from edgeprune.optim.groupers import Grouper, Groups, grouper
 
 Params = Iterable[Any]  # tensors, (name, tensor) pairs, or dicts of param groups, as torch.optim takes them

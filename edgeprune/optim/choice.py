@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import InputError
-from edgeprune.optim.float32 import HALF, AdamWInFloat32, SGDInFloat32
+from edgeprune.graph.precision import HALF
+from edgeprune.optim.float32 import AdamWInFloat32, SGDInFloat32
 from edgeprune.optim.prox_sgd import ProxSGD
 from edgeprune.optim.rda import RDA
 from edgeprune.optim.rmda import RMDA

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HALF = (torch.float16, torch.bfloat16)
+from edgeprune.graph.precision import HALF
+
 _COPY = "float32"  # in a parameter's state
 
 

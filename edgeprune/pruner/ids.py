@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +14,7 @@ from edgeprune.graph.rows import checked_ids
 from edgeprune.lines import shown
 from edgeprune.pruning.vocabulary import vocabularies
 from edgeprune.records import Vocabulary
+from edgeprune.units import ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class KeptIds:
     def texts(self) -> dict[str, list[str]]:
         """What was asked as `compress` is asked it: `{"vocabularies": ["ids=0-1,7"], "unknown_ids": ["ids=7"]}`."""
         texts = {
-            "vocabularies": [f"{name}={_ranges(ids)}" for name, ids in self.keep.items()],
+            "vocabularies": [f"{name}={','.join(ranges(ids))}" for name, ids in self.keep.items()],
             "unknown_ids": [f"{name}={one}" for name, one in self.unknown.items()],
         }
         return {option: said for option, said in texts.items() if said}
@@ -73,9 +73,3 @@ def _listed(name: str, ids: Any) -> Any:
     if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
         raise InputError(f"vocabulary of {name!r}: expected a list of ids, got {shown(ids)}")
     return list(ids)
-
-
-def _ranges(ids: tuple[int, ...]) -> str:
-    """`(0, 1, 2, 7)` is "0-2,7"."""
-    runs = (list(run) for _, run in groupby(enumerate(ids), key=lambda pair: pair[1] - pair[0]))
-    return ",".join(str(run[0][1]) if len(run) == 1 else f"{run[0][1]}-{run[-1][1]}" for run in runs)

@@ -14,6 +14,7 @@ from edgeprune.records import DataSource, Normalization
 from edgeprune.search.crop import predictions, sample_images
 from edgeprune.training import float_type
 from edgeprune.training.placement import in_eval
+from edgeprune.units import ranges
 
 _TOLD = 8  # rows, columns or patches that are named
 _PASSED = (Kind.COPY, Kind.CONVERSION, Kind.POINTWISE)
@@ -176,11 +177,5 @@ def _owners(  # noqa: PLR0913 - a window along one dim
 
 def _some(numbers: list[int]) -> str:
     """Runs of numbers, as many as are worth telling: "0-3, 7, ..."."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    told = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    told = ranges(numbers)
     return ", ".join([*told[:_TOLD], *(["..."] if len(told) > _TOLD else [])])

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from edgeprune.graph.precision import HALF
+
 # Where a call has the running mean, the running variance, weight, bias, the train flag, momentum and eps.
 _MODULES_ORDER = ("x", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _OPERATORS_ORDER = ("x", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn")
@@ -72,7 +74,7 @@ class GlobalBatchNorm(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if call is None or not call.training else self._normalized(call)
 
     def _normalized(self, call: BatchNormCall) -> Tensor:
-        x = call.x.float() if call.x.dtype in (torch.float16, torch.bfloat16) else call.x
+        x = call.x.float() if call.x.dtype in HALF else call.x
         dims, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
         count = self._n_all * math.prod(x.shape[2:])
         mean = self._total(x[: self._n_own].sum(dims)) / count
