@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from edgeprune.cost.macs import macs
-from edgeprune.errors import BudgetError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.pruner.asked import Asked
 from edgeprune.pruner.network import Attempt
 from edgeprune.pruning.held import own_ratios, unit_counts
+from edgeprune.search.aiming import Trial, aim, hold
 from edgeprune.search.candidate import Gauge
 from edgeprune.search.landing import Goal, Shares, Targets
 
-_TRIALS = 10
 _NAMES = {"latency": "keep_latency", "size": "max_size"}
 
 
 class Course:
     """What is planned for, step by step.
 
-    Budgets in milliseconds and bytes are held by measuring a file: `land` finds the shares to plan for by cuts that are
-    measured.
+    Budgets in milliseconds and bytes are held by measuring a file: `aim` and `land` find the shares to plan for.
     """
 
     def __init__(self, asked: Asked, dense: Program, graph: ChannelGraph, gauge: Gauge | None) -> None:
@@ -63,39 +62,17 @@ class Course:
         after = {name: self._asked.share_after(step, ratio) for name, ratio in self._asked.manner.layer_ratios.items()}
         return own_ratios(after, self._dense_units, graph)
 
-    def land(self, attempt: Attempt, surely: bool) -> None:
-        """Find the shares that hold the measured budgets, by trial cuts.
-
-        Args:
-            attempt: what is cut.
-            surely: the last trial is the network that is kept, and has to hold; else the best of them is aimed at.
-
-        Raises:
-            BudgetError: no trial holds them; says how near the last one came.
-        """
-        targets = self._targets
+    def aim(self, attempt: Attempt) -> None:
+        """Find the shares that come near the measured budgets, by trial cuts of this attempt; BudgetError as `aim`."""
         assert self._gauge is not None
-        for _ in range(_TRIALS):
-            try:
-                program = attempt.trial(targets.shares)
-            except BudgetError as error:
-                raise BudgetError(f"{', '.join(goal.what for goal in targets.goals.values())}: {error}") from error
-            macs_share = macs(program) / attempt.dense_costs["macs"]
-            targets.see(self._gauge(program, surely))
-            if targets.is_settled(macs_share) or (surely and not targets.over()):
-                return
-            if targets.is_hopeless:
-                raise BudgetError(self._missed(macs_share))
-            targets.move()
-        if surely:
-            raise BudgetError(self._missed(macs_share))
-        targets.settle()
+        aim(self._targets, self._gauge, partial(_trial, attempt))
 
-    def _missed(self, macs_share: float) -> str:
-        missed = "; ".join(f"{goal.what}: {goal.measured / goal.most:.2f} times that" for goal in self._targets.over())
-        return (
-            f"the budgets cannot be met: the closest network, at {macs_share:.1%} of the MACs, has {missed}; allow more"
-        )
+    def land(self, attempt: Attempt) -> None:
+        """The same, and go on until what is cut holds them for sure; BudgetError as `hold`."""
+        assert self._gauge is not None
+        self.aim(attempt)
+        trial = partial(_trial, attempt)
+        hold(self._targets, self._gauge, trial(self._targets.shares), trial)
 
     # -- what is kept of it -------------------------------------------------------------------------------------------
 
@@ -109,6 +86,11 @@ class Course:
     def restore(self, goals: dict[str, Goal]) -> None:
         """Go on from goals that `goals_of` read."""
         self._targets.goals = goals
+
+
+def _trial(attempt: Attempt, shares: Shares) -> Trial:
+    program = attempt.trial(shares)
+    return Trial(program, macs(program) / attempt.dense_costs["macs"])
 
 
 def goals_of(state: dict[str, Any]) -> dict[str, Goal]:

@@ -194,7 +194,7 @@ class Pruner:
         self._told.stage(f"step {number} of {self.steps}: score, cut and prove")
         attempt = self._attempt(network, number, self._asked.is_fed)
         if number == self.steps and self._course.is_measured:
-            self._course.land(attempt, surely=True)
+            self._course.land(attempt)
         cut = attempt.cut(self._course.shares_after(number))
         for line in told(cut.step.aligned):
             self._told.say(line)
@@ -204,7 +204,7 @@ class Pruner:
         """Try the last step on the dense network: a budget that cannot be met is told before anything is trained."""
         attempt = self._attempt(self._lent.network, self.steps, is_fed=False)
         if self._course.is_measured:
-            self._course.land(attempt, surely=False)
+            self._course.aim(attempt)
         else:
             attempt.plan(self._course.shares_after(self.steps))
 

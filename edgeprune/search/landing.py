@@ -10,6 +10,8 @@ from edgeprune.search.candidate import Budgets, Measured
 AIM = 0.96  # of a budget: below it, so that the next measurement holds it too
 ENOUGH = 0.91  # of a budget: a network that takes less is smaller than it need be
 _LEAST = 0.01  # of a cost
+_LESS = 0.98  # of what was planned, at most, where that was too much
+_ENDS = 2  # points that nobody measured: nothing and all
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,12 @@ class Goal:
             planned = (below[0] + above[0]) / 2
         return replace(self, planned=min(max(planned, _LEAST), 1.0))
 
-    def settled(self) -> Goal:
-        """The plan whose measurement came nearest to the budget from within; the present one where none was within."""
-        within = [point for point in self.points[2:] if point[1] <= self.most]  # the first two were not measured
-        return replace(self, planned=max(within, key=lambda p: p[1])[0]) if within else self
+    def lowered(self) -> Goal:
+        """A plan for somewhat less: on the line from all to the least that is over the aim. What is cut stays cut."""
+        aim = AIM * self.most
+        planned, measured = min((p for p in self.points if p[1] > aim), default=(1.0, 1.0))
+        fall = (measured - aim) * (1 - planned) / (1 - measured) if planned < 1 and measured < 1 else planned / 10
+        return replace(self, planned=max(min(planned - fall, _LESS * planned), _LEAST))
 
 
 class Targets:
@@ -109,8 +113,19 @@ class Targets:
         return Shares(self.keep_macs, planned.get("latency"), planned.get("size"))
 
     def settle(self) -> None:
-        """Plan for the best that was measured, where no trial came near enough."""
-        self.goals = {name: goal.settled() for name, goal in self.goals.items()}
+        """Plan for what came nearest to the budgets from within all of them; where nothing was, for what is planned."""
+        trials = zip(*(goal.points[_ENDS:] for goal in self.goals.values()), strict=True)
+        most = [goal.most for goal in self.goals.values()]
+        filled = ([(p[1] / m, p[0]) for p, m in zip(trial, most, strict=True)] for trial in trials)
+        held = [trial for trial in filled if all(share <= 1 for share, _ in trial)]
+        if held:
+            best = max(held, key=lambda trial: max(share for share, _ in trial))
+            plans = (planned for _, planned in best)
+            self.goals = {n: replace(goal, planned=p) for (n, goal), p in zip(self.goals.items(), plans, strict=True)}
+
+    def begin(self) -> None:
+        """Forget what was measured, of another network or otherwise, and keep what is planned."""
+        self.goals = {name: replace(goal, points=goal.points[:_ENDS]) for name, goal in self.goals.items()}
 
     def see(self, measured: Measured) -> None:
         """Take a measurement of the network that the present shares led to."""
@@ -122,18 +137,31 @@ class Targets:
         return [goal for goal in self.goals.values() if goal.is_over]
 
     def is_settled(self, macs_share: float) -> bool:
-        """Whether every budget holds and one of them binds."""
+        """Whether every budget holds and one of them binds, or none asks for less than all."""
         if self.over():
             return False
         macs_bind = self.keep_macs is not None and macs_share >= ENOUGH * self.keep_macs
-        return macs_bind or not self.goals or any(goal.is_near for goal in self.goals.values())
+        none_binds = self.keep_macs is None and all(goal.planned == 1 for goal in self.goals.values())
+        return macs_bind or none_binds or not self.goals or any(goal.is_near for goal in self.goals.values())
 
     @property
     def is_hopeless(self) -> bool:
         """Whether a budget is missed by the smallest network that can be planned."""
         return any(goal.planned <= _LEAST for goal in self.over())
 
-    def move(self) -> None:
-        """Plan for less of what is over its budget; for more where all are well below."""
-        over = bool(self.over())
+    def move(self) -> bool:
+        """Plan for less of what is over its budget; for more where all are well below. False where that is no other."""
+        over, before = bool(self.over()), self.shares
         self.goals = {name: goal.moved() if goal.is_over or not over else goal for name, goal in self.goals.items()}
+        return self.shares != before
+
+    def lower(self) -> None:
+        """Plan for somewhat less of what is over its budget."""
+        self.goals = {name: goal.lowered() if goal.is_over else goal for name, goal in self.goals.items()}
+
+    def missed(self, macs_share: float) -> str:
+        """What is measured of the file, of a network with this share of the MACs, does not come down to its budget."""
+        over = "; ".join(f"{goal.what}: {goal.measured / goal.most:.2f} times that" for goal in self.over())
+        return (
+            f"the budgets cannot be met: the closest network, at {macs_share:.1%} of the MACs, has {over}; allow more"
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from edgeprune.records import Metric
 from edgeprune.search.candidate import Budgets, Candidate
-from edgeprune.search.landing import Targets
 from edgeprune.search.step import Step
 from edgeprune.tasks.budget import is_within
 
@@ -25,15 +24,6 @@ def missed(step: Step, budgets: Budgets, best: Candidate) -> str:
     return (
         f"the budgets cannot be met together: expected a drop of at most {_within(metric, limit)} on the "
         f"validation split, got {got}{told}; allow a larger --max-drop or --keep-macs, or more --finetune-epochs"
-    )
-
-
-def not_met(step: Step, targets: Targets, best: Candidate) -> str:
-    """What is measured of the file does not come down to its budget."""
-    over = "; ".join(f"{goal.what}: {goal.measured / goal.most:.2f} times that" for goal in targets.over())
-    return (
-        f"the budgets cannot be met: the closest network, at {best.macs / step.dense.macs:.1%} of the MACs, has "
-        f"{over}; allow more"
     )
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from edgeprune.errors import BudgetError
-from edgeprune.search import refusals
-from edgeprune.search.candidate import Budgets, Candidate, Found, Measured
+from edgeprune.search.aiming import Trial, aim, hold
+from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge
 from edgeprune.search.landing import Shares, Targets
 from edgeprune.search.step import FACTOR, Step
 from edgeprune.search.strategy import begun, ended
-
-_TRIALS = 6  # cuts that are measured to land on a budget
 
 
 class Shrink:
@@ -27,19 +24,13 @@ class Shrink:
             BudgetError: the costs cannot be reached, or not within the drop.
         """
         start = begun(step, budgets)
-        targets = Targets(budgets, step.measured(step.dense) if budgets.is_measured else None)
-        _aim(step, start, targets)
+        gauge = step.gauge if budgets.is_measured else None
+        targets = Targets(budgets, None if gauge is None else gauge(step.dense.program, True))
+        if gauge is not None:
+            _aim(step, start, targets, gauge)
         best = down_to_shares(step, budgets, start, targets.shares, competes=step.competes(budgets))
-        for _ in range(_TRIALS):
-            if not targets.goals:
-                break
-            targets.see(_measured(step, best))
-            if not targets.over():
-                break
-            targets.move()
-            best = down_to_shares(step, budgets, best, targets.shares)
-        else:
-            raise BudgetError(refusals.not_met(step, targets, best))
+        if gauge is not None:
+            best = _held(step, budgets, best, targets, gauge)
         return ended(step, budgets, best)
 
 
@@ -61,26 +52,28 @@ def down_to_shares(step: Step, budgets: Budgets, start: Candidate, shares: Share
     return best
 
 
-def _aim(step: Step, start: Candidate, targets: Targets) -> None:
+def _aim(step: Step, start: Candidate, targets: Targets, gauge: Gauge) -> None:
     """Find the shares to plan for by cuts that are measured and thrown away; weights do not matter here."""
-    if not targets.goals:
-        return
-    for trial in range(_TRIALS):
-        step.progress.stage(f"measure a trial cut ({trial + 1})")
-        try:
-            candidate = step.cutter.trial(start, step.cutter.costs.toward(start, targets.shares))
-        except BudgetError as error:
-            raise BudgetError(f"{', '.join(goal.what for goal in targets.goals.values())}: {error}") from error
-        targets.see(_measured(step, candidate, surely=False))
-        if targets.is_settled(candidate.macs / step.dense.macs):
-            return
-        if targets.is_hopeless:
-            raise BudgetError(refusals.not_met(step, targets, candidate))
-        targets.move()
-    targets.settle()
+    cutter = step.cutter
+
+    def trial(shares: Shares) -> Trial:
+        step.progress.stage("measure a trial cut")
+        return _trial(step, cutter.trial(start, cutter.costs.toward(start, shares)))
+
+    aim(targets, gauge, trial)
 
 
-def _measured(step: Step, candidate: Candidate, surely: bool = True) -> Measured:
-    measured = step.measured(candidate, surely)
-    assert measured is not None  # there are goals only where the dense network was measured
-    return measured
+def _held(step: Step, budgets: Budgets, best: Candidate, targets: Targets, gauge: Gauge) -> Candidate:
+    """The candidate, or one that was shrunk further until what is measured of it holds the budgets."""
+
+    def smaller(shares: Shares) -> Trial:
+        nonlocal best
+        best = down_to_shares(step, budgets, best, shares)
+        return _trial(step, best)
+
+    hold(targets, gauge, _trial(step, best), smaller)
+    return best
+
+
+def _trial(step: Step, candidate: Candidate) -> Trial:
+    return Trial(candidate.program, candidate.macs / step.dense.macs)

@@ -10,7 +10,7 @@ from edgeprune.progress import Progress
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.records import ACCURACY, Metric
 from edgeprune.results import FeatureCount, StepRecord
-from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge, Measured
+from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.effort import Effort
 from edgeprune.search.landing import Shares
@@ -40,7 +40,7 @@ class Step:
         self.records: list[StepRecord] = []
         self.selection: list[FeatureCount] = []
         self.effort = Effort(cutter.manner.max_finetunings, progress, is_free=not self.trains)
-        self._gauge = gauge
+        self.gauge = gauge
         self._failed: set[str] = set()
         self._said: set[str] = set()
 
@@ -198,10 +198,6 @@ class Step:
             assert best.val is not None
             best = again if self.metric.better(again.val.value, best.val.value) else best
         return best
-
-    def measured(self, candidate: Candidate, surely: bool = True) -> Measured | None:
-        """What it takes as a file; `surely`: again on a busy machine. None where there is nothing to measure with."""
-        return None if self._gauge is None else self._gauge(candidate.program, surely)
 
     # -- judging ---------------------------------------------------------------------------------------------------
 
