@@ -1,10 +1,25 @@
-"""The commands as library functions: what `edgeprune.NAME` and the command line call."""
+"""The commands as library functions: what `edgeprune.NAME` and the command line call.
 
-from edgeprune.commands.compress import compress
-from edgeprune.commands.export import export
-from edgeprune.commands.inspect import inspect
-from edgeprune.commands.profile import profile
-from edgeprune.commands.train import train
-from edgeprune.commands.validate import validate
+They resolve lazily: a command that trains has no use for what another one exports with.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeprune.commands.compress import compress
+    from edgeprune.commands.export import export
+    from edgeprune.commands.inspect import inspect
+    from edgeprune.commands.profile import profile
+    from edgeprune.commands.train import train
+    from edgeprune.commands.validate import validate
 
 __all__ = ["compress", "export", "inspect", "profile", "train", "validate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgeprune.pipeline' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"edgeprune.commands.{name}"), name)

@@ -333,7 +333,7 @@ def compress(
         )
         with output.working() as progress:
             with imported_for_good():
-                from edgeprune import pipeline
+                from edgeprune.pipeline import compress as run
 
-            folder, record = pipeline.compress(request, progress)
+            folder, record = run(request, progress)
         output.show(record, lambda terminal: terminal.run(record, folder), folder=str(folder))

@@ -187,7 +187,7 @@ def export(
         )
         with output.working() as progress:
             with imported_for_good():
-                from edgeprune import pipeline
+                from edgeprune.pipeline import export as run
 
-            record = pipeline.export(request, progress)
+            record = run(request, progress)
         output.show(record, lambda terminal: terminal.export(record))

@@ -72,9 +72,9 @@ def inspect(
         )
         with output.working() as progress:
             with imported_for_good():
-                from edgeprune import pipeline
+                from edgeprune.pipeline import inspect as run
 
-            record = pipeline.inspect(request, progress)
+            record = run(request, progress)
         output.show(record, lambda terminal: terminal.inspect(record))
         if all(group.kind == "locked" for group in record.groups):
             output.fail(f"{model}: nothing can be pruned: {_reasons(record.groups)}")

@@ -80,7 +80,7 @@ def profile(
         )
         with output.working() as progress:
             with imported_for_good():
-                from edgeprune import pipeline
+                from edgeprune.pipeline import profile as run
 
-            record = pipeline.profile(request, progress)
+            record = run(request, progress)
         output.show(record, lambda terminal: terminal.profile(record))

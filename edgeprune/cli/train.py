@@ -195,7 +195,7 @@ def train(
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:
             with imported_for_good():
-                from edgeprune import pipeline
+                from edgeprune.pipeline import train as run
 
-            record = pipeline.train(request, progress)
+            record = run(request, progress)
         output.show(record, lambda terminal: terminal.train(record))

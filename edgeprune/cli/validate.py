@@ -101,9 +101,9 @@ def validate(
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:
             with imported_for_good():
-                from edgeprune import pipeline
+                from edgeprune.pipeline import validate as run
 
-            record = pipeline.validate(request, progress)
+            record = run(request, progress)
         output.show(record, lambda terminal: terminal.validate(record))
         if record.failures:
             output.fail("budget missed: " + "; ".join(record.failures))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,7 +45,7 @@ from edgeprune.graph.sizes import (
 )
 from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.graph.trainable import TrainableModule
-from edgeprune.graph.unlift import direct_assignment
+from edgeprune.graph.unlift import direct_assignment, uncompiled
 from edgeprune.graph.weights import check_answers, taken_weights
 from edgeprune.usercode import UsersSettings, running_user_code
 
@@ -79,7 +80,7 @@ class Program(ExportedProgram):
         return self._module(check_guards=False, shared=True)
 
     def _module(self, check_guards: bool, shared: bool) -> fx.GraphModule:
-        with direct_assignment():
+        with direct_assignment(), contextlib.nullcontext() if check_guards else uncompiled():
             unlifted = super().module(check_guards=check_guards)
         for node in list(unlifted.graph.nodes):
             if node.op == "call_module" and node.target == "_guards_fn":

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch.export import _unlift
 
 from edgeprune.graph.patches import replaced
@@ -33,4 +33,11 @@ def direct_assignment() -> Iterator[None]:
         original(value, root, field, *kind, **more)
 
     with replaced(_unlift, _ASSIGN, assign):
+        yield
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside, graphs get no code, three times in `ExportedProgram.module()` alone: who edits one last compiles it."""
+    with replaced(fx.GraphModule, "recompile", lambda _: None):
         yield
