@@ -105,6 +105,10 @@ class FakeCutter:
 
     trial = pruned
 
+    def planned(self, best: Candidate, shares: Shares) -> Plan:
+        self.n_cuts -= 1
+        return cast(Any, self.pruned(best, shares).plan)
+
     def without_dead(self) -> Candidate | None:
         left = WIDTH - self.dead
         return candidate(left, N_FEATURES, (SimpleNamespace(before=WIDTH, after=left),)) if self.dead else None

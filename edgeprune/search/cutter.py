@@ -50,6 +50,7 @@ class Cutter:
         self._features = feature_counts(self.graph.analysis)
         self.costs = Costs(self.dense, self.graph_of, manner.device)
         self._latest = (dense, self.graph)
+        self._latest_scores: tuple[Program, Scores] | None = None
         self._losses: Losses | None = None
         self._dense_units = unit_counts(self.graph, manner.layer_ratios)
 
@@ -75,6 +76,10 @@ class Cutter:
         made = self._made(best, slim, step, self._proved(best.program, slim, step))
         return self._reconstructed(best, step, made)
 
+    def planned(self, best: Candidate, shares: Shares) -> PruningPlan:
+        """What the candidate of these shares would keep of the dense network."""
+        return _of_dense(best, self._plan(best, shares, None))
+
     def trial(self, best: Candidate, shares: Shares) -> Candidate:
         """The same to be looked at and thrown away: not proved."""
         return self._made(best, *self._cut(best, shares, None), 0.0)
@@ -93,7 +98,7 @@ class Cutter:
     def chooser(self) -> Chooser:
         """The dense network's units in the order in which they go, at the widths that are preferred."""
         how, graph = self.manner, self.graph
-        return Chooser(graph, self._scores(), self._alignment(graph), even=how.appliable)
+        return Chooser(graph, self._scores(self.dense), self._alignment(graph), even=how.appliable)
 
     @property
     def allots(self) -> bool:
@@ -180,10 +185,18 @@ class Cutter:
         """The candidate with the weights of its own module, which were trained on."""
         return replace(candidate, program=_exported(module, candidate.program))
 
-    def _scores(self) -> Scores:
-        samples, how = self._samples, self.manner
-        batches, task = (samples.score_batches(), samples.task) if samples else ((), CLASSIFICATION)
-        return score(self.dense.program, self.graph, how.criterion, batches=batches, seed=how.seed, task=task)
+    def _scores(self, candidate: Candidate) -> Scores:
+        """What each unit matters, worked out once for as long as a search goes on from a candidate."""
+        program = candidate.program
+        if self._latest_scores is None or self._latest_scores[0] is not program:
+            samples, how = self._samples, self.manner
+            batches, task = (samples.score_batches(), samples.task) if samples else ((), CLASSIFICATION)
+            graph = self.graph_of(candidate)
+            self._latest_scores = (
+                program,
+                score(program, graph, how.criterion, batches=batches, seed=how.seed, task=task),
+            )
+        return self._latest_scores[1]
 
     def _alignment(self, graph: ChannelGraph) -> Alignment:
         """Which widths are preferred."""
@@ -194,19 +207,22 @@ class Cutter:
         return analyze(program, inputs=how.features, attention=how.attention, rules=how.rules, vocabularies=kept)
 
     def _cut(self, best: Candidate, shares: Shares, n_features: int | None) -> tuple[Program, PruningPlan]:
+        plan = self._plan(best, shares, n_features)
+        return cut(best.program, plan, self.graph_of(best)), plan
+
+    def _plan(self, best: Candidate, shares: Shares, n_features: int | None) -> PruningPlan:
         """Without a count of features, none of them go unless they compete."""
         how, graph = self.manner, self.graph_of(best)
         if n_features is None and not how.compete:
             n_features = graph.n_features
-        plan = make_step_plan(
+        return make_step_plan(
             best.program,
             graph,
             shares.macs,
             how.criterion,
             how.align,
             n_features=n_features,
-            batches=self._samples.score_batches() if self._samples else (),
-            seed=how.seed,
+            scores=self._scores(best),
             device=how.device,
             keep_latency=shares.latency,
             keep_bytes=shares.size,
@@ -214,9 +230,7 @@ class Cutter:
             leave=how.leave,
             layer_ratios=own_ratios(how.layer_ratios, self._dense_units, graph),
             losses=None if self._losses is None else known_losses(self._losses, graph),
-            task=self._samples.task if self._samples else CLASSIFICATION,
         )
-        return cut(best.program, plan, graph), plan
 
     def _proved(self, program: Program, slim: Program, plan: PruningPlan) -> float:
         """The error of a cut, on real inputs where there are data."""
@@ -239,11 +253,16 @@ class Cutter:
 
     def _made(self, before: Candidate, slim: Program, step: PruningPlan, error: float) -> Candidate:
         """What one more cut has come to, counted from the dense network."""
-        plan = step if before.plan is None else compose(before.plan, step)
+        plan = _of_dense(before, step)
         n_features = before.n_features
         if plan.inputs:
             n_features = count_kept(self._features, plan.inputs)
         return Candidate(slim, plan, macs(slim), n_features, None, max(error, before.proof_error))
+
+
+def _of_dense(before: Candidate, step: PruningPlan) -> PruningPlan:
+    """What a cut of a candidate keeps of the dense network."""
+    return step if before.plan is None else compose(before.plan, step)
 
 
 def _exported(module: nn.Module, program: Program) -> Program:

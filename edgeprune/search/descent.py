@@ -83,17 +83,16 @@ def _way_down(step: Step, limit: float | None, start: Candidate) -> tuple[Candid
 
 def _next(step: Step, best: Candidate, ratio: float) -> Candidate | None:
     """The next smaller network, or None where nothing smaller can be built that is worth a finetuning."""
-    most = best.macs - 1 if step.effort.is_free else (1 - _LEAST_GAIN) * best.macs
-    while True:
-        try:
-            fresh = step.pruned(best, Shares(macs=ratio))
-        except BudgetError:
-            return None
-        if fresh.macs > most:
-            return None
-        if not step.has_failed(fresh):
-            return step.finetuned(fresh)
-        ratio = smaller_step(ratio)  # the same widths lose as much again
+    least = 1 if step.effort.is_free else _LEAST_GAIN * best.macs
+    try:
+        while step.has_failed(best, Shares(macs=ratio)):
+            ratio = smaller_step(ratio)  # the same widths lose as much again
+            if (1 - ratio) * best.macs < 1:
+                return None
+        fresh = step.pruned(best, Shares(macs=ratio))
+    except BudgetError:
+        return None
+    return step.finetuned(fresh) if best.macs - fresh.macs >= least else None
 
 
 def _stopped(effort: Effort) -> str:

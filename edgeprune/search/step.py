@@ -234,9 +234,9 @@ class Step:
         self.record(candidate, accepted)
         return candidate if accepted else None
 
-    def has_failed(self, candidate: Candidate) -> bool:
-        """Whether the very same units were kept by a network that lost too much."""
-        return candidate.plan is not None and candidate.plan.to_json() in self._failed
+    def has_failed(self, best: Candidate, shares: Shares) -> bool:
+        """Whether the very units that these shares would keep were kept by a network that lost too much."""
+        return bool(self._failed) and self.cutter.planned(best, shares).to_json() in self._failed
 
     def record(self, candidate: Candidate, accepted: bool) -> None:
         """Note what was tried, and whether the search goes on from it."""

@@ -141,18 +141,18 @@ def test_weights_of_other_precisions(tmp_path: Path, weights: Any, dtype: torch.
 def test_a_large_network_without_data(tmp_path: Path) -> None:
     models = pytest.importorskip("torchvision").models
     torch.manual_seed(0)
-    torch.save(models.resnet18(num_classes=10).state_dict(), tmp_path / "resnet.pt")
+    torch.save(models.squeezenet1_1(num_classes=10).state_dict(), tmp_path / "squeeze.pt")
     arch = ("--arch", "torchvision:squeezenet1_1?num_classes=10", "--input-shape", "3,64,64")
-    result = done(tmp_path, "compress", "resnet.pt", "--keep-macs", "0.5", *arch, "--threads", "1", "--json")
+    result = done(tmp_path, "compress", "squeeze.pt", "--keep-macs", "0.5", *arch, "--threads", "1", "--json")
     kept = "--input-features off (without data nothing tells what the inputs hold)"
-    assert assumed(result.err) == ["--out runs/resnet-1", "--criterion l2", kept]
+    assert assumed(result.err) == ["--out runs/squeeze-1", "--criterion l2", kept]
     record = result.json
     assert record["features"] is None
     assert record["slim"]["macs"] <= 0.5 * record["dense"]["macs"]
     assert record["accuracy"] is None and record["data"] is None and record["slim"]["val_accuracy"] is None
     assert record["proof_error"] <= 1e-5
     assert all(width["after"] % 8 == 0 for width in record["widths"][:-1])
-    missing = refused(tmp_path, "compress", "resnet.pt", *arch, "--max-drop", "1")
+    missing = refused(tmp_path, "compress", "squeeze.pt", *arch, "--max-drop", "1")
     assert "--max-drop: expected data to measure the drop on, got none; give --data" in missing
 
 
@@ -165,18 +165,7 @@ def test_a_number_of_input_features_needs_no_data(nets: Path) -> None:
 
 
 def test_a_drop_alone_gives_the_smallest_network_within_it(tmp_path: Path) -> None:
-    options = (
-        "--max-drop",
-        "10",
-        "--finetune-epochs",
-        "2",
-        "--input-features",
-        "off",
-        "--threads",
-        "1",
-        "--out",
-        "run",
-    )
+    options = "--max-drop 10 --finetune-epochs 0 --input-features off --threads 1 --out run".split()
     record = done(tmp_path, "compress", MLP, *options, "--json").json
     assert 100 * (record["dense"]["val_accuracy"] - record["slim"]["val_accuracy"]) <= 10
     assert record["slim"]["macs"] < 0.5 * record["dense"]["macs"]
