@@ -31,8 +31,14 @@ from tests.nets import Cut, Net, captured, cut_randomly, distance, n_units, rand
 from tests.test_ops import check
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", list(CASES)[::3])
 def test_rule(name: str) -> None:
+    check(CASES[name])
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", CASES)
+def test_every_rule(name: str) -> None:
     check(CASES[name])
 
 

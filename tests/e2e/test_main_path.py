@@ -31,6 +31,7 @@ def test_the_mlp_reaches_its_figures(mlp_run: Run) -> None:
     assert record.proof_error <= 1e-5 and record.onnx_parity <= 1e-4
 
 
+@pytest.mark.sweep
 def test_the_cnn_reaches_its_figures(cnn_run: Run) -> None:
     record = run_from_json((cnn_run.folder / "run.json").read_text())
     assert record.accuracy is not None and record.features is None
@@ -128,7 +129,8 @@ def test_validate_turns_budgets_into_exit_codes(mlp_run: Run, exported: Path) ->
 
 
 def test_validate_reports_a_drop_that_is_too_large(exported: Path, quick_run: Run, tmp_path: Path) -> None:
-    done(tmp_path, "compress", MLP, "--keep-macs", "0.05", "--finetune-epochs", "0", "--out", "bad", "--threads", "1")
+    cut = "--keep-macs 0.05 --input-features off --finetune-epochs 0 --out bad --threads 1".split()
+    done(tmp_path, "compress", MLP, *cut)
     done(tmp_path, "export", "--onnx", "bad/slim.pt2")
     files = (exported / "dense" / "digits_mlp.onnx", "bad/slim.onnx", "--data", "digits", "--runs", "10")
     missed = run(tmp_path, "validate", *files, "--max-drop", "1")
