@@ -160,6 +160,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["validate", "a", "b", "--data", "d", "--max-latency-ratio", "0"], "'--max-latency-ratio': "),
         (["inspect"], "missing argument 'MODEL'"),
         (["--nonsense"], "no such option: --nonsense"),
+        (["compress", "m.pt", "--input", "x"], "got x (see 'edgeprune compress --help')"),
     ],
 )
 def test_bad_usage_exits_2_with_one_line(

@@ -103,6 +103,21 @@ def saved(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
     return buffer.getvalue()
 
 
+def test_outputs_of_a_class_that_pytorch_has_not_seen() -> None:
+    """It is made known to PyTorch by what the network gives, and captured after all."""
+
+    @dataclasses.dataclass
+    class Fresh:
+        scores: torch.Tensor
+        others: torch.Tensor
+
+    model = Heads(Fresh).eval()
+    program = capture(model, X)
+    with torch.no_grad():
+        got, want = program.module()(X), model(X)
+    assert isinstance(got, Fresh) and torch.equal(got.scores, want.scores) and torch.equal(got.others, want.others)
+
+
 @pytest.mark.parametrize("name", GATHERED)
 def test_a_file_of_another_hand_is_read_and_written_again(name: str) -> None:
     gather, structure = GATHERED[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,3 +135,19 @@ def test_what_is_raised_leaves_no_trace_either(script: Path) -> None:
         torch.set_default_dtype(torch.float64)
         raise ValueError("no")
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_process_in_which_pytorch_has_chosen_no_device_yet(tmp_path: Path) -> None:
+    """PyTorch imports what knows the default device where it first needs it; asking for it is no reason."""
+    (tmp_path / "nets.py").write_text("from torch import nn\ndef net():\n    return nn.Linear(3, 2)\n")
+    code = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from edgeprune.usercode import calling_user_code\n"
+        "from edgeprune.userfile import load_function\n"
+        "assert 'torch.utils._device' not in sys.modules\n"
+        "with calling_user_code('net'):\n"
+        "    print(load_function(Path('nets.py'), 'net')().out_features)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr

@@ -24,11 +24,11 @@ _PREFIX = "edgeprune: "
 _MAX_MESSAGE = MAX_LINE - len(_PREFIX)
 
 
-def _usage(error: BaseException) -> str:
+def _usage(error: BaseException, typed: str) -> str:
     """What Typer says of a wrong command line; its exceptions share `format_message`, whatever their class."""
     text: str = error.format_message()  # type: ignore[attr-defined]
     context = getattr(error, "ctx", None)
-    where = getattr(context, "command_path", "edgeprune")
+    where = getattr(context, "command_path", typed)
     text = text.replace("Value error, ", "")  # pydantic's prefix says nothing that the rest does not
     return f"{text[:1].lower()}{text[1:].rstrip('.')} (see '{where} --help')"
 
@@ -53,10 +53,14 @@ _TABLE: tuple[tuple[tuple[type[BaseException], ...], int | None, Callable[[BaseE
 )
 
 
-def describe(error: BaseException) -> tuple[int, str]:
-    """The exit code of `error` and what it says, in one line."""
+def describe(error: BaseException, typed: str = "edgeprune") -> tuple[int, str]:
+    """The exit code of `error` and what it says, in one line.
+
+    `typed` is the command, for an error of the command line that does not know it: what is checked once all options
+    are together.
+    """
     if hasattr(error, "format_message"):
-        return 2, one_line(_usage(error), _MAX_MESSAGE)
+        return 2, one_line(_usage(error, typed), _MAX_MESSAGE)
     for kinds, code, message in _TABLE:
         if isinstance(error, kinds):
             return getattr(error, "exit_code", FAULT) if code is None else code, one_line(message(error), _MAX_MESSAGE)
@@ -85,8 +89,9 @@ class Guard:
     Example: `with Guard(debug=False) as guard: work()`, then `sys.exit(guard.exit_code)`.
     """
 
-    def __init__(self, debug: bool, *, may_exit: bool = False) -> None:
+    def __init__(self, debug: bool, *, may_exit: bool = False, typed: str = "edgeprune") -> None:
         self.debug = debug
+        self._typed = typed
         self.exit_code = 0
         self._may_exit = may_exit
 
@@ -101,7 +106,7 @@ class Guard:
         if _is_closed_pipe(error):
             self.exit_code = 1
             return True
-        self.exit_code, line = describe(error)
+        self.exit_code, line = describe(error, self._typed)
         if not is_main():
             line = f"process {rank()}: {line}"
         if self.debug:

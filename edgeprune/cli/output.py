@@ -35,7 +35,7 @@ class Output:
         self.command = shlex.join(["edgeprune", *_arguments(context)])
         self._as_json = as_json
         self._debug = debug
-        self._guard = messages.Guard(debug)
+        self._guard = messages.Guard(debug, typed=context.command_path)
 
     def __enter__(self) -> Self:
         return self
