@@ -75,7 +75,7 @@ class FakeCutter:
     """Plans as the planner does, in multiples of `align` and to no less than that."""
 
     least_features = (1, 1)
-    allots = False
+    allots = measures_cuts = False
 
     def __init__(self, manner: Manner, dead: int = 0) -> None:
         self.manner, self.dead = manner, dead

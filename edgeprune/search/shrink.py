@@ -6,7 +6,7 @@ from edgeprune.errors import BudgetError
 from edgeprune.search import refusals
 from edgeprune.search.candidate import Budgets, Candidate, Found, Measured
 from edgeprune.search.landing import Shares, Targets
-from edgeprune.search.step import FACTOR, Step
+from edgeprune.search.step import Step
 from edgeprune.search.strategy import begun, ended
 
 _TRIALS = 6  # cuts that are measured to land on a budget
@@ -53,7 +53,7 @@ def down_to_shares(step: Step, budgets: Budgets, start: Candidate, shares: Share
         if competes:
             best, competes = step.competed(best, costs.toward(best, shares)), False
         else:
-            best = step.tried(best, costs.toward(best, shares, FACTOR if step.trainer else 0.0))
+            best = step.tried(best, costs.toward(best, shares, step.least_share))
         reached = not costs.is_over(best, shares)
         if reached:
             best = step.rescued(best, limit)
