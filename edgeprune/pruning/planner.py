@@ -102,11 +102,9 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     _check_scores(graph, scores)
     scores = [own / factor for own, factor in zip(scores, graph.price_factors(), strict=True)]
     by_saving = criterion in EFFECTS
-    if losses is not None:
-        allocate = partial(_by_losses, losses)
-    allocate = allocate or Pruning.run
+    chosen_by = _allocation(losses, allocate)
     choice = _Choice(
-        program, graph, scores, shares, device, held, n_features, by_saving, exact_only, appliable, allocate
+        program, graph, scores, shares, device, held, n_features, by_saving, exact_only, appliable, chosen_by
     )
     preferred = Alignment.asked(align, main_step(graph, device))
     missed: BudgetError | None = None
