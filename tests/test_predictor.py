@@ -17,13 +17,14 @@ from edgeprune.cost.layers import layer_shapes
 from edgeprune.data import open_data
 from edgeprune.errors import BudgetError
 from edgeprune.graph.capture import Program
-from edgeprune.predictors import gcn
+from edgeprune.predictors import boosted, gcn
 from edgeprune.predictors.base import Predictor, Wiring, log_rises
 from edgeprune.predictors.boosted import Boosted
 from edgeprune.predictors.choice import choose, tau
 from edgeprune.predictors.gcn import GraphNetwork
 from edgeprune.predictors.ridge import Ridge
-from edgeprune.search.candidate import Budgets, Manner
+from edgeprune.search import evolution, guided
+from edgeprune.search.candidate import Budgets, Manner, Measured
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.datatrainer import DataTrainer
 from edgeprune.search.descent import Descent
@@ -40,7 +41,7 @@ from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.match import Match
 from tests.cases import IMAGE
 from tests.fakes import Told
-from tests.nets import captured, residual
+from tests.nets import captured, n_parameters, residual
 from tests.test_device import staircase_device
 
 N_GROUPS = 5
@@ -99,8 +100,11 @@ def test_losses_of_any_scale_are_learned_alike_and_what_is_no_number_is_the_wors
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph network is trained for a moment alone: a search is no worse for it, but for its luck."""
-    monkeypatch.setattr(gcn, "_STEPS", 20)
+    """Little is trained and evolved: a search is no worse for it, but for its luck."""
+    monkeypatch.setattr(gcn, "_STEPS", 5)
+    monkeypatch.setattr(boosted, "_TREES", 5)
+    monkeypatch.setattr(evolution, "_GENERATIONS", 6)
+    monkeypatch.setattr(guided, "RIVALS", 4)
 
 
 def step_of(program: Program, told: Told | None = None, **manner: object) -> Step:
@@ -204,7 +208,7 @@ def test_the_same_seed_gives_the_same_widths_and_no_loss_is_worse_than_the_greed
     found = []
     for loss in (minding, minding, lambda widths: float("nan") if widths[0] < 12 else 1.0):
         prober = Minding(loss)
-        strategy = Predicted(Shrink(), prober, n_samples=24)
+        strategy = Predicted(Shrink(), prober, n_samples=20)
         [best] = strategy.search(step_of(four(), align=4, seed=3), Budgets(keep_macs=0.6)).networks
         assert best.plan is not None
         found.append((tuple(group.after for group in best.plan.groups), prober.seen))
@@ -256,14 +260,30 @@ def test_where_the_time_is_over_it_is_said_and_nothing_is_learned_of_too_little(
 def test_smaller_networks_go_by_what_was_learned_of_the_dense_one() -> None:
     """A front of three is cut one from the other; without stated costs the choices reach far down."""
     told, prober = Told(), Minding(minding)
-    front = Predicted(Front(3, 0.4), prober, n_samples=30, reach=0.4)
+    front = Predicted(Front(3, 0.4), prober, n_samples=20, reach=0.4)
     networks = front.search(step_of(four(), told, align=4), Budgets()).networks
     assert [round(n.macs / networks[0].macs, 1) for n in networks] == [1.0, 0.7, 0.5]
-    assert len(prober.seen) <= 30 + 3 * 9
+    assert len(prober.seen) <= 20 + 3 * 9
     widths = [[group.after for group in network.plan.groups] for network in networks if network.plan is not None]
     assert all(last >= own for a, b in itertools.pairwise(widths) for last, own in zip(a, b, strict=True))
     assert sum("choices of widths that were measured the best" in line for line in told.lines) == 3
     assert Predicted(Descent(), prober, n_samples=20).name == "descent by a predictor"
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_budget_that_is_measured_is_met() -> None:
+    """A file is a kilobyte larger than its weights."""
+
+    def gauge(program: Program, surely: bool) -> Measured:
+        sizes = [4 * n_parameters(one) + 1000 for one in (program, dense)]
+        return Measured(1.0, 1.0, *sizes)
+
+    dense, prober = four(), Minding(minding)
+    step = Step(Cutter(dense, Manner(align=2), None), None, Told(), gauge)
+    most = (4 * n_parameters(dense) + 1000) // 2
+    [best] = Predicted(Shrink(), prober, n_samples=20).search(step, Budgets(max_bytes=most)).networks
+    assert 0.8 * most < 4 * n_parameters(best.program) + 1000 <= most
+    assert best.plan is not None and best.plan.groups[1].after > 22  # what matters stays
 
 
 def test_a_budget_that_no_widths_meet_is_refused() -> None:
@@ -311,7 +331,7 @@ def test_several_inputs() -> None:
     torch.manual_seed(0)
     step = step_of(captured(Two(), (5,), (7,)), align=2)
     prober = Minding(lambda widths: float(16 - widths[0]))
-    [best] = Predicted(Shrink(), prober, n_samples=30).search(step, Budgets(keep_macs=0.5)).networks
+    [best] = Predicted(Shrink(), prober, n_samples=20).search(step, Budgets(keep_macs=0.5)).networks
     assert best.plan is not None and best.plan.groups[0].after >= 14
 
 
