@@ -9,7 +9,7 @@ from typing import Any
 from edgeprune.catalog import check_options, find, names
 from edgeprune.errors import InputError
 
-ALLOCATIONS = ("greedy", "sensitivity")  # how the widths of all groups are found together
+ALLOCATIONS = ("greedy", "sensitivity", "predictor")  # how the widths of all groups are found together
 MOST_FINETUNINGS = 10  # finetunings' worth of training that a search takes where nothing is said
 
 

@@ -81,7 +81,7 @@ class FakeCutter:
     """Plans as the planner does, in multiples of `align` and to no less than that."""
 
     least_features = (1, 1)
-    allots = False
+    allots = measures_cuts = False
 
     def __init__(self, manner: Manner, dead: int = 0) -> None:
         self.manner, self.dead = manner, dead
@@ -105,7 +105,7 @@ class FakeCutter:
 
     trial = pruned
 
-    def planned(self, best: Candidate, shares: Shares) -> Plan:
+    def kept(self, best: Candidate, shares: Shares) -> Plan:
         self.n_cuts -= 1
         return cast(Any, self.pruned(best, shares).plan)
 

@@ -13,17 +13,21 @@ from torch.utils.data import Subset
 
 import edgeprune
 from edgeprune.cost.layers import layer_shapes
+from edgeprune.cost.limits import Limit
 from edgeprune.cost.macs import macs
 from edgeprune.cost.models import bytes_model, latency_model, macs_model
+from edgeprune.cost.widths import Alignment
 from edgeprune.data import open_data
 from edgeprune.errors import BudgetError
-from edgeprune.pruning.knapsack import Curve
+from edgeprune.pruning.choosing import Chooser
+from edgeprune.pruning.knapsack import Curve, _rises, allot
 from edgeprune.search.candidate import Budgets, Manner
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.landing import Shares
 from edgeprune.search.sensitivity import Sensitivity
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
+from edgeprune.settings import FeatureRules
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.training import Judge
 from tests.cases import IMAGE
@@ -157,6 +161,36 @@ def test_a_group_without_a_measured_loss_stays_whole_and_others_coupled_are_one(
     plan = edgeprune.plan(program, graph, 0.7, align=1, losses=curves)
     assert plan.groups[0].after == plan.groups[0].before
     assert edgeprune.prove(program, edgeprune.cut(program, plan), plan) <= 1e-10
+
+
+def priced(*prices: float) -> tuple[Chooser, int]:
+    """Each unit as important as its number, and which group is that of the six inputs."""
+    graph = edgeprune.analyze(captured(three(), (6,)), inputs=True, rules=FeatureRules(prices=prices))
+    [inputs] = [g for g, group in enumerate(graph.groups) if group.is_input]
+    return Chooser(graph, [np.arange(1.0, 1 + group.n_units) for group in graph.groups], Alignment(1)), inputs
+
+
+def test_dear_inputs_go_where_channels_go_otherwise() -> None:
+    kept = []
+    for prices in ((), (1, 1, 1, 9, 9, 9), (9,) * 6):
+        chooser, inputs = priced(*prices)
+        curves = {
+            g: Curve((1, group.n_units), (1.0 * group.n_units / 6, 0.0)) for g, group in enumerate(chooser.graph.groups)
+        }
+        limit = Limit("the MACs", macs_model(chooser.graph), 0.8)
+        allot(chooser, [limit], curves, range(3))
+        assert limit.model.cost(chooser.counts) <= limit.most
+        kept.append((int(chooser.counts[inputs]), int(chooser.counts.sum() - chooser.counts[inputs])))
+    assert [features for features, _ in kept] == sorted((features for features, _ in kept), reverse=True)
+    assert kept[0][0] > kept[2][0] and kept[0][1] < kept[2][1]
+
+
+def test_what_goes_counts_by_its_price_one_after_the_other() -> None:
+    chooser, inputs = priced(1, 2, 4, 8, 16, 32)
+    rises = _rises(chooser, inputs, Curve((0, 6), (6.0, 0.0)))  # each that goes loses 1 more
+    np.testing.assert_allclose(rises[::-1], np.cumsum([0, *(1 / np.array([1, 2, 4, 8, 16, 32]))]))
+    [hidden, *_] = {0, 1, 2} - {inputs}
+    np.testing.assert_allclose(_rises(chooser, hidden, Curve((0, 32), (32.0, 0.0))), np.arange(32, -1, -1))
 
 
 def test_without_a_solution_the_budget_that_binds_is_named() -> None:

@@ -25,7 +25,7 @@ FLOORS = (
     {"graph"},
     {"tasks"},
     {"data"},
-    {"formats", "optim", "importance", "cost"},
+    {"formats", "optim", "importance", "cost", "predictors"},
     {"methods", "pruning", "inspection"},
     {"reconstruction", "training"},
     {"search", "export", "report"},

@@ -56,6 +56,27 @@ def test_shrink_finetunes_the_last_network_ever_longer_and_takes_the_best() -> N
     assert search.step.effort.spent == search.trainer.units == 2 + 2 + 4
 
 
+@pytest.mark.parametrize(
+    ("manner", "allots", "told"),
+    [
+        ({"layer_ratios": {"hidden": 0.5}}, False, "--layer-ratio leaves out"),
+        ({}, True, "--allocation leaves out"),
+        ({"appliable": True}, True, "--keep-equal-chunks and --allocation leave out"),
+    ],
+)
+def test_what_leaves_out_the_training_for_one_budget_is_said_once(
+    manner: dict[str, Any], allots: bool, told: str
+) -> None:
+    search = searched(Shrink(), says(0.99), Budgets(keep_macs=0.4, prune_features=True), **manner)
+    search.step.cutter.allots = allots  # type: ignore[misc]
+    search()
+    [line] = search.said
+    assert line.startswith("input features and channels go cut by cut: ") and told in line
+    without = searched(Shrink(), says(0.99), Budgets(keep_macs=0.4), **manner)
+    without()
+    assert without.said == []
+
+
 @dataclass
 class Changing(FakeTrainer):
     """Its training changes the network: the judge tells by `trained`."""

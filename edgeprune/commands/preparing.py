@@ -45,6 +45,7 @@ from edgeprune.search.cutter import Cutter
 from edgeprune.search.datatrainer import DataTrainer
 from edgeprune.search.descent import Descent
 from edgeprune.search.pareto import Front
+from edgeprune.search.predictor import Predicted
 from edgeprune.search.replay import Replay
 from edgeprune.search.sensitivity import Sensitivity
 from edgeprune.search.shrink import Shrink
@@ -198,7 +199,9 @@ def _strategy(
     found = _plain_strategy(request, budgets, plan)
     if request.allocation == "greedy" or samples is None:
         return found
-    return Sensitivity(found, samples)
+    if request.allocation == "sensitivity":
+        return Sensitivity(found, samples)
+    return Predicted(found, samples, reach=found.least if isinstance(found, Front) else None)
 
 
 def _plain_strategy(request: CompressRequest, budgets: Budgets, plan: PruningPlan | None) -> Strategy:

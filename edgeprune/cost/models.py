@@ -41,6 +41,15 @@ class Dim:
         """The share of the cost when the units marked in `keep`, bool by label, stay."""
         return self.at(float(keep[self.labels].sum()))
 
+    def shares(self, counts: np.ndarray) -> np.ndarray:
+        """`share` of several networks at once, `(n, n_groups)` of whole numbers in, `(n,)` out."""
+        width = np.full(len(counts), float(self.fixed))
+        for g, kept in self.kept.items():
+            width += kept[counts[:, g]]
+        if self.relative is None:
+            return width / self.size
+        return np.asarray(np.interp(width, np.arange(self.size + 1), self.relative))
+
     def at(self, width: float) -> float:
         """The share of the cost at a width."""
         if self.relative is None:
@@ -82,6 +91,16 @@ class CostModel:
     def cost(self, counts: np.ndarray) -> float:
         """What the whole network costs when `counts[g]` units of group g stay."""
         return sum(product.cost(counts) for product in self.products)
+
+    def costs(self, counts: np.ndarray) -> np.ndarray:
+        """`cost` of several networks at once, `(n, n_groups)` of whole numbers in, `(n,)` out."""
+        total = np.zeros(len(counts))
+        for product in self.products:
+            cost = np.full(len(counts), float(product.base))
+            for dim in product.dims:
+                cost *= dim.shares(counts)
+            total += cost
+        return total
 
     def saving(self, counts: np.ndarray, group: int, n_removed: int) -> float:
         """What is saved by removing `n_removed` more units of one group."""

@@ -51,6 +51,8 @@ class Curve:
 def allot(chooser: Chooser, limits: Sequence[Limit], losses: Mapping[int, Curve], eligible: Sequence[int]) -> None:
     """Give the eligible groups of which a loss is known the widths that lose the least within the limits.
 
+    What an input feature loses counts as the less, the dearer it is: by its price, where it has one.
+
     Raises:
         BudgetError: the narrowest widths are over a limit; says which one, and what stands in the way.
     """
@@ -59,8 +61,19 @@ def allot(chooser: Chooser, limits: Sequence[Limit], losses: Mapping[int, Curve]
     for g in free:
         choices[g] = _widths(chooser, g, _CHOICES if len(free) > _FEW else 4 * _CHOICES)
     _check_narrowest(chooser, limits, choices, free)
-    problem = _Problem(choices, [losses[g].at(choices[g]) if g in losses else np.zeros(1) for g in range(len(choices))])
+    known = [_rises(chooser, g, losses[g])[own] if g in losses else np.zeros(1) for g, own in enumerate(choices)]
+    problem = _Problem(choices, known)
     chooser.counts[:] = _within(problem, limits, [_table(limit.model, choices) for limit in limits])
+
+
+def _rises(chooser: Chooser, group: int, curve: Curve) -> np.ndarray:
+    """What a group loses at each count, `(n_units + 1,)`: what each unit adds as it goes, divided by its price."""
+    rises = curve.at(np.arange(chooser.graph.groups[group].n_units + 1))
+    prices = chooser.graph.price_factors()[group]
+    if (prices == 1).all():
+        return rises
+    added = -np.diff(rises)[::-1] / prices[chooser.orders[group]]
+    return rises[-1] + np.concatenate([[0.0], np.cumsum(added)])[::-1]
 
 
 def _within(problem: _Problem, limits: Sequence[Limit], tables: Sequence[Table]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch.export import ExportedProgram
@@ -28,6 +29,8 @@ from edgeprune.records import InputFeatures
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Task
 
+Allocate = Callable[[Pruning, bool], None]  # as `Pruning.run`, whose place it takes
+
 
 @public("plan")
 def plan(  # noqa: PLR0913 - the public call: every choice has a name and a default
@@ -48,6 +51,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     leave: Collection[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
     losses: Mapping[int, Curve] | None = None,
+    allocate: Allocate | None = None,
     scores: Scores | None = None,
     task: Task = CLASSIFICATION,
 ) -> PruningPlan:
@@ -80,6 +84,8 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
             unit: the most important ones. The others make up for it.
         losses: what the loss rises by as a group, by its number, has fewer units, measured: widths are then those that
             lose the least together, exactly, by scipy's mixed-integer solver; scores say which units go.
+        allocate: chooses the widths otherwise: it is given the greedy choice that has not run yet, and whether input
+            features may go, and leaves the counts of the choice's `chooser` as they are to be, within its `limits`.
         scores: `(n_units,)` for each group, where they are known already: by this criterion, from elsewhere.
         task: what the network is for, whose loss "taylor" and "outgoing" go by.
 
@@ -96,7 +102,10 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     _check_scores(graph, scores)
     scores = [own / factor for own, factor in zip(scores, graph.price_factors(), strict=True)]
     by_saving = criterion in EFFECTS
-    choice = _Choice(program, graph, scores, shares, device, held, n_features, by_saving, exact_only, appliable, losses)
+    chosen_by = _allocation(losses, allocate)
+    choice = _Choice(
+        program, graph, scores, shares, device, held, n_features, by_saving, exact_only, appliable, chosen_by
+    )
     preferred = Alignment.asked(align, main_step(graph, device))
     missed: BudgetError | None = None
     for alignment in preferred.giving_way():
@@ -124,7 +133,7 @@ class _Choice:
     by_saving: bool
     exact_only: bool
     appliable: bool
-    losses: Mapping[int, Curve] | None
+    allocate: Allocate
 
     def keep(self, alignment: Alignment) -> np.ndarray:
         """Bool `(n_labels,)`: which units stay.
@@ -154,11 +163,7 @@ class _Choice:
         limits = limits_of(self.program, graph, latency, self.shares, chooser.orders)
         if limits:
             eligible = [g for g in self._eligible() if g not in untaken]
-            if self.losses is None:
-                Pruning(chooser, limits, latency, self.by_saving, eligible).run(self.n_features is None)
-            else:
-                chosen = [g for g in eligible if self.n_features is None or not graph.groups[g].is_input]
-                allot(chooser, limits, self.losses, chosen)
+            self.allocate(Pruning(chooser, limits, latency, self.by_saving, eligible), self.n_features is None)
         return chooser.kept()
 
     def _eligible(self) -> list[int]:
@@ -166,6 +171,17 @@ class _Choice:
         groups = enumerate(self.graph.groups)
         free = [(g, group) for g, group in groups if g not in self.held.groups and group.given is None]
         return [g for g, group in free if group.exact or not self.exact_only]
+
+
+def _allocation(losses: Mapping[int, Curve] | None, allocate: Allocate | None) -> Allocate:
+    """What chooses the widths: by measured losses, or as it is said, or else greedily."""
+    return partial(_by_losses, losses) if losses is not None else allocate or Pruning.run
+
+
+def _by_losses(losses: Mapping[int, Curve], pruning: Pruning, features: bool) -> None:
+    """The widths that lose the least by what was measured."""
+    groups = pruning.chooser.graph.groups
+    allot(pruning.chooser, pruning.limits, losses, [g for g in pruning.eligible if features or not groups[g].is_input])
 
 
 def limits_of(

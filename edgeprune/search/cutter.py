@@ -21,12 +21,13 @@ from edgeprune.pruning.choosing import Chooser
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.held import held_layers, own_ratios, unit_counts
 from edgeprune.pruning.plan import PruningPlan, compose
-from edgeprune.pruning.planner import limits_of, make_plan
+from edgeprune.pruning.planner import Allocate, limits_of, make_plan
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
 from edgeprune.pruning.surgery import cut
-from edgeprune.reconstruction.reconstruct import reconstructed
+from edgeprune.reconstruction.reconstruct import N_SAMPLES, reconstructed
 from edgeprune.records import Vocabulary
+from edgeprune.search.allocation import Allocation
 from edgeprune.search.candidate import Candidate, Manner
 from edgeprune.search.costs import Costs
 from edgeprune.search.landing import Shares
@@ -52,6 +53,7 @@ class Cutter:
         self._latest = (dense, self.graph)
         self._latest_scores: tuple[Program, Scores] | None = None
         self._losses: Losses | None = None
+        self._allocation: Allocation | None = None
         self._dense_units = unit_counts(self.graph, manner.layer_ratios)
 
     @property
@@ -76,38 +78,49 @@ class Cutter:
         made = self._made(best, slim, step, self._proved(best.program, slim, step))
         return self._reconstructed(best, step, made)
 
-    def planned(self, best: Candidate, shares: Shares) -> PruningPlan:
+    def kept(self, best: Candidate, shares: Shares) -> PruningPlan:
         """What the candidate of these shares would keep of the dense network."""
-        return _of_dense(best, self._plan(best, shares, None))
+        return _of_dense(best, self._step(best, shares, None))
 
     def trial(self, best: Candidate, shares: Shares) -> Candidate:
         """The same to be looked at and thrown away: not proved."""
         return self._made(best, *self._cut(best, shares, None), 0.0)
 
-    def tried(self, plan: PruningPlan) -> tuple[Program, bool]:
-        """The dense network cut by a plan, to be looked at and thrown away, and whether what is left took over.
+    def tried(
+        self, plan: PruningPlan, best: Candidate | None = None, n_samples: int = N_SAMPLES
+    ) -> tuple[Program, bool]:
+        """A candidate, else the dense network, cut by a plan for it, and whether what is left took over.
 
-        It is not proved.
+        It is to be looked at and thrown away: not proved.
         """
-        slim = cut(self.dense.program, plan, self.graph)
-        if not self.manner.reconstruct or self._samples is None:
-            return slim, False
-        found = reconstructed(self.dense.program, slim, plan, (x for x, _ in self._samples.score_batches()))
-        return found.program, found.record.helps
+        before = best or self.dense
+        slim = cut(before.program, plan, self.graph_of(before))
+        made = self._reconstructed(before, plan, self._made(before, slim, plan, 0.0), n_samples)
+        return made.program, made.reconstruction is not None and made.reconstruction.helps
 
     def chooser(self) -> Chooser:
         """The dense network's units in the order in which they go, at the widths that are preferred."""
         how, graph = self.manner, self.graph
-        return Chooser(graph, self._scores(self.dense), self._alignment(graph), even=how.appliable)
+        scores = zip(self._scores(self.dense), graph.price_factors(), strict=True)
+        return Chooser(graph, [own / factor for own, factor in scores], self._alignment(graph), even=how.appliable)
 
     @property
     def allots(self) -> bool:
         """Whether widths are chosen by what groups were seen to lose."""
-        return self._losses is not None
+        return self._losses is not None or self._allocation is not None
+
+    @property
+    def measures_cuts(self) -> bool:
+        """Whether each cut is chosen by measuring it: where nothing is trained, going in steps then brings nothing."""
+        return self._allocation is not None
 
     def allot(self, losses: Losses) -> None:
         """Choose all widths from now on by what the dense network's groups were seen to lose."""
         self._losses = losses
+
+    def allocate_by(self, allocation: Allocation) -> None:
+        """Let it choose all widths from now on."""
+        self._allocation = allocation
 
     def without_dead(self) -> Candidate | None:
         """The dense network without units that are dead, as sparse training leaves them; None where there are none.
@@ -207,11 +220,21 @@ class Cutter:
         return analyze(program, inputs=how.features, attention=how.attention, rules=how.rules, vocabularies=kept)
 
     def _cut(self, best: Candidate, shares: Shares, n_features: int | None) -> tuple[Program, PruningPlan]:
-        plan = self._plan(best, shares, n_features)
+        plan = self._step(best, shares, n_features)
         return cut(best.program, plan, self.graph_of(best)), plan
 
-    def _plan(self, best: Candidate, shares: Shares, n_features: int | None) -> PruningPlan:
-        """Without a count of features, none of them go unless they compete."""
+    def _step(self, best: Candidate, shares: Shares, n_features: int | None) -> PruningPlan:
+        """The plan of a cut, its widths chosen as the search was told."""
+        graph, found = self.graph_of(best), self._allocation
+        return self.planned(best, shares, n_features, None if found is None else found.at(best, graph, shares))
+
+    def planned(
+        self, best: Candidate, shares: Shares, n_features: int | None = None, allocate: Allocate | None = None
+    ) -> PruningPlan:
+        """The plan of a cut; `allocate` chooses its widths.
+
+        Without a count of features, none of them go unless they compete.
+        """
         how, graph = self.manner, self.graph_of(best)
         if n_features is None and not how.compete:
             n_features = graph.n_features
@@ -230,6 +253,7 @@ class Cutter:
             leave=how.leave,
             layer_ratios=own_ratios(how.layer_ratios, self._dense_units, graph),
             losses=None if self._losses is None else known_losses(self._losses, graph),
+            allocate=allocate,
         )
 
     def _proved(self, program: Program, slim: Program, plan: PruningPlan) -> float:
@@ -238,7 +262,9 @@ class Cutter:
             return prove(program, slim, plan)
         return prove_on_data(program, slim, plan, self._samples.some_inputs())
 
-    def _reconstructed(self, before: Candidate, step: PruningPlan, slim: Candidate) -> Candidate:
+    def _reconstructed(
+        self, before: Candidate, step: PruningPlan, slim: Candidate, n_samples: int = N_SAMPLES
+    ) -> Candidate:
         """A cut candidate whose layers give what those of the network before did, as far as they can.
 
         Where nothing is trained on the way, the dense network tells what they should give, or each cut would add to
@@ -248,7 +274,7 @@ class Cutter:
             return slim
         samples = (x for x, _ in self._samples.score_batches())
         program, plan = (before.program, step) if self._samples.trains else (self.dense.program, slim.plan or step)
-        found = reconstructed(program, slim.program, plan, samples)
+        found = reconstructed(program, slim.program, plan, samples, n_samples=n_samples)
         return replace(slim, program=found.program, reconstruction=found.record)
 
     def _made(self, before: Candidate, slim: Program, step: PruningPlan, error: float) -> Candidate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeprune.search.aiming import Trial, aim, hold
 from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge
 from edgeprune.search.landing import Shares, Targets
-from edgeprune.search.step import FACTOR, Step
+from edgeprune.search.step import Step
 from edgeprune.search.strategy import begun, ended
 
 
@@ -44,7 +44,7 @@ def down_to_shares(step: Step, budgets: Budgets, start: Candidate, shares: Share
         if competes:
             best, competes = step.competed(best, costs.toward(best, shares)), False
         else:
-            best = step.tried(best, costs.toward(best, shares, FACTOR if step.trainer else 0.0))
+            best = step.tried(best, costs.toward(best, shares, step.least_share))
         reached = not costs.is_over(best, shares)
         if reached:
             best = step.rescued(best, limit)

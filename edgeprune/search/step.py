@@ -59,6 +59,12 @@ class Step:
         """Whether input features are chosen while a candidate is trained."""
         return self.trainer is not None and self.trainer.selects
 
+    @property
+    def least_share(self) -> float:
+        """The share of its costs that one cut leaves a candidate at least: it goes down in steps, to be looked at."""
+        at_once = self.trainer is None or (self.cutter.measures_cuts and not self.trains)
+        return 0.0 if at_once else FACTOR
+
     def begin(self) -> Candidate:
         """The dense network, looked at: what follows is compared with it."""
         if self.trainer is not None:
@@ -99,9 +105,7 @@ class Step:
         self.progress.stage(f"step {len(self.records) + 1}: score and cut")
         fresh = self.cutter.pruned(best, shares, n_features)
         for line in told_widths(fresh.plan.aligned if fresh.plan is not None else None):
-            if line not in self._said:
-                self._said.add(line)
-                self.progress.say(line)
+            self._say_once(line)
         return fresh
 
     def replayed(self, plan: PruningPlan) -> Candidate:
@@ -119,10 +123,27 @@ class Step:
         return replace(slim, val=self.trainer.evaluation(slim.program.frozen_module()))
 
     def competes(self, budgets: Budgets) -> bool:
-        """Whether input features and channels share one budget, in a training that takes both from the network."""
+        """Whether input features and channels share one budget, in a training that takes both from the network.
+
+        What leaves that out is said.
+        """
         may_go = budgets.prune_features and budgets.n_features is None and bool(self.dense.n_features)
+        if not (self.selects and may_go):
+            return False
         how, chosen_otherwise = self.cutter.manner, self.cutter.allots
-        return self.selects and may_go and not (how.appliable or how.layer_ratios or chosen_otherwise)
+        options = {
+            "--keep-equal-chunks": how.appliable,
+            "--layer-ratio": bool(how.layer_ratios),
+            "--allocation": chosen_otherwise,
+        }
+        beside = [option for option, given in options.items() if given]
+        if beside:
+            leave = "leaves" if len(beside) == 1 else "leave"
+            self._say_once(
+                f"input features and channels go cut by cut: {' and '.join(beside)} {leave} out the training that "
+                "takes both for one budget"
+            )
+        return not beside
 
     def competed(self, best: Candidate, shares: Shares) -> Candidate:
         """The candidate at these shares of its own costs, by a training in which features and channels go together.
@@ -236,7 +257,7 @@ class Step:
 
     def has_failed(self, best: Candidate, shares: Shares) -> bool:
         """Whether the very units that these shares would keep were kept by a network that lost too much."""
-        return bool(self._failed) and self.cutter.planned(best, shares).to_json() in self._failed
+        return bool(self._failed) and self.cutter.kept(best, shares).to_json() in self._failed
 
     def record(self, candidate: Candidate, accepted: bool) -> None:
         """Note what was tried, and whether the search goes on from it."""
@@ -252,6 +273,11 @@ class Step:
                 reconstruction=candidate.reconstruction,
             )
         )
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.progress.say(line)
 
     def found(self, *networks: Candidate) -> Found:
         """What the search came to: networks from large to small."""
