@@ -231,6 +231,14 @@ def compress(
             rich_help_panel=opt.HOW,
         ),
     ] = ALLOCATIONS[0],
+    prune_schedule: Annotated[
+        str | None,
+        opt.named(
+            "cut-schedule",
+            "How a network comes down to its cost: in one cut; within one finetuning, by cuts along an S; or in rounds "
+            "of a fifth, with the learning rate rewound. Default: as many cuts of 30 % as it takes, each finetuned.",
+        ),
+    ] = None,
     attention: opt.Attention = "heads",
     keep_equal_chunks: Annotated[
         bool,
@@ -317,6 +325,7 @@ def compress(
             leave=tuple(keep_layer or ()),
             layer_ratios=tuple(layer_ratio or ()),
             allocation=allocation,
+            prune_schedule=prune_schedule,
             threads=threads,
             force=force,
             unsafe_pickle=unsafe_pickle,

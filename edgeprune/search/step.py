@@ -159,13 +159,14 @@ class Step:
         if self.trains:
             again = f", round {training.number + 1}" if training.number else ""
             self.progress.stage(f"step {training.step}: finetune at {share:.0%} of MACs{again}")
-            self.effort.take(training.units)
+            self.effort.take(training.effort)
         is_done = candidate.reconstruction is not None and candidate.reconstruction.helps and not self.trains
         changed = not is_done and self.trainer.finetune(module, training)
         after = self.trainer.evaluation(module)
         if not changed:
             return replace(candidate, val=after)
-        return self._unharmed(candidate, replace(self.cutter.retrained(candidate, module), val=after))
+        trained = replace(self.cutter.retrained(candidate, module), val=after)
+        return trained if training.is_underway else self._unharmed(candidate, trained)
 
     def _unharmed(self, candidate: Candidate, trained: Candidate) -> Candidate:
         """What was trained, or the candidate as it was where that was better by more than chance, which is said.
