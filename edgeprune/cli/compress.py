@@ -239,6 +239,14 @@ def compress(
             "of a fifth, with the learning rate rewound. Default: as many cuts of 30 % as it takes, each finetuned.",
         ),
     ] = None,
+    depth: Annotated[
+        bool,
+        typer.Option(
+            "--depth",
+            help="Let whole residual blocks go, where that loses less on the validation set than narrower layers do.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = False,
     attention: opt.Attention = "heads",
     keep_equal_chunks: Annotated[
         bool,
@@ -326,6 +334,7 @@ def compress(
             layer_ratios=tuple(layer_ratio or ()),
             allocation=allocation,
             prune_schedule=prune_schedule,
+            depth=depth or None,
             threads=threads,
             force=force,
             unsafe_pickle=unsafe_pickle,

@@ -43,6 +43,7 @@ from edgeprune.search.candidate import Budgets, Gauge, Manner
 from edgeprune.search.checks import check
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.datatrainer import DataTrainer
+from edgeprune.search.depth import Depth
 from edgeprune.search.descent import Descent
 from edgeprune.search.pareto import Front
 from edgeprune.search.replay import Replay
@@ -137,7 +138,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         model=opened.model,
         data=opened.data,
         task=opened.task,
-        step=Step(cutter, trainer, told, gauge),
+        step=Step(cutter, trainer, told, gauge, Depth(cutter, samples, told) if request.depth and samples else None),
         strategy=_strategy(request, budgets, plan, samples),
         budgets=budgets,
         device=device,

@@ -9,9 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import nn
 
 from edgeprune.pruning.choosing import Chooser
 from edgeprune.pruning.held import held_layers
@@ -22,15 +19,9 @@ from edgeprune.search.cutter import Cutter
 from edgeprune.search.losses import Key, Losses, keys
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
+from edgeprune.search.trainer import Prober
 
 _SHARES = (0.75, 0.5, 0.25, 0.125)  # of a group's units
-
-
-class Prober(Protocol):
-    """What tells how much a cut has lost."""
-
-    def probed(self, module: nn.Module, settled: bool) -> float:
-        """The loss on a share of the validation split; batch norm is estimated again first, but where it is settled."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

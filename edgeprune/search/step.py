@@ -12,6 +12,7 @@ from edgeprune.records import ACCURACY, Metric
 from edgeprune.results import FeatureCount, StepRecord
 from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge, Measured
 from edgeprune.search.cutter import Cutter
+from edgeprune.search.depth import Depth
 from edgeprune.search.effort import Effort
 from edgeprune.search.landing import Shares
 from edgeprune.search.trainer import FIRST, Round, Trainer
@@ -29,10 +30,18 @@ class Step:
 
     It holds no budgets: what a candidate may lose, in the metric's unit, is handed to it. `records` tells what was
     tried, `selection` how the input features became fewer, `effort` how much was trained. Without a trainer nothing is
-    trained and every drop is within any limit; without a gauge nothing is measured as a file.
+    trained and every drop is within any limit; without a gauge nothing is measured as a file; without `depth` no block
+    goes whole.
     """
 
-    def __init__(self, cutter: Cutter, trainer: Trainer | None, progress: Progress, gauge: Gauge | None = None) -> None:
+    def __init__(  # noqa: PLR0913 - what cuts, what trains, who watches, what measures
+        self,
+        cutter: Cutter,
+        trainer: Trainer | None,
+        progress: Progress,
+        gauge: Gauge | None = None,
+        depth: Depth | None = None,
+    ) -> None:
         self.cutter = cutter
         self.trainer = trainer
         self.progress = progress
@@ -40,7 +49,7 @@ class Step:
         self.records: list[StepRecord] = []
         self.selection: list[FeatureCount] = []
         self.effort = Effort(cutter.manner.max_finetunings, progress, is_free=not self.trains)
-        self._gauge = gauge
+        self._gauge, self._depth = gauge, depth
         self._failed: set[str] = set()
         self._said: set[str] = set()
 
@@ -97,7 +106,10 @@ class Step:
     def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:
         """Prune what was accepted once more and prove the cut; what it loses is not known yet."""
         self.progress.stage(f"step {len(self.records) + 1}: score and cut")
-        fresh = self.cutter.pruned(best, shares, n_features)
+        if self._depth is None or n_features is not None or shares == Shares():
+            fresh = self.cutter.pruned(best, shares, n_features)
+        else:
+            fresh = self._depth.pruned(best, shares)
         for line in told_widths(fresh.plan.aligned if fresh.plan is not None else None):
             if line not in self._said:
                 self._said.add(line)
@@ -121,7 +133,7 @@ class Step:
     def competes(self, budgets: Budgets) -> bool:
         """Whether input features and channels share one budget, in a training that takes both from the network."""
         may_go = budgets.prune_features and budgets.n_features is None and bool(self.dense.n_features)
-        how, chosen_otherwise = self.cutter.manner, self.cutter.allots
+        how, chosen_otherwise = self.cutter.manner, self.cutter.allots or self._depth is not None
         return self.selects and may_go and not (how.appliable or how.layer_ratios or chosen_otherwise)
 
     def competed(self, best: Candidate, shares: Shares) -> Candidate:

@@ -77,6 +77,13 @@ class Samples(Protocol):
         """A batch as the network takes it, which a cut is proved on."""
 
 
+class Prober(Protocol):
+    """What tells how much a cut has lost."""
+
+    def probed(self, module: nn.Module, settled: bool) -> float:
+        """The loss on a share of the validation split; batch norm is estimated again first, but where it is settled."""
+
+
 class Trainer(Protocol):
     """Trains and judges the networks of one search; all that it is given are the search's own copies."""
 
