@@ -163,6 +163,17 @@ _SCHEDULES = (
     Entry("schedule", "cubic", "fast at first, from 10 to 75 %", "Zhu and Gupta, 2017", "share of zeros"),
     Entry("schedule", "one-cycle", "an S from the first step to the last", "Hubens et al., 2021", "share of zeros"),
 )
+_CUT_SCHEDULES = (
+    Entry("cut-schedule", "one-shot", "one cut, one finetuning", "Han et al., NeurIPS 2015", "a stated cost"),
+    Entry(
+        "cut-schedule", "one-cycle", "one training that cuts along an S before its epochs, ten times at most",
+        "Hubens et al., arXiv 2107.02086", "a stated cost",
+    ),
+    Entry(
+        "cut-schedule", "iterative", "rounds of a fifth of what is left, each with the learning rate rewound",
+        "Renda, Frankle and Carbin, ICLR 2020", "a stated cost",
+    ),
+)  # fmt: skip
 # Where each kind is asked for.
 ASKED_BY = {
     "optimizer": "edgeprune train --optimizer",
@@ -170,6 +181,7 @@ ASKED_BY = {
     "transform": "edgeprune.methods.pcn.principal_components",
     "criterion": "edgeprune compress --criterion, edgeprune train --method gradual --criterion",
     "schedule": "edgeprune train --method ... --prune-schedule",
+    "cut-schedule": "edgeprune compress --prune-schedule",
     "lr-schedule": "edgeprune train --schedule",
 }
 _LR_SCHEDULES = (
@@ -213,7 +225,15 @@ _CRITERIA = (
     Entry("criterion", "random", "uniform random numbers, to be beaten", "", "order of channels"),
 )  # fmt: skip
 
-ENTRIES: tuple[Entry, ...] = (*_OPTIMIZERS, *_METHODS, *_TRANSFORMS, *_CRITERIA, *_SCHEDULES, *_LR_SCHEDULES)
+ENTRIES: tuple[Entry, ...] = (
+    *_OPTIMIZERS,
+    *_METHODS,
+    *_TRANSFORMS,
+    *_CRITERIA,
+    *_SCHEDULES,
+    *_CUT_SCHEDULES,
+    *_LR_SCHEDULES,
+)
 
 
 def names(kind: str) -> tuple[str, ...]:

@@ -65,6 +65,8 @@ class CompressRequest:
     leave: tuple[str, ...] = ()
     layer_ratios: tuple[str, ...] = ()
     allocation: str = ALLOCATIONS[0]
+    prune_schedule: str | None = None
+    depth: bool | None = None
     arch: str | None = None
     module: str | None = None
     input_shape: tuple[int, ...] | None = None

@@ -59,9 +59,8 @@ class AccuracyComparison:
     @property
     def as_metric(self) -> MetricComparison:
         """The same as that of any metric."""
-        intervals = self.dense_interval, self.slim_interval
-        drop = self.drop_points, self.drop_interval
-        return MetricComparison(ACCURACY, self.dense, self.slim, *intervals, *drop, self.n_samples, self.mcnemar_p)
+        both = self.dense_interval, self.slim_interval, self.drop_points, self.drop_interval
+        return MetricComparison(ACCURACY, self.dense, self.slim, *both, self.n_samples, self.mcnemar_p)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +154,8 @@ class ChangedSample:
 class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
-    `selection` tells, epoch by epoch, how the input features became fewer while the network was trained; `advice` is
-    what could be done beside, e.g. crop the images; `front` lists several networks where they were asked for.
+    `selection` tells, epoch by epoch, how input features became fewer while it was trained; `advice` is what could be
+    done beside, e.g. crop the images; `front` lists several networks where they were asked for; `blocks` went whole.
     `features` and `feature_weights`, as in a `KeptInput`, are those of a network with one input; `inputs` of several.
     `metric` is what the values are of: accuracy, or that of another task, which has a `comparison` and no `accuracy`.
     `changed` are the samples on which both networks are furthest apart, the furthest first, by what `change` says.
@@ -191,6 +190,7 @@ class RunRecord:
     changed: tuple[ChangedSample, ...] = ()
     vocabularies: tuple[CutVocabulary, ...] = ()
     inputs: tuple[KeptInput, ...] = ()
+    blocks: tuple[str, ...] = ()
 
     @property
     def compared(self) -> MetricComparison | None:
@@ -202,7 +202,7 @@ class RunRecord:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
         of_classes = self.metric == ACCURACY and self.comparison is None
         others = ("metric", "comparison", "change", "changed") if of_classes else ("accuracy",)
-        return dict.fromkeys((*others, *(name for name in ("vocabularies", "inputs") if not getattr(self, name))))
+        return dict.fromkeys((*others, *(n for n in ("vocabularies", "inputs", "blocks") if not getattr(self, n))))
 
     @property
     def json_values(self) -> dict[str, str]:

@@ -283,7 +283,7 @@ def test_all_options_of_compress_reach_the_library(pipeline: Pipeline) -> None:
         "--finetune-epochs 3 --align 4 --seed 7 --plan plan.json --arch a.py:net --input-shape 3,32,32 --threads 2 "
         "--force --unsafe-pickle --attention head-dim --dynamic-size --normalize weights --allow-chance "
         "--state-key ema --ignore-keys loss.* --trust-recorded --keep-layer stem --leave fc* --layer-ratio a=0.5 "
-        "--allocation predictor"
+        "--allocation predictor --prune-schedule iterative --depth"
     ).split()
     assert main(arguments) == 0
     assert pipeline.requests == [
@@ -292,7 +292,8 @@ def test_all_options_of_compress_reach_the_library(pipeline: Pipeline) -> None:
             finetune_epochs=3, align=4, seed=7, plan="plan.json", arch="a.py:net", input_shape=(3, 32, 32), threads=2,
             force=True, unsafe_pickle=True, attention="head-dim", dynamic_size=True, normalize="weights",
             allow_chance=True, state_key="ema", ignore_keys="loss.*", trust_recorded=True, leave=("stem", "fc*"),
-            layer_ratios=("a=0.5",), allocation="predictor",
+            layer_ratios=("a=0.5",), allocation="predictor", prune_schedule="iterative",
+            depth=True,
             command="edgeprune " + shlex.join(arguments),
         )
     ]  # fmt: skip

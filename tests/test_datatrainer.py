@@ -53,6 +53,27 @@ def test_further_rounds_are_longer_and_see_another_order(digits: DataSource, ask
     assert all(call[4] is told and call[5] is teacher for call in asked)
 
 
+def test_a_part_of_a_training_has_its_learning_rates(digits: DataSource, asked: list[tuple[Any, ...]]) -> None:
+    trainer = DataTrainer(digits, digits.normalization, OWN, CLASSIFICATION)
+    for part in ((0.0, 0.34), (0.34, 0.66), (0.66, 1.0)):
+        trainer.finetune(net(), Round(part=part))
+    assert [call[-1]["part"] for call in asked] == [(0, 3), (3, 7), (7, 10)]
+    assert {call[3].epochs for call in asked} == {10} and {call[3].schedule for call in asked} == {"step"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "epochs", "part"), [(40, 40, (30, 40)), (10, 10, (0, 10)), (3, 10, (0, 10)), (None, 10, (0, 10))]
+)
+def test_a_learning_rate_is_rewound_as_far_as_the_training_went(
+    digits: DataSource, asked: list[tuple[Any, ...]], trained: int | None, epochs: int, part: tuple[int, int]
+) -> None:
+    """Renda et al.: a retraining of t epochs has the learning rates of the last t epochs of the training."""
+    trainer = DataTrainer(digits, digits.normalization, OWN, CLASSIFICATION, trained_epochs=trained)
+    trainer.finetune(net(), Round(rewinds=True))
+    trainer.finetune(net(), Round())
+    assert [(call[3].epochs, call[-1]["part"]) for call in asked] == [(epochs, part), (10, (0, 10))]
+
+
 def test_features_are_selected_by_their_method(digits: DataSource, asked: list[tuple[Any, ...]]) -> None:
     trainer = DataTrainer(digits, digits.normalization, OWN, CLASSIFICATION)
     module = net()

@@ -76,6 +76,22 @@ def test_how_it_is_done_goes_beside_the_budgets() -> None:
         ({"allocation": "predictor", "plan": "p.json"}, "--allocation predictor: .*, got --plan p.json"),
         ({"allocation": "magic"}, "--allocation: expected one of greedy, sensitivity, predictor, got magic"),
         ({"allocation": "sensitivity", "plan": "p.json"}, "--allocation sensitivity: .*, got --plan p.json"),
+        ({"prune_schedule": "agp"}, "--prune-schedule: expected one of one-shot, one-cycle, iterative, got agp"),
+        (
+            {"prune_schedule": "one-shot", "plan": "p.json"},
+            "--prune-schedule one-shot: .*, got --plan p.json, which is",
+        ),
+        (
+            {"prune_schedule": "one-cycle"},
+            "--prune-schedule one-cycle: expected data to train on while it cuts, got none",
+        ),
+        (
+            {"prune_schedule": "one-cycle", "keep_macs": 0.5, "finetune": "f.py:f"},
+            "one-cycle: expected one training that goes on over all cuts, got --finetune f.py:f, which trains anew",
+        ),
+        ({"depth": True}, "--depth: expected data to judge blocks on, got none; give --data"),
+        ({"depth": True, "plan": "p.json"}, "--depth: expected a choice of blocks, got --plan p.json"),
+        ({"depth": True, "appliable": True}, "--depth: expected no --keep-equal-chunks, as a class .* runs all of its"),
         ({"layer_ratios": ("stem=0",)}, r"--layer-ratio: stem: expected a share in \(0, 1\], got 0.0"),
         ({"layer_ratios": ("stem=nan",)}, "expected NAME=SHARE, .* got 'stem=nan'"),
         ({"layer_ratios": ("a=1", "a=0.5")}, "--layer-ratio: expected each name once, got a twice"),
@@ -94,6 +110,33 @@ def test_how_it_is_done_goes_beside_the_budgets() -> None:
 def test_what_cannot_be_is_refused(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         decide(CompressRequest("model.pt", **asked), None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "--prune-schedule one-cycle: expected a cost to come down to, --keep-macs, .*, got a drop alone"),
+        ({"max_drop": 1.0}, "expected a cost to come down to, .* got a drop alone, which says when to stop"),
+        (
+            {"keep_macs": 0.5, "finetune_epochs": 1},
+            "expected --finetune-epochs of at least 2, one after each cut, got 1",
+        ),
+        ({"pareto": 3, "finetune_epochs": 0}, "expected --finetune-epochs of at least 2, one after each cut, got 0"),
+    ],
+)
+def test_a_schedule_needs_a_cost_and_one_cycle_a_training(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decide(CompressRequest("model.pt", prune_schedule="one-cycle", **asked), ACCURACY)
+
+
+def test_a_schedule_goes_with_every_cost() -> None:
+    for name in ("one-shot", "one-cycle", "iterative"):
+        for cost in ({"keep_macs": 0.5}, {"max_latency": "0.5x"}, {"max_size": "2kB"}, {"pareto": 3}):
+            assert decide(CompressRequest("model.pt", prune_schedule=name, **cost), ACCURACY).manner.features
+    for name in ("one-shot", "iterative"):
+        without = CompressRequest("model.pt", prune_schedule=name, finetune_epochs=0, keep_macs=0.5)
+        assert decide(without, ACCURACY).budgets.keep_macs == 0.5
+        assert decide(CompressRequest("model.pt", prune_schedule=name), None).budgets.keep_macs == 0.5
 
 
 def test_a_share_of_the_features_becomes_a_count() -> None:

@@ -242,7 +242,7 @@ def test_the_schedules_follow_their_formulas() -> None:
         assert SCHEDULES["one-shot"](x) == (x >= 0.5)
         assert SCHEDULES["linear"](x) == pytest.approx(part)
         assert SCHEDULES["cubic"](x) == pytest.approx(1 - (1 - part) ** 3)
-        assert SCHEDULES["one-cycle"](x) == pytest.approx((1 + math.exp(-9)) / (1 + math.exp(-14 * x + 5)))
+        assert SCHEDULES["one-cycle"](x) == pytest.approx((1 + math.exp(-8)) / (1 + math.exp(-14 * x + 6)))
     for schedule in SCHEDULES.values():
         values = [schedule(x) for x in np.linspace(0, 1, 101)]
         assert 0 <= values[0] < 0.01 and values[-1] == 1.0

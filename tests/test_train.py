@@ -277,6 +277,31 @@ def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.T
     return max((value - second[name]).abs().max().item() for name, value in first.items())
 
 
+def test_a_part_of_a_training_has_its_epochs_and_learning_rates(digits, monkeypatch):
+    rates: list[float] = []
+
+    def stepped(optimizer, *args, **kwargs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return plain(optimizer, *args, **kwargs)
+
+    plain = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    settings = TrainSettings(epochs=4, lr=1e-2, batch_size=256)
+    whole, _ = trained_part(digits, settings, rates, None)
+    first, epochs = trained_part(digits, settings, rates, (0, 1))
+    rest, further = trained_part(digits, settings, rates, (1, 4))
+    assert first + rest == pytest.approx(whole) and len(first) * 3 == len(rest)
+    assert [record.epoch for record in epochs + further] == [1, 2, 3, 4]
+
+
+def trained_part(digits, settings, rates, part):
+    rates.clear()
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    records = fit(module, digits, digits.normalization, settings, part=part)
+    return list(rates), records
+
+
 @pytest.mark.parametrize("parts", [3, 1000])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(digits, parts):
     whole = trained(convolutions().double(), digits, batch_size=180)

@@ -232,6 +232,22 @@ def compress(
             rich_help_panel=opt.HOW,
         ),
     ] = ALLOCATIONS[0],
+    prune_schedule: Annotated[
+        str | None,
+        opt.named(
+            "cut-schedule",
+            "How a network comes down to its cost: in one cut; within one finetuning, by cuts along an S; or in rounds "
+            "of a fifth, with the learning rate rewound. Default: as many cuts of 30 % as it takes, each finetuned.",
+        ),
+    ] = None,
+    depth: Annotated[
+        bool,
+        typer.Option(
+            "--depth",
+            help="Let whole residual blocks go, where that loses less on the validation set than narrower layers do.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = False,
     attention: opt.Attention = "heads",
     keep_equal_chunks: Annotated[
         bool,
@@ -318,6 +334,8 @@ def compress(
             leave=tuple(keep_layer or ()),
             layer_ratios=tuple(layer_ratio or ()),
             allocation=allocation,
+            prune_schedule=prune_schedule,
+            depth=depth or None,
             threads=threads,
             force=force,
             unsafe_pickle=unsafe_pickle,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edgeprune.catalog import names
 from edgeprune.errors import InputError
 from edgeprune.pruning.held import parse_ratios
 from edgeprune.records import Metric
@@ -18,6 +19,8 @@ from edgeprune.units import parse_latency, parse_size
 _ASSUMED_KEEP = 0.5
 KEEP_LAYER, LAYER_RATIO = "--keep-layer", "--layer-ratio"
 MOST_POINTS = 20  # of a front
+_SCHEDULE, _COSTS = "--prune-schedule", "--keep-macs, --max-latency, --max-size or --pareto"
+_LEAST_CYCLE = 2  # epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ def decide(request: CompressRequest, metric: Metric | None, has_data: bool | Non
     criterion, of_criterion = _criterion(request, has_data)
     features, of_features = _features(request, has_data)
     budgets = replace(limits, **_feature_budget(features))
+    _check_schedule(request, budgets, has_data)
+    _check_depth(request, has_data)
     manner = Manner(
         criterion=criterion,
         align=request.align,
@@ -74,6 +79,49 @@ def _check_allocation(request: CompressRequest, has_data: bool) -> None:
         raise InputError(
             f"--allocation {request.allocation}: expected data to measure losses on, got none; give --data"
         )
+
+
+def _check_schedule(request: CompressRequest, budgets: Budgets, has_data: bool) -> None:
+    """Raise InputError for a schedule that is none, that has no cost to come down to, or nothing to go on with."""
+    name = request.prune_schedule
+    if name is None:
+        return
+    if name not in names("cut-schedule"):
+        raise InputError(f"{_SCHEDULE}: expected one of {', '.join(names('cut-schedule'))}, got {name}")
+    option = f"{_SCHEDULE} {name}"
+    if request.plan is not None:
+        raise InputError(f"{option}: expected a choice of channels, got --plan {request.plan}, which is one cut")
+    if not budgets.has_costs and request.pareto is None:
+        got = "a drop alone, which says when to stop but not where" if budgets.max_drop is not None else "none"
+        raise InputError(f"{option}: expected a cost to come down to, {_COSTS}, got {got}")
+    if name == "one-cycle":
+        _check_cycle(request, option, has_data)
+
+
+def _check_cycle(request: CompressRequest, option: str, has_data: bool) -> None:
+    """Raise InputError where no training goes on over several cuts."""
+    if request.finetune is not None:
+        got = f"--finetune {request.finetune}, which trains anew after each cut"
+        raise InputError(f"{option}: expected one training that goes on over all cuts, got {got}; iterative does so")
+    if not has_data:
+        raise InputError(f"{option}: expected data to train on while it cuts, got none; give --data")
+    if request.finetune_epochs is not None and request.finetune_epochs < _LEAST_CYCLE:
+        raise InputError(
+            f"{option}: expected --finetune-epochs of at least {_LEAST_CYCLE}, one after each cut, got "
+            f"{request.finetune_epochs}"
+        )
+
+
+def _check_depth(request: CompressRequest, has_data: bool) -> None:
+    """Raise InputError where nothing says what blocks are worth, or they could not go."""
+    if not request.depth:
+        return
+    if request.plan is not None:
+        raise InputError(f"--depth: expected a choice of blocks, got --plan {request.plan}")
+    if request.appliable:
+        raise InputError("--depth: expected no --keep-equal-chunks, as a class of yours runs all of its blocks")
+    if not has_data:
+        raise InputError("--depth: expected data to judge blocks on, got none; give --data")
 
 
 def _layer_ratios(request: CompressRequest) -> dict[str, float]:

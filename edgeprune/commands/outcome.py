@@ -84,6 +84,7 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
         change=shown.change,
         changed=shown.changed,
         vocabularies=cut_vocabularies(dense.program, best.program, plan.vocabularies),
+        blocks=tuple(block.name for block in plan.blocks),
     )
     return record, shown.answers
 

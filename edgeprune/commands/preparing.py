@@ -43,10 +43,12 @@ from edgeprune.search.candidate import Budgets, Gauge, Manner
 from edgeprune.search.checks import check
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.datatrainer import DataTrainer
+from edgeprune.search.depth import Depth
 from edgeprune.search.descent import Descent
 from edgeprune.search.pareto import Front
 from edgeprune.search.predictor import Predicted
 from edgeprune.search.replay import Replay
+from edgeprune.search.schedules import schedule_of
 from edgeprune.search.sensitivity import Sensitivity
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
@@ -137,7 +139,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         model=opened.model,
         data=opened.data,
         task=opened.task,
-        step=Step(cutter, trainer, told, gauge),
+        step=Step(cutter, trainer, told, gauge, Depth(cutter, samples, told) if request.depth and samples else None),
         strategy=_strategy(request, budgets, plan, samples),
         budgets=budgets,
         device=device,
@@ -196,7 +198,7 @@ def _strategy(
     request: CompressRequest, budgets: Budgets, plan: PruningPlan | None, samples: DataTrainer | None
 ) -> Strategy:
     """What searches; where widths go by losses that are measured, it holds what searches otherwise."""
-    found = _plain_strategy(request, budgets, plan)
+    found = _plain_strategy(request, budgets, plan, samples)
     if request.allocation == "greedy" or samples is None:
         return found
     if request.allocation == "sensitivity":
@@ -204,13 +206,16 @@ def _strategy(
     return Predicted(found, samples, reach=found.least if isinstance(found, Front) else None)
 
 
-def _plain_strategy(request: CompressRequest, budgets: Budgets, plan: PruningPlan | None) -> Strategy:
+def _plain_strategy(
+    request: CompressRequest, budgets: Budgets, plan: PruningPlan | None, samples: DataTrainer | None
+) -> Strategy:
     """How the network within the budgets is come by: one is given, several are asked for, its cost is, or its drop."""
-    if request.pareto is not None:
-        return Front(request.pareto, request.keep_macs or _LEAST)
     if plan is not None:
         return Replay(plan)
-    return Shrink() if budgets.has_costs else Descent()
+    schedule = schedule_of(request.prune_schedule, samples.settings.epochs if samples else 0)
+    if request.pareto is not None:
+        return Front(request.pareto, request.keep_macs or _LEAST, schedule)
+    return Shrink(schedule) if budgets.has_costs else Descent()
 
 
 def _check_answers(request: CompressRequest, opened: _Opened, assume: Assume) -> None:
@@ -287,15 +292,32 @@ def _trainer(
     model, data, task = opened.model, opened.data, opened.task
     if data is None or task is None:
         return None
-    settings = replace((model.info.training or _FINETUNE).recipe(), seed=request.seed)
+    settings = _finetuning(request, opened, data, scripted, assume)
+    trained = _trained_epochs(model)
+    if settings.epochs and request.prune_schedule == "iterative" and trained is None:
+        assume("the learning rate is rewound to its start in each round (how the model was trained is not known)")
+    normalization = model.info.normalization
+    assert normalization is not None
+    teacher = opened.dense.frozen_module() if request.distill or task.by_reference else None
+    return DataTrainer(data, normalization, settings, task, teacher, float_type(model.program), told, trained)
+
+
+def _finetuning(
+    request: CompressRequest, opened: _Opened, data: DataSource, scripted: Scripted, assume: Assume
+) -> TrainSettings:
+    """How it is finetuned: as the model was trained, where that is known."""
+    settings = replace((opened.model.info.training or _FINETUNE).recipe(), seed=request.seed)
     epochs = 0 if scripted.finetune else request.finetune_epochs
     if epochs is None:
         per_epoch = max(1, -(-len(data.train) // settings.batch_size))  # type: ignore[arg-type]
         epochs = min(60, max(2, round(_FINETUNE_STEPS / per_epoch)))
         assume(f"--finetune-epochs {epochs}")
-    if epochs and float_type(model.program) in HALF:
+    if epochs and float_type(opened.model.program) in HALF:
         assume("finetuning on float32 copies of the weights, which are rounded after each step")
-    settings = replace(settings, epochs=epochs, threads=opened.threads.training, best_from=_SETTLED)
-    assert model.info.normalization is not None
-    teacher = opened.dense.frozen_module() if request.distill or task.by_reference else None
-    return DataTrainer(data, model.info.normalization, settings, task, teacher, float_type(model.program), told)
+    return replace(settings, epochs=epochs, threads=opened.threads.training, best_from=_SETTLED)
+
+
+def _trained_epochs(model: Model) -> int | None:
+    """How many epochs it was trained by the settings that it is finetuned by; None where that is not known."""
+    trained = model.info.training
+    return None if trained is None or trained.is_sparse else trained.epochs

@@ -89,7 +89,7 @@ def apply(
                 return Applied(sliced, transaction.attributes(), _unread(model, tensors), error)
         failures.append(failure)
     raise ApplyError(
-        f"{type(model).__name__} is left as it was: {failures[0]}; "
+        f"{type(model).__name__} is left as it was: {failures[0]}{_told_of_blocks(model, tensors)}; "
         "the program's own .module() trains and runs in its place"
     )
 
@@ -135,6 +135,12 @@ def _check_shapes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> N
 
 def _unread(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_parameters(remove_duplicate=False) if name not in tensors)
+
+
+def _told_of_blocks(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    """What may stand in the way where the program lacks parameters of the module."""
+    unread = _unread(model, tensors)
+    return f"; the program has no {unread[0]!r}, and a class runs blocks that were taken out" if unread else ""
 
 
 # -- all or nothing ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.graph.capture import Program
 from edgeprune.graph.decompose import decomposed
-from edgeprune.graph.memory import Memory, is_in_place
+from edgeprune.graph.memory import Memory, is_in_place, is_view
 
 _aten = torch.ops.aten
 _SCATTER: dict[Any, Any] = {
@@ -48,6 +48,22 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         memory.add(node)
     changed.graph.eliminate_dead_code()
     return changed
+
+
+def out_of_place(graph: fx.Graph) -> None:
+    """Let operators give a new tensor in the place of writing to the one that they take, where no write hides.
+
+    What reads that one later reads the new tensor. Writes to the program's own tensors stay, and those to views, which
+    are left among constants.
+    """
+    for node in graph.nodes:
+        form = _functional_form(node) if is_in_place(node) else None
+        target = node.args[0] if node.args else None
+        if form is None or not isinstance(target, fx.Node) or target.op != "call_function" or is_view(target):
+            continue
+        for user in _read_later(target, node):
+            user.replace_input_with(target, node)
+        node.target = form
 
 
 def _to_rewrite(program: ExportedProgram) -> set[fx.Node]:

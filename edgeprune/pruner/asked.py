@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from edgeprune.cost.device import Device, read_device
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
 from edgeprune.importance import BY_DATA
+from edgeprune.methods.schedules import LEFT
 from edgeprune.pruner.ids import KeptIds
 from edgeprune.pruning.plan import ATTENTION
 from edgeprune.search.candidate import Budgets, Manner
@@ -21,12 +22,6 @@ from edgeprune.units import LatencyLimit, parse_latency, parse_size
 
 _STEPS = 4
 _MOST_STEPS = 1000
-# What is left of a cost when a part of the way is done, in [0, 1], where `final` is left in the end.
-_SCHEDULES: Mapping[str, Callable[[float, float], float]] = {
-    "geometric": lambda final, done: final**done,
-    "linear": lambda final, done: 1 - (1 - final) * done,
-    "cubic": lambda final, done: 1 - (1 - final) * (1 - (1 - done) ** 3),  # Zhu and Gupta, 2017, equation 1
-}
 _FED = "taylor"  # what `observe` accumulates
 
 
@@ -58,7 +53,7 @@ class Asked:
     def share_after(self, step: int, final: float) -> float:
         """What is left of a cost after `step` steps, where a share `final` of it is left in the end."""
         done = self.ways[step - 1]
-        return final if done == 1 else _SCHEDULES[self.schedule](final, done)
+        return final if done == 1 else LEFT[self.schedule](final, done)
 
 
 def asked(choices: Mapping[str, Any]) -> Asked:
@@ -121,7 +116,7 @@ def _course(steps: Any, schedule: Any, usual: int) -> tuple[int, tuple[float, ..
     if n_steps > _MOST_STEPS:
         raise InputError(f"steps: expected at most {_MOST_STEPS}, got {n_steps}")
     if isinstance(schedule, str):
-        name = _one_of("schedule", schedule, tuple(_SCHEDULES))
+        name = _one_of("schedule", schedule, tuple(LEFT))
         return n_steps, tuple(step / n_steps for step in range(1, n_steps + 1)), name
     ways = _ways(schedule)
     if steps is not None and len(ways) != n_steps:
@@ -138,7 +133,7 @@ def _ways(schedule: Any) -> tuple[float, ...]:
     rising = all(before < after for before, after in pairwise((0.0, *ways)))
     if not ways or not rising or ways[-1] != 1:
         raise InputError(
-            f"schedule: expected {', '.join(_SCHEDULES)}, or how much of the way is done after each step, rising from "
+            f"schedule: expected {', '.join(LEFT)}, or how much of the way is done after each step, rising from "
             f"above 0 to 1, as (0.5, 1), got {schedule!r}"
         )
     return ways

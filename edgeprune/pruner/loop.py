@@ -90,7 +90,7 @@ class Pruner:
             vocabularies: by input, the ids that stay, see `used_ids`; the first step cuts the others' rows of tables.
             unknown_ids: by input, the id that stands for all that are cut, which are an error otherwise.
             steps: how many cuts lead there; 4 where neither they nor a schedule of numbers is given, 1 for ids alone.
-            schedule: how what is left falls: "geometric", "linear", "cubic", or the ways done, as (0.5, 0.8, 1).
+            schedule: how what is left falls: "geometric", "linear", "cubic", "one-cycle", or the ways done, (0.5, 1).
             criterion: one of `edgeprune methods` that needs the weights alone; or "taylor", of what `observe` is shown.
             device: a device.json to plan and to foretell the latency by; for a latency, else this machine.
             align, leave, layer_ratios: as for `plan`, of what is left in the end.

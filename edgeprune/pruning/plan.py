@@ -15,6 +15,7 @@ from edgeprune.reading import parse_json, read_file
 from edgeprune.records import InputFeatures, Vocabulary
 
 FORMAT = "edgeprune-plan/1"
+_FORMAT_OF_BLOCKS = "edgeprune-plan/2"  # a reader that knows nothing of blocks must not cut without them
 ATTENTION = ("heads", "head-dim")
 _DIM = re.compile(r"\d{1,2}", re.ASCII)
 _MAX_SIZE = 2**31  # of a dim
@@ -32,6 +33,14 @@ class PlannedGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedBlock:
+    """A residual block that goes as a whole, known by the tensors that go with it."""
+
+    name: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PruningPlan:
     """What a cut keeps.
 
@@ -41,7 +50,7 @@ class PruningPlan:
     of every head, as in `analyze`: the groups that the plan's couplings are checked by depend on it. `folded` tells
     that the model's constants are folded before the cut, see `fold`. `state` names inputs that an output feeds, as in
     `analyze`; what is kept of them is among `inputs`. `aligned` is what widths are multiples of where those that were
-    preferred did not meet the budgets.
+    preferred did not meet the budgets. `blocks` are taken out one after the other, before anything is sliced.
     """
 
     source_sha256: str
@@ -53,11 +62,17 @@ class PruningPlan:
     state: Mapping[str, str] = field(default_factory=dict)
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
     aligned: int | None = None
+    blocks: tuple[PlannedBlock, ...] = ()
 
     @property
     def has_features(self) -> bool:
         """Whether input features go, other than units of a state."""
         return any(name not in self.state for name in self.inputs)
+
+    @property
+    def block_tensors(self) -> frozenset[str]:
+        """The names of all tensors that go with blocks."""
+        return frozenset(tensor for block in self.blocks for tensor in block.tensors)
 
     @property
     def exact(self) -> bool:
@@ -67,13 +82,14 @@ class PruningPlan:
     def to_json(self) -> str:
         """The plan as a JSON document."""
         document = {
-            "format": FORMAT,
+            "format": _FORMAT_OF_BLOCKS if self.blocks else FORMAT,
             "source_sha256": self.source_sha256,
             **({} if self.attention == "heads" else {"attention": self.attention}),
             **({"folded": True} if self.folded else {}),
             **({"state": dict(sorted(self.state.items()))} if self.state else {}),
             **({"vocabularies": _vocabularies_to_dict(self.vocabularies)} if self.vocabularies else {}),
             **({} if self.aligned is None else {"aligned": self.aligned}),
+            **_blocks_to_dict(self.blocks),
             "tensors": {
                 name: {str(dim): list(kept) for dim, kept in sorted(dims.items())}
                 for name, dims in sorted(self.tensors.items())
@@ -114,7 +130,32 @@ class PruningPlan:
         known = _table("vocabularies", document.get("vocabularies", {}))
         vocabularies = {name: _vocabulary(name, entry) for name, entry in known}
         aligned = _aligned(document.get("aligned"))
-        return cls(sha256, tensors, inputs, groups, attention, folded, state, vocabularies, aligned)
+        blocks = _blocks(document)
+        return cls(sha256, tensors, inputs, groups, attention, folded, state, vocabularies, aligned, blocks)
+
+
+def _blocks(document: dict[str, Any]) -> tuple[PlannedBlock, ...]:
+    """The blocks of a plan, which its format says that there are."""
+    blocks = tuple(_block(entry) for entry in _list("blocks", document.get("blocks", [])))
+    expected = _FORMAT_OF_BLOCKS if blocks else FORMAT
+    if document["format"] != expected:
+        got = f"{document['format']!r} {'with' if blocks else 'without'} any"
+        raise PlanError(f"the plan's blocks: expected them in {_FORMAT_OF_BLOCKS!r} alone, got {got}")
+    return blocks
+
+
+def _blocks_to_dict(blocks: tuple[PlannedBlock, ...]) -> dict[str, Any]:
+    listed = [{"name": block.name, "tensors": list(block.tensors)} for block in blocks]
+    return {"blocks": listed} if listed else {}
+
+
+def _block(entry: Any) -> PlannedBlock:
+    fields = dict(_table("blocks", entry))
+    name, tensors = fields.get("name"), fields.get("tensors")
+    listed = tensors if isinstance(tensors, list) else []
+    if not isinstance(name, str) or not listed or not all(isinstance(one, str) for one in listed):
+        raise PlanError(f"the plan's blocks: expected a name and the names of tensors, got {shown(fields)}")
+    return PlannedBlock(name, tuple(listed))
 
 
 def _aligned(value: Any) -> int | None:
@@ -129,7 +170,7 @@ def _document(text: str | bytes) -> dict[str, Any]:
         document = parse_json(text, "the plan: expected a JSON document")
     except InputError as error:
         raise PlanError(str(error)) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    if not isinstance(document, dict) or document.get("format") not in (FORMAT, _FORMAT_OF_BLOCKS):
         got = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise PlanError(f"the plan's format: expected {FORMAT!r}, got {shown(got)}")
     return document
@@ -149,40 +190,56 @@ def read_plan(path: Path) -> PruningPlan:
 
 def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     """The plan that does in one cut of the dense network what two cuts do one after the other."""
-    tensors = {name: dict(dims) for name, dims in first.tensors.items()}
-    for name, dims in second.tensors.items():
-        mine = tensors.setdefault(name, {})
-        for dim, kept in dims.items():
-            before = mine.get(dim)
-            mine[dim] = kept if before is None else tuple(before[k] for k in kept)
-    # Features keep their dense numbers: the input is gathered inside, so that every cut sees all of it.
-    inputs = {**first.inputs, **second.inputs}
-    for name in first.state.keys() & first.inputs.keys() & second.inputs.keys():  # of a state it sees what was left
-        state = first.inputs[name]
-        left = tuple(state.keep[k] for k in second.inputs[name].keep)
-        inputs[name] = InputFeatures(state.size, left, state.dim)
-    groups = tuple(_composed_groups(first.groups, second.groups))
     return PruningPlan(
         first.source_sha256,
-        tensors,
-        inputs,
-        groups,
+        _composed_tensors(first, second),
+        _composed_inputs(first, second),
+        tuple(_composed_groups(first, second)),
         second.attention,
         first.folded,
         {**first.state, **second.state},
         {**first.vocabularies, **second.vocabularies},
         min((one.aligned for one in (first, second) if one.aligned is not None), default=None),
+        first.blocks + second.blocks,
     )
 
 
-def _composed_groups(first: tuple[PlannedGroup, ...], second: tuple[PlannedGroup, ...]) -> Iterator[PlannedGroup]:
-    after = {group.name: group for group in second}
-    for group in first:
-        later = after.get(group.name)
+def _composed_tensors(first: PruningPlan, second: PruningPlan) -> dict[str, dict[int, tuple[int, ...]]]:
+    """What is kept of the tensors that are left."""
+    gone = second.block_tensors
+    tensors = {name: dict(dims) for name, dims in first.tensors.items() if name not in gone}
+    for name, dims in second.tensors.items():
+        mine = tensors.setdefault(name, {})
+        for dim, kept in dims.items():
+            before = mine.get(dim)
+            mine[dim] = kept if before is None else tuple(before[k] for k in kept)
+    return tensors
+
+
+def _composed_inputs(first: PruningPlan, second: PruningPlan) -> dict[str, InputFeatures]:
+    """Features keep their dense numbers: the input is gathered inside, so that every cut sees all of it."""
+    inputs = {**first.inputs, **second.inputs}
+    for name in first.state.keys() & first.inputs.keys() & second.inputs.keys():  # of a state it sees what was left
+        state = first.inputs[name]
+        left = tuple(state.keep[k] for k in second.inputs[name].keep)
+        inputs[name] = InputFeatures(state.size, left, state.dim)
+    return inputs
+
+
+def _composed_groups(first: PruningPlan, second: PruningPlan) -> Iterator[PlannedGroup]:
+    """The groups of the first plan that are left; without a block channels may be coupled in others."""
+    after = {group.name: group for group in second.groups}
+    layers = {tensor.rpartition(".")[0] for tensor in second.block_tensors}
+    for group in first.groups:
+        later = after.pop(group.name, None)
+        if group.name in layers:
+            continue
         if later is None:
             yield group
         else:
             yield PlannedGroup(group.name, group.before, later.after, group.exact and later.exact)
+    if first.blocks or second.blocks:
+        yield from after.values()
 
 
 def _table(where: str, value: Any) -> list[tuple[str, Any]]:

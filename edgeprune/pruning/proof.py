@@ -26,6 +26,7 @@ from edgeprune.graph.specs import fitted, input_specs, output_names
 from edgeprune.graph.state import N_STEPS, FromStart, fed_leaves, state_buffers
 from edgeprune.graph.tokens import only_kept
 from edgeprune.lines import error_reason
+from edgeprune.pruning.blocks import gated, without_blocks
 from edgeprune.pruning.folding import fold
 from edgeprune.pruning.masked import masked
 from edgeprune.pruning.plan import PruningPlan
@@ -44,10 +45,11 @@ _EXACT = TOLERANCE[torch.float64]
 def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, inputs: Any = None) -> float:
     """Check that slim = masked dense, and return the largest relative error over all outputs.
 
-    Where the plan folds constants, the folded network is checked against the dense one too. A network with a state is
-    run over several steps. Inputs that show nothing of the cut are no proof: the outputs must depend on them, and must
-    move with the weights that were sliced. Where a vocabulary is cut, it is run on ids that are kept, and the dense
-    network has the whole of its tables.
+    Where the plan folds constants, the folded network is checked against the dense one too; where it takes out blocks,
+    the network without them against the dense one whose blocks give zeros. A network with a state is run over several
+    steps. Inputs that show nothing of the cut are no proof: the outputs must depend on them, and must move with the
+    weights that were sliced. Where a vocabulary is cut, it is run on ids that are kept, and the dense network has the
+    whole of its tables.
 
     Args:
         program: the dense program that was cut.
@@ -83,15 +85,19 @@ def _proved(
     candidates: Iterable[list[Arguments]],
     origin: str,
 ) -> float:
-    dense = program
+    origins = []
     if plan.folded:
-        program, plan = fold(program), replace(plan, folded=False)
+        origins.append(_Origin.of_folding(program, folded := fold(program)))
+        program, plan = folded, replace(plan, folded=False)
+    if plan.blocks:
+        origins.append(_Origin.of_blocks(program, shallow := without_blocks(program, plan.blocks), plan))
+        program, plan = shallow, replace(plan, blocks=())
     pair = _Pair.of(program, slim, plan)
     doubts: list[str] = []
     for found in candidates:
         samples = [with_kept_ids(program, args, plan.vocabularies) for args in found]
         try:
-            return pair.error(samples, None if program is dense else dense)
+            return pair.error(samples, origins)
         except _ShowsNothing as doubt:
             doubts.append(str(doubt))
     raise ProofError(f"no proof: {doubts[0]}; these were {origin}")
@@ -197,20 +203,20 @@ class _Pair:
             output_types(program.graph),
         )
 
-    def error(self, samples: Sequence[Arguments], unfolded: ExportedProgram | None) -> float:
+    def error(self, samples: Sequence[Arguments], origins: Sequence[_Origin]) -> float:
         """The largest relative error of any output over the samples.
 
         Args:
             samples: what to run both on, one after the other.
-            unfolded: the program before its constants were folded, which is compared too.
+            origins: what the program was made of before anything was sliced, which is compared too.
 
         Raises:
             _ShowsNothing: the dense network fails on them, or they show nothing of the cut.
             ProofError: an error is larger than rounding explains.
         """
         wanted = self._wanted(samples)
-        if unfolded is not None:
-            self._check_folding(unfolded, samples)
+        for origin in origins:
+            origin.check(samples, self.types)
         got = self.slim.run(samples)
         errors = [relative_errors(a, b) for a, b in zip(wanted, got, strict=True)]
         if not self._is_rounding(errors):
@@ -278,13 +284,38 @@ class _Pair:
         wanted = outputs(recording, dense_args)
         return wanted, outputs(Following(slim, list(recording.choices.values()), _EXACT), slim_args)
 
-    def _check_folding(self, dense: ExportedProgram, samples: Sequence[Arguments]) -> None:
-        networks = [FromStart(Program.adopt(one).frozen_module(), state_buffers(one)) for one in (dense, self.program)]
-        pairs = zip(*(network.run(samples) for network in networks), strict=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Origin:
+    """A network and what was made of it that computes the same; `made` and `fault` say what that is, in a refusal."""
+
+    before: FromStart
+    after: FromStart
+    made: str
+    fault: str
+
+    @classmethod
+    def of_folding(cls, program: ExportedProgram, folded: ExportedProgram) -> _Origin:
+        """Before and after constants are folded."""
+        state = state_buffers(program)
+        before, after = (FromStart(Program.adopt(one).frozen_module(), state) for one in (program, folded))
+        return cls(before, after, "with its constants folded is not the dense network", "the folding")
+
+    @classmethod
+    def of_blocks(cls, program: ExportedProgram, shallow: ExportedProgram, plan: PruningPlan) -> _Origin:
+        """With the gates of blocks closed, and without the blocks."""
+        state, fed = state_buffers(program), fed_leaves(program, plan.state)
+        before = FromStart(gated(program, plan.blocks), state, fed)
+        after = FromStart(Program.adopt(shallow).frozen_module(), state, fed)
+        return cls(before, after, "without its blocks is not the dense network with their gates closed", "the cut")
+
+    def check(self, samples: Sequence[Arguments], types: Sequence[torch.dtype]) -> None:
+        """Raise ProofError where they differ by more than rounding."""
+        pairs = zip(self.before.run(samples), self.after.run(samples), strict=True)
         error = max(relative_error(*pair) for pair in pairs)
-        tolerance = max(TOLERANCE[dtype] for dtype in self.types)
+        tolerance = max(TOLERANCE[dtype] for dtype in types)
         if error > tolerance:
             raise ProofError(
-                f"the network with its constants folded is not the dense network: expected a relative error of at most "
-                f"{tolerance:g}, got {error:.3g}; this is a defect in the folding, please report it with the model"
+                f"the network {self.made}: expected a relative error of at most {tolerance:g}, got {error:.3g}; this "
+                f"is a defect in {self.fault}, please report it with the model"
             )

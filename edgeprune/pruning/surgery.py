@@ -24,6 +24,7 @@ from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
 from edgeprune.graph.lift import Unlifted, unlifted
 from edgeprune.graph.sizes import arguments, free_ranges
 from edgeprune.graph.specs import input_specs
+from edgeprune.pruning.blocks import without_blocks
 from edgeprune.pruning.folding import fold
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.vocabulary import number_anew, with_kept_ids
@@ -38,12 +39,14 @@ _Masks = dict[tuple[str, str, int | None], np.ndarray]  # (kind, name, dim) -> w
 def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None = None) -> Program:
     """Remove from a program what the plan does not keep, after folding its constants where the plan says so.
 
+    Whole blocks are taken out first, then tensors are sliced.
+
     Input features are removed behind a gather: the result takes the unchanged input.
 
     Args:
         program: the dense program; left as it is.
         plan: made for this program.
-        graph: its analysis, if it is at hand (with `inputs=True` where the plan names inputs).
+        graph: its analysis, if it is at hand (with `inputs=True` where the plan names inputs and no blocks).
 
     Raises:
         PlanError: the plan was made for another model, does not fit its shapes, removes what is locked, or removes
@@ -58,6 +61,10 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
         )
     if plan.folded:
         program, graph = fold(program), None
+    if plan.blocks:
+        program, graph = _shallower(program, plan), None
+        if not (plan.tensors or plan.inputs or plan.vocabularies):
+            return program
     if graph is None or graph.analysis.attention != plan.attention or graph.rows.vocabularies != plan.vocabularies:
         graph = analyzed_for(program, plan)
     keep = kept_units(graph, plan)
@@ -74,6 +81,13 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
         module.recompile()
         return reexport(module, _narrower(program, plan), free_ranges(program))
     return reexport_like(module, _with_kept_ids(ready, plan))
+
+
+def _shallower(program: ExportedProgram, plan: PruningPlan) -> Program:
+    """The program without the blocks that the plan takes out."""
+    if plan.state:
+        raise PlanError(f"the plan's blocks: expected none beside a state that is cut, got {plan.blocks[0].name!r}")
+    return without_blocks(program, plan.blocks)
 
 
 def analyzed_for(program: ExportedProgram, plan: PruningPlan) -> ChannelGraph:

@@ -68,6 +68,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
         _check(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
         _check(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
+        *([_told("blocks", f"{', '.join(record.blocks)} went whole")] if record.blocks else []),
         *([_told("layers", taken)] if (taken := fmt.reconstruction(record.steps)) else []),
         *_assumptions(record.assumed),
         *(_told("advice", told) for told in record.advice),

@@ -24,6 +24,26 @@ class Costs:
         """The shares of a candidate's own costs that come to these of the dense network's, none below `least`."""
         return shares.of_own(partial(self._of, self._dense), partial(self._of, candidate), least)
 
+    def between(self, start: Candidate, shares: Shares, left: Callable[[float], float]) -> Shares:
+        """The shares of the dense network's costs on a way down from `start`.
+
+        Args:
+            shares: where the way ends.
+            left: what is left of a cost there, by the share of it that is left in the end.
+        """
+        ends = self.toward(start, shares)
+        own = {name: None if end is None else left(end) for name, end in ends.named.items()}
+        return Shares(**own).of_own(partial(self._of, start), partial(self._of, self._dense))
+
+    def carried(self, before: Candidate, after: Candidate, shares: Shares) -> Shares:
+        """The shares of what a candidate costs `after` something went that come to these of what it did `before`."""
+        return shares.of_own(partial(self._of, before), partial(self._of, after))
+
+    def saved(self, before: Candidate, after: Candidate) -> float:
+        """The share of its cost that went: of its time on the device where there is one, else of its MACs."""
+        name = "macs" if self._device is None else "latency"
+        return 1 - self._of(after, name) / self._of(before, name)
+
     def is_over(self, candidate: Candidate, shares: Shares) -> bool:
         """Whether it costs more than one of these shares of the dense network's costs."""
         asked = {name: share for name, share in shares.named.items() if share is not None}

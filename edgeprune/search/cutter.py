@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 from torch import fx, nn
@@ -17,10 +18,11 @@ from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.graph.inputs import count_kept, feature_counts
 from edgeprune.importance import BY_WEIGHTS, Scores, least_features, protected, score
+from edgeprune.pruning.blocks import plan_blocks, residual_blocks, without_blocks
 from edgeprune.pruning.choosing import Chooser
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.held import held_layers, own_ratios, unit_counts
-from edgeprune.pruning.plan import PruningPlan, compose
+from edgeprune.pruning.plan import PlannedBlock, PruningPlan, compose
 from edgeprune.pruning.planner import Allocate, limits_of, make_plan
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
@@ -69,12 +71,14 @@ class Cutter:
             self._latest = (candidate.program, self._analyzed(candidate.program))
         return self._latest[1]
 
-    def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:
+    def pruned(
+        self, best: Candidate, shares: Shares, n_features: int | None = None, blocks: Sequence[PlannedBlock] = ()
+    ) -> Candidate:
         """The candidate with less in it, proved: at these shares of its own costs, or with so many input features.
 
-        What is left takes over what went, after the proof.
+        Blocks go first, and count. What is left takes over what went, after the proof.
         """
-        slim, step = self._cut(best, shares, n_features)
+        slim, step = self._cut_with(best, shares, n_features, blocks) if blocks else self._cut(best, shares, n_features)
         made = self._made(best, slim, step, self._proved(best.program, slim, step))
         return self._reconstructed(best, step, made)
 
@@ -85,6 +89,15 @@ class Cutter:
     def trial(self, best: Candidate, shares: Shares) -> Candidate:
         """The same to be looked at and thrown away: not proved."""
         return self._made(best, *self._cut(best, shares, None), 0.0)
+
+    def without_blocks(self, best: Candidate, blocks: Sequence[PlannedBlock]) -> Candidate:
+        """The candidate without blocks, to be looked at: not proved, and nothing takes over."""
+        return self._made(best, without_blocks(best.program, blocks), plan_blocks(best.program, blocks), 0.0)
+
+    def free_blocks(self, best: Candidate) -> tuple[PlannedBlock, ...]:
+        """The residual blocks of a candidate that may go: those without a layer that is held."""
+        names = (*self.manner.leave, *self.manner.layer_ratios)
+        return tuple(block for block in residual_blocks(best.program) if not _is_held(block, names))
 
     def tried(
         self, plan: PruningPlan, best: Candidate | None = None, n_samples: int = N_SAMPLES
@@ -256,6 +269,18 @@ class Cutter:
             allocate=allocate,
         )
 
+    def _cut_with(
+        self, best: Candidate, shares: Shares, n_features: int | None, blocks: Sequence[PlannedBlock]
+    ) -> tuple[Program, PruningPlan]:
+        """The same without blocks; where that is enough, nothing else goes."""
+        shallow = self.without_blocks(best, blocks)
+        plan = plan_blocks(best.program, blocks)
+        own = self.costs.carried(best, shallow, shares)
+        if n_features is None and all(share in (None, 1.0) for share in own.named.values()):
+            return shallow.program, plan
+        slim, step = self._cut(shallow, own, n_features)
+        return slim, compose(plan, step)
+
     def _proved(self, program: Program, slim: Program, plan: PruningPlan) -> float:
         """The error of a cut, on real inputs where there are data."""
         if self._samples is None:
@@ -289,6 +314,12 @@ class Cutter:
 def _of_dense(before: Candidate, step: PruningPlan) -> PruningPlan:
     """What a cut of a candidate keeps of the dense network."""
     return step if before.plan is None else compose(before.plan, step)
+
+
+def _is_held(block: PlannedBlock, names: Sequence[str]) -> bool:
+    """Whether a layer of a block is called so."""
+    layers = {tensor.rpartition(".")[0] for tensor in block.tensors}
+    return any(fnmatchcase(layer, name) for layer in layers for name in names)
 
 
 def _exported(module: nn.Module, program: Program) -> Program:

@@ -34,7 +34,8 @@ class DataTrainer:
     """The data, the task and the settings that finetuning and scoring use.
 
     `teacher` is the network whose outputs are learned beside the targets, or that are the targets; `dtype` is the type
-    of its inputs.
+    of its inputs. `trained_epochs` counts those of the dense network's own training, by the same settings; None
+    where that is not known.
     """
 
     data: DataSource
@@ -44,6 +45,7 @@ class DataTrainer:
     teacher: nn.Module | None = None
     dtype: torch.dtype = torch.float32
     progress: Progress = Silent()  # noqa: RUF009 - it has no state
+    trained_epochs: int | None = None
 
     @property
     def judge(self) -> Judge:
@@ -74,14 +76,23 @@ class DataTrainer:
         if not self.trains:
             return recalibrate(module, self.data, self.normalization) > 0
         own = self.settings
+        first, last, whole = self._epochs(training)
         settings = replace(
             own,
-            epochs=own.epochs * training.units,
+            epochs=whole,
             seed=own.seed + training.number,
             schedule="constant" if training.wanders else own.schedule,
         )
-        fit(module, self.data, self.normalization, settings, self.progress, self.teacher, task=self.task)
+        told, teacher, part = self.progress, self.teacher, (first, last)
+        fit(module, self.data, self.normalization, settings, told, teacher, task=self.task, part=part)
         return True
+
+    def _epochs(self, training: Round) -> tuple[int, int, int]:
+        """Which epochs are trained, from and to, and of how many, by which the learning rate goes."""
+        own = self.settings.epochs * training.units
+        whole = max(own, self.trained_epochs or 0) if training.rewinds else own
+        first, last = (whole - own + round(share * own) for share in training.part)
+        return first, last, whole
 
     def select(self, module: nn.Module, graph: ChannelGraph, n_features: int, units: int) -> tuple[FeatureCount, ...]:
         """Train by the method `feature-selection`; what was left after each epoch."""

@@ -8,6 +8,7 @@ from edgeprune.errors import BudgetError
 from edgeprune.records import Metric
 from edgeprune.search.candidate import Budgets, Candidate, Found
 from edgeprune.search.landing import Shares
+from edgeprune.search.schedules import Schedule, Stepwise
 from edgeprune.search.shrink import down_to_shares
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import begun
@@ -18,11 +19,13 @@ from edgeprune.tasks.budget import MaxDrop, is_within
 class Front:
     """So many networks of ever less cost, each pruned on from the one before; the last keeps the share `least`.
 
-    The cost is that of the device, where there is one, else MACs; the shares fall evenly, in proportion.
+    The cost is that of the device, where there is one, else MACs; the shares fall evenly, in proportion. From one to
+    the next it goes by a schedule.
     """
 
     count: int
     least: float
+    schedule: Schedule = Stepwise()  # noqa: RUF009 - it is frozen
 
     @property
     def name(self) -> str:
@@ -35,13 +38,14 @@ class Front:
         Raises:
             BudgetError: not even the first can be built.
         """
-        best = begun(step, budgets)
+        competes = not self.schedule.by_cuts and step.competes(budgets)
+        best = begun(step, budgets, competes)
         found: list[Candidate] = []
         for number in range(1, self.count + 1):
             share = self.least ** (number / self.count)
             shares = Shares(latency=share) if step.cutter.manner.device is not None else Shares(macs=share)
             try:
-                smaller = down_to_shares(step, budgets, best, shares, competes=step.competes(budgets))
+                smaller = down_to_shares(step, budgets, best, shares, self.schedule, competes)
             except BudgetError as error:
                 if not found:
                     raise

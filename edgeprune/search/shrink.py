@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgeprune.search.aiming import Trial, aim, hold
 from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge
 from edgeprune.search.landing import Shares, Targets
+from edgeprune.search.schedules import Schedule, Stepwise, legged
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import begun, ended
 
 
+@dataclass(frozen=True, slots=True)
 class Shrink:
-    """The network that costs what it may, by MACs, by its time and size as a file, or by all of them."""
+    """The network that costs what it may, by MACs, by its time and size as a file, or by all of them.
+
+    It comes down by a schedule; what is measured over a budget then goes in further cuts.
+    """
+
+    schedule: Schedule = Stepwise()  # noqa: RUF009 - it is frozen
 
     @property
     def name(self) -> str:
@@ -23,32 +32,39 @@ class Shrink:
         Raises:
             BudgetError: the costs cannot be reached, or not within the drop.
         """
-        start = begun(step, budgets)
+        competes = not self.schedule.by_cuts and step.competes(budgets)
+        start = begun(step, budgets, competes)
         gauge = step.gauge if budgets.is_measured else None
         targets = Targets(budgets, None if gauge is None else gauge(step.dense.program, True))
         if gauge is not None:
             _aim(step, start, targets, gauge)
-        best = down_to_shares(step, budgets, start, targets.shares, competes=step.competes(budgets))
+        best = down_to_shares(step, budgets, start, targets.shares, self.schedule, competes)
         if gauge is not None:
             best = _held(step, budgets, best, targets, gauge)
         return ended(step, budgets, best)
 
 
-def down_to_shares(step: Step, budgets: Budgets, start: Candidate, shares: Shares, competes: bool = False) -> Candidate:
-    """Shrink in steps to shares of the dense network's costs; the drop is judged there, not on the way.
+def down_to_shares(  # noqa: PLR0913 - from where, to where and how
+    step: Step, budgets: Budgets, start: Candidate, shares: Shares, schedule: Schedule, competes: bool = False
+) -> Candidate:
+    """Shrink by a schedule to shares of the dense network's costs; the drop is judged there, not on the way.
 
     Where features and channels compete, the first step is a training that takes both, all the way down.
     """
     best, limit, costs = start, step.limit(budgets.max_drop), step.cutter.costs
-    while best.plan is None or costs.is_over(best, shares):
-        if competes:
-            best, competes = step.competed(best, costs.toward(best, shares)), False
-        else:
-            best = step.tried(best, costs.toward(best, shares, step.least_share))
-        reached = not costs.is_over(best, shares)
+    if best.plan is not None and not costs.is_over(best, shares):
+        return best
+    for leg in schedule.legs(costs, start, shares):
+        smaller = step.competed(best, costs.toward(best, shares)) if competes else legged(step, best, leg)
+        competes = False
+        if smaller is None:
+            continue
+        best, reached = smaller, leg.may_end and not costs.is_over(smaller, shares)
         if reached:
             best = step.rescued(best, limit)
         step.record(best, accepted=not reached or step.is_within(best, limit))
+        if reached:
+            break
     return best
 
 
@@ -68,7 +84,7 @@ def _held(step: Step, budgets: Budgets, best: Candidate, targets: Targets, gauge
 
     def smaller(shares: Shares) -> Trial:
         nonlocal best
-        best = down_to_shares(step, budgets, best, shares)
+        best = down_to_shares(step, budgets, best, shares, Stepwise())
         return _trial(step, best)
 
     hold(targets, gauge, _trial(step, best), smaller)

@@ -12,6 +12,7 @@ from edgeprune.records import ACCURACY, Metric
 from edgeprune.results import FeatureCount, StepRecord
 from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge
 from edgeprune.search.cutter import Cutter
+from edgeprune.search.depth import Depth
 from edgeprune.search.effort import Effort
 from edgeprune.search.landing import Shares
 from edgeprune.search.trainer import FIRST, Round, Trainer
@@ -29,10 +30,18 @@ class Step:
 
     It holds no budgets: what a candidate may lose, in the metric's unit, is handed to it. `records` tells what was
     tried, `selection` how the input features became fewer, `effort` how much was trained. Without a trainer nothing is
-    trained and every drop is within any limit; without a gauge nothing is measured as a file.
+    trained and every drop is within any limit; without a gauge nothing is measured as a file; without `depth` no block
+    goes whole.
     """
 
-    def __init__(self, cutter: Cutter, trainer: Trainer | None, progress: Progress, gauge: Gauge | None = None) -> None:
+    def __init__(  # noqa: PLR0913 - what cuts, what trains, who watches, what measures
+        self,
+        cutter: Cutter,
+        trainer: Trainer | None,
+        progress: Progress,
+        gauge: Gauge | None = None,
+        depth: Depth | None = None,
+    ) -> None:
         self.cutter = cutter
         self.trainer = trainer
         self.progress = progress
@@ -40,7 +49,7 @@ class Step:
         self.records: list[StepRecord] = []
         self.selection: list[FeatureCount] = []
         self.effort = Effort(cutter.manner.max_finetunings, progress, is_free=not self.trains)
-        self.gauge = gauge
+        self.gauge, self._depth = gauge, depth
         self._failed: set[str] = set()
         self._said: set[str] = set()
 
@@ -60,10 +69,9 @@ class Step:
         return self.trainer is not None and self.trainer.selects
 
     @property
-    def least_share(self) -> float:
-        """The share of its costs that one cut leaves a candidate at least: it goes down in steps, to be looked at."""
-        at_once = self.trainer is None or (self.cutter.measures_cuts and not self.trains)
-        return 0.0 if at_once else FACTOR
+    def cuts_at_once(self) -> bool:
+        """Whether one cut goes all the way: what lies between is not looked at, or a choice of widths is measured."""
+        return self.trainer is None or (self.cutter.measures_cuts and not self.trains)
 
     def begin(self) -> Candidate:
         """The dense network, looked at: what follows is compared with it."""
@@ -103,7 +111,10 @@ class Step:
     def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:
         """Prune what was accepted once more and prove the cut; what it loses is not known yet."""
         self.progress.stage(f"step {len(self.records) + 1}: score and cut")
-        fresh = self.cutter.pruned(best, shares, n_features)
+        if self._depth is None or n_features is not None or shares == Shares():
+            fresh = self.cutter.pruned(best, shares, n_features)
+        else:
+            fresh = self._depth.pruned(best, shares)
         for line in told_widths(fresh.plan.aligned if fresh.plan is not None else None):
             self._say_once(line)
         return fresh
@@ -135,6 +146,7 @@ class Step:
             "--keep-equal-chunks": how.appliable,
             "--layer-ratio": bool(how.layer_ratios),
             "--allocation": chosen_otherwise,
+            "--depth": self._depth is not None,
         }
         beside = [option for option, given in options.items() if given]
         if beside:
@@ -180,13 +192,14 @@ class Step:
         if self.trains:
             again = f", round {training.number + 1}" if training.number else ""
             self.progress.stage(f"step {training.step}: finetune at {share:.0%} of MACs{again}")
-            self.effort.take(training.units)
+            self.effort.take(training.effort)
         is_done = candidate.reconstruction is not None and candidate.reconstruction.helps and not self.trains
         changed = not is_done and self.trainer.finetune(module, training)
         after = self.trainer.evaluation(module)
         if not changed:
             return replace(candidate, val=after)
-        return self._unharmed(candidate, replace(self.cutter.retrained(candidate, module), val=after))
+        trained = replace(self.cutter.retrained(candidate, module), val=after)
+        return trained if training.is_underway else self._unharmed(candidate, trained)
 
     def _unharmed(self, candidate: Candidate, trained: Candidate) -> Candidate:
         """What was trained, or the candidate as it was where that was better by more than chance, which is said.

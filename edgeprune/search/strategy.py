@@ -26,14 +26,17 @@ class Strategy(Protocol):
         """
 
 
-def begun(step: Step, budgets: Budgets) -> Candidate:
-    """The dense network, looked at, without dead units and with the input features and ids that are asked for."""
+def begun(step: Step, budgets: Budgets, competes: bool = False) -> Candidate:
+    """The dense network, looked at, without dead units and with the input features and ids that are asked for.
+
+    Features that compete with the channels stay for now.
+    """
     step.begin()
     best = step.without_cut_ids(step.without_dead())
     if budgets.n_features is not None:
         return down_to_features(step, budgets, best)
-    if budgets.has_costs and step.competes(budgets):
-        return best  # they go with the channels
+    if budgets.has_costs and competes:
+        return best
     if budgets.prune_features and budgets.max_drop is not None and step.dense.n_features:
         return fewest_features(step, budgets, best)
     return best

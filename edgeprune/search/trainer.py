@@ -24,13 +24,26 @@ class Round:
     """One training of a candidate: the finetuning after its cut is number 0, the further ones count on.
 
     `step` is the step of the search, from 1, in which it is trained; `macs` and `share`, of the dense network's, are
-    what it costs.
+    what it costs. `part` of it is trained, from one share of its epochs to another; where it `rewinds`, its learning
+    rates are those of the last epochs of the dense network's own training.
     """
 
     number: int = 0
     step: int = 1
     macs: int = 0
     share: float = 1.0
+    part: tuple[float, float] = (0.0, 1.0)
+    rewinds: bool = False
+
+    @property
+    def effort(self) -> float:
+        """The training of it, in finetunings."""
+        return self.units * (self.part[1] - self.part[0])
+
+    @property
+    def is_underway(self) -> bool:
+        """Whether its last epochs are still to come."""
+        return self.part[1] < 1
 
     @property
     def units(self) -> int:

@@ -58,6 +58,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
     graph: ChannelGraph | None = None,
     task: Task = CLASSIFICATION,
     aim: Aim | None = None,
+    part: tuple[int, int] | None = None,
 ) -> tuple[EpochRecord, ...]:
     """Train `module` in place for a task; it ends in eval mode with the weights of its best epoch.
 
@@ -75,6 +76,8 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
             and ends with the same weights, bit for bit, as if it had not stopped.
         graph: the module's channel groups, for a method that works on them; else they are found here.
         aim: what the network may cost, for a method that prunes it so far.
+        part: the epochs of this training that are trained, `(2, 5)` for the third to the fifth: at their learning
+            rates, with an optimizer that begins anew; all of them where it is not given.
 
     Raises:
         TrainingError: the loss became NaN or infinite; says the epoch and step. The last checkpoint is left.
@@ -94,7 +97,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
             stack.enter_context(placed(teacher, device, settings.channels_last))
         judge = Judge(task, normalization, teacher if task.by_reference else None)
         taught = None if task.by_reference else teacher
-        return _Run(module, data, judge, settings, team, progress, taught, checkpoint, graph, aim).epochs()
+        return _Run(module, data, judge, settings, team, progress, taught, checkpoint, graph, aim, part).epochs()
 
 
 @dataclass(eq=False)
@@ -111,6 +114,7 @@ class _Run:
     checkpoint: StateFile | None
     graph: ChannelGraph | None = None
     aim: Aim | None = None
+    part: tuple[int, int] | None = None
     records: list[EpochRecord] = field(default_factory=list)
     best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
 
@@ -118,9 +122,10 @@ class _Run:
         self.task = self.judge.task
         self.device, self.dtype = device_of(self.module), float_type(self.module)
         self.n_steps = math.ceil(len(self.data.train) / self.settings.batch_size)  # type: ignore[arg-type]
+        self.first, self.last = self.part or (0, self.settings.epochs)
         n_all = self.settings.epochs * self.n_steps
         self.plain_optimizer = make_optimizer(self.module, self.settings, n_all, self.graph)
-        self.schedule = make_schedule(self.plain_optimizer, self.settings, n_all)
+        self.schedule = make_schedule(self.plain_optimizer, self.settings, n_all, self.first * self.n_steps)
         self.optimizer = self.team.optimizer(self.plain_optimizer)
         subject = Subject(self.module, self.graph, n_all, self.settings.options, self.settings.seed, self.aim)
         self.method = make_method(self.settings.method, subject)
@@ -131,7 +136,7 @@ class _Run:
         """Train every epoch that is left, then put the best weights back."""
         n_epochs, workers = self.settings.epochs, self.settings.workers
         self._resume()
-        for epoch in range(len(self.records) + 1, n_epochs + 1):
+        for epoch in range(self.epoch + 1, self.last + 1):
             loss, train_value = self._epoch(epoch)
             if epoch == n_epochs:
                 self.method.finish()
@@ -150,6 +155,11 @@ class _Run:
             self.module.load_state_dict(self.best[1])
         self.module.eval()
         return tuple(self.records)
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs of the training are behind it."""
+        return self.first + len(self.records)
 
     # -- an epoch --------------------------------------------------------------------------------------------------
 
@@ -233,9 +243,9 @@ class _Run:
     # -- what is kept ----------------------------------------------------------------------------------------------
 
     def _keep_best(self, score: tuple[float, float]) -> None:
-        epoch, n_epochs = len(self.records), self.settings.epochs
+        epoch, n_epochs = self.epoch, self.settings.epochs
         late = epoch > self.settings.best_from * n_epochs and not self.settings.is_sparse
-        eligible = late or epoch == n_epochs
+        eligible = late or epoch == self.last
         if eligible and (self.best is None or score > self.best[0]):
             self.best = score, {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 

@@ -52,9 +52,11 @@ def make_optimizer(
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, settings: TrainSettings, n_steps: int
+    optimizer: torch.optim.Optimizer, settings: TrainSettings, n_steps: int, done: int = 0
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate over `n_steps` steps: with dense optimizers a warm-up first, with sparse ones it only falls.
+
+    It begins where `done` steps are behind it.
 
     Where training starts anew so does the learning rate, so that each round is a whole training.
     """
@@ -62,7 +64,8 @@ def make_schedule(
     warmup = 0 if find("optimizer", settings.optimizer).sparse else max(1, round(WARMUP * n_steps))
     starts = (*round_starts(n_steps, settings.options.get("restarts", 0)), n_steps)
 
-    def factor(step: int) -> float:
+    def factor(further: int) -> float:
+        step = done + further
         number = max(0, bisect_right(starts[:-1], step) - 1)
         start, stop = starts[number], starts[number + 1]
         return lr_factor(shape, step - start, stop - start, warmup)
