@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edgeprune.errors import InputError
 from edgeprune.export.cheader import CHeader
 from edgeprune.export.executorch import Executorch
+from edgeprune.export.openvino import Openvino
 from edgeprune.export.ortformat import OnnxRuntime, OrtFormat, Platform
 from edgeprune.export.target import Runtime, Target
 from edgeprune.export.web.runtime import RUNTIME_VERSION
@@ -28,6 +29,7 @@ class TargetOptions:
 TARGETS: Mapping[str, Callable[[TargetOptions], Target]] = {
     "c-header": lambda _: CHeader(),
     "ort": lambda options: OrtFormat(options.ort_platform),
+    "openvino": lambda _: Openvino(),
     "executorch": lambda _: Executorch(),
     "web": lambda options: WebPage(options.web_runtime),
 }
