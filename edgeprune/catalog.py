@@ -312,7 +312,7 @@ class Package:
 class TargetEntry:
     """One target of `edgeprune export`: its option without the dashes, and the extra of edgeprune that it needs.
 
-    `packages` are those of the extra that it runs; `apart` is one that pip installs only without what it asks for.
+    `packages` are those that it runs; `apart` are some that pip installs only without what they ask for.
     `is_runtime` marks what runs a network on a device: those are what `--to all` writes for.
     """
 
@@ -337,6 +337,13 @@ TARGETS = (
         is_runtime=False,
     ),
     TargetEntry("ort", "Write the ORT format too, and the list of operators for a reduced build."),
+    TargetEntry(
+        "litert",
+        "Write a .tflite for LiteRT too, images with their channels last; see --layout.",
+        "litert",
+        (Package("litert-torch", "0.10", "0.11"), Package("ai-edge-litert", "2.3", "2.4")),
+        apart="litert-converter==0.5.0 litert-torch==0.10.0",
+    ),
     TargetEntry(
         "openvino",
         "Write OpenVINO's .xml and .bin too, in float and with half-precision weights.",

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from target_nets import Shuffled, in_pytorch, slim_program
 
 import edgeprune.export.openvino as target
 from edgeprune.commands.export import export
@@ -19,10 +19,6 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.openvino import with_orders_apart
 from edgeprune.export.targets import targets_of
 from edgeprune.formats.save import save_program
-from edgeprune.graph.capture import Program, capture
-from edgeprune.graph.groups import analyze
-from edgeprune.pruning.planner import plan
-from edgeprune.pruning.surgery import cut
 from edgeprune.records import ModelInfo, Normalization
 from edgeprune.requests import ExportRequest
 
@@ -78,25 +74,10 @@ def test_what_is_no_other_order_of_all_stays(order: list[int]) -> None:
 # --- with the package
 
 
-class Shuffled(nn.Module):
-    """Two blocks with a shuffle of channels between them, as in ShuffleNet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.deep = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1, groups=24)
-        self.point, self.side, self.head = nn.Conv2d(24, 32, 1), nn.Conv2d(24, 32, 1), nn.Linear(64, 5)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        y = nn.functional.channel_shuffle(self.stem(x).relu(), 2)
-        z = torch.cat([self.point(self.deep(y)).relu(), self.side(y).relu()], 1)
-        return {"scores": self.head(z.mean((2, 3))), "map": z[:, :2]}
-
-
 @pytest.fixture
 def shuffled(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    program = capture(Shuffled(), torch.randn(2, 3, 8, 8))
-    slim = cut(program, plan(program, analyze(program), keep_macs=0.6))
+    slim = slim_program(Shuffled(), torch.randn(2, 3, 8, 8))
     save_program(tmp_path / "net.pt2", slim, ModelInfo((3, 8, 8), normalization=Normalization((0.5,) * 3, (0.25,) * 3)))
     return tmp_path / "net.pt2"
 
@@ -125,9 +106,7 @@ def test_a_shuffled_network_gives_what_pytorch_gives(shuffled: Path, batch: int 
     assert list(files)[-4:] == [f"net.openvino.{kind}" for kind in kinds]
     assert "Gather" in {node.op_type for node in onnx.load(out / "net.onnx").graph.node}
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8), dtype=np.float32)
-    program = Program.adopt(torch.export.load(shuffled)).module()
-    with torch.no_grad():
-        want = [value.numpy() for value in program(torch.from_numpy(x)).values()]
+    want = in_pytorch(shuffled, x)
     for name, tolerance in (("net.openvino.xml", 1e-5), ("net.openvino.fp16.xml", 1e-2)):
         for a, b in zip(want, answers(out / name, x), strict=True):
             assert np.abs(a - b).max() <= tolerance * np.abs(a).max()
@@ -172,9 +151,7 @@ def test_what_it_cannot_express_is_one_line(shuffled: Path, monkeypatch: pytest.
 def test_folded_preprocessing_takes_raw_values(shuffled: Path) -> None:
     record = export(request(shuffled, preprocess="fold"))
     x = np.random.default_rng(0).uniform(0, 1, (2, 3, 8, 8)).astype(np.float32)
-    program = Program.adopt(torch.export.load(shuffled)).module()
-    with torch.no_grad():
-        want = program(torch.from_numpy((x - 0.5) / 0.25))["scores"].numpy()
+    want = in_pytorch(shuffled, (x - 0.5) / 0.25)[0]
     got = answers(shuffled.parent / "out" / "net.openvino.xml", x)[0]
     np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-4)
     assert record.targets is not None and record.targets.rows[1].parity is not None

@@ -136,6 +136,13 @@ def export(
             rich_help_panel=opt.HOW,
         ),
     ] = "1.30.0",
+    layout: Annotated[
+        Literal["nhwc", "nchw"],
+        typer.Option(
+            help="How a .tflite file has images: channels last, as on Android, or first, as in PyTorch.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = "nhwc",
     simplify: Annotated[
         bool, typer.Option("--simplify/--no-simplify", help="Run the graph simplifier.", rich_help_panel=opt.HOW)
     ] = True,
@@ -163,7 +170,7 @@ def export(
         named = () if to is None else targets_in(to)
         if not any((onnx, int8, mobile, named, *asked.values())):
             raise InputError(
-                "export: no target given: expected --to NAME,..., --onnx, or one of --c-header, --ort, --int8, "
+                "export: no target given: expected --onnx, --to NAME,... or one of --c-header, --ort, --int8, "
                 "--executorch, --mobile and --web"
             )
         names = (*(name for name, is_asked in asked.items() if is_asked), *named)
@@ -188,6 +195,7 @@ def export(
             task=task,
             dense=dense,
             web_runtime=web_runtime,
+            layout=layout,
             simplify=simplify,
             force=force,
             unsafe_pickle=unsafe_pickle,

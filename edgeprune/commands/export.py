@@ -104,7 +104,7 @@ def _resolved(request: ExportRequest) -> _Asked:
     if request.out is None:
         assumed.append(f"--out {out}")
     names = (*request.targets, *RUNTIMES) if request.every else request.targets
-    targets = targets_of(names, TargetOptions(request.ort_platform, request.web_runtime))
+    targets = targets_of(names, TargetOptions(request.ort_platform, request.web_runtime, request.layout))
     return _Asked(request, path, out, Attempts(targets, request.targets), tuple(assumed))
 
 
@@ -220,12 +220,18 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     if request.batch is not None:
         files = _with_fixed_batch(files, variants, request.batch, material.answering)
     made = attempts.written(asked.targets(free_batch=False), material, told)
-    files += _every(made)
+    files = [_as_it_is(file) for file in files] + _every(made)
     mobile = tuple(check.words for check in check_mobile(material.network)) if request.mobile else ()
     files = _timed(asked, made, material, files, samples, told)
     network = next(file for file in files if Path(file.path) == material.network)
     table = side_by_side(attempts, made, network, material, samples, told)
     return _Written((*files, *_every(early)), n_samples, variants, mobile, note_in(material.folder), agreed, table)
+
+
+def _as_it_is(file: ExportedFile) -> ExportedFile:
+    """features.json with its size, after targets have told in it what their files take."""
+    path = Path(file.path)
+    return replace(file, size_bytes=path.stat().st_size) if path.name == FEATURES_FILE else file
 
 
 def _every(made: Made) -> list[ExportedFile]:

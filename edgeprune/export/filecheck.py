@@ -10,7 +10,7 @@ import torch
 
 from edgeprune.export.feeds import arrays_of
 from edgeprune.export.parity import PARITY_TOLERANCE, Reference, Sample, error_on
-from edgeprune.export.target import Inputs, Material
+from edgeprune.export.target import Material
 from edgeprune.graph.drawn import drawn_tensors
 from edgeprune.graph.specs import batches_of, batches_of_one_size, fitted, input_specs
 
@@ -20,35 +20,23 @@ _SMALLEST = 1e-3  # of an output, below which an error is no longer seen against
 _WHAT = "inputs to check the export on"
 
 
-def samples_of_program(material: Material, batch: int) -> list[Sample]:
-    """What PyTorch gives on batches of one size of what the network's program takes, real where there are data."""
-    program = material.program
-    specs, reference = input_specs(program), Reference(program, material.answering)
-    if material.real is not None:
-        return reference.samples(
-            batches_of_one_size(fitted(specs, _given(material.real, "program"), _WHAT), specs, batch)
-        )
-    drawn = drawn_tensors(program, _N_DRAWN)
-    return reference.first(batches_of_one_size(tensors, specs, batch) for tensors in drawn)
-
-
-def samples_of_network(material: Material) -> list[Sample]:
+def samples_of_network(material: Material, batch: int | None) -> list[Sample]:
     """What PyTorch gives on what the network's ONNX file takes: raw values where preprocessing is folded into it.
 
-    In batches of several sizes where the file's batch is free.
+    Args:
+        material: real samples where there are data.
+        batch: the size of every batch; None takes several sizes.
     """
     program = material.program
     specs, reference = input_specs(program), Reference(program, material.answering)
 
     def batched(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
-        if material.batch is None:
-            return batches_of(tensors, specs)
-        return batches_of_one_size(tensors, specs, material.batch)
+        return batches_of(tensors, specs) if batch is None else batches_of_one_size(tensors, specs, batch)
 
     if material.real is None and not material.folds:
         return reference.first(batched(tensors) for tensors in drawn_tensors(program, _N_DRAWN))
     inputs = material.real or material.samples(_N_DRAWN)
-    samples = reference.samples(batched(fitted(specs, _given(inputs, "program"), _WHAT)))
+    samples = reference.samples(batched(fitted(specs, arrays_of(inputs.program), _WHAT)))
     if not material.folds:
         return samples
     # The batches take the same rows of both, whatever these hold.
@@ -57,10 +45,6 @@ def samples_of_network(material: Material) -> list[Sample]:
         replace(sample, inputs=tuple(tensor.numpy() for tensor in tensors))
         for sample, tensors in zip(samples, batched(raw), strict=True)
     ]
-
-
-def _given(inputs: Inputs, form: str) -> list[np.ndarray]:
-    return arrays_of(getattr(inputs, form))
 
 
 def error_of(

@@ -73,7 +73,7 @@ class Openvino:
             ParityError: what it computes differs from PyTorch.
         """
         told.stage("write for OpenVINO and run it")
-        samples = samples_of_network(material)
+        samples = samples_of_network(material, material.batch)
         names = [material.folder / name for name in self.files(material.name)]
         done: list[ExportedFile] = []
         for xml, weights, tolerance in (
