@@ -94,9 +94,11 @@ class CompressRequest:
 class ExportRequest:
     """What `edgeprune export` was asked; without `model` the newest run under `runs/` is taken.
 
-    `targets` names what is written beside the ONNX files, as the catalog does. `batch` None leaves it free; `max_drop`
-    is what int8 may lose, as for `CompressRequest`; `dense` is the network beside which the web page runs this one, by
-    default that of the run. `trust_recorded` as for `CompressRequest`, and for the run's dense network.
+    `targets` names what is written beside the ONNX files, as the catalog does, `every` adds each runtime that is
+    installed; what cannot be written for one of those is said. `batch` None leaves it free; `max_drop` is what int8 may
+    lose, as for `CompressRequest`; `layout` how a .tflite file has images; `dense` is the network beside which the web
+    page runs this one, by default that of the run. `trust_recorded` as for `CompressRequest`, and for the run's dense
+    network.
     """
 
     model: str | None = None
@@ -109,6 +111,7 @@ class ExportRequest:
     opset: int | None = None
     simplify: bool = True
     targets: tuple[str, ...] = ()
+    every: bool = False
     ort_platform: Literal["arm", "amd64"] | None = None
     int8: bool = False
     mobile: bool = False
@@ -117,6 +120,7 @@ class ExportRequest:
     max_drop: float | str | None = None
     dense: str | None = None
     web_runtime: str = "1.30.0"
+    layout: Literal["nhwc", "nchw"] = "nhwc"
     force: bool = False
     unsafe_pickle: bool = False
     normalize: str | None = None

@@ -57,7 +57,8 @@ SAID_BY = {
     "training/channels.py": {"train"},
     "importance/criteria.py": {"compress", "train"},
     "commands/export.py": {"export"},
-    "report/terminal.py --data": {"export"},
+    "report/exported.py": {"export"},
+    "catalog.py": {"export"},
     "report/terminal.py --attention": {"inspect"},
     "serving.py": {"serve"},
     "commands/resuming.py": {"train"},
@@ -107,7 +108,9 @@ MESSAGES = [
 
 
 def commands_of(name: str, before: str, option: str) -> set[str]:
-    """Who says this: the command that the message names ahead of the option, or the module's."""
+    """Who says this: the command that the message names ahead of the option, or the module's; of pip's nobody."""
+    if re.search(r"pip install [^;:]*$", before):
+        return set()
     named = re.search(r"edgeprune (\w+) (?:(?!edgeprune )[^`;:])*$", before)
     if named:
         return {named.group(1)}

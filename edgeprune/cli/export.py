@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from edgeprune.catalog import target
+from edgeprune.catalog import EVERY, ONNX, TARGETS, target, targets_in
 from edgeprune.cli import options as opt
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
@@ -16,6 +16,15 @@ def export(
     model: Annotated[
         str | None,
         typer.Argument(metavar="[MODEL]", help="A model.pt or a slim.pt2; default: the newest run under runs/."),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"Write for these: {', '.join((ONNX, *(entry.name for entry in TARGETS)))}; {EVERY}: each runtime "
+            "that is installed.",
+            rich_help_panel=opt.WHAT,
+        ),
     ] = None,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write ONNX with a dynamic batch, simplified.", rich_help_panel=opt.WHAT)
@@ -127,6 +136,13 @@ def export(
             rich_help_panel=opt.HOW,
         ),
     ] = "1.30.0",
+    layout: Annotated[
+        Literal["nhwc", "nchw"],
+        typer.Option(
+            help="How a .tflite file has images: channels last, as on Android, or first, as in PyTorch.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = "nhwc",
     simplify: Annotated[
         bool, typer.Option("--simplify/--no-simplify", help="Run the graph simplifier.", rich_help_panel=opt.HOW)
     ] = True,
@@ -151,11 +167,13 @@ def export(
         from edgeprune.requests import ExportRequest
 
         asked = {"c-header": c_header, "ort": ort, "executorch": executorch, "web": web}
-        if not any((onnx, int8, mobile, *asked.values())):
+        named = () if to is None else targets_in(to)
+        if not any((onnx, int8, mobile, named, *asked.values())):
             raise InputError(
-                "export: no target given: expected --onnx, or one of --c-header, --ort, --int8, --executorch, --mobile "
-                "and --web"
+                "export: no target given: expected --onnx, --to NAME,... or one of --c-header, --ort, --int8, "
+                "--executorch, --mobile and --web"
             )
+        names = (*(name for name, is_asked in asked.items() if is_asked), *named)
         request = ExportRequest(
             model=model,
             out=out,
@@ -166,7 +184,8 @@ def export(
             dynamic_size=dynamic_size,
             dynamic=opt.parse_dynamic(dynamic),
             opset=opset,
-            targets=tuple(name for name, is_asked in asked.items() if is_asked),
+            targets=tuple(name for name in dict.fromkeys(names) if name not in (ONNX, EVERY)),
+            every=EVERY in named,
             ort_platform=ort_platform,  # type: ignore[arg-type]
             int8=int8,
             mobile=mobile,
@@ -176,6 +195,7 @@ def export(
             task=task,
             dense=dense,
             web_runtime=web_runtime,
+            layout=layout,
             simplify=simplify,
             force=force,
             unsafe_pickle=unsafe_pickle,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgeprune.commands.dense import dense_network
 from edgeprune.commands.resolve import RUNS, assumed_task, completed, model_and_data, newest_run, notes_of, task_of
+from edgeprune.commands.targets import RUNTIMES, Attempts, Made, networks, side_by_side
 from edgeprune.commands.variants import CALIBRATION, agreement, variant_files, write_variants
 from edgeprune.commands.vocabulary import check_kept
 from edgeprune.errors import InputError
@@ -30,7 +31,7 @@ from edgeprune.measure.exports import Timed, beside_dense
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, Model, VariantTable
 from edgeprune.requests import ExportRequest
-from edgeprune.results import ExportedFile, ExportRecord
+from edgeprune.results import ExportedFile, ExportRecord, TargetTable
 from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task
@@ -45,7 +46,7 @@ class _Asked:
     request: ExportRequest
     path: Path
     out: Path
-    targets: tuple[Target, ...]
+    attempts: Attempts
     assumed: tuple[str, ...]
 
     @property
@@ -53,10 +54,9 @@ class _Asked:
         """That of the model, which its files have."""
         return self.path.stem
 
-    @property
-    def fixed(self) -> tuple[Target, ...]:
-        """Those that are written once a batch is fixed, if it is."""
-        return tuple(target for target in self.targets if not target.free_batch)
+    def targets(self, *, free_batch: bool) -> tuple[Target, ...]:
+        """Those that are written while the batch is free, or once it is fixed, if it is."""
+        return tuple(target for target in self.attempts.targets if target.free_batch == free_batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ class _Written:
     mobile: tuple[str, ...]
     note: str
     agreement: float | None
+    targets: TargetTable | None
 
 
 @running_user_code()
@@ -82,8 +83,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     told = progress or Silent()
     asked = _resolved(request)
     earlier = _check_places(asked)
-    for target in asked.targets:  # before anything takes long
-        target.check_installed()
+    asked.attempts.each(lambda target: target.check_installed())  # before anything takes long
     told.stage("load")
     material, assumed = _loaded(asked, told)
     with staged_files(asked.out, earlier) as folder:
@@ -103,8 +103,9 @@ def _resolved(request: ExportRequest) -> _Asked:
     out = Path(request.out) if request.out else path.parent if path.name == "slim.pt2" else RUNS / f"{path.stem}-onnx"
     if request.out is None:
         assumed.append(f"--out {out}")
-    targets = targets_of(request.targets, TargetOptions(request.ort_platform, request.web_runtime))
-    return _Asked(request, path, out, targets, tuple(assumed))
+    names = (*request.targets, *RUNTIMES) if request.every else request.targets
+    targets = targets_of(names, TargetOptions(request.ort_platform, request.web_runtime, request.layout))
+    return _Asked(request, path, out, Attempts(targets, request.targets), tuple(assumed))
 
 
 def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
@@ -115,8 +116,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     task = task_of(request, model, data)
     _check_judged(request, model, data, task)
     assumed += assumed_task(request, model, task)
-    for target in asked.targets:
-        target.check(model.program)
+    asked.attempts.each(lambda target: target.check(model.program))
     assumed += notes_of(model, data)
     model = with_normalization(model, data, request.normalize, assumed.append)
     _check_answers(request, model, data, task)
@@ -127,7 +127,11 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     byte_scale = data.byte_scale if data is not None and request.preprocess == "fold" else None
     front = _front(request, model, data) if len(input_specs(model.program)) > 1 else None
     place = asked.out, asked.name
-    return Material(model, info, *place, data, dense, request.batch, byte_scale, task=task, front=front), assumed
+    folds = request.preprocess == "fold"
+    material = Material(
+        model, info, *place, data, dense, request.batch, byte_scale, task=task, front=front, folds=folds
+    )
+    return material, assumed
 
 
 def _check_answers(request: ExportRequest, model: Model, data: DataSource | None, task: Task | None) -> None:
@@ -186,7 +190,7 @@ def _check_places(asked: _Asked) -> list[Path]:
     if request.force:
         every = _places(out, asked.name, targets_of(TARGETS), with_variants=True)
         earlier += [place.path for place in every if place.is_taken]
-    for place in _places(out, asked.name, asked.targets, with_variants=request.int8):
+    for place in _places(out, asked.name, asked.attempts.targets, with_variants=request.int8):
         check_new(place.path, request.force, "folder" if place.is_folder else "file")
     return earlier
 
@@ -207,18 +211,31 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     files, n_samples = _contracts(request, material, told)
     agreed = agreement(material)
     variants = write_variants(request, material, told) if request.int8 else None
-    early = [file for target in asked.targets if target.free_batch for file in target.write(material, told)]
+    attempts = asked.attempts
+    early = attempts.written(asked.targets(free_batch=True), material, told)
     # Before the batch is fixed, because preprocess.onnx makes them; that comes late, because a file with a free batch
     # is checked faster, on more.
     material = replace(material, real=_real(material))
     samples = material.samples(request.batch or 1)
     if request.batch is not None:
         files = _with_fixed_batch(files, variants, request.batch, material.answering)
-    for target in asked.fixed:
-        files += target.write(material, told)
+    made = attempts.written(asked.targets(free_batch=False), material, told)
+    files = [_as_it_is(file) for file in files] + _every(made)
     mobile = tuple(check.words for check in check_mobile(material.network)) if request.mobile else ()
-    files = _timed(asked, material, files, samples, told)
-    return _Written((*files, *early), n_samples, variants, mobile, note_in(material.folder), agreed)
+    files = _timed(asked, made, material, files, samples, told)
+    network = next(file for file in files if Path(file.path) == material.network)
+    table = side_by_side(attempts, made, network, material, samples, told)
+    return _Written((*files, *_every(early)), n_samples, variants, mobile, note_in(material.folder), agreed, table)
+
+
+def _as_it_is(file: ExportedFile) -> ExportedFile:
+    """features.json with its size, after targets have told in it what their files take."""
+    path = Path(file.path)
+    return replace(file, size_bytes=path.stat().st_size) if path.name == FEATURES_FILE else file
+
+
+def _every(made: Made) -> list[ExportedFile]:
+    return [file for files in made.values() for file in files]
 
 
 def _contracts(request: ExportRequest, material: Material, told: Progress) -> tuple[list[ExportedFile], int]:
@@ -266,17 +283,17 @@ def _fixed(file: ExportedFile, batch: int, task: Task | None) -> ExportedFile:
 # -- figures -------------------------------------------------------------------------------------------------------
 
 
-def _timed(
-    asked: _Asked, material: Material, files: Sequence[ExportedFile], samples: Inputs, told: Progress
+def _timed(  # noqa: PLR0913 - what is timed, and on what
+    asked: _Asked, made: Made, material: Material, files: Sequence[ExportedFile], samples: Inputs, told: Progress
 ) -> list[ExportedFile]:
     """The files with their latency beside the dense network, where that is known and they hold the network."""
     if material.dense is None:
         return list(files)
     told.stage("time the files beside the dense network")
     timed = [Timed(material.network, ONNXRUNTIME)]
-    for target in asked.fixed:
+    for target in asked.targets(free_batch=False):
         if target.runtime is not None:
-            timed.append(Timed(material.folder / target.files(material.name)[0], target.runtime))
+            timed += [Timed(Path(file.path), target.runtime) for file in networks(target, made)]
     figures = beside_dense(timed, material.dense, samples, told)
     found = [(file, figures.get(Path(file.path))) for file in files]
     return [file if one is None else replace(file, p50_ms=one.p50_ms, ratio=one.ratio) for file, one in found]
@@ -292,6 +309,10 @@ def _record(asked: _Asked, assumed: Sequence[str], written: _Written, folder: Pa
     if variants is not None:
         rows = tuple(replace(variant, path=moved(variant.path)) for variant in variants.variants)
         variants = replace(variants, variants=rows)
+    table = written.targets
+    if table is not None:
+        of_targets = tuple(replace(row, path=moved(row.path)) for row in table.rows)
+        table = replace(table, rows=of_targets, ship=moved(table.ship))
     return ExportRecord(
         model=str(asked.path),
         files=tuple(replace(file, path=moved(file.path)) for file in written.files),
@@ -302,4 +323,5 @@ def _record(asked: _Asked, assumed: Sequence[str], written: _Written, folder: Pa
         web=str(asked.out / WEB) if "web" in asked.request.targets else None,
         note=written.note,
         agreement=written.agreement,
+        targets=table,
     )

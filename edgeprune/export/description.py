@@ -11,9 +11,10 @@
 Of a network with several inputs, each of the slim file says under `features` the `size`, `dim` and `indices` of those
 that it takes, where some went; the outputs of its preprocess.onnx are what the slim file takes, in the same order.
 An input of ids whose vocabulary was cut says under `ids` whether it takes the `old` or the `new` ones, and how many.
+Other runtimes' files have a contract by their target's name, e.g. litert; what has four dims says its `layout` there.
 An input's `values` are raw, in its `unit`, or normalised; its `scaling` says how they are made of what a device hands
-over, by the numbers along its dim 1. Where no features went, `indices` counts all along dim 1. Files of version 1 had
-neither `classes` nor `contracts`, and were written only where features went.
+over, by the numbers along its dim 1, or the last of `nhwc`. Where no features went, `indices` counts all along dim 1.
+Files of version 1 had neither `classes` nor `contracts`, and were written only where features went.
 """
 
 from __future__ import annotations
@@ -108,6 +109,28 @@ def restate(folder: Path) -> ExportedFile:
             for value, tensor in zip(values, now, strict=True):
                 value.update(_value(tensor))
     return _write(folder / FEATURES_FILE, document)
+
+
+def add_contract(folder: Path, like: str, contract: str, file: str, values: Mapping[str, Any]) -> None:
+    """Say in features.json what another file of the same network takes.
+
+    Args:
+        folder: where features.json lies.
+        like: the ONNX file with the same inputs and outputs in the same order.
+        contract: the name.
+        file: the other file.
+        values: `inputs` and `outputs`, what is otherwise of each: its name, type and shape.
+    """
+    document = json.loads((folder / FEATURES_FILE).read_bytes())
+    own = next(entry for entry in document["contracts"].values() if entry["file"] == like)
+    document["contracts"][contract] = {
+        "file": file,
+        **{
+            part: [{**base, **changed} for base, changed in zip(own[part], values[part], strict=True)]
+            for part in ("inputs", "outputs")
+        },
+    }
+    _write(folder / FEATURES_FILE, document)
 
 
 def note_in(folder: Path) -> str:

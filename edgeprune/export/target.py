@@ -52,7 +52,8 @@ class Material:
     The network's ONNX files lie in `folder`, where the target's go too; `name` is the model's. `dense` is the network
     that this one came from, where it is known; `batch` the fixed one, None where it is free; `byte_scale` what a byte
     stands for where the files take bytes. `real` holds real samples to check on, None where there are no data;
-    `task` is what they are for, `front` what is done to the inputs where there are several.
+    `task` is what they are for, `front` what is done to the inputs where there are several. `folds` says that the ONNX
+    files take raw values, as preprocessing is folded into them.
     """
 
     model: Model
@@ -66,6 +67,7 @@ class Material:
     real: Inputs | None = None
     task: Task | None = None
     front: NamedFront | None = None
+    folds: bool = False
 
     @property
     def network(self) -> Path:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from edgeprune.errors import InputError
 from edgeprune.export.cheader import CHeader
 from edgeprune.export.executorch import Executorch
+from edgeprune.export.litert import Litert
+from edgeprune.export.openvino import Openvino
 from edgeprune.export.ortformat import OnnxRuntime, OrtFormat, Platform
+from edgeprune.export.signature import Layout
 from edgeprune.export.target import Runtime, Target
 from edgeprune.export.web.runtime import RUNTIME_VERSION
 from edgeprune.export.web.target import WebPage
@@ -18,16 +21,22 @@ ONNXRUNTIME: Runtime = OnnxRuntime()  # runs the ONNX files too, which every exp
 
 @dataclass(frozen=True, slots=True)
 class TargetOptions:
-    """What can be said of single targets: where an .ort file runs, and which onnxruntime-web the page has."""
+    """What can be said of single targets.
+
+    Where an .ort file runs, which onnxruntime-web the page has, and how a .tflite file has images.
+    """
 
     ort_platform: Platform | None = None
     web_runtime: str = RUNTIME_VERSION
+    layout: Layout = "nhwc"
 
 
 # In the order in which their files are written and told of.
 TARGETS: Mapping[str, Callable[[TargetOptions], Target]] = {
     "c-header": lambda _: CHeader(),
     "ort": lambda options: OrtFormat(options.ort_platform),
+    "litert": lambda options: Litert(options.layout),
+    "openvino": lambda _: Openvino(),
     "executorch": lambda _: Executorch(),
     "web": lambda options: WebPage(options.web_runtime),
 }

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.segment import Segment
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from edgeprune.catalog import ASKED_BY
 from edgeprune.graph.reasons import advice
-from edgeprune.lines import printable
-from edgeprune.records import MetricComparison, VariantTable
+from edgeprune.records import MetricComparison
 from edgeprune.report import formats as fmt
+from edgeprune.report.exported import export as export
+from edgeprune.report.sheet import Sheet, assumptions, check_mark, labelled, titled_table, unbroken
 from edgeprune.results import (
-    ExportedFile,
-    ExportRecord,
     GroupRow,
     InspectRecord,
     LatencyComparison,
@@ -31,15 +27,6 @@ from edgeprune.results import (
 )
 
 _MAX_LAYERS = 4  # of a group in a table
-
-
-class _Sheet(Group):
-    """Renderables below each other, with control characters in names made harmless."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for part in self.renderables:
-            for segment in console.render(part, options):
-                yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def run(record: RunRecord, folder: Path) -> RenderableType:
@@ -62,24 +49,24 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     _latency_rows(table, record.latency)
     exactness = "exact" if record.proof_exact else "exact up to renormalisation"
     exactness += ", on the ids that are kept" if record.vocabularies else ""
-    return _Sheet(
+    return Sheet(
         table,
         *([_front(record)] if record.front else []),
-        _check(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
-        _check(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
+        check_mark(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
+        check_mark(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
-        *([_told("blocks", f"{', '.join(record.blocks)} went whole")] if record.blocks else []),
-        *([_told("layers", taken)] if (taken := fmt.reconstruction(record.steps)) else []),
-        *_assumptions(record.assumed),
-        *(_told("advice", told) for told in record.advice),
-        _unbroken("  report  ", str(folder / "report.html"), ""),
-        _unbroken("  next    ", f"edgeprune export --onnx {fmt.quoted(folder / 'slim.pt2')}", "bold"),
+        *([labelled("blocks", f"{', '.join(record.blocks)} went whole")] if record.blocks else []),
+        *([labelled("layers", taken)] if (taken := fmt.reconstruction(record.steps)) else []),
+        *assumptions(record.assumed),
+        *(labelled("advice", told) for told in record.advice),
+        unbroken("  report  ", str(folder / "report.html"), ""),
+        unbroken("  next    ", f"edgeprune export --onnx {fmt.quoted(folder / 'slim.pt2')}", "bold"),
     )
 
 
 def _front(record: RunRecord) -> Table:
     """Several networks, from large to small."""
-    table, metric = _table("along the front"), record.metric
+    table, metric = titled_table("along the front"), record.metric
     judged = f"val. {metric.name}" if fmt.judged_on(record) else metric.name
     for name in ("network", "MACs", "p50", "vs dense", "ONNX file", judged):
         table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
@@ -105,14 +92,14 @@ def train(record: TrainRecord) -> RenderableType:
     if record.zero_share:
         table.add_row("weights exactly zero", fmt.percent(record.zero_share))
     table.add_row("time", fmt.seconds(record.seconds))
-    return _Sheet(table, _unbroken("  next    ", f"edgeprune compress {fmt.quoted(record.out)}", "bold"))
+    return Sheet(table, unbroken("  next    ", f"edgeprune compress {fmt.quoted(record.out)}", "bold"))
 
 
 def methods(record: MethodsRecord) -> RenderableType:
     """What sparse training can be made of, a table a kind."""
     tables: list[RenderableType] = []
     for kind in dict.fromkeys(entry.kind for entry in record.entries):
-        table = _table(f"{kind}: {ASKED_BY[kind]}")
+        table = titled_table(f"{kind}: {ASKED_BY[kind]}")
         for name in ("name", "what it does", "paper", "produces"):
             table.add_column(name, overflow="fold")
         for entry in record.entries:
@@ -122,76 +109,12 @@ def methods(record: MethodsRecord) -> RenderableType:
                     does.append("\n" + " ".join(f"--{name.replace('_', '-')}" for name in entry.options), "dim")
                 table.add_row(Text(entry.name, "cyan"), does, paper, entry.produces)
         tables.append(table)
-    return _Sheet(*tables)
-
-
-def export(record: ExportRecord) -> RenderableType:
-    """What `export` wrote and how far each file is from PyTorch."""
-    parts: list[RenderableType] = [_agreement(record)]
-    if record.variants is not None:
-        parts += _variants(record.variants)
-    if record.note:
-        parts.append(_told("inputs", record.note))
-    parts += [_told("phones", words) for words in record.mobile]
-    if record.web is not None:
-        parts += [_unbroken("  next    ", f"edgeprune serve {fmt.quoted(record.web)}", "bold")]
-    return _Sheet(_files(record), *parts, *_assumptions(record.assumed))
-
-
-def _files(record: ExportRecord) -> Table:
-    """Every file that was written, by its place in their folder."""
-    folder = os.path.commonpath([os.path.dirname(file.path) or "." for file in record.files])
-    table = _table(f"{record.model} exported to {folder}")
-    table.add_column("file", overflow="fold")
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("largest error", justify="right", no_wrap=True)
-    timed = any(file.p50_ms is not None for file in record.files)
-    for name in ("p50", "vs dense") if timed else ():
-        table.add_column(name, justify="right", no_wrap=True)
-    for file in record.files:
-        parity = fmt.NONE if file.parity is None else fmt.error(file.parity)
-        times = _times(file) if timed else ()
-        table.add_row(Text(os.path.relpath(file.path, folder)), fmt.size(file.size_bytes), parity, *times)
-    return table
-
-
-def _times(file: ExportedFile) -> tuple[str, str]:
-    if file.p50_ms is None or file.ratio is None:
-        return fmt.NONE, fmt.NONE
-    return f"{file.p50_ms:.3g} ms", f"{file.ratio:.2f}×"
-
-
-def _agreement(record: ExportRecord) -> Text:
-    """On how many real inputs the files were checked; on none is told for what it is."""
-    if record.n_samples:
-        same = "" if record.agreement is None else f"; {fmt.percent(record.agreement)} of the answers are the same"
-        return _check(f"the files agree with PyTorch on {record.n_samples:,} inputs{same}")
-    told = "the files agree with PyTorch on drawn inputs alone: there were no data; --data names some"
-    return Text.assemble(("! ", "bold yellow"), told)
-
-
-def _variants(found: VariantTable) -> list[RenderableType]:
-    """fp32 beside int8 and the others, and which one to ship."""
-    table = _table("variants")
-    metric = found.metric
-    for name in ("variant", "size", metric.name, "p50", "vs fp32", "verdict"):
-        table.add_column(name, justify="left" if name in ("variant", "verdict") else "right", overflow="fold")
-    for v in found.variants:
-        value = fmt.value(metric, v.value)
-        if v.value is None and v.drop is not None:
-            value = fmt.change(metric, v.drop)
-        style = "bold green" if v.name == found.ship else ""
-        table.add_row(
-            v.name, fmt.size(v.size_bytes), value, f"{v.p50_ms:.3g} ms", f"{v.ratio:.2f}×", v.verdict, style=style
-        )
-    lines: list[RenderableType] = [table]
-    lines += [_told("left out", f"{one.kind}: {one.reason}") for one in found.left_out]
-    return [*lines, Text.assemble(("✓ ", "bold green"), f"ship {found.ship}: {found.why}")]
+    return Sheet(*tables)
 
 
 def profile(record: ProfileRecord) -> RenderableType:
     """What `profile` measured: each kind of layer, its stairs, and its part of the time."""
-    table = _table(f"{record.model} on {record.cpu}")
+    table = titled_table(f"{record.model} on {record.cpu}")
     for name in ("layers", "count", "stairs", "time", "share"):
         table.add_column(name, justify="left" if name == "layers" else "right", no_wrap=True)
     for kind in record.kinds:
@@ -200,10 +123,10 @@ def profile(record: ProfileRecord) -> RenderableType:
     how = f"{record.runtime}, {record.threads} thread{'s' * (record.threads > 1)}, batch {record.batch_size}"
     model = "model.pt" if record.arch == record.model else fmt.quoted(record.model)
     arch = f" --arch {fmt.quoted(record.arch)}" if record.arch else ""
-    return _Sheet(
+    return Sheet(
         table,
-        _check(f"{record.n_points:,} measurements in {record.seconds:.0f} s ({how})"),
-        _unbroken("  next    ", f"edgeprune compress {model}{arch} --device {fmt.quoted(record.out)}", "bold"),
+        check_mark(f"{record.n_points:,} measurements in {record.seconds:.0f} s ({how})"),
+        unbroken("  next    ", f"edgeprune compress {model}{arch} --device {fmt.quoted(record.out)}", "bold"),
     )
 
 
@@ -224,7 +147,7 @@ def validate(record: ValidateRecord) -> RenderableType:
         _latency_line(record.latency),
     ]
     lines += [Text.assemble(("✗ ", "bold red"), failure) for failure in record.failures]
-    return _Sheet(table, *lines)
+    return Sheet(table, *lines)
 
 
 def _beside(record: ValidateRecord) -> str:
@@ -246,12 +169,12 @@ def inspect(record: InspectRecord) -> RenderableType:
     if record.tokens:
         parts.append(_tokens(record))
     told = Text(f"  {len(prunable)} of {len(record.groups)} groups can be pruned{_remarks(prunable)}", "dim")
-    return _Sheet(*parts, told, *(_unbroken("  drawn   ", file, "") for file in record.files))
+    return Sheet(*parts, told, *(unbroken("  drawn   ", file, "") for file in record.files))
 
 
 def _tokens(record: InspectRecord) -> Table:
     """The inputs of ids, and whether a compress --input-features INPUT=IDS can keep some of them alone."""
-    table = _table(f"{record.model}: inputs of ids")
+    table = titled_table(f"{record.model}: inputs of ids")
     table.add_column("input", overflow="fold")
     table.add_column("ids", justify="right", no_wrap=True)
     table.add_column("tables that they look up", overflow="fold", ratio=1)
@@ -275,7 +198,7 @@ def _remarks(prunable: Sequence[GroupRow]) -> str:
 
 
 def _prunable_table(title: str, rows: Sequence[GroupRow]) -> Table:
-    table = _table(title)
+    table = titled_table(title)
     table.add_column("group and its layers", overflow="fold", ratio=1)
     for name in ("units", "width", "MACs", "params"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -289,7 +212,7 @@ def _prunable_table(title: str, rows: Sequence[GroupRow]) -> Table:
 
 
 def _locked_table(title: str, rows: Sequence[GroupRow]) -> Table:
-    table = _table(title)
+    table = titled_table(title)
     table.add_column("layers", overflow="fold", ratio=2)
     table.add_column("width", justify="right", no_wrap=True)
     table.add_column("why, and what would unlock them", overflow="fold", ratio=3)
@@ -313,12 +236,8 @@ def _layers(name: str, layers: Sequence[str]) -> Text:
     return text
 
 
-def _table(title: str) -> Table:
-    return Table(title=Text(title, "bold"), title_justify="left", box=box.ROUNDED, border_style="dim", show_edge=True)
-
-
 def _plain_table(title: str) -> Table:
-    table = _table(title)
+    table = titled_table(title)
     table.show_header = False
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -326,7 +245,7 @@ def _plain_table(title: str) -> Table:
 
 
 def _comparison(title: str) -> Table:
-    table = _table(title)
+    table = titled_table(title)
     table.add_column("", no_wrap=True)
     table.add_column("dense", justify="right")
     table.add_column("slim", justify="right", style="bold")
@@ -366,27 +285,3 @@ def _latency_rows(table: Table, latency: LatencyComparison) -> None:
 def _latency_line(latency: LatencyComparison) -> Text:
     mark, style = ("✓ ", "green") if fmt.latency_holds(latency) else ("! ", "bold yellow")
     return Text.assemble((mark, style), fmt.latency_verdict(latency), (f"\n  {fmt.latency_method(latency)}", "dim"))
-
-
-def _check(text: str) -> Text:
-    return Text.assemble(("✓ ", "green"), text)
-
-
-def _assumptions(assumed: Iterable[str]) -> list[RenderableType]:
-    return [_told("assumed", assumption, "yellow") for assumption in assumed]
-
-
-def _told(label: str, text: str, style: str = "cyan") -> RenderableType:
-    """A label and what it says, whose further lines stand below the first."""
-    grid = Table.grid(padding=0)
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    grid.add_row(Text(f"  {label:<7} ", style), Text(text))
-    return grid
-
-
-def _unbroken(label: str, text: str, style: str) -> Text:
-    """A line that is copied from the terminal, so it must not be wrapped."""
-    line = Text.assemble((label, "dim"), (text, style))
-    line.no_wrap, line.overflow = True, "ignore"
-    return line

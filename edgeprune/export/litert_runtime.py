@@ -1,0 +1,66 @@
+"""LiteRT's part: a program becomes a .tflite file by litert-torch, and runs in LiteRT's interpreter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeprune.errors import InputError
+from edgeprune.export.apart import Answer
+
+
+def convert(program: str, signature: dict[str, Any], out: str) -> None:
+    """Write a program (.pt2) as `out` (.tflite), whose inputs and outputs are those of a signature as JSON.
+
+    Raises:
+        InputError: names the operator that LiteRT has not.
+    """
+    import litert_torch
+    import torch
+
+    from edgeprune.export.refusals import refusal
+    from edgeprune.export.signature import Signature, Wrapped
+
+    wanted = Signature.from_json(signature)
+    network = Wrapped(torch.export.load(program), wanted)
+
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.training = network, False
+
+        def forward(self, **given: torch.Tensor) -> dict[str, torch.Tensor]:
+            outputs = self.network(*(given[value.name] for value in wanted.inputs))
+            return {value.name: tensor for value, tensor in zip(wanted.outputs, outputs, strict=True)}
+
+    samples = {value.name: torch.zeros(value.shape, dtype=getattr(torch, value.type)) for value in wanted.inputs}
+    try:
+        made = litert_torch.convert(Named(), sample_kwargs=samples)
+    except Exception as error:  # a compiler: whatever it raises
+        operators = sorted(set(re.findall(r"[Ll]owering not found:? (aten\.[\w.]+)", str(error))))
+        if operators:
+            raise InputError(refusal(error, "LiteRT", operators)) from error
+        raise
+    made.export(out)
+
+
+def load(file: Path, threads: int) -> Answer:
+    """A .tflite file, with XNNPACK; its inputs and outputs in the order in which the file lists them."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    model = Interpreter(model_path=str(file), num_threads=threads)
+    model.allocate_tensors()
+    inputs = [(one["index"], np.dtype(one["dtype"])) for one in model.get_input_details()]
+    outputs = [one["index"] for one in model.get_output_details()]
+
+    def answer(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        for (index, dtype), array in zip(inputs, arrays, strict=True):
+            model.set_tensor(index, array.astype(dtype, copy=False))
+        model.invoke()
+        return [model.get_tensor(index) for index in outputs]
+
+    return answer

@@ -1,0 +1,67 @@
+"""Networks that the files of several runtimes are made of, saved as `export` takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeprune.graph.capture import Program, capture
+from edgeprune.graph.groups import analyze
+from edgeprune.pruning.planner import plan
+from edgeprune.pruning.surgery import cut
+
+
+class Shuffled(nn.Module):
+    """A shuffle of channels between two blocks, as in ShuffleNet; scores and a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.point, self.side, self.head = nn.Conv2d(24, 32, 1), nn.Conv2d(24, 32, 1), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = nn.functional.channel_shuffle(self.stem(x).relu(), 2)
+        z = torch.cat([self.point(self.deep(y)).relu(), self.side(y).relu()], 1)
+        return {"scores": self.head(z.mean((2, 3))), "map": z[:, :2]}
+
+
+class Tagger(nn.Module):
+    """Ids and floats through an LSTM and a layer norm: whole numbers come out too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.lstm, self.norm = nn.Embedding(11, 8), nn.LSTM(12, 16, batch_first=True), nn.LayerNorm(16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, _ = self.lstm(torch.cat([self.table(ids), x], -1))
+        scores = self.head(self.norm(y).relu().mean(1))
+        return scores, scores.argmax(1)
+
+
+class Bessel(nn.Module):
+    """An operator that few runtimes have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(self.line(x))
+
+
+def slim_program(net: nn.Module, *inputs: Tensor, keep_macs: float = 0.6) -> Program:
+    program = capture(net.eval(), inputs[0] if len(inputs) == 1 else inputs)
+    return cut(program, plan(program, analyze(program), keep_macs=keep_macs))
+
+
+def in_pytorch(path: Path, *arrays: np.ndarray) -> list[np.ndarray]:
+    """All outputs of a saved program."""
+    module: Any = torch.export.load(path).module()
+    with torch.no_grad():
+        outputs = module(*map(torch.from_numpy, arrays))
+    return [value.numpy() for value in torch.utils._pytree.tree_leaves(outputs)]
