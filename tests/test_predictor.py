@@ -236,7 +236,7 @@ def test_with_one_group_the_greedy_choice_is_taken_and_that_is_said() -> None:
     told, prober = Told(), Minding(lambda widths: 1.0)
     [best] = Predicted(Shrink(), prober).search(step_of(program, told, align=4), Budgets(keep_macs=0.5)).networks
     assert best.plan is not None and [g.after for g in best.plan.groups] == greedy_widths(program, 0.5, align=4)
-    assert told.lines[0] == "predictor: 1 choices of widths are too few to learn from: all are measured"
+    assert told.lines[0] == "predictor: too few choices of widths to learn from (1): all are measured"
     assert "no other widths than the greedy ones use up the budgets" in told.lines[1]
     assert prober.seen == []
 
@@ -246,7 +246,7 @@ def test_few_choices_are_all_measured() -> None:
     program = captured(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)), (6,))
     told, prober = Told(), Minding(lambda widths: float(widths[0]))
     [best] = Predicted(Shrink(), prober).search(step_of(program, told, align=2), Budgets(keep_macs=0.5)).networks
-    assert "too few to learn from: all are measured" in told.lines[0]
+    assert "too few choices of widths to learn from" in told.lines[0]
     assert best.plan is not None and best.plan.groups[0].after == min(first for first, _ in prober.seen)
     assert 2 < len(set(prober.seen)) == len(prober.seen) < 20
 
