@@ -1,8 +1,9 @@
 """A graph convolutional network over the channel groups: what a group has meets what those have that share its layers.
 
 Kipf and Welling, Semi-Supervised Classification with Graph Convolutional Networks, ICLR 2017: each layer mixes a node
-with its neighbours by the normalised adjacency. A node's own part has weights of its own beside that, and a learned
-place: in all networks cut of one, node 3 is the same layer.
+with its neighbours by the normalised adjacency; Wen et al., Neural Predictor for Neural Architecture Search, ECCV 2020,
+order architectures so. A node's own part has weights of its own beside that, and a learned place: in all networks cut
+of one, node 3 is the same layer.
 """
 
 from __future__ import annotations

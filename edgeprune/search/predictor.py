@@ -73,7 +73,7 @@ class Predicted:
         n = self.n_samples or min(max(_PER_GROUP * len(space.free), _BOUNDS[0]), _BOUNDS[1])
         counts = space.sampled(n, np.random.default_rng(seed), most) if space.free else space.greedy[None]
         if len(counts) < FEWEST:
-            step.progress.say(f"predictor: {len(counts)} choices of widths are too few to learn from: all are measured")
+            step.progress.say(f"predictor: too few choices of widths to learn from ({len(counts)}): all are measured")
             return None
         step.progress.stage(f"measure what {len(counts)} choices of widths lose")
         step.progress.say(f"predictor: up to {len(counts)} cuts are measured, for {self.seconds:.0f} s at most")
