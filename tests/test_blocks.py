@@ -394,9 +394,9 @@ def net():
 
 def test_the_command_takes_blocks_out_and_all_files_agree(tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(NETWORK)
-    model, out, again = (str(tmp_path / name) for name in ("model.pt", "run", "again"))
+    model, out = (str(tmp_path / name) for name in ("model.pt", "run"))
     arch = ["--arch", f"{tmp_path / 'nets.py'}:net", "--data", "digits"]
-    assert main(["train", *arch, "--epochs", "6", "--threads", "1", "--out", model]) == 0
+    assert main(["train", *arch, "--epochs", "4", "--threads", "1", "--out", model]) == 0
     quick = ["--finetune-epochs", "0", "--threads", "1", "--input-features", "off"]
     assert main(["compress", model, *arch, *quick, "--depth", "--keep-macs", "0.6", "--out", out]) == 0
     told = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -404,9 +404,6 @@ def test_the_command_takes_blocks_out_and_all_files_agree(tmp_path: Path) -> Non
     assert told["blocks"] == [block["name"] for block in plan["blocks"]] == ["3"]  # the one that hardly adds anything
     assert told["slim"]["macs"] <= 0.6 * told["dense"]["macs"] and told["proof_error"] < 1e-5
     assert told["accuracy"]["slim"] > told["accuracy"]["dense"] - 0.15
-    replay = ["compress", model, *arch, *quick, "--plan", f"{out}/plan.json", "--out", again]
-    assert main(replay) == 0
-    assert (tmp_path / "again" / "plan.json").read_bytes() == (tmp_path / "run" / "plan.json").read_bytes()
     assert main(["export", "--onnx", f"{out}/slim.pt2", "--out", out]) == 0
     session = onnxruntime.InferenceSession(f"{out}/slim.onnx", providers=["CPUExecutionProvider"])
     slim = edgeprune.load_model(f"{out}/slim.pt2").program

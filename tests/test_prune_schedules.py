@@ -155,7 +155,7 @@ MODELS = Path(__file__).parents[1] / "models"
 CASES = [
     ("one-shot", "--keep-macs", "0.4"),
     ("one-cycle", "--max-size", "90kB"),
-    ("iterative", "--keep-macs", "0.4"),
+    pytest.param("iterative", "--keep-macs", "0.4", marks=pytest.mark.slow),
 ]
 
 

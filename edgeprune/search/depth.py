@@ -32,11 +32,13 @@ class Depth:
         Raises:
             BudgetError: as the cutter, where it can be reached neither way.
         """
+        order = self._ranked(best)
+        if not order:
+            return self._cutter.pruned(best, shares)
         found, told = self._without(best, shares, ())
         loss = math.inf if found is None else self._loss(found)
         by_channels = loss
         taken: Sequence[PlannedBlock] = ()
-        order = self._ranked(best)
         for count in range(1, len(order) + 1):
             smaller, reason = self._without(best, shares, order[:count])
             if smaller is None:
@@ -74,8 +76,9 @@ class Depth:
     def _ranked(self, best: Candidate) -> tuple[PlannedBlock, ...]:
         """The blocks in the order of what they lose for what they save; of those within one another the first."""
         blocks = self._cutter.free_blocks(best)
-        if blocks:
-            self._progress.stage(f"measure what {len(blocks)} blocks lose")
+        if not blocks:
+            return ()
+        self._progress.stage(f"measure what {len(blocks)} blocks lose")
         dense = self._prober.probed(best.program.own_module(), settled=True)
         prices: dict[PlannedBlock, float] = {}
         for number, block in enumerate(blocks, 1):
