@@ -350,6 +350,12 @@ TARGETS = (
         "openvino",
         (Package("openvino", "2026.4", "2027"),),
     ),
+    TargetEntry(
+        "ncnn",
+        "Write ncnn's .param and .bin too.",
+        "ncnn",
+        (Package("ncnn", "1.0.20261020", "1.1"), Package("pnnx", "20261020", "20280000")),
+    ),
     TargetEntry("executorch", "Write a .pte for ExecuTorch (XNNPACK) too.", "executorch"),
     TargetEntry(
         "web",

@@ -9,6 +9,7 @@ from edgeprune.errors import InputError
 from edgeprune.export.cheader import CHeader
 from edgeprune.export.executorch import Executorch
 from edgeprune.export.litert import Litert
+from edgeprune.export.ncnn import Ncnn
 from edgeprune.export.openvino import Openvino
 from edgeprune.export.ortformat import OnnxRuntime, OrtFormat, Platform
 from edgeprune.export.signature import Layout
@@ -37,6 +38,7 @@ TARGETS: Mapping[str, Callable[[TargetOptions], Target]] = {
     "ort": lambda options: OrtFormat(options.ort_platform),
     "litert": lambda options: Litert(options.layout),
     "openvino": lambda _: Openvino(),
+    "ncnn": lambda _: Ncnn(),
     "executorch": lambda _: Executorch(),
     "web": lambda options: WebPage(options.web_runtime),
 }
