@@ -345,6 +345,12 @@ TARGETS = (
         apart="litert-converter==0.5.0 litert-torch==0.10.0",
     ),
     TargetEntry(
+        "coreml",
+        "Write packages for Core ML too, in float, half precision and with 8-bit weights.",
+        "coreml",
+        (Package("coremltools", "9.0", "10"),),
+    ),
+    TargetEntry(
         "openvino",
         "Write OpenVINO's .xml and .bin too, in float and with half-precision weights.",
         "openvino",
