@@ -365,10 +365,22 @@ TARGETS = (
         apart="litert-converter==0.5.0 litert-torch==0.10.0",
     ),
     TargetEntry(
+        "coreml",
+        "Write packages for Core ML too, in float, half precision and with 8-bit weights.",
+        "coreml",
+        (Package("coremltools", "9.0", "10"),),
+    ),
+    TargetEntry(
         "openvino",
         "Write OpenVINO's .xml and .bin too, in float and with half-precision weights.",
         "openvino",
         (Package("openvino", "2026.4", "2027"),),
+    ),
+    TargetEntry(
+        "ncnn",
+        "Write ncnn's .param and .bin too.",
+        "ncnn",
+        (Package("ncnn", "1.0.20261020", "1.1"), Package("pnnx", "20261020", "20280000")),
     ),
     TargetEntry("executorch", "Write a .pte for ExecuTorch (XNNPACK) too.", "executorch"),
     TargetEntry(

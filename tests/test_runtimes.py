@@ -62,7 +62,9 @@ def test_the_catalog_the_registry_and_the_command_line_name_the_same_targets() -
 def test_every_extra_is_one_of_the_package() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {entry.extra for entry in catalog.TARGETS} - {None}
-    assert extras == {"executorch", "litert", "openvino"} and extras <= set(project["optional-dependencies"])
+    assert extras == {"coreml", "executorch", "litert", "ncnn", "openvino"} and extras <= set(
+        project["optional-dependencies"]
+    )
     assert catalog.target("executorch").install == "pip install 'edgeprune[executorch]'"
     assert catalog.target("ort").install == "pip install edgeprune"
 

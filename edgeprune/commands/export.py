@@ -178,7 +178,9 @@ class _Place:
     @property
     def is_taken(self) -> bool:
         """Whether something lies there that an earlier export may have written: a folder of ours has a manifest."""
-        return (self.path / "manifest.json").is_file() if self.is_folder else os.path.lexists(self.path)
+        if not self.is_folder:
+            return os.path.lexists(self.path)
+        return any((self.path / name).is_file() for name in ("manifest.json", "Manifest.json"))  # the latter Apple's
 
 
 def _check_places(asked: _Asked) -> list[Path]:

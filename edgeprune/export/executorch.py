@@ -17,14 +17,14 @@ from edgeprune.errors import InputError
 from edgeprune.export.attention_steps import write_out_attention
 from edgeprune.export.executorch_runtime import MAX_BYTES, Method, check_installed, executorch_runner, kernels
 from edgeprune.export.feeds import arrays_of
+from edgeprune.export.fixedsizes import with_fixed_sizes
 from edgeprune.export.parity import PARITY_TOLERANCE, Reference, Sample, error_on, quiet
 from edgeprune.export.refusals import cannot_express, check_weights, refusal, told_by
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Inputs, Material, Runner, Runtime
 from edgeprune.files import check_new, write_atomically
-from edgeprune.graph.capture import reexport
 from edgeprune.graph.drawn import drawn_tensors
-from edgeprune.graph.sizes import arguments, input_values
+from edgeprune.graph.sizes import input_values
 from edgeprune.graph.specs import batches_of_one_size, fitted, input_specs
 from edgeprune.progress import Progress
 from edgeprune.results import ExportedFile
@@ -199,10 +199,8 @@ class _Lowered:
 
 
 def _with_fixed_sizes(program: ExportedProgram, batch: Sequence[np.ndarray]) -> ExportedProgram:
-    """The program traced again at the sizes of one batch."""
-    args = arguments(program, [torch.from_numpy(array) for array in batch])
-    with quiet():
-        fixed = reexport(program.module(), args, tuple({} for _ in input_values(program)))
+    """The program traced again at the sizes of one batch, its attention written out."""
+    fixed = with_fixed_sizes(program, batch)
     write_out_attention(fixed)
     return fixed
 

@@ -18,17 +18,23 @@ from edgeprune.export.filecheck import error_of, samples_of_network
 from edgeprune.export.installed import check_packages
 from edgeprune.export.parity import Sample
 from edgeprune.export.refusals import check_weights
-from edgeprune.export.signature import FileValue, Layout, Signature, example_outputs, scaling_of, signature_of
+from edgeprune.export.signature import (
+    FileValue,
+    Layout,
+    Signature,
+    example_inputs,
+    example_outputs,
+    scaling_of,
+    signature_of,
+)
 from edgeprune.export.silence import native_silence
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Inputs, Material, Runner, Runtime
-from edgeprune.graph.specs import input_specs
 from edgeprune.progress import Progress
 from edgeprune.results import ExportedFile
 
 _CONVERT, _LOAD = (f"edgeprune.export.litert_runtime:{name}" for name in ("convert", "load"))
 _MAX_BYTES = 2**31 - 2**20
-_NARROWED = {"int64": "int32", "float64": "float32"}  # by the converter
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +46,7 @@ class LitertRuntime:
 
     def draft(self, program: ExportedProgram, folder: Path, batch: int) -> Path:
         """A .tflite file for one batch."""
-        specs = input_specs(program)
-        shapes = [(batch, *spec.example[1:]) if spec.batched else spec.example for spec in specs]
-        arrays = [np.zeros(shape, spec.array_type) for shape, spec in zip(shapes, specs, strict=True)]
-        signature = signature_of(program, arrays, example_outputs(program), self.layout)
+        signature = signature_of(program, example_inputs(program, batch), example_outputs(program), self.layout)
         return _converted(program, signature, folder / "draft.tflite")
 
     def runner(self, file: Path, inputs: Inputs, threads: int = 1) -> Runner:
@@ -101,7 +104,7 @@ class Litert:
         signature = signature_of(program, first.inputs, first.outputs, self.layout, scaling_of(material))
         out = _converted(program, signature, material.folder / f"{material.name}.tflite")
         parity = _parity(out, signature, samples)
-        add_contract(material.folder, material.network.name, "litert", out.name, _described(signature))
+        add_contract(material.folder, material.network.name, "litert", out.name, signature.described())
         return (ExportedFile(str(out), out.stat().st_size, parity),)
 
 
@@ -119,19 +122,3 @@ def _parity(file: Path, signature: Signature, samples: Sequence[Sample]) -> floa
     found = apart.answers(_LOAD, file, given, f"LiteRT cannot run {file.name}")
     got = [signature.channels_first(outputs) for outputs in found]
     return error_of(samples, got, f"{file.name} in LiteRT")
-
-
-def _described(signature: Signature) -> dict[str, list[dict[str, object]]]:
-    """Inputs and outputs as features.json has them; 64 bits become 32 in the file."""
-    return {
-        part: [
-            {
-                "name": value.name,
-                "type": _NARROWED.get(value.type, value.type),
-                "shape": list(value.shape),
-                **({"layout": "nhwc" if value.channels_last else "nchw"} if len(value.shape) == 4 else {}),
-            }
-            for value in getattr(signature, part)
-        ]
-        for part in ("inputs", "outputs")
-    }

@@ -28,6 +28,7 @@ Layout = Literal["nhwc", "nchw"]
 Numbers = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std along dim 1
 _TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # the channels of an image
 _RANK_OF_IMAGES = 4
+_NARROWED = {"int64": "int32", "float64": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,12 @@ class FileValue:
     type: str
     channels_last: bool = False
     scaled: Numbers | None = None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """As features.json has it; converters make 64 bits 32."""
+        layout = {"layout": "nhwc" if self.channels_last else "nchw"} if len(self.shape) == _RANK_OF_IMAGES else {}
+        return {"name": self.name, "type": _NARROWED.get(self.type, self.type), "shape": list(self.shape), **layout}
 
     def laid_out(self, array: np.ndarray) -> np.ndarray:
         """An array with its channels first, as the file has it."""
@@ -64,6 +71,10 @@ class Signature:
     def from_json(cls, value: dict[str, Any]) -> Signature:
         """Of what `to_json` gave, through a file."""
         return cls(*(tuple(map(_value_of, value[part])) for part in ("inputs", "outputs")))
+
+    def described(self) -> dict[str, list[dict[str, Any]]]:
+        """Inputs and outputs as features.json has them."""
+        return {"inputs": [one.described for one in self.inputs], "outputs": [one.described for one in self.outputs]}
 
     def laid_out(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Inputs as the file takes them."""
@@ -146,6 +157,13 @@ def _numbers(preprocessing: Preprocessing) -> Numbers | None:
     unit = preprocessing.byte_scale or 1.0
     mean, std = ((values / unit).tolist() for values in feature_scaling(preprocessing))
     return tuple(mean), tuple(std)
+
+
+def example_inputs(program: ExportedProgram, batch: int) -> list[np.ndarray]:
+    """Zeros of the shapes and types that a program takes, with a batch where it is free, else as it was captured."""
+    specs = input_specs(program)
+    shapes = [(batch, *spec.example[1:]) if spec.batched else spec.example for spec in specs]
+    return [np.zeros(shape, spec.array_type) for shape, spec in zip(shapes, specs, strict=True)]
 
 
 def example_outputs(program: ExportedProgram) -> list[np.ndarray]:

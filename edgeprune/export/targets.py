@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from edgeprune.errors import InputError
 from edgeprune.export.cheader import CHeader
+from edgeprune.export.coreml import CoreMl
 from edgeprune.export.executorch import Executorch
 from edgeprune.export.litert import Litert
+from edgeprune.export.ncnn import Ncnn
 from edgeprune.export.openvino import Openvino
 from edgeprune.export.ortformat import OnnxRuntime, OrtFormat, Platform
 from edgeprune.export.signature import Layout
@@ -36,7 +38,9 @@ TARGETS: Mapping[str, Callable[[TargetOptions], Target]] = {
     "c-header": lambda _: CHeader(),
     "ort": lambda options: OrtFormat(options.ort_platform),
     "litert": lambda options: Litert(options.layout),
+    "coreml": lambda _: CoreMl(),
     "openvino": lambda _: Openvino(),
+    "ncnn": lambda _: Ncnn(),
     "executorch": lambda _: Executorch(),
     "web": lambda options: WebPage(options.web_runtime),
 }

@@ -1,0 +1,164 @@
+"""ncnn: real files in its own runtime, checked against PyTorch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from target_nets import Shuffled, Tagger, in_pytorch, slim_program
+from torch import Tensor, nn
+
+import edgeprune.export.ncnn as target
+from edgeprune.commands.export import export
+from edgeprune.errors import InputError, ParityError
+from edgeprune.export.ncnn import with_slices
+from edgeprune.export.targets import targets_of
+from edgeprune.formats.save import save_program
+from edgeprune.records import ModelInfo, Normalization
+from edgeprune.requests import ExportRequest
+from edgeprune.results import ExportRecord
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    [ncnn] = targets_of(["ncnn"])
+    with pytest.raises(InputError, match=r"^ncnn is not installed: pip install 'edgeprune\[ncnn\]'$"):
+        ncnn.check_installed()
+
+
+@pytest.mark.parametrize(
+    ("places", "axis", "runs"), [([3, 1, 0, 2, 5, 4], 1, 6), ([1, 2, 3], 1, 1), ([4, 0, 1], 2, 2), ([0, -2, -1], 1, 2)]
+)
+def test_places_become_slices_that_give_the_same(places: list[int], axis: int, runs: int) -> None:
+    held = numpy_helper.from_array(np.array(places), "places")
+    x, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", None, None]) for name in "xz")
+    nodes = [helper.make_node("Gather", ["x", "places"], ["y"], axis=axis), helper.make_node("Relu", ["y"], ["z"])]
+    graph = helper.make_graph(nodes, "g", [x], [z], [held])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    sliced = with_slices(proto)
+    assert [node.op_type for node in sliced.graph.node] == [*["Slice"] * runs, "Concat", "Relu"]
+    given = {"x": np.random.default_rng(0).standard_normal((2, 6, 5), dtype=np.float32)}
+    want, got = (onnxruntime.InferenceSession(one.SerializeToString()).run(None, given)[0] for one in (proto, sliced))
+    np.testing.assert_array_equal(got, want)
+
+
+# --- with the package
+
+
+@pytest.fixture
+def ncnn() -> None:
+    for name in ("ncnn", "pnnx"):
+        pytest.importorskip(name, reason="edgeprune[ncnn] is not installed")
+
+
+@pytest.fixture
+def shuffled(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    slim = slim_program(Shuffled(), torch.randn(2, 3, 8, 6))
+    save_program(tmp_path / "net.pt2", slim, ModelInfo((3, 8, 6), normalization=Normalization((0.5,) * 3, (0.25,) * 3)))
+    return tmp_path / "net.pt2"
+
+
+def exported(net: Path, **changes: Any) -> ExportRecord:
+    return export(ExportRequest(model=str(net), out=str(net.parent / "out"), targets=("ncnn",), **changes))
+
+
+def answers(param: Path, *arrays: np.ndarray) -> list[np.ndarray]:
+    """By ncnn's own Python interface alone, as pnnx writes it down."""
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    assert net.load_param(str(param)) == 0 and net.load_model(str(param.with_suffix(".bin"))) == 0
+    extractor = net.create_extractor()
+    for place, array in enumerate(arrays):
+        extractor.input(f"in{place}", ncnn.Mat(array, batch_index=0).clone())
+    found = [extractor.extract(f"out{place}") for place in range(param.read_text().count(" out"))]
+    assert all(code == 0 for code, _ in found)
+    return [mat.numpy(batch_index=0) for _, mat in found]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ncnn")
+@pytest.mark.parametrize("preprocess", ["apart", "fold"])
+def test_a_shuffled_network_gives_what_pytorch_gives(shuffled: Path, preprocess: str) -> None:
+    record = exported(shuffled, dense=str(shuffled), preprocess=preprocess)
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 6), dtype=np.float32)
+    want = in_pytorch(shuffled, (x - 0.5) / 0.25 if preprocess == "fold" else x)
+    out = shuffled.parent / "out"
+    for a, b in zip(want, answers(out / "net.ncnn.param", x), strict=True):
+        np.testing.assert_allclose(b.reshape(a.shape), a, atol=1e-5, rtol=1e-4)
+    files = {Path(file.path).name: file for file in record.files}
+    assert list(files)[-2:] == ["net.ncnn.param", "net.ncnn.bin"]
+    parity = files["net.ncnn.param"].parity
+    assert parity is not None and parity <= 1e-4 and files["net.ncnn.param"].ratio is not None
+    assert record.targets is not None
+    row = record.targets.rows[1]
+    assert row.size_bytes == sum((out / name).stat().st_size for name in ("net.ncnn.param", "net.ncnn.bin"))
+
+
+class Looked(nn.Module):
+    """Rows of a table, which pnnx knows in TorchScript alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.hidden, self.head = nn.Embedding(11, 8), nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.hidden(self.table(ids)).relu().mean(1))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ncnn")
+def test_what_it_cannot_read_as_onnx_it_reads_as_torchscript(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_program(tmp_path / "net.pt2", slim_program(Looked(), torch.randint(0, 11, (2, 5))), ModelInfo((5,)))
+    exported(tmp_path / "net.pt2")
+    ids = np.random.default_rng(0).integers(0, 11, (1, 5))
+    [got] = answers(tmp_path / "out" / "net.ncnn.param", ids.astype(np.int32))
+    np.testing.assert_allclose(got.reshape(1, 3), in_pytorch(tmp_path / "net.pt2", ids)[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ncnn")
+def test_layers_that_ncnn_has_not_are_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    slim = slim_program(Tagger(), torch.randint(0, 11, (2, 5)), torch.randn(2, 5, 4))
+    save_program(tmp_path / "net.pt2", slim, ModelInfo((5,)))
+    with pytest.raises(InputError, match=r"^ncnn cannot run net\.ncnn\.param: ncnn has no Gather \(\w+\)$"):
+        exported(tmp_path / "net.pt2")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ncnn")
+def test_a_wrong_file_and_a_batch_of_several_are_refused(shuffled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="^ncnn takes one sample at a time: expected --batch 1, got 2$"):
+        exported(shuffled, batch=2)
+
+    def other(proto: onnx.ModelProto) -> onnx.ModelProto:
+        changed = with_slices(proto)
+        for tensor in changed.graph.initializer:
+            if len(tensor.dims) == 4:
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.5, tensor.name))
+        return changed
+
+    def untraced(*_: object) -> Path:
+        raise InputError("PyTorch cannot trace the network")
+
+    monkeypatch.setattr(target, "with_slices", other)
+    monkeypatch.setattr(target, "_traced", untraced)
+    said = r"^net\.ncnn\.param in ncnn at batch 1: largest error expected at most \S+, got [\d.e+-]+$"
+    with pytest.raises(ParityError, match=said):
+        exported(shuffled)
+    assert not (shuffled.parent / "out").exists()
