@@ -54,3 +54,18 @@ def test_a_copy_has_its_own_mode() -> None:
     expected = net.eval()(x)
     other = copy.deepcopy(net).train()
     assert torch.equal(net(x), expected) and not torch.equal(other(x), other(x))
+
+
+def test_a_batch_norm_that_never_learns_statistics_trains_by_those_that_it_has() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, momentum=0.0), nn.ReLU(), nn.Linear(8, 3))
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(1, 4)
+    made, x = edgeprune.capture(net, torch.randn(2, 6)).module(), torch.randn(16, 6)
+    expected = made(x)
+    made.train()
+    trained = made(x)
+    assert torch.equal(trained, expected)
+    trained.sum().backward()
+    assert made.get_parameter("1.weight").grad is not None
+    assert torch.equal(made.get_buffer("1.running_mean"), net[1].running_mean)

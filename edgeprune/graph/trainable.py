@@ -18,7 +18,8 @@ class TrainableModule(fx.GraphModule):
     """An exported graph as a module whose batch norm and dropout follow `.train()` and `.eval()`.
 
     Flags that were already on when the model was captured in eval mode (batch norm without running
-    statistics, dropout meant to stay on) are left alone. `has_trained` says whether it ever was in training mode;
+    statistics, dropout meant to stay on) are left alone. A batch norm whose momentum is 0 never learns statistics: it
+    goes by those that it has in training too, or it would be trained by others than it is judged by. `has_trained` says whether it ever was in training mode;
     without `draws` only batch norm follows, and what is drawn at random stays out, as in eval mode.
     """
 
@@ -30,7 +31,7 @@ class TrainableModule(fx.GraphModule):
             flag = train_flag(node)
             if flag is not None and "follows_train" not in node.meta:
                 _spell_out(node, flag)
-                node.meta["follows_train"] = node.args[flag] is False
+                node.meta["follows_train"] = node.args[flag] is False and not _keeps_statistics(node)
         super().__init__(root, graph)
 
     def train(self, mode: bool = True) -> TrainableModule:
@@ -56,6 +57,12 @@ def _following(graph: fx.Graph) -> list[tuple[fx.Node, int]]:
     """The operators that follow the module's mode, with the position of the argument that says it."""
     found = [(node, train_flag(node)) for node in graph.nodes if node.meta.get("follows_train")]
     return [(node, flag) for node, flag in found if flag is not None]
+
+
+def _keeps_statistics(node: fx.Node) -> bool:
+    """Whether a batch norm's running statistics stay as they are."""
+    given = {argument.name: value for argument, value in zip(schema_arguments(node), node.args, strict=False)}
+    return {**given, **node.kwargs}.get("momentum") == 0
 
 
 def _is_norm(node: fx.Node) -> bool:
