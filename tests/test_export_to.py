@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 
 import edgeprune.commands.export as command
 import edgeprune.commands.targets as commands_targets
-from edgeprune import catalog
-from edgeprune.catalog import TARGETS, Package, target, targets_in
+from edgeprune import runtimes
 from edgeprune.cli.app import app
 from edgeprune.commands.export import export
 from edgeprune.errors import InputError, ParityError
@@ -34,6 +33,7 @@ from edgeprune.records import ModelInfo
 from edgeprune.report import terminal
 from edgeprune.requests import ExportRequest
 from edgeprune.results import ExportedFile, LeftOutTarget
+from edgeprune.runtimes import TARGETS, Package, target, targets_in
 
 # --- names
 
@@ -58,8 +58,8 @@ def test_the_command_line_says_it_in_one_line() -> None:
 # --- what is installed
 
 
-def entry_of(name: str) -> catalog.TargetEntry:
-    return catalog.TargetEntry(name, "", name, (Package("main-part", "2.1", "3"), Package("helper", "1", "9")))
+def entry_of(name: str) -> runtimes.TargetEntry:
+    return runtimes.TargetEntry(name, "", name, (Package("main-part", "2.1", "3"), Package("helper", "1", "9")))
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ PACKAGE = Path(edgeprune.__file__).parent
 # From the ground up; what stands on one floor does not import what stands beside it, but for the ground.
 GROUND = {
     "catalog", "errors", "files", "lines", "memory", "places", "processes", "progress", "reading", "records",
-    "requests", "results", "runrecord", "serving", "settings", "staging", "units", "usercode", "userfile", "versions",
+    "requests", "results", "runrecord", "runtimes", "serving", "settings", "staging", "units", "usercode", "userfile",
+    "versions",
 }  # fmt: skip
 FLOORS = (
     {"compat"},

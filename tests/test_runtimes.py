@@ -16,7 +16,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 import edgeprune.commands.export as command
-from edgeprune import catalog
+from edgeprune import runtimes
 from edgeprune.cli.app import app
 from edgeprune.commands.export import export
 from edgeprune.errors import InputError
@@ -49,10 +49,10 @@ class Said(Silent):
 
 
 def test_the_catalog_the_registry_and_the_command_line_name_the_same_targets() -> None:
-    assert [entry.name for entry in catalog.TARGETS] == list(TARGETS)
+    assert [entry.name for entry in runtimes.TARGETS] == list(TARGETS)
     [options] = [c.params for name, c in typer.main.get_command(app).commands.items() if name == "export"]  # type: ignore[attr-defined]
     helps = {option: parameter.help for parameter in options for option in parameter.opts if option.startswith("--")}
-    for entry in catalog.TARGETS:
+    for entry in runtimes.TARGETS:
         if entry.name in SHORT:
             assert helps[f"--{entry.name}"] == entry.summary
         assert entry.name in helps["--to"]
@@ -61,7 +61,7 @@ def test_the_catalog_the_registry_and_the_command_line_name_the_same_targets() -
 
 def test_every_extra_is_one_of_the_package() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = {entry.extra for entry in catalog.TARGETS} - {None}
+    extras = {entry.extra for entry in runtimes.TARGETS} - {None}
     assert extras == {"coreml", "executorch", "litert", "ncnn", "openvino"} and extras <= set(
         project["optional-dependencies"]
     )

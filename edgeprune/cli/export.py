@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from edgeprune.catalog import EVERY, ONNX, TARGETS, target, targets_in
 from edgeprune.cli import options as opt
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 from edgeprune.errors import InputError
+from edgeprune.runtimes import EVERY, ONNX, TARGETS, target, targets_in
 
 
 def export(

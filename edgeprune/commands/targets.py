@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from edgeprune import catalog
+from edgeprune import runtimes
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.target import Inputs, Material, Target
 from edgeprune.export.targets import ONNXRUNTIME
@@ -14,7 +14,7 @@ from edgeprune.measure.targets import Candidate, compare_targets
 from edgeprune.progress import Progress
 from edgeprune.results import ExportedFile, LeftOutTarget, TargetTable
 
-RUNTIMES = tuple(entry.name for entry in catalog.TARGETS if entry.is_runtime)
+RUNTIMES = tuple(entry.name for entry in runtimes.TARGETS if entry.is_runtime)
 Made = Mapping[str, Sequence[ExportedFile]]  # by the target's name
 
 
@@ -90,7 +90,7 @@ def side_by_side(
         return None
     told.stage("time the runtimes side by side")
     runner = ONNXRUNTIME.runner(Path(first.path), samples)
-    candidates = [Candidate(catalog.ONNX, Path(first.path), first.size_bytes, first.parity, runner)]
+    candidates = [Candidate(runtimes.ONNX, Path(first.path), first.size_bytes, first.parity, runner)]
     for target in chosen:
         for file in networks(target, made):
             path = Path(file.path)

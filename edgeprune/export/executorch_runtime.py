@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeprune.catalog import target
 from edgeprune.errors import InputError
+from edgeprune.runtimes import target
 
 MAX_BYTES = 2**31 - 2**20
 _METHOD = "forward"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import re
 
-from edgeprune.catalog import Package, TargetEntry, target
 from edgeprune.errors import InputError
+from edgeprune.runtimes import Package, TargetEntry, target
 
 
 def check_packages(name: str, shown: str) -> None:
     """Refuse early where a package of a target is missing, too old or too new.
 
     Args:
-        name: of the target, in the catalog.
+        name: of the target
         shown: as it is told of, e.g. `OpenVINO`.
 
     Raises:

@@ -17,10 +17,10 @@ _TRAIN_FLAGS = {"train", "training", "use_input_stats"}
 class TrainableModule(fx.GraphModule):
     """An exported graph as a module whose batch norm and dropout follow `.train()` and `.eval()`.
 
-    Flags that were already on when the model was captured in eval mode (batch norm without running
-    statistics, dropout meant to stay on) are left alone. A batch norm whose momentum is 0 never learns statistics: it
-    goes by those that it has in training too, or it would be trained by others than it is judged by. `has_trained` says whether it ever was in training mode;
-    without `draws` only batch norm follows, and what is drawn at random stays out, as in eval mode.
+    Flags that were already on when the model was captured in eval mode (batch norm without running statistics, dropout
+    meant to stay on) are left alone. A batch norm whose momentum is 0 never learns statistics: it goes by those that it
+    has in training too, or it would be trained by others than it is judged by. `has_trained` says whether it ever was
+    in training mode; without `draws` only batch norm follows, and what is drawn at random stays out, as in eval mode.
     """
 
     has_trained: bool = False
@@ -62,7 +62,7 @@ def _following(graph: fx.Graph) -> list[tuple[fx.Node, int]]:
 def _keeps_statistics(node: fx.Node) -> bool:
     """Whether a batch norm's running statistics stay as they are."""
     given = {argument.name: value for argument, value in zip(schema_arguments(node), node.args, strict=False)}
-    return {**given, **node.kwargs}.get("momentum") == 0
+    return bool({**given, **node.kwargs}.get("momentum") == 0)
 
 
 def _is_norm(node: fx.Node) -> bool:

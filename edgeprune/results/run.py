@@ -16,7 +16,6 @@ from edgeprune.records import (
     MetricComparison,
     Reconstruction,
     TokenRow,
-    VariantTable,
 )
 
 
@@ -259,90 +258,6 @@ class MethodsRecord:
     """What `edgeprune methods` lists."""
 
     entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ExportedFile:
-    """One file that `export` wrote and checked; `parity` is the largest absolute error on the logits, or None.
-
-    `p50_ms` is one inference in its runtime, `ratio` that over the dense network's there; None where it was not timed.
-    `note` is what else to know of it.
-    """
-
-    path: str
-    size_bytes: int
-    parity: float | None
-    p50_ms: float | None = None
-    ratio: float | None = None
-    note: str = ""
-
-    @property
-    def json_names(self) -> dict[str, str | None]:
-        """What the fields are called in JSON: a note only where there is one."""
-        return {} if self.note else {"note": None}
-
-
-@dataclass(frozen=True, slots=True)
-class TargetRow:
-    """The file of one target; `ratio` is its median time over that of the ONNX file in onnxruntime, with its interval.
-
-    `size_bytes` counts all that the file needs, `parity` is its largest absolute error. Times are None where nothing
-    here runs the file; `verdict` says so then.
-    """
-
-    target: str
-    path: str
-    size_bytes: int
-    parity: float | None
-    p50_ms: float | None
-    ratio: float | None
-    ratio_interval: tuple[float, float] | None
-    verdict: str
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOutTarget:
-    """A target that nothing was written for, and why."""
-
-    target: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TargetTable:
-    """The files of all runtimes side by side, the ONNX file first, and the path of the one to ship with the reason."""
-
-    rows: tuple[TargetRow, ...]
-    left_out: tuple[LeftOutTarget, ...]
-    ship: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class ExportRecord:
-    """What `edgeprune export` wrote.
-
-    `variants` compares fp32 with int8 and others, `mobile` says what accelerators of phones would take, `web` is the
-    folder of the page, `note` what the files want of their inputs. `agreement` is the share of the answers that are
-    those of PyTorch, None for a classification and where answers are no decisions. `targets` compares the files of
-    several runtimes.
-    """
-
-    model: str
-    files: tuple[ExportedFile, ...]
-    assumed: tuple[str, ...]
-    n_samples: int
-    variants: VariantTable | None = None
-    mobile: tuple[str, ...] = ()
-    web: str | None = None
-    note: str = ""
-    agreement: float | None = None
-    targets: TargetTable | None = None
-
-    @property
-    def json_names(self) -> dict[str, str | None]:
-        """What the fields are called in JSON: an agreement and a table of targets only where there is one."""
-        return dict.fromkeys(name for name in ("agreement", "targets") if getattr(self, name) is None)
 
 
 @dataclass(frozen=True, slots=True)
