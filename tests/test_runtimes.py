@@ -45,10 +45,10 @@ class Said(Silent):
         self.lines.append(message)
 
 
-# --- the registry and the catalog
+# --- the registry and what it is told by
 
 
-def test_the_catalog_the_registry_and_the_command_line_name_the_same_targets() -> None:
+def test_the_entries_the_registry_and_the_command_line_name_the_same_targets() -> None:
     assert [entry.name for entry in runtimes.TARGETS] == list(TARGETS)
     [options] = [c.params for name, c in typer.main.get_command(app).commands.items() if name == "export"]  # type: ignore[attr-defined]
     helps = {option: parameter.help for parameter in options for option in parameter.opts if option.startswith("--")}
@@ -65,8 +65,8 @@ def test_every_extra_is_one_of_the_package() -> None:
     assert extras == {"coreml", "executorch", "litert", "ncnn", "openvino"} and extras <= set(
         project["optional-dependencies"]
     )
-    assert catalog.target("executorch").install == "pip install 'edgeprune[executorch]'"
-    assert catalog.target("ort").install == "pip install edgeprune"
+    assert runtimes.target("executorch").install == "pip install 'edgeprune[executorch]'"
+    assert runtimes.target("ort").install == "pip install edgeprune"
 
 
 def test_targets_come_once_and_in_order_with_their_options() -> None:
@@ -75,7 +75,7 @@ def test_targets_come_once_and_in_order_with_their_options() -> None:
     with pytest.raises(InputError, match="target: expected one of c-header, ort, .*executorch, web, got 'tflite'"):
         targets_of(("tflite",))
     with pytest.raises(InputError, match="target: expected one of c-header, .*, got 'tflite'"):
-        catalog.target("tflite")
+        runtimes.target("tflite")
 
 
 # --- a runtime of its own: PyTorch's programs, run by PyTorch
