@@ -60,6 +60,7 @@ SAID_BY = {
     "report/exported.py": {"export"},
     "catalog.py": {"export"},
     "report/terminal.py --attention": {"inspect"},
+    "runtimes.py": {"export"},
     "serving.py": {"serve"},
     "commands/resuming.py": {"train"},
     "commands/train.py": {"train"},
