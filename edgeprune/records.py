@@ -298,6 +298,7 @@ class MetricComparison:
 
 
 VariantKind = Literal["int8", "dynamic", "fp16"]
+Int8For = Literal["any", "arm", "vnni"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +313,8 @@ class LeftOut:
 class Variant:
     """One row of a table; `ratio` is the median time over that of fp32, with its 95 % interval.
 
-    `value` is that of the table's metric, None without data; `drop` counts in its unit, as in `QuantizedFile`.
+    `value` is that of the table's metric, None without data; `drop` counts in its unit, as in `QuantizedFile`. Both are
+    of this CPU; `exact_value` and `exact_drop` are what a file with int8 in it means, None for others.
     """
 
     name: str
@@ -326,6 +328,8 @@ class Variant:
     ratio: float
     ratio_interval: tuple[float, float]
     verdict: str
+    exact_value: float | None = None
+    exact_drop: float | None = None
 
     @property
     def faster(self) -> bool:
@@ -340,13 +344,20 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class VariantTable:
-    """All variants, fp32 first, those that were not made, and the name of the one to ship with the reason."""
+    """All variants, fp32 first, those that were not made, and the name of the one to ship with the reason.
+
+    `int8_for` names the CPUs that int8 is made for, `cpu` says what the one is to int8 products that measured it, and
+    `notes` what there is to know of files.
+    """
 
     variants: tuple[Variant, ...]
     left_out: tuple[LeftOut, ...]
     ship: str
     why: str
     metric: Metric = ACCURACY
+    int8_for: Int8For = "any"
+    cpu: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def json_names(self) -> dict[str, str | None]:
@@ -356,7 +367,12 @@ class VariantTable:
     @property
     def json_values(self) -> dict[str, str]:
         """What values are called in the rows."""
-        return {"value": "accuracy", "drop": "drop_points"} if self.metric == ACCURACY else {}
+        if self.metric != ACCURACY:
+            return {}
+        return {
+            "value": "accuracy", "drop": "drop_points",
+            "exact_value": "exact_accuracy", "exact_drop": "exact_drop_points",
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
