@@ -298,65 +298,7 @@ class MetricComparison:
 
 
 VariantKind = Literal["int8", "dynamic", "fp16"]
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A variant that is not written, and why."""
-
-    kind: VariantKind
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One row of a table; `ratio` is the median time over that of fp32, with its 95 % interval.
-
-    `value` is that of the table's metric, None without data; `drop` counts in its unit, as in `QuantizedFile`.
-    """
-
-    name: str
-    path: str
-    size_bytes: int
-    value: float | None
-    drop: float | None
-    within_budget: bool
-    p50_ms: float
-    p95_ms: float
-    ratio: float
-    ratio_interval: tuple[float, float]
-    verdict: str
-
-    @property
-    def faster(self) -> bool:
-        """Whether it is faster than fp32 for sure."""
-        return self.ratio_interval[1] < 1
-
-    @property
-    def slower(self) -> bool:
-        """Whether it is slower than fp32 for sure."""
-        return self.ratio_interval[0] > 1
-
-
-@dataclass(frozen=True, slots=True)
-class VariantTable:
-    """All variants, fp32 first, those that were not made, and the name of the one to ship with the reason."""
-
-    variants: tuple[Variant, ...]
-    left_out: tuple[LeftOut, ...]
-    ship: str
-    why: str
-    metric: Metric = ACCURACY
-
-    @property
-    def json_names(self) -> dict[str, str | None]:
-        """What the fields are called in JSON: of an accuracy as ever."""
-        return {"metric": None} if self.metric == ACCURACY else {}
-
-    @property
-    def json_values(self) -> dict[str, str]:
-        """What values are called in the rows."""
-        return {"value": "accuracy", "drop": "drop_points"} if self.metric == ACCURACY else {}
+Int8For = Literal["any", "arm", "vnni"]
 
 
 @dataclass(frozen=True, slots=True)

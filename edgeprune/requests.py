@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgeprune.records import InputInfo
+from edgeprune.records import InputInfo, Int8For
 from edgeprune.settings import ALLOCATIONS, MOST_FINETUNINGS, TrainSettings
 
 Dynamic = Mapping[
@@ -96,9 +96,9 @@ class ExportRequest:
 
     `targets` names what is written beside the ONNX files, as the catalog does, `every` adds each runtime that is
     installed; what cannot be written for one of those is said. `batch` None leaves it free; `max_drop` is what int8 may
-    lose, as for `CompressRequest`; `layout` how a .tflite file has images; `dense` is the network beside which the web
-    page runs this one, by default that of the run. `trust_recorded` as for `CompressRequest`, and for the run's dense
-    network.
+    lose, as for `CompressRequest`, and `int8_for` the CPUs that it must be right on, any by default; `layout` how a
+    .tflite file has images; `dense` is the network beside which the web page runs this one, by default that of the run.
+    `trust_recorded` as for `CompressRequest`, and for the run's dense network.
     """
 
     model: str | None = None
@@ -114,6 +114,7 @@ class ExportRequest:
     every: bool = False
     ort_platform: Literal["arm", "amd64"] | None = None
     int8: bool = False
+    int8_for: Int8For | None = None
     mobile: bool = False
     batch: int | None = None
     preprocess: Literal["apart", "fold"] = "apart"

@@ -16,6 +16,8 @@ from edgeprune.commands.export import export
 from edgeprune.data import batches, open_data
 from edgeprune.errors import InputError
 from edgeprune.export import ort
+from edgeprune.export.exact import may_saturate
+from edgeprune.export.quanttools import cpu_in_words
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
@@ -50,6 +52,9 @@ def nan():
     task.value = lambda outcomes: float("nan")
     return task
 """
+
+
+_INTEGERS = ("fp32", "int8", "dynamic")
 
 
 class Both(nn.Module):
@@ -122,14 +127,14 @@ def answers(path: str, place: Path, data: str) -> tuple[np.ndarray, Tensor]:
 
 
 def test_an_error_is_judged_in_its_unit(place: Path, tmp_path: Path) -> None:
-    table = exported(place, tmp_path, "values", task="regression?unit=mmol", max_drop="0 mmol").variants
+    table = exported(place, tmp_path, "values", task="regression?unit=mmol", max_drop="0 mmol", int8_for="arm").variants
     assert table.metric.name == "MAE" and [one.name for one in table.variants][:2] == ["fp32", "int8"]
     for variant in table.variants:
         outputs, y = answers(variant.path, place, "values")
         assert variant.value == pytest.approx(np.abs(outputs[:, 0] - y.numpy()).mean(), abs=1e-6)
         assert variant.drop == pytest.approx(variant.value - table.variants[0].value)
-        assert variant.within_budget == (variant.drop <= 0)
-    worse = [one for one in table.variants if one.drop > 0]
+        assert variant.within_budget == (max(variant.drop, variant.exact_drop or 0) <= 0)
+    worse = [one for one in table.variants if max(one.drop, one.exact_drop or 0) > 0]
     assert worse, "int8 costs something"
     assert all("out of budget: MAE rises by" in one.verdict and one.name != table.ship for one in worse)
 
@@ -197,6 +202,35 @@ def test_the_terminal_and_json_speak_the_metric(place: Path, tmp_path: Path) -> 
     assert document["metric"] == {"name": "MAE", "unit": "", "scale": 1.0, "higher_is_better": False}
     assert document["variants"][0]["drop"] == 0 and document["variants"][0]["value"] > 0
     assert not {"accuracy", "drop_points"} & set(document["variants"][0])
+
+
+def test_what_a_file_means_stands_beside_what_this_cpu_makes_of_it(place: Path, tmp_path: Path) -> None:
+    command = ["export", str(place / "flags.pt2"), "--data", f"npz:{place / 'flags.npz'}", "--out", str(tmp_path)]
+    told = CliRunner().invoke(app, [*command, "--int8"])
+    text = " ".join(told.output.split())
+    assert told.exit_code == 0 and " exact " in text and "of this CPU:" in text, told.output
+    assert "for any CPU, with weights of 7 bits" in text
+    assert may_saturate(tmp_path / "flags.int8.onnx") == may_saturate(tmp_path / "flags.dynamic.onnx") == ()
+    document = json.loads(CliRunner().invoke(app, [*command, "--int8", "--force", "--json"]).stdout)["variants"]
+    assert document["int8_for"] == "any" and document["cpu"] == cpu_in_words()
+    fp32, int8, dynamic = (next(row for row in document["variants"] if row["name"] == n) for n in _INTEGERS)
+    assert fp32["exact_value"] is fp32["exact_drop"] is None
+    for row in (int8, dynamic):
+        assert row["exact_drop"] == pytest.approx(100 * (fp32["value"] - row["exact_value"]))
+        assert row["exact_value"] == pytest.approx(row["value"], abs=0.02), "7 bits saturate nowhere"
+
+
+@pytest.mark.parametrize("cpu", ["arm", "vnni"])
+def test_weights_keep_8_bits_for_cpus_whose_products_do_not_saturate(cpu: str, place: Path, tmp_path: Path) -> None:
+    found = exported(place, tmp_path, "flags", int8_for=cpu, max_drop=100.0).variants
+    assert found.int8_for == cpu and may_saturate(tmp_path / "flags.int8.onnx")
+    assert all(one.exact_value is not None for one in found.variants if one.name in _INTEGERS[1:])
+
+
+def test_a_cpu_for_int8_goes_with_int8(place: Path, tmp_path: Path) -> None:
+    command = ["export", str(place / "flags.pt2"), "--onnx", "--int8-for", "arm", "--out", str(tmp_path)]
+    told = CliRunner().invoke(app, command)
+    assert told.exit_code == 2 and "--int8-for arm: expected --int8 beside it, got none" in told.output
 
 
 @pytest.mark.parametrize(

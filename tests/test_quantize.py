@@ -21,12 +21,14 @@ from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.conversions import write_dynamic, write_half
 from edgeprune.export.front import Preprocessing, fold_preprocessing
+from edgeprune.export.judging import MIN_SNR_DB, QuantizedFile
 from edgeprune.export.onnx import export_onnx
-from edgeprune.export.quantize import MIN_SNR_DB, QuantizedFile, write_int8
-from edgeprune.export.quanttools import has_vnni, needs_reduced_range
+from edgeprune.export.quantize import write_int8
+from edgeprune.export.quanttools import has_vnni, may_saturate_here
 from edgeprune.formats.load import load
 from edgeprune.graph.capture import capture
-from edgeprune.records import DataSource, LeftOut, Metric
+from edgeprune.records import DataSource, Metric
+from edgeprune.results import LeftOut
 
 MODELS = Path(__file__).parent.parent / "models"
 Accuracy = Callable[[Path], float]
@@ -222,7 +224,7 @@ def test_columns_of_numbers_are_no_classes(tmp_path: Path) -> None:
 def test_size_that_is_free_stays_free(tmp_path: Path) -> None:
     source = convolution(tmp_path / "float.onnx", ("height", "width"))
     out = tmp_path / "int8.onnx"
-    write_int8(source, out, normals(4, 2, 8, 8), reduce_range=False)
+    write_int8(source, out, normals(4, 2, 8, 8))
     for shape in ((1, 2, 8, 8), (3, 2, 11, 5)):
         x = normals(*shape)
         want, got = (ort.run(ort.session(path), x) for path in (source, out))
@@ -465,7 +467,7 @@ def test_half_precision_only_where_the_cpu_computes_in_it(mlp: Digits, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("flags", "machine", "vnni", "reduced"),
+    ("flags", "machine", "vnni", "saturates"),
     [
         ("flags\t\t: fpu avx2 avx512_vnni", "x86_64", True, False),
         ("flags\t\t: fpu avx2 avx_vnni", "AMD64", True, False),
@@ -479,7 +481,7 @@ def test_vnni_is_read_from_the_cpu(
     flags: str | None,
     machine: str,
     vnni: bool | None,
-    reduced: bool,
+    saturates: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -489,4 +491,4 @@ def test_vnni_is_read_from_the_cpu(
     monkeypatch.setattr(quanttools, "_CPU_FLAGS", place)
     monkeypatch.setattr("platform.machine", lambda: machine)
     assert has_vnni() is vnni
-    assert needs_reduced_range() is reduced
+    assert may_saturate_here() is saturates

@@ -13,12 +13,14 @@ from torch import nn
 
 from edgeprune.errors import InputError
 from edgeprune.export.conversions import write_dynamic, write_half
+from edgeprune.export.judging import QuantizedFile
 from edgeprune.export.onnx import export_onnx
-from edgeprune.export.quantize import QuantizedFile, write_int8
+from edgeprune.export.quantize import write_int8
 from edgeprune.export.variants import Measure, compare_variants
 from edgeprune.graph.capture import capture
 from edgeprune.measure.latency import measure_files, ratio_interval
-from edgeprune.records import LeftOut, VariantKind, VariantTable
+from edgeprune.records import VariantKind
+from edgeprune.results import LeftOut, VariantTable
 
 X = np.zeros((1, 4), np.float32)
 NO_HALF = LeftOut("fp16", "no half-precision kernels")

@@ -45,6 +45,14 @@ def export(
             rich_help_panel=opt.WHAT,
         ),
     ] = False,
+    int8_for: Annotated[
+        Literal["any", "arm", "vnni"] | None,
+        typer.Option(
+            help="Where int8 is to run: weights of 7 bits are right on any CPU; arm and vnni (x86) keep 8, whose "
+            "products saturate on x86 without VNNI; default: any.",
+            rich_help_panel=opt.HOW,
+        ),
+    ] = None,
     executorch: Annotated[
         bool,
         typer.Option("--executorch", help=target("executorch").summary, rich_help_panel=opt.WHAT),
@@ -173,6 +181,8 @@ def export(
                 "export: no target given: expected --onnx, --to NAME,... or one of --c-header, --ort, --int8, "
                 "--executorch, --mobile and --web"
             )
+        if int8_for is not None and not int8:
+            raise InputError(f"--int8-for {int8_for}: expected --int8 beside it, got none")
         names = (*(name for name, is_asked in asked.items() if is_asked), *named)
         request = ExportRequest(
             model=model,
@@ -188,6 +198,7 @@ def export(
             every=EVERY in named,
             ort_platform=ort_platform,  # type: ignore[arg-type]
             int8=int8,
+            int8_for=int8_for,
             mobile=mobile,
             batch=None if batch == "dynamic" else int(batch),
             preprocess=preprocess,

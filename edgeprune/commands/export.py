@@ -29,9 +29,9 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.specs import input_specs
 from edgeprune.measure.exports import Timed, beside_dense
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import DataSource, Model, VariantTable
+from edgeprune.records import DataSource, Model
 from edgeprune.requests import ExportRequest
-from edgeprune.results import ExportedFile, ExportRecord, TargetTable
+from edgeprune.results import ExportedFile, ExportRecord, TargetTable, VariantTable
 from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task

@@ -14,14 +14,16 @@ from edgeprune.export import ort
 from edgeprune.export.answers import Answering, structure_of
 from edgeprune.export.conversions import write_dynamic, write_half
 from edgeprune.export.feeds import arrays_of, in_pytorch, n_rows, rows
-from edgeprune.export.quantize import QuantizedFile, write_int8
+from edgeprune.export.judging import QuantizedFile
+from edgeprune.export.quantize import write_int8
 from edgeprune.export.target import Inputs, Material
 from edgeprune.export.variants import FLOAT, compare_variants
 from edgeprune.measure.chance import check_above_chance
 from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress
-from edgeprune.records import DataSource, LeftOut, VariantTable
+from edgeprune.records import DataSource
 from edgeprune.requests import ExportRequest
+from edgeprune.results import LeftOut, VariantTable
 from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.task import Task, joined, mean_share
@@ -54,13 +56,19 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
     judge = _judge(material, data, task, told)
     value = judge(network)
     drop = drop_of(request.max_drop, metric).limit(metric, value)
+    int8_for = request.int8_for or "any"
+    reduced = int8_for == "any"
     int8, dynamic, half = (material.folder / name for name in variant_files(material.name))
     told.stage("quantise to int8")
     made: list[QuantizedFile | LeftOut] = [
-        write_int8(network, int8, calibration, value=judge, metric=metric, max_drop=drop, progress=told)
+        write_int8(
+            network, int8, calibration, value=judge, metric=metric, max_drop=drop, reduce_range=reduced, progress=told
+        )
     ]
     told.stage("quantise dynamically, and to half precision")
-    made.append(write_dynamic(network, dynamic, calibration, value=judge, metric=metric, max_drop=drop))
+    made.append(
+        write_dynamic(network, dynamic, calibration, value=judge, metric=metric, max_drop=drop, reduce_range=reduced)
+    )
     made.append(write_half(network, half, calibration, value=judge, metric=metric, max_drop=drop))
     told.stage("time the variants")
     values: dict[str, float] = {one.kind: judge(Path(one.path)) for one in made if isinstance(one, QuantizedFile)}
@@ -73,6 +81,7 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
         interval=ratio_interval,
         values={FLOAT: value, **values},
         metric=metric,
+        int8_for=int8_for,
     )
 
 

@@ -14,11 +14,13 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from edgeprune.errors import InputError
+from edgeprune.export.exact import has_own_products, may_saturate
 from edgeprune.export.floatfile import WEIGHTED, FloatFile, all_nodes, open_float, weighted_nodes, with_header_of
-from edgeprune.export.quantize import Judge, Judged, QuantizedFile, check_places, record_of
-from edgeprune.export.quanttools import needs_reduced_range, prepared, tools_for
+from edgeprune.export.judging import Judge, QuantizedFile, check_places, record_of
+from edgeprune.export.quanttools import may_saturate_here, prepared, tools_for
 from edgeprune.files import write_atomically
-from edgeprune.records import ACCURACY, LeftOut, Metric, VariantKind
+from edgeprune.records import ACCURACY, Metric, VariantKind
+from edgeprune.results import LeftOut
 
 _DYNAMIC = ("MatMul", "Gemm", "LSTM")
 
@@ -32,7 +34,7 @@ def write_dynamic(  # noqa: PLR0913 - the public entry point spells its options 
     metric: Metric = ACCURACY,
     max_drop: float = 1.0,
     threads: int = 1,
-    reduce_range: bool | None = None,
+    reduce_range: bool = True,
 ) -> QuantizedFile | LeftOut:
     """Quantise linear and LSTM layers with int8 weights; activations are scaled anew on every run.
 
@@ -69,10 +71,16 @@ def write_dynamic(  # noqa: PLR0913 - the public entry point spells its options 
                 path,
                 op_types_to_quantize=[op for op in _DYNAMIC if op != "Gemm"],  # made a MatMul and an Add first
                 per_channel=True,
-                reduce_range=needs_reduced_range() if reduce_range is None else reduce_range,
+                reduce_range=reduce_range,
                 weight_type=QuantType.QInt8,
             )
         path.write_bytes(with_header_of(file, onnx.load(path), {"edgeprune.quantization": "dynamic"}))
+        if has_own_products(path) and may_saturate(path) and may_saturate_here():
+            return LeftOut(
+                "dynamic",
+                "what an LSTM with 8-bit weights means cannot be found out on this CPU, whose int8 products may "
+                "saturate; --int8-for any writes 7 bits",
+            )
         return _finished("dynamic", path, out, Judge(file, value, metric, max_drop, threads), len(layers))
 
 
@@ -172,7 +180,7 @@ def _computed_in_half(path: Path, optimized: Path, file: FloatFile) -> int:
 
 def _finished(kind: VariantKind, path: Path, out: Path, judge: Judge, n_layers: int) -> QuantizedFile:
     """Run and measure the file, then put it in its place."""
-    judged: Judged = judge(path)
+    judged = judge(path)
     write_atomically(out, path.read_bytes())
-    note = "" if judged.within_budget else f"out of budget: {judge.in_words(judged)}; ship the float file"
+    note = "" if judged.within_budget else judge.missed(judged)
     return replace(record_of(kind, judged, out, (), n_layers), note=note)

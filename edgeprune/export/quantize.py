@@ -6,25 +6,23 @@ each layer measured alone, and the worst are left in float, as few as bring the 
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from edgeprune.errors import InputError
-from edgeprune.export.floatfile import Agreement, FloatFile, agreement, open_float, weighted_nodes, with_header_of
+from edgeprune.export.floatfile import FloatFile, open_float, weighted_nodes, with_header_of
 from edgeprune.export.int8shapes import fit_to_kernels
-from edgeprune.export.quanttools import Reader, needs_reduced_range, prepared, tools_for
+from edgeprune.export.judging import Judge, Judged, QuantizedFile, check_places, left_in_float, record_of
+from edgeprune.export.quanttools import Reader, prepared, tools_for
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import ACCURACY, Metric, VariantKind
-from edgeprune.tasks.budget import is_within
+from edgeprune.records import ACCURACY, Metric
 
-MIN_SNR_DB = 20.0  # without labels or classes: an error of a tenth of the outputs
 # What onnxruntime has int8 kernels for on a CPU, and what only moves numbers. Left out although its tools know them:
 # softmax and the norms, which would run in float between two conversions and lose accuracy for nothing.
 OP_TYPES = (
@@ -33,29 +31,6 @@ OP_TYPES = (
     "Transpose", "Squeeze", "Unsqueeze",
 )  # fmt: skip
 _RANKING_FEEDS = 1  # one batch is enough to tell layers apart; the drop itself is measured on all
-_SHOWN = 8
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedFile:
-    """A written file of smaller numbers, run on real inputs.
-
-    `drop` is what is lost against the float file, in the metric's unit; without a metric the percentage of inputs whose
-    best class changed; None where the network has no classes either. `snr_db` and `agreement` (of the best class, a
-    fraction) compare its outputs with the float file's. `excluded` names the layers left in float, of `n_layers`.
-    `within_budget` says whether it may be shipped, `note` in words what there is to know.
-    """
-
-    kind: VariantKind
-    path: str
-    size_bytes: int
-    drop: float | None
-    snr_db: float
-    agreement: float | None
-    excluded: tuple[str, ...]
-    n_layers: int
-    within_budget: bool
-    note: str
 
 
 def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
@@ -67,7 +42,7 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
     metric: Metric = ACCURACY,
     max_drop: float = 1.0,
     threads: int = 1,
-    reduce_range: bool | None = None,
+    reduce_range: bool = True,
     progress: Progress = Silent(),  # noqa: B008 - it has no state
 ) -> QuantizedFile:
     """Quantise a float file statically: uint8 activations, symmetric int8 weights for each output channel, QDQ format.
@@ -81,7 +56,7 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
         metric: what is measured.
         max_drop: what may be lost, in the metric's unit.
         threads: onnxruntime threads within an operator.
-        reduce_range: weights of 7 bits, for CPUs whose int8 products saturate; None asks this CPU.
+        reduce_range: weights of 7 bits, whose products saturate on no CPU; else of 8, for CPUs whose do not.
         progress: told of the stages.
 
     Returns:
@@ -92,113 +67,24 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
         ParityError: the quantised file does not run, or gives NaN or infinity.
     """
     check_places(source, out, max_drop)
-    reduced = needs_reduced_range() if reduce_range is None else reduce_range
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         progress.stage("int8: calibrate")
-        work = _work(open_float(source, calibration, threads), Path(folder), reduced)
+        work = _work(open_float(source, calibration, threads), Path(folder), reduce_range)
         judge = Judge(work.file, value, metric, max_drop, threads)
         judged, in_float = _search(work, judge, progress)
         write_atomically(out, judged.path.read_bytes())
     file = record_of("int8", judged, out, [layer.name for layer in in_float], len(work.layers))
-    return replace(file, note="; ".join(_notes(file, judge, judged, reduced)))
-
-
-def check_places(source: Path, out: Path, max_drop: float) -> None:
-    """Raise InputError where the file would replace the float file, or the budget is no number."""
-    if out.resolve() == source.resolve():
-        raise InputError(f"{out}: expected another file than the float one to write to")
-    if not (math.isfinite(max_drop) and max_drop >= 0):
-        raise InputError(f"drop: expected a number of at least 0, got {max_drop}")
-
-
-# --- judge
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A file and what it costs."""
-
-    path: Path
-    drop: float | None
-    agreement: Agreement
-    within_budget: bool
-
-    @property
-    def cost(self) -> float:
-        """The lower, the closer to the float file."""
-        return -self.agreement.snr_db if self.drop is None else self.drop
-
-
-@dataclass(slots=True, eq=False)
-class Judge:
-    """Measures files against the float file, whose own value is measured once."""
-
-    file: FloatFile
-    value: Callable[[Path], float] | None
-    metric: Metric
-    max_drop: float
-    threads: int
-    _baseline: float | None = field(default=None, init=False)
-
-    def __call__(self, path: Path) -> Judged:
-        """Run and measure `path`.
-
-        Raises:
-            ParityError: it does not run, or not to finite outputs.
-        """
-        agrees = agreement(self.file, path, self.threads)
-        if self.metric != ACCURACY:  # two columns of numbers are no classes
-            agrees = replace(agrees, argmax=None)
-        drop = self._drop(path, agrees)
-        within = agrees.snr_db >= MIN_SNR_DB if drop is None else is_within(drop, self.max_drop)
-        return Judged(path, drop, agrees, within)
-
-    def _drop(self, path: Path, agrees: Agreement) -> float | None:
-        if self.value is None:
-            return None if agrees.argmax is None else 100 * (1 - agrees.argmax)
-        if self._baseline is None:
-            self._baseline = self.value(self.file.path)
-        return self.metric.drop(self._baseline, self.value(path))
-
-    def in_words(self, judged: Judged) -> str:
-        """What a file costs and what was asked, e.g. `a drop of 0.30 points (at most 1 asked)`."""
-        if judged.drop is None:
-            return f"a signal-to-noise ratio of {judged.agreement.snr_db:.1f} dB (at least {MIN_SNR_DB:g} asked)"
-        asked = f"(at most {self.max_drop:g} asked)"
-        if self.value is None:
-            return f"another best class on {judged.drop:.2f} % of the calibration inputs {asked}"
-        return f"a {_worse(self.metric)} of {self.metric.number(judged.drop)} {self.metric.unit}".rstrip() + f" {asked}"
-
-
-def _worse(metric: Metric) -> str:
-    return "drop" if metric.higher_is_better else f"rise of {metric.name}"
-
-
-def record_of(kind: VariantKind, judged: Judged, out: Path, excluded: Sequence[str], n_layers: int) -> QuantizedFile:
-    """What there is to say of a file that now lies at `out`."""
-    return QuantizedFile(
-        kind=kind,
-        path=str(out),
-        size_bytes=out.stat().st_size,
-        drop=judged.drop,
-        snr_db=judged.agreement.snr_db,
-        agreement=judged.agreement.argmax,
-        excluded=tuple(excluded),
-        n_layers=n_layers,
-        within_budget=judged.within_budget,
-        note="",
-    )
+    return replace(file, note="; ".join(_notes(file, judge, judged, reduce_range)))
 
 
 def _notes(file: QuantizedFile, judge: Judge, judged: Judged, reduced: bool) -> list[str]:
     notes = []
     if not file.within_budget:
-        notes.append(f"out of budget: {judge.in_words(judged)}; ship the float file")
+        notes.append(judge.missed(judged))
     if file.excluded:
-        names = ", ".join(file.excluded[:_SHOWN]) + (", ..." if len(file.excluded) > _SHOWN else "")
-        notes.append(f"{len(file.excluded)} of {file.n_layers} layers left in float: {names}")
+        notes.append(left_in_float(file))
     if reduced:
-        notes.append("weights of 7 bits, because this CPU is not known to have VNNI and its int8 products may saturate")
+        notes.append("weights of 7 bits, whose products saturate on no CPU")
     return notes
 
 
@@ -313,7 +199,7 @@ def _search(work: _Work, judge: Judge, progress: Progress) -> tuple[Judged, tupl
 
     def keeps_budget(count: int) -> bool:
         tried[count] = judge(work.quantized(order[:count], str(count)))
-        progress.say(f"int8: {count} of {len(order)} layers in float: {judge.in_words(tried[count])}")
+        progress.say(f"int8: {count} of {len(order)} layers in float: {judge.in_words(tried[count].worst)}")
         return tried[count].within_budget
 
     best = _fewest(keeps_budget, len(order) - 1)
@@ -338,10 +224,9 @@ def _fewest(keeps_budget: Callable[[int], bool], most: int) -> int | None:
 def _ranked(work: _Work, judge: Judge, progress: Progress) -> tuple[_Layer, ...]:
     """The layers, most harmful first: by the signal-to-noise ratio of the network when one alone is quantised."""
     progress.stage("int8: each layer alone")
-    file = replace(work.file, feeds=work.file.feeds[:_RANKING_FEEDS], outputs=work.file.outputs[:_RANKING_FEEDS])
     ratios = []
     for done, layer in enumerate(work.layers, 1):
         path = work.quantized([other for other in work.layers if other is not layer], "alone")
-        ratios.append(agreement(file, path, judge.threads).snr_db)
+        ratios.append(judge.snr_db(path, _RANKING_FEEDS))
         progress.advance(done, len(work.layers), layer.name)
     return tuple(layer for _, layer in sorted(zip(ratios, work.layers, strict=True), key=lambda pair: pair[0]))

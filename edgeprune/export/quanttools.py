@@ -132,6 +132,18 @@ def has_vnni() -> bool | None:
     return None if flags is None else bool(flags & {"avx512_vnni", "avx_vnni"})
 
 
-def needs_reduced_range() -> bool:
-    """Whether 8-bit weights could saturate on this CPU; on an x86 one of which nothing is known that is assumed."""
+def may_saturate_here() -> bool:
+    """Whether products of 8-bit weights may saturate on this CPU; on an x86 one of which nothing is known they may."""
     return has_vnni() is not True and platform.machine().lower() in _X86
+
+
+def cpu_in_words() -> str:
+    """What this CPU is to int8 products, e.g. `x86 with VNNI, whose int8 products do not saturate`."""
+    if platform.machine().lower() not in _X86:
+        return f"{platform.machine()}, whose int8 products do not saturate"
+    with_vnni = {
+        True: "x86 with VNNI, whose int8 products do not saturate",
+        False: "x86 without VNNI, whose int8 products saturate at 16 bits",
+        None: "x86, not known to have VNNI: its int8 products may saturate at 16 bits",
+    }
+    return with_vnni[has_vnni()]

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune.errors import InputError
+from edgeprune.export.judging import QuantizedFile, left_in_float
 from edgeprune.export.ort import Feed
-from edgeprune.export.quantize import QuantizedFile
-from edgeprune.records import ACCURACY, LeftOut, Metric, Variant, VariantTable
+from edgeprune.export.quanttools import cpu_in_words
+from edgeprune.records import ACCURACY, Int8For, Metric
+from edgeprune.results import LeftOut, Variant, VariantTable
 from edgeprune.tasks.budget import is_within
 
 FLOAT = "fp32"
@@ -29,6 +31,7 @@ def compare_variants(  # noqa: PLR0913 - what is compared, and the three ways of
     interval: Interval,
     values: Mapping[str, float] | None = None,
     metric: Metric = ACCURACY,
+    int8_for: Int8For = "any",
 ) -> VariantTable:
     """Time a float file and what was made of it in one interleaved run, and choose.
 
@@ -42,8 +45,10 @@ def compare_variants(  # noqa: PLR0913 - what is compared, and the three ways of
         max_drop: what may be lost, in the metric's unit; read where there are values.
         measure: milliseconds `(n_runs, n_files)` of files on an input each, run by run in turn.
         interval: the 95 % interval of the ratio of the medians of two columns, second over first.
-        values: of the metric by kind, `fp32` included; None takes the drops that were found when the files were made.
+        values: of the metric by kind on this CPU, `fp32` included; None takes the drops that were found when the files
+            were made. What a file means keeps the budget too, or it is not shipped.
         metric: what they are of.
+        int8_for: the CPUs that int8 is made for, to be told.
 
     Raises:
         InputError: a kind twice, a value that is missing, or a file that does not run.
@@ -59,7 +64,9 @@ def compare_variants(  # noqa: PLR0913 - what is compared, and the three ways of
         row = _row(file.kind, Path(file.path), times[:, [0, column]], interval)
         judged.append(row.judged(budget, file))
     ship, why = _choice(judged, metric)
-    return VariantTable(tuple(judged), tuple(one for one in made if isinstance(one, LeftOut)), ship, why, metric)
+    left_out = tuple(one for one in made if isinstance(one, LeftOut))
+    notes = tuple(f"{file.kind}: {left_in_float(file)}" for file in files if file.excluded)
+    return VariantTable(tuple(judged), left_out, ship, why, metric, int8_for, cpu_in_words(), notes)
 
 
 def _check_kinds(kinds: Sequence[str], values: Mapping[str, float] | None) -> None:
@@ -77,16 +84,19 @@ class _Budget:
     metric: Metric
     max_drop: float
 
-    def missed(self, within: bool, drop: float | None) -> tuple[str, ...]:
-        """A sentence where it is."""
+    def missed(self, within: bool, drop: float | None, exact_drop: float | None) -> tuple[str, ...]:
+        """A sentence where it is, of the larger drop of both; where only one misses it, which one."""
         if within:
             return ()
         if drop is None:
             return ("out of budget",)
+        meant = drop if exact_drop is None else exact_drop
+        both = is_within(drop, self.max_drop) == is_within(meant, self.max_drop)
+        where = "" if both else " on this CPU" if drop > meant else " as the file means it"
         lost = "drops" if self.metric.higher_is_better else f"{self.metric.name} rises by"
         return (
-            f"out of budget: {lost} {self.metric.number(drop)} {self.metric.unit}".rstrip()
-            + f" (at most {self.max_drop:.6g})",
+            f"out of budget: {lost} {self.metric.number(max(drop, meant))} {self.metric.unit}".rstrip()
+            + f" (at most {self.max_drop:.6g}){where}",
         )
 
 
@@ -105,10 +115,11 @@ class _Row:
         """The row of the table; `file` is None for fp32."""
         values = budget.values
         drop, within = (0.0, True) if file is None else (file.drop, file.within_budget)
+        exact_drop = None if file is None else file.exact_drop
         if values is not None:
             drop = budget.metric.drop(values[FLOAT], values[self.name])
-            within = is_within(drop, budget.max_drop)
-        verdict = "; ".join((self._speed(), *budget.missed(within, drop)))
+            within = all(is_within(lost, budget.max_drop) for lost in (drop, exact_drop) if lost is not None)
+        verdict = "; ".join((self._speed(), *budget.missed(within, drop, exact_drop)))
         return Variant(
             name=self.name,
             path=str(self.path),
@@ -121,6 +132,8 @@ class _Row:
             ratio=self.ratio,
             ratio_interval=self.ratio_interval,
             verdict="the reference" if file is None else verdict,
+            exact_value=None if file is None or values is None else file.exact_value,
+            exact_drop=exact_drop,
         )
 
     def _speed(self) -> str:

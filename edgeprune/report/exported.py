@@ -8,10 +8,16 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgeprune.records import VariantTable
+from edgeprune.records import Int8For, Metric
 from edgeprune.report import formats as fmt
 from edgeprune.report.sheet import Sheet, assumptions, check_mark, labelled, titled_table, unbroken
-from edgeprune.results import ExportedFile, ExportRecord, TargetTable
+from edgeprune.results import ExportedFile, ExportRecord, TargetTable, VariantTable
+
+_FOR: dict[Int8For, str] = {
+    "any": "for any CPU, with weights of 7 bits",
+    "arm": "for ARM (--int8-for any is right on every CPU)",
+    "vnni": "for x86 with VNNI (--int8-for any is right on every CPU)",
+}
 
 
 def export(record: ExportRecord) -> RenderableType:
@@ -65,19 +71,35 @@ def _variants(found: VariantTable) -> list[RenderableType]:
     """fp32 beside int8 and the others, and which one to ship."""
     table = titled_table("variants")
     metric = found.metric
-    for name in ("variant", "size", metric.name, "p50", "vs fp32", "verdict"):
+    is_exact = any(v.exact_drop is not None for v in found.variants)
+    meant = ("exact",) if is_exact else ()
+    for name in ("variant", "size", metric.name, *meant, "p50", "vs fp32", "verdict"):
         table.add_column(name, justify="left" if name in ("variant", "verdict") else "right", overflow="fold")
     for v in found.variants:
-        value = fmt.value(metric, v.value)
-        if v.value is None and v.drop is not None:
-            value = fmt.change(metric, v.drop)
+        values = [_value(metric, v.value, v.drop)]
+        if is_exact:
+            values.append(_value(metric, v.exact_value, v.exact_drop))
         style = "bold green" if v.name == found.ship else ""
         table.add_row(
-            v.name, fmt.size(v.size_bytes), value, f"{v.p50_ms:.3g} ms", f"{v.ratio:.2f}×", v.verdict, style=style
+            v.name, fmt.size(v.size_bytes), *values, f"{v.p50_ms:.3g} ms", f"{v.ratio:.2f}×", v.verdict, style=style
         )
     lines: list[RenderableType] = [table]
     lines += [labelled("left out", f"{one.kind}: {one.reason}") for one in found.left_out]
+    lines += [labelled("note", note) for note in found.notes]
+    if is_exact:
+        lines.append(
+            labelled(
+                "int8",
+                f"{_FOR[found.int8_for]}; exact is what a file means, {metric.name} and times are"
+                f" of this CPU: {found.cpu}",
+            )
+        )
     return [*lines, Text.assemble(("✓ ", "bold green"), f"ship {found.ship}: {found.why}")]
+
+
+def _value(metric: Metric, value: float | None, drop: float | None) -> str:
+    """A value, or what is lost where there are no values."""
+    return fmt.change(metric, drop) if value is None and drop is not None else fmt.value(metric, value)
 
 
 def _targets(found: TargetTable) -> list[RenderableType]:

@@ -1,6 +1,15 @@
 """What the commands report: the records and comparisons that reach the terminal, run.json and the report; no torch."""
 
-from edgeprune.results.export import ExportedFile, ExportRecord, LeftOutTarget, TargetRow, TargetTable
+from edgeprune.results.export import (
+    ExportedFile,
+    ExportRecord,
+    LeftOut,
+    LeftOutTarget,
+    TargetRow,
+    TargetTable,
+    Variant,
+    VariantTable,
+)
 from edgeprune.results.run import (
     AccuracyComparison,
     ChangedSample,
@@ -36,6 +45,7 @@ __all__ = [
     "LatencyComparison",
     "LayerWidth",
     "LayerZeros",
+    "LeftOut",
     "LeftOutTarget",
     "MethodsRecord",
     "NetworkFigures",
@@ -47,5 +57,7 @@ __all__ = [
     "TargetTable",
     "TrainRecord",
     "ValidateRecord",
+    "Variant",
+    "VariantTable",
     "values_of",
 ]

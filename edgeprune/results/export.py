@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeprune.records import VariantTable
+from edgeprune.records import ACCURACY, Int8For, Metric, VariantKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,80 @@ class ExportedFile:
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON: a note only where there is one."""
         return {} if self.note else {"note": None}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A variant that is not written, and why."""
+
+    kind: VariantKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row of a table; `ratio` is the median time over that of fp32, with its 95 % interval.
+
+    `value` is that of the table's metric, None without data; `drop` counts in its unit, as in `QuantizedFile`. Both are
+    of this CPU; `exact_value` and `exact_drop` are what a file with int8 in it means, None for others.
+    """
+
+    name: str
+    path: str
+    size_bytes: int
+    value: float | None
+    drop: float | None
+    within_budget: bool
+    p50_ms: float
+    p95_ms: float
+    ratio: float
+    ratio_interval: tuple[float, float]
+    verdict: str
+    exact_value: float | None = None
+    exact_drop: float | None = None
+
+    @property
+    def faster(self) -> bool:
+        """Whether it is faster than fp32 for sure."""
+        return self.ratio_interval[1] < 1
+
+    @property
+    def slower(self) -> bool:
+        """Whether it is slower than fp32 for sure."""
+        return self.ratio_interval[0] > 1
+
+
+@dataclass(frozen=True, slots=True)
+class VariantTable:
+    """All variants, fp32 first, those that were not made, and the name of the one to ship with the reason.
+
+    `int8_for` names the CPUs that int8 is made for, `cpu` says what the one is to int8 products that measured it, and
+    `notes` what there is to know of files.
+    """
+
+    variants: tuple[Variant, ...]
+    left_out: tuple[LeftOut, ...]
+    ship: str
+    why: str
+    metric: Metric = ACCURACY
+    int8_for: Int8For = "any"
+    cpu: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def json_names(self) -> dict[str, str | None]:
+        """What the fields are called in JSON: of an accuracy as ever."""
+        return {"metric": None} if self.metric == ACCURACY else {}
+
+    @property
+    def json_values(self) -> dict[str, str]:
+        """What values are called in the rows."""
+        if self.metric != ACCURACY:
+            return {}
+        return {
+            "value": "accuracy", "drop": "drop_points",
+            "exact_value": "exact_accuracy", "exact_drop": "exact_drop_points",
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
