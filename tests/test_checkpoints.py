@@ -295,11 +295,7 @@ def test_files_of_other_tools_are_named(folder: Path, content: bytes, said: str)
         load(folder / "model.bin")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_onnx_file_is_named(folder: Path) -> None:
-    torch.onnx.export(net(), (torch.rand(2, 4),), folder / "net.onnx", dynamo=False)
-    with pytest.raises(InputError, match="got an ONNX file; give the PyTorch network that it was made from"):
-        load(folder / "net.onnx")
+def test_an_archive_of_arrays_is_named(folder: Path) -> None:
     np.savez(folder / "a.npz", x=np.zeros(3))
     with pytest.raises(InputError, match="got an .npz of arrays"):
         load(folder / "a.npz")

@@ -16,7 +16,10 @@ NEED_DATA = " and ".join(entry.name for entry in ENTRIES if entry.needs_data)
 def compress(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .safetensors) or exported program (.pt2).")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A checkpoint (.pt, .safetensors), exported program (.pt2) or .onnx file."
+        ),
     ],
     data: opt.Data = None,
     normalize: opt.Normalize = None,

@@ -20,7 +20,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A checkpoint (.pt, .safetensors), an exported program (.pt2) or an architecture, e.g. "
+            help="A checkpoint (.pt, .safetensors), an exported program (.pt2), an .onnx file or an architecture, e.g. "
             "torchvision:resnet18.",
         ),
     ],

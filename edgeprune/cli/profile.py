@@ -15,7 +15,7 @@ def profile(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A checkpoint (.pt, .safetensors), an exported program (.pt2) or the name of an architecture.",
+            help="A checkpoint (.pt, .safetensors), an exported program (.pt2), an .onnx file or an architecture.",
         ),
     ],
     arch: opt.Arch = None,

@@ -40,11 +40,14 @@ def foreign_kind(data: bytes) -> str | None:
             return f"{kind}; {remedy}"
     if data[4:8] in _FLATBUFFERS:
         return "; ".join(_FLATBUFFERS[data[4:8]])
-    if _ONNX.match(data):
-        return f"an ONNX file; {_FLOAT}"
     if data[257:262] == b"ustar":
         return "a tar archive; unpack it first"
     return None
+
+
+def starts_as_onnx(data: bytes) -> bool:
+    """Whether a file begins as those of ONNX do."""
+    return _ONNX.match(data) is not None
 
 
 def foreign_zip(names: list[str]) -> str | None:

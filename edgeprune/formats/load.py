@@ -22,6 +22,7 @@ from edgeprune.formats.digests import digest
 from edgeprune.formats.filekinds import foreign_kind, foreign_zip, is_torchscript, pickled_class
 from edgeprune.formats.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
 from edgeprune.formats.modelinputs import checked_inputs
+from edgeprune.formats.onnxin import OnnxFile, is_onnx, program_of, read_network
 from edgeprune.formats.pt2 import check_names, list_records, read_program, zip_names
 from edgeprune.formats.shards import shards_of
 from edgeprune.formats.statedict import StateChoice, fitted_weights, module_in
@@ -77,7 +78,7 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     """Load a model as an exported program with a dynamic batch.
 
     Args:
-        path: an edgeprune checkpoint, a state_dict (.pt or .safetensors), or an exported program (.pt2).
+        path: an edgeprune checkpoint, a state_dict (.pt or .safetensors), an exported program (.pt2), or an .onnx file.
         arch: what builds the network of a bare state_dict, see `edgeprune.formats.architectures.build`.
         input_shape: one input without the batch, e.g. `(3, 224, 224)`, where the file does not say.
         unsafe_pickle: unpickle a whole module; this runs whatever code the file holds.
@@ -136,6 +137,8 @@ def _patterns(text: str | None) -> tuple[str, ...]:
 
 def _whole(file: Path, data: bytes, unsafe: bool) -> Any:
     """What a file holds; the weights of all files together, where they are spread over several."""
+    if is_onnx(file, data):
+        return read_network(file)
     paths = shards_of(file, data)
     if paths == [file]:
         return _content(data, unsafe)
@@ -163,7 +166,7 @@ def _content(data: bytes, unsafe: bool) -> Any:
     if data[:1] == b"\x80":
         return _unpickle(data, unsafe)
     kind = foreign_kind(data) or "a file of another kind"
-    raise InputError(f"expected a state_dict, a checkpoint, a .safetensors or a .pt2, got {kind}")
+    raise InputError(f"expected a state_dict, a checkpoint, a .safetensors, a .pt2 or an .onnx, got {kind}")
 
 
 def _archive(data: bytes, unsafe: bool) -> Any:
@@ -243,6 +246,8 @@ def _safetensors(data: bytes) -> dict[str, torch.Tensor]:
 def _from_content(value: Any, request: _Request) -> tuple[Program, ModelInfo]:
     if isinstance(value, _Pt2):
         return _from_pt2(value, request)
+    if isinstance(value, OnnxFile):
+        return _from_onnx(value, request)
     if isinstance(value, nn.Module):
         return _from_module(value, request)
     if not isinstance(value, Mapping):
@@ -275,6 +280,15 @@ def _from_pt2(value: _Pt2, request: _Request) -> tuple[Program, ModelInfo]:
         info = info_from_dict(parse_json(value.extra[INFO_FILE], f"{INFO_FILE}: expected what a model says of itself"))
     _check_arch(info, request)
     return Program.adopt(value.program), info
+
+
+def _from_onnx(file: OnnxFile, request: _Request) -> tuple[Program, ModelInfo]:
+    info = ModelInfo(input_shape=())
+    _check_arch(info, request)
+    named = request.inputs or request.data_inputs
+    program = program_of(file, request.input_shape, request.data_shape, named, request.dynamic_size, request.dynamic)
+    check_names(program)
+    return program, info
 
 
 def _check_arch(info: ModelInfo, request: _Request) -> None:

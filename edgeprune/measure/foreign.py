@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
 from edgeprune.data import first_samples
 from edgeprune.data.inputs import first_of
 from edgeprune.errors import InputError
 from edgeprune.export import ort
-from edgeprune.formats.onnx.file import parse_onnx, tensors_in
-from edgeprune.lines import shown
+from edgeprune.formats.onnx.file import check_external, parse_onnx
 from edgeprune.records import DataSource
 
 if TYPE_CHECKING:
@@ -75,21 +73,7 @@ def check_file(path: Path) -> int:
     """Size in bytes of an ONNX file that refers to nothing outside its folder; raises InputError otherwise."""
     if path.suffix == ORT_SUFFIX:  # it holds all its weights
         return _check_there(path)
-    proto = parse_onnx(path)
-    size = path.stat().st_size
-    folder = path.parent.resolve()
-    for location in _external_locations(proto):
-        try:
-            target = (folder / location).resolve()
-            is_file = target.is_file()
-        except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, a name that is too long, a ring of links
-            raise InputError(f"{path}: expected the name of a file with weights, got {shown(location)}") from error
-        if not target.is_relative_to(folder):
-            raise InputError(f"{path}: expected weights in its own folder, got external data at {shown(location)}")
-        if not is_file:
-            raise InputError(f"{path}: expected its external data {shown(location)} beside it, got nothing there")
-        size += target.stat().st_size
-    return size
+    return check_external(path, parse_onnx(path))
 
 
 def _check_there(path: Path) -> int:
@@ -97,12 +81,6 @@ def _check_there(path: Path) -> int:
     if not path.is_file():
         raise InputError(f"{path}: expected an .ort file, got {'a folder' if path.is_dir() else 'nothing there'}")
     return path.stat().st_size
-
-
-def _external_locations(proto: onnx.ModelProto) -> set[str]:
-    """Where the tensors of a model lie that it does not hold itself."""
-    entries = (entry for tensor in tensors_in(proto) for entry in tensor.external_data)
-    return {entry.value for entry in entries if entry.key == "location"}
 
 
 def batch_of(data: DataSource) -> int:

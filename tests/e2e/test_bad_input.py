@@ -95,7 +95,7 @@ def _end_missing(path: Path) -> None:
         (_missing, "expected a model file, got nothing there"),
         (_folder, "expected a model file, got a folder"),
         (Path.touch, "expected a model file, got an empty file"),
-        (_text, "expected a state_dict, a checkpoint, a .safetensors or a .pt2, got a file of another kind"),
+        (_text, "expected a state_dict, a checkpoint, a .safetensors, a .pt2 or an .onnx, got a file of another kind"),
         (_half, "got a truncated or damaged one"),
         (_end_missing, "got a truncated or damaged one"),
     ],

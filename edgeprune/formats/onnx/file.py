@@ -51,6 +51,30 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
     return proto
 
 
+def check_external(path: Path, proto: onnx.ModelProto) -> int:
+    """Size in bytes of a file and of the weights beside it; raises InputError where these lie outside its folder."""
+    size = path.stat().st_size
+    folder = path.parent.resolve()
+    for location in _external_locations(proto):
+        try:
+            target = (folder / location).resolve()
+            is_file = target.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, a name that is too long, a ring of links
+            raise InputError(f"{path}: expected the name of a file with weights, got {shown(location)}") from error
+        if not target.is_relative_to(folder):
+            raise InputError(f"{path}: expected weights in its own folder, got external data at {shown(location)}")
+        if not is_file:
+            raise InputError(f"{path}: expected its external data {shown(location)} beside it, got nothing there")
+        size += target.stat().st_size
+    return size
+
+
+def _external_locations(proto: onnx.ModelProto) -> set[str]:
+    """Where the tensors of a model lie that it does not hold itself."""
+    entries = (entry for tensor in tensors_in(proto) for entry in tensor.external_data)
+    return {entry.value for entry in entries if entry.key == "location"}
+
+
 def _check_functions(path: Path, proto: onnx.ModelProto) -> None:
     """Raise InputError where functions that call functions stand for more nodes than any network has, or for no end."""
     calls = {(f.domain, f.name, f.overload): _calls(f.node) for f in proto.functions}

@@ -1,0 +1,89 @@
+"""Freeing the batch that a file states: shapes in which it stands as a number follow the input's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from edgeprune.formats.onnxin.call import Call
+from edgeprune.formats.onnxin.known import Size, is_symbol, product
+
+BATCH = ""  # the name under which the shapes of a file tell the batch that it states
+
+
+def grown_dims(shape: Sequence[Size], base: Sequence[int]) -> list[int]:
+    """The dims that are not of the size which they have at the batch that the file states."""
+    return [dim for dim, (have, was) in enumerate(zip(shape, base, strict=True)) if is_symbol(have) or have != was]
+
+
+def freed_target(call: Call, x: Tensor) -> list[Size] | None:
+    """The shape that a Reshape gives at another batch than the file's; None where nothing is to be freed.
+
+    E.g. (b, 512, 1, 1) to (1, 512) in a file of batch 1 is (b, 512), and (49, b, 96) to (49, 3, 32) is (49, 3 b, 32):
+    the batch stays in its place in memory.
+    """
+    base, target = call.base_of(call.node.inputs[0]), call.base_of(call.node.outputs[0])
+    if base is None or target is None or len(base) != x.dim() or 0 in base:
+        return None
+    grown = grown_dims(x.shape, base)
+    if len(grown) != 1:
+        return None
+    dim = grown[0]
+    place = _place_of(base, dim, target, call.base[BATCH][0])
+    if place is None:
+        return None
+    freed: list[Size] = list(target)
+    freed[place] = _scaled(target[place], x.shape[dim], base[dim])
+    return freed
+
+
+def _place_of(base: Sequence[int], dim: int, target: Sequence[int], batch: int) -> int | None:
+    """The dim of `target` that dim `dim` of `base` becomes a part of, which holds the `batch` that the file states."""
+    before = product(base[:dim])
+    for place in range(len(target)):
+        if product(target[:place]) == before:
+            is_whole = dim > 0 and place > 0 and list(target[place:]) == list(base[dim + 1 :])
+            return place - 1 if is_whole else _batch_among(target, place, base[dim], batch)
+        if product(target[: place + 1]) > before:
+            return place
+    return len(target) - 1 if target else None
+
+
+def _batch_among(target: Sequence[int], place: int, size: int, batch: int) -> int:
+    """Which of the dims that a dim of this size is parted into is the batch; e.g. (5 b, 8) to (5, 1, 8) the second."""
+    end = place
+    while end < len(target) and product(target[place : end + 1]) <= size:
+        end += 1
+    return next((k for k in range(place, end) if target[k] == batch), place)
+
+
+def _scaled(size: int, have: Size, was: int) -> Size:
+    if size % was == 0:
+        return have if size == was else have * (size // was)
+    if was % size == 0:
+        return have // (was // size)
+    return have * size // was
+
+
+def common_batch(call: Call, parts: list[Tensor], axis: int) -> list[Tensor]:
+    """Tensors that are to stand beside each other, those of the file's own batch repeated for that of the others."""
+    bases = [_base_shape(call, position, part) for position, part in enumerate(parts)]
+    if not call.base or any(base is None or len(base) != parts[0].dim() for base in bases):
+        return parts
+    grown = [grown_dims(part.shape, base or ()) for part, base in zip(parts, bases, strict=True)]
+    wanted = {dim: part.shape[dim] for part, dims in zip(parts, grown, strict=True) for dim in dims if dim != axis}
+    return [_repeated(part, {dim: size for dim, size in wanted.items() if dim not in dims})
+            for part, dims in zip(parts, grown, strict=True)]  # fmt: skip
+
+
+def _base_shape(call: Call, position: int, part: Tensor) -> tuple[int, ...] | None:
+    if call.constant(position) is not None:
+        return tuple(part.shape)
+    return call.base_of(call.node.inputs[position])
+
+
+def _repeated(part: Tensor, wanted: dict[int, Size]) -> Tensor:
+    if not wanted or any(part.shape[dim] != 1 for dim in wanted):
+        return part
+    return part.expand([wanted.get(dim, size) for dim, size in enumerate(part.shape)])

@@ -1,0 +1,123 @@
+"""A network that runs the operators of an ONNX file; its export writes them down as a graph of PyTorch's."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeprune.errors import InputError
+from edgeprune.formats.onnxin import rules
+from edgeprune.formats.onnxin.call import Call, Value
+from edgeprune.formats.onnxin.freeing import BATCH
+from edgeprune.formats.onnxin.known import Known
+from edgeprune.formats.onnxin.nodes import Graph, Node
+from edgeprune.formats.onnxin.weights import Weights, is_float
+from edgeprune.lines import first_line
+
+_MOVES = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"}
+
+
+class OnnxNetwork(Weights):
+    """The network of an ONNX file; takes its inputs in their order, gives a dict where it has several outputs."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph.constants, graph.uses)
+        self.graph = graph
+        self.base: dict[str, tuple[int, ...]] = {}
+        self.steps = self._folded()
+
+    def run(self, inputs: Sequence[Tensor], record: bool = False) -> Any:
+        """What the network gives out; with `record` the shapes are kept as those of the batch that the file states."""
+        values: dict[str, Value] = {given.name: tensor for given, tensor in zip(self.graph.inputs, inputs, strict=True)}
+        for node in self.steps:
+            results = self._results(node, Call(node, self.graph.opset, values, self, self.base))
+            values.update(zip(node.outputs, results, strict=False))
+        if record:
+            tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+            self.base = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            self.base[BATCH] = tuple(inputs[0].shape[:1])
+        return self._outputs(values)
+
+    def _results(self, node: Node, call: Call) -> tuple[Value, ...]:
+        try:
+            found = rules.apply(call)
+        except InputError as error:
+            raise InputError(f"{node.told}: {error}") from error
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, ArithmeticError, MemoryError) as error:
+            if _is_of_torch(error):  # how an export finds out
+                raise
+            raise InputError(f"{node.told}: {first_line(error)}") from error
+        return found if isinstance(found, tuple) else (found,)
+
+    def _outputs(self, values: dict[str, Value]) -> Any:
+        found: dict[str, Tensor] = {}
+        for name in self.graph.outputs:
+            value = values.get(name)
+            if value is None:
+                constant = self.constants.get(name)
+                if constant is None:
+                    raise InputError(f"output {name!r}: expected one that an operator gives, got none")
+                value = self.held(name, "", lambda constant=constant: constant, False, name)  # type: ignore[misc]
+            tensor = value.tensor() if isinstance(value, Known) else value
+            found[name] = tensor.clone() if any(tensor is value for value in found.values()) else tensor
+        return next(iter(found.values())) if len(found) == 1 else found
+
+    def _folded(self) -> list[Node]:
+        """The operators that are left once those on constants alone have run."""
+        left = []
+        for node in self.graph.nodes:
+            rules.check_known(node)
+            if not self._is_constant(node):
+                left.append(node)
+                continue
+            call = Call(node, self.graph.opset, {}, self, folding=True)
+            for name, value in zip(node.outputs, self._results(node, call), strict=False):
+                self.constants[name] = value.tensor() if isinstance(value, Known) else value.detach()
+                sources = [given for given in node.inputs if given and is_float(self.constants[given])]
+                if sources:
+                    self.origins[name] = self.origins.get(sources[0], sources[0])
+        return left
+
+    def _is_constant(self, node: Node) -> bool:
+        """Whether all that it reads is constant; a weight that others read too is moved at each run and stays one."""
+        given = [name for name in node.inputs if name]
+        if not all(name in self.constants for name in given):
+            return False
+        tied = any(self.uses.get(name, 0) > 1 and is_float(self.constants[name]) for name in given)
+        return not (tied and node.op in _MOVES and node.op != "Identity")
+
+
+def _is_of_torch(error: Exception) -> bool:
+    """Whether an error is one of the symbols of an export, which PyTorch itself wants to see."""
+    return type(error).__module__.startswith(("torch.fx", "torch._dynamo", "torch.export", "torch.utils"))
+
+
+def argument_names(graph: Graph) -> list[str]:
+    """The names of the inputs as arguments of a function, e.g. "input_1" for "input.1"."""
+    names: list[str] = []
+    for given in graph.inputs:
+        name = re.sub(r"\W", "_", given.name, flags=re.ASCII)
+        name = f"input_{name}" if not name or name[0].isdigit() or keyword.iskeyword(name) or name == "self" else name
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names
+
+
+def network_of(graph: Graph) -> OnnxNetwork:
+    """The network of a graph, whose forward takes the inputs by their names."""
+
+    def forward(self: OnnxNetwork, *inputs: Tensor) -> Any:
+        return self.run(inputs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind, annotation=torch.Tensor) for name in ["self", *argument_names(graph)]]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    made: OnnxNetwork = type("OnnxNetwork", (OnnxNetwork,), {"forward": forward})(graph)
+    return made.eval()

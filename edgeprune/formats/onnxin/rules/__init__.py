@@ -1,0 +1,45 @@
+"""The rules of all operators, a file for each family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeprune.errors import InputError
+from edgeprune.formats.onnxin.call import Call
+from edgeprune.formats.onnxin.known import Known
+from edgeprune.formats.onnxin.nodes import Node
+from edgeprune.formats.onnxin.registry import RULES, SIZE_RULES
+from edgeprune.formats.onnxin.rules import (
+    attention,
+    contraction,
+    indexing,
+    movement,
+    normalization,
+    pointwise,
+    pooling,
+    recurrent,
+    reduction,
+    resizing,
+    shapes,
+    sizes,
+)
+
+_FAMILIES = (
+    attention, contraction, indexing, movement, normalization, pointwise, pooling, recurrent, reduction, resizing,
+    shapes, sizes,
+)  # fmt: skip
+
+
+def check_known(node: Node) -> None:
+    """Raise InputError for an operator that no rule is written for."""
+    if node.op not in RULES:
+        raise InputError(f"{node.told}: expected an operator that edgeprune knows, got {node.op}")
+
+
+def apply(call: Call) -> Any:
+    """What a node gives: of sizes alone, numbers that are known still; else tensors."""
+    given = [position for position in range(len(call)) if call.has(position)]
+    sized = call.node.op in SIZE_RULES and all(call.is_known(position) for position in given)
+    if sized and any(isinstance(call.values.get(call.node.inputs[position]), Known) for position in given):
+        return SIZE_RULES[call.node.op](call)
+    return RULES[call.node.op](call)

@@ -1,0 +1,72 @@
+"""Pooling over windows and over whole images."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgeprune.formats.onnxin.call import Call
+from edgeprune.formats.onnxin.registry import rule
+from edgeprune.formats.onnxin.windows import Window, padded, padded_by, window_of
+
+_MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_MEAN = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_WHOLE = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+def _window(call: Call, x: Tensor) -> Window:
+    kernel = tuple(call.attribute("kernel_shape", ()))
+    call.refuse_if(len(kernel) not in _MAX or x.dim() != len(kernel) + 2, "a window over 1 to 3 dims", list(kernel))
+    return window_of(call, kernel, x.shape[2:])
+
+
+@rule("MaxPool")
+def max_pool(call: Call) -> Tensor:
+    """The largest of each window."""
+    call.refuse_if(len([name for name in call.node.outputs if name]) > 1, "one output", "the places of the largest too")
+    x = call.tensor(0)
+    window, ceil = _window(call, x), bool(call.attribute("ceil_mode", 0))
+    if any(
+        isinstance(size, int) and 2 * size > reach for size, reach in zip(window.begins, window.kernel, strict=True)
+    ):
+        x, padding = padded_by(x, window.begins, window.ends, -math.inf), [0] * len(window.kernel)
+    else:
+        x, padding = padded(x, window, -math.inf)
+    return _MAX[len(window.kernel)](x, window.kernel, window.strides, padding, window.dilations, ceil)
+
+
+@rule("AveragePool")
+def average_pool(call: Call) -> Tensor:
+    """The mean of each window; of padding only where `count_include_pad` says so."""
+    x = call.tensor(0)
+    window, ceil = _window(call, x), bool(call.attribute("ceil_mode", 0))
+    call.refuse_if(set(window.dilations) != {1}, "windows without dilation", list(window.dilations))
+    counted = bool(call.attribute("count_include_pad", 0))
+    operator, n_dims = _MEAN[len(window.kernel)], len(window.kernel)
+    if window.is_even and all(2 * size <= reach for size, reach in zip(window.begins, window.kernel, strict=True)):
+        return operator(x, window.kernel, window.strides, list(window.begins), ceil, counted)
+    grown = padded_by(x, window.begins, window.ends, 0.0)
+    mean = operator(grown, window.kernel, window.strides, [0] * n_dims, ceil)
+    if counted:
+        return mean
+    inside = padded_by(torch.ones_like(x[:1, :1]), window.begins, window.ends, 0.0)
+    return mean / operator(inside, window.kernel, window.strides, [0] * n_dims, ceil)
+
+
+@rule("GlobalAveragePool")
+def global_average(call: Call) -> Tensor:
+    """The mean of each channel."""
+    x = call.tensor(0)
+    if x.dim() - 2 in _WHOLE:
+        return _WHOLE[x.dim() - 2](x, 1)
+    return x.mean(list(range(2, x.dim())), keepdim=True)
+
+
+@rule("GlobalMaxPool")
+def global_max(call: Call) -> Tensor:
+    """The largest of each channel."""
+    x = call.tensor(0)
+    return x.amax(list(range(2, x.dim())), keepdim=True)
