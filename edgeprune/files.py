@@ -43,7 +43,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
         InputError: the disk is full, or the place cannot be written to.
     """
     target = Path(os.path.abspath(path))
-    with writing_to(target), _parents_of(target):
+    with writing_to(target), parents_of(target):
         if target.is_dir() and not target.is_symlink():
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(target))
         with held_file(target) as (file, temporary):
@@ -74,7 +74,7 @@ def staged_folder(out: str | os.PathLike[str], force: bool = False) -> Iterator[
     """
     target = Path(os.path.abspath(out))
     check_new(target, force, "folder")
-    with writing_to(target), _parents_of(target):
+    with writing_to(target), parents_of(target):
         with held_folder(target.parent, prefix(target), ".part") as staged:
             try:
                 with named_as(target, staged):
@@ -105,7 +105,7 @@ def kept_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         InputError: it is not a folder, or cannot be made or written to.
     """
     target = Path(os.path.abspath(path))
-    with writing_to(target), _parents_of(target):
+    with writing_to(target), parents_of(target):
         made = not os.path.lexists(target)
         if made:
             target.mkdir()
@@ -212,7 +212,7 @@ def _check_absent(target: Path, force: bool, kind: Kind | None) -> None:
 
 
 @contextlib.contextmanager
-def _parents_of(target: Path) -> Iterator[None]:
+def parents_of(target: Path) -> Iterator[None]:
     """Make the missing folders above `target`; those that were made go again if the body fails."""
     missing = [folder for folder in target.parents if not os.path.lexists(folder)]
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ class Limit:
 LIMITS: Mapping[str, Limit] = {
     "model": Limit("a model file", 16 * 1024 * _MIB),
     "training": Limit("the state of a training", 16 * 1024 * _MIB),
+    "results": Limit("the results of a search", 256 * _MIB),
     "onnx": Limit("an ONNX file", 2**31 - 1),  # protobuf's own limit, and that of flatbuffers
     "npz": Limit("an .npz file", 4096 * _MIB),
     "idx": Limit("an IDX file", 4096 * _MIB),

@@ -37,6 +37,7 @@ class CompressRequest:
     `vocabularies` say which ids of token inputs stay, e.g. `("ids=used",)`, `unknown_ids` what stands for the others.
     `trust_recorded` lets the model's file name code that runs, see `trust.py`. `finetune` and `evaluate` name functions
     of the user's, path/file.py:function, and `metric` the figure of the latter: NAME, NAME:lower or NAME:higher.
+    With `resume` the run goes on that was stopped on its way to `out`.
     """
 
     model: str
@@ -74,6 +75,7 @@ class CompressRequest:
     dynamic: Dynamic | None = None
     threads: int | None = None
     force: bool = False
+    resume: bool = False
     unsafe_pickle: bool = False
     command: str = ""
     normalize: str | None = None

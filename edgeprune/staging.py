@@ -63,6 +63,26 @@ def held_folder(folder: Path, start: str, kind: str = "") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def sole(folder: Path) -> Iterator[bool]:
+    """Hold a folder that is there until the end; yield whether no other process does. It stays."""
+    if fcntl is None:
+        yield True
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without locks
+            pass
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def stepped_aside(target: Path) -> Iterator[None]:
     """Move a folder out of the way while another takes its place; it comes back if that fails, else it goes."""
     with held_folder(target.parent, prefix(target), ".old") as aside:

@@ -32,11 +32,19 @@ WIDTH, N_FEATURES, N_CLASSES = 32, 12, 3
 
 
 class Net(nn.Module):
-    """A network of no weights; it is its own program."""
+    """A network of no weights but its sizes; it is its own program."""
 
     def __init__(self, width: int = WIDTH, n_features: int = N_FEATURES) -> None:
         super().__init__()
-        self.width, self.n_features = width, n_features
+        self.register_buffer("sizes", torch.tensor([width, n_features]))
+
+    @property
+    def width(self) -> int:
+        return int(self.sizes[0])
+
+    @property
+    def n_features(self) -> int:
+        return int(self.sizes[1])
 
     @property
     def macs(self) -> int:
@@ -45,7 +53,7 @@ class Net(nn.Module):
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """As a program has it."""
-        return {"hidden": torch.empty(self.width, self.n_features)}
+        return {"hidden": torch.zeros(self.width, self.n_features)}
 
     def own_module(self) -> Net:
         return Net(self.width, self.n_features)
@@ -160,7 +168,7 @@ class FakeTrainer:
     def select(self, module: nn.Module, graph: ChannelGraph, n_features: int, units: int) -> tuple[FeatureCount, ...]:
         assert isinstance(module, Net)
         self.selections.append(n_features)
-        module.n_features = n_features
+        module.sizes[1] = n_features
         return (FeatureCount(n_features, 1.0),)
 
     def evaluation(self, module: nn.Module) -> Evaluation:

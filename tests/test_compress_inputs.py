@@ -115,7 +115,7 @@ def test_a_text_is_read_in_fewer_operations(place: Path, reader: Path) -> None:
 
 def test_real_ids_prove_the_cut_and_score_the_units(place: Path, reader: Path) -> None:
     job = job_of(reader, f"npz:{place / 'words.npz'}", out=str(place / "none"), reconstruct=False)
-    trainer = job.step.trainer
+    trainer = job.step.trainer.inner
     inputs = trainer.some_inputs()
     assert {name: (x.dtype, tuple(x.shape)) for name, x in inputs.items()} == {
         "input_ids": (torch.int64, (4, LENGTH)), "attention_mask": (torch.int64, (4, LENGTH)),

@@ -30,7 +30,7 @@ FLOORS = (
     {"methods", "pruning", "inspection"},
     {"reconstruction", "training"},
     {"search", "export", "report"},
-    {"measure"},
+    {"measure", "journal"},
     {"commands"},
     {"pruner"},
     {"pipeline", "integrations"},

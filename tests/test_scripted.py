@@ -139,7 +139,7 @@ def searched(**asked: Any) -> tuple[Job, Found]:
 
 def told_to(job: Job) -> list[Any]:
     """What the script's `train` was called with."""
-    calls: list[Any] = job.step.trainer.finetuning.function._function.__globals__["TOLD"]  # type: ignore[union-attr]
+    calls: list[Any] = job.step.trainer.inner.finetuning.function._function.__globals__["TOLD"]  # type: ignore[union-attr]
     return calls
 
 

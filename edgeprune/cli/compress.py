@@ -290,6 +290,15 @@ def compress(
         str | None,
         typer.Option(metavar="DIR", help="The run folder; default: runs/NAME-N.", rich_help_panel=opt.OUTPUT),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run that was stopped: what its search has come to lies in DIR.compressing until it is "
+            "done. Without --out, the last one under runs/.",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = False,
     force: opt.Force = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
@@ -341,6 +350,7 @@ def compress(
             depth=depth or None,
             threads=threads,
             force=force,
+            resume=resume,
             unsafe_pickle=unsafe_pickle,
             state_key=state_key,
             ignore_keys=ignore_keys,

@@ -10,6 +10,7 @@ from edgeprune.commands.outcome import front_points, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
 from edgeprune.commands.runfolder import write_network, write_record
+from edgeprune.commands.unfinished import done_before
 from edgeprune.files import staged_folder
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.progress import Progress, Silent
@@ -30,20 +31,28 @@ from edgeprune.usercode import running_user_code
 def compress(request: CompressRequest, progress: Progress | None = None) -> tuple[Path, RunRecord]:
     """Prune a model to its budgets, finetune, prove, measure, and write the run folder; returns it and the record.
 
+    What the search comes to is kept beside the folder until it is written.
+
     Raises:
         InputError: the model, the data, an option or the output place is wrong; nothing is written.
         BudgetError: a budget cannot be met; says what stood in the way; nothing is written.
         ProofError, ParityError, TrainingError: a check failed; nothing is written.
     """
     told, start = progress or Silent(), time.perf_counter()
+    done = done_before(request, told)
+    if done is not None:
+        return done
     job = prepare(request, told)
-    with staged_folder(job.out, request.force) as folder, threads_set(job.threads.training):
+    journal, force = job.journal, request.force or job.journal.replaces
+    with journal.held(told), staged_folder(job.out, force) as folder, threads_set(job.threads.training):
         found = job.strategy.search(job.step, job.budgets)
         best = _chosen(job, found)
         record, answers = measured(job, found, best, told)
         if request.pareto is not None:
             record = replace(record, front=front_points(job, found, best, told))
-        record = replace(record, advice=_advice(job, found, told), seconds=time.perf_counter() - start)
+        record = replace(
+            record, advice=_advice(job, found, told), seconds=time.perf_counter() - start + journal.earlier
+        )
         info = completed(job.model.info, job.data, request.data, request.task) if job.data else job.model.info
         _write(folder, best, info)
         for point, candidate in zip(record.front, found.networks, strict=False):

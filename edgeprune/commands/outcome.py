@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from edgeprune.report.answers import Answers
 
 _PARITY_SAMPLES = 256
+_UNTOLD = ("command", "resume")  # of what was asked: a run that was stopped is told as one that was not
 
 
 def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[RunRecord, Answers | None]:
@@ -157,7 +158,7 @@ def _data_facts(job: Job) -> dict[str, Any] | None:
 
 def _asked(request: CompressRequest) -> dict[str, Any]:
     """The options as they were given; what was left out is left out."""
-    return {name: value for name, value in asdict(request).items() if value is not None and name != "command"}
+    return {name: value for name, value in asdict(request).items() if value is not None and name not in _UNTOLD}
 
 
 def front_points(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[FrontPoint, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,16 +20,18 @@ from edgeprune.commands.resolve import (
     threads_of,
 )
 from edgeprune.commands.scripted import Scripted
+from edgeprune.commands.unfinished import SUFFIX, check_place, identity, place_of
 from edgeprune.commands.vocabulary import asked_vocabularies, check_data
-from edgeprune.cost.device import Device, read_device
+from edgeprune.cost.device import Device, device_in, read_device
 from edgeprune.cost.models import check_known
 from edgeprune.errors import InputError
-from edgeprune.files import check_new
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.precision import HALF
 from edgeprune.graph.state import state_buffers
+from edgeprune.journal.journal import Journal
+from edgeprune.journal.kept import KeptProber, KeptTrainer, kept_gauge
 from edgeprune.measure.candidates import OnnxGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
@@ -47,6 +50,7 @@ from edgeprune.search.depth import Depth
 from edgeprune.search.descent import Descent
 from edgeprune.search.pareto import Front
 from edgeprune.search.predictor import Predicted
+from edgeprune.search.probing import Prober
 from edgeprune.search.replay import Replay
 from edgeprune.search.schedules import schedule_of
 from edgeprune.search.sensitivity import Sensitivity
@@ -71,6 +75,8 @@ Assume = Callable[[str], None]
 class Job:
     """A compress request with every gap filled in: the `strategy` that searches by `step`, within the `budgets`.
 
+    What the search comes to is kept in the `journal` while that is held.
+
     `device` is the one that is planned with, `gauge` measures a network as a file; None where nothing asks for it.
     """
 
@@ -86,6 +92,7 @@ class Job:
     out: Path
     threads: Threads
     assumed: tuple[str, ...]
+    journal: Journal
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +118,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     assumed: list[str] = []
     assume = assumed.append
     check_share(request)
-    out = _place(request, assume)
+    out = _place(request, told, assume)
     plan = read_plan(Path(request.plan)) if request.plan else None
     scripted = Scripted.of(request)
     told.stage("load")
@@ -123,10 +130,14 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     metric = figure.metric if figure else opened.task.metric if opened.task else None
     decision = decide(request, metric, opened.data is not None)
     assumed += decision.assumed
-    samples = _trainer(request, opened, scripted, told, assume)
+    asked = identity(request, opened.model, opened.data, opened.threads.training)
+    journal = Journal(place_of(out), asked, request.resume)
+    samples = _trainer(request, opened, scripted, journal, told, assume)
     trainer = scripted.trainer(request, figure, samples, told, assume)
-    device = _device(request, decision.budgets.max_latency, opened, told, assume)
+    device = _device(request, decision.budgets.max_latency, opened, journal, told, assume)
     gauge = _gauge(request, decision.budgets, device, opened, told)
+    gauge = None if gauge is None else kept_gauge(gauge, journal)
+    prober = None if samples is None else KeptProber(samples, journal)
     cutter = Cutter(opened.dense, _manner(decision.manner, opened, device, assume), samples)
     budgets = decision.budgets.counted(cutter.dense.n_features)
     held_layers(cutter.graph, decision.manner.leave, decision.manner.layer_ratios, (KEEP_LAYER, LAYER_RATIO))
@@ -139,14 +150,21 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         model=opened.model,
         data=opened.data,
         task=opened.task,
-        step=Step(cutter, trainer, told, gauge, Depth(cutter, samples, told) if request.depth and samples else None),
-        strategy=_strategy(request, budgets, plan, samples),
+        step=Step(
+            cutter,
+            None if trainer is None else KeptTrainer(trainer, journal),
+            told,
+            gauge,
+            Depth(cutter, prober, told) if request.depth and prober else None,
+        ),
+        strategy=_strategy(request, _plain_strategy(request, budgets, plan, samples), prober, journal),
         budgets=budgets,
         device=device,
         gauge=gauge,
         out=out,
         threads=opened.threads,
         assumed=tuple(assumed),
+        journal=journal,
     )
 
 
@@ -158,12 +176,12 @@ def _manner(manner: Manner, opened: _Opened, device: Device | None, assume: Assu
     return replace(manner, rules=opened.rules, device=device, vocabularies=opened.vocabularies)
 
 
-def _place(request: CompressRequest, assume: Assume) -> Path:
+def _place(request: CompressRequest, told: Progress, assume: Assume) -> Path:
     """The run folder, which is not there yet and can be replaced where it is."""
-    out = Path(request.out) if request.out else next_run(Path(request.model).stem)
+    out = Path(request.out) if request.out else next_run(Path(request.model).stem, SUFFIX, request.resume)
     if request.out is None:
         assume(f"--out {out}")
-    check_new(out, request.force, "folder")
+    check_place(request, out, told)
     if out.resolve() in Path(request.model).resolve().parents:
         raise InputError(
             f"{out}: expected an output folder that does not hold the model, got the one of {request.model}"
@@ -194,16 +212,14 @@ def _opened(request: CompressRequest, plan: PruningPlan | None, assume: Assume) 
     return _Opened(model, Program.adopt(model.program), data, task, rules, threads, is_guess, vocabularies)
 
 
-def _strategy(
-    request: CompressRequest, budgets: Budgets, plan: PruningPlan | None, samples: DataTrainer | None
-) -> Strategy:
-    """What searches; where widths go by losses that are measured, it holds what searches otherwise."""
-    found = _plain_strategy(request, budgets, plan, samples)
-    if request.allocation == "greedy" or samples is None:
+def _strategy(request: CompressRequest, found: Strategy, prober: Prober | None, journal: Journal) -> Strategy:
+    """What searches: what was found, held by another where widths go by losses that are measured."""
+    if request.allocation == "greedy" or prober is None:
         return found
     if request.allocation == "sensitivity":
-        return Sensitivity(found, samples)
-    return Predicted(found, samples, reach=found.least if isinstance(found, Front) else None)
+        return Sensitivity(found, prober)
+    reach = found.least if isinstance(found, Front) else None
+    return Predicted(found, prober, reach=reach, clock=journal.clock)
 
 
 def _plain_strategy(
@@ -233,8 +249,13 @@ def _check_answers(request: CompressRequest, opened: _Opened, assume: Assume) ->
         assume(hint)
 
 
-def _device(
-    request: CompressRequest, limit: LatencyLimit | None, opened: _Opened, told: Progress, assume: Assume
+def _device(  # noqa: PLR0913 - what was asked for, of what, what is known of it and who is told
+    request: CompressRequest,
+    limit: LatencyLimit | None,
+    opened: _Opened,
+    journal: Journal,
+    told: Progress,
+    assume: Assume,
 ) -> Device | None:
     """The profile that is planned with: the one given, or this machine's where a latency is asked for."""
     if request.device is not None:
@@ -245,12 +266,15 @@ def _device(
     if limit is None:
         return None
     assume("--device this machine")
-    return own_device(opened.dense, Timing(threads=opened.threads.runtime), told)
+    if "device" not in journal.facts:
+        found = own_device(opened.dense, Timing(threads=opened.threads.runtime), told)
+        journal.facts["device"] = json.loads(found.to_json())
+    return device_in(journal.facts["device"])  # as it was when the run began: no two measurements are alike
 
 
 def _gauge(
     request: CompressRequest, budgets: Budgets, device: Device | None, opened: _Opened, told: Progress
-) -> OnnxGauge | None:
+) -> Gauge | None:
     """What measures networks as files, where a budget or a front asks for it."""
     if not budgets.is_measured and request.pareto is None:
         return None
@@ -285,8 +309,13 @@ def _check_choice(request: CompressRequest, asked: str) -> None:
         raise InputError(f"{asked}: expected --input-features auto, a count or a ratio, got off")
 
 
-def _trainer(
-    request: CompressRequest, opened: _Opened, scripted: Scripted, told: Progress, assume: Assume
+def _trainer(  # noqa: PLR0913 - what was asked for, of what, what is done otherwise and who is told
+    request: CompressRequest,
+    opened: _Opened,
+    scripted: Scripted,
+    journal: Journal,
+    told: Progress,
+    assume: Assume,
 ) -> DataTrainer | None:
     """What finetunes and judges by the data, and has the samples that units are scored by; None without data."""
     model, data, task = opened.model, opened.data, opened.task
@@ -299,7 +328,8 @@ def _trainer(
     normalization = model.info.normalization
     assert normalization is not None
     teacher = opened.dense.frozen_module() if request.distill or task.by_reference else None
-    return DataTrainer(data, normalization, settings, task, teacher, float_type(model.program), told, trained)
+    dtype = float_type(model.program)
+    return DataTrainer(data, normalization, settings, task, teacher, dtype, told, trained, journal.running)
 
 
 def _finetuning(

@@ -189,9 +189,22 @@ def threads_of(asked: int | None, program: ExportedProgram) -> Threads:
     return Threads(asked or small, asked or 1)
 
 
-def next_run(name: str) -> Path:
-    numbers = [int(p.name[len(name) + 1 :]) for p in RUNS.glob(f"{name}-*") if p.name[len(name) + 1 :].isdecimal()]
-    return RUNS / f"{name}-{max(numbers, default=0) + 1}"
+def next_run(name: str, unfinished: str = "", resume: bool = False) -> Path:
+    """The run folder `runs/NAME-N` that is free; with `resume` the last one whose state lies beside it.
+
+    Args:
+        unfinished: how the name of such a state ends.
+    """
+    ends = {path.name[len(name) + 1 :] for path in RUNS.glob(f"{name}-*")}
+    left = [int(end.removesuffix(unfinished)) for end in ends if _is_left(end, unfinished)]
+    if resume and left:
+        return RUNS / f"{name}-{max(left)}"
+    numbers = [int(end) for end in ends if end.isdecimal()]
+    return RUNS / f"{name}-{max([*numbers, *left], default=0) + 1}"
+
+
+def _is_left(end: str, unfinished: str) -> bool:
+    return bool(unfinished) and end.endswith(unfinished) and end.removesuffix(unfinished).isdecimal()
 
 
 def completed(info: ModelInfo, data: DataSource, spec: str | None, task: str | None = None) -> ModelInfo:

@@ -174,12 +174,13 @@ def read_device(path: str | Path) -> Device:
     file = Path(path)
     document = read_json(file, "device")
     try:
-        return _device(document)
+        return device_in(document)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
 
 
-def _device(document: Any) -> Device:
+def device_in(document: Any) -> Device:
+    """The profile in a document; InputError where it is none."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         got = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise InputError(f"expected the format {FORMAT}, got {shown(got)}; make one with `edgeprune profile`")

@@ -23,10 +23,14 @@ def digest(program: ExportedProgram) -> str:
         total.update(line.encode() + b"\n")
     for kind, tensors in (("state", program.state_dict), ("constant", program.constants)):
         for name in sorted(tensors):
-            tensor = tensors[name]
-            total.update(f"{kind} {name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            total.update(_bytes_of(tensor))
+            update_with(total, f"{kind} {name}", tensors[name])
     return total.hexdigest()
+
+
+def update_with(total: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
+    """Take a tensor into a digest: its name, type, shape and bytes."""
+    total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+    total.update(_bytes_of(tensor))
 
 
 def _bytes_of(tensor: torch.Tensor) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,11 @@ from edgeprune.data import Inputs, batches, prepared
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, Evaluation, Metric, Normalization
-from edgeprune.results import FeatureCount
+from edgeprune.results import EpochRecord, FeatureCount
 from edgeprune.search.trainer import Round
 from edgeprune.settings import TrainSettings
 from edgeprune.tasks.task import Task
-from edgeprune.training import Judge, fit, recalibrate
+from edgeprune.training import Judge, StateFile, fit, recalibrate
 
 _TAYLOR_BATCHES = 64
 _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
@@ -29,13 +29,17 @@ N_PROBED = 1000  # samples
 _CPU = torch.device("cpu")
 
 
+def _nowhere() -> StateFile | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DataTrainer:
     """The data, the task and the settings that finetuning and scoring use.
 
     `teacher` is the network whose outputs are learned beside the targets, or that are the targets; `dtype` is the type
     of its inputs. `trained_epochs` counts those of the dense network's own training, by the same settings; None
-    where that is not known.
+    where that is not known. `running` says where the training that begins keeps its state, if anywhere.
     """
 
     data: DataSource
@@ -46,6 +50,7 @@ class DataTrainer:
     dtype: torch.dtype = torch.float32
     progress: Progress = Silent()  # noqa: RUF009 - it has no state
     trained_epochs: int | None = None
+    running: Callable[[], StateFile | None] = _nowhere
 
     @property
     def judge(self) -> Judge:
@@ -83,8 +88,7 @@ class DataTrainer:
             seed=own.seed + training.number,
             schedule="constant" if training.wanders else own.schedule,
         )
-        told, teacher, part = self.progress, self.teacher, (first, last)
-        fit(module, self.data, self.normalization, settings, told, teacher, task=self.task, part=part)
+        self._fit(module, settings, part=(first, last))
         return True
 
     def _epochs(self, training: Round) -> tuple[int, int, int]:
@@ -113,9 +117,30 @@ class DataTrainer:
         aim: Aim | None = None,
     ) -> tuple[FeatureCount, ...]:
         settings = replace(self.settings, epochs=units * self.settings.epochs, method=method, options=options)
-        told, teacher, task = self.progress, self.teacher, self.task
-        epochs = fit(module, self.data, self.normalization, settings, told, teacher, graph=graph, task=task, aim=aim)
+        epochs = self._fit(module, settings, graph=graph, aim=aim)
         return tuple(FeatureCount(epoch.n_features or 0, epoch.val_value) for epoch in epochs)
+
+    def _fit(
+        self,
+        module: nn.Module,
+        settings: TrainSettings,
+        graph: ChannelGraph | None = None,
+        aim: Aim | None = None,
+        part: tuple[int, int] | None = None,
+    ) -> tuple[EpochRecord, ...]:
+        return fit(
+            module,
+            self.data,
+            self.normalization,
+            settings,
+            self.progress,
+            self.teacher,
+            checkpoint=self.running(),
+            graph=graph,
+            task=self.task,
+            aim=aim,
+            part=part,
+        )
 
     def evaluation(self, module: nn.Module) -> Evaluation:
         """What the task makes of the validation split."""

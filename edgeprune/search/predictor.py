@@ -8,6 +8,8 @@ choices left out best is evolved with. What is evolved is measured beside the gr
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +42,8 @@ class Predicted:
     """A strategy that goes as `inner` does, with all widths chosen by a predictor that it fits first.
 
     At most `n_samples` choices are measured for it (None: 16 a group, 64 at least, 256 at most), for at most so many
-    `seconds`. `reach` is the share of the MACs that `inner` goes down to, where the budgets do not say it.
+    `seconds` by its `clock`. `reach` is the share of the MACs that `inner` goes down to, where the budgets do not say
+    it.
     """
 
     inner: Strategy
@@ -48,6 +51,7 @@ class Predicted:
     n_samples: int | None = None
     seconds: float = SECONDS
     reach: float | None = None
+    clock: Callable[[], float] = time.perf_counter
 
     @property
     def name(self) -> str:
@@ -60,7 +64,7 @@ class Predicted:
         Raises:
             BudgetError: as `inner`, and where no widths meet a budget; says what stands in the way.
         """
-        scorer, seed = Scorer(step, self.prober, self.seconds), step.cutter.manner.seed
+        scorer, seed = Scorer(step, self.prober, self.seconds, self.clock), step.cutter.manner.seed
         step.cutter.allocate_by(Guided(scorer, self._learned(step, budgets, scorer), seed))
         return self.inner.search(step, budgets)
 

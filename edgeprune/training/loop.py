@@ -250,7 +250,7 @@ class _Run:
             self.best = score, {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
     def _keep_state(self) -> None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or not self.checkpoint.is_due:
             return
         random = self.team.rows(random_state(self.device))
         if self.team.is_main:
@@ -342,7 +342,7 @@ class _Run:
 
     def _diverged(self, what: str) -> TrainingError:
         advice = "try a lower lr"
-        if self.checkpoint is not None and self.records:
+        if self.checkpoint is not None and self.checkpoint.pace is None and self.records:
             reached = f"{self.checkpoint.path} holds the state after epoch {len(self.records)}"
             advice = f"{reached}, from which --resume goes on with a lower --lr"
         return TrainingError(f"training diverged: {what}; {advice}")

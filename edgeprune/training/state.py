@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,26 @@ def _account(info: InputInfo, normalization: Normalization) -> list[Any]:
     return [list(info.shape), info.dtype, *([] if own is None else [list(own.mean), list(own.std)])]
 
 
+class Pace:
+    """Lets a state be written so seldom that writing takes a small share of the time; the first is written."""
+
+    def __init__(self, share: float = 0.02) -> None:
+        self._share, self._next = share, 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the time has come for the next."""
+        return time.perf_counter() >= self._next
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Time how long it takes inside."""
+        started = time.perf_counter()
+        yield
+        ended = time.perf_counter()
+        self._next = ended + (ended - started) / self._share
+
+
 @dataclass(frozen=True, slots=True)
 class StateFile:
     """Where a training keeps its state, written whole after each epoch.
@@ -64,11 +86,18 @@ class StateFile:
         path: the file.
         identity: the training that it belongs to, see `identity`.
         resume: whether the training goes on from what is there already; else that is replaced.
+        pace: how often it is written, for a training that is a part of something larger; else after each epoch.
     """
 
     path: Path
     identity: Mapping[str, Any]
     resume: bool = False
+    pace: Pace | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the state is to be written now."""
+        return self.pace is None or self.pace.is_due
 
     def content(self) -> bytes | None:
         """The file's bytes, or None where there is nothing to go on from."""
@@ -93,8 +122,9 @@ class StateFile:
         """Replace the file: after an error or a kill there is the old one or the new one."""
         content = {"format": FORMAT, "identity": dict(self.identity), **state}
         buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_atomically(self.path, buffer.getvalue())
+        with nullcontext() if self.pace is None else self.pace.writing():
+            torch.save(content, buffer)
+            write_atomically(self.path, buffer.getvalue())
 
     def remove(self) -> None:
         """The training has ended, and its network is written."""

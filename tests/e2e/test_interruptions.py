@@ -6,6 +6,7 @@ import contextlib
 import resource
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,8 +87,16 @@ def test_ctrl_c_in_compress_leaves_the_earlier_run_as_it_was(tmp_path: Path) -> 
     before = snapshot(tmp_path)
     process = _finetuning(tmp_path, *LONG, "--force")
     assert any(name.endswith(".part") for name in names(tmp_path / "runs"))
-    _interrupted(process)
-    assert snapshot(tmp_path) == before
+    while not list((tmp_path / "runs" / "long.compressing").glob("*.training")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    *_, said, _ = _interrupted(process)
+    assert said == "runs/long.compressing holds what the search has come to; --resume goes on with it"
+    after = snapshot(tmp_path)
+    assert {name for name in after if name not in before} == {
+        f"runs/long.compressing{file}" for file in ("", "/asked.json", "/000000.training")
+    }
+    assert {name: after[name] for name in before} == before
 
 
 def test_a_kill_leaves_no_run_under_its_final_name(tmp_path: Path) -> None:
@@ -95,7 +104,7 @@ def test_a_kill_leaves_no_run_under_its_final_name(tmp_path: Path) -> None:
     process.kill()
     process.communicate(timeout=300)
     assert not (tmp_path / "runs" / "long").exists()
-    assert all(name.endswith(".part") for name in names(tmp_path / "runs"))
+    assert all(name.endswith((".part", ".compressing")) for name in names(tmp_path / "runs"))
     assert "expected a run to export, got none" in refused(tmp_path, "export", "--onnx")
 
 
