@@ -102,7 +102,8 @@ def test_json_is_bounded(text: str | bytes, got: str) -> None:
 
 
 NAMES = {
-    "model": "model:", "training": "`OUT.training`", "onnx": "ONNX", "npz": "`.npz`", "idx": "IDX", "csv": "CSV",
+    "model": "model:", "training": "`OUT.training`", "results": "`OUT.compressing`", "onnx": "ONNX",
+    "npz": "`.npz`", "idx": "IDX", "csv": "CSV",
     "image": "image", "plan": "`plan.json`", "run": "`run.json`", "device": "`device.json`", "groups": "feature groups",
     "code": "Python file", "ids": "a file of ids", "features": "`features.json`", "prices": "feature prices",
 }  # fmt: skip
