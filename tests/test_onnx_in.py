@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ from onnx_nets import judged, model, written
 from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.export.onnx import export_onnx
 from edgeprune.formats.load import load
 from edgeprune.graph.capture import Program
 from edgeprune.records import InputInfo
 
+MODELS = Path(__file__).parents[1] / "models"
 R = np.random.default_rng(1)
 
 
@@ -270,3 +275,37 @@ def test_an_answer_that_is_not_the_runtimes_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setitem(RULES, "Relu", lambda call: torch.relu(call.tensor(0)) * 1.001)
     with pytest.raises(InputError, match=r"'y': expected what onnxruntime gives within 0.0001 .*, got 0.00"):
         load(path)
+
+
+# -- commands
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeprune", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_file_is_compressed_to_half_its_macs(tmp_path: Path) -> None:
+    """A trained network of the digits, as onnxruntime has it: cut, proved, finetuned, and written as ONNX again."""
+    export_onnx(load(MODELS / "digits_mlp.pt").program, tmp_path / "net.onnx")
+    done = command(
+        tmp_path, "compress", "net.onnx", "--data", "digits", "--normalize", "data", "--keep-macs", "0.5",
+        "--finetune-epochs", "1", "--out", "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "slim = masked dense" in done.stdout
+    assert record["slim"]["macs"] <= 0.5 * record["dense"]["macs"]
+    slim, x = load(tmp_path / "run" / "slim.pt2").program, torch.randn(3, *load(tmp_path / "net.onnx").info.input_shape)
+    export_onnx(slim, tmp_path / "slim.onnx")
+    found = judged(tmp_path / "slim.onnx", [x.numpy()])[0]
+    np.testing.assert_allclose(slim.module()(x).detach().numpy(), found, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bad_file_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    onnx.save(quantized(), tmp_path / "net.onnx")
+    done = command(tmp_path, "inspect", "net.onnx")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "net.onnx: node 'n0' (QuantizeLinear): expected a float network" in done.stderr

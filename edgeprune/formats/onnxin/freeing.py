@@ -68,13 +68,16 @@ def _scaled(size: int, have: Size, was: int) -> Size:
 
 def common_batch(call: Call, parts: list[Tensor], axis: int) -> list[Tensor]:
     """Tensors that are to stand beside each other, those of the file's own batch repeated for that of the others."""
-    bases = [_base_shape(call, position, part) for position, part in enumerate(parts)]
-    if not call.base or any(base is None or len(base) != parts[0].dim() for base in bases):
+    if not call.base:
         return parts
-    grown = [grown_dims(part.shape, base or ()) for part, base in zip(parts, bases, strict=True)]
-    wanted = {dim: part.shape[dim] for part, dims in zip(parts, grown, strict=True) for dim in dims if dim != axis}
-    return [_repeated(part, {dim: size for dim, size in wanted.items() if dim not in dims})
-            for part, dims in zip(parts, grown, strict=True)]  # fmt: skip
+    bases = [_base_shape(call, position, part) for position, part in enumerate(parts)]
+    known = [base for base in bases if base is not None and len(base) == parts[0].dim()]
+    if len(known) != len(parts):
+        return parts
+    grown = [grown_dims(part.shape, base) for part, base in zip(parts, known, strict=True)]
+    wanted = {dim: part.shape[dim] for part, dims in zip(parts, grown, strict=True) for dim in dims}
+    wanted.pop(axis, None)
+    return [_repeated(part, wanted, dims) for part, dims in zip(parts, grown, strict=True)]
 
 
 def _base_shape(call: Call, position: int, part: Tensor) -> tuple[int, ...] | None:
@@ -83,7 +86,9 @@ def _base_shape(call: Call, position: int, part: Tensor) -> tuple[int, ...] | No
     return call.base_of(call.node.inputs[position])
 
 
-def _repeated(part: Tensor, wanted: dict[int, Size]) -> Tensor:
+def _repeated(part: Tensor, sizes: dict[int, Size], grown: list[int]) -> Tensor:
+    """A tensor repeated up to these sizes along the dims that have not grown by themselves."""
+    wanted = {dim: size for dim, size in sizes.items() if dim not in grown}
     if not wanted or any(part.shape[dim] != 1 for dim in wanted):
         return part
     return part.expand([wanted.get(dim, size) for dim, size in enumerate(part.shape)])

@@ -75,18 +75,17 @@ def graph_of(proto: onnx.ModelProto) -> Graph:
         InputError: operators that cannot be taken, by name; an input or a weight of a type that PyTorch has not.
     """
     opset = _opset(proto)
-    plain = _without_functions(proto)
-    graph = plain.graph
+    graph = _without_functions(proto).graph
     constants = {tensor.name: tensor_of(tensor, f"weight {shown(tensor.name)}") for tensor in graph.initializer}
     if graph.sparse_initializer:
         raise InputError("expected dense weights, got sparse ones")
-    nodes = tuple(_node(node) for node in graph.node)
-    uses = Counter(name for node in nodes for name in node.inputs)
-    uses.update(value.name for value in graph.output)
+    nodes, outputs = tuple(map(_node, graph.node)), tuple(value.name for value in graph.output)
+    uses = Counter(outputs)
+    uses.update(name for node in nodes for name in node.inputs)
     inputs = tuple(_input(value) for value in graph.input if value.name not in constants)
     if not inputs:
         raise InputError("expected a network with an input, got none")
-    return Graph(nodes, inputs, tuple(value.name for value in graph.output), constants, uses, opset)
+    return Graph(nodes, inputs, outputs, constants, uses, opset)
 
 
 def _opset(proto: onnx.ModelProto) -> int:

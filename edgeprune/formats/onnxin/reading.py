@@ -120,18 +120,24 @@ def _infos(
         InputInfo(name, given.sizes[1:], str(given.dtype).removeprefix("torch."))
         for name, given in zip(names, graph.inputs, strict=True)
     ]
-    for given in graph.inputs:
-        if not given.sizes:
-            raise InputError(f"input {shown(given.name)}: expected a batch as its first size, got a single number")
+    single = next((given.name for given in graph.inputs if not given.sizes), None)
+    if single is not None:
+        raise InputError(f"input {shown(single)}: expected a batch as its first size, got a single number")
     asked = {info.name: info for info in named}
-    if asked and set(asked) != set(names):
-        raise InputError(f"--input: expected {', '.join(names)}, got {', '.join(asked)}")
-    infos = [_agreed(info, asked[info.name].shape if asked else None) for info in infos]
+    infos = _as_asked(infos, asked)
     if len(infos) == 1:
         return (_one(infos[0], shape, data_shape, asked),)
     if shape is not None:
         raise InputError(f"expected --input NAME=SHAPE for each of {', '.join(names)}, got --input-shape {list(shape)}")
     return tuple(infos)
+
+
+def _as_asked(infos: list[InputInfo], asked: Mapping[str, InputInfo]) -> list[InputInfo]:
+    """The inputs with the sizes that are asked for by name, where any are."""
+    names = [info.name for info in infos]
+    if asked and set(asked) != set(names):
+        raise InputError(f"--input: expected {', '.join(names)}, got {', '.join(asked)}")
+    return [_agreed(info, asked[info.name].shape if asked else None) for info in infos]
 
 
 def _one(

@@ -13,16 +13,14 @@ from edgeprune.formats.onnxin.registry import rule
 @rule("Attention")
 def attention(call: Call) -> Tensor:
     """Scaled dot products of `(batch, n_heads, length, size)`, or of heads beside each other in the last dim."""
-    call.refuse_if(any(call.has(position) for position in (4, 5, 6)), "an attention without a past", "one")
-    call.refuse_if(bool(call.attribute("softcap", 0.0)), "softcap 0", call.attribute("softcap"))
-    call.refuse_if(len([name for name in call.node.outputs if name]) > 1, "one output", "several")
+    _check(call)
     query, key, value = (call.tensor(position) for position in range(3))
     is_flat = query.dim() == 3
     if is_flat:
         n_query, n_key = int(call.attribute("q_num_heads")), int(call.attribute("kv_num_heads"))
         query, key, value = (_headed(x, n) for x, n in ((query, n_query), (key, n_key), (value, n_key)))
-    if key.shape[1] != query.shape[1]:
-        each = int(query.shape[1]) // int(key.shape[1])
+    each = int(query.shape[1]) // int(key.shape[1])
+    if each > 1:
         key, value = key.repeat_interleave(each, 1), value.repeat_interleave(each, 1)
     mask = call.tensor(3) if call.has(3) else None
     causal = bool(call.attribute("is_causal", 0))
@@ -32,6 +30,13 @@ def attention(call: Call) -> Tensor:
         causal = False
     found = F.scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale=call.attribute("scale"))
     return found.transpose(1, 2).flatten(2) if is_flat else found
+
+
+def _check(call: Call) -> None:
+    """Raise InputError for what PyTorch's operator does not do."""
+    call.refuse_if(any(call.has(position) for position in (4, 5, 6)), "an attention without a past", "one")
+    call.refuse_if(bool(call.attribute("softcap", 0.0)), "softcap 0", call.attribute("softcap"))
+    call.refuse_if(len([name for name in call.node.outputs if name]) > 1, "one output", "several")
 
 
 def _headed(x: Tensor, n_heads: int) -> Tensor:

@@ -69,13 +69,19 @@ def gemm(call: Call) -> Tensor:
     a = call.tensor(0) if call.constant(0) is None else call.weight(0)
     a = a.t() if call.attribute("transA", 0) else a
     weight = call.weight(1) if call.attribute("transB", 0) else call.weight(1, "weight", "transposed", Tensor.t)
+    stored = call.constant(2)
+    if alpha == beta == 1.0 and stored is not None and stored.numel() == weight.shape[0]:
+        return F.linear(a, weight, call.weight(2, "bias", "" if stored.dim() == 1 else "flat", _flat))
     bias = call.optional(2) if beta else None
-    if alpha == 1.0 and (bias is None or (beta == 1.0 and bias.numel() == weight.shape[0] and bias.dim() <= 2)):
-        return F.linear(a, weight, None if bias is None else bias.reshape(-1) if bias.dim() != 1 else bias)
-    product = F.linear(a, weight) if alpha == 1.0 else F.linear(a, weight) * alpha
+    product = F.linear(a, weight)
+    product = product if alpha == 1.0 else product * alpha
     if bias is None:
         return product
     return product + (bias if beta == 1.0 else bias * beta)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 1 else tensor.reshape(-1)
 
 
 @rule("MatMul")

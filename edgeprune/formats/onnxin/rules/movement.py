@@ -141,14 +141,19 @@ def pad(call: Call) -> Tensor:
     value = call.attribute("value", call.scalar(2) if call.has(2) else 0.0)
     mode = call.text("mode", "constant")
     call.refuse_if(mode not in _PAD_MODES, f"a mode of {', '.join(_PAD_MODES)}", mode)
-    pairs = dict(zip(axes, zip(pads[: len(axes)], pads[len(axes) :], strict=True), strict=True))
-    first = min((axis for axis, pair in pairs.items() if any(bool(size != 0) for size in pair)), default=None)
-    if first is None:
+    flat = _flat_pads(x.dim(), axes, pads)
+    if not flat:
         return x
-    flat = [size for axis in range(x.dim() - 1, first - 1, -1) for size in pairs.get(axis, (0, 0))]
     if mode == "constant":
         return F.pad(x, flat, "constant", value)
     return _mirrored(x, flat, _PAD_MODES[mode])
+
+
+def _flat_pads(n_dims: int, axes: list[int], pads: list[Size]) -> list[Size]:
+    """Both ends of each dim as PyTorch has them: from the last dim to the first that is padded."""
+    pairs = dict(zip(axes, zip(pads[: len(axes)], pads[len(axes) :], strict=True), strict=True))
+    first = min((axis for axis, pair in pairs.items() if any(bool(size != 0) for size in pair)), default=n_dims)
+    return [size for axis in range(n_dims - 1, first - 1, -1) for size in pairs.get(axis, (0, 0))]
 
 
 def _mirrored(x: Tensor, flat: list[Size], mode: str) -> Tensor:

@@ -87,14 +87,17 @@ def _resized(call: Call, x: Tensor, axes: list[_Axis], coordinates: str, roundin
 def _nearest(call: Call, x: Tensor, axes: list[_Axis], coordinates: str, rounding: str) -> Tensor:
     """By PyTorch's own operator where it picks the same places, else by their indices."""
     picked = {axis: _places(call, axis, coordinates, rounding) for axis in axes}
-    spatial = [axis for axis in axes if axis.axis >= 2]
-    whole = all(places == [k * axis.size // axis.wanted for k in range(axis.wanted)] for axis, places in picked.items())
-    if whole and len(spatial) == len(axes) and 3 <= x.dim() <= 5:
+    if 3 <= x.dim() <= 5 and all(_is_floor(axis, places) for axis, places in picked.items()):
         sizes = {axis.axis: axis.wanted for axis in axes}
         return F.interpolate(x, [sizes.get(dim, int(x.shape[dim])) for dim in range(2, x.dim())], mode="nearest")
     for axis, places in picked.items():
         x = x.index_select(axis.axis, call.made(f"places_{axis.axis}", torch.tensor(places)))
     return x
+
+
+def _is_floor(axis: _Axis, places: list[int]) -> bool:
+    """Whether a dim of an image is resized to the places that PyTorch picks."""
+    return axis.axis >= 2 and places == [k * axis.size // axis.wanted for k in range(axis.wanted)]
 
 
 def _places(call: Call, axis: _Axis, coordinates: str, rounding: str) -> list[int]:

@@ -167,7 +167,10 @@ def _moved(call: Call, values: np.ndarray) -> np.ndarray:
     if op == "Flatten":
         axis = call.attribute("axis", 1)
         return values.reshape(math.prod(values.shape[:axis]), -1)
-    target = [int(number) for number in call.ints(1)]
+    return _to_target(op, values, [int(number) for number in call.ints(1)])
+
+
+def _to_target(op: str, values: np.ndarray, target: list[int]) -> np.ndarray:
     if op == "Expand":
         return np.broadcast_to(values, np.broadcast_shapes(values.shape, tuple(target)))
     if op == "Tile":
