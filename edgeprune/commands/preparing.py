@@ -29,7 +29,7 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.precision import HALF
 from edgeprune.graph.state import state_buffers
-from edgeprune.measure.candidates import OnnxGauge, foreign
+from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
@@ -250,10 +250,12 @@ def _device(
 
 def _gauge(
     request: CompressRequest, budgets: Budgets, device: Device | None, opened: _Opened, told: Progress
-) -> OnnxGauge | None:
-    """What measures networks as files, where a budget or a front asks for it."""
+) -> Gauge | None:
+    """What measures networks, as files where a budget or a front asks for that."""
     if not budgets.is_measured and request.pareto is None:
         return None
+    if request.pareto is None and budgets.max_latency is None and budgets.max_bytes is None:
+        return PeakGauge(opened.dense)
     other = foreign(device)
     if other is not None and budgets.max_latency is not None:
         told.say(f"--max-latency is judged by what {request.device} foretells: it is of another device than this one")

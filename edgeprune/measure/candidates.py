@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeprune.cost.activations import peak_activations
 from edgeprune.cost.device import Device
 from edgeprune.cost.models import latency_model
 from edgeprune.export import ort
@@ -41,24 +42,40 @@ class OnnxGauge:
         self._dense = Path(self._folder.name) / "dense.onnx"
         draft_onnx(dense, self._dense)
         self._dense_ms = self._foretold(dense)
+        self._dense_peak = peak_activations(dense)
 
     def __call__(self, program: Program, surely: bool) -> Measured:
-        """One inference and the file's size, beside the dense network's; `surely`: again on a busy machine."""
+        """One inference, the file's size and the activations' peak, beside the dense network's.
+
+        `surely` measures once more on a busy machine.
+        """
         slim = Path(self._folder.name) / "slim.onnx"
         draft_onnx(program, slim)
         sizes = (slim.stat().st_size, self._dense.stat().st_size)
+        peaks = (peak_activations(program), self._dense_peak)
         if self._foreign is not None:
-            return Measured(self._foretold(program), self._dense_ms, *sizes)
+            return Measured(self._foretold(program), self._dense_ms, *sizes, *peaks)
         pair, examples = (self._dense, slim), (self._example, self._example)
         if surely:
             times = steady_times(pair, examples, self._threads, self._progress)
         else:
             times = measure_files(pair, examples, threads=self._threads, max_seconds=_TRIAL_SECONDS)
         dense_ms, slim_ms = np.median(times, axis=0)
-        return Measured(float(slim_ms), float(dense_ms), *sizes)
+        return Measured(float(slim_ms), float(dense_ms), *sizes, *peaks)
 
     def _foretold(self, program: Program) -> float:
         return 0.0 if self._foreign is None else latency_model(analyze(program), self._foreign).total
+
+
+class PeakGauge:
+    """Works out the peak of the activations beside the dense network's, where no budget asks for anything of a file."""
+
+    def __init__(self, dense: Program) -> None:
+        self._dense_peak = peak_activations(dense)
+
+    def __call__(self, program: Program, surely: bool) -> Measured:
+        """It is sure at once; time and size count as equal."""
+        return Measured(1.0, 1.0, 1, 1, peak_activations(program), self._dense_peak)
 
 
 def steady_times(
