@@ -51,6 +51,7 @@ class CompressRequest:
     feature_price: str | None = None
     max_latency: str | None = None
     max_size: str | None = None
+    max_ram: str | None = None
     device: str | None = None
     pareto: int | None = None
     criterion: str | None = None

@@ -99,6 +99,16 @@ def compress(
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
+    max_ram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Inputs, outputs and activations that are alive at once take at most this, for one sample in float: "
+            "256kB.",
+            callback=opt.check_ram,
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -325,6 +335,7 @@ def compress(
             feature_price=feature_price,
             max_latency=max_latency,
             max_size=max_size,
+            max_ram=max_ram,
             device=device,
             pareto=pareto,
             criterion=criterion,

@@ -158,6 +158,11 @@ def check_size(value: str | None) -> str | None:
     return _checked_by(parse_size, value)
 
 
+def check_ram(value: str | None) -> str | None:
+    """Accept what `check_size` does."""
+    return _checked_by(lambda text: parse_size(text, "--max-ram"), value)
+
+
 def check_normalizations(values: Sequence[str] | None) -> Sequence[str] | None:
     """Accept `none`, `data`, `weights` or `mean=0.5;std=0.25`, or one of them for each input, as `image:data`."""
     _checked_by(check_normalization, normalization_of(values))

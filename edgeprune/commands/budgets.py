@@ -19,7 +19,7 @@ from edgeprune.units import parse_latency, parse_size
 _ASSUMED_KEEP = 0.5
 KEEP_LAYER, LAYER_RATIO = "--keep-layer", "--layer-ratio"
 MOST_POINTS = 20  # of a front
-_SCHEDULE, _COSTS = "--prune-schedule", "--keep-macs, --max-latency, --max-size or --pareto"
+_SCHEDULE, _COSTS = "--prune-schedule", "--keep-macs, --max-latency, --max-size, --max-ram or --pareto"
 _LEAST_CYCLE = 2  # epochs
 
 
@@ -159,6 +159,7 @@ def _stated(request: CompressRequest, metric: Metric | None) -> Budgets:
         max_drop=None if metric is None or request.max_drop is None else drop_of(request.max_drop, metric),
         max_latency=parse_latency(request.max_latency) if request.max_latency is not None else None,
         max_bytes=parse_size(request.max_size) if request.max_size is not None else None,
+        max_ram=parse_size(request.max_ram, "--max-ram") if request.max_ram is not None else None,
     )
 
 
@@ -181,6 +182,7 @@ def _check_front(request: CompressRequest) -> None:
         ("--plan", request.plan),
         ("--max-latency", request.max_latency),
         ("--max-size", request.max_size),
+        ("--max-ram", request.max_ram),
     ):
         if got is not None:
             raise InputError(f"--pareto: expected no {option}, got {got}; the networks go down to --keep-macs")

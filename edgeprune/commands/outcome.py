@@ -13,6 +13,7 @@ from edgeprune.commands.answers import Pair, Told, told_of
 from edgeprune.commands.examples import example_feed, real_inputs
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.runfolder import model_facts
+from edgeprune.cost.activations import in_words, peak_activations, peak_int8_activations
 from edgeprune.cost.macs import count_parameters
 from edgeprune.cost.widths import told as told_widths
 from edgeprune.errors import BudgetError
@@ -54,7 +55,7 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
     """
     told.stage("measure in onnxruntime")
     sizes, parity, latency = _onnx_figures(job, best, told)
-    _check_measured(job, sizes[1], latency)
+    _check_measured(job, best, sizes[1], latency)
     dense, plan = found.dense, best.plan
     assert plan is not None
     comparison, shown = _compared(job, dense, best, told)
@@ -116,6 +117,8 @@ def _figures(candidate: Candidate, onnx_bytes: int, test_value: float | None) ->
         onnx_bytes=onnx_bytes,
         val_value=candidate.val_value,
         test_value=test_value,
+        peak_bytes=peak_activations(candidate.program).n_bytes,
+        peak_int8_bytes=peak_int8_activations(candidate.program).n_bytes,
     )
 
 
@@ -134,7 +137,7 @@ def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int,
     return (exports[0].size_bytes, exports[1].size_bytes), exports[1].parity, latency
 
 
-def _check_measured(job: Job, slim_bytes: int, latency: LatencyComparison) -> None:
+def _check_measured(job: Job, best: Candidate, slim_bytes: int, latency: LatencyComparison) -> None:
     """Raise BudgetError where the final file misses a budget, by what was measured."""
     budgets = job.budgets
     if not is_held(latency, budgets.max_latency, job.device):
@@ -144,6 +147,9 @@ def _check_measured(job: Job, slim_bytes: int, latency: LatencyComparison) -> No
         )
     if budgets.max_bytes is not None and slim_bytes > budgets.max_bytes:
         raise BudgetError(f"--max-size: expected at most {budgets.max_bytes:,} bytes of ONNX, got {slim_bytes:,}")
+    peak = None if budgets.max_ram is None else peak_activations(best.program)
+    if peak is not None and budgets.max_ram is not None and peak.n_bytes > budgets.max_ram:
+        raise BudgetError(f"--max-ram: expected at most {budgets.max_ram:,} bytes of activations, got {in_words(peak)}")
 
 
 def _data_facts(job: Job) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ from edgeprune.graph.precision import HALF
 from edgeprune.graph.state import state_buffers
 from edgeprune.journal.journal import Journal
 from edgeprune.journal.kept import KeptProber, KeptTrainer, kept_gauge
-from edgeprune.measure.candidates import OnnxGauge, foreign
+from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
@@ -135,8 +135,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     samples = _trainer(request, opened, scripted, journal, told, assume)
     trainer = scripted.trainer(request, figure, samples, told, assume)
     device = _device(request, decision.budgets.max_latency, opened, journal, told, assume)
-    gauge = _gauge(request, decision.budgets, device, opened, told)
-    gauge = None if gauge is None else kept_gauge(gauge, journal)
+    gauge = _gauge(request, decision.budgets, device, opened, journal, told)
     prober = None if samples is None else KeptProber(samples, journal)
     cutter = Cutter(opened.dense, _manner(decision.manner, opened, device, assume), samples)
     budgets = decision.budgets.counted(cutter.dense.n_features)
@@ -272,12 +271,27 @@ def _device(  # noqa: PLR0913 - what was asked for, of what, what is known of it
     return device_in(journal.facts["device"])  # as it was when the run began: no two measurements are alike
 
 
-def _gauge(
-    request: CompressRequest, budgets: Budgets, device: Device | None, opened: _Opened, told: Progress
+def _gauge(  # noqa: PLR0913 - what was asked, what it is asked of, and what it is measured with
+    request: CompressRequest,
+    budgets: Budgets,
+    device: Device | None,
+    opened: _Opened,
+    journal: Journal,
+    told: Progress,
 ) -> Gauge | None:
-    """What measures networks as files, where a budget or a front asks for it."""
+    """What measures networks, where a budget or a front asks for it; what is measured of files is kept."""
     if not budgets.is_measured and request.pareto is None:
         return None
+    of_files: Gauge | None = None
+    if request.pareto is not None or budgets.max_latency is not None or budgets.max_bytes is not None:
+        of_files = kept_gauge(_file_gauge(request, budgets, device, opened, told), journal)
+    return of_files if budgets.max_ram is None else PeakGauge(opened.dense, of_files)
+
+
+def _file_gauge(
+    request: CompressRequest, budgets: Budgets, device: Device | None, opened: _Opened, told: Progress
+) -> Gauge:
+    """What measures networks as files."""
     other = foreign(device)
     if other is not None and budgets.max_latency is not None:
         told.say(f"--max-latency is judged by what {request.device} foretells: it is of another device than this one")

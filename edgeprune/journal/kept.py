@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -109,11 +109,12 @@ class KeptProber:
 
 
 def kept_gauge(gauge: Gauge, journal: Journal) -> Gauge:
-    """A gauge whose measurements are kept: no two of one file come out alike."""
+    """A gauge of files whose measurements are kept: no two of one file come out alike."""
 
     def measured(program: Program, surely: bool) -> Measured:
         def work() -> list[Any]:
-            return [_plain(value) for value in astuple(gauge(program, surely))]
+            found = gauge(program, surely)
+            return [_plain(value) for value in (found.ms, found.dense_ms, found.size_bytes, found.dense_bytes)]
 
         asked = fingerprint(program.state_dict, surely)
         ms, dense_ms, size, dense_size = _numbers(journal.kept("measure", asked, work), 4, "measure")

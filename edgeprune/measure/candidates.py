@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from edgeprune.cost.activations import peak_activations
 from edgeprune.cost.device import Device
 from edgeprune.cost.models import latency_model
 from edgeprune.export import ort
@@ -17,7 +19,7 @@ from edgeprune.measure.latency import compare_latency, measure_files, ratio_inte
 from edgeprune.measure.profiling import is_here
 from edgeprune.progress import Progress
 from edgeprune.results import LatencyComparison
-from edgeprune.search.candidate import Measured
+from edgeprune.search.candidate import Gauge, Measured
 from edgeprune.units import LatencyLimit
 
 WIDE = 0.06  # of the ratio: an interval that wide says that something else ran on the machine
@@ -59,6 +61,21 @@ class OnnxGauge:
 
     def _foretold(self, program: Program) -> float:
         return 0.0 if self._foreign is None else latency_model(analyze(program), self._foreign).total
+
+
+class PeakGauge:
+    """Works out the peak of the activations beside the dense network's, to what another gauge measures of files.
+
+    Where nothing is asked of a file there is no other; time and size count as equal then.
+    """
+
+    def __init__(self, dense: Program, of_files: Gauge | None) -> None:
+        self._dense_peak, self._of_files = peak_activations(dense), of_files
+
+    def __call__(self, program: Program, surely: bool) -> Measured:
+        """The peak is sure at once."""
+        measured = Measured(1.0, 1.0, 1, 1) if self._of_files is None else self._of_files(program, surely)
+        return replace(measured, peak=peak_activations(program), dense_peak=self._dense_peak)
 
 
 def steady_times(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.commands.runfolder import model_facts, write_network, write_record
+from edgeprune.cost.activations import peak_activations, peak_int8_activations
 from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.cost.widths import told as told_widths
 from edgeprune.files import staged_folder
@@ -66,8 +67,8 @@ def _record(dense: Program, network: Network, info: ModelInfo, found: Measuremen
         assumed=told_widths(plan.aligned),
         model=model_facts(info, told.name, None, digest(dense)),
         data=None,
-        dense=NetworkFigures(macs(dense), count_parameters(dense), found.dense_bytes),
-        slim=NetworkFigures(macs(network.program), count_parameters(network.program), found.slim_bytes),
+        dense=_figures(dense, found.dense_bytes),
+        slim=_figures(network.program, found.slim_bytes),
         accuracy=None,
         latency=found.latency,
         proof_error=network.proof_error,
@@ -88,3 +89,14 @@ def _call(given: Mapping[str, Any]) -> str:
     """The call that asked for it, e.g. `edgeprune.Pruner(model, example_inputs, keep_macs=0.5)`."""
     said = (f"{k}={shown(v) if k == 'vocabularies' else repr(v)}" for k, v in given.items())  # some may be thousands
     return ", ".join(("edgeprune.Pruner(model, example_inputs", *said)) + ")"
+
+
+def _figures(program: Program, onnx_bytes: int) -> NetworkFigures:
+    """What a network costs; the loop's own measure of quality is not told."""
+    return NetworkFigures(
+        macs=macs(program),
+        params=count_parameters(program),
+        onnx_bytes=onnx_bytes,
+        peak_bytes=peak_activations(program).n_bytes,
+        peak_int8_bytes=peak_int8_activations(program).n_bytes,
+    )

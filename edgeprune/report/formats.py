@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeprune.records import Metric, MetricComparison
-    from edgeprune.results import LatencyComparison, RunRecord, StepRecord
+    from edgeprune.results import LatencyComparison, NetworkFigures, PeakActivations, RunRecord, StepRecord
 
 NONE = "–"
 _COUNTED = ("accuracy", "agreement")  # a sample more or less is 1 / n
 _SLOW_TAIL = 1.25
+_MOST_TENSORS = 4  # of a peak
 
 
 def percent(fraction: float | None) -> str:
@@ -234,3 +235,20 @@ def of_input(one: KeptInput) -> str:
 def feature_counts(run: RunRecord) -> tuple[tuple[str, int, int], ...]:
     """Of every input whose it is, as `of_input`, how many features there are and how many are kept."""
     return tuple((of_input(one), one.features.size, len(one.features.keep)) for one in kept_of(run))
+
+
+def peaks(dense: NetworkFigures, slim: NetworkFigures) -> list[tuple[str, int, int]]:
+    """The peaks of the activations of both networks, in float and in int8; none of a run of before they were told."""
+    found = (
+        ("peak activations", dense.peak_bytes, slim.peak_bytes),
+        ("peak activations, int8", dense.peak_int8_bytes, slim.peak_int8_bytes),
+    )
+    return [(name, before, after) for name, before, after in found if before is not None and after is not None]
+
+
+def peak(found: PeakActivations) -> str:
+    """E.g. "peak activations 24.6 kB at conv2d_1 (conv2d_1 16.4 kB, relu 8.2 kB)"."""
+    tensors = ", ".join(f"{name} {size(n_bytes)}" for name, n_bytes in found.tensors[:_MOST_TENSORS])
+    more = ", ..." if len(found.tensors) > _MOST_TENSORS else ""
+    how = "" if found.is_best else ", in the best order that was found"
+    return f"peak activations {size(found.n_bytes)} at {found.at} ({tensors}{more}){how}"

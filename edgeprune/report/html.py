@@ -96,6 +96,7 @@ def _figures(run: RunRecord) -> list[_Figure]:
         _cost("Parameters", dense.params, slim.params, fmt.count),
         _cost("ONNX file", dense.onnx_bytes, slim.onnx_bytes, fmt.size),
     ]
+    figures += [_cost(name.capitalize(), before, after, fmt.size) for name, before, after in fmt.peaks(dense, slim)]
     figures += [_cost(f"Input features{of}", size, kept, fmt.count) for of, size, kept in fmt.feature_counts(run)]
     figures += [_cost(f"Ids of {one.input}", one.n_ids, one.n_kept, fmt.count) for one in run.vocabularies]
     interval = f"95 % interval {fmt.ratio_interval(latency.ratio_interval)}"

@@ -40,6 +40,8 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     table.add_row(
         "ONNX file", fmt.size(dense.onnx_bytes), fmt.size(slim.onnx_bytes), fmt.share(slim.onnx_bytes, dense.onnx_bytes)
     )
+    for name, before, after in fmt.peaks(dense, slim):
+        table.add_row(name, fmt.size(before), fmt.size(after), fmt.share(after, before))
     for of, size, kept in fmt.feature_counts(record):
         table.add_row(f"input features{of}", str(size), str(kept), fmt.share(kept, size))
     for one in record.vocabularies:
@@ -168,6 +170,8 @@ def inspect(record: InspectRecord) -> RenderableType:
         parts.append(_locked_table(f"{record.model}: locked", locked))
     if record.tokens:
         parts.append(_tokens(record))
+    if record.peak is not None and record.peak_int8 is not None:
+        parts.append(labelled("memory", f"{fmt.peak(record.peak)}; {fmt.size(record.peak_int8.n_bytes)} in int8"))
     told = Text(f"  {len(prunable)} of {len(record.groups)} groups can be pruned{_remarks(prunable)}", "dim")
     return Sheet(*parts, told, *(unbroken("  drawn   ", file, "") for file in record.files))
 

@@ -84,13 +84,37 @@ class LatencyComparison:
 
 @dataclass(frozen=True, slots=True)
 class NetworkFigures:
-    """What a network costs and how well it does by the metric of the run; None where there was no data."""
+    """What a network costs and how well it does by the metric of the run; None where there was no data.
+
+    `peak_bytes` and `peak_int8_bytes` are the most that its live activations take at once, for one sample; None in the
+    runs of earlier versions.
+    """
 
     macs: int
     params: int
     onnx_bytes: int
     val_value: float | None = None
     test_value: float | None = None
+    peak_bytes: int | None = None
+    peak_int8_bytes: int | None = None
+
+    @property
+    def json_names(self) -> dict[str, str | None]:
+        """What the fields are called in JSON: peaks only where they are known."""
+        return dict.fromkeys(name for name in ("peak_bytes", "peak_int8_bytes") if getattr(self, name) is None)
+
+
+@dataclass(frozen=True, slots=True)
+class PeakActivations:
+    """The most bytes that live values take at once; `at` is the operator, `tensors` are what is there then, by size.
+
+    `is_best` says whether no order of the operators takes less; else it is the best that was found.
+    """
+
+    n_bytes: int
+    at: str
+    tensors: tuple[tuple[str, int], ...]
+    is_best: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +340,10 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class InspectRecord:
-    """What `edgeprune inspect` found; `files` are the drawings that it wrote."""
+    """What `edgeprune inspect` found; `files` are the drawings that it wrote.
+
+    `peak` is the most that live activations take, for one sample, `peak_int8` so with a byte for each float.
+    """
 
     model: str
     macs: int
@@ -324,6 +351,8 @@ class InspectRecord:
     groups: tuple[GroupRow, ...]
     files: tuple[str, ...] = ()
     tokens: tuple[TokenRow, ...] = ()
+    peak: PeakActivations | None = None
+    peak_int8: PeakActivations | None = None
 
 
 @dataclass(frozen=True, slots=True)

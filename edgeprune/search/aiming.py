@@ -65,7 +65,8 @@ def _tried(targets: Targets, attempt: Callable[[Shares], Trial]) -> Trial:
     try:
         return attempt(targets.shares)
     except BudgetError as error:
-        raise BudgetError(f"{', '.join(goal.what for goal in targets.goals.values())}: {error}") from error
+        asked = ", ".join(goal.what for goal in targets.goals.values())
+        raise BudgetError(f"{asked}{targets.told_peak}: {error}") from error
 
 
 def _see(

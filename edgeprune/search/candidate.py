@@ -10,7 +10,7 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.records import Evaluation, Reconstruction, Vocabulary
-from edgeprune.results import FeatureCount, StepRecord
+from edgeprune.results import FeatureCount, PeakActivations, StepRecord
 from edgeprune.settings import MOST_FINETUNINGS, FeatureRules
 from edgeprune.tasks.budget import MaxDrop
 from edgeprune.units import LatencyLimit
@@ -21,8 +21,9 @@ class Budgets:
     """What the network that is found must meet; each may be None.
 
     `keep_macs` is a share of the dense MACs, `max_latency` the most that one inference may take, `max_bytes` the most
-    that the ONNX file may weigh, `max_drop` is what may be lost on the validation split, `n_features` a count of
-    input features and `feature_ratio` a share of them. `prune_features` lets features go without a count of their own.
+    that the ONNX file may weigh, `max_ram` the most that its live activations may take for one sample, in bytes,
+    `max_drop` is what may be lost on the validation split, `n_features` a count of input features and `feature_ratio` a
+    share of them. `prune_features` lets features go without a count of their own.
     """
 
     keep_macs: float | None = None
@@ -32,6 +33,7 @@ class Budgets:
     prune_features: bool = False
     max_latency: LatencyLimit | None = None
     max_bytes: int | None = None
+    max_ram: int | None = None
 
     @property
     def has_costs(self) -> bool:
@@ -40,8 +42,8 @@ class Budgets:
 
     @property
     def is_measured(self) -> bool:
-        """Whether a budget is held by measuring a file."""
-        return self.max_latency is not None or self.max_bytes is not None
+        """Whether a budget is held by measuring what was cut."""
+        return any(limit is not None for limit in (self.max_latency, self.max_bytes, self.max_ram))
 
     @property
     def features(self) -> bool:
@@ -89,12 +91,17 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A network as a file in its runtime: p50 of one inference beside the dense one's, and the bytes of both."""
+    """A network as a file in its runtime: p50 of one inference beside the dense one's, and the bytes of both.
+
+    `peak` and `dense_peak` are those of their activations; None where no budget asks for them.
+    """
 
     ms: float
     dense_ms: float
     size_bytes: int
     dense_bytes: int
+    peak: PeakActivations | None = None
+    dense_peak: PeakActivations | None = None
 
 
 Gauge = Callable[[Program, bool], Measured]  # whether it has to be sure, or once is enough

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from edgeprune.cost.activations import in_words
+from edgeprune.results import PeakActivations
 from edgeprune.search.candidate import Budgets, Measured
 
 AIM = 0.96  # of a budget: below it, so that the next measurement holds it too
@@ -97,6 +99,7 @@ class Targets:
 
     def __init__(self, budgets: Budgets, dense: Measured | None) -> None:
         self.keep_macs = budgets.keep_macs
+        self._peak: PeakActivations | None = None if dense is None else dense.peak
         self.goals: dict[str, Goal] = {}
         limit = budgets.max_latency
         if limit is not None and dense is not None:
@@ -105,12 +108,17 @@ class Targets:
         if budgets.max_bytes is not None and dense is not None:
             most = budgets.max_bytes / dense.dense_bytes
             self.goals["size"] = Goal(f"--max-size {budgets.max_bytes}B", most, min(AIM * most, 1.0))
+        if budgets.max_ram is not None and self._peak is not None:
+            most = budgets.max_ram / max(self._peak.n_bytes, 1)
+            # MACs go with the square of the widths, activations with the widths.
+            self.goals["ram"] = Goal(f"--max-ram {budgets.max_ram}B", most, min(max((AIM * most) ** 2, _LEAST), 1.0))
 
     @property
     def shares(self) -> Shares:
-        """What to plan for."""
+        """What to plan for; activations become smaller with the MACs, and have no model of their own."""
         planned = {name: goal.planned for name, goal in self.goals.items()}
-        return Shares(self.keep_macs, planned.get("latency"), planned.get("size"))
+        macs = min((share for share in (self.keep_macs, planned.get("ram")) if share is not None), default=None)
+        return Shares(macs, planned.get("latency"), planned.get("size"))
 
     def settle(self) -> None:
         """Plan for what came nearest to the budgets from within all of them; where nothing was, for what is planned."""
@@ -130,6 +138,9 @@ class Targets:
     def see(self, measured: Measured) -> None:
         """Take a measurement of the network that the present shares led to."""
         found = {"latency": measured.ms / measured.dense_ms, "size": measured.size_bytes / measured.dense_bytes}
+        if measured.peak is not None and measured.dense_peak is not None:
+            self._peak = measured.peak
+            found["ram"] = measured.peak.n_bytes / max(measured.dense_peak.n_bytes, 1)
         self.goals = {name: goal.seen(found[name]) for name, goal in self.goals.items()}
 
     def over(self) -> list[Goal]:
@@ -159,9 +170,17 @@ class Targets:
         """Plan for somewhat less of what is over its budget."""
         self.goals = {name: goal.lowered() if goal.is_over else goal for name, goal in self.goals.items()}
 
+    @property
+    def told_peak(self) -> str:
+        """What makes the peak of the last network that was measured, where a budget asks for that; else nothing."""
+        if "ram" not in self.goals or self._peak is None:
+            return ""
+        return f" (live activations take {in_words(self._peak)} bytes)"
+
     def missed(self, macs_share: float) -> str:
         """What is measured of the file, of a network with this share of the MACs, does not come down to its budget."""
         over = "; ".join(f"{goal.what}: {goal.measured / goal.most:.2f} times that" for goal in self.over())
+        over += self.told_peak
         return (
             f"the budgets cannot be met: the closest network, at {macs_share:.1%} of the MACs, has {over}; allow more"
         )

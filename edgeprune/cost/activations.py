@@ -1,0 +1,163 @@
+"""The most memory that a network's values take at once, for one sample, in float and in int8.
+
+Weights are not counted: a file has them. Inputs and outputs are, and what operators compute. Reshapes, transposes and
+slices share the memory of what they show; an elementwise operator, batch norm among them, may write over what it is the
+last to read. What a runtime needs beside (im2col, packed weights) is its own affair.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from edgeprune.cost.liveness import Lifetimes, Operation, Peak
+from edgeprune.graph.sizes import input_values, size_hint
+from edgeprune.results import PeakActivations
+
+_SHOWN = 4  # tensors of a peak
+_IDENTITIES = ("dropout", "dropout_", "alpha_dropout", "feature_dropout")  # once a network is trained
+_OVER_THEIR_INPUT = ("batch_norm", "_native_batch_norm_legit_no_training")  # elementwise, but not marked so
+
+
+def peak_activations(program: ExportedProgram) -> PeakActivations:
+    """The peak in the types that the network computes in, batch of one."""
+    return _peak(_Values.of(program), int8=False)
+
+
+def peak_int8_activations(program: ExportedProgram) -> PeakActivations:
+    """The peak with one byte for each float, batch of one."""
+    return _peak(_Values.of(program), int8=True)
+
+
+def in_words(peak: PeakActivations) -> str:
+    """E.g. `24,576 at conv2d_1: conv2d_1 16,384, relu 8,192`."""
+    tensors = ", ".join(f"{name} {n_bytes:,}" for name, n_bytes in peak.tensors[:_SHOWN])
+    more = ", ..." if len(peak.tensors) > _SHOWN else ""
+    return f"{peak.n_bytes:,} at {peak.at}: {tensors}{more}"
+
+
+def _peak(values: _Values, int8: bool) -> PeakActivations:
+    sizes = [_n_bytes(value, values.numbers, int8) for value in values.tensors]
+    peak: Peak = Lifetimes(sizes, values.given, values.kept, values.operations).best()
+    live = sorted(((values.names[value], sizes[value]) for value in peak.live), key=lambda one: (-one[1], one[0]))
+    at = "the inputs" if peak.operation is None else values.operators[peak.operation]
+    return PeakActivations(peak.n_bytes, at, tuple(one for one in live if one[1]), peak.is_best)
+
+
+def _n_bytes(value: Tensor, numbers: Mapping[Any, Any], int8: bool) -> int:
+    n_elements = 1
+    for size in value.shape:
+        n_elements *= _size(size, numbers)
+    return n_elements * (1 if int8 and value.dtype.is_floating_point else value.element_size())
+
+
+def _size(size: Any, numbers: Mapping[Any, Any]) -> int:
+    """A size with the batches as 1 and other free sizes as they were at capture."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    found = size.node.expr.xreplace(numbers)
+    return int(found) if found.is_number else int(size_hint(size))
+
+
+def _numbers(program: ExportedProgram) -> dict[Any, Any]:
+    """What the symbols of free sizes stand for."""
+    numbers: dict[Any, Any] = {}
+    for value in input_values(program):
+        sizes = enumerate(value.shape) if isinstance(value, Tensor) else ()
+        for dim, size in sizes:
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol and numbers.get(size.node.expr) != 1:
+                numbers[size.node.expr] = sympy.Integer(size_hint(size) if dim else 1)
+    return numbers
+
+
+@dataclass(slots=True, eq=False)
+class _Values:
+    """The values of a program by number, and what reads and writes them."""
+
+    numbers: dict[Any, Any]
+    tensors: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    given: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+    operators: list[str] = field(default_factory=list)
+    _stands: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)  # the values that a node's outputs are
+
+    @classmethod
+    def of(cls, program: ExportedProgram) -> _Values:
+        values = cls(_numbers(program))
+        inputs = set(program.graph_signature.user_inputs)
+        outputs = set(program.graph_signature.user_outputs)
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and node.name in inputs and isinstance(node.meta.get("val"), Tensor):
+                values._stands[node] = (values._added(node.name, node.meta["val"]),)
+                values.given += values._stands[node]
+            elif node.op == "call_function":
+                values._call(node)
+            if node.name in outputs:
+                values.kept += values._stands.get(node, ())
+        return values
+
+    def _added(self, name: str, tensor: Tensor) -> int:
+        self.tensors.append(tensor)
+        self.names.append(name)
+        return len(self.tensors) - 1
+
+    def _call(self, node: fx.Node) -> None:
+        """An operator that reads values; what is made of weights alone stands in a file, and is none."""
+        read = [source for source in node.all_input_nodes if source in self._stands]
+        results = [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
+        if not read or not results:
+            return
+        if node.target is operator.getitem:
+            shown = self._stands[read[0]]
+            parts = read[0].meta["val"]
+            is_one_each = isinstance(parts, list | tuple) and len(parts) == len(shown)
+            self._stands[node] = (shown[int(node.args[1])],) if is_one_each else shown  # type: ignore[arg-type]
+        elif _is_view(node, results):
+            shown = self._stands[read[0]]
+            self._stands[node] = shown * len(results) if len(shown) == 1 else shown
+        else:
+            self._write(node, read, results)
+
+    def _write(self, node: fx.Node, read: Iterable[fx.Node], results: list[Tensor]) -> None:
+        names = [node.name] if len(results) == 1 else [f"{node.name}[{n}]" for n in range(len(results))]
+        written = tuple(self._added(name, result) for name, result in zip(names, results, strict=True))
+        reads = frozenset(value for source in read for value in self._stands[source])
+        self._stands[node] = written
+        self.operations.append(Operation(reads, written, reads if _may_write_over(node) else frozenset()))
+        self.operators.append(node.name)
+
+
+def _is_view(node: fx.Node, results: list[Tensor]) -> bool:
+    """Whether its results show what its first input holds, or are that."""
+    target, first = node.target, node.args[0] if node.args else None
+    if not isinstance(target, torch._ops.OpOverload) or not isinstance(first, fx.Node):
+        return False
+    if _name(target) in _IDENTITIES:
+        return True
+    source = first.meta.get("val")
+    is_same_type = isinstance(source, Tensor) and all(result.dtype == source.dtype for result in results)
+    aliases = [result.alias_info for result in target._schema.returns]
+    return is_same_type and any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _may_write_over(node: fx.Node) -> bool:
+    """Whether each of its numbers depends on the number at its place alone."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return torch.Tag.pointwise in target.tags or _name(target) in _OVER_THEIR_INPUT
+
+
+def _name(target: torch._ops.OpOverload) -> str:
+    """E.g. `dropout` of `aten::dropout`."""
+    return target._schema.name.partition("::")[2]

@@ -1,0 +1,240 @@
+"""The peak of live activations: the best order against all orders, networks counted by hand, and the budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from edgeprune.cli.app import app, main
+from edgeprune.cost.activations import peak_activations, peak_int8_activations
+from edgeprune.cost.liveness import Lifetimes, Operation
+from edgeprune.errors import BudgetError
+from edgeprune.formats.save import save_program
+from edgeprune.graph.capture import capture
+from edgeprune.records import ModelInfo
+from edgeprune.results import PeakActivations
+from edgeprune.search.aiming import Trial, aim
+from edgeprune.search.candidate import Budgets, Measured
+from edgeprune.search.landing import Targets
+
+# --- orders
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[list[int], list[int], list[int], list[Operation]]:
+    """Sizes, what is given, what stays and up to seven operations over it."""
+    n_given = draw(st.integers(1, 2))
+    sizes, operations = draw(st.lists(st.integers(1, 9), min_size=n_given, max_size=n_given)), []
+    for _ in range(draw(st.integers(0, 7))):
+        reads = draw(st.frozensets(st.integers(0, len(sizes) - 1), min_size=1, max_size=3))
+        written = draw(st.lists(st.integers(0, 9), min_size=1, max_size=2))
+        writes = tuple(range(len(sizes), len(sizes) + len(written)))
+        sizes += written
+        operations.append(Operation(reads, writes, reads if draw(st.booleans()) else frozenset()))
+    kept = draw(st.lists(st.integers(0, len(sizes) - 1), min_size=1, max_size=2, unique=True))
+    return sizes, list(range(n_given)), kept, operations
+
+
+def orders(given: list[int], operations: list[Operation]) -> Iterator[tuple[int, ...]]:
+    def after(order: tuple[int, ...], there: frozenset[int]) -> Iterator[tuple[int, ...]]:
+        if len(order) == len(operations):
+            yield order
+        for number, operation in enumerate(operations):
+            if number not in order and operation.reads <= there:
+                yield from after((*order, number), there | set(operation.writes))
+
+    yield from after((), frozenset(given))
+
+
+def peak_of(order: tuple[int, ...], sizes: list[int], given: list[int], kept: list[int], ops: list[Operation]) -> int:
+    """Every moment of an order, written out: what is there and what is read later."""
+    there, most = set(given), sum(sizes[v] for v in given)
+    for at, number in enumerate(order):
+        later = set(kept).union(*(ops[k].reads for k in order[at + 1 :]))
+        operation = ops[number]
+        alive = {v for v in there if v in later or v in operation.reads}
+        made = sum(sizes[v] for v in operation.writes)
+        over = [v for v in operation.reuses if v not in later and sizes[v] >= made]
+        most = max(most, sum(sizes[v] for v in alive) + (0 if over and len(operation.writes) == 1 else made))
+        there = {v for v in alive | set(operation.writes) if v in later}
+    return most
+
+
+@settings(max_examples=300, deadline=None)
+@given(graph=graphs())
+def test_no_order_takes_less_than_the_best(graph: tuple[list[int], list[int], list[int], list[Operation]]) -> None:
+    sizes, given_values, kept, operations = graph
+    lifetimes = Lifetimes(sizes, given_values, kept, operations)
+    best = lifetimes.best()
+    peaks = {order: peak_of(order, *graph) for order in orders(given_values, operations)}
+    assert best.is_best and best.n_bytes == min(peaks.values()) == peaks[best.order]
+    assert all(lifetimes.peak_of(order) == peak for order, peak in peaks.items())
+    shown = sum(sizes[value] for value in best.live)
+    assert shown >= best.n_bytes, "what is alive then, and what is written over one of it"
+
+
+def test_a_search_that_is_too_long_says_so() -> None:
+    """A branch whose large values are best made small one after the other, and no set to look at."""
+    branches = 4
+    sizes, operations = [1], []
+    for _ in range(branches):
+        sizes += [10, 1]
+        operations.append(Operation(frozenset({0}), (len(sizes) - 2,)))
+    for k in range(branches):
+        operations.append(Operation(frozenset({1 + 2 * k}), (2 + 2 * k,)))
+    sizes.append(5)
+    operations.append(Operation(frozenset(range(2, 2 * branches + 1, 2)), (len(sizes) - 1,)))
+    lifetimes = Lifetimes(sizes, [0], [len(sizes) - 1], operations)
+    best, hasty = lifetimes.best(), lifetimes.best(most_sets=0)
+    assert best.is_best and best.n_bytes == 14 < lifetimes.peak_of(range(len(operations)))
+    assert hasty.n_bytes >= best.n_bytes and not hasty.is_best
+
+
+# --- networks
+
+
+def peaks(net: nn.Module, *shape: int) -> tuple[PeakActivations, PeakActivations]:
+    program = capture(net.eval(), torch.randn(3, *shape))
+    return peak_activations(program), peak_int8_activations(program)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x).relu())
+
+
+class Views(nn.Module):
+    """What shows the same numbers takes no memory; nor does a table that is made of weights alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 6, 1000))
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = x.reshape(-1, 4, 6).transpose(1, 2).flatten(1)
+        return turned[:, :8].unsqueeze(1) @ (self.table * 2).sum(1)[:, :8].unsqueeze(2)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "floats"),
+    [
+        # the input beside the first layer, whose ReLU and batch norm write over it
+        (nn.Sequential(nn.Linear(10, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(), nn.Linear(30, 2)), (10,), 40),
+        (Residual(), (4, 8, 8), (4 + 16 + 4) * 64),  # the input stays for the sum
+        (Views(), (24,), 25),
+        (nn.ReLU(), (7,), 7),
+    ],
+)
+def test_networks_counted_by_hand(net: nn.Module, shape: tuple[int, ...], floats: int) -> None:
+    found, int8 = peaks(net, *shape)
+    assert (found.n_bytes, int8.n_bytes) == (4 * floats, floats) and found.is_best
+
+
+def test_whole_numbers_keep_their_size_and_the_tensors_are_named() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(10, 6)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.table(ids)
+
+    program = capture(Tokens().eval(), torch.randint(0, 10, (2, 5)))
+    found, int8 = peak_activations(program), peak_int8_activations(program)
+    assert (found.n_bytes, int8.n_bytes) == (5 * 8 + 30 * 4, 5 * 8 + 30)
+    assert found.at == "embedding" and dict(found.tensors) == {"embedding": 120, "ids": 40}
+
+
+# --- the budget
+
+
+def trial(width: int) -> Trial:
+    return Trial(_Cut({"weight": torch.empty(width, 1)}), (width / 16) ** 2)
+
+
+class _Cut:
+    def __init__(self, state_dict: dict[str, Tensor]) -> None:
+        self.state_dict = state_dict
+
+
+def measured(program: Any, surely: bool = True) -> Measured:
+    """An input of 20 bytes that cannot go, and 5 for each unit."""
+    width = len(program.state_dict["weight"])
+    peak = PeakActivations(20 + 5 * width, "conv", (("relu", 5 * width), ("x", 20)), True)
+    return Measured(1.0, 1.0, 1, 1, peak, PeakActivations(100, "conv", (("relu", 80), ("x", 20)), True))
+
+
+def test_trials_land_on_the_widest_network_within() -> None:
+    targets = Targets(Budgets(max_ram=63), measured(trial(16).program))
+    aim(targets, measured, lambda shares: trial(max(1, int(16 * shares.macs**0.5))))
+    assert int(16 * targets.shares.macs**0.5) == 8
+    asked = Targets(Budgets(max_ram=63, keep_macs=0.1), measured(trial(16).program)).shares
+    assert asked.macs == 0.1, "the tighter of both"
+
+
+def test_what_cannot_be_reached_says_what_makes_the_peak() -> None:
+    targets = Targets(Budgets(max_ram=15), measured(trial(16).program))
+    with pytest.raises(BudgetError, match=r"--max-ram 15B: 1.67 times that .*25 at conv: relu 5, x 20"):
+        aim(targets, measured, lambda shares: trial(max(1, int(16 * shares.macs**0.5))))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("peak") / "net.pt2"
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 4))
+    save_program(path, capture(net.eval(), torch.randn(2, 8)), ModelInfo((8,)))
+    return path
+
+
+def invoked(*command: str) -> Any:
+    return CliRunner().invoke(app, list(command))
+
+
+def test_compress_holds_it_and_tells_it(network: Path, tmp_path: Path) -> None:
+    told = invoked("compress", str(network), "--max-ram", "300B", "--out", str(tmp_path / "run"))
+    assert told.exit_code == 0 and "peak activations, int8" in told.output, told.output
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["dense"]["peak_bytes"] == 4 * (64 + 48) and run["dense"]["peak_int8_bytes"] == 64 + 48
+    assert 0.8 * 300 < run["slim"]["peak_bytes"] == 4 * run["slim"]["peak_int8_bytes"] <= 300
+    assert run["asked"]["max_ram"] == "300B"
+    assert "Peak activations" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "said"),
+    [
+        ("0", 2, "--max-ram"),
+        ("0kB", 2, "expected a size such as 500kB or 1.5MB, got"),
+        ("256", 2, "expected one of the units B, kB"),
+        ("20B", 1, "--max-ram 20B"),
+    ],
+)
+def test_a_budget_that_is_none_or_out_of_reach(
+    asked: str, code: int, said: str, network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compress", str(network), "--max-ram", asked, "--out", str(tmp_path / "run")]) == code
+    text = " ".join(capsys.readouterr().err.split())
+    assert said in text and not (tmp_path / "run" / "slim.pt2").exists(), text
+    if code == 1:
+        assert "live activations take" in text and "linear" in text
+
+
+def test_inspect_tells_the_peak(network: Path) -> None:
+    told = invoked("inspect", str(network))
+    assert "peak activations 448 bytes at linear_1" in " ".join(told.output.split()), told.output
+    document = json.loads(invoked("inspect", str(network), "--json").stdout)
+    assert document["peak"]["n_bytes"] == 448 and document["peak_int8"]["n_bytes"] == 112
