@@ -114,19 +114,22 @@ class _Values:
     def _call(self, node: fx.Node) -> None:
         """An operator that reads values; what is made of weights alone stands in a file, and is none."""
         read = [source for source in node.all_input_nodes if source in self._stands]
-        results = [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
+        results = _results(node)
         if not read or not results:
             return
         if node.target is operator.getitem:
-            shown = self._stands[read[0]]
-            parts = read[0].meta["val"]
-            is_one_each = isinstance(parts, list | tuple) and len(parts) == len(shown)
-            self._stands[node] = (shown[int(node.args[1])],) if is_one_each else shown  # type: ignore[arg-type]
+            self._stands[node] = self._picked(node, read[0])
         elif _is_view(node, results):
             shown = self._stands[read[0]]
             self._stands[node] = shown * len(results) if len(shown) == 1 else shown
         else:
             self._write(node, read, results)
+
+    def _picked(self, node: fx.Node, several: fx.Node) -> tuple[int, ...]:
+        """One of several results; all of them where they are no plain list of tensors."""
+        shown, parts = self._stands[several], several.meta["val"]
+        is_one_each = isinstance(parts, list | tuple) and len(parts) == len(shown)
+        return (shown[int(node.args[1])],) if is_one_each else shown  # type: ignore[arg-type]
 
     def _write(self, node: fx.Node, read: Iterable[fx.Node], results: list[Tensor]) -> None:
         names = [node.name] if len(results) == 1 else [f"{node.name}[{n}]" for n in range(len(results))]
@@ -135,6 +138,11 @@ class _Values:
         self._stands[node] = written
         self.operations.append(Operation(reads, written, reads if _may_write_over(node) else frozenset()))
         self.operators.append(node.name)
+
+
+def _results(node: fx.Node) -> list[Tensor]:
+    """The tensors that it gives out."""
+    return [leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
 
 
 def _is_view(node: fx.Node, results: list[Tensor]) -> bool:
@@ -146,8 +154,13 @@ def _is_view(node: fx.Node, results: list[Tensor]) -> bool:
         return True
     source = first.meta.get("val")
     is_same_type = isinstance(source, Tensor) and all(result.dtype == source.dtype for result in results)
+    return is_same_type and _shows_an_input(target)
+
+
+def _shows_an_input(target: torch._ops.OpOverload) -> bool:
+    """Whether what an operator gives out lies in the memory of what it takes, and is not written."""
     aliases = [result.alias_info for result in target._schema.returns]
-    return is_same_type and any(alias is not None and not alias.is_write for alias in aliases)
+    return any(alias is not None and not alias.is_write for alias in aliases)
 
 
 def _may_write_over(node: fx.Node) -> bool:

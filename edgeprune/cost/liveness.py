@@ -110,20 +110,25 @@ class Lifetimes:
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _start(self) -> _State:
-        n_given = sum(self.sizes[value] for value in self._given)
-        live = [value for value in self._given if self._readers[value] or value in self._kept]
-        return _State(0, sum(1 << value for value in live), sum(self.sizes[value] for value in live), n_given)
+        live = self._staying(self._given)
+        return _State(0, _mask(live), self._bytes(live), self._bytes(self._given))
+
+    def _staying(self, values: Iterable[int]) -> list[int]:
+        """Those that are read or kept; others are gone at once."""
+        return [value for value in values if self._readers[value] or value in self._kept]
+
+    def _bytes(self, values: Iterable[int]) -> int:
+        return sum(self.sizes[value] for value in values)
 
     def _after(self, state: _State, number: int) -> _State:
         """What an operation makes of a state in which it can run."""
         operation, done = self.operations[number], state.done | 1 << number
-        made = sum(self.sizes[value] for value in operation.writes)
+        made = self._bytes(operation.writes)
         ended = [value for value in operation.reads if value not in self._kept and not self._readers[value] & ~done]
         peak = state.n_live + made - self._saved(operation, ended, made)
-        stay = [value for value in operation.writes if self._readers[value] or value in self._kept]
-        live = state.live | sum(1 << value for value in stay)
-        live &= ~sum(1 << value for value in ended)
-        n_live = state.n_live + sum(self.sizes[v] for v in stay) - sum(self.sizes[v] for v in ended)
+        stay = self._staying(operation.writes)
+        live = (state.live | _mask(stay)) & ~_mask(ended)
+        n_live = state.n_live + self._bytes(stay) - self._bytes(ended)
         return _State(done, live, n_live, max(state.peak, peak), number, state)
 
     def _saved(self, operation: Operation, ended: Iterable[int], made: int) -> int:
@@ -154,13 +159,16 @@ class Lifetimes:
 
     def _least(self) -> int:
         """What no order stays below: what goes in, what comes out, and what each operation reads and writes."""
-        ends = (sum(self.sizes[value] for value in values) for values in (self._given, self._kept))
-        return max(*ends, *(self._own(operation) for operation in self.operations), 0)
+        return max(
+            self._bytes(self._given),
+            self._bytes(self._kept),
+            *(self._own(operation) for operation in self.operations),
+            0,
+        )
 
     def _own(self, operation: Operation) -> int:
-        made = sum(self.sizes[value] for value in operation.writes)
-        saved = self._saved(operation, operation.reads - self._kept, made)
-        return sum(self.sizes[value] for value in operation.reads) + made - saved
+        made = self._bytes(operation.writes)
+        return self._bytes(operation.reads) + made - self._saved(operation, operation.reads - self._kept, made)
 
     def _searched(self, known: _State, least: int, most_sets: int) -> tuple[_State, bool]:
         """A state in which all have run and its peak is the lowest, and whether that is sure."""
@@ -197,10 +205,15 @@ class Lifetimes:
         for number in order:
             after = self._after(state, number)
             if after.peak > peak:
-                written = sum(1 << value for value in self.operations[number].writes)
-                peak, at, live = after.peak, number, tuple(_bits(state.live | written))
+                there = state.live | _mask(self.operations[number].writes)
+                peak, at, live = after.peak, number, tuple(_bits(there))
             state = after
         return Peak(peak, at, live, tuple(order), is_best)
+
+
+def _mask(values: Iterable[int]) -> int:
+    """Numbers as bits, e.g. 5 of 0 and 2."""
+    return sum(1 << value for value in values)
 
 
 def _bits(mask: int) -> Iterator[int]:

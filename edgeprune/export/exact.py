@@ -81,7 +81,12 @@ def _write_out(graph: onnx.GraphProto) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(made)
-    used = {name for node in all_nodes(nodes) for name in node.input} | {value.name for value in graph.output}
+    _drop_unread(graph)
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Forget stored tensors that nothing reads any more."""
+    used = {name for node in all_nodes(graph.node) for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
@@ -91,11 +96,16 @@ def _dequantized(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> n
     """Stored weights as the float32 that they stand for, with a scale of their own for each channel or one for all."""
     values, scale, *zero = (numpy_helper.to_array(stored[name]) for name in node.input if name)
     if scale.ndim == 1 and scale.size > 1:
-        axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1) % values.ndim
-        aside = [-1 if dim == axis else 1 for dim in range(values.ndim)]
+        aside = _along_channels(node, values.ndim)
         scale, zero = scale.reshape(aside), [one.reshape(aside) for one in zero]
     shifted = values.astype(np.int64) - (zero[0].astype(np.int64) if zero else 0)
     return np.asarray(shifted.astype(np.float32) * scale, np.float32).reshape(values.shape)
+
+
+def _along_channels(node: onnx.NodeProto, rank: int) -> list[int]:
+    """The shape in which a number for each channel goes with values of this rank."""
+    axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1) % rank
+    return [-1 if dim == axis else 1 for dim in range(rank)]
 
 
 def _dequantize(node: onnx.NodeProto) -> list[onnx.NodeProto]:

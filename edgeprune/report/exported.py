@@ -69,32 +69,30 @@ def _agreement(record: ExportRecord) -> Text:
 
 def _variants(found: VariantTable) -> list[RenderableType]:
     """fp32 beside int8 and the others, and which one to ship."""
-    table = titled_table("variants")
-    metric = found.metric
-    is_exact = any(v.exact_drop is not None for v in found.variants)
+    is_exact = any(variant.exact_drop is not None for variant in found.variants)
+    lines: list[RenderableType] = [_variant_rows(found, is_exact)]
+    lines += [labelled("left out", f"{one.kind}: {one.reason}") for one in found.left_out]
+    lines += [labelled("note", note) for note in found.notes]
+    if is_exact:
+        told = f"exact is what a file means, {found.metric.name} and times are of this CPU: {found.cpu}"
+        lines.append(labelled("int8", f"{_FOR[found.int8_for]}; {told}"))
+    return [*lines, Text.assemble(("✓ ", "bold green"), f"ship {found.ship}: {found.why}")]
+
+
+def _variant_rows(found: VariantTable, is_exact: bool) -> Table:
+    """A row for each, with what it means where that is known of any."""
+    table, metric = titled_table("variants"), found.metric
     meant = ("exact",) if is_exact else ()
     for name in ("variant", "size", metric.name, *meant, "p50", "vs fp32", "verdict"):
         table.add_column(name, justify="left" if name in ("variant", "verdict") else "right", overflow="fold")
     for v in found.variants:
         values = [_value(metric, v.value, v.drop)]
-        if is_exact:
-            values.append(_value(metric, v.exact_value, v.exact_drop))
+        values += [_value(metric, v.exact_value, v.exact_drop)] if is_exact else []
         style = "bold green" if v.name == found.ship else ""
         table.add_row(
             v.name, fmt.size(v.size_bytes), *values, f"{v.p50_ms:.3g} ms", f"{v.ratio:.2f}×", v.verdict, style=style
         )
-    lines: list[RenderableType] = [table]
-    lines += [labelled("left out", f"{one.kind}: {one.reason}") for one in found.left_out]
-    lines += [labelled("note", note) for note in found.notes]
-    if is_exact:
-        lines.append(
-            labelled(
-                "int8",
-                f"{_FOR[found.int8_for]}; exact is what a file means, {metric.name} and times are"
-                f" of this CPU: {found.cpu}",
-            )
-        )
-    return [*lines, Text.assemble(("✓ ", "bold green"), f"ship {found.ship}: {found.why}")]
+    return table
 
 
 def _value(metric: Metric, value: float | None, drop: float | None) -> str:

@@ -170,10 +170,16 @@ def inspect(record: InspectRecord) -> RenderableType:
         parts.append(_locked_table(f"{record.model}: locked", locked))
     if record.tokens:
         parts.append(_tokens(record))
-    if record.peak is not None and record.peak_int8 is not None:
-        parts.append(labelled("memory", f"{fmt.peak(record.peak)}; {fmt.size(record.peak_int8.n_bytes)} in int8"))
+    parts += _memory(record)
     told = Text(f"  {len(prunable)} of {len(record.groups)} groups can be pruned{_remarks(prunable)}", "dim")
     return Sheet(*parts, told, *(unbroken("  drawn   ", file, "") for file in record.files))
+
+
+def _memory(record: InspectRecord) -> list[RenderableType]:
+    """The peak of the activations, where it is known."""
+    if record.peak is None or record.peak_int8 is None:
+        return []
+    return [labelled("memory", f"{fmt.peak(record.peak)}; {fmt.size(record.peak_int8.n_bytes)} in int8")]
 
 
 def _tokens(record: InspectRecord) -> Table:

@@ -94,12 +94,9 @@ class VariantTable:
     @property
     def json_values(self) -> dict[str, str]:
         """What values are called in the rows."""
-        if self.metric != ACCURACY:
-            return {}
-        return {
-            "value": "accuracy", "drop": "drop_points",
-            "exact_value": "exact_accuracy", "exact_drop": "exact_drop_points",
-        }  # fmt: skip
+        names = {"value": "accuracy", "drop": "drop_points"}
+        exact = {f"exact_{name}": f"exact_{told}" for name, told in names.items()}
+        return names | exact if self.metric == ACCURACY else {}
 
 
 @dataclass(frozen=True, slots=True)
