@@ -68,10 +68,8 @@ def _scaled(size: int, have: Size, was: int) -> Size:
 
 def common_batch(call: Call, parts: list[Tensor], axis: int) -> list[Tensor]:
     """Tensors that are to stand beside each other, those of the file's own batch repeated for that of the others."""
-    if not call.base:
-        return parts
-    bases = [_base_shape(call, position, part) for position, part in enumerate(parts)]
-    known = [base for base in bases if base is not None and len(base) == parts[0].dim()]
+    bases = [_base_shape(call, position, part) for position, part in enumerate(parts)] if call.base else []
+    known = [base for base in bases if base is not None]
     if len(known) != len(parts):
         return parts
     grown = [grown_dims(part.shape, base) for part, base in zip(parts, known, strict=True)]

@@ -72,10 +72,11 @@ def gemm(call: Call) -> Tensor:
     stored = call.constant(2)
     if alpha == beta == 1.0 and stored is not None and stored.numel() == weight.shape[0]:
         return F.linear(a, weight, call.weight(2, "bias", "" if stored.dim() == 1 else "flat", _flat))
-    bias = call.optional(2) if beta else None
-    product = F.linear(a, weight)
-    product = product if alpha == 1.0 else product * alpha
-    if bias is None:
+    return _plus(call.optional(2), beta, F.linear(a, weight) * alpha if alpha != 1.0 else F.linear(a, weight))
+
+
+def _plus(bias: Tensor | None, beta: float, product: Tensor) -> Tensor:
+    if bias is None or beta == 0:
         return product
     return product + (bias if beta == 1.0 else bias * beta)
 
