@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from edgeprune.search.trainer import Round
 from edgeprune.settings import TrainSettings
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.match import Match
-from edgeprune.training import evaluate
+from edgeprune.training import StateFile, evaluate
 
 OWN = TrainSettings(epochs=10, seed=5, lr=3e-3, schedule="step", options={"gamma": 0.2})
 
@@ -82,7 +83,16 @@ def test_features_are_selected_by_their_method(digits: DataSource, asked: list[t
     [(*_, settings, _, teacher, named)] = asked
     assert (settings.epochs, settings.method, teacher) == (20, "feature-selection", None)
     assert settings.options == {"gamma": 0.2, "n_features": 20}
-    assert named == {"graph": graph, "task": CLASSIFICATION, "aim": None}
+    assert named == {"graph": graph, "task": CLASSIFICATION, "aim": None, "part": None, "checkpoint": None}
+
+
+def test_a_training_keeps_its_state_where_it_is_told(
+    digits: DataSource, asked: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    state = StateFile(tmp_path / "x.training", {})
+    trainer = DataTrainer(digits, digits.normalization, OWN, CLASSIFICATION, running=lambda: state)
+    trainer.finetune(net(), Round())
+    assert asked[0][-1]["checkpoint"] is state
 
 
 def test_without_epochs_batch_norm_is_estimated_again(digits: DataSource, asked: list[tuple[Any, ...]]) -> None:

@@ -309,6 +309,7 @@ def compress(
             rich_help_panel=opt.OUTPUT,
         ),
     ] = False,
+    log: opt.Log = None,
     force: opt.Force = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
@@ -374,7 +375,7 @@ def compress(
             trust_recorded=trust_recorded,
             command=output.command,
         )
-        with output.working() as progress:
+        with output.working(log) as progress:
             with imported_for_good():
                 from edgeprune.pipeline import compress as run
 

@@ -245,6 +245,14 @@ positive_count = count("a number of at least 1", 1)
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of tables.", rich_help_panel=OUTPUT)
 ]
+Log = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Add what is told of the work to this file, too: one JSON object a line, with times and what is left.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show warnings, and the traceback of an error.", rich_help_panel=OUTPUT)
 ]

@@ -34,7 +34,7 @@ class Output:
     def __init__(self, context: typer.Context, *, as_json: bool, debug: bool) -> None:
         self.command = shlex.join(["edgeprune", *_arguments(context)])
         self._as_json = as_json
-        self._debug = debug
+        self._debug, self._typed = debug, context.command_path
         self._guard = messages.Guard(debug, typed=context.command_path)
 
     def __enter__(self) -> Self:
@@ -51,11 +51,15 @@ class Output:
         return handled
 
     @contextmanager
-    def working(self) -> Iterator[Progress]:
-        """Follow the library's work on stderr; whatever it prints goes there too, also from native code."""
-        from edgeprune.cli.bars import follow
+    def working(self, log: str | None = None) -> Iterator[Progress]:
+        """Follow the library's work on stderr, and in a file where one is named for it.
 
-        with follow() as progress, _stdout_to_stderr(), _quiet(self._debug):
+        Whatever it prints goes to stderr too, also from native code.
+        """
+        from edgeprune.cli.bars import follow
+        from edgeprune.cli.logfile import logged
+
+        with follow() as bars, _stdout_to_stderr(), _quiet(self._debug), logged(bars, log, self._typed) as progress:
             yield progress
 
     def show(self, record: Any, table: Callable[[ModuleType], RenderableType], **more: str) -> None:

@@ -151,6 +151,7 @@ def train(
             rich_help_panel=opt.OUTPUT,
         ),
     ] = False,
+    log: opt.Log = None,
     force: opt.Force = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
@@ -193,7 +194,7 @@ def train(
         arch, data, out, settings, force, resume, opt.normalization_of(normalize) or "data", task, inputs
     )
     with Output(context, as_json=as_json, debug=debug) as output:
-        with output.working() as progress:
+        with output.working(log) as progress:
             with imported_for_good():
                 from edgeprune.pipeline import train as run
 
