@@ -122,6 +122,19 @@ def test_a_batch_in_the_second_place_of_memory_is_freed(tmp_path: Path) -> None:
     np.testing.assert_allclose(load(path).program.module()(x).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_batch_that_lies_between_steps_and_heads_is_freed(tmp_path: Path) -> None:
+    """As PyTorch's older exporter joins heads for batch 1: (length, 1, heads, size) to (length, width)."""
+    nodes = [
+        ("Transpose", "x", "s", {"perm": [1, 0, 2]}), ("Reshape", "s s1", "heads"), ("Reshape", "heads s2", "rows"),
+        ("Gemm", "rows we be", "e"), ("Reshape", "e s3", "c"), ("ReduceMean", "c", "y", {"axes": [0], "keepdims": 0}),
+    ]  # fmt: skip
+    weights = {"s1": [5, 1, 2, 4], "s2": [5, 8], "we": w(8, 3), "be": w(3), "s3": [5, 1, 3]}
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": (1, 5, 8)}, weights, opset=13))
+    x = torch.randn(3, 5, 8)
+    wanted = np.concatenate([judged(path, [row.numpy()[None]])[0] for row in x])
+    np.testing.assert_allclose(load(path).program.module()(x).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_images_of_channels_last_are_read(tmp_path: Path) -> None:
     """As tf2onnx writes a Keras network."""
     nodes = [

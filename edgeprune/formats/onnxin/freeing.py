@@ -43,8 +43,9 @@ def _place_of(base: Sequence[int], dim: int, target: Sequence[int], batch: int) 
     before = product(base[:dim])
     for place in range(len(target)):
         if product(target[:place]) == before:
-            is_whole = dim > 0 and place > 0 and list(target[place:]) == list(base[dim + 1 :])
-            return place - 1 if is_whole else _batch_among(target, place, base[dim], batch)
+            # What lies before it may have swallowed it, e.g. (17 b, 768) of (17, b, 12, 64) where b is 1.
+            is_joined = len(target) - place < len(base) - dim and target[place] != base[dim]
+            return place - 1 if dim > 0 and place > 0 and is_joined else _batch_among(target, place, base[dim], batch)
         if product(target[: place + 1]) > before:
             return place
     return len(target) - 1 if target else None
