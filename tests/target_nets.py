@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.groups import analyze
 from edgeprune.pruning.planner import plan
 from edgeprune.pruning.surgery import cut
+from edgeprune.records import ModelInfo, Normalization
 
 
 class Shuffled(nn.Module):
@@ -65,3 +67,11 @@ def in_pytorch(path: Path, *arrays: np.ndarray) -> list[np.ndarray]:
     with torch.no_grad():
         outputs = module(*map(torch.from_numpy, arrays))
     return [value.numpy() for value in torch.utils._pytree.tree_leaves(outputs)]
+
+
+def saved_shuffled(folder: Path, shape: tuple[int, int, int]) -> Path:
+    """Half of a `Shuffled` network for images of this shape, scaled before they are given."""
+    torch.manual_seed(0)
+    slim = slim_program(Shuffled(), torch.randn(2, *shape))
+    save_program(folder / "net.pt2", slim, ModelInfo(shape, normalization=Normalization((0.5,) * 3, (0.25,) * 3)))
+    return folder / "net.pt2"

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from target_nets import Bessel, Shuffled, Tagger, in_pytorch, slim_program
+from target_nets import Bessel, Tagger, in_pytorch, saved_shuffled, slim_program
 
 from edgeprune.commands.export import export
 from edgeprune.errors import InputError
 from edgeprune.export.targets import TargetOptions, targets_of
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
-from edgeprune.records import ModelInfo, Normalization
+from edgeprune.records import ModelInfo
 from edgeprune.requests import ExportRequest
 from edgeprune.results import ExportRecord
 
@@ -49,10 +49,7 @@ def litert() -> None:
 
 @pytest.fixture
 def shuffled(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    slim = slim_program(Shuffled(), torch.randn(2, 3, 8, 6))
-    save_program(tmp_path / "net.pt2", slim, ModelInfo((3, 8, 6), normalization=Normalization((0.5,) * 3, (0.25,) * 3)))
-    return tmp_path / "net.pt2"
+    return saved_shuffled(tmp_path, (3, 8, 6))
 
 
 def exported(net: Path, **changes: Any) -> ExportRecord:

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from target_nets import Shuffled, Tagger, in_pytorch, slim_program
+from target_nets import Tagger, in_pytorch, saved_shuffled, slim_program
 from torch import Tensor, nn
 
 import edgeprune.export.ncnn as target
@@ -21,7 +21,7 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.ncnn import with_slices
 from edgeprune.export.targets import targets_of
 from edgeprune.formats.save import save_program
-from edgeprune.records import ModelInfo, Normalization
+from edgeprune.records import ModelInfo
 from edgeprune.requests import ExportRequest
 from edgeprune.results import ExportRecord
 
@@ -63,10 +63,7 @@ def ncnn() -> None:
 
 @pytest.fixture
 def shuffled(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    slim = slim_program(Shuffled(), torch.randn(2, 3, 8, 6))
-    save_program(tmp_path / "net.pt2", slim, ModelInfo((3, 8, 6), normalization=Normalization((0.5,) * 3, (0.25,) * 3)))
-    return tmp_path / "net.pt2"
+    return saved_shuffled(tmp_path, (3, 8, 6))
 
 
 def exported(net: Path, **changes: Any) -> ExportRecord:

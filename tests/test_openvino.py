@@ -9,17 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
-from target_nets import Shuffled, in_pytorch, slim_program
+from target_nets import in_pytorch, saved_shuffled
 
 import edgeprune.export.openvino as target
 from edgeprune.commands.export import export
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.openvino import with_orders_apart
 from edgeprune.export.targets import targets_of
-from edgeprune.formats.save import save_program
-from edgeprune.records import ModelInfo, Normalization
 from edgeprune.requests import ExportRequest
 
 
@@ -76,10 +73,7 @@ def test_what_is_no_other_order_of_all_stays(order: list[int]) -> None:
 
 @pytest.fixture
 def shuffled(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    slim = slim_program(Shuffled(), torch.randn(2, 3, 8, 8))
-    save_program(tmp_path / "net.pt2", slim, ModelInfo((3, 8, 8), normalization=Normalization((0.5,) * 3, (0.25,) * 3)))
-    return tmp_path / "net.pt2"
+    return saved_shuffled(tmp_path, (3, 8, 8))
 
 
 def request(net: Path, **changes: object) -> ExportRequest:
