@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 
@@ -17,6 +18,9 @@ class Progress(Protocol):
     def say(self, message: str) -> None:
         """A line that stays, e.g. what was assumed."""
 
+    def measured(self, figures: Mapping[str, float]) -> None:
+        """Figures for those who keep or draw them: `{"train/loss": 0.31}`, after an epoch or a step of a search."""
+
 
 class Silent:
     """Says nothing."""
@@ -28,4 +32,7 @@ class Silent:
         """Ignore it."""
 
     def say(self, message: str) -> None:
+        """Ignore it."""
+
+    def measured(self, figures: Mapping[str, float]) -> None:
         """Ignore it."""

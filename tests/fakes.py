@@ -5,6 +5,7 @@ The network is a hidden layer of so many units over so many input features.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -133,10 +134,13 @@ class FakeCutter:
 
 @dataclass
 class Told(Silent):
+    """What is said, apart from the line that each step ends with."""
+
     lines: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
 
     def say(self, message: str) -> None:
-        self.lines.append(message)
+        (self.steps if re.match(r"step \d+: ", message) else self.lines).append(message)
 
 
 @dataclass(frozen=True)

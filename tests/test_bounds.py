@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune
-from edgeprune.cli.options import parse_dynamic
+from edgeprune.cli.values import parse_dynamic
 from edgeprune.errors import CaptureError, InputError
 from edgeprune.formats.load import load, load_model
 from edgeprune.formats.save import save_program

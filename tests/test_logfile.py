@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgeprune.cli.board import drawn
 from edgeprune.cli.logfile import Logged, logged
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.progress import Silent
@@ -87,3 +89,29 @@ def test_without_a_file_the_progress_is_the_same() -> None:
     silent = Silent()
     with logged(silent, None, "edgeprune compress") as progress:
         assert progress is silent
+
+
+def test_figures_are_written_and_what_is_no_number_is_null() -> None:
+    file = io.StringIO()
+    file.name = "log.jsonl"  # type: ignore[attr-defined]
+    Logged(Silent(), file, lambda: 1.0).measured({"val/loss": 0.25, "val/mAP": float("nan")})
+    assert lines(file.getvalue()) == [{"seconds": 0.0, "event": "figures", "val/loss": 0.25, "val/mAP": None}]
+
+
+def test_tensorboard_gets_each_figure_as_a_curve(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with drawn(Silent(), str(tmp_path / "board")) as progress:
+        progress.measured({"val/accuracy": 0.5, "val/loss": 2.0})
+        progress.measured({"val/accuracy": 0.75})
+    read = EventAccumulator(str(tmp_path / "board"))
+    read.Reload()
+    assert [(event.step, event.value) for event in read.Scalars("val/accuracy")] == [(1, 0.5), (2, 0.75)]
+    assert [event.value for event in read.Scalars("val/loss")] == [2.0]
+
+
+def test_a_missing_tensorboard_is_told_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"pip install 'edgeprune\[tensorboard\]'"):
+        with drawn(Silent(), "board"):
+            raise AssertionError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -70,6 +70,10 @@ class Heeding:
         """A line that stays: also the last words of what is being stopped."""
         self._progress.say(message)
 
+    def measured(self, figures: Mapping[str, float]) -> None:
+        """Figures of what is done."""
+        self._progress.measured(figures)
+
 
 class Bars:
     """One bar for the present stage; a finished stage leaves a line behind."""
@@ -97,6 +101,9 @@ class Bars:
     def say(self, message: str) -> None:
         """A line that stays."""
         self._bars.console.print(printable(message), style="yellow", markup=False)
+
+    def measured(self, figures: Mapping[str, float]) -> None:
+        """They are in the notes and lines already."""
 
     def finish(self) -> None:
         """Replace the bar by a line with what came of it."""
@@ -160,6 +167,9 @@ class Lines:
         """A line that stays."""
         self._say_first()
         print(printable(message), file=self._stream, flush=True)
+
+    def measured(self, figures: Mapping[str, float]) -> None:
+        """They are in the notes and lines already."""
 
     def _say_first(self) -> None:
         if self._first is not None:

@@ -6,6 +6,7 @@ import typer
 
 from edgeprune.catalog import ENTRIES
 from edgeprune.cli import options as opt
+from edgeprune.cli import values
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 from edgeprune.settings import ALLOCATIONS, MOST_FINETUNINGS
@@ -67,7 +68,7 @@ def compress(
             help="The smallest network that loses at most this much on the validation set: accuracy points, or the "
             "unit of the task's metric, or a share such as 2% of what the dense network has. Assumed to be 1 point, or "
             "1% of a metric in another unit, where there is data and no other budget.",
-            parser=opt.max_drop,
+            parser=values.max_drop,
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -76,7 +77,7 @@ def compress(
         typer.Option(
             metavar="RATIO",
             help="Keep at most this share of the multiply-accumulates (MACs); e.g. 0.5.",
-            parser=opt.number("a share in (0, 1]", 0, 1, low_allowed=False),
+            parser=values.number("a share in (0, 1]", 0, 1, low_allowed=False),
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -86,7 +87,7 @@ def compress(
             metavar="TIME",
             help="One inference in onnxruntime takes at most this long, measured: 5ms, 800us, or 0.5x of the dense "
             "network's time.",
-            callback=opt.check_latency,
+            callback=values.check_latency,
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -95,7 +96,7 @@ def compress(
         typer.Option(
             metavar="SIZE",
             help="The ONNX file is at most this large: 500kB, 1.5MB.",
-            callback=opt.check_size,
+            callback=values.check_size,
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -105,7 +106,7 @@ def compress(
             metavar="SIZE",
             help="Inputs, outputs and activations that are alive at once take at most this, for one sample in float: "
             "256kB.",
-            callback=opt.check_ram,
+            callback=values.check_ram,
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -124,7 +125,7 @@ def compress(
             metavar="N",
             help="N networks along the front of accuracy and latency, down to --keep-macs (default 0.2); the smallest "
             "within --max-drop becomes the run's.",
-            parser=opt.count("2 to 20 networks", 2, 20),
+            parser=values.count("2 to 20 networks", 2, 20),
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -135,7 +136,7 @@ def compress(
             help="Drop input features (pixels, columns, sensors) too: as many as the budget allows (auto), none, "
             "or down to N or a RATIO of them; default auto. And keep only these ids of an input of tokens: those that "
             "the data use (ids=used), a list (ids=0,5-90) or a file of them; may be given for each input.",
-            callback=opt.check_input_features,
+            callback=values.check_input_features,
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -193,7 +194,7 @@ def compress(
         typer.Option(
             metavar="N",
             help="Epochs of finetuning after each cut; 0 for none: what is left only takes over what it can.",
-            parser=opt.count("a number of at least 0", 0),
+            parser=values.count("a number of at least 0", 0),
             rich_help_panel=opt.HOW,
         ),
     ] = None,
@@ -241,7 +242,7 @@ def compress(
             help="How the widths of all layers are chosen: greedy, by scores, in no time; sensitivity, by what four "
             "cuts of each layer lose, measured with data first (a second or more each), and exactly; predictor, by "
             "what up to 256 choices of all widths lose, measured so, from which others are foretold.",
-            parser=opt.one_of(ALLOCATIONS),
+            parser=values.one_of(ALLOCATIONS),
             rich_help_panel=opt.HOW,
         ),
     ] = ALLOCATIONS[0],
@@ -310,6 +311,7 @@ def compress(
         ),
     ] = False,
     log: opt.Log = None,
+    tensorboard: opt.Board = None,
     force: opt.Force = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
@@ -321,7 +323,7 @@ def compress(
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import CompressRequest
 
-        features, vocabularies = opt.split_input_features(input_features or ())
+        features, vocabularies = values.split_input_features(input_features or ())
         request = CompressRequest(
             model=model,
             data=data,
@@ -349,10 +351,10 @@ def compress(
             plan=plan,
             arch=arch,
             module=module,
-            input_shape=opt.parse_shape(input_shape),
-            inputs=opt.parse_inputs(input_),
+            input_shape=values.parse_shape(input_shape),
+            inputs=values.parse_inputs(input_),
             dynamic_size=dynamic_size,
-            dynamic=opt.parse_dynamic(dynamic),
+            dynamic=values.parse_dynamic(dynamic),
             attention=attention,
             appliable=keep_equal_chunks,
             leave=tuple(keep_layer or ()),
@@ -366,7 +368,7 @@ def compress(
             unsafe_pickle=unsafe_pickle,
             state_key=state_key,
             ignore_keys=ignore_keys,
-            normalize=opt.normalization_of(normalize),
+            normalize=values.normalization_of(normalize),
             task=task,
             finetune=finetune,
             evaluate=evaluate,
@@ -375,7 +377,7 @@ def compress(
             trust_recorded=trust_recorded,
             command=output.command,
         )
-        with output.working(log) as progress:
+        with output.working(log, tensorboard) as progress:
             with imported_for_good():
                 from edgeprune.pipeline import compress as run
 

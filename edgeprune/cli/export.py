@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from edgeprune.cli import options as opt
+from edgeprune.cli import values
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 from edgeprune.errors import InputError
@@ -79,7 +80,7 @@ def export(
         typer.Option(
             metavar="N",
             help="ONNX opset; default: the exporter's.",
-            parser=opt.count("an opset of at least 18", 18),
+            parser=values.count("an opset of at least 18", 18),
             rich_help_panel=opt.HOW,
         ),
     ] = None,
@@ -89,7 +90,7 @@ def export(
             metavar="arm|amd64",
             help="Where the .ort file is to run: amd64 lays convolutions out for x86, arm keeps int8 as it is; "
             "default: it runs on both.",
-            parser=opt.one_of(("arm", "amd64")),
+            parser=values.one_of(("arm", "amd64")),
             rich_help_panel=opt.HOW,
         ),
     ] = None,
@@ -98,7 +99,7 @@ def export(
         typer.Option(
             metavar="N|dynamic",
             help="A fixed batch, as accelerators of phones ask for, or a free one.",
-            callback=opt.check_batch,
+            callback=values.check_batch,
             rich_help_panel=opt.HOW,
         ),
     ] = "dynamic",
@@ -124,7 +125,7 @@ def export(
             metavar="DROP",
             help="What int8 may lose on the validation split: accuracy points, or the unit of the task's metric, or a "
             "share such as 2%; default: 1 point, or 1% of a metric in another unit.",
-            parser=opt.max_drop,
+            parser=values.max_drop,
             rich_help_panel=opt.HOW,
         ),
     ] = None,
@@ -189,10 +190,10 @@ def export(
             out=out,
             data=data,
             arch=arch,
-            input_shape=opt.parse_shape(input_shape),
-            inputs=opt.parse_inputs(input_),
+            input_shape=values.parse_shape(input_shape),
+            inputs=values.parse_inputs(input_),
             dynamic_size=dynamic_size,
-            dynamic=opt.parse_dynamic(dynamic),
+            dynamic=values.parse_dynamic(dynamic),
             opset=opset,
             targets=tuple(name for name in dict.fromkeys(names) if name not in (ONNX, EVERY)),
             every=EVERY in named,
@@ -212,7 +213,7 @@ def export(
             unsafe_pickle=unsafe_pickle,
             state_key=state_key,
             ignore_keys=ignore_keys,
-            normalize=opt.normalization_of(normalize),
+            normalize=values.normalization_of(normalize),
             allow_chance=allow_chance,
             trust_recorded=trust_recorded,
         )

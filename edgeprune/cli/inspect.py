@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeprune.cli import options as opt
+from edgeprune.cli import values
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 
@@ -53,7 +54,7 @@ def inspect(
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import InspectRequest
 
-        shape = opt.parse_shape(input_shape)
+        shape = values.parse_shape(input_shape)
         request = InspectRequest(
             model,
             arch,
@@ -67,8 +68,8 @@ def inspect(
             module,
             state_key=state_key,
             ignore_keys=ignore_keys,
-            dynamic=opt.parse_dynamic(dynamic),
-            inputs=opt.parse_inputs(input_),
+            dynamic=values.parse_dynamic(dynamic),
+            inputs=values.parse_inputs(input_),
         )
         with output.working() as progress:
             with imported_for_good():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,6 +78,11 @@ class Logged:
         """A line that stays."""
         self._progress.say(message)
         self.write("said", message=message)
+
+    def measured(self, figures: Mapping[str, float]) -> None:
+        """Figures, each by its name; what is no number is null."""
+        self._progress.measured(figures)
+        self.write("figures", **{name: value if math.isfinite(value) else None for name, value in figures.items()})
 
     def write(self, event: str, **what: object) -> None:
         """Add a line, with the time of day and the seconds since the beginning."""

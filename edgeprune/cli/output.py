@@ -51,16 +51,18 @@ class Output:
         return handled
 
     @contextmanager
-    def working(self, log: str | None = None) -> Iterator[Progress]:
-        """Follow the library's work on stderr, and in a file where one is named for it.
+    def working(self, log: str | None = None, board: str | None = None) -> Iterator[Progress]:
+        """Follow the library's work on stderr, in a file and in TensorBoard's folder where they are named.
 
         Whatever it prints goes to stderr too, also from native code.
         """
         from edgeprune.cli.bars import follow
+        from edgeprune.cli.board import drawn
         from edgeprune.cli.logfile import logged
 
-        with follow() as bars, _stdout_to_stderr(), _quiet(self._debug), logged(bars, log, self._typed) as progress:
-            yield progress
+        with follow() as bars, _stdout_to_stderr(), _quiet(self._debug), logged(bars, log, self._typed) as told:
+            with drawn(told, board) as progress:
+                yield progress
 
     def show(self, record: Any, table: Callable[[ModuleType], RenderableType], **more: str) -> None:
         """Print `record`, as a table or with `more` as one JSON document; of several processes the main one does."""

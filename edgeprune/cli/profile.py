@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from edgeprune.cli import options as opt
+from edgeprune.cli import values
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 
@@ -39,7 +40,7 @@ def profile(
         typer.Option(
             metavar="N",
             help="Untimed runs before.",
-            parser=opt.count("a number of at least 0", 0),
+            parser=values.count("a number of at least 0", 0),
             rich_help_panel=opt.HOW,
         ),
     ] = 3,
@@ -66,8 +67,8 @@ def profile(
             model=model,
             out=out,
             arch=arch,
-            input_shape=opt.parse_shape(input_shape),
-            inputs=opt.parse_inputs(input_),
+            input_shape=values.parse_shape(input_shape),
+            inputs=values.parse_inputs(input_),
             threads=threads,
             batch_size=batch_size,
             runs=runs,

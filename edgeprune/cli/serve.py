@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeprune.cli import options as opt
+from edgeprune.cli import values
 from edgeprune.cli.output import Output
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def serve(
         typer.Option(
             metavar="N",
             help="The port; 0 takes any that is free.",
-            parser=opt.count("0 to 65535", 0, 65535),
+            parser=values.count("0 to 65535", 0, 65535),
             rich_help_panel=opt.HOW,
         ),
     ] = 8000,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from edgeprune.cli import options as opt
+from edgeprune.cli import values
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 
@@ -37,7 +38,7 @@ def train(
         typer.Option(
             metavar="HOW",
             help=opt.NORMALIZE_HELP + "It is recorded in the checkpoint. Default: data.",
-            callback=opt.check_normalizations,
+            callback=values.check_normalizations,
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -55,7 +56,7 @@ def train(
         typer.Option(
             metavar="X",
             help="Largest learning rate; default: the optimizer's usual one.",
-            parser=opt.number("a number above 0", 0, low_allowed=False),
+            parser=values.number("a number above 0", 0, low_allowed=False),
             rich_help_panel=opt.HOW,
         ),
     ] = None,
@@ -64,7 +65,7 @@ def train(
         typer.Option(
             metavar="X",
             help="Weight decay; default: the optimizer's usual one.",
-            parser=opt.number("a number of at least 0", 0),
+            parser=values.number("a number of at least 0", 0),
             rich_help_panel=opt.HOW,
         ),
     ] = None,
@@ -133,7 +134,7 @@ def train(
         typer.Option(
             metavar="N",
             help="Processes that read samples ahead, where they are read from files.",
-            parser=opt.count("at least 0", 0),
+            parser=values.count("at least 0", 0),
             rich_help_panel=opt.HOW,
         ),
     ] = 0,
@@ -152,6 +153,7 @@ def train(
         ),
     ] = False,
     log: opt.Log = None,
+    tensorboard: opt.Board = None,
     force: opt.Force = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
@@ -189,12 +191,12 @@ def train(
         method=method,
         options={name: value for name, value in own.items() if value is not None},
     )
-    inputs = opt.parse_inputs(input_)
+    inputs = values.parse_inputs(input_)
     request = TrainRequest(
-        arch, data, out, settings, force, resume, opt.normalization_of(normalize) or "data", task, inputs
+        arch, data, out, settings, force, resume, values.normalization_of(normalize) or "data", task, inputs
     )
     with Output(context, as_json=as_json, debug=debug) as output:
-        with output.working(log) as progress:
+        with output.working(log, tensorboard) as progress:
             with imported_for_good():
                 from edgeprune.pipeline import train as run
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from edgeprune.cli import options as opt
+from edgeprune.cli import values
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 
@@ -22,7 +23,7 @@ def validate(
             metavar="HOW",
             help="How the inputs of a file that does not say are made of the data: none, data, or 'mean=0.5;std=0.25'; "
             "of one of several inputs NAME:HOW, once for each; default: as the other file says, else none.",
-            callback=opt.check_normalizations,
+            callback=values.check_normalizations,
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -41,7 +42,7 @@ def validate(
             metavar="DROP",
             help="Exit 1 when the test metric drops by more than this: accuracy points, or the unit of the task's "
             "metric, or a share such as 2% of what the network before has.",
-            parser=opt.max_drop,
+            parser=values.max_drop,
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -50,7 +51,7 @@ def validate(
         typer.Option(
             metavar="RATIO",
             help="Exit 1 when slim takes more than this share of the dense time.",
-            parser=opt.number("a ratio above 0", 0, low_allowed=False),
+            parser=values.number("a ratio above 0", 0, low_allowed=False),
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -63,7 +64,7 @@ def validate(
         typer.Option(
             metavar="N",
             help="Timed runs of each network, interleaved.",
-            parser=opt.count("at least 10 runs", 10),
+            parser=values.count("at least 10 runs", 10),
             rich_help_panel=opt.HOW,
         ),
     ] = 200,
@@ -93,7 +94,7 @@ def validate(
         threads,
         runs,
         batch_size,
-        normalize=opt.normalization_of(normalize),
+        normalize=values.normalization_of(normalize),
         allow_chance=allow_chance,
         task=task,
         trust_recorded=trust_recorded,

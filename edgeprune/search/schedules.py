@@ -25,7 +25,7 @@ class Leg:
 
     `shares` of the dense network's costs are aimed at, in a cut that leaves at least `least` of the present ones.
     `may_end` says whether the way ends with it where the costs are reached; what `goes_on` is trained where nothing
-    needs to be cut, too.
+    needs to be cut, too. `n_left` is how many legs come after it, None where that follows from `least`.
     """
 
     shares: Shares
@@ -33,6 +33,7 @@ class Leg:
     training: Round = FIRST
     may_end: bool = True
     goes_on: bool = False
+    n_left: int | None = 0
 
 
 class Schedule(Protocol):
@@ -55,7 +56,7 @@ class Stepwise:
 
     def legs(self, costs: Costs, start: Candidate, shares: Shares) -> Iterator[Leg]:
         """The same leg again and again."""
-        return repeat(Leg(shares, self.least))
+        return repeat(Leg(shares, self.least, n_left=None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ class Iterative:
         n_rounds = max(1, math.ceil(math.log(least) / math.log(_ROUND) - 1e-9))
         training = Round(rewinds=True)
         for number in range(1, n_rounds):
-            yield Leg(_left(costs, start, shares, "geometric", number / n_rounds), training=training)
+            between = _left(costs, start, shares, "geometric", number / n_rounds)
+            yield Leg(between, training=training, n_left=n_rounds - number)
         yield from repeat(Leg(shares, training=training))
 
 
@@ -110,6 +112,7 @@ class OneCycle:
                 training=Round(part=((number - 1) / n_cuts, number / n_cuts)),
                 may_end=is_last,
                 goes_on=True,
+                n_left=n_cuts - number,
             )
         yield from repeat(Leg(shares))
 
@@ -123,6 +126,16 @@ def schedule_of(name: str | None, n_epochs: int) -> Schedule:
         "iterative": Iterative(),
     }
     return known[name]
+
+
+def legs_left(costs: Costs, candidate: Candidate, leg: Leg) -> int:
+    """How many legs come after one that ended in this candidate, as far as can be told."""
+    if leg.n_left is not None:
+        return leg.n_left
+    if not costs.is_over(candidate, leg.shares):
+        return 0
+    least = min(share for share in costs.toward(candidate, leg.shares).named.values() if share is not None)
+    return max(1, math.ceil(math.log(least) / math.log(leg.least) - 1e-9))
 
 
 def _left(costs: Costs, start: Candidate, shares: Shares, name: str, done: float) -> Shares:

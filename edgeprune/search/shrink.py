@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edgeprune.search.aiming import Trial, aim, hold
 from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge
 from edgeprune.search.landing import Shares, Targets
-from edgeprune.search.schedules import Schedule, Stepwise, legged
+from edgeprune.search.schedules import Schedule, Stepwise, legged, legs_left
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import begun, ended
 
@@ -62,7 +62,8 @@ def down_to_shares(  # noqa: PLR0913 - from where, to where and how
         best, reached = smaller, leg.may_end and not costs.is_over(smaller, shares)
         if reached:
             best = step.rescued(best, limit)
-        step.record(best, accepted=not reached or step.is_within(best, limit))
+        n_left = legs_left(costs, best, leg)
+        step.record(best, accepted=not reached or step.is_within(best, limit), n_left=n_left)
         if reached:
             break
     return best

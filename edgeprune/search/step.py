@@ -15,6 +15,7 @@ from edgeprune.search.cutter import Cutter
 from edgeprune.search.depth import Depth
 from edgeprune.search.effort import Effort
 from edgeprune.search.landing import Shares
+from edgeprune.search.telling import Teller
 from edgeprune.search.trainer import FIRST, Round, Trainer
 from edgeprune.tasks.budget import MaxDrop, is_within
 
@@ -49,6 +50,7 @@ class Step:
         self.records: list[StepRecord] = []
         self.selection: list[FeatureCount] = []
         self.effort = Effort(cutter.manner.max_finetunings, progress, is_free=not self.trains)
+        self._teller = Teller(progress, self.effort)
         self.gauge, self._depth = gauge, depth
         self._failed: set[str] = set()
         self._said: set[str] = set()
@@ -272,8 +274,12 @@ class Step:
         """Whether the very units that these shares would keep were kept by a network that lost too much."""
         return bool(self._failed) and self.cutter.kept(best, shares).to_json() in self._failed
 
-    def record(self, candidate: Candidate, accepted: bool) -> None:
-        """Note what was tried, and whether the search goes on from it."""
+    def record(self, candidate: Candidate, accepted: bool, n_left: int | None = None) -> None:
+        """Note what was tried, and whether the search goes on from it; and say so.
+
+        Args:
+            n_left: how many steps come after it, None where that depends on what they lose.
+        """
         if not accepted and candidate.plan is not None:
             self._failed.add(candidate.plan.to_json())
         self.records.append(
@@ -286,6 +292,7 @@ class Step:
                 reconstruction=candidate.reconstruction,
             )
         )
+        self._teller.tell(self.records[-1], self.dense.val_value, self.metric, n_left)
 
     def _say_once(self, line: str) -> None:
         if line not in self._said:

@@ -26,6 +26,7 @@ from edgeprune.settings import TrainSettings
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Outcomes, Task, joined
 from edgeprune.training.channels import channel_graph
+from edgeprune.training.figures import figures_of
 from edgeprune.training.judging import Judge
 from edgeprune.training.optimizer import make_optimizer, make_schedule
 from edgeprune.training.placement import (
@@ -151,6 +152,8 @@ class _Run:
             self._keep_state()
             note = f"epoch {epoch}/{n_epochs} loss {loss:.2f} val {metric.shown(value)}"
             self._tell(epoch * self.n_steps, note)
+            if self.team.is_main:
+                self.progress.measured(figures_of(self.records[-1], val_loss))
         if self.best is not None:
             self.module.load_state_dict(self.best[1])
         self.module.eval()
