@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,11 +72,27 @@ def test_a_failure_is_one_line(foreign: str, name: str, said: str) -> None:
 def test_what_hangs_is_ended_with_all_that_it_started(foreign: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^no way: it took more than 3 s; its last words: still at it$"):
         apart.called(f"{foreign}:hangs", {"place": str(tmp_path / "child")}, "no way", seconds=3)
-    child, waited = int((tmp_path / "child").read_text()), 0.0
-    while _is_running(child) and waited < 10:
+    child = int((tmp_path / "child").read_text())
+    wait_until(lambda: not _is_running(child))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_was_asked_by_a_process_that_is_killed_ends_with_it(foreign: str, tmp_path: Path, number: int) -> None:
+    place = tmp_path / "pid"
+    asks = f"from edgeprune.export import apart; apart.called('{foreign}:hangs', {{'place': {str(place)!r}}}, 'no way')"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    caller = subprocess.Popen([sys.executable, "-c", asks], env=env)
+    wait_until(lambda: place.exists() and bool(place.read_text()))
+    os.kill(caller.pid, number)
+    caller.wait()
+    wait_until(lambda: not _is_running(int(place.read_text())))
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end
         time.sleep(0.05)
-        waited += 0.05
-    assert not _is_running(child)
 
 
 def _is_running(process: int) -> bool:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,26 @@ def _run(folder: Path, function: str, arguments: Mapping[str, Any], what: str, s
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONFAULTHANDLER": ""}
     log = folder / "log.txt"
     with log.open("wb") as stream:
-        command = [sys.executable, "-P", "-m", __name__, str(folder)]
+        reads, lives = os.pipe()  # nothing is written: its other end closes however this process ends
+        command = [sys.executable, "-P", "-m", __name__, str(folder), str(reads)]
         process = subprocess.Popen(
-            command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+            command,
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            pass_fds=(reads,),
         )
+        os.close(reads)
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise InputError(f"{what}: it took more than {seconds:.0f} s{_last_words(log)}") from None
         finally:
             _end(process)
+            os.close(lives)
     if code == _REFUSED:
         raise InputError(f"{what}: {(folder / _REASON).read_text(encoding='utf-8')}")
     if code:
@@ -122,7 +133,14 @@ def _function(place: str) -> Callable[..., Any]:
     return found
 
 
-def _main(folder: Path) -> int:
+def _end_with(caller: int) -> None:
+    """Wait until the process that asked is gone, and end this one with all that it started."""
+    os.read(caller, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _main(folder: Path, caller: int) -> int:
+    threading.Thread(target=_end_with, args=(caller,), daemon=True).start()
     job = json.loads((folder / _JOB).read_text(encoding="utf-8"))
     try:
         _function(job["function"])(**job["arguments"])
@@ -134,4 +152,4 @@ def _main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1])))
+    sys.exit(_main(Path(sys.argv[1]), int(sys.argv[2])))
