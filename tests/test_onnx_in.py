@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from onnx_nets import judged, model, written
+from onnx_nets import Node, judged, model, written
 from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError, InputError
@@ -288,6 +288,23 @@ def test_an_answer_that_is_not_the_runtimes_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setitem(RULES, "Relu", lambda call: torch.relu(call.tensor(0)) * 1.001)
     with pytest.raises(InputError, match=r"'y': expected what onnxruntime gives within 0.0001 .*, got 0.00"):
         load(path)
+
+
+def test_what_float32_itself_rounds_is_no_other_answer(tmp_path: Path) -> None:
+    """A variance as a mean of squares less a squared mean loses four digits of seven."""
+    nodes: list[Node] = [
+        ("Gemm", "x w b", "h"),
+        ("Mul", "h h", "squares"),
+        ("ReduceMean", "squares", "mean_of_squares", {"axes": [1]}),
+        ("ReduceMean", "h", "mean", {"axes": [1]}),
+        ("Mul", "mean mean", "squared_mean"),
+        ("Sub", "mean_of_squares squared_mean", "y"),
+    ]
+    weights = {"w": np.random.default_rng(0).normal(size=(6, 64)), "b": np.full(64, 200.0)}
+    path = written(tmp_path / "m.onnx", model(nodes, {"x": ("n", 6)}, weights))
+    found = load(path).program.module()(x := torch.randn(5, 6))
+    (wanted,) = judged(path, [x.numpy()])
+    assert 1e-5 < np.abs(found.detach().numpy() - wanted).max() / np.abs(wanted).max() < 1e-2
 
 
 # -- commands
