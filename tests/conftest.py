@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from edgeprune.data import open_data
 from edgeprune.records import DataSource, InputFeatures
 from edgeprune.results import AccuracyComparison, LatencyComparison, LayerWidth, NetworkFigures, RunRecord, StepRecord
 
+_GOLDEN = (5**0.5 - 1) / 2
 _FIRST = ("test_layers.py", "test_cli.py", "test_report.py")
 
 
@@ -56,8 +58,13 @@ def _keep_out_of_searches() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: the ones that need no torch, then the rest, then those marked slow and the end-to-end ones."""
+    """Of sampled tests most go to the sweep, before `-m` is looked at; then fast tests first.
+
+    That is: the ones that need no torch, then the rest, then those marked slow and the end-to-end ones.
+    """
+    _leave_to_the_sweep(items)
 
     def rank(item: pytest.Item) -> int:
         if item.path.name in _FIRST:
@@ -65,6 +72,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 2 if item.get_closest_marker("slow") or "e2e" in item.path.parts else 1
 
     items.sort(key=rank)
+
+
+def _leave_to_the_sweep(items: list[pytest.Item]) -> None:
+    """All but one in n of the tests that one function marked `sampled(n)` makes of its parameters.
+
+    Which ones goes by the golden ratio: every n-th would take one value alone of a parameter that varies as fast.
+    """
+    seen: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is None:
+            continue
+        family = item.nodeid.partition("[")[0]
+        if seen[family] * _GOLDEN % 1 >= 1 / mark.args[0]:
+            item.add_marker(pytest.mark.sweep)
+        seen[family] += 1
 
 
 def _run_record() -> RunRecord:

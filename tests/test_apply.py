@@ -71,6 +71,7 @@ APPLIES = (
 ).split()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", APPLIES)
 def test_a_network_is_sliced(name: str) -> None:
     case = CASES[name.replace("_", " ")]

@@ -72,6 +72,7 @@ def spans(graph: ChannelGraph, names: str) -> list[tuple[int, int]]:
     return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("attention", ["heads", "head-dim"])
 def test_units_of_an_attention(name: str, attention: str) -> None:

@@ -117,6 +117,7 @@ def test_the_blocks_of_a_network_are_found_by_their_sums(name: str) -> None:
     assert all(set(block.tensors) <= set(program.state_dict) for block in blocks)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", CASES)
 def test_a_network_without_a_block_is_the_dense_one_with_its_gate_closed(name: str) -> None:
     program, blocks, shape = made(name)
@@ -131,6 +132,7 @@ def test_a_network_without_a_block_is_the_dense_one_with_its_gate_closed(name: s
         assert torch.equal(got, run(gated(program, (block,)), (x,))[0]) and not torch.allclose(got, dense)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_and_channels_go_together_and_a_plan_replays(name: str) -> None:
     program, blocks, shape = made(name)

@@ -35,6 +35,7 @@ EXACTLY = ("mlp", "cnn", "residual", "depthwise", "depth multiplier", "concatena
            "flatten to linear", "einsum", "transformer layer", "image mlp inputs")  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", EXACTLY)
 def test_the_model_predicts_the_slim_program(name: str) -> None:
     case = CASES[name]

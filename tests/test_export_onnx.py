@@ -190,6 +190,7 @@ def test_attention_with_a_trained_mask(tmp_path: Path) -> None:
     assert export_onnx(slim, tmp_path / "slim.onnx").parity <= 1e-5
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "shape", [(6, 8), (4, 6, 8), (3, 4, 6, 8), (2, 3, 4, 6, 8)], ids=lambda shape: f"{len(shape)} dims"
 )

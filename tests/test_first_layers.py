@@ -24,6 +24,7 @@ from tests.nets import Net, captured, cut_randomly, macs_of, parameter, relative
 from tests.test_ops import check
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CASES)
 def test_rule(name: str) -> None:
     check(CASES[name])
@@ -67,6 +68,7 @@ CHAINS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int | None]] =
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_slim_contract_follows_what_stands_before_the_gather(name: str) -> None:
     build, shape, dim = CHAINS[name]

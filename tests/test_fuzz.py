@@ -27,6 +27,7 @@ def test_every_kind_has_its_share() -> None:
     assert sum(kinds.SHARES.values()) == 3000
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kind", "number"), MUTANTS)
 def test_a_mutant_is_taken_or_refused_in_one_line(tmp_path: Path, good: dict[str, Any], kind: str, number: int) -> None:
     kinds.mutant(good[kind], random.Random(f"0/{kind}/{number}"), tmp_path)

@@ -243,6 +243,7 @@ def test_the_catalog_names_every_criterion() -> None:
     assert {entry.name for entry in catalog.ENTRIES if entry.needs_data} == set(BY_DATA)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("criterion", catalog.names("criterion"))
 @pytest.mark.parametrize("name", ["depth multiplier", "attention", "cnn input channels", "batch normed"])
 def test_scores_follow_the_order_of_the_units(name: str, criterion: str) -> None:

@@ -56,6 +56,7 @@ def test_what_nothing_reads_locks_nothing() -> None:
     assert [group.n_units for group in heads] == [4]  # the mean over the heads' weights is not read
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["cosine similarity", "index a 2d index", "weight norm", "max unpool", "tril",
                                   "bilinear", "mha, padding mask", "scatter"])  # fmt: skip
 def test_onnx(name: str, tmp_path: Path) -> None:

@@ -8,12 +8,7 @@ from tests.cases_layers import CASES
 from tests.test_ops import check
 
 
-@pytest.mark.parametrize("name", list(CASES)[::3])
-def test_rule(name: str) -> None:
-    check(CASES[name])
-
-
-@pytest.mark.sweep
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", CASES)
-def test_every_rule(name: str) -> None:
+def test_rule(name: str) -> None:
     check(CASES[name])

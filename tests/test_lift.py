@@ -56,6 +56,7 @@ NETS: dict[str, tuple[Any, tuple[int, ...], bool]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NETS)
 def test_a_cut_graph_is_what_an_export_of_it_gives(name: str) -> None:
     build, shape, sizes = NETS[name]

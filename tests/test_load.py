@@ -107,6 +107,7 @@ def _save(kind: str, path: Path, program: Program, info: ModelInfo) -> Path:
     return path
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["pt", "pt2"])
 @pytest.mark.parametrize("name", NETS)
 def test_round_trip(tmp_path: Path, name: str, kind: str) -> None:
@@ -412,6 +413,7 @@ def test_compressed_archives_and_scripts_are_refused(tmp_path: Path) -> None:
     assert "another kind of zip" in _refusal(tmp_path / "o.zip")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["pt", "pt2"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("name", ["head.weight", "norm.running_var"])

@@ -23,6 +23,7 @@ NETS = Path(__file__).parents[1] / "models" / "digits.py"
 TRAIN = ("train", "--arch", f"{NETS}:mlp", "--data", "digits", "--epochs", "3", "--threads", "1", "--optimizer", "sgd")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("options", "share"),
     [

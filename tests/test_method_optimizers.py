@@ -47,6 +47,7 @@ TRAINED = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("wanted", TRAINED, ids=lambda wanted: wanted.optimizer)
 def test_sparse_optimizers_train_to_exact_zeros(digits: DataSource, wanted: TrainSettings) -> None:
     module = mlp()
@@ -57,6 +58,7 @@ def test_sparse_optimizers_train_to_exact_zeros(digits: DataSource, wanted: Trai
     assert evaluate(module, digits.val, digits.normalization).value == records[-1].val_value
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("optimizer", "structure", "epochs", "lam"),
     [
@@ -84,6 +86,7 @@ def test_whole_groups_vanish(digits: DataSource, optimizer: str, structure: str,
         assert (module[3].bias[gone] == 0).all() and (module[5].weight[:, gone] == 0).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("wanted", TRAINED, ids=lambda wanted: wanted.optimizer)
 def test_sparse_training_goes_on_as_if_it_had_not_stopped(
     digits: DataSource, tmp_path: Path, wanted: TrainSettings

@@ -57,6 +57,7 @@ SIZES = [64 * 32, 32 * 32, 32 * 10]
 # -- what the methods promise ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("criterion", ["l1", "l2", "random"])
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 def test_gradual_pruning_ends_with_the_share_in_every_layer(digits: DataSource, criterion: str, schedule: str) -> None:
@@ -113,6 +114,7 @@ def test_learned_shrinkage_leaves_more_zeros_the_stronger_it_is(digits: DataSour
     assert 0.1 < found[0] < found[1] and found[1] > 0.4
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("structure", ["kernel", "input-column", "channel-group"])
 @pytest.mark.parametrize("method", ["gradual", "halo"])
 def test_groups_vanish_whole(digits: DataSource, method: str, structure: str) -> None:
@@ -134,6 +136,7 @@ def test_groups_vanish_whole(digits: DataSource, method: str, structure: str) ->
         assert (module[8].weight.view(10, 16, 16)[:, ~gone] != 0).any()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("criterion", ["bn-scale", "fpgm", "lamp", "taylor", "random"])
 def test_channel_groups_go_by_every_criterion_that_needs_no_other_data(digits: DataSource, criterion: str) -> None:
     module = cnn()
@@ -375,6 +378,7 @@ RESUMED = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("settings", RESUMED, ids=lambda s: f"{s.method} {s.options.get('regrow', '')}")
 def test_a_method_goes_on_as_if_it_had_not_stopped(digits: DataSource, tmp_path: Path, settings: TrainSettings) -> None:
     whole, stopped, resumed = mlp(), mlp(), mlp(9)

@@ -101,6 +101,7 @@ def test_an_unknown_shortcut_is_refused() -> None:
         network("cifar_resnet.py:resnet20?shortcut=conv")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "arch", [pytest.param(arch, marks=pytest.mark.slow if arch.startswith(DEEP) else ()) for arch, *_ in PUBLISHED]
 )

@@ -22,6 +22,7 @@ from tests.cases import ACTIVATIONS, CASES, IMAGE, between, conv
 from tests.nets import Case, Net, captured, cut_randomly, distance, n_units
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CASES)
 def test_rule(name: str) -> None:
     case = CASES[name]
@@ -43,6 +44,7 @@ def check(case: Case) -> None:
     assert all(group.exact for group in graph.groups) is case.exact
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.__name__)
 def test_activation(activation: type[nn.Module]) -> None:
     check(Case(lambda: between(lambda m, x: m.second(m.act(x)), act=activation(), second=conv(8, 8)), (IMAGE,), 16))

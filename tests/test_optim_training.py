@@ -82,6 +82,7 @@ def sparse(kind: str, net: nn.Module, grouper: ChannelGroups) -> torch.optim.Opt
     return ProxSGD(named, lr=0.02, lam=1.5e-2, structure=grouper)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("outgoing", [True, False])
 @pytest.mark.parametrize("kind", ["rda", "rmda", "prox-sgd"])
 def test_coupled_units_vanish_together(graph: ChannelGraph, kind: str, outgoing: bool) -> None:

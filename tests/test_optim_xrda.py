@@ -134,6 +134,7 @@ def transcribed(
     return plain
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("averaging", [None, 0.0, 0.7, 1.0])
 @pytest.mark.parametrize("schedule", [cosine, halving, warm_up])
 @pytest.mark.parametrize("mode", MODES)

@@ -92,6 +92,7 @@ def without_sizes(program: ExportedProgram) -> dict[str, Any]:
     }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NETS)
 def test_slim_differs_from_dense_in_nothing_but_sizes(name: str) -> None:
     dense, slim = cut(name)

@@ -27,6 +27,7 @@ def analysed(name: str) -> tuple[Program, ChannelGraph]:
     return program, edgeprune.analyze(program, inputs=CASES[name].label_inputs)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(data=st.data())

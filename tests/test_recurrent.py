@@ -31,14 +31,9 @@ from tests.nets import Cut, Net, captured, cut_randomly, distance, n_units, rand
 from tests.test_ops import check
 
 
-@pytest.mark.parametrize("name", list(CASES)[::3])
-def test_rule(name: str) -> None:
-    check(CASES[name])
-
-
-@pytest.mark.sweep
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", CASES)
-def test_every_rule(name: str) -> None:
+def test_rule(name: str) -> None:
     check(CASES[name])
 
 
@@ -65,6 +60,7 @@ def keeping(graph: ChannelGraph, counts: dict[str, int]) -> np.ndarray:
     return keep
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["lstm layers, two directions", "lstm projection, layers, two directions",
                                   "gru layers, two directions", "lstm encoder and decoder", "gru cell"])  # fmt: skip
 @settings(max_examples=2, deadline=None, derandomize=True)
@@ -128,6 +124,7 @@ def test_dense_program_follows_train() -> None:
     assert not torch.equal(module(x), module(x))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["lstm layers, two directions", "gru layers, two directions", "lstm projection",
                                   "rnn", "lstm cell"])  # fmt: skip
 def test_onnx(name: str, tmp_path: Path) -> None:
@@ -160,6 +157,7 @@ def test_macs(dtype: torch.dtype) -> None:
     assert macs_by_node(program) == {"lstm": first + second, "linear": 48}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["lstm layers, two directions", "lstm projection, layers, two directions", "gru",
                                   "lstm cell"])  # fmt: skip
 def test_macs_are_foreseen(name: str) -> None:

@@ -82,6 +82,7 @@ def cut(name: str) -> tuple[Program, PruningPlan, Program]:
     return program, plan, edgeprune.cut(program, plan)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NETS)
 def test_the_slim_network_takes_and_gives_a_narrower_state(name: str, tmp_path: Path) -> None:
     program, plan, slim = cut(name)
@@ -97,6 +98,7 @@ def test_the_slim_network_takes_and_gives_a_narrower_state(name: str, tmp_path: 
         assert sizes[comes] == sizes[goes] and sizes[comes][1] == len(plan.inputs[comes].keep)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NETS)
 def test_many_steps_are_those_of_the_dense_network_without_the_units(name: str) -> None:
     program, plan, slim = cut(name)

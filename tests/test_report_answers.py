@@ -185,6 +185,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", PICTURES)
 def test_whatever_is_drawn_can_be_shown(name: str, make_run: Callable[..., RunRecord]) -> None:
     run = make_run()

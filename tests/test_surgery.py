@@ -149,6 +149,7 @@ def test_tied_weights_stay_tied() -> None:
     assert parameters["a.weight"].shape[0] < 6
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["cnn", "squeeze-excite", "transformer layer", "fused attention"])
 def test_a_slim_program_trains(name: str) -> None:
     case = CASES[name]
@@ -182,6 +183,7 @@ def test_a_trained_module_can_be_captured_and_cut_again() -> None:
     assert macs(cut.slim) < macs(slim) < macs(program)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["cnn", "fused attention", "channel shuffle", "slices", "mean over channels"])
 def test_a_slim_program_is_cut_again(name: str) -> None:
     case = CASES[name]
@@ -192,6 +194,7 @@ def test_a_slim_program_is_cut_again(name: str) -> None:
     assert n_parameters(cut.slim) < n_parameters(slim)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["cnn", "fused attention", "constant mask", "slices", "image mlp inputs"])
 def test_a_slim_program_saves_and_loads(tmp_path: Path, name: str) -> None:
     case = CASES[name]

@@ -34,6 +34,7 @@ def run(place: Path, data: str, *arguments: str) -> tuple[int, str]:
     return found.exit_code, " ".join(found.output.split())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("data", "wanted"), [("values", "(batch, 2)"), ("flags", "(batch, 3)")])
 @pytest.mark.parametrize("command", ["export --onnx", "export --int8", "compress", "validate"])
 def test_both_shapes_are_said(place: Path, command: str, data: str, wanted: str) -> None:

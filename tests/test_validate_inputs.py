@@ -110,6 +110,7 @@ def answers(place: Path, name: str, kind: str, data: DataSource) -> np.ndarray:
     return (found["value"] if isinstance(found, dict) else found).numpy()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("dense", "slim"),
     [

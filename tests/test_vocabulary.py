@@ -57,6 +57,7 @@ CASES = [(name, torch.int64) for name in GOOD]
 CASES += [(name, torch.int32) for name in ("indexing", "positions")]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_the_rows_of_unused_ids_go_and_the_others_give_the_same(name: str, dtype: torch.dtype) -> None:
     build, n_inputs, per_id = GOOD[name]
@@ -86,6 +87,7 @@ def _floats(program: Program) -> list[Tensor]:
     return list(floats.values())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_vocabulary_that_cannot_be_cut_is_refused_with_the_reason(name: str) -> None:
     build, reason = REFUSED[name]
