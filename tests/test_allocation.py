@@ -54,6 +54,7 @@ def test_a_curve_never_falls_with_fewer_units_and_is_steeper_where_nothing_was_m
     np.testing.assert_allclose(rising, [0.0, 0.4, 0.4 + 4 * 0.1 * 2])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("keep_macs", [0.8, 0.5, 0.3])
 @pytest.mark.parametrize("keep_bytes", [None, 0.6])
 def test_no_other_widths_lose_less(keep_macs: float, keep_bytes: float | None) -> None:

@@ -82,6 +82,7 @@ def test_a_network_is_sliced(name: str) -> None:
     assert result.tensors and not result.unread
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("build", "width"),
     [

@@ -125,6 +125,7 @@ def test_a_budget_takes_features_that_are_channels_too() -> None:
     assert macs_of(edgeprune.cut(program, plan, graph)) <= 0.6 * macs_of(program)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "first", [nn.LayerNorm(10), nn.RMSNorm(10), nn.GroupNorm(5, 10)], ids=lambda m: type(m).__name__
 )

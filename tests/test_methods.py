@@ -82,6 +82,7 @@ def test_what_compares_layers_ends_with_the_share_over_all(
     assert found[2] / SIZES[2] < 0.79  # the last layer is small and needed
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("regrow", ["gradient", "momentum", "random"])
 def test_regrowing_keeps_the_share_all_the_time(digits: DataSource, regrow: str) -> None:
     module, seen = mlp(), []
@@ -95,6 +96,7 @@ def test_regrowing_keeps_the_share_all_the_time(digits: DataSource, regrow: str)
     assert (seen[0] & ~seen[-1]).any() and (seen[-1] & ~seen[0]).any()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 8)])
 def test_n_of_m_weights_are_left_everywhere(digits: DataSource, n: int, m: int) -> None:
     module = cnn()
@@ -147,6 +149,7 @@ def test_channel_groups_go_by_every_criterion_that_needs_no_other_data(digits: D
         assert closed == [4, 8]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("gates", ["channels", "inputs", "both"])
 def test_gates_end_open_or_closed_and_closed_units_are_zero_everywhere(digits: DataSource, gates: str) -> None:
     module = mlp()

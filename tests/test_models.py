@@ -49,6 +49,7 @@ def with_statistics(model: nn.Module, x: torch.Tensor) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("arch", "shape"), [("tasks.py:regressor", (10,)), ("tasks.py:unet", (1, 8, 8)), ("pitch.py:crepe", (1024,))]
 )

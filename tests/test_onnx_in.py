@@ -61,6 +61,7 @@ def exported(path: Path, new: bool, free: bool, training: bool = False) -> tuple
     return net, path
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("new", "free"), [(False, False), (False, True), (True, False), (True, True)])
 def test_files_of_both_exporters_are_the_network_again(tmp_path: Path, new: bool, free: bool) -> None:

@@ -55,6 +55,7 @@ def test_glu_and_threshold() -> None:
     check(Case(lambda: between(lambda m, x: m.act(x), act=nn.Threshold(0.1, 0.4)), (IMAGE,), 8))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["cnn", "residual", "attention", "layer norm", "squeeze-excite"])
 def test_float32(name: str) -> None:
     case = CASES[name]

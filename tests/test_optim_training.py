@@ -239,6 +239,7 @@ def dense_accuracy() -> float:
     return accuracy
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "options", "zeros"),
     [

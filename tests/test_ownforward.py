@@ -89,6 +89,7 @@ NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "align"), [*((name, 1) for name in NETS), ("halves", 8)])
 def test_an_appliable_cut_goes_back_into_its_class(name: str, align: int) -> None:
     build, shape = NETS[name]

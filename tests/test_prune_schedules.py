@@ -159,6 +159,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "budget", "value"), CASES)
 def test_the_command_meets_its_budget_by_each_schedule(tmp_path: Path, name: str, budget: str, value: str) -> None:
     out, model = tmp_path / "run", MODELS / "digits_mlp.pt"

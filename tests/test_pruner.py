@@ -97,6 +97,7 @@ def same_outputs(one: nn.Module, other: nn.Module, *args: Any) -> bool:
 # -- the loop --
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [("geometric", (0.4**0.5, 0.4)), ("linear", (0.7, 0.4)), ("cubic", (0.475, 0.4)), ((0.25, 1), (0.4**0.25, 0.4))],

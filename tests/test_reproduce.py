@@ -194,6 +194,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_reach_what_they_are_for(
     name: str, part: Callable[[str], Any], tmp_path: Path, one_thread: None

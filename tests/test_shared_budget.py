@@ -122,6 +122,7 @@ def test_a_unit_costs_what_its_removal_saves_where_it_lies_in_one_dim_of_each_la
 # -- what is left ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", [{"keep_params": 0.3}, {"keep_macs": 0.3}, {"keep_macs": 0.5, "keep_params": 0.3}])
 def test_features_and_units_go_until_the_budget_is_met(data: DataSource, options: dict[str, float]) -> None:
     dense, (program, accuracy) = edgeprune.capture(table(), torch.randn(2, 8)), trained(table(), data, **options)

@@ -73,6 +73,7 @@ def _gated(m: Any, x: Tensor) -> Tensor:
 NETWORKS = {"classifier": classifier, "unet": unet, "gated": gated}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_free_size_stays_free_through_every_stage(name: str, tmp_path: Path) -> None:
     model = randomized(NETWORKS[name]()).double().eval()

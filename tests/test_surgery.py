@@ -82,6 +82,7 @@ FEATURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, InputFe
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FEATURES)
 def test_input_features(name: str) -> None:
     build, shape, n_features, expected, columns = FEATURES[name]

@@ -216,6 +216,7 @@ def test_what_does_not_fit_is_one_line(place: Path, dense: str, slim: str, data:
     assert len([line for line in found.stderr.splitlines() if line.startswith("edgeprune: ")]) == 1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("data", "files"),
     [

@@ -97,6 +97,7 @@ def test_a_vocabulary_that_cannot_be_cut_is_refused_with_the_reason(name: str) -
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("unknown", [3, 5])
 @pytest.mark.parametrize("name", ["embedding", "positions", "the largest id"])
 def test_an_unknown_id_stands_for_all_that_are_cut(name: str, unknown: int) -> None:

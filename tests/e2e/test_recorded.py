@@ -44,6 +44,7 @@ def _unmarked(place: Path) -> bool:
     return not list(place.rglob("MARKER"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "spec",
     [

@@ -174,6 +174,7 @@ def test_a_drop_alone_gives_the_smallest_network_within_it(tmp_path: Path) -> No
     assert kept == sorted(kept, reverse=True) and len(kept) >= 3
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("asked", "kept"), [("off", None), ("20", 20), ("0.25", 16), ("1.0", None)])
 def test_input_features(tmp_path: Path, asked: str, kept: int | None) -> None:
     options = ("--input-features", asked, "--keep-macs", "0.5", "--finetune-epochs", "0", "--threads", "1")

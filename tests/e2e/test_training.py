@@ -68,7 +68,7 @@ def fails_on_the_second():
         raise ValueError("no such layer here")
     return plain()
 '''
-EPOCHS = 12
+EPOCHS = 5
 STEPS = 5  # of an epoch: 1,079 images in batches of 256
 SLOW = ("train", "--arch", f"{NETS}:cnn", "--data", "digits", "--epochs", str(EPOCHS), "--batch-size", "256")
 
@@ -298,6 +298,7 @@ def test_what_diverged_goes_on_with_a_lower_learning_rate(stopped: Path) -> None
     assert names(stopped) - {"__pycache__"} == {"nets.py", "m.pt"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
