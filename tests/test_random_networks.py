@@ -27,7 +27,7 @@ def test_sixty_networks() -> None:
     found: list[Outcome] = []
 
     @settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    @given(seed=st.integers(0, 10**6), n_layers=st.integers(3, 10))
+    @given(seed=st.integers(0, 10**6), n_layers=st.integers(3, 16))
     def each(seed: int, n_layers: int) -> None:
         outcome = tried(seed, n_layers)
         assert outcome.kind in ("right", "vacuous", "refused"), outcome
