@@ -1,0 +1,160 @@
+"""C99 as a target: a header and a file without a dependency, compiled and run before they are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from edgeprune.errors import InputError, ParityError
+from edgeprune.export import apart, ort
+from edgeprune.export.c.build import program_of
+from edgeprune.export.c.names import identifier
+from edgeprune.export.c.runtime import Library, compiler
+from edgeprune.export.c.text import Program, header_text, source_text
+from edgeprune.export.description import add_contract
+from edgeprune.export.feeds import arrays_of
+from edgeprune.export.filecheck import error_of, samples_of_network
+from edgeprune.export.onnx import draft_onnx
+from edgeprune.export.parity import PARITY_TOLERANCE, Sample
+from edgeprune.export.signature import scaling_of, signature_of
+from edgeprune.export.state import check_stateless
+from edgeprune.export.target import Inputs, Material, Runner, Runtime
+from edgeprune.export.writing import PREPROCESS
+from edgeprune.files import write_atomically
+from edgeprune.progress import Progress
+from edgeprune.results import ExportedFile
+
+_LOAD, _LOAD_RAW = (f"edgeprune.export.c.runtime:{name}" for name in ("load", "load_raw"))
+_MOST_BYTES = 2**24  # of constants: beyond what a microcontroller has, compilers take gigabytes
+_N_RAW = 8  # samples that the function for raw inputs is checked on
+
+
+@dataclass(frozen=True, slots=True)
+class CRuntime:
+    """A compiler of this machine, and its processor."""
+
+    name: str = "C"
+
+    def draft(self, program: ExportedProgram, folder: Path, batch: int) -> Path:
+        """A C file of a network, its header beside it."""
+        draft_onnx(program, folder / "draft.onnx")
+        return _written(_built(folder / "draft.onnx", "draft", None, batch), folder)
+
+    def runner(self, file: Path, inputs: Inputs, threads: int = 1) -> Runner:
+        """One inference a call, in this process: the file has run before."""
+        library, arrays = Library.of(file), arrays_of(inputs.file)
+
+        def once() -> None:
+            library.fill(arrays)
+            library.run()
+
+        return once
+
+
+@dataclass(frozen=True, slots=True)
+class CSource:
+    """C as a target; its batch is fixed, at one sample where nothing is asked for."""
+
+    name: str = "c"
+    runtime: Runtime | None = CRuntime()
+    free_batch: bool = False
+
+    def files(self, model: str) -> tuple[str, ...]:
+        """The source and its header, by a name that C can use."""
+        return tuple(f"{identifier(model)}.{suffix}" for suffix in ("c", "h"))
+
+    def check_installed(self) -> None:
+        """Raise InputError where there is no C compiler: nothing that did not run is written."""
+        compiler()
+
+    def check(self, program: ExportedProgram) -> None:
+        """Raise InputError for a network with a state."""
+        check_stateless(program, "C")
+
+    def write(self, material: Material, told: Progress) -> tuple[ExportedFile, ...]:
+        """Write both files, compile them and run them.
+
+        Raises:
+            InputError: there is no C for an operator, or the compiler refuses the file.
+            ParityError: what it computes differs from PyTorch.
+        """
+        told.stage("write C, compile it and run it")
+        samples = samples_of_network(material, material.batch or 1)
+        front = material.folder / PREPROCESS
+        program = _built(
+            material.network, identifier(material.name), front if front.exists() else None, material.batch or 1
+        )
+        source = _written(program, material.folder)
+        parity = _parity(source, samples)
+        if program.front is not None:
+            _check_front(source, front, program)
+        _describe(material, source, samples)
+        note = f"arena {program.arena_bytes:,} B, constants {program.constant_bytes:,} B"
+        header = source.with_suffix(".h")
+        return (
+            ExportedFile(str(source), source.stat().st_size, parity, note=note),
+            ExportedFile(str(header), header.stat().st_size, None),
+        )
+
+
+def _built(network: Path, prefix: str, front: Path | None, batch: int) -> Program:
+    program = program_of(network, prefix, front, batch)
+    if program.constant_bytes > _MOST_BYTES:
+        raise InputError(
+            f"C: expected at most {_MOST_BYTES:,} bytes of constants, got {program.constant_bytes:,}: no "
+            "microcontroller has so many"
+        )
+    return program
+
+
+def _written(program: Program, folder: Path) -> Path:
+    """The C file, its header beside it."""
+    source = folder / f"{program.prefix}.c"
+    write_atomically(source, source_text(program).encode("ascii"))
+    write_atomically(source.with_suffix(".h"), header_text(program).encode("ascii"))
+    return source
+
+
+def _parity(source: Path, samples: list[Sample]) -> float:
+    got = apart.answers(_LOAD, source, [sample.inputs for sample in samples], f"C: {source.name} does not run")
+    return error_of(samples, got, f"{source.name} compiled")
+
+
+def _check_front(source: Path, preprocess: Path, program: Program) -> None:
+    """Compare what the file makes of raw inputs with preprocess.onnx, which has been checked; they are drawn."""
+    assert program.front is not None
+    session, chance = ort.session(preprocess), np.random.default_rng(0)
+    names = [value.name for value in session.get_inputs()]
+    given = [
+        [
+            chance.integers(0, 256, view.shape).astype(np.uint8)
+            if view.type == "uint8_t"
+            else chance.standard_normal(view.shape, np.float32)
+            for view in program.front.made.inputs
+        ]
+        for _ in range(_N_RAW)
+    ]
+    found = apart.answers(_LOAD_RAW, source, given, f"C: {source.name} does not run")
+    for raw, got in zip(given, found, strict=True):
+        wanted = ort.run_by_name(session, dict(zip(names, raw, strict=True)))
+        for want, have in zip(wanted, got, strict=True):
+            error = float(np.abs(want.astype(np.float64) - have).max(initial=0.0))
+            if error > PARITY_TOLERANCE * max(1.0, float(np.abs(want).max(initial=0.0))):
+                raise ParityError(
+                    f"{source.name}: expected of raw inputs what {preprocess.name} makes, got {error:.3g}"
+                )
+
+
+def _describe(material: Material, source: Path, samples: list[Sample]) -> None:
+    """Say in features.json what the file takes and gives, by the names of its functions."""
+    first = samples[0]
+    signature = signature_of(material.program, first.inputs, first.outputs, scaling=scaling_of(material))
+    numbered = replace(
+        signature,
+        inputs=tuple(replace(one, name=f"{source.stem}_input{k}") for k, one in enumerate(signature.inputs)),
+        outputs=tuple(replace(one, name=f"{source.stem}_output{k}") for k, one in enumerate(signature.outputs)),
+    )
+    add_contract(material.folder, material.network.name, "c", source.name, numbered.described())

@@ -1,0 +1,391 @@
+"""C for microcontrollers: compiled strictly it gives what onnxruntime gives, in the arena that it states."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from target_nets import in_pytorch, slim_program
+from test_cheader import Gathering
+from torch import Tensor, nn
+
+from edgeprune.commands.export import export
+from edgeprune.cost.activations import peak_activations
+from edgeprune.data import first_inputs, open_data
+from edgeprune.errors import InputError, ParityError
+from edgeprune.export.c import target
+from edgeprune.export.c.build import program_of
+from edgeprune.export.c.names import identifier
+from edgeprune.export.c.runtime import Library, compiled
+from edgeprune.export.c.text import Program as CProgram
+from edgeprune.export.c.text import header_text, source_text
+from edgeprune.export.contracts import write_contracts
+from edgeprune.export.onnx import draft_onnx
+from edgeprune.formats.load import load
+from edgeprune.formats.save import save_program
+from edgeprune.graph.capture import Program, capture
+from edgeprune.records import ModelInfo, Normalization
+from edgeprune.requests import ExportRequest
+
+MODELS = Path(__file__).parents[1] / "models"
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
+COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)] or [
+    name for name in ("cc",) if shutil.which(name)
+]
+pytestmark = pytest.mark.skipif(not COMPILERS, reason="no C compiler")
+# Fills every input with what stdin has, runs, and writes every output to stdout.
+FIRMWARE = """
+#include <stdio.h>
+#include "{p}.h"
+#include "{p}.h"
+int main(void)
+{{
+    for (;;) {{
+        if (fread({p}_input0(), sizeof({P}_INPUT0_TYPE), {P}_INPUT0_SIZE, stdin) != {P}_INPUT0_SIZE)
+            return 0;
+        {p}_run();
+        fwrite({p}_output0(), sizeof({P}_OUTPUT0_TYPE), {P}_OUTPUT0_SIZE, stdout);
+    }}
+}}
+"""
+
+
+def written(network: Path, prefix: str = "net", front: Path | None = None) -> tuple[CProgram, Path]:
+    program = program_of(network, prefix, front)
+    source = network.parent / f"{prefix}.c"
+    source.write_text(source_text(program), encoding="ascii")
+    source.with_suffix(".h").write_text(header_text(program), encoding="ascii")
+    return program, source
+
+
+def made(net: nn.Module | Program, example: Any, folder: Path) -> tuple[CProgram, Path]:
+    program = net if isinstance(net, Program) else capture(net.eval(), example)
+    draft_onnx(program, folder / "net.onnx")
+    return written(folder / "net.onnx")
+
+
+def differs(network: Path, source: Path, n_samples: int = 3) -> float:
+    """The largest error against onnxruntime, over the size of the output."""
+    session, library = onnxruntime.InferenceSession(network), Library.of(source)
+    chance, worst = np.random.default_rng(0), 0.0
+    names = [value.name for value in session.get_inputs()]
+    for _ in range(n_samples):
+        given = [chance.standard_normal(place.shape, np.float32) for place in library.inputs]
+        library.fill(given)
+        for want, got in zip(session.run(None, dict(zip(names, given, strict=True))), library.run(), strict=True):
+            assert want.shape == got.shape
+            worst = max(worst, float(np.abs(want - got).max() / max(1e-3, float(np.abs(want).max()))))
+    return worst
+
+
+def peak(program: CProgram) -> int:
+    return program.network.arena.peak_bytes
+
+
+# --- networks
+
+
+class Cells(nn.Module):
+    """Depthwise and grouped convolutions, a residual, a concatenation and all kinds of pools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.deep, self.point = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8), nn.Conv2d(8, 8, 1)
+        self.grouped, self.head = nn.Conv2d(16, 12, (3, 1), groups=4), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.norm(self.stem(x)))
+        y = F.hardswish(self.point(self.deep(x))) + x
+        z = self.grouped(torch.cat([F.max_pool2d(y, 2, ceil_mode=True), F.avg_pool2d(x, 2, ceil_mode=True)], 1))
+        return self.head(F.silu(z).mean((2, 3)))
+
+
+def sensors() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(6, 10, 5, stride=2, padding=2), nn.BatchNorm1d(10), nn.LeakyReLU(0.1),
+        nn.Conv1d(10, 10, 3, padding="same", dilation=2, groups=10), nn.GELU(), nn.AvgPool1d(3, 2, 1), nn.Flatten(),
+        nn.Linear(70, 4), nn.Softmax(1),
+    )  # fmt: skip
+
+
+def shallow() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+class Two(nn.Module):
+    """Two inputs and two outputs, one of which is shown as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.table, self.head = nn.Conv2d(1, 4, 3), nn.Linear(6, 4), nn.Linear(8, 3)
+
+    def forward(self, image: Tensor, table: Tensor) -> dict[str, Tensor]:
+        y = torch.cat([self.image(image).sigmoid().amax((2, 3)), self.table(table).relu()], 1)
+        return {"scores": self.head(y), "table": table}
+
+
+NETS: dict[str, tuple[Any, Any]] = {
+    "mlp": (shallow, torch.randn(2, 1, 4, 6)),
+    "cells": (Cells, torch.randn(2, 3, 17, 14)),
+    "sensors": (sensors, torch.randn(2, 6, 28)),
+    "two": (Two, (torch.randn(2, 1, 5, 5), torch.randn(2, 6))),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_slim_network_gives_what_onnxruntime_gives(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, example = NETS[name]
+    slim = slim_program(net(), *example if isinstance(example, tuple) else (example,))
+    program, source = made(slim, example, tmp_path)
+    for compiler, level in itertools.product(COMPILERS, ("-O0", "-O2")):
+        flags = [*STRICT, level, "-c", "-o", str(tmp_path / "net.o"), str(source)]
+        told = subprocess.run([compiler, *flags], capture_output=True, text=True)
+        assert not told.returncode and not told.stderr, told.stderr
+    assert differs(tmp_path / "net.onnx", source) < 1e-5
+    arena = program.arena_bytes
+    assert arena == peak(program) and arena <= peak_activations(slim).n_bytes
+    assert f"_ARENA_BYTES {arena} " in header_text(program) and f"float arena[{arena // 4}];" in source_text(program)
+    given = {view.value for view in program.network.made.inputs}
+    made_values = {step.writes for step in program.network.arena.steps}
+    assert arena <= sum(program.network.made.sizes[value] for value in given | made_values)
+
+
+class Pointwise(nn.Module):
+    """Every activation on a row each, and arithmetic with constants on both sides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kinds = [
+            F.relu, F.relu6, F.leaky_relu, torch.sigmoid, torch.tanh, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.elu,
+            F.selu, F.celu, F.softsign, F.mish, F.hardtanh, torch.exp, torch.erf, torch.abs, torch.neg, torch.sin,
+            lambda y: F.gelu(y, approximate="tanh"), lambda y: (1 - y) / (2 + y.abs()), lambda y: y**2 + y * y,
+            lambda y: torch.minimum(y, 0.5 * y) - torch.maximum(y, y * y), lambda y: torch.clamp(y, min=-0.25),
+            lambda y: y * y[:, :1] - y.mean(1, keepdim=True), lambda y: F.log_softmax(y, 1), torch.round,
+            lambda y: y + torch.arange(12.0) / 7, lambda y: y * torch.sigmoid(y) * torch.sigmoid(y),
+        ]  # fmt: skip
+        return torch.stack([kind(x[:, place]) for place, kind in enumerate(kinds)], 1)
+
+
+class Moved(nn.Module):
+    """Numbers that only move: parts of a tensor, other orders, padding, and parts that lie side by side."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        a, b, c = (2 * x).split([1, 3, 2], 1)
+        gathered = torch.index_select(x, 2, torch.tensor([4, 0, 0, 3])), torch.index_select(x, 1, torch.tensor([1, 2]))
+        moved = x.permute(0, 2, 3, 1), x.flip(1), x[:, 1::2, :-1], F.channel_shuffle(x, 3), *gathered
+        return torch.cat([c, a, b], 1), F.pad(x, (1, 0, 0, 2), value=0.5), x.sum(1), x.amax(3), *moved, x[:, 2]
+
+
+class Pools(nn.Module):
+    """What lies in the padding counts, or does not."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        average = [(3, 2, 1, False, True), (3, 2, 1, False, False), (3, 2, 1, True, True), (2, 2, 0, True, False)]
+        pools = [F.avg_pool2d(x, *told) for told in average]
+        pools += [F.max_pool2d(x, 3, 2, 1), F.max_pool2d(x, 2, 1, dilation=2), F.max_pool2d(x, (3, 2), (1, 2), (1, 0))]
+        return *pools, F.adaptive_avg_pool2d(x, 1), F.adaptive_avg_pool2d(x, (3, 7)), F.adaptive_max_pool2d(x, 1)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [(Pointwise, (30, 12)), (Moved, (6, 5, 4)), (Pools, (2, 9, 7))],
+    ids=["pointwise", "moved", "pools"],
+)
+def test_every_operator_gives_what_onnxruntime_gives(net: Any, shape: tuple[int, ...], tmp_path: Path) -> None:
+    program, source = made(net(), torch.randn(2, *shape), tmp_path)
+    compiled(source, tmp_path / "strict.so", (*STRICT, "-O2", "-fPIC", "-shared"))
+    assert differs(tmp_path / "net.onnx", source) < 1e-5
+    assert program.arena_bytes <= sum(program.network.made.sizes)
+
+
+@pytest.mark.parametrize("model", ["digits_mlp.pt", "digits_cnn.pt"])
+def test_all_digits_are_told_apart_as_onnxruntime_does(model: str, tmp_path: Path) -> None:
+    found = load(MODELS / model)
+    write_contracts(found.program, found.info, tmp_path)
+    _, source = written(tmp_path / "slim.onnx", "slim", tmp_path / "preprocess.onnx")
+    library = Library.of(source)
+    front, session = (onnxruntime.InferenceSession(tmp_path / f"{name}.onnx") for name in ("preprocess", "slim"))
+    raw = first_inputs(open_data("digits").test, None)
+    assert isinstance(raw, np.ndarray) and len(raw) == 359
+    [wants] = session.run(None, {"input": front.run(None, {"input": raw})[0]})
+    gots = []
+    for one in raw:
+        library.load([one])
+        gots.append(library.run()[0][0])
+    np.testing.assert_array_equal(np.argmax(gots, 1), wants.argmax(1))
+    assert np.abs(np.array(gots) - wants).max() < 1e-4 * np.abs(wants).max()
+
+
+def test_nothing_is_undefined(tmp_path: Path) -> None:
+    """Run as a program of its own under the sanitizers for addresses and undefined behaviour."""
+    torch.manual_seed(0)
+    _, source = made(Cells(), torch.randn(2, 3, 17, 14), tmp_path)
+    (tmp_path / "main.c").write_text(FIRMWARE.format(p="net", P="NET"))
+    checks = ("-fsanitize=undefined,address", "-fno-sanitize-recover=all", "-g", "-O1")
+    binary = tmp_path / "main"
+    command = [COMPILERS[0], *STRICT, *checks, "-o", str(binary), str(tmp_path / "main.c"), str(source), "-lm"]
+    subprocess.run(command, check=True)
+    given = np.random.default_rng(0).standard_normal((3, 3, 17, 14), np.float32)
+    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    told = subprocess.run([binary], input=given.tobytes(), capture_output=True, env=env)
+    assert not told.returncode, told.stderr.decode()
+    [want] = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"input": given})
+    np.testing.assert_allclose(np.frombuffer(told.stdout, np.float32).reshape(3, 5), want, rtol=1e-4, atol=1e-6)
+
+
+# --- both contracts
+
+
+@pytest.mark.parametrize("preprocess", ["apart", "fold"])
+@pytest.mark.parametrize("byte_scale", [None, 1 / 255])
+def test_raw_inputs_are_gathered_and_scaled(preprocess: Any, byte_scale: float | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tail = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+    program = capture(Gathering((0, 2), tail, flat=False), torch.randn(2, 3, 6, 6))
+    info = ModelInfo((3, 6, 6), normalization=Normalization((0.5, 0.4, 0.3), (0.25, 0.2, 0.3)))
+    write_contracts(program, info, tmp_path, preprocess=preprocess, byte_scale=byte_scale)
+    made_of, source = written(tmp_path / "slim.onnx", "slim", tmp_path / "preprocess.onnx")
+    compiled(source, tmp_path / "strict.so", (*STRICT, "-O2", "-fPIC", "-shared"))
+    is_bytes = byte_scale is not None and preprocess == "fold"
+    raw = np.random.default_rng(0).integers(0, 256, (1, 3, 6, 6)).astype(np.uint8)
+    taken = raw if is_bytes else (raw / 255).astype(np.float32)
+    library = Library.of(source)
+    library.load([taken])
+    [got] = library.run()
+    full, chain = (onnxruntime.InferenceSession(tmp_path / f"{name}.onnx") for name in ("full", "preprocess"))
+    normalised = (raw / 255 - np.reshape([0.5, 0.4, 0.3], (3, 1, 1))) / np.reshape([0.25, 0.2, 0.3], (3, 1, 1))
+    [want] = full.run(None, {"input": taken if preprocess == "fold" else normalised.astype(np.float32)})
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    library.fill(chain.run(None, {chain.get_inputs()[0].name: taken}))  # the slim contract
+    np.testing.assert_allclose(library.run()[0], want, rtol=1e-4, atol=1e-5)
+    assert made_of.front is not None and made_of.arena_bytes == peak(made_of)
+
+
+# --- names, refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("slim", "slim"), ("2-fast", "net_2_fast"), ("a.b c", "a_b_c"), ("größe", "gruf6udfe"), ("math", "net_math"),
+        ("Features", "net_Features"), ('x"; int y; /*', "x_int_y"), ("__", "net"), ("温", "u6e29"), ("\udcff", "udcff"),
+    ],
+)  # fmt: skip
+def test_names_become_identifiers(name: str, plain: str) -> None:
+    assert identifier(name) == plain
+
+
+def test_hostile_names_stay_in_literals(tmp_path: Path) -> None:
+    import onnx
+
+    name = '*/ "\\ ??/\n größe'
+    made(shallow(), torch.randn(2, 1, 4, 6), tmp_path)
+    proto = onnx.load(tmp_path / "net.onnx")
+    for values in (proto.graph.input, proto.graph.output):
+        old, values[0].name = values[0].name, f"{name}{values[0].name}"
+        for node in proto.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [values[0].name if one == old else one for one in names]
+    for node in proto.graph.node:
+        node.name = f"{name}{node.name}"
+    onnx.save(proto, tmp_path / "net.onnx")
+    _, source = written(tmp_path / "net.onnx", identifier(name))
+    (tmp_path / "main.c").write_text(
+        f'#include <stdio.h>\n#include "{source.stem}.h"\n'
+        f"int main(void) {{ return fputs({source.stem.upper()}_INPUT0_NAME, stdout) < 0; }}\n"
+    )
+    command = [COMPILERS[0], *STRICT, "-o", tmp_path / "main", tmp_path / "main.c", source, "-lm"]
+    subprocess.run(command, check=True)
+    told = subprocess.run([tmp_path / "main"], capture_output=True, check=True).stdout
+    assert told.decode().startswith(name)
+    assert differs(tmp_path / "net.onnx", source) < 1e-5
+
+
+class Attention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "message"),
+    [
+        (lambda: nn.LSTM(6, 4, batch_first=True), (5, 6), r"^C has no LSTM \(\w+\)$"),
+        (Attention, (5, 6), r"^C has no MatMul \(\w+\) whose input 1 is no constant$"),
+        (lambda: nn.Conv3d(1, 2, 2), (1, 3, 3, 3), r"^C has no Conv \(\w+\) over 3 dims$"),
+        (lambda: nn.ConvTranspose2d(1, 2, 2), (1, 3, 3), r"^C has no ConvTranspose \(\w+\)$"),
+    ],
+    ids=["lstm", "attention", "volume", "transposed"],
+)
+def test_what_there_is_no_c_for_is_named(net: Any, shape: tuple[int, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        made(net(), torch.randn(2, *shape), tmp_path)
+
+
+def test_ids_and_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^C has no input of int64$"):
+        made(nn.Flatten(), torch.randint(0, 11, (2, 5)), tmp_path)
+    net = shallow()
+    with torch.no_grad():
+        net[1].weight[0, 0] = torch.inf
+    with pytest.raises(InputError, match=r"^C: expected finite weights, got NaN or infinity$"):
+        made(net, torch.randn(2, 1, 4, 6), tmp_path)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_program(tmp_path / "2 net.pt2", slim_program(shallow(), torch.randn(2, 1, 4, 6)), ModelInfo((1, 4, 6)))
+    return tmp_path / "2 net.pt2"
+
+
+def exported(net: Path, **changes: Any) -> Any:
+    return export(ExportRequest(model=str(net), out=str(net.parent / "out"), targets=("c",), **changes))
+
+
+def test_an_export_is_checked_timed_and_described(saved: Path) -> None:
+    record = exported(saved, dense=str(saved), batch=2)
+    out = saved.parent / "out"
+    files = {Path(file.path).name: file for file in record.files}
+    assert list(files)[-2:] == ["net_2_net.c", "net_2_net.h"]
+    source = files["net_2_net.c"]
+    assert source.parity is not None and source.parity < 1e-5 and source.ratio is not None
+    assert '"net_2_net_input0"' in (out / "features.json").read_text()
+    x = np.random.default_rng(0).standard_normal((2, 1, 4, 6), np.float32)
+    library = Library.of(out / "net_2_net.c")
+    assert record.targets is not None and record.targets.rows[1].target == "c"
+    stated = re.search(r"_ARENA_BYTES (\d+)", (out / "net_2_net.h").read_text())
+    assert stated and f"arena {int(stated[1]):,} B" in record.targets.rows[1].verdict
+    library.fill([x])
+    np.testing.assert_allclose(library.run()[0], in_pytorch(saved, x)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_compiler_nothing_is_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(saved.parent / "nowhere"))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(
+        InputError, match=r"^C: expected a compiler .*\(cc, gcc or clang, or what CC names\), got none$"
+    ):
+        exported(saved)
+    assert not (saved.parent / "out").exists()
+
+
+def test_a_wrong_file_and_one_that_does_not_compile_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = target.source_text
+    monkeypatch.setattr(target, "source_text", lambda program: text(program).replace("sum = bias[o]", "sum = 1.0f"))
+    with pytest.raises(ParityError, match=r"net_2_net\.c compiled.*largest error expected"):
+        exported(saved)
+    monkeypatch.setattr(target, "source_text", lambda program: text(program) + "int f(void) { return nothing; }\n")
+    with pytest.raises(InputError, match=r"^C: net_2_net\.c does not run: .*ended with 1: .*nothing.* undeclared"):
+        exported(saved)
+    assert not (saved.parent / "out").exists()
