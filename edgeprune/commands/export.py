@@ -129,7 +129,17 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     place = asked.out, asked.name
     folds = request.preprocess == "fold"
     material = Material(
-        model, info, *place, data, dense, request.batch, byte_scale, task=task, front=front, folds=folds
+        model,
+        info,
+        *place,
+        data,
+        dense,
+        request.batch,
+        byte_scale,
+        task=task,
+        front=front,
+        folds=folds,
+        max_drop=request.max_drop,
     )
     return material, assumed
 

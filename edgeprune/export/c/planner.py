@@ -10,8 +10,8 @@ from edgeprune.cost.liveness import Lifetimes, Operation
 from edgeprune.export.c.graph import Lowered, Step
 
 ALIGNMENT = 4  # bytes, of a float
-_TRIES = 400  # orders of placing, where the first ones leave gaps
-_MOST_SHUFFLED = 200  # values; of more every try takes too long
+_TRIES = 100  # orders of placing, where the first ones leave gaps
+_MOST_SHUFFLED = 100  # values; of more every try takes too long
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,16 +117,15 @@ class Weights:
 def weights_of(low: Lowering, name: str, out_dim: int) -> Weights | None:
     """The integers that stored floats are made of; None where they are none, or are shifted."""
     maker = low.net.makers.get(name)
-    if maker is None or maker.op_type != "DequantizeLinear" or name not in low.net.known:
+    if name not in low.net.known or maker is None or maker.op_type != "DequantizeLinear":
         return None
     values, scale, zero = (low.constant(maker, place) for place in range(3))
     assert values is not None and scale is not None
     axis = options(maker, axis=1)["axis"] % values.ndim
-    if values.dtype != np.int8 or (scale.size > 1 and axis != out_dim):
+    if values.dtype != np.int8 or np.any(zero) or (scale.size > 1 and axis != out_dim):
         return None
     turned = np.moveaxis(values, out_dim, 0)
-    is_shifted = zero is not None and bool(zero.any())
-    return None if is_shifted else Weights(turned, np.broadcast_to(scale.astype(np.float64).ravel(), (len(turned),)))
+    return Weights(turned, np.broadcast_to(scale.astype(np.float64).ravel(), (len(turned),)))
 
 
 def multiplied(factor: float) -> tuple[int, int] | None:

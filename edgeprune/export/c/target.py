@@ -1,8 +1,10 @@
-"""C99 as a target: a header and a file without a dependency, compiled and run before they are kept."""
+"""C99 as a target: a header and a file without a dependency, run before they are kept; of int8 too, where there is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch.export import ExportedProgram
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import apart, ort
 from edgeprune.export.c.build import program_of
+from edgeprune.export.c.int8 import check_meaning, judged
 from edgeprune.export.c.names import identifier
 from edgeprune.export.c.runtime import Library, compiler
 from edgeprune.export.c.text import Program, header_text, source_text
@@ -29,6 +32,7 @@ from edgeprune.results import ExportedFile
 
 _LOAD, _LOAD_RAW = (f"edgeprune.export.c.runtime:{name}" for name in ("load", "load_raw"))
 _MOST_BYTES = 2**24  # of constants: beyond what a microcontroller has, compilers take gigabytes
+_INT8 = "_int8"
 _N_RAW = 8  # samples that the function for raw inputs is checked on
 
 
@@ -63,8 +67,9 @@ class CSource:
     free_batch: bool = False
 
     def files(self, model: str) -> tuple[str, ...]:
-        """The source and its header, by a name that C can use."""
-        return tuple(f"{identifier(model)}.{suffix}" for suffix in ("c", "h"))
+        """Source and header, in float and of the int8 file where there is one, by a name that C can use."""
+        plain = identifier(model)
+        return tuple(f"{plain}{kind}.{suffix}" for kind in ("", _INT8) for suffix in ("c", "h"))
 
     def check_installed(self) -> None:
         """Raise InputError where there is no C compiler: nothing that did not run is written."""
@@ -75,7 +80,7 @@ class CSource:
         check_stateless(program, "C")
 
     def write(self, material: Material, told: Progress) -> tuple[ExportedFile, ...]:
-        """Write both files, compile them and run them.
+        """Write the files, compile them and run them; one of int8 that is too far off is left out, and said.
 
         Raises:
             InputError: there is no C for an operator, or the compiler refuses the file.
@@ -83,21 +88,70 @@ class CSource:
         """
         told.stage("write C, compile it and run it")
         samples = samples_of_network(material, material.batch or 1)
-        front = material.folder / PREPROCESS
-        program = _built(
-            material.network, identifier(material.name), front if front.exists() else None, material.batch or 1
-        )
-        source = _written(program, material.folder)
-        parity = _parity(source, samples)
-        if program.front is not None:
-            _check_front(source, front, program)
-        _describe(material, source, samples)
-        note = f"arena {program.arena_bytes:,} B, constants {program.constant_bytes:,} B"
-        header = source.with_suffix(".h")
+        plain = identifier(material.name)
+        first = _source_of(material, material.network, plain)
+        got = _answers(first.path, [sample.inputs for sample in samples])
+        parity = error_of(samples, got, f"{first.path.name} compiled")
+        _describe(material, first.path, samples, self.name)
+        done = first.files(parity)
+        quantized = material.folder / f"{material.name}.int8.onnx"
+        if quantized.exists():
+            try:
+                done += _quantized(material, quantized, first, samples)
+            except (InputError, ParityError) as error:
+                for suffix in ("c", "h"):
+                    (material.folder / f"{plain}{_INT8}.{suffix}").unlink(missing_ok=True)
+                told.say(f"left out: C of int8: {error}")
+        return done
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A written C file, its header beside it."""
+
+    path: Path
+    program: Program
+
+    def files(self, parity: float, said: str = "") -> tuple[ExportedFile, ...]:
+        """Both, with the memory that they take and what else there is to say."""
+        note = f"arena {self.program.arena_bytes:,} B, constants {self.program.constant_bytes:,} B"
+        header = self.path.with_suffix(".h")
         return (
-            ExportedFile(str(source), source.stat().st_size, parity, note=note),
+            ExportedFile(str(self.path), self.path.stat().st_size, parity, note=f"{said}{note}"),
             ExportedFile(str(header), header.stat().st_size, None),
         )
+
+
+def _source_of(material: Material, network: Path, prefix: str) -> _Source:
+    """Written and, where it takes raw inputs too, checked in what it makes of these."""
+    front = material.folder / PREPROCESS
+    program = _built(network, prefix, front if front.exists() else None, material.batch or 1)
+    source = _written(program, material.folder)
+    if program.front is not None:
+        _check_front(source, front, program)
+    return _Source(source, program)
+
+
+def _quantized(material: Material, quantized: Path, first: _Source, samples: list[Sample]) -> tuple[ExportedFile, ...]:
+    """The files of a quantised network.
+
+    Raises:
+        InputError: there is no C for an operator, or more is lost than may be.
+        ParityError: it is far from what the file means.
+    """
+    made = _source_of(material, quantized, f"{first.path.stem}{_INT8}")
+    got = _answers(made.path, [sample.inputs for sample in samples])
+    check_meaning(quantized, samples, got, made.path.name)
+    said, is_enough = judged(material, partial(_answers, first.path), partial(_answers, made.path), material.batch or 1)
+    if not is_enough:
+        raise InputError(f"{said}, which is more than may be lost")
+    _describe(material, made.path, samples, "c-int8")
+    errors = (
+        float(np.abs(want.astype(np.float64) - have).max(initial=0.0))
+        for sample, outputs in zip(samples, got, strict=True)
+        for want, have in zip(sample.outputs, outputs, strict=True)
+    )
+    return made.files(max(errors), f"int8, {said}; ")
 
 
 def _built(network: Path, prefix: str, front: Path | None, batch: int) -> Program:
@@ -118,9 +172,8 @@ def _written(program: Program, folder: Path) -> Path:
     return source
 
 
-def _parity(source: Path, samples: list[Sample]) -> float:
-    got = apart.answers(_LOAD, source, [sample.inputs for sample in samples], f"C: {source.name} does not run")
-    return error_of(samples, got, f"{source.name} compiled")
+def _answers(source: Path, given: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+    return apart.answers(_LOAD, source, given, f"C: {source.name} does not run")
 
 
 def _check_front(source: Path, preprocess: Path, program: Program) -> None:
@@ -148,7 +201,7 @@ def _check_front(source: Path, preprocess: Path, program: Program) -> None:
                 )
 
 
-def _describe(material: Material, source: Path, samples: list[Sample]) -> None:
+def _describe(material: Material, source: Path, samples: list[Sample], contract: str) -> None:
     """Say in features.json what the file takes and gives, by the names of its functions."""
     first = samples[0]
     signature = signature_of(material.program, first.inputs, first.outputs, scaling=scaling_of(material))
@@ -157,4 +210,4 @@ def _describe(material: Material, source: Path, samples: list[Sample]) -> None:
         inputs=tuple(replace(one, name=f"{source.stem}_input{k}") for k, one in enumerate(signature.inputs)),
         outputs=tuple(replace(one, name=f"{source.stem}_output{k}") for k, one in enumerate(signature.outputs)),
     )
-    add_contract(material.folder, material.network.name, "c", source.name, numbered.described())
+    add_contract(material.folder, material.network.name, contract, source.name, numbered.described())

@@ -3,6 +3,7 @@ static void conv_u8(const uint8_t *x, const int8_t *weights, const int32_t *bias
                     const uint8_t *shift, uint8_t *y, const window *s, const range *r)
 {
     const int32_t into = s->in / s->groups, of_group = s->out / s->groups;
+    const int32_t zero = r->zero;
     int32_t n, o, p, q, i, k, l;
     for (n = 0; n < s->n; n++)
         for (o = 0; o < s->out; o++) {
@@ -20,7 +21,7 @@ static void conv_u8(const uint8_t *x, const int8_t *weights, const int32_t *bias
                             const int8_t *taps = filter + ((size_t)i * s->kh + k) * s->kw;
                             const uint8_t *line = image + ((size_t)i * s->h + top + k * s->dh) * s->w;
                             for (l = l0; l < l1; l++)
-                                sum += (line[left + l * s->dw] - r->zero) * taps[l];
+                                sum += (line[left + l * s->dw] - zero) * taps[l];
                         }
                     *y++ = ranged((int64_t)sum * by[o], shift[o], r);
                 }
