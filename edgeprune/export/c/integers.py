@@ -12,7 +12,8 @@ from edgeprune.export.c.expressions import Expression
 from edgeprune.export.c.graph import Argument, Call, Held, View, literal
 from edgeprune.export.c.layers import conv_weights, linear_weights
 from edgeprune.export.c.movement import put
-from edgeprune.export.c.pools import check_pool, reduced
+from edgeprune.export.c.places import BY_PLACES
+from edgeprune.export.c.pools import adjacent, axes_of, check_pool
 from edgeprune.export.c.quantities import Goal, Grid, goal_of, grid_of, multiplied, rescaling, weights_of
 from edgeprune.export.c.rules import RULES, Lowering, Quantized, options, rule
 from edgeprune.export.c.walks import aligned, walk_of
@@ -21,7 +22,7 @@ from edgeprune.export.c.windows import window_of
 IntegerRule = Callable[[Lowering, onnx.NodeProto], bool]
 INTEGER_RULES: dict[str, IntegerRule] = {}
 _MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Transpose", "Slice", "Split", "Expand",
-          "Gather")  # fmt: skip
+          "Gather", *BY_PLACES)  # fmt: skip
 _SUM_BITS = 30  # of a multiplier where two products are added
 
 
@@ -199,7 +200,8 @@ def _mean(low: Lowering, node: onnx.NodeProto) -> bool:
     x, goal = low.quantized[node.input[0]], goal_of(low, node)
     shape = x.view.shape
     is_global = node.op_type == "GlobalAveragePool"
-    sizes = (math.prod(shape[:2]), math.prod(shape[2:]), 1) if is_global else reduced(low, node)
+    axes = list(range(2, len(shape))) if is_global else axes_of(low, node)
+    sizes = adjacent(shape, axes) if axes else None
     if goal is None or sizes is None or x.view.type != "uint8_t":
         return False
     scaled = rescaling(low, np.array([x.scale / (goal.grid.scale * sizes[1])]))

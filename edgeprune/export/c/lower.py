@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from edgeprune.export.c import layers, movement, pointwise, pools
+from edgeprune.export.c import choices, layers, movement, places, pointwise, pools
 from edgeprune.export.c.graph import Lowered
 from edgeprune.export.c.integers import on_integers
 from edgeprune.export.c.reading import Network
 from edgeprune.export.c.rules import RULES, Lowering, refusal
 
-__all__ = ["layers", "lowered", "movement", "pointwise", "pools"]  # importing them registers their rules
+__all__ = [
+    "choices",
+    "layers",
+    "lowered",
+    "movement",
+    "places",
+    "pointwise",
+    "pools",
+]  # importing them registers their rules
 _DOMAINS = ("", "ai.onnx")
 
 

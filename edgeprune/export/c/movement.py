@@ -9,15 +9,9 @@ import onnx
 
 from edgeprune.export.c.graph import Call, View
 from edgeprune.export.c.layers import around
+from edgeprune.export.c.places import by_places, kind_of
 from edgeprune.export.c.rules import Lowering, options, refusal, rule
 from edgeprune.export.c.walks import merged, strides_of, walk_of
-
-_KINDS = {"float": "f32", "uint8_t": "u8", "int8_t": "u8"}
-
-
-def kind_of(view: View) -> str:
-    """What the kernels for numbers of this type end in; bytes are moved whatever they stand for."""
-    return _KINDS[view.type]
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
@@ -141,9 +135,9 @@ def put(low: Lowering, node: onnx.NodeProto, part: View, out: View, axis: int, s
 
 @rule("Pad")
 def _pad(low: Lowering, node: onnx.NodeProto) -> None:
-    told = options(node, mode="constant")
-    if told["mode"] != "constant":
-        raise refusal(node, f"of mode {told['mode']}")
+    if options(node, mode="constant")["mode"] != "constant":
+        by_places(low, node)
+        return
     x, pads, filled, axes = low.view(node.input[0]), low.constant(node, 1), low.constant(node, 2), low.constant(node, 3)
     assert pads is not None
     dims = list(range(len(x.shape))) if axes is None else [int(axis) % len(x.shape) for axis in axes]

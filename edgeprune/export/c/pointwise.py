@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 
 from edgeprune.export.c.expressions import BINARY, UNARY, Expression, clip, unary, with_scalar
-from edgeprune.export.c.graph import Call, View
+from edgeprune.export.c.graph import Call, Held, View
 from edgeprune.export.c.reading import attributes
 from edgeprune.export.c.rules import Lowering, options, refusal, rule
 from edgeprune.export.c.walks import aligned, walk_of
@@ -41,13 +42,21 @@ def _binary(low: Lowering, node: onnx.NodeProto) -> None:
     if found is not None:
         low.expressions[node.output[0]] = found
         return
-    left, right = (low.operand(name) for name in node.input)
+    operands = [(low.operand(name), low.net.shapes[name]) for name in node.input]
+    with_two(low, node, BINARY[node.op_type].text, operands)
+
+
+def with_two(
+    low: Lowering, node: onnx.NodeProto, text: str, operands: Sequence[tuple[View | Held, tuple[int, ...]]]
+) -> None:
+    """A function `text` of `{u}` and `{v}`, two arrays of these shapes, each repeated to that of the result."""
     shape = low.net.shapes[node.output[0]]
-    strides = [aligned(low.net.shapes[name], shape) for name in node.input]
+    strides = [aligned(own, shape) for _, own in operands]
+    (left, _), (right, _) = operands
     out = low.result(node)
     over = [one for one in (left, right) if isinstance(one, View) and one.n_elements == out.n_elements]
     walk = low.sizes("walk", *walk_of(node, shape, *strides))
-    low.made.add(out, Call(f"binary:{BINARY[node.op_type].text}", (left, right, out, walk)), over=over)
+    low.made.add(out, Call(f"binary:{text}", (left, right, out, walk)), over=over)
 
 
 def _as_expression(low: Lowering, node: onnx.NodeProto) -> Expression | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 
-from edgeprune.export.c.graph import Call
+from edgeprune.export.c.graph import Call, View
 from edgeprune.export.c.layers import around
 from edgeprune.export.c.rules import Lowering, options, refusal, rule
+from edgeprune.export.c.walks import strides_of, walk_of
 from edgeprune.export.c.windows import window_of
 
 
@@ -43,25 +45,42 @@ _REDUCTIONS = {"ReduceMean": "mean_f32", "ReduceSum": "sum_f32", "ReduceMax": "m
 
 @rule(*_REDUCTIONS)
 def _reduce(low: Lowering, node: onnx.NodeProto) -> None:
-    x = low.view(node.input[0])
-    sizes = reduced(low, node)
-    if sizes is None:
+    low.check_float(node, 1)
+    x, axes = low.view(node.input[0]), axes_of(low, node)
+    if not axes:
         low.show(node, x)
         return
+    sizes = adjacent(x.shape, axes)
+    if sizes is None:
+        x, sizes = _brought_last(low, node, x, axes)
     out = low.result(node)
     low.made.add(out, Call(_REDUCTIONS[node.op_type], (x, out, *map(str, sizes))))
 
 
-def reduced(low: Lowering, node: onnx.NodeProto) -> tuple[int, int, int] | None:
-    """The numbers before, within and after the dims that a reduction goes over; None of one that leaves all."""
+def axes_of(low: Lowering, node: onnx.NodeProto) -> list[int]:
+    """The dims that a reduction goes over, ascending, without those of one number."""
     shape = low.net.shapes[node.input[0]]
-    axes = sorted(axis for axis in _axes(low, node, len(shape)) if shape[axis] != 1)
-    if not axes:
-        return None
+    return sorted(axis for axis in _axes(low, node, len(shape)) if shape[axis] != 1)
+
+
+def adjacent(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int] | None:
+    """The numbers before, within and after dims; None of such as do not lie next to each other."""
     first, last = axes[0], axes[-1]
     if any(shape[dim] != 1 and dim not in axes for dim in range(first, last)):
-        raise refusal(node, "over dims that are not next to each other")
+        return None
     return math.prod(shape[:first]), math.prod(shape[first : last + 1]), math.prod(shape[last + 1 :])
+
+
+def _brought_last(
+    low: Lowering, node: onnx.NodeProto, x: View, axes: Sequence[int]
+) -> tuple[View, tuple[int, int, int]]:
+    """The numbers with some dims after all others."""
+    order = [*(dim for dim in range(len(x.shape)) if dim not in axes), *axes]
+    shape, steps = [x.shape[dim] for dim in order], strides_of(x.shape)
+    out = low.made.new(shape, "float")
+    walk = low.sizes("walk", *walk_of(node, shape, [steps[dim] for dim in order], strides_of(shape)))
+    n_last = math.prod(x.shape[dim] for dim in axes)
+    return low.made.add(out, Call("copy_f32", (x, out, walk))), (x.n_elements // n_last, n_last, 1)
 
 
 def _axes(low: Lowering, node: onnx.NodeProto, rank: int) -> set[int]:

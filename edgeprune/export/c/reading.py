@@ -24,7 +24,8 @@ _BY_CHANCE = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUnifor
 class Network:
     """The operators that read inputs, in their order; `known` are the values that none has a part in.
 
-    `shapes` and `types` are of all values, `makers` the operators of all that are made by some.
+    `shapes` and `types` are of all values, `makers` the operators of all that are made by some; `opset` is the version
+    of the operators.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -34,6 +35,7 @@ class Network:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     makers: Mapping[str, onnx.NodeProto]
+    opset: int
 
     def readers(self, name: str) -> list[onnx.NodeProto]:
         """The operators that read a value."""
@@ -56,18 +58,18 @@ def read_network(path: Path, batch: int = 1) -> Network:
     _check(proto.graph, path)
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     given = {value.name: _zeros(value) for value in proto.graph.input if value.name not in held}
-    return _network(proto.graph, held, given, _computed(proto, given, path))
+    return _network(proto, held, given, _computed(proto, given, path))
 
 
 def _network(
-    graph: onnx.GraphProto,
+    proto: onnx.ModelProto,
     held: Mapping[str, np.ndarray],
     given: Mapping[str, np.ndarray],
     found: Mapping[str, np.ndarray],
 ) -> Network:
     """A graph with what it stores, its inputs, and what its operators give for those."""
-    constant = _constant(graph, held)
-    known = {**held, **{name: found[name] for node in constant for name in _results(node)}}
+    graph = proto.graph
+    known = {**held, **{name: found[name] for name in _constant(graph, held)}}
     every = {**held, **found, **given}
     return Network(
         tuple(node for node in graph.node if not known.keys() >= set(_results(node))),
@@ -77,7 +79,12 @@ def _network(
         tuple(given),
         tuple(one.name for one in graph.output),
         {name: node for node in graph.node for name in node.output},
+        _opset(proto),
     )
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    return next((one.version for one in proto.opset_import if not one.domain), 0)
 
 
 def _results(node: onnx.NodeProto) -> list[str]:
@@ -135,14 +142,14 @@ def _computed(proto: onnx.ModelProto, inputs: Mapping[str, np.ndarray], path: Pa
         raise InputError(f"{path.name}: onnxruntime cannot run it: {error_line(error)}") from error
 
 
-def _constant(graph: onnx.GraphProto, held: Mapping[str, np.ndarray]) -> list[onnx.NodeProto]:
-    """The operators that no input has a part in."""
-    found = []
+def _constant(graph: onnx.GraphProto, held: Mapping[str, np.ndarray]) -> list[str]:
+    """The values that operators make and no input has a part in."""
+    found: list[str] = []
     known = set(held) | {""}
     for node in graph.node:
         if node.op_type in _BY_CHANCE:
             raise InputError(f"C has no {where(node)}")
         if node.op_type in _OF_SHAPES or all(name in known for name in node.input):
             known |= set(node.output)
-            found.append(node)
+            found += _results(node)
     return found

@@ -63,7 +63,7 @@ class Lowering:
         if name in self.quantized:
             self.views[name] = self._dequantized(self.quantized[name])
         elif name in self.expressions:
-            self.views[name] = self._mapped(self.expressions[name], self.net.shapes[name])
+            self.views[name] = self._mapped(self.expressions[name], self.new(self.net.shapes[name], name))
         else:
             array = self.net.known[name]
             out = self.new(array.shape, name)
@@ -80,8 +80,8 @@ class Lowering:
         )  # fmt: skip
         return self.made.add(out, Call(f"dequantize_{kind}", given))
 
-    def _mapped(self, found: Expression, shape: Sequence[int]) -> View:
-        x, out = self.view(found.base), self.made.new(shape, "float")
+    def _mapped(self, found: Expression, out: View) -> View:
+        x = self.view(found.base)
         return self.made.add(out, Call(f"map:{found.text}", (x, out, str(out.n_elements))), over=[x])
 
     def expression(self, name: str) -> Expression:
@@ -91,9 +91,9 @@ class Lowering:
             return Expression(name)
         return found if len(self.net.readers(name)) == 1 else Expression(name)
 
-    def check_float(self, node: onnx.NodeProto) -> None:
-        """Raise InputError for an operator that gives or reads something else than float32."""
-        for name in (*node.input, *node.output):
+    def check_float(self, node: onnx.NodeProto, n_read: int | None = None) -> None:
+        """Raise InputError for an operator that gives something else than float32, or reads it first of all."""
+        for name in (*node.input[:n_read], *node.output):
             if name and self.net.types[name] != "float32":
                 raise refusal(node, f"of {self.net.types[name]}")
 
