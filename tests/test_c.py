@@ -512,6 +512,17 @@ def test_an_export_is_checked_timed_and_described(saved: Path) -> None:
     np.testing.assert_allclose(library.run()[0], in_pytorch(saved, x)[0], rtol=1e-4, atol=1e-6)
 
 
+def test_a_file_of_anyone_elses_stays(saved: Path) -> None:
+    out = saved.parent / "out"
+    out.mkdir()
+    (out / "net_2_net.c").write_text("int main(void) { return 0; }\n")
+    (out / "net_2_net.h").write_text("/* Made by edgeprune: of an earlier export. */\n")
+    with pytest.raises(InputError, match=r"net_2_net\.c: expected a new place"):
+        exported(saved)
+    export(ExportRequest(model=str(saved), out=str(out), force=True))
+    assert (out / "net_2_net.c").exists() and not (out / "net_2_net.h").exists()
+
+
 def test_without_a_compiler_nothing_is_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(saved.parent / "nowhere"))
     monkeypatch.delenv("CC", raising=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgeprune.export.c.graph import SIZES, Argument, Constant, Held, Lowered, View, literal
 from edgeprune.export.c.planner import Arena
+from edgeprune.export.ctext import MADE
 from edgeprune.export.ctext import literal as text_literal
 
 _KERNELS = Path(__file__).parent / "kernels"
@@ -73,7 +74,7 @@ def header_text(program: Program) -> str:
     """The header: sizes, names and functions."""
     macro = program.prefix.upper()
     lines = [
-        "/* Made by edgeprune: a network in C99 that needs no library but that of C.",
+        f"{MADE}: a network in C99 that needs no library but that of C.",
         "",
         "   Inputs and outputs lie in the arena: fill every input, run, read the outputs before the next",
         "   input is filled. A run may write over the inputs. One run at a time. */",
@@ -102,7 +103,7 @@ def source_text(program: Program) -> str:
     floats = -(-program.arena_bytes // 4)
     return "\n".join(
         [
-            "/* Made by edgeprune. */",
+            f"{MADE}. */",
             "#include <math.h>\n#include <stddef.h>\n#include <stdint.h>\n",
             f'#include "{program.prefix}.h"\n',
             *writer.kernels(),
@@ -119,7 +120,7 @@ def _described(macro: str, kind: str, views: Sequence[View], names: Sequence[str
     for number, (view, name) in enumerate(zip(views, names, strict=True)):
         start = f"#define {macro}_{kind}{number}"
         lines += [
-            f"{start}_NAME {text_literal(name)}",
+            f"{start}_NAME {text_literal(name, 'C')}",
             f"{start}_TYPE {view.type}",
             f"{start}_SIZE {view.n_elements}",
             f"{start}_DIMS {{{', '.join(map(str, view.shape)) or '1'}}}",
