@@ -39,6 +39,7 @@ from edgeprune.export.exact import meaning
 from edgeprune.export.floatfile import snr_db
 from edgeprune.export.onnx import draft_onnx
 from edgeprune.export.quantize import write_int8
+from edgeprune.export.target import Inputs
 from edgeprune.formats.load import load
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import Program, capture
@@ -510,6 +511,16 @@ def test_an_export_is_checked_timed_and_described(saved: Path) -> None:
     assert stated and f"arena {int(stated[1]):,} B" in record.targets.rows[1].verdict
     library.fill([x])
     np.testing.assert_allclose(library.run()[0], in_pytorch(saved, x)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_what_no_microcontroller_holds_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "_MOST_BYTES", 1500)  # of the slim one 1,340, of the dense one more
+    wide = capture(shallow().eval(), torch.randn(2, 1, 4, 6))
+    draft, x = target.CRuntime().draft(wide, saved.parent, 1), np.zeros((1, 1, 4, 6), np.float32)
+    assert target.CRuntime().runner(draft, Inputs(x, x, x)) is None
+    monkeypatch.setattr(target, "_MOST_BYTES", 1000)
+    with pytest.raises(InputError, match=r"^C: expected at most 1,000 bytes of constants, got 1,340: no micro"):
+        exported(saved)
 
 
 def test_a_file_of_anyone_elses_stays(saved: Path) -> None:

@@ -43,12 +43,15 @@ class CRuntime:
     name: str = "C"
 
     def draft(self, program: ExportedProgram, folder: Path, batch: int) -> Path:
-        """A C file of a network, its header beside it."""
+        """A C file of a network, its header beside it; of one that is too large there is none."""
         draft_onnx(program, folder / "draft.onnx")
-        return _written(_built(folder / "draft.onnx", "draft", None, batch), folder)
+        made = program_of(folder / "draft.onnx", "draft", None, batch)
+        return _written(made, folder) if made.constant_bytes <= _MOST_BYTES else folder / "draft.c"
 
-    def runner(self, file: Path, inputs: Inputs, threads: int = 1) -> Runner:
-        """One inference a call, in this process: the file has run before."""
+    def runner(self, file: Path, inputs: Inputs, threads: int = 1) -> Runner | None:
+        """One inference a call, in this process: the file has run before; None where there is no file."""
+        if not file.exists():
+            return None
         library, arrays = Library.of(file), arrays_of(inputs.file)
 
         def once() -> None:
