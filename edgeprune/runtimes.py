@@ -76,6 +76,7 @@ TARGETS = (
         (Package("ncnn", "1.0.20261020", "1.1"), Package("pnnx", "20261020", "20280000")),
     ),
     TargetEntry("executorch", "Write a .pte for ExecuTorch (XNNPACK) too.", "executorch"),
+    TargetEntry("c", "Write C99 for microcontrollers too: a header and a file that allocate nothing."),
     TargetEntry(
         "web",
         "Write a page that runs the dense and this network in a phone's browser; see edgeprune serve.",

@@ -72,7 +72,7 @@ def test_every_extra_is_one_of_the_package() -> None:
 def test_targets_come_once_and_in_order_with_their_options() -> None:
     made = targets_of(("ort", "c-header", "ort"), TargetOptions(ort_platform="arm"))
     assert isinstance(made[0], CHeader) and made[1:] == (OrtFormat("arm"),)
-    with pytest.raises(InputError, match="target: expected one of c-header, ort, .*executorch, web, got 'tflite'"):
+    with pytest.raises(InputError, match="target: expected one of c-header, ort, .*executorch, c, web, got 'tflite'"):
         targets_of(("tflite",))
     with pytest.raises(InputError, match="target: expected one of c-header, .*, got 'tflite'"):
         runtimes.target("tflite")

@@ -14,6 +14,7 @@ from edgeprune.commands.variants import CALIBRATION, agreement, variant_files, w
 from edgeprune.commands.vocabulary import check_kept
 from edgeprune.errors import InputError
 from edgeprune.export.contracts import check_contracts, write_contracts
+from edgeprune.export.ctext import is_ours
 from edgeprune.export.description import FEATURES_FILE, note_in, restate
 from edgeprune.export.feeds import n_rows
 from edgeprune.export.fixed import write_fixed_batch
@@ -129,7 +130,17 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     place = asked.out, asked.name
     folds = request.preprocess == "fold"
     material = Material(
-        model, info, *place, data, dense, request.batch, byte_scale, task=task, front=front, folds=folds
+        model,
+        info,
+        *place,
+        data,
+        dense,
+        request.batch,
+        byte_scale,
+        task=task,
+        front=front,
+        folds=folds,
+        max_drop=request.max_drop,
     )
     return material, assumed
 
@@ -177,9 +188,12 @@ class _Place:
 
     @property
     def is_taken(self) -> bool:
-        """Whether something lies there that an earlier export may have written: a folder of ours has a manifest."""
+        """Whether something lies there that an earlier export may have written.
+
+        A folder of ours has a manifest; C says so on its first line, as its files may have the names of anyone's.
+        """
         if not self.is_folder:
-            return os.path.lexists(self.path)
+            return is_ours(self.path) if self.path.suffix in (".c", ".h") else os.path.lexists(self.path)
         return any((self.path / name).is_file() for name in ("manifest.json", "Manifest.json"))  # the latter Apple's
 
 

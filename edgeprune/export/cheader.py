@@ -24,7 +24,7 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
-from edgeprune.export.ctext import array, literal, number, strings
+from edgeprune.export.ctext import MADE, array, literal, number, strings
 from edgeprune.export.description import FEATURES_FILE
 from edgeprune.export.target import Material, Runtime
 from edgeprune.files import write_atomically
@@ -132,7 +132,7 @@ def header_text(document: Mapping[str, Any]) -> str:
     network = document["contracts"].get("slim") or document["contracts"]["full"]
     parts = _of_several(document, network) if len(network["inputs"]) > 1 else _of_one(document, network)
     return (
-        "/* Made by edgeprune: how a raw input becomes what the network's file takes. */\n"
+        f"{MADE}: how a raw input becomes what the network's file takes. */\n"
         "#ifndef EDGEPRUNE_FEATURES_H\n#define EDGEPRUNE_FEATURES_H\n\n#include <stddef.h>\n#include <stdint.h>\n\n"
         + "\n\n".join(filter(None, parts))
         + "\n\n#endif\n"

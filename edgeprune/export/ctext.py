@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +11,15 @@ from edgeprune.errors import InputError
 
 _MAX_LITERAL = 4095  # characters that a C99 compiler has to take
 _PER_LINE = 8
+MADE = "/* Made by edgeprune"  # what our files begin with
+
+
+def is_ours(path: Path) -> bool:
+    """Whether there is a file of C that edgeprune wrote."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(MADE)) == MADE.encode("ascii")
 
 
 def number(value: float, kind: str) -> str:
@@ -40,10 +50,10 @@ def strings(name: str, texts: Sequence[str]) -> str:
     return f"static const char *const {name}[{len(texts)}] = {{\n    {body}\n}};"
 
 
-def literal(text: str) -> str:
+def literal(text: str, asked: str = "--c-header") -> str:
     """A string literal of printable ASCII: other bytes in octal, which ends after three digits, and no trigraphs."""
     data = text.encode("utf-8", "surrogatepass")
     if len(data) > _MAX_LITERAL:
-        raise InputError(f"--c-header: expected names of at most {_MAX_LITERAL} bytes, got {text[:40]!r}...")
+        raise InputError(f"{asked}: expected names of at most {_MAX_LITERAL} bytes, got {text[:40]!r}...")
     plain = set(range(0x20, 0x7F)) - set(b'"\\?')
     return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data) + '"'

@@ -96,7 +96,7 @@ def agreement(file: FloatFile, path: Path, threads: int = 1) -> Agreement:
     if not finite or _shapes(file.outputs) != _shapes(given):
         raise ParityError(f"{path.name}: expected finite outputs of the float network's shapes, got others")
     columns = list(zip(zip(*file.outputs, strict=True), zip(*given, strict=True), strict=True))
-    worst = min((_snr_db(want, got) for want, got in columns), default=math.inf)
+    worst = min((snr_db(want, got) for want, got in columns), default=math.inf)
     return Agreement(worst, _same_argmax(*columns[0]) if len(columns) == 1 else None)
 
 
@@ -232,7 +232,7 @@ def _finite(outputs: Sequence[np.ndarray]) -> bool:
     return all(np.isfinite(array).all() for array in outputs if array.dtype.kind == "f")
 
 
-def _snr_db(want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:
+def snr_db(want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:
     """E.g. 20 for an error of a tenth; infinity where there is none, and for single and whole numbers."""
     from onnxruntime.quantization.qdq_loss_debug import compute_signal_to_quantization_noice_ratio
 

@@ -53,7 +53,7 @@ class Material:
     that this one came from, where it is known; `batch` the fixed one, None where it is free; `byte_scale` what a byte
     stands for where the files take bytes. `real` holds real samples to check on, None where there are no data;
     `task` is what they are for, `front` what is done to the inputs where there are several. `folds` says that the ONNX
-    files take raw values, as preprocessing is folded into them.
+    files take raw values, as preprocessing is folded into them; `max_drop` is what smaller numbers may lose.
     """
 
     model: Model
@@ -68,6 +68,7 @@ class Material:
     task: Task | None = None
     front: NamedFront | None = None
     folds: bool = False
+    max_drop: float | str | None = None
 
     @property
     def network(self) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from edgeprune.errors import InputError
+from edgeprune.export.c.target import CSource
 from edgeprune.export.cheader import CHeader
 from edgeprune.export.coreml import CoreMl
 from edgeprune.export.executorch import Executorch
@@ -42,6 +43,7 @@ TARGETS: Mapping[str, Callable[[TargetOptions], Target]] = {
     "openvino": lambda _: Openvino(),
     "ncnn": lambda _: Ncnn(),
     "executorch": lambda _: Executorch(),
+    "c": lambda _: CSource(),
     "web": lambda options: WebPage(options.web_runtime),
 }
 

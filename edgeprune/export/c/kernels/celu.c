@@ -1,0 +1,4 @@
+static float celu(float v, float alpha)
+{
+    return v < 0.0f ? alpha * expm1f(v / alpha) : v;
+}

@@ -1,0 +1,4 @@
+static float greater(float a, float b)
+{
+    return a != a || a > b ? a : b;
+}

@@ -1,0 +1,4 @@
+static float mish(float v)
+{
+    return v * tanhf(softplus(v));
+}

@@ -1,0 +1,4 @@
+static float softsign(float v)
+{
+    return v / (1.0f + fabsf(v));
+}

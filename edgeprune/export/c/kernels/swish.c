@@ -1,0 +1,4 @@
+static float swish(float v, float alpha)
+{
+    return v * sigmoid(alpha * v);
+}

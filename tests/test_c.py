@@ -1,0 +1,555 @@
+"""C for microcontrollers: compiled strictly it gives what onnxruntime gives, in the arena that it states."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+from target_nets import in_pytorch, slim_program
+from test_cheader import Gathering
+from torch import Tensor, nn
+
+from edgeprune.commands.export import export
+from edgeprune.cost.activations import peak_activations
+from edgeprune.data import first_inputs, open_data
+from edgeprune.errors import InputError, ParityError
+from edgeprune.export.c import target
+from edgeprune.export.c.build import program_of
+from edgeprune.export.c.expressions import BINARY, UNARY
+from edgeprune.export.c.names import identifier
+from edgeprune.export.c.quantities import multiplied
+from edgeprune.export.c.runtime import Library, compiled
+from edgeprune.export.c.text import Program as CProgram
+from edgeprune.export.c.text import header_text, source_text
+from edgeprune.export.contracts import write_contracts
+from edgeprune.export.exact import meaning
+from edgeprune.export.floatfile import snr_db
+from edgeprune.export.onnx import draft_onnx
+from edgeprune.export.quantize import write_int8
+from edgeprune.export.target import Inputs
+from edgeprune.formats.load import load
+from edgeprune.formats.save import save_program
+from edgeprune.graph.capture import Program, capture
+from edgeprune.progress import Silent
+from edgeprune.records import ModelInfo, Normalization
+from edgeprune.requests import ExportRequest
+
+MODELS = Path(__file__).parents[1] / "models"
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
+COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)] or [
+    name for name in ("cc",) if shutil.which(name)
+]
+pytestmark = pytest.mark.skipif(not COMPILERS, reason="no C compiler")
+# Fills every input with what stdin has, runs, and writes every output to stdout.
+FIRMWARE = """
+#include <stdio.h>
+#include "{p}.h"
+#include "{p}.h"
+int main(void)
+{{
+    for (;;) {{
+        if (fread({p}_input0(), sizeof({P}_INPUT0_TYPE), {P}_INPUT0_SIZE, stdin) != {P}_INPUT0_SIZE)
+            return 0;
+        {p}_run();
+        fwrite({p}_output0(), sizeof({P}_OUTPUT0_TYPE), {P}_OUTPUT0_SIZE, stdout);
+    }}
+}}
+"""
+
+
+def written(network: Path, prefix: str = "net", front: Path | None = None) -> tuple[CProgram, Path]:
+    program = program_of(network, prefix, front)
+    source = network.parent / f"{prefix}.c"
+    source.write_text(source_text(program), encoding="ascii")
+    source.with_suffix(".h").write_text(header_text(program), encoding="ascii")
+    return program, source
+
+
+def made(net: nn.Module | Program, example: Any, folder: Path) -> tuple[CProgram, Path]:
+    program = net if isinstance(net, Program) else capture(net.eval(), example)
+    draft_onnx(program, folder / "net.onnx")
+    return written(folder / "net.onnx")
+
+
+def differs(network: Path, source: Path, n_samples: int = 3) -> float:
+    """The largest error against onnxruntime, over the size of the output."""
+    session, library = onnxruntime.InferenceSession(network), Library.of(source)
+    chance, worst = np.random.default_rng(0), 0.0
+    names = [value.name for value in session.get_inputs()]
+    for _ in range(n_samples):
+        given = [chance.standard_normal(place.shape, np.float32) for place in library.inputs]
+        library.fill(given)
+        for want, got in zip(session.run(None, dict(zip(names, given, strict=True))), library.run(), strict=True):
+            assert want.shape == got.shape
+            worst = max(worst, float(np.abs(want - got).max() / max(1e-3, float(np.abs(want).max()))))
+    return worst
+
+
+def peak(program: CProgram) -> int:
+    return program.network.arena.peak_bytes
+
+
+# --- networks
+
+
+class Cells(nn.Module):
+    """Depthwise and grouped convolutions, a residual, a concatenation and all kinds of pools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.deep, self.point = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8), nn.Conv2d(8, 8, 1)
+        self.grouped, self.head = nn.Conv2d(16, 12, (3, 1), groups=4), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.norm(self.stem(x)))
+        y = F.hardswish(self.point(self.deep(x))) + x
+        z = self.grouped(torch.cat([F.max_pool2d(y, 2, ceil_mode=True), F.avg_pool2d(x, 2, ceil_mode=True)], 1))
+        return self.head(F.silu(z).mean((2, 3)))
+
+
+def sensors() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(6, 10, 5, stride=2, padding=2), nn.BatchNorm1d(10), nn.LeakyReLU(0.1),
+        nn.Conv1d(10, 10, 3, padding="same", dilation=2, groups=10), nn.GELU(), nn.AvgPool1d(3, 2, 1), nn.Flatten(),
+        nn.Linear(70, 4), nn.Softmax(1),
+    )  # fmt: skip
+
+
+def shallow() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+class Two(nn.Module):
+    """Two inputs and two outputs, one of which is shown as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.table, self.head = nn.Conv2d(1, 4, 3), nn.Linear(6, 4), nn.Linear(8, 3)
+
+    def forward(self, image: Tensor, table: Tensor) -> dict[str, Tensor]:
+        y = torch.cat([self.image(image).sigmoid().amax((2, 3)), self.table(table).relu()], 1)
+        return {"scores": self.head(y), "table": table}
+
+
+NETS: dict[str, tuple[Any, Any]] = {
+    "mlp": (shallow, torch.randn(2, 1, 4, 6)),
+    "cells": (Cells, torch.randn(2, 3, 17, 14)),
+    "sensors": (sensors, torch.randn(2, 6, 28)),
+    "two": (Two, (torch.randn(2, 1, 5, 5), torch.randn(2, 6))),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_slim_network_gives_what_onnxruntime_gives(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, example = NETS[name]
+    slim = slim_program(net(), *example if isinstance(example, tuple) else (example,))
+    program, source = made(slim, example, tmp_path)
+    for compiler, level in itertools.product(COMPILERS, ("-O0", "-O2")):
+        flags = [*STRICT, level, "-c", "-o", str(tmp_path / "net.o"), str(source)]
+        told = subprocess.run([compiler, *flags], capture_output=True, text=True)
+        assert not told.returncode and not told.stderr, told.stderr
+    assert differs(tmp_path / "net.onnx", source) < 1e-5
+    arena = program.arena_bytes
+    assert arena == peak(program) and arena <= peak_activations(slim).n_bytes
+    assert f"_ARENA_BYTES {arena} " in header_text(program) and f"float arena[{arena // 4}];" in source_text(program)
+    given = {view.value for view in program.network.made.inputs}
+    made_values = {step.writes for step in program.network.arena.steps}
+    assert arena <= sum(program.network.made.sizes[value] for value in given | made_values)
+
+
+def pointwise(path: Path) -> None:
+    """Every function of one number and of two, of a value and of constants on either side, in one graph."""
+    held = {"row": np.linspace(0.5, 2, 12), "two": np.array(2.0), "none": np.array(0.0)}
+    make = helper.make_node
+    nodes = [make("Abs", ["x"], ["size"]), make("Add", ["size", "two"], ["above"]), make("Sigmoid", ["x"], ["gate"])]
+    nodes += [make(kind, ["above" if kind in ("Log", "Sqrt") else "x"], [kind]) for kind in UNARY if kind != "Swish"]
+    pairs = {"row": ("above", "row"), "right": ("above", "two"), "left": ("two", "above"), "both": ("above", "size")}
+    for kind in BINARY:
+        nodes += [make(kind, pair, [f"{kind}_{name}"]) for name, pair in pairs.items() if kind != "PRelu"]
+    nodes += [make("PRelu", ["x", name], [f"PRelu_{name}"]) for name in ("row", "two")]
+    nodes += [make("Greater", ["x", "none"], ["is_above"]), make("LessOrEqual", ["x", "none"], ["is_below"])]
+    nodes += [make("Where", ["is_above", "x", "two"], ["up"]), make("Where", ["is_below", "none", "x"], ["down"])]
+    nodes += [make("Clip", ["x", "", "none"], ["cut"]), make("Mul", ["gate", "x"], ["gated"])]
+    nodes += [make("Gelu", ["x"], ["near"], approximate="tanh"), make("Softmax", ["x"], ["share"], axis=0)]
+    inner = {"size", "above", "gate", "is_above", "is_below"}
+    outputs = [name for node in nodes for name in node.output if name not in inner]
+    x, *results = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 12]) for name in ("x", *outputs))
+    stored = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in held.items()]
+    graph = helper.make_graph(nodes, "pointwise", [x], results, stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10), path)
+
+
+class Moved(nn.Module):
+    """Numbers that only move: parts of a tensor, other orders, padding, and parts that lie side by side."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        a, b, c = (2 * x).split([1, 3, 2], 1)
+        gathered = torch.index_select(x, 2, torch.tensor([4, 0, 0, 3])), torch.index_select(x, 1, torch.tensor([1, 2]))
+        moved = x.permute(0, 2, 3, 1), x.flip(1), x[:, 1::2, :-1], F.channel_shuffle(x, 3), *gathered
+        odd = F.pad(x, (1, 2, 2, 0), "reflect"), F.interpolate(x, scale_factor=2), F.pixel_shuffle(x[:, 2:], 2)
+        still = x.sum(1), x.amax(3), x.mean((1, 3)), x[:, 2], x[:, [3, 0, 1]]
+        return torch.cat([c, a, b], 1), F.pad(x, (1, 0, 0, 2), value=0.5), *still, *moved, *odd
+
+
+class Pools(nn.Module):
+    """What lies in the padding counts, or does not."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        average = [(3, 2, 1, False, True), (3, 2, 1, False, False), (3, 2, 1, True, True), (2, 2, 0, True, False)]
+        pools = [F.avg_pool2d(x, *told) for told in average]
+        pools += [F.max_pool2d(x, 3, 2, 1), F.max_pool2d(x, 2, 1, dilation=2), F.max_pool2d(x, (3, 2), (1, 2), (1, 0))]
+        return *pools, F.adaptive_avg_pool2d(x, 1), F.adaptive_avg_pool2d(x, (3, 4)), F.adaptive_max_pool2d(x, 1)
+
+
+def test_every_function_gives_what_onnxruntime_gives(tmp_path: Path) -> None:
+    pointwise(tmp_path / "net.onnx")
+    program, source = written(tmp_path / "net.onnx")
+    compiled(source, tmp_path / "strict.so", (*STRICT, "-O2", "-fPIC", "-shared"))
+    assert differs(tmp_path / "net.onnx", source) < 1e-5
+    assert program.arena_bytes == peak(program)
+
+
+@pytest.mark.parametrize(("net", "shape"), [(Moved, (6, 5, 4)), (Pools, (2, 9, 7))], ids=["moved", "pools"])
+def test_every_move_and_pool_gives_what_onnxruntime_gives(net: Any, shape: tuple[int, ...], tmp_path: Path) -> None:
+    program, source = made(net(), torch.randn(2, *shape), tmp_path)
+    compiled(source, tmp_path / "strict.so", (*STRICT, "-O2", "-fPIC", "-shared"))
+    assert differs(tmp_path / "net.onnx", source) < 1e-5
+    assert program.arena_bytes <= sum(program.network.made.sizes)
+
+
+@pytest.mark.parametrize("model", ["digits_mlp.pt", "digits_cnn.pt"])
+def test_all_digits_are_told_apart_as_onnxruntime_does(model: str, tmp_path: Path) -> None:
+    found = load(MODELS / model)
+    write_contracts(found.program, found.info, tmp_path)
+    _, source = written(tmp_path / "slim.onnx", "slim", tmp_path / "preprocess.onnx")
+    library = Library.of(source)
+    front, session = (onnxruntime.InferenceSession(tmp_path / f"{name}.onnx") for name in ("preprocess", "slim"))
+    raw = first_inputs(open_data("digits").test, None)
+    assert isinstance(raw, np.ndarray) and len(raw) == 359
+    [wants] = session.run(None, {"input": front.run(None, {"input": raw})[0]})
+    gots = []
+    for one in raw:
+        library.load([one])
+        gots.append(library.run()[0][0])
+    np.testing.assert_array_equal(np.argmax(gots, 1), wants.argmax(1))
+    assert np.abs(np.array(gots) - wants).max() < 1e-4 * np.abs(wants).max()
+
+
+def sanitized(source: Path, given: np.ndarray) -> np.ndarray:
+    """What a program of its own gives, under the sanitizers for addresses and undefined behaviour."""
+    folder, p = source.parent, source.stem
+    (folder / "main.c").write_text(FIRMWARE.format(p=p, P=p.upper()))
+    checks = ("-fsanitize=undefined,address", "-fno-sanitize-recover=all", "-g", "-O1")
+    command = [COMPILERS[0], *STRICT, *checks, "-o", folder / "main", folder / "main.c", source, "-lm"]
+    subprocess.run(command, check=True)
+    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    told = subprocess.run([folder / "main"], input=given.tobytes(), capture_output=True, env=env)
+    assert not told.returncode, told.stderr.decode()
+    return np.frombuffer(told.stdout, np.float32)
+
+
+def test_nothing_is_undefined(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _, source = made(Cells(), torch.randn(2, 3, 17, 14), tmp_path)
+    given = np.random.default_rng(0).standard_normal((3, 3, 17, 14), np.float32)
+    [want] = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"input": given})
+    np.testing.assert_allclose(sanitized(source, given).reshape(3, 5), want, rtol=1e-4, atol=1e-6)
+
+
+# --- both contracts
+
+
+@pytest.mark.parametrize("preprocess", ["apart", "fold"])
+@pytest.mark.parametrize("byte_scale", [None, 1 / 255])
+def test_raw_inputs_are_gathered_and_scaled(preprocess: Any, byte_scale: float | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tail = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+    program = capture(Gathering((0, 2), tail, flat=False), torch.randn(2, 3, 6, 6))
+    info = ModelInfo((3, 6, 6), normalization=Normalization((0.5, 0.4, 0.3), (0.25, 0.2, 0.3)))
+    write_contracts(program, info, tmp_path, preprocess=preprocess, byte_scale=byte_scale)
+    made_of, source = written(tmp_path / "slim.onnx", "slim", tmp_path / "preprocess.onnx")
+    compiled(source, tmp_path / "strict.so", (*STRICT, "-O2", "-fPIC", "-shared"))
+    is_bytes = byte_scale is not None and preprocess == "fold"
+    raw = np.random.default_rng(0).integers(0, 256, (1, 3, 6, 6)).astype(np.uint8)
+    taken = raw if is_bytes else (raw / 255).astype(np.float32)
+    library = Library.of(source)
+    library.load([taken])
+    [got] = library.run()
+    full, chain = (onnxruntime.InferenceSession(tmp_path / f"{name}.onnx") for name in ("full", "preprocess"))
+    normalised = (raw / 255 - np.reshape([0.5, 0.4, 0.3], (3, 1, 1))) / np.reshape([0.25, 0.2, 0.3], (3, 1, 1))
+    [want] = full.run(None, {"input": taken if preprocess == "fold" else normalised.astype(np.float32)})
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    library.fill(chain.run(None, {chain.get_inputs()[0].name: taken}))  # the slim contract
+    np.testing.assert_allclose(library.run()[0], want, rtol=1e-4, atol=1e-5)
+    assert made_of.front is not None and made_of.arena_bytes == peak(made_of)
+
+
+# --- int8
+
+
+class Squeezed(nn.Module):
+    """Gates, a shuffle and parts of a tensor: what moves integers, looks them up, and has no form but in floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.down, self.up, self.point = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1), nn.Conv2d(16, 6, 1)
+        self.head = nn.Linear(54, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.stem(x))
+        z = F.silu(self.deep(y))
+        z = z * torch.sigmoid(self.up(F.relu(self.down(z.mean((2, 3), keepdim=True)))))
+        left, right = F.channel_shuffle(torch.cat([z, y], 1), 2).chunk(2, 1)
+        w = F.max_pool2d(F.gelu(self.point(torch.cat([left + right, right], 1))), 2)
+        return self.head(F.avg_pool2d(w, 2, 1).flatten(1)).softmax(1)
+
+
+QUANTISED: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "squeezed": (Squeezed, (3, 8, 8)), "cells": (Cells, (3, 17, 14)), "sensors": (sensors, (6, 28)),
+    "mlp": (shallow, (1, 4, 6)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_a_quantised_file_is_computed_as_it_means(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, shape = QUANTISED[name]
+    draft_onnx(capture(net().eval(), torch.randn(2, *shape)), tmp_path / "net.onnx")
+    chance = np.random.default_rng(0)
+    calibration = chance.standard_normal((32, *shape), np.float32)
+    write_int8(tmp_path / "net.onnx", tmp_path / "small.onnx", calibration, max_drop=90.0, reduce_range=False)
+    program, source = written(tmp_path / "small.onnx", "small")
+    compiled(source, tmp_path / "strict.so", (*STRICT, "-O2", "-fPIC", "-shared"))
+    exact = meaning(tmp_path / "small.onnx", tmp_path / "exact.onnx")
+    assert exact is not None
+    given = chance.standard_normal((40, *shape), np.float32)
+    session, library = onnxruntime.InferenceSession(exact), Library.of(source)
+    [want] = session.run(None, {session.get_inputs()[0].name: given})
+    got = []
+    for one in given:
+        library.fill([one])
+        got.append(library.run()[0][0])
+    np.testing.assert_array_equal(np.argmax(got, 1), want.argmax(1))
+    assert snr_db([want], [np.array(got)]) > 40
+    kernels = {call.kernel for step in program.network.arena.steps for call in step.calls}
+    assert "linear_u8" in kernels and not kernels & {"linear_f32", "conv_f32"}
+    assert program.arena_bytes == peak(program)
+
+
+@pytest.mark.parametrize("factor", [0.375, 1.0, 0.999999999, 1e-3, 77.7, 3e-9, 1e-25, 2.0**20])
+def test_factors_become_whole_numbers_and_shifts(factor: float) -> None:
+    found = multiplied(factor)
+    assert found is not None
+    multiplier, shift = found
+    assert 0 <= multiplier < 2**31 and 1 <= shift <= 62
+    assert abs(multiplier / 2**shift - factor) <= max(factor * 2.0**-30, 2.0**-62)
+
+
+def test_a_factor_that_is_too_large_has_none() -> None:
+    assert multiplied(2.0**40) is None and multiplied(0.375) == (1610612736, 32)
+
+
+def test_nothing_is_undefined_in_int8(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    draft_onnx(capture(Squeezed().eval(), torch.randn(2, 3, 8, 8)), tmp_path / "net.onnx")
+    given = np.random.default_rng(0).standard_normal((16, 3, 8, 8), np.float32)
+    write_int8(tmp_path / "net.onnx", tmp_path / "small.onnx", given, max_drop=90.0)
+    _, source = written(tmp_path / "small.onnx", "small")
+    given[0], given[1] = 1e30, -1e30
+    want = sanitized(source, given).reshape(16, 5)
+    library = Library.of(source)
+    for one, row in zip(given, want, strict=True):
+        library.fill([one])
+        np.testing.assert_allclose(library.run()[0][0], row, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_c_of_int8_is_judged_by_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = ExportRequest(
+        model=str(MODELS / "digits_mlp.pt"), out=str(tmp_path / "out"), data="digits", int8=True, targets=("c",)
+    )
+    record = export(request)
+    assert [Path(file.path).name for file in record.files[-4:]] == [
+        "digits_mlp.c", "digits_mlp.h", "digits_mlp_int8.c", "digits_mlp_int8.h",
+    ]  # fmt: skip
+    assert record.targets is not None
+    assert re.search(r"int8, accuracy 9\d\.\d % \(9\d\.\d % in float\); arena", record.targets.rows[2].verdict)
+    stated = (tmp_path / "out" / "features.json").read_text()
+    assert '"c-int8"' in stated and '"digits_mlp_int8_input0"' in stated
+    told = Lines()
+    monkeypatch.setattr(target, "judged", lambda *_: ("accuracy 10.0 % (97.5 % in float)", False))
+    again = export(replace(request, force=True), told)
+    assert [Path(file.path).name for file in again.files[-2:]] == ["digits_mlp.c", "digits_mlp.h"]
+    lost = "left out: C of int8: accuracy 10.0 % (97.5 % in float), which is more than may be lost"
+    assert lost in told.lines and not (tmp_path / "out" / "digits_mlp_int8.c").exists()
+
+
+class Lines(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+# --- names, refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("slim", "slim"), ("2-fast", "net_2_fast"), ("a.b c", "a_b_c"), ("größe", "gruf6udfe"), ("math", "net_math"),
+        ("Features", "net_Features"), ('x"; int y; /*', "x_int_y"), ("__", "net"), ("温", "u6e29"), ("\udcff", "udcff"),
+    ],
+)  # fmt: skip
+def test_names_become_identifiers(name: str, plain: str) -> None:
+    assert identifier(name) == plain
+
+
+def test_hostile_names_stay_in_literals(tmp_path: Path) -> None:
+    name = '*/ "\\ ??/\n größe'
+    made(shallow(), torch.randn(2, 1, 4, 6), tmp_path)
+    proto = onnx.load(tmp_path / "net.onnx")
+    for values in (proto.graph.input, proto.graph.output):
+        old, values[0].name = values[0].name, f"{name}{values[0].name}"
+        for node in proto.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [values[0].name if one == old else one for one in names]
+    for node in proto.graph.node:
+        node.name = f"{name}{node.name}"
+    onnx.save(proto, tmp_path / "net.onnx")
+    _, source = written(tmp_path / "net.onnx", identifier(name))
+    (tmp_path / "main.c").write_text(
+        f'#include <stdio.h>\n#include "{source.stem}.h"\n'
+        f"int main(void) {{ return fputs({source.stem.upper()}_INPUT0_NAME, stdout) < 0; }}\n"
+    )
+    command = [COMPILERS[0], *STRICT, "-o", tmp_path / "main", tmp_path / "main.c", source, "-lm"]
+    subprocess.run(command, check=True)
+    told = subprocess.run([tmp_path / "main"], capture_output=True, check=True).stdout
+    assert told.decode().startswith(name)
+    assert differs(tmp_path / "net.onnx", source) < 1e-5
+
+
+class Attention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+class Signs(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x > 0
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "message"),
+    [
+        (lambda: nn.LSTM(6, 4, batch_first=True), (5, 6), r"^C has no LSTM \(\w+\)$"),
+        (Attention, (5, 6), r"^C has no MatMul \(\w+\) whose input 1 is no constant$"),
+        (lambda: nn.Conv3d(1, 2, 2), (1, 3, 3, 3), r"^C has no Conv \(\w+\) over 3 dims$"),
+        (lambda: nn.ConvTranspose2d(1, 2, 2), (1, 3, 3), r"^C has no ConvTranspose \(\w+\)$"),
+        (lambda: nn.Upsample(scale_factor=2, mode="bilinear"), (1, 3, 3), r"^C has no Resize \(\w+\) of mode linear$"),
+        (Signs, (1, 3, 3), r"^C has no Greater \(\w+\) that gives bool$"),
+    ],
+    ids=["lstm", "attention", "volume", "transposed", "bilinear", "bool"],
+)
+def test_what_there_is_no_c_for_is_named(net: Any, shape: tuple[int, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        made(net(), torch.randn(2, *shape), tmp_path)
+
+
+def test_ids_and_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^C has no input of int64$"):
+        made(nn.Flatten(), torch.randint(0, 11, (2, 5)), tmp_path)
+    net = shallow()
+    with torch.no_grad():
+        net[1].weight[0, 0] = torch.inf
+    with pytest.raises(InputError, match=r"^C: expected finite weights, got NaN or infinity$"):
+        made(net, torch.randn(2, 1, 4, 6), tmp_path)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_program(tmp_path / "2 net.pt2", slim_program(shallow(), torch.randn(2, 1, 4, 6)), ModelInfo((1, 4, 6)))
+    return tmp_path / "2 net.pt2"
+
+
+def exported(net: Path, **changes: Any) -> Any:
+    return export(ExportRequest(model=str(net), out=str(net.parent / "out"), targets=("c",), **changes))
+
+
+def test_an_export_is_checked_timed_and_described(saved: Path) -> None:
+    record = exported(saved, dense=str(saved), batch=2)
+    out = saved.parent / "out"
+    files = {Path(file.path).name: file for file in record.files}
+    assert list(files)[-2:] == ["net_2_net.c", "net_2_net.h"]
+    source = files["net_2_net.c"]
+    assert source.parity is not None and source.parity < 1e-5 and source.ratio is not None
+    assert '"net_2_net_input0"' in (out / "features.json").read_text()
+    x = np.random.default_rng(0).standard_normal((2, 1, 4, 6), np.float32)
+    library = Library.of(out / "net_2_net.c")
+    assert record.targets is not None and record.targets.rows[1].target == "c"
+    stated = re.search(r"_ARENA_BYTES (\d+)", (out / "net_2_net.h").read_text())
+    assert stated and f"arena {int(stated[1]):,} B" in record.targets.rows[1].verdict
+    library.fill([x])
+    np.testing.assert_allclose(library.run()[0], in_pytorch(saved, x)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_what_no_microcontroller_holds_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "_MOST_BYTES", 1500)  # of the slim one 1,340, of the dense one more
+    wide = capture(shallow().eval(), torch.randn(2, 1, 4, 6))
+    draft, x = target.CRuntime().draft(wide, saved.parent, 1), np.zeros((1, 1, 4, 6), np.float32)
+    assert target.CRuntime().runner(draft, Inputs(x, x, x)) is None
+    monkeypatch.setattr(target, "_MOST_BYTES", 1000)
+    with pytest.raises(InputError, match=r"^C: expected at most 1,000 bytes of constants, got 1,340: no micro"):
+        exported(saved)
+
+
+def test_a_file_of_anyone_elses_stays(saved: Path) -> None:
+    out = saved.parent / "out"
+    out.mkdir()
+    (out / "net_2_net.c").write_text("int main(void) { return 0; }\n")
+    (out / "net_2_net.h").write_text("/* Made by edgeprune: of an earlier export. */\n")
+    with pytest.raises(InputError, match=r"net_2_net\.c: expected a new place"):
+        exported(saved)
+    export(ExportRequest(model=str(saved), out=str(out), force=True))
+    assert (out / "net_2_net.c").exists() and not (out / "net_2_net.h").exists()
+
+
+def test_without_a_compiler_nothing_is_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(saved.parent / "nowhere"))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(
+        InputError, match=r"^C: expected a compiler .*\(cc, gcc or clang, or what CC names\), got none$"
+    ):
+        exported(saved)
+    assert not (saved.parent / "out").exists()
+
+
+def test_a_wrong_file_and_one_that_does_not_compile_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = target.source_text
+    monkeypatch.setattr(target, "source_text", lambda program: text(program).replace("sum = bias[o]", "sum = 1.0f"))
+    with pytest.raises(ParityError, match=r"net_2_net\.c compiled.*largest error expected"):
+        exported(saved)
+    monkeypatch.setattr(target, "source_text", lambda program: text(program) + "int f(void) { return nothing; }\n")
+    with pytest.raises(InputError, match=r"^C: net_2_net\.c does not run: .*ended with 1: .*nothing.* undeclared"):
+        exported(saved)
+    assert not (saved.parent / "out").exists()
