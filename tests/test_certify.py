@@ -106,6 +106,22 @@ def test_bounds_are_in_order_and_below_the_truth_of_all_patterns(seed: int, eps:
     assert c(network.pre_activations(x)[0])[0] == pytest.approx(attacked)
 
 
+@pytest.mark.sweep
+@pytest.mark.parametrize("seed", range(12))
+def test_bounds_are_below_the_truth_of_more_networks(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    convolution = nn.Sequential(
+        nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)
+    )
+    network = made(convolution, 1, 4) if seed % 2 else made(mlp(seed, 4, 3, 3, 3, 2), 4)
+    for eps in rng.uniform(0.05, 2, 2):
+        c, box = margins_of(network, int(rng.integers(2))), box_at(network, seed, eps)
+        truth = least_of_patterns(network, c, box)
+        lower = [lower_of(network, c, box, method) for method in METHODS]
+        assert lower == sorted(lower) and lower[-1] <= truth + 1e-7 <= least_margin(network, c, box)[0] + 2e-7
+
+
 def test_the_dual_closes_most_of_what_crown_leaves_open() -> None:
     closed = []
     for seed in range(3):
@@ -351,6 +367,13 @@ class Product(nn.Module):
 class OverSamples(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x - x.mean(0, keepdim=True)
+
+
+def test_the_program_that_is_read_stays_as_it_is() -> None:
+    batch = torch.export.Dim("batch")
+    plain = torch.export.export(mlp(0, 3, 4, 2), (torch.randn(2, 3),), dynamic_shapes=({0: batch},))
+    read_network(plain)
+    assert {tensor.dtype for tensor in plain.state_dict.values()} == {torch.float32}
 
 
 class Two(nn.Module):

@@ -10,8 +10,8 @@ import numpy as np
 from edgeprune.certify.intervals import Box
 from edgeprune.certify.network import Affine, Network
 
-STEPS = 60
-RESTARTS = 4
+STEPS = 40
+RESTARTS = 3
 
 
 def margins(network: Network, c: Affine, x: np.ndarray) -> np.ndarray:

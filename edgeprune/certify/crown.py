@@ -72,18 +72,15 @@ def lower_bound(affine: Affine, network: Network, bounds: Bounds, lines: list[Li
         if k not in c:
             continue
         layer, line, on = network.layers[k - 1], every[k - 1], c.pop(k)
-        positive, negative = np.maximum(on, 0.0), np.minimum(on, 0.0)
-        z = np.zeros((len(on), len(layer.affine.bias)))
-        _add_columns(z, line.at, positive * line.low)
-        _add_columns(z, line.top, negative * line.high)
+        negative = np.minimum(on, 0.0)
+        below, above = (on - negative) * line.low, negative * line.high
+        z = _on_pre_activations(layer, line, below, above)
         total = total + negative @ line.above + z @ layer.affine.bias
         for j, matrix in layer.affine.weights.items():
             part = z @ matrix
             c[j] = c[j] + part if j in c else part
-        absolute = np.zeros_like(z)
-        _add_columns(absolute, line.at, positive * line.low)
-        _add_columns(absolute, line.top, -negative * line.high)
-        slack = absolute @ layer.affine.magnitude(largest) + -negative @ np.abs(line.above)
+        size = layer.affine.magnitude(largest)
+        slack = below @ size[line.at] - above @ size[line.top] - negative @ np.abs(line.above)
         total = total - ROUNDING * slack
     if 0 in c:
         on = c[0]
@@ -97,11 +94,14 @@ def all_lines(network: Network, bounds: Bounds) -> list[Lines]:
     return [lines_of(layer, *before) for layer, before in zip(network.layers, bounds.before, strict=False)]
 
 
-def _add_columns(z: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
-    if np.array_equal(columns, np.arange(z.shape[1])):
-        z += values
-    else:
-        np.add.at(z.T, columns, values.T)
+def _on_pre_activations(layer: Layer, line: Lines, below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """Coefficients of the lines `(m, n)` as those of the pre-activations."""
+    if layer.windows is None:
+        return below + above
+    z = np.zeros((len(below), len(layer.affine.bias)))
+    np.add.at(z.T, line.at, below.T)
+    np.add.at(z.T, line.top, above.T)
+    return z
 
 
 def _dense(matrix: object) -> np.ndarray:

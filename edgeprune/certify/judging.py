@@ -56,7 +56,8 @@ def judge(network: Network, margins: Affine, box: Box, method: str, seed: int = 
         lower = np.maximum(lower, lower_bound(margins, network, bounds))
     if lower.min() > 0:
         return Verdict(float(lower.min()), None)
-    found, _ = least_margin(network, margins, box, seed)
+    open_rows = margins.rows(np.eye(len(lower))[lower <= 0])
+    found, _ = least_margin(network, open_rows, box, seed)
     if found > 0 and method == "sdp":
         lower = raised(network, margins, bounds, lower, steps)
     return Verdict(float(lower.min()), found)

@@ -16,6 +16,7 @@ from edgeprune.certify.forms import Form, MixesSamplesError, RowCount, mapped, v
 from edgeprune.certify.network import Layer, Network
 from edgeprune.errors import InputError, InternalError
 from edgeprune.graph.call import operator_name
+from edgeprune.graph.capture import Program
 from edgeprune.graph.lines import source_line
 from edgeprune.graph.precision import in_float64
 from edgeprune.graph.prepare import prepared
@@ -38,7 +39,8 @@ def read_network(program: ExportedProgram, normalization: Normalization | None =
             covers, or a layer of too many values; names it.
     """
     shape = _input_shape(program)
-    module = in_float64(prepared(program).module())
+    ready = prepared(program)
+    module = in_float64((ready if isinstance(ready, Program) else Program.adopt(ready)).own_module())
     assert isinstance(module, fx.GraphModule)
     reader = _Reader(module, shape, normalization or IDENTITY)
     network = reader.read()

@@ -19,8 +19,8 @@ import numpy as np
 from edgeprune.certify.lagrangian import Blocks, Lagrangian, Multipliers, from_crown
 from edgeprune.certify.lanczos import largest_eigenpair
 
-STEPS = 300
-_RATE, _LAST_RATE = 0.04, 1e-4
+STEPS = 1000
+_RATE, _LAST_RATE = 0.06, 1e-4
 _MOMENTA = 0.9, 0.99
 _LEAST_SHARE = 1e-3
 _ENOUGH = 1e-3  # of the bound that is asked for is left to the proof's margins

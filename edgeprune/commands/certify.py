@@ -232,6 +232,8 @@ def _verdicts(
     told: Progress,
 ) -> tuple[CertifiedSample, ...]:
     method, seed = work.request.method, work.request.seed
+    if network.n_outputs < 2:
+        raise InputError(f"{work.path}: expected the scores of at least 2 classes, got {network.n_outputs}")
     check_method(network, method)
     told.stage(f"certify, {method}")
     found: list[CertifiedSample] = []
