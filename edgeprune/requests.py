@@ -195,3 +195,30 @@ class ProfileRequest:
     state_key: str | None = None
     ignore_keys: str | None = None
     inputs: tuple[InputInfo, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CertifyRequest:
+    """What `edgeprune certify` was asked: `eps` is in the units of the data, None for removed inputs.
+
+    `of` is `"robustness"`, `"dropped-inputs"` or `"equivalence"`; the last two ask for the run's dense network, or the
+    one that is named. `valid_range` is what boxes are clipped to, `LOW:HIGH`. `trust_recorded` as for
+    `CompressRequest`.
+    """
+
+    model: str
+    data: str | None = None
+    of: Literal["robustness", "dropped-inputs", "equivalence"] = "robustness"
+    eps: float | None = None
+    samples: int = 100
+    method: str = "crown"
+    min_verified: float | None = None
+    max_difference: float | None = None
+    valid_range: str | None = None
+    dense: str | None = None
+    seed: int = 0
+    arch: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    normalize: str | None = None
+    unsafe_pickle: bool = False
+    trust_recorded: bool = False

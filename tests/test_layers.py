@@ -27,7 +27,7 @@ FLOORS = (
     {"tasks"},
     {"data"},
     {"formats", "optim", "importance", "cost", "predictors"},
-    {"methods", "pruning", "inspection"},
+    {"methods", "pruning", "inspection", "certify"},
     {"reconstruction", "training"},
     {"search", "export", "report"},
     {"measure", "journal"},

@@ -1,5 +1,6 @@
 """What the commands report: the records and comparisons that reach the terminal, run.json and the report; no torch."""
 
+from edgeprune.results.certify import CertifiedSample, CertifyRecord, Outcome, SampleDifference
 from edgeprune.results.export import (
     ExportedFile,
     ExportRecord,
@@ -35,6 +36,8 @@ from edgeprune.results.run import (
 
 __all__ = [
     "AccuracyComparison",
+    "CertifiedSample",
+    "CertifyRecord",
     "ChangedSample",
     "EpochRecord",
     "ExportRecord",
@@ -50,10 +53,12 @@ __all__ = [
     "LeftOutTarget",
     "MethodsRecord",
     "NetworkFigures",
+    "Outcome",
     "PeakActivations",
     "ProfileRecord",
     "ProfiledKind",
     "RunRecord",
+    "SampleDifference",
     "StepRecord",
     "TargetRow",
     "TargetTable",

@@ -1,0 +1,1 @@
+"""Certificates: bounds on what a network can answer anywhere in a box of inputs, and attacks that show what it does."""
