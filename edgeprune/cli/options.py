@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from edgeprune.catalog import OPTIONS, names, owners
+from edgeprune.catalog import OPTIONS, Option, names, owners
 from edgeprune.errors import InputError
 from edgeprune.units import check_normalization, parse_latency, parse_size
 
@@ -102,9 +102,13 @@ def own(name: str) -> Any:
     text = f"{option.help} For {', '.join(owners(name))}."
     if option.choices:
         return _choice(option.choices, text, SPARSE)
-
     if option.form:
         return typer.Option(metavar=option.form.split(",")[0], help=text, rich_help_panel=SPARSE)
+    return numeric(option, text, SPARSE)
+
+
+def numeric(option: Option, text: str, panel: str) -> Any:
+    """An option that takes a number, as the catalog has it."""
 
     def parse(value: str | float) -> float:
         try:
@@ -115,7 +119,7 @@ def own(name: str) -> Any:
             raise _fail(option.expected, number)
         return number
 
-    return typer.Option(metavar="N" if option.whole else "X", help=text, parser=parse, rich_help_panel=SPARSE)
+    return typer.Option(metavar="N" if option.whole else "X", help=text, parser=parse, rich_help_panel=panel)
 
 
 def split_input_features(values: Sequence[str]) -> tuple[str, tuple[str, ...] | None]:

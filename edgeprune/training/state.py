@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def identity(
         spec: the data as they were asked for; `data` is what was found there.
         task: what was asked for beside what the data call for.
     """
-    plain = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+    plain = {name: value for name, value in settings.as_plain.items() if name not in _FREE}
     sizes = {f"{name} samples": len(getattr(data, name)) for name in ("train", "val", "test")}
     facts = {
         "input shape": list(data.input_shape),
