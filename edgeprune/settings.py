@@ -113,11 +113,10 @@ class TrainSettings:
 
     @property
     def as_plain(self) -> dict[str, Any]:
-        """All fields as plain values; a recipe that asks for nothing is left out, as before there were recipes."""
+        """All fields as plain values, of the recipe what it asks for; without it where that is nothing, as ever."""
         plain = asdict(self)
-        if not self.recipe.asked:
-            del plain["recipe"]
-        return plain
+        del plain["recipe"]
+        return {**plain, "recipe": self.recipe.asked} if self.recipe.asked else plain
 
     def for_finetuning(self) -> TrainSettings:
         """The same without what goes with a machine: how it is run is left at its defaults.

@@ -65,6 +65,16 @@ def test_the_command_line_wins_and_the_checkpoint_remembers(trained: Path) -> No
     assert dict(training.options) == {"momentum": 0.8}
 
 
+def test_a_training_by_another_recipe_is_another_training(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ["--recipe", str(trained.parent / "recipe.toml"), "--ema", "0.8", "--epochs", "4"]
+    assert main([*TRAIN, *recipe, "--label-smoothing", "0", "--out", str(trained), "--resume"]) == 0
+    assert main([*TRAIN, *recipe, "--out", str(trained), "--resume"]) == 2
+    assert "another training; recipe label_smoothing: expected 0.1, got None; --force" in capsys.readouterr().err
+    plain = ["--epochs", "4", "--optimizer", "sgd", "--momentum", "0.8", "--batch-size", "256"]
+    assert main([*TRAIN, *plain, "--out", str(trained), "--resume"]) == 2
+    assert "another training; recipe augment: expected None, got 'crop-flip', recipe" in capsys.readouterr().err
+
+
 def test_without_a_recipe_a_checkpoint_says_nothing_of_one() -> None:
     plain = info_to_dict(ModelInfo((1, 8, 8), training=TrainSettings()))
     assert "recipe" not in plain["training"]

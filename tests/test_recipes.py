@@ -29,6 +29,7 @@ from edgeprune.training.ema import Average
 from edgeprune.training.mixing import Mixing
 from edgeprune.training.optimizer import make_optimizer, make_schedule
 from edgeprune.training.samples import Samples
+from edgeprune.training.state import identity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = Recipe("crop-flip", 0.4, 1.0, 0.1, 1.0, 0.99, 0.5)
@@ -290,10 +291,20 @@ def test_a_training_by_a_recipe_that_stopped_goes_on_as_if_it_had_not(
         fit(resumed, photographs, photographs.normalization, settings, checkpoint=StateFile(file, {}, resume=True))
 
 
-def test_a_plain_state_has_no_average(digits: DataSource, tmp_path: Path) -> None:
+def test_a_plain_state_has_no_average_and_is_none_of_a_recipe(digits: DataSource, tmp_path: Path) -> None:
+    settings = settings_of(Recipe(ema=0.5))
+    own, other = (identity("net", "digits", digits, s) for s in (settings, replace(settings, recipe=Recipe())))
     file = tmp_path / "state"
-    fit(network(), digits, digits.normalization, settings_of(Recipe()), checkpoint=StateFile(file, {}))
+    fit(network(), digits, digits.normalization, settings_of(Recipe()), checkpoint=StateFile(file, other))
     assert "average" not in torch.load(file, weights_only=True)
+    for asked, told in ((own, "recipe ema: expected 0.5, got None"), ({}, "arch: expected None, got 'net'")):
+        with pytest.raises(InputError, match=f"state of another training; {told}"):
+            StateFile(file, asked).read(file.read_bytes())
+    hostile = StateFile(file, {"\x1b[2J" * 99: 1})
+    fit(network(), digits, digits.normalization, settings_of(Recipe()), checkpoint=hostile)
+    with pytest.raises(InputError) as refused:
+        StateFile(file, {}).read(file.read_bytes())
+    assert "\x1b" not in str(refused.value) and len(str(refused.value)) < len(str(file)) + 200
 
 
 def test_a_teacher_sees_what_is_trained_on(digits: DataSource) -> None:

@@ -16,7 +16,7 @@ import torch
 from edgeprune.errors import InputError
 from edgeprune.files import write_atomically
 from edgeprune.formats.load import unpack
-from edgeprune.lines import shown
+from edgeprune.lines import one_line, shown
 from edgeprune.reading import read_file
 from edgeprune.records import DataSource, InputInfo, Normalization
 from edgeprune.settings import TrainSettings
@@ -174,7 +174,20 @@ def _told(value: Any) -> str:
 
 def different(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
     """In which values two trainings differ, in words; empty where in none."""
-    names = [name for name in expected if name not in got or got[name] != expected[name]]
-    told = [f"{name}: expected {shown(expected[name])}, got {shown(got.get(name))}" for name in names[:_MAX_NAMED]]
+    expected, got = _flat(expected), _flat(got)
+    names = [name for name in {**expected, **got} if name not in got or got[name] != expected.get(name)]
+    told = [
+        f"{one_line(str(name), 60)}: expected {shown(expected.get(name))}, got {shown(got.get(name))}"
+        for name in names[:_MAX_NAMED]
+    ]
     more = [f"and {len(names) - _MAX_NAMED} more"] if len(names) > _MAX_NAMED else []
     return ", ".join([*told, *more])
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in mappings by two names: `recipe ema`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = value if isinstance(value, Mapping) else {}
+        found |= {f"{name} {key}": part for key, part in inner.items()} if inner else {name: value}
+    return found
