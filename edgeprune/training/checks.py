@@ -17,6 +17,11 @@ from edgeprune.tasks.task import Task
 from edgeprune.training.augment import SMALLEST
 
 _MAX_STEP = 1e30  # weights are float32: a step of more is infinite
+_STEPS = ("learning rate", "weight decay")
+_NUMBERS: Mapping[str, bool] = {  # whether they may be 0
+    "batch size": False, "learning rate": False, "threads": False, "accumulate": False,
+    "epochs": True, "weight decay": True, "workers": True,
+}  # fmt: skip
 _LOOKED = 32  # samples that tell the range of the pixels
 _HALF_RANGE = 128
 
@@ -39,24 +44,13 @@ def unfit(settings: TrainSettings, data: DataSource, task: Task) -> dict[str, st
 
 
 def _check_numbers(settings: TrainSettings) -> None:
-    positive = {
-        "batch size": settings.batch_size,
-        "learning rate": settings.lr,
-        "threads": settings.threads,
-        "accumulate": settings.accumulate,
-    }
-    for name, value in positive.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name}: expected more than 0, got {value}")
-    for name, value in {
-        "epochs": settings.epochs,
-        "weight decay": settings.weight_decay,
-        "workers": settings.workers,
-    }.items():
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise InputError(f"{name}: expected 0 or more, got {value}")
-    for name, value in {"learning rate": settings.lr, "weight decay": settings.weight_decay}.items():
-        if value is not None and value > _MAX_STEP:
+    for name, may_be_zero in _NUMBERS.items():
+        value = getattr(settings, name.replace("learning rate", "lr").replace(" ", "_"))
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
+            raise InputError(f"{name}: expected {'0 or more' if may_be_zero else 'more than 0'}, got {value}")
+        if name in _STEPS and value > _MAX_STEP:
             raise InputError(f"{name}: expected at most {_MAX_STEP:g}, got {value:g}")
 
 
