@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from edgeprune.data import Share, open_data, read
 from edgeprune.data.arrays import from_arrays
 from edgeprune.errors import InputError
+from edgeprune.progress import Silent
 from edgeprune.records import IDENTITY, DataSource, Targets
 from edgeprune.settings import Recipe, TrainSettings
 from edgeprune.tasks.classification import CLASSIFICATION
@@ -261,10 +262,8 @@ def test_the_warm_up_takes_so_many_epochs() -> None:
 # -- trainings ---------------------------------------------------------------------------------------------------------
 
 
-class Stop:
-    def stage(self, title: str) -> None: ...
-
-    def say(self, message: str) -> None: ...
+class Stop(Silent):
+    """It is stopped after two epochs and two steps."""
 
     def advance(self, done: int, total: int, note: str = "") -> None:
         if done == 12:
