@@ -18,12 +18,13 @@ from edgeprune.data import Share, open_data, read
 from edgeprune.data.arrays import from_arrays
 from edgeprune.errors import InputError
 from edgeprune.progress import Silent
-from edgeprune.records import IDENTITY, DataSource, Targets
+from edgeprune.records import IDENTITY, DataSource, Metric, Targets
 from edgeprune.settings import Recipe, TrainSettings
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.match import Match
 from edgeprune.tasks.multilabel import Multilabel
 from edgeprune.tasks.segmentation import Segmentation
+from edgeprune.tasks.usertask import UserTask
 from edgeprune.training import Judge, StateFile, evaluate, fit
 from edgeprune.training.augment import Augmentation
 from edgeprune.training.ema import Average
@@ -313,6 +314,38 @@ def test_a_teacher_sees_what_is_trained_on(digits: DataSource) -> None:
     answers = network()
     fit(answers, digits, digits.normalization, settings_of(Recipe("crop-flip")), teacher=network(1), task=Match())
     assert not equal(answers, network())
+
+
+class Own:
+    """A task of the user's, whose loss takes shares of the classes where it says so."""
+
+    metric, ignored = Metric("share right"), 255
+
+    def __init__(self, takes_shares: bool, by_reference: bool = False) -> None:
+        self.takes_shares, self.by_reference = takes_shares, by_reference
+        self.seen: set[torch.dtype] = set()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.seen.add(targets.dtype)
+        return F.cross_entropy(outputs, targets)
+
+    def outcomes(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.argmax(dim=1) == targets
+
+    def value(self, outcomes: Any) -> float:
+        return float(np.mean(outcomes))
+
+
+def test_a_task_of_the_users_takes_shares_where_it_says_so(digits: DataSource) -> None:
+    own = Own(takes_shares=True)
+    task = UserTask(own, "own.py:task")
+    fit(network(), digits, digits.normalization, settings_of(ALL), task=task)
+    assert own.seen == {torch.float32, torch.int64}  # trained on, and validated by
+    assert task.ignored == 255
+    for other in (Own(takes_shares=False), Own(takes_shares=True, by_reference=True)):
+        with pytest.raises(InputError, match=r"^mixup: expected a task whose targets may be shares .* got own.py:task"):
+            task = UserTask(other, "own.py:task")
+            fit(network(), digits, digits.normalization, settings_of(ALL), teacher=network(1), task=task)
 
 
 def _other(data: DataSource, **changed: Any) -> DataSource:

@@ -106,7 +106,7 @@ def _mixed(settings: TrainSettings, data: DataSource, task: Task) -> str | None:
 
 
 def _shares(settings: TrainSettings, data: DataSource, task: Task) -> str | None:
-    if task.takes_shares and data.targets.kind == "classes":
+    if task.takes_shares and not task.by_reference and data.targets.kind == "classes":
         return None
     return f"expected a task whose targets may be shares of classes, as classification's, got {task.name}"
 
