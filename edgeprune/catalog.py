@@ -301,7 +301,7 @@ RECIPE: Mapping[str, Option] = {
         "Epochs in which the learning rate rises. Default: a twentieth of the training.", low_allowed=True
     ),
     "ema": Option(
-        "Keep the moving average of the weights, with this decay once it has as many steps behind it: 0.999.",
+        "Keep the moving average of the weights with this decay, such as 0.999; less in the first steps.",
         high=1.0, low_allowed=True, high_allowed=False,
     ),
     "clip_norm": Option("Scale gradients whose norm over all weights is larger down to it.", low_allowed=True),
