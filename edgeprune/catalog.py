@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeprune.errors import InputError
+from edgeprune.lines import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +282,44 @@ OPTIONS: Mapping[str, Option] = {
 }
 
 
+# What training does beside its optimizer, see `settings.Recipe`; 0 leaves a thing out.
+RECIPE: Mapping[str, Option] = {
+    "augment": Option(
+        "How images are changed each time they are trained on: crop-flip shifts by an eighth and mirrors; trivial and "
+        "rand, TrivialAugment and RandAugment, come on top of it.",
+        choices=("none", "crop-flip", "trivial", "rand"),
+    ),
+    "mixup": Option("Mix each image with another, by shares drawn from Beta(X, X).", low_allowed=True),
+    "cutmix": Option(
+        "Paste a box of another image into each, its share drawn from Beta(X, X); beside mixup, one of both a batch.",
+        low_allowed=True,
+    ),
+    "label_smoothing": Option(
+        "Spread this share of each target over all classes.", high=1.0, low_allowed=True, high_allowed=False
+    ),
+    "warmup": Option(
+        "Epochs in which the learning rate rises. Default: a twentieth of the training.", low_allowed=True
+    ),
+    "ema": Option(
+        "Keep the moving average of the weights with this decay, such as 0.999; less in the first steps.",
+        high=1.0, low_allowed=True, high_allowed=False,
+    ),
+    "clip_norm": Option("Scale gradients whose norm over all weights is larger down to it.", low_allowed=True),
+}  # fmt: skip
+# What a recipe file may say beside it.
+IN_RECIPE_FILES: Mapping[str, Option] = {
+    **RECIPE,
+    "epochs": Option("Passes over the training set, of train.", low=1, low_allowed=True, whole=True),
+    "finetune_epochs": Option("Passes over it after each cut, of compress.", low_allowed=True, whole=True),
+    "batch_size": Option("Samples in a batch.", low=1, low_allowed=True, whole=True),
+    "optimizer": Option("What steps.", choices=names("optimizer")),
+    "lr": Option("Largest learning rate."),
+    "weight_decay": Option("Weight decay.", low_allowed=True),
+    "schedule": Option("How the learning rate falls.", choices=names("lr-schedule")),
+    **{name: OPTIONS[name] for name in OPTIONS if any(name in entry.options for entry in _OPTIMIZERS)},
+}
+
+
 def find(kind: str, name: str) -> Entry:
     """The entry of a name; InputError where there is none."""
     for entry in ENTRIES:
@@ -301,11 +340,17 @@ def check_options(options: Mapping[str, Any], chosen: Sequence[Entry]) -> None:
         InputError: says what it belongs to, or what is expected.
     """
     allowed = [name for entry in chosen for name in entry.options]
-    for name, value in options.items():
+    for name in options:
         if name not in OPTIONS:
             raise InputError(f"option {name}: expected one of {', '.join(OPTIONS)}")
         if name not in allowed:
             got = " and ".join(f"{entry.kind} {entry.name}" for entry in chosen)
             raise InputError(f"{name}: belongs to {', '.join(owners(name))}, got {got}")
-        if not OPTIONS[name].allows(value):
-            raise InputError(f"{name}: expected {OPTIONS[name].expected}, got {value}")
+    check_values(options, OPTIONS)
+
+
+def check_values(values: Mapping[str, Any], known: Mapping[str, Option]) -> None:
+    """Raise InputError where a value is not what its option takes."""
+    for name, value in values.items():
+        if not known[name].allows(value):
+            raise InputError(f"{name}: expected {known[name].expected}, got {one_line(str(value), 60)}")

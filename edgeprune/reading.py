@@ -51,6 +51,7 @@ LIMITS: Mapping[str, Limit] = {
     "features": Limit("a features.json", 256 * _MIB),
     "groups": Limit("a JSON file of feature groups", 16 * _MIB),
     "prices": Limit("a file of feature prices", 16 * _MIB),
+    "recipe": Limit("a recipe file", _MIB),
     "ids": Limit("a file of ids", 64 * _MIB),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from edgeprune.records import InputInfo, Int8For
 from edgeprune.settings import ALLOCATIONS, MOST_FINETUNINGS, TrainSettings
@@ -37,7 +37,8 @@ class CompressRequest:
     `vocabularies` say which ids of token inputs stay, e.g. `("ids=used",)`, `unknown_ids` what stands for the others.
     `trust_recorded` lets the model's file name code that runs, see `trust.py`. `finetune` and `evaluate` name functions
     of the user's, path/file.py:function, and `metric` the figure of the latter: NAME, NAME:lower or NAME:higher.
-    With `resume` the run goes on that was stopped on its way to `out`.
+    With `resume` the run goes on that was stopped on its way to `out`. `recipe` says by name, as in a recipe file, what
+    finetuning does otherwise than the model's own training.
     """
 
     model: str
@@ -91,6 +92,7 @@ class CompressRequest:
     metric: str | None = None
     vocabularies: tuple[str, ...] | None = None
     unknown_ids: tuple[str, ...] | None = None
+    recipe: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from edgeprune.catalog import check_options, find, names
+from edgeprune.catalog import RECIPE, check_options, check_values, find, names
 from edgeprune.errors import InputError
 
 ALLOCATIONS = ("greedy", "sensitivity", "predictor")  # how the widths of all groups are found together
 MOST_FINETUNINGS = 10  # finetunings' worth of training that a search takes where nothing is said
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What training does beside its optimizer; 0 leaves a thing out.
+
+    `augment` is `"none"`, `"crop-flip"`, `"trivial"` or `"rand"`; `mixup` and `cutmix` are the shape of the Beta
+    distribution that the share of each sample is drawn from; `label_smoothing` the share of the target that is spread
+    over all classes. `warmup` counts the epochs in which the learning rate rises, None for a twentieth of the training.
+    `ema` is the decay of the moving average of the weights that is kept; `clip_norm` the largest norm of the gradient.
+    """
+
+    augment: str = "none"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
+    warmup: float | None = None
+    ema: float = 0.0
+    clip_norm: float = 0.0
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What it asks for, by name: all that is not at its default."""
+        plain = Recipe()
+        return {name: value for name, value in asdict(self).items() if value != getattr(plain, name)}
+
+    @property
+    def as_options(self) -> str:
+        """As on the command line, e.g. "--augment crop-flip --ema 0.999"."""
+        numbers = {name: value if isinstance(value, str) else f"{value:g}" for name, value in self.asked.items()}
+        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in numbers.items())
+
+    def check(self) -> None:
+        """Raise InputError where a value is out of its range in the catalog."""
+        check_values({name: value for name, value in asdict(self).items() if (name, value) != ("warmup", None)}, RECIPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +56,8 @@ class TrainSettings:
     parts, one after the other. The best epoch is looked for after the share `best_from` of the epochs.
 
     `schedule` is the learning rate's: `"cosine"` (None), `"step"` or `"constant"`; `method` makes zeros beside the
-    optimizer. `options` are those that belong to the optimizer or the method, by name, see `catalog.py`.
+    optimizer. `options` are those that belong to the optimizer or the method, by name, see `catalog.py`. The `recipe`
+    is what is done beside.
 
     How it is run: CPU `threads` and reading `workers` of each process, the `device` (`"auto"`, `"cpu"`, `"cuda"`), the
     `precision` (`"fp32"`, or `"bf16"` or `"fp16"` where an operator can), images with their `channels_last` in memory.
@@ -43,6 +79,7 @@ class TrainSettings:
     schedule: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     method: str | None = None
+    recipe: Recipe = Recipe()
 
     @property
     def is_sparse(self) -> bool:
@@ -62,6 +99,7 @@ class TrainSettings:
             InputError: an unknown optimizer, schedule or method, an option that belongs to another one or is out of
                 range, or a method beside an optimizer that makes zeros of its own.
         """
+        self.recipe.check()
         chosen = [find("optimizer", self.optimizer)]
         if self.schedule is not None:
             find("lr-schedule", self.schedule)
@@ -73,11 +111,18 @@ class TrainSettings:
             chosen.append(find("method", self.method))
         check_options(self.options, chosen)
 
-    def recipe(self) -> TrainSettings:
+    @property
+    def as_plain(self) -> dict[str, Any]:
+        """All fields as plain values, of the recipe what it asks for; without it where that is nothing, as ever."""
+        plain = asdict(self)
+        del plain["recipe"]
+        return {**plain, "recipe": self.recipe.asked} if self.recipe.asked else plain
+
+    def for_finetuning(self) -> TrainSettings:
         """The same without what goes with a machine: how it is run is left at its defaults.
 
-        What was trained to zeros is finetuned as a network that does not say how it was trained: its zeros are cut out
-        then, and what is left is to be dense.
+        What was trained to zeros is finetuned as a network that does not say how it was trained, but for its recipe:
+        its zeros are cut out then, and what is left is to be dense.
         """
         plain = replace(self, accumulate=1, precision="fp32", channels_last=False, workers=0, device="auto")
         if not self.is_sparse:

@@ -21,6 +21,7 @@ OTHERS = {"export/web/runtime.py", "export/ortformat.py"}  # options of npm, and
 LOADING = {"compress", "export", "inspect", "profile"}
 # The commands that may say what stands in a module; for modules that are not named here, all that load a network.
 SAID_BY = {
+    "commands/finetuning.py": {"compress"},
     "commands/preparing.py": {"compress"},
     "commands/scripted.py": {"compress"},
     "search/ownscript.py": {"compress"},

@@ -54,7 +54,7 @@ def test_every_method_trains_from_the_command_line(
     training = model.info.training
     assert training is not None and training.method == options[0]
     assert {f"--{name.replace('_', '-')}" for name in training.options} == set(options[1::2])
-    assert training.recipe().method is None and training.recipe().options == {}
+    assert training.for_finetuning().method is None and training.for_finetuning().options == {}
     weights = [p for p in model.program.module().parameters() if p.dim() > 1]
     assert [layer["zeros"] for layer in record["layers"]] == [int((w == 0).sum()) for w in weights]
 

@@ -187,7 +187,7 @@ def test_the_command_trains_to_zeros_and_says_so(tmp_path: Path, capsys: pytest.
     assert main([*command, *xrda, "--out", str(out), "--resume", "--json"]) == 0
     done = json.loads(capsys.readouterr().out)
     assert done["layers"] == record["layers"] and done["zero_share"] == record["zero_share"]
-    assert training.recipe() == TrainSettings(epochs=6, lr=1e-3, threads=1)  # finetuning is dense
+    assert training.for_finetuning() == TrainSettings(epochs=6, lr=1e-3, threads=1)  # finetuning is dense
 
 
 def test_the_table_tells_the_share_of_zeros(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,7 @@ NAMES = {
     "npz": "`.npz`", "idx": "IDX", "csv": "CSV",
     "image": "image", "plan": "`plan.json`", "run": "`run.json`", "device": "`device.json`", "groups": "feature groups",
     "code": "Python file", "ids": "a file of ids", "features": "`features.json`", "prices": "feature prices",
+    "recipe": "recipe file",
 }  # fmt: skip
 
 

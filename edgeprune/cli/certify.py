@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from edgeprune.cli import options as opt
+from edgeprune.cli import values
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 
@@ -21,7 +22,7 @@ def certify(
         typer.Option(
             metavar="E",
             help="How far each input may move, in the units of the data before normalisation: pixels from 0 to 1.",
-            parser=opt.number("a number of at least 0", 0),
+            parser=values.number("a number of at least 0", 0),
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -47,7 +48,7 @@ def certify(
         typer.Option(
             metavar="SHARE",
             help="Exit 1 when a smaller share of the samples is verified.",
-            parser=opt.number("a share from 0 to 1", 0, 1),
+            parser=values.number("a share from 0 to 1", 0, 1),
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -56,7 +57,7 @@ def certify(
         typer.Option(
             metavar="D",
             help="With --equivalence: exit 1 when the outputs may differ by more.",
-            parser=opt.number("a number of at least 0", 0),
+            parser=values.number("a number of at least 0", 0),
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
@@ -87,7 +88,7 @@ def certify(
         typer.Option(
             metavar="interval|crown|sdp",
             help="How bounds are computed, from quick and loose to slow and tight.",
-            parser=opt.one_of(("interval", "crown", "sdp")),
+            parser=values.one_of(("interval", "crown", "sdp")),
             rich_help_panel=opt.HOW,
         ),
     ] = "crown",
@@ -123,8 +124,8 @@ def certify(
             dense,
             seed,
             arch,
-            opt.parse_shape(input_shape),
-            opt.normalization_of(normalize),
+            values.parse_shape(input_shape),
+            values.normalization_of(normalize),
             unsafe_pickle,
             trust_recorded,
         )

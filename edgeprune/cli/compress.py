@@ -6,7 +6,7 @@ import typer
 
 from edgeprune.catalog import ENTRIES
 from edgeprune.cli import options as opt
-from edgeprune.cli import values
+from edgeprune.cli import recipes, values
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 from edgeprune.settings import ALLOCATIONS, MOST_FINETUNINGS
@@ -216,6 +216,14 @@ def compress(
             rich_help_panel=opt.HOW,
         ),
     ] = True,
+    augment: recipes.Augment = None,
+    mixup: recipes.Mixup = None,
+    cutmix: recipes.Cutmix = None,
+    label_smoothing: recipes.LabelSmoothing = None,
+    warmup: recipes.Warmup = None,
+    ema: recipes.Ema = None,
+    clip_norm: recipes.ClipNorm = None,
+    recipe: recipes.File = None,
     distill: Annotated[
         bool,
         typer.Option(
@@ -323,6 +331,8 @@ def compress(
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import CompressRequest
 
+        beside = recipes.asked(augment=augment, mixup=mixup, cutmix=cutmix, label_smoothing=label_smoothing)
+        further = recipes.asked(warmup=warmup, ema=ema, clip_norm=clip_norm)
         features, vocabularies = values.split_input_features(input_features or ())
         request = CompressRequest(
             model=model,
@@ -375,6 +385,7 @@ def compress(
             metric=metric,
             allow_chance=allow_chance,
             trust_recorded=trust_recorded,
+            recipe=recipes.with_file(context, {**beside, **further}) or None,
             command=output.command,
         )
         with output.working(log, tensorboard) as progress:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from edgeprune.catalog import OPTIONS, names, owners
+from edgeprune.catalog import OPTIONS, Option, names, owners
 from edgeprune.cli import values
-
-if TYPE_CHECKING:
-    pass
 
 WHAT = "What to do"
 HOW = "How to do it"
@@ -39,9 +36,13 @@ def own(name: str) -> Any:
     text = f"{option.help} For {', '.join(owners(name))}."
     if option.choices:
         return _choice(option.choices, text, SPARSE)
-
     if option.form:
         return typer.Option(metavar=option.form.split(",")[0], help=text, rich_help_panel=SPARSE)
+    return numeric(option, text, SPARSE)
+
+
+def numeric(option: Option, text: str, panel: str) -> Any:
+    """An option that takes a number, as the catalog has it."""
 
     def parse(value: str | float) -> float:
         try:
@@ -52,7 +53,7 @@ def own(name: str) -> Any:
             raise values.fail(option.expected, number)
         return number
 
-    return typer.Option(metavar="N" if option.whole else "X", help=text, parser=parse, rich_help_panel=SPARSE)
+    return typer.Option(metavar="N" if option.whole else "X", help=text, parser=parse, rich_help_panel=panel)
 
 
 positive_count = values.count("a number of at least 1", 1)

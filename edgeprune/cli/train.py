@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from edgeprune.cli import options as opt
-from edgeprune.cli import values
+from edgeprune.cli import recipes, values
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
 
@@ -95,6 +95,14 @@ def train(
     regrow: Annotated[str | None, opt.own("regrow")] = None,
     n_m: Annotated[str | None, opt.own("n_m")] = None,
     gates: Annotated[str | None, opt.own("gates")] = None,
+    augment: recipes.Augment = None,
+    mixup: recipes.Mixup = None,
+    cutmix: recipes.Cutmix = None,
+    label_smoothing: recipes.LabelSmoothing = None,
+    warmup: recipes.Warmup = None,
+    ema: recipes.Ema = None,
+    clip_norm: recipes.ClipNorm = None,
+    recipe: recipes.File = None,
     batch_size: Annotated[
         int,
         typer.Option(
@@ -165,7 +173,7 @@ def train(
     [bold]torchrun --nproc-per-node 2 -m edgeprune train ...[/bold] shares every batch between two processes.
     """
     from edgeprune.requests import TrainRequest
-    from edgeprune.settings import TrainSettings
+    from edgeprune.settings import Recipe, TrainSettings
 
     own: dict[str, float | str | None] = {"lam": lam, "tau": tau, "tau_b": tau_b, "max_factor": max_factor}
     own |= {"momentum": momentum, "penalty": penalty, "structure": structure, "sparsity": sparsity}
@@ -174,6 +182,8 @@ def train(
     own |= {"input_features": input_features, "feature_price": feature_price}
     own |= {"prune_schedule": prune_schedule, "prune_every": prune_every, "criterion": criterion}
     own |= {"regrow": regrow, "n_m": n_m, "gates": gates}
+    beside = recipes.asked(augment=augment, mixup=mixup, cutmix=cutmix, label_smoothing=label_smoothing)
+    beside |= recipes.asked(warmup=warmup, ema=ema, clip_norm=clip_norm)
     settings = TrainSettings(
         epochs=epochs,
         optimizer=optimizer,
@@ -190,6 +200,7 @@ def train(
         schedule=schedule,
         method=method,
         options={name: value for name, value in own.items() if value is not None},
+        recipe=Recipe(**beside),
     )
     inputs = values.parse_inputs(input_)
     request = TrainRequest(

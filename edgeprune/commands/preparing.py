@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgeprune.commands.budgets import KEEP_LAYER, LAYER_RATIO, check_share, decide
 from edgeprune.commands.examples import check_runs, example_feed
+from edgeprune.commands.finetuning import check_recipe, finetuning, trained_epochs
 from edgeprune.commands.resolve import (
     Threads,
     assumed_task,
@@ -28,7 +29,6 @@ from edgeprune.errors import InputError
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
-from edgeprune.graph.precision import HALF
 from edgeprune.graph.state import state_buffers
 from edgeprune.journal.journal import Journal
 from edgeprune.journal.kept import KeptProber, KeptTrainer, kept_gauge
@@ -57,15 +57,12 @@ from edgeprune.search.sensitivity import Sensitivity
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
-from edgeprune.settings import FeatureRules, TrainSettings
+from edgeprune.settings import FeatureRules
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task
 from edgeprune.training import Judge, float_type, threads_set
 from edgeprune.units import LatencyLimit
 
-_FINETUNE_STEPS = 1500  # optimizer steps of one finetuning where no epochs are given
-_FINETUNE = TrainSettings(lr=1e-3)  # for a model that does not say how it was trained
-_SETTLED = 2 / 3  # of the epochs: at a high learning rate a good epoch is luck on the validation split
 _LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said
 
 Assume = Callable[[str], None]
@@ -132,7 +129,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     assumed += decision.assumed
     asked = identity(request, opened.model, opened.data, opened.threads.training)
     journal = Journal(place_of(out), asked, request.resume)
-    samples = _trainer(request, opened, scripted, journal, told, assume)
+    samples = _trainer(request, opened, journal, told, assume)
     trainer = scripted.trainer(request, figure, samples, told, assume)
     device = _device(request, decision.budgets.max_latency, opened, journal, told, assume)
     gauge = _gauge(request, decision.budgets, device, opened, journal, told)
@@ -323,20 +320,16 @@ def _check_choice(request: CompressRequest, asked: str) -> None:
         raise InputError(f"{asked}: expected --input-features auto, a count or a ratio, got off")
 
 
-def _trainer(  # noqa: PLR0913 - what was asked for, of what, what is done otherwise and who is told
-    request: CompressRequest,
-    opened: _Opened,
-    scripted: Scripted,
-    journal: Journal,
-    told: Progress,
-    assume: Assume,
+def _trainer(
+    request: CompressRequest, opened: _Opened, journal: Journal, told: Progress, assume: Assume
 ) -> DataTrainer | None:
     """What finetunes and judges by the data, and has the samples that units are scored by; None without data."""
     model, data, task = opened.model, opened.data, opened.task
+    check_recipe(request, data)
     if data is None or task is None:
         return None
-    settings = _finetuning(request, opened, data, scripted, assume)
-    trained = _trained_epochs(model)
+    settings = replace(finetuning(request, model, data, task, assume), threads=opened.threads.training)
+    trained = trained_epochs(model)
     if settings.epochs and request.prune_schedule == "iterative" and trained is None:
         assume("the learning rate is rewound to its start in each round (how the model was trained is not known)")
     normalization = model.info.normalization
@@ -344,24 +337,3 @@ def _trainer(  # noqa: PLR0913 - what was asked for, of what, what is done other
     teacher = opened.dense.frozen_module() if request.distill or task.by_reference else None
     dtype = float_type(model.program)
     return DataTrainer(data, normalization, settings, task, teacher, dtype, told, trained, journal.running)
-
-
-def _finetuning(
-    request: CompressRequest, opened: _Opened, data: DataSource, scripted: Scripted, assume: Assume
-) -> TrainSettings:
-    """How it is finetuned: as the model was trained, where that is known."""
-    settings = replace((opened.model.info.training or _FINETUNE).recipe(), seed=request.seed)
-    epochs = 0 if scripted.finetune else request.finetune_epochs
-    if epochs is None:
-        per_epoch = max(1, -(-len(data.train) // settings.batch_size))  # type: ignore[arg-type]
-        epochs = min(60, max(2, round(_FINETUNE_STEPS / per_epoch)))
-        assume(f"--finetune-epochs {epochs}")
-    if epochs and float_type(opened.model.program) in HALF:
-        assume("finetuning on float32 copies of the weights, which are rounded after each step")
-    return replace(settings, epochs=epochs, threads=opened.threads.training, best_from=_SETTLED)
-
-
-def _trained_epochs(model: Model) -> int | None:
-    """How many epochs it was trained by the settings that it is finetuned by; None where that is not known."""
-    trained = model.info.training
-    return None if trained is None or trained.is_sparse else trained.epochs

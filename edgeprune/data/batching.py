@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgeprune.records import DataSource, ModelInfo
 from edgeprune.usercode import calling_user_code, running_user_code
 
 _IN_MEMORY = (TensorSplit, NamedSplit)
+Change = Callable[[Tensor, Inputs, Any], tuple[Inputs, Any]]
 
 
 def batches(
@@ -62,7 +63,7 @@ class Share:
 
 
 def read(
-    split: Dataset[Any], indices: Sequence[Tensor], workers: int = 0, seed: int = 0
+    split: Dataset[Any], indices: Sequence[Tensor], workers: int = 0, seed: int = 0, change: Change | None = None
 ) -> Iterator[tuple[Inputs, Any]]:
     """The samples at each of `indices`, as raw batches: inputs `(batch, ...)` and targets `(batch, ...)`.
 
@@ -73,14 +74,16 @@ def read(
     Args:
         workers: so many processes read ahead; a split in memory needs none.
         seed: of what is random in the workers, as a data set of the user's may be.
+        change: what becomes of a batch, given its indices, inputs and targets; the workers do it.
     """
+    batches_of = _Batches(split, change)
     if workers == 0 or isinstance(split, _IN_MEMORY):
         for index in indices:
-            yield _take(split, index)
+            yield batches_of.taken(index)
         return
     plain = [index.numpy() for index in indices]  # tensors would be sent through shared memory, whole
     generator = torch.Generator().manual_seed(seed)  # or the loader would draw from the random state of the training
-    loader = DataLoader(_Batches(split), 1, sampler=plain, num_workers=workers, generator=generator, collate_fn=_only)
+    loader = DataLoader(batches_of, 1, sampler=plain, num_workers=workers, generator=generator, collate_fn=_only)
     for batch in _from_workers(loader, workers):
         if isinstance(batch, EdgepruneError):
             raise batch
@@ -103,13 +106,18 @@ def _from_workers(loader: Iterable[Any], workers: int) -> Iterator[Any]:
 class _Batches(Dataset[Any]):
     """A split whose items are whole batches; an error is handed over as it is, for the loader would reword it."""
 
-    def __init__(self, split: Dataset[Any]) -> None:
-        self.split = split
+    def __init__(self, split: Dataset[Any], change: Change | None) -> None:
+        self.split, self.change = split, change
+
+    def taken(self, index: Tensor) -> tuple[Inputs, Any]:
+        """The samples at `index` `(n,)`."""
+        taken = _take(self.split, index)
+        return taken if self.change is None else self.change(index, *taken)
 
     def __getitem__(self, index: np.ndarray) -> tuple[Inputs, Any] | EdgepruneError:
         try:
             with running_user_code():
-                return _take(self.split, torch.from_numpy(index))
+                return self.taken(torch.from_numpy(index))
         except EdgepruneError as error:
             return error
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from types import NoneType
 from typing import Any
 
-from edgeprune.catalog import names
+from edgeprune.catalog import RECIPE, names
 from edgeprune.errors import InputError
 from edgeprune.lines import shown
 from edgeprune.records import ModelInfo, Normalization
-from edgeprune.settings import TrainSettings
+from edgeprune.settings import Recipe, TrainSettings
 
 INFO_FILE = "edgeprune.json"
 CHECKPOINT_FORMAT = "edgeprune-checkpoint/1"
@@ -29,6 +29,8 @@ def info_to_dict(info: ModelInfo) -> dict[str, Any]:
     for name in ("input_shape", "classes", "feature_names"):
         fields[name] = list(fields[name])
     fields["feature_groups"] = {name: list(members) for name, members in info.feature_groups}
+    if info.training is not None:
+        fields["training"] = info.training.as_plain
     if info.task is None:  # as files were before there were tasks
         del fields["task"]
     if info.normalization is not None:
@@ -82,6 +84,7 @@ def _training(value: Any) -> TrainSettings | None:
     later: dict[str, tuple[type, ...]] = {
         "accumulate": (int,), "precision": (str,), "channels_last": (bool,), "workers": (int,), "device": (str,),
         "schedule": (str, NoneType), "options": (dict,), "method": (str, NoneType),
+        "recipe": (dict,),
     }  # fmt: skip
     if not isinstance(value, Mapping) or not set(kinds) <= set(value) <= set(kinds | later):
         raise InputError(f"model info: expected training with {', '.join(kinds | later)}, got {shown(value)}")
@@ -93,7 +96,19 @@ def _training(value: Any) -> TrainSettings | None:
         raise InputError(f"model info: expected training's optimizer to be known, got {shown(value['optimizer'])}")
     if value.get("method") is not None and value["method"] not in names("method"):
         raise InputError(f"model info: expected training's method to be known, got {shown(value['method'])}")
-    return TrainSettings(**value)
+    return TrainSettings(**{**value, "recipe": _recipe(value.get("recipe", {}))})
+
+
+def _recipe(value: Mapping[str, Any]) -> Recipe:
+    known = {name: option for name, option in value.items() if name in RECIPE}
+    recipe = Recipe(**known)
+    if len(known) < len(value):
+        raise InputError(f"model info: expected a recipe with {', '.join(RECIPE)}, got {shown(value)}")
+    try:
+        recipe.check()
+    except InputError as error:
+        raise InputError(f"model info: training's recipe: {error}") from error
+    return recipe
 
 
 def _in_range(value: Any) -> bool:

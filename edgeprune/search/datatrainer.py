@@ -116,7 +116,9 @@ class DataTrainer:
         options: Mapping[str, Any],
         aim: Aim | None = None,
     ) -> tuple[FeatureCount, ...]:
-        settings = replace(self.settings, epochs=units * self.settings.epochs, method=method, options=options)
+        # An average of weights has no zeros, by which a method chooses.
+        own = replace(self.settings, recipe=replace(self.settings.recipe, ema=0.0))
+        settings = replace(own, epochs=units * own.epochs, method=method, options=options)
         epochs = self._fit(module, settings, graph=graph, aim=aim)
         return tuple(FeatureCount(epoch.n_features or 0, epoch.val_value) for epoch in epochs)
 

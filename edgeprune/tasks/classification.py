@@ -31,6 +31,7 @@ class Classification(BaseTask):
     n_classes: int | None = None
     name = "classification"
     metric = ACCURACY
+    takes_shares = True
 
     def check(self, outputs: Any, data: DataSource) -> None:
         logits = scores(outputs)
@@ -69,7 +70,8 @@ class Classification(BaseTask):
     def taught_loss(self, outputs: Any, targets: Any, teacher_outputs: Any) -> Tensor:
         """As the sum of both, with one softmax for the two."""
         got = F.log_softmax(scores(outputs), dim=1)
-        return F.nll_loss(got, targets) + _divergence(got, teacher_outputs)
+        own = -(targets * got).sum(dim=1).mean() if targets.is_floating_point() else F.nll_loss(got, targets)
+        return own + _divergence(got, teacher_outputs)
 
     def outcomes(self, outputs: Any, targets: Any) -> np.ndarray:
         """Whether each sample is right, bool `(n,)`."""

@@ -33,6 +33,10 @@ class Segmentation(BaseTask):
     name = "segmentation"
     metric = Metric("mIoU")
 
+    @property
+    def ignored(self) -> int | None:  # type: ignore[override]  # it is stated
+        return self.ignore
+
     def check(self, outputs: Any, data: DataSource) -> None:
         found = _scores(outputs)
         wanted, n_classes = data.targets.shape, len(data.classes)

@@ -20,7 +20,9 @@ class Task(Protocol):
     """What the stages ask of a task. Outputs are a network's own: a tensor, or several in dicts, tuples, dataclasses.
 
     `by_reference` says that the targets are the dense network's answers, rather than those of the data;
-    `in_training` that outcomes can be made of what a network gives out while it is trained, too.
+    `in_training` that outcomes can be made of what a network gives out while it is trained, too;
+    `takes_shares` that the losses take, in place of classes `(n,)`, float32 shares of them `(n, n_classes)`, which sum
+    to 1.
     """
 
     @property
@@ -38,6 +40,14 @@ class Task(Protocol):
     @property
     def in_training(self) -> bool:
         """Whether training tells the metric on the samples that it trains on."""
+
+    @property
+    def takes_shares(self) -> bool:
+        """Whether what is trained for may be shares of the classes."""
+
+    @property
+    def ignored(self) -> int | None:
+        """What masks hold where nobody knows, which counts nowhere; None where there is no such value."""
 
     def check(self, outputs: Any, data: DataSource) -> None:
         """Refuse outputs `(n, ...)` of a few samples that the task cannot take: an InputError in one line."""
@@ -89,6 +99,8 @@ class BaseTask(ABC):
     metric: Metric
     by_reference: bool = False
     in_training: bool = True
+    takes_shares: bool = False
+    ignored: int | None = None
 
     @abstractmethod
     def check(self, outputs: Any, data: DataSource) -> None: ...

@@ -29,7 +29,7 @@ class UserTask:
 
     It needs `metric` (an `edgeprune.records.Metric`, or anything with its fields), `loss(outputs, targets)`,
     `outcomes(outputs, targets)` and `value(outcomes)`. It may have `check`, `targets`, `distillation`, `scoring`,
-    `beside`, `compare` and `agrees`, and say `by_reference`.
+    `beside`, `compare` and `agrees`, and say `by_reference`, `takes_shares` and `ignored`.
 
     Raises:
         InputError: one of those that it needs is missing, or its metric is none.
@@ -46,6 +46,9 @@ class UserTask:
             )
         self.metric = self._metric()
         self.by_reference = self._attribute("by_reference") is True
+        self.takes_shares = self._attribute("takes_shares") is True
+        ignored = self._attribute("ignored")
+        self.ignored = ignored if type(ignored) is int else None
 
     def check(self, outputs: Any, data: DataSource) -> None:
         if self._has("check"):

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.cost.limits import Aim
-from edgeprune.data import Inputs, fed, order, prepared, read
-from edgeprune.data.inputs import changed
+from edgeprune.data import Inputs, fed, order
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.lines import error_text, one_line
@@ -26,6 +25,8 @@ from edgeprune.settings import TrainSettings
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Outcomes, Task, joined
 from edgeprune.training.channels import channel_graph
+from edgeprune.training.checks import check_settings
+from edgeprune.training.ema import Average
 from edgeprune.training.figures import figures_of
 from edgeprune.training.judging import Judge
 from edgeprune.training.optimizer import make_optimizer, make_schedule
@@ -40,11 +41,11 @@ from edgeprune.training.placement import (
     set_random_state,
     threads_set,
 )
+from edgeprune.training.samples import Samples
 from edgeprune.training.state import StateFile, check_alike
 from edgeprune.training.team import Team
 
 _FIGURES = 5  # of an epoch's record that its state holds; what they measure is the task's
-_MAX_STEP = 1e30  # weights are float32: a step of more is infinite
 
 
 def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who watches
@@ -84,7 +85,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
         TrainingError: the loss became NaN or infinite; says the epoch and step. The last checkpoint is left.
         InputError: settings out of range, or the checkpoint is damaged or of another training.
     """
-    _check(settings, data)
+    check_settings(settings, data, task)
     graph = graph or channel_graph(module, data, settings)
     team = Team(settings)
     device = team.device_for(module)
@@ -121,7 +122,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.task = self.judge.task
-        self.device, self.dtype = device_of(self.module), float_type(self.module)
+        self.device = device_of(self.module)
         self.n_steps = math.ceil(len(self.data.train) / self.settings.batch_size)  # type: ignore[arg-type]
         self.first, self.last = self.part or (0, self.settings.epochs)
         n_all = self.settings.epochs * self.n_steps
@@ -132,6 +133,9 @@ class _Run:
         self.method = make_method(self.settings.method, subject)
         self.params = [param for group in self.plain_optimizer.param_groups for param in group["params"]]
         self.team.make_same(self.module)
+        place = self.device, float_type(self.module)
+        self.samples = Samples(self.data, self.judge, self.settings, self.team.share, *place)
+        self.average = Average(self.module, self.settings.recipe.ema)
 
     def epochs(self) -> tuple[EpochRecord, ...]:
         """Train every epoch that is left, then put the best weights back."""
@@ -142,13 +146,14 @@ class _Run:
             if epoch == n_epochs:
                 self.method.finish()
             self.module.eval()
-            with self.method.shown():
-                outcomes, val_loss = self.judge.outcomes(self.module, self.data.val, workers, self.team)
-            if not math.isfinite(val_loss):
-                raise self._diverged(f"validation loss {val_loss} after epoch {epoch}")
-            value, metric = self.task.value(outcomes), self.task.metric
-            self.records.append(EpochRecord(epoch, loss, train_value, value, self.method.n_features, metric.name))
-            self._keep_best((value if metric.higher_is_better else -value, -val_loss))
+            with self.average.shown():
+                with self.method.shown():
+                    outcomes, val_loss = self.judge.outcomes(self.module, self.data.val, workers, self.team)
+                if not math.isfinite(val_loss):
+                    raise self._diverged(f"validation loss {val_loss} after epoch {epoch}")
+                value, metric = self.task.value(outcomes), self.task.metric
+                self.records.append(EpochRecord(epoch, loss, train_value, value, self.method.n_features, metric.name))
+                self._keep_best((value if metric.higher_is_better else -value, -val_loss))
             self._keep_state()
             note = f"epoch {epoch}/{n_epochs} loss {loss:.2f} val {metric.shown(value)}"
             self._tell(epoch * self.n_steps, note)
@@ -170,13 +175,13 @@ class _Run:
         """Mean loss, and the metric where training tells it, over the train split while it is trained on."""
         # Answers that a network gives without dropout are not met by one that trains with it.
         begin_training(self.module, draws=not self.task.by_reference)
-        loss_sum, n_seen = 0.0, 0
+        loss_sum, n_seen, clip_norm = 0.0, 0, self.settings.recipe.clip_norm
         outcomes: list[Outcomes] = []
         n_samples = len(self.data.train)  # type: ignore[arg-type]
         seed = self.settings.seed * 1_000_003 + epoch
         plan = order(n_samples, self.settings.batch_size, shuffle=True, seed=seed)
         parts = [_parts(batch, self.settings.accumulate) for batch in plan]
-        samples = self._samples([part for batch in parts for part in batch], seed)
+        samples = self.samples.of([part for batch in parts for part in batch], seed)
         for step, (batch, batch_parts) in enumerate(zip(plan, parts, strict=True), start=1):
             self.optimizer.zero_grad()
             self.method.begin(training=True)
@@ -184,7 +189,10 @@ class _Run:
             self.method.end(self.team.loss_scale)
             if not math.isfinite(loss):
                 raise self._diverged(f"loss {loss} in epoch {epoch}, step {step}")
+            if clip_norm:
+                self.team.clip(self.params, clip_norm, self.optimizer)
             self.optimizer.step()
+            self.average.after_step()
             self.method.after_step(self.plain_optimizer.param_groups[0]["lr"])
             self.schedule.step()
             loss_sum += loss * len(batch)
@@ -196,12 +204,6 @@ class _Run:
         gathered = self.team.gathered(outcomes)
         return loss_sum / n_seen, self.task.value(joined(gathered)) if self.task.in_training else None
 
-    def _samples(self, parts: Sequence[Tensor], seed: int) -> Iterator[tuple[Inputs, Any]]:
-        """This process's share of each part; where it has none, a sample that does not count, to step along with."""
-        own = [self.team.share.of(part) for part in parts]
-        indices = [index if len(index) else part[:1] for index, part in zip(own, parts, strict=True)]
-        return read(self.data.train, indices, self.settings.workers, seed)
-
     def _gradients(
         self, parts: Sequence[Tensor], samples: Iterator[tuple[Inputs, Any]]
     ) -> tuple[float, list[Outcomes]]:
@@ -210,7 +212,7 @@ class _Run:
         total, outcomes = torch.zeros((), dtype=torch.float64, device=self.device), []
         for part in parts:
             n_own = len(self.team.share.of(part))
-            x, y = self._prepared(*next(samples))
+            x, y = next(samples)
             with self.team.forward(n_own, len(part)):
                 outputs = fed(self.module, x)
                 loss = self._loss(x, outputs, y)
@@ -218,7 +220,8 @@ class _Run:
             self.team.backward(loss * weight)
             total += loss.detach().double() * weight
             if self.task.in_training and n_own:
-                outcomes.append(self.task.outcomes(outputs, y)[:n_own])
+                classes = y.argmax(dim=1) if self.samples.mixing.softens else y
+                outcomes.append(self.task.outcomes(outputs, classes)[:n_own])
         self.team.add_up(self.params)
         return self.team.summed(total).item(), outcomes
 
@@ -228,12 +231,6 @@ class _Run:
         with torch.no_grad():
             wanted = fed(self.teacher, x)
         return self.task.taught_loss(outputs, y, wanted)
-
-    def _prepared(self, raw: Inputs, targets: Any) -> tuple[Inputs, Any]:
-        x = prepared(raw, self.judge.normalization, self.device, self.dtype)
-        if self.settings.channels_last:
-            x = changed(x, lambda images: images.contiguous(memory_format=torch.channels_last))
-        return x, self.judge.targets(x, targets)
 
     def _tell(self, done: int, note: str) -> None:
         if self.team.is_main:
@@ -268,8 +265,14 @@ class _Run:
                     "best": self.best,
                     "records": [astuple(record)[:_FIGURES] for record in self.records],
                     "random": random,
+                    **self._further(),
                 }
             )
+
+    def _further(self) -> dict[str, Any]:
+        """What is in the state where the recipe asks for it."""
+        average = self.average.state_dict()
+        return {"average": average} if average else {}
 
     def _resume(self) -> None:
         """Go on from the checkpoint, where there is one to go on from."""
@@ -305,6 +308,7 @@ class _Run:
         self.plain_optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
         self.schedule.load_state_dict(state["schedule"])
+        self.average.load_state_dict(state.get("average", {}))
         if self.team.scaler:
             self.team.scaler.load_state_dict(state["scaler"])
         self.records = [_epoch_record(self.task.metric.name, *figures) for figures in state["records"]]
@@ -322,6 +326,7 @@ class _Run:
         own = self.plain_optimizer.state_dict()
         check_alike(own["param_groups"], state["optimizer"]["param_groups"], "optimizer")
         check_alike(self.schedule.state_dict(), state["schedule"], "schedule")
+        check_alike(self.average.state_dict(), state.get("average", {}), "average")
         numbered = [index for group in own["param_groups"] for index in group["params"]]
         shapes = {index: param.shape for index, param in zip(numbered, self.params, strict=True)}
         for index, kept in state["optimizer"]["state"].items():
@@ -361,29 +366,3 @@ def _epoch_record(  # noqa: PLR0913 - the fields of the record
 def _parts(batch: Tensor, n_parts: int) -> tuple[Tensor, ...]:
     """A batch cut into parts of nearly one size, as many as leave two samples to each, which batch norm needs."""
     return batch.tensor_split(max(1, min(n_parts, len(batch) // 2)))
-
-
-def _check(settings: TrainSettings, data: DataSource) -> None:
-    settings.check()
-    positive = {
-        "batch size": settings.batch_size,
-        "learning rate": settings.lr,
-        "threads": settings.threads,
-        "accumulate": settings.accumulate,
-    }
-    for name, value in positive.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name}: expected more than 0, got {value}")
-    for name, value in {
-        "epochs": settings.epochs,
-        "weight decay": settings.weight_decay,
-        "workers": settings.workers,
-    }.items():
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise InputError(f"{name}: expected 0 or more, got {value}")
-    for name, value in {"learning rate": settings.lr, "weight decay": settings.weight_decay}.items():
-        if value is not None and value > _MAX_STEP:
-            raise InputError(f"{name}: expected at most {_MAX_STEP:g}, got {value:g}")
-    if settings.channels_last and len(data.input_shape) != 3:  # () where inputs have names
-        shape = tuple(data.input_shape)
-        raise InputError(f"channels last: expected images (channels, height, width), got inputs of shape {shape}")

@@ -56,12 +56,13 @@ def make_schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate over `n_steps` steps: with dense optimizers a warm-up first, with sparse ones it only falls.
 
-    It begins where `done` steps are behind it.
+    The warm-up takes the epochs that the recipe says, else a twentieth of the steps. The schedule begins where `done`
+    steps are behind it.
 
     Where training starts anew so does the learning rate, so that each round is a whole training.
     """
     shape = SHAPES[settings.schedule or "cosine"]
-    warmup = 0 if find("optimizer", settings.optimizer).sparse else max(1, round(WARMUP * n_steps))
+    warmup = 0 if find("optimizer", settings.optimizer).sparse else _warmup(settings, n_steps)
     starts = (*round_starts(n_steps, settings.options.get("restarts", 0)), n_steps)
 
     def factor(further: int) -> float:
@@ -71,6 +72,14 @@ def make_schedule(
         return lr_factor(shape, step - start, stop - start, warmup)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _warmup(settings: TrainSettings, n_steps: int) -> int:
+    """Steps in which the learning rate rises."""
+    epochs = settings.recipe.warmup
+    if epochs is None:
+        return max(1, round(WARMUP * n_steps))
+    return round(epochs * n_steps / max(1, settings.epochs))
 
 
 def lr_factor(shape: Callable[[float], float], step: int, total: int, warmup: int) -> float:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from edgeprune.errors import InputError
 from edgeprune.files import write_atomically
 from edgeprune.formats.load import unpack
-from edgeprune.lines import shown
+from edgeprune.lines import one_line, shown
 from edgeprune.reading import read_file
 from edgeprune.records import DataSource, InputInfo, Normalization
 from edgeprune.settings import TrainSettings
@@ -40,7 +40,7 @@ def identity(
         spec: the data as they were asked for; `data` is what was found there.
         task: what was asked for beside what the data call for.
     """
-    plain = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+    plain = {name: value for name, value in settings.as_plain.items() if name not in _FREE}
     sizes = {f"{name} samples": len(getattr(data, name)) for name in ("train", "val", "test")}
     facts = {
         "input shape": list(data.input_shape),
@@ -174,7 +174,20 @@ def _told(value: Any) -> str:
 
 def different(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
     """In which values two trainings differ, in words; empty where in none."""
-    names = [name for name in expected if name not in got or got[name] != expected[name]]
-    told = [f"{name}: expected {shown(expected[name])}, got {shown(got.get(name))}" for name in names[:_MAX_NAMED]]
+    expected, got = _flat(expected), _flat(got)
+    names = [name for name in {**expected, **got} if name not in got or got[name] != expected.get(name)]
+    told = [
+        f"{one_line(str(name), 60)}: expected {shown(expected.get(name))}, got {shown(got.get(name))}"
+        for name in names[:_MAX_NAMED]
+    ]
     more = [f"and {len(names) - _MAX_NAMED} more"] if len(names) > _MAX_NAMED else []
     return ", ".join([*told, *more])
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in mappings by two names: `recipe ema`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = value if isinstance(value, Mapping) else {}
+        found |= {f"{name} {key}": part for key, part in inner.items()} if inner else {name: value}
+    return found

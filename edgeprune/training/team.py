@@ -158,6 +158,12 @@ class Team:
             if n:
                 param.grad = gradient.copy_(part.view(gradient.shape))
 
+    def clip(self, params: Sequence[nn.Parameter], most: float, optimizer: Any) -> None:
+        """Scale the gradients down to a norm of `most` over all of them, where it is larger."""
+        if self.scaler is not None:
+            self._accelerator.unscale_gradients(optimizer)
+        nn.utils.clip_grad_norm_(params, most)
+
     # -- the end ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager

@@ -99,7 +99,7 @@ def induced(place: Place, keep_params: float | None = None, finetune: float = 0.
     dense = capture_single(module, place.data.input_shape)
     slim = _fewer_units(place, dense, keep_params)
     after = slim.module()
-    recipe = replace(settings.recipe(), epochs=n_after, threads=settings.threads, device=settings.device)
+    recipe = replace(settings.for_finetuning(), epochs=n_after, threads=settings.threads, device=settings.device)
     place.fit(after, recipe, stage="finetune", teacher=copy.deepcopy(module))
     figures = {**place.accuracies(after), **_cut_sizes(dense, slim, after)}
     return {**figures, "n_features": float(place.run.at)}

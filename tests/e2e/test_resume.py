@@ -12,7 +12,8 @@ import pytest
 from commands import CNN, MLP, Result, done, killed_at, names, refused, run, snapshot, start
 
 QUICKLY = ("--keep-macs", "0.4", "--input-features", "off", "--finetune-epochs", "2", "--threads", "1")
-ASKED = ("compress", MLP, *QUICKLY, "--out")
+RECIPE = ("--augment", "crop-flip", "--mixup", "0.2", "--ema", "0.9")  # whose average is a part of the state
+ASKED = ("compress", MLP, *QUICKLY, *RECIPE, "--out")
 
 
 def networks(folder: Path) -> tuple[bytes, bytes]:

@@ -127,7 +127,7 @@ def test_exact_arithmetic_shows_three_processes_to_be_one(place: Path) -> None:
         assert figures == pytest.approx(three[name][1], rel=1e-5 if name == "float32" else 1e-9), name
 
 
-PLAIN = ("batch norm", "parts", "graph", "files", "teacher", "float32")
+PLAIN = ("batch norm", "parts", "graph", "files", "teacher", "float32", "recipe", "recipe, files")
 SPARSE = ("xrda", "rmda", "halo", "n-m", "regrow", "gradual", "gumbel-gates")
 FITS = """
 import os
@@ -140,13 +140,14 @@ from nets import plain, residual
 from edgeprune.data import open_data
 from edgeprune.data.splits import LazySplit
 from edgeprune.graph.capture import capture
-from edgeprune.settings import TrainSettings
+from edgeprune.settings import Recipe, TrainSettings
 from edgeprune.training import fit
 
 data = open_data("digits")
 # 1,079 samples: seven batches of 154, of which one gives up a sample to the last, which so has 2: the third has none.
 settings = TrainSettings(epochs=2, batch_size=154, threads=1, best_from=0.99)
 lazy = replace(data, train=LazySplit(data.train, torch.arange(301).numpy()))
+recipe = Recipe("crop-flip", 0.4, 1.0, 0.1, 1.0, 0.9, 0.5)
 
 
 def trained(make, data=data, teacher=None, dtype=torch.float64, **changes):
@@ -168,6 +169,8 @@ found = {
     "files": trained(residual, lazy, batch_size=100, workers=1),
     "float32": trained(plain, dtype=torch.float32),
     "teacher": trained(plain, teacher=residual().double().eval(), optimizer="sgd"),
+    "recipe": trained(residual, accumulate=3, recipe=recipe),
+    "recipe, files": trained(graph, lazy, batch_size=100, workers=1, recipe=recipe),
     "xrda": trained(plain, optimizer="xrda", options={"lam": 1e-4, "structure": "channel-group"}),
     "rmda": trained(plain, optimizer="rmda", options={"lam": 1e-3}),
     "halo": trained(residual, optimizer="sgd", method="halo", options={"structure": "channel-group"}),
