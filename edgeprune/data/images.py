@@ -15,15 +15,15 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from edgeprune.data.framing import Framing
 from edgeprune.data.limits import need
-from edgeprune.data.pixels import is_deep, peculiarities, to_square
+from edgeprune.data.pixels import is_deep, peculiarities, to_pixels
 from edgeprune.data.splits import LazySplit, build, stratified
 from edgeprune.errors import InputError
 from edgeprune.lines import error_line
 from edgeprune.reading import Timed, open_file
 from edgeprune.records import DataSource
 
-DEFAULT_SIZE = 64
 MAX_PIXELS = 50_000_000  # of one file, checked in its header
 MAX_SECONDS = 10.0  # of reading one file: a few bytes can stand for thousands of passes over an image
 # Not whatever the library knows: some of its formats start other programs.
@@ -55,12 +55,12 @@ class PathList(Sequence[Path]):
 
 
 class ImageFiles(Dataset[Any]):
-    """Image files and their labels; a sample is x float32 `(3, size, size)` in 0..1 and y."""
+    """Image files and their labels; a sample is x float32 `framing.shape` in 0..1 and y."""
 
     def __init__(
-        self, paths: PathList, labels: np.ndarray, size: int, skipped: Mapping[str, int] | None = None
+        self, paths: PathList, labels: np.ndarray, framing: Framing, skipped: Mapping[str, int] | None = None
     ) -> None:
-        self.paths, self.labels, self.size = paths, labels, size
+        self.paths, self.labels, self.framing = paths, labels, framing
         self.skipped = skipped or {}
         self.notes, self.byte_scale = self._looked()
 
@@ -77,23 +77,23 @@ class ImageFiles(Dataset[Any]):
         if self.skipped:
             counts = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in self.skipped.items())
             notes["skipped"] = f"files are left out that are no images by name ({counts:.80})"
-        return tuple(notes.values()), None if deep else 1.0 / 255.0
+        return (*self.framing.notes, *notes.values()), None if deep else 1.0 / 255.0
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return read_image(self.paths[index], self.paths.root, self.size), int(self.labels[index])
+        return read_image(self.paths[index], self.paths.root, self.framing), int(self.labels[index])
 
 
-def read_image(path: Path, root: Path, size: int) -> Tensor:
-    """An image as float32 `(3, size, size)` in 0..1, see `edgeprune.data.pixels`.
+def read_image(path: Path, root: Path, framing: Framing) -> Tensor:
+    """An image as float32 `framing.shape` in 0..1, see `edgeprune.data.pixels`.
 
     Raises:
         InputError: outside of `root`, not an image, damaged, of more than MAX_PIXELS, or of an unknown range.
     """
     with opened(path, root) as image:
-        return to_square(image, size, path)
+        return to_pixels(image, framing, path)
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def check_inside(path: Path, root: Path) -> None:
         raise InputError(f"{path}: expected a file inside {root}, got a link to {path.resolve()}")
 
 
-def open_image_folder(root: str, size: int = DEFAULT_SIZE) -> DataSource:
+def open_image_folder(root: str, framing: Framing) -> DataSource:
     """A folder with `train`, `val` and `test`, or `train` and `val`, or the classes themselves.
 
     Without `test`, `val` is the test split and a tenth of `train` is held out; the classes themselves are cut 60/20/20.
@@ -135,24 +135,24 @@ def open_image_folder(root: str, size: int = DEFAULT_SIZE) -> DataSource:
     name = f"imagefolder:{root}"
     if "train" not in present:
         classes = class_folders(base, base)
-        files = _scan(base, base, classes, size)
+        files = _scan(base, base, classes, framing)
         _check_all_present(files, base, classes)
         parts = [LazySplit(files, part) for part in stratified(files.labels, (0.6, 0.2, 0.2))]
-        return build(name, parts, classes, notes=files.notes)
+        return build(name, parts, classes, notes=files.notes, preparation=framing.stated)
     if len(present) == 1:
         raise InputError(f"{base}: expected val or test beside train, got train alone")
-    return _open_split_folder(name, base, present, size)
+    return _open_split_folder(name, base, present, framing)
 
 
-def _open_split_folder(name: str, base: Path, present: Sequence[str], size: int) -> DataSource:
+def _open_split_folder(name: str, base: Path, present: Sequence[str], framing: Framing) -> DataSource:
     classes = class_folders(base / "train", base)
-    scanned = [_scan(base, base / part, classes, size) for part in present]
+    scanned = [_scan(base, base / part, classes, framing) for part in present]
     _check_all_present(scanned[0], base / "train", classes)
     splits: list[Dataset[Any]] = [*scanned]
     if len(splits) == 2:
         splits = [*(LazySplit(scanned[0], part) for part in stratified(scanned[0].labels, (0.9, 0.1))), scanned[1]]
     notes = {text.partition(" (")[0]: text for files in reversed(scanned) for text in files.notes}
-    return build(name, splits, classes, notes=tuple(notes.values()))
+    return build(name, splits, classes, notes=tuple(notes.values()), preparation=framing.stated)
 
 
 def _check_all_present(files: ImageFiles, folder: Path, classes: Sequence[str]) -> None:
@@ -176,7 +176,7 @@ def class_folders(folder: Path, root: Path) -> list[str]:
     return classes
 
 
-def _scan(root: Path, folder: Path, classes: Sequence[str], size: int) -> ImageFiles:
+def _scan(root: Path, folder: Path, classes: Sequence[str], framing: Framing) -> ImageFiles:
     """Every image below the class folders of one split, in the order of their paths."""
     unknown = sorted(set(class_folders(folder, root)) - set(classes))
     if unknown:
@@ -190,7 +190,7 @@ def _scan(root: Path, folder: Path, classes: Sequence[str], size: int) -> ImageF
         counts.append(len(paths) - n_before)
     if not paths:
         raise InputError(f"{folder}: expected images ({', '.join(sorted(EXTENSIONS))}), got none")
-    return ImageFiles(paths, np.repeat(np.arange(len(classes)), counts), size, skipped)
+    return ImageFiles(paths, np.repeat(np.arange(len(classes)), counts), framing, skipped)
 
 
 def add_images(paths: PathList, folder: Path, skipped: Counter[str]) -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from edgeprune.data import dialect
+from edgeprune.data import dialect, framing
 from edgeprune.data.arrays import open_npz
 from edgeprune.data.digits import open_digits
 from edgeprune.data.factory import open_factory
-from edgeprune.data.images import DEFAULT_SIZE, open_image_folder
+from edgeprune.data.framing import Framing
+from edgeprune.data.images import open_image_folder
 from edgeprune.data.masked import has_masks, open_masked_folder
 from edgeprune.data.table import open_csv
 from edgeprune.data.vision import open_caltech, open_cifar, open_idx_set
@@ -43,19 +44,16 @@ class _Spec:
             raise InputError(f"data {self.text!r}: expected {self.kind}:PATH, got no path")
         return self.place
 
-    def size(self) -> int:
-        text = self.options.get("size", str(DEFAULT_SIZE))
-        if not text.isdecimal() or not 1 <= int(text) <= 4096:
-            raise InputError(f"data {self.text!r}: expected a size from 1 to 4096, got {text!r}")
-        return int(text)
+    def framing(self) -> Framing:
+        return Framing.asked(self.options, f"data {self.text!r}")
 
 
 def _image_folder(spec: _Spec) -> DataSource:
     """Images in folders of their classes, or beside their masks."""
     base = Path(spec.required_place())
     if has_masks(base):
-        return open_masked_folder(f"imagefolder:{base}", base, spec.size(), spec.wanted)
-    return open_image_folder(spec.required_place(), spec.size())
+        return open_masked_folder(f"imagefolder:{base}", base, spec.framing(), spec.wanted)
+    return open_image_folder(spec.required_place(), spec.framing())
 
 
 # Kind -> (how it is opened, the options it takes).
@@ -64,8 +62,8 @@ _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
     "fashion-mnist": (lambda spec: open_idx_set("fashion-mnist", spec.place), ()),
     "cifar10": (lambda spec: open_cifar("cifar10", spec.place), ()),
     "cifar100": (lambda spec: open_cifar("cifar100", spec.place), ()),
-    "caltech101": (lambda spec: open_caltech(spec.place, spec.size()), ("size",)),
-    "imagefolder": (_image_folder, ("size",)),
+    "caltech101": (lambda spec: open_caltech(spec.place, spec.framing()), framing.OPTIONS),
+    "imagefolder": (_image_folder, framing.OPTIONS),
     "npz": (lambda spec: open_npz(spec.required_place(), spec.wanted), ()),
     "csv": (
         lambda spec: open_csv(spec.required_place(), spec.options.get("target"), spec.options, spec.wanted),

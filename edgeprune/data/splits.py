@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -198,6 +198,7 @@ def build(  # noqa: PLR0913 - the fields of a DataSource
     feature_names: Sequence[str] = (),
     notes: Sequence[str] = (),
     targets: Targets = CLASSES,
+    preparation: Mapping[str, Any] | None = None,
 ) -> DataSource:
     """A DataSource from train, val and test; the normalisation is measured on train.
 
@@ -223,6 +224,7 @@ def build(  # noqa: PLR0913 - the fields of a DataSource
         byte_scale=getattr(train, "byte_scale", None),
         notes=tuple(notes),
         targets=targets,
+        preparation=preparation or {},
     )
 
 
