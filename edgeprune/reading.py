@@ -52,6 +52,7 @@ LIMITS: Mapping[str, Limit] = {
     "groups": Limit("a JSON file of feature groups", 16 * _MIB),
     "prices": Limit("a file of feature prices", 16 * _MIB),
     "ids": Limit("a file of ids", 64 * _MIB),
+    "weights": Limit("a file of class weights", 16 * _MIB),
 }
 
 

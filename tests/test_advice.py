@@ -27,6 +27,7 @@ SAID_BY = {
     "search/step.py": {"compress"},
     "commands/resolve.py --data": {"compress", "export"},
     "commands/resolve.py --task": {"compress", "export"},
+    "commands/resolve.py --class-weights": {"compress"},
     "measure/chance.py": {"compress", "export"},
     "formats/normalizing.py": {"compress", "export"},
     "formats/pretrained.py": {"compress", "export"},
@@ -69,6 +70,7 @@ SAID_BY = {
     "journal/kept.py": {"compress"},
     "journal/place.py": {"compress"},
     "tasks/budget.py": {"compress", "export", "validate"},
+    "tasks/weights.py": {"compress", "train"},
     "training/loop.py": {"train"},
     "files.py": {"compress", "export", "inspect", "profile", "train"},
 }

@@ -94,7 +94,7 @@ def test_masks_are_framed_as_their_images_and_their_border_is_ignored(tmp_path: 
     data = open_data(f"imagefolder:{tmp_path / 'd'}?height=4&width=8&fit=pad")
     assert data.input_shape == (3, 4, 8) and data.targets.shape == (4, 8)
     assert (data.train[0][1][:, :2] == 255).all() and len(data.classes) == 3
-    assert any("255 in the masks are ignored" in note for note in data.notes)
+    assert any("the border of fit=pad is 255 in the masks" in note for note in data.notes)
     with pytest.raises(InputError, match="the border of fit=pad, got ignore=none"):
         open_data(f"imagefolder:{tmp_path / 'd'}?size=4&fit=pad", wanted=WantedTargets("masks", None))
 

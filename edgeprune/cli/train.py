@@ -137,6 +137,7 @@ def train(
             rich_help_panel=opt.HOW,
         ),
     ] = 0,
+    class_weights: opt.ClassWeights = None,
     seed: opt.Seed = 0,
     threads: opt.Threads = None,
     out: Annotated[
@@ -190,9 +191,8 @@ def train(
         options={name: value for name, value in own.items() if value is not None},
     )
     inputs = opt.parse_inputs(input_)
-    request = TrainRequest(
-        arch, data, out, settings, force, resume, opt.normalization_of(normalize) or "data", task, inputs
-    )
+    how = opt.normalization_of(normalize) or "data"
+    request = TrainRequest(arch, data, out, settings, force, resume, how, task, inputs, class_weights)
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working(log) as progress:
             with imported_for_good():

@@ -50,11 +50,7 @@ class Framing:
         Raises:
             InputError: a size beside height or width, or one of these without the other; numbers or names out of range.
         """
-        sides = [name for name in ("height", "width") if name in options]
-        if len(sides) == 1 or (sides and "size" in options):
-            got = " and ".join(name for name in ("size", *sides) if name in options)
-            raise InputError(f"{where}: expected size, or both height and width, got {got}")
-        height, width = (_side(options, name if sides else "size", where) for name in ("height", "width"))
+        height, width = _sides(options, where)
         fit, channels = options.get("fit", "crop"), options.get("channels", "3")
         if fit not in FITS:
             raise InputError(f"{where}: expected fit={' or '.join(FITS)}, got {fit[:40]!r}")
@@ -110,6 +106,17 @@ class Framing:
             return ()
         colour = ", in grey" if self.channels == 1 else ""
         return (f"images are {_HOW[self.fit].replace('height x width', f'{self.height} x {self.width}')}{colour}",)
+
+
+def _sides(options: Mapping[str, str], where: str) -> tuple[int, int]:
+    """Height and width, in pixels."""
+    given = [name for name in ("size", "height", "width") if name in options]
+    if given == ["height", "width"]:
+        return _side(options, "height", where), _side(options, "width", where)
+    if given not in ([], ["size"]):
+        raise InputError(f"{where}: expected size, or both height and width, got {' and '.join(given)}")
+    size = _side(options, "size", where)
+    return size, size
 
 
 def _side(options: Mapping[str, str], name: str, where: str) -> int:

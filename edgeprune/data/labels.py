@@ -159,6 +159,12 @@ class _Renumbered(Dataset[Any]):
             return TensorSplit(split.x, table[split.y], split.scale)
         return _Renumbered(split, table)
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The classes int64 `(n,)`, where they are known without reading samples."""
+        held = getattr(self.split, "labels", None)
+        return None if held is None else self.table.numpy()[np.asarray(held).reshape(-1).astype(np.int64)]
+
     def __len__(self) -> int:
         return len(self.split)  # type: ignore[arg-type]
 

@@ -46,19 +46,25 @@ def open_masked_folder(name: str, base: Path, framing: Framing, wanted: WantedTa
     ignore = (wanted or WantedTargets()).ignore
     if ignore is None and framing.fit == "pad":
         raise InputError(
-            f"{name}: expected a value of masks that is ignored, for the border of fit=pad, got ignore=none"
+            f"{name}: expected masks of which a value is ignored, for the border of fit=pad, got ignore=none"
         )
     found = [_paired(base, folder, framing, ignore or 0) for folder in _folders(base)]
     seen = [_looked(files, ignore) for files in found]
-    n_classes, ignores = 1 + max(one.largest for one in seen), framing.fit == "pad" or any(one.ignores for one in seen)
+    n_classes, ignores = 1 + max(one.largest for one in seen), any(one.ignores for one in seen)
     if n_classes < 2:
         beside = f" beside {ignore}, which is ignored" * ignores
         raise InputError(f"{base}: expected masks of at least 2 classes, got {n_classes}{beside}")
-    notes = [note for files in found for note in files.images.notes]
-    notes += [f"pixels of value {ignore} in the masks are ignored"] * ignores
     classes, targets = [str(number) for number in range(n_classes)], Targets("masks", framing.shape[1:])
-    told = tuple(dict.fromkeys(notes))
+    told = (*_image_notes(found), *(f"pixels of value {ignore} in the masks are ignored",) * ignores)
     return build(name, _three(found), classes, notes=told, targets=targets, preparation=framing.stated)
+
+
+def _image_notes(found: Sequence[MaskedImages]) -> tuple[str, ...]:
+    """What is told of the images of all splits, once; of a border in their masks too."""
+    notes = [note for files in found for note in files.images.notes]
+    if found[0].images.framing.fit == "pad":
+        notes.append(f"the border of fit=pad is {found[0].border} in the masks, which is ignored")
+    return tuple(dict.fromkeys(notes))
 
 
 def _folders(base: Path) -> list[Path]:

@@ -33,6 +33,11 @@ class TensorSplit(Dataset[Any]):
         """What a byte is multiplied by; None where the samples are no bytes."""
         return self.scale if self.x.dtype == torch.uint8 else None
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The targets `(n, ...)`, apart from the samples."""
+        return None if self.y is None else self.y.numpy()
+
     def __len__(self) -> int:
         return self.x.shape[0]
 
@@ -62,6 +67,12 @@ class LazySplit(Dataset[Any]):
     def byte_scale(self) -> float | None:
         """What a byte is multiplied by; None where the samples are no bytes."""
         return getattr(self.dataset, "byte_scale", None)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The targets `(n, ...)`, where they are known without reading samples."""
+        held = getattr(self.dataset, "labels", None)
+        return None if held is None else np.asarray(held)[self.index]
 
     def __len__(self) -> int:
         return len(self.index)
