@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgeprune.errors import InputError
 from edgeprune.lines import error_line, one_line
@@ -44,6 +44,7 @@ LIMITS: Mapping[str, Limit] = {
     "idx": Limit("an IDX file", 4096 * _MIB),
     "csv": Limit("a CSV file", 1024 * _MIB),
     "image": Limit("an image", 256 * _MIB),
+    "shard": Limit("a tar shard", 64 * 1024 * _MIB),
     "code": Limit("a Python file", 64 * _MIB),
     "plan": Limit("a plan.json", 256 * _MIB),
     "run": Limit("a run.json", 64 * _MIB),
@@ -80,7 +81,7 @@ def open_file(path: str | os.PathLike[str], kind: str) -> io.BufferedReader:
 class Timed(io.RawIOBase):
     """A file that can be read for so many seconds, for libraries whose work on it nothing else bounds."""
 
-    def __init__(self, file: io.BufferedReader, max_seconds: float) -> None:
+    def __init__(self, file: BinaryIO, max_seconds: float) -> None:
         self._file, self._end = file, time.monotonic() + max_seconds
         self._max_seconds = max_seconds
 

@@ -6,10 +6,10 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
@@ -65,25 +65,36 @@ class ImageFiles(Dataset[Any]):
         self.notes, self.byte_scale = self._looked()
 
     def _looked(self) -> tuple[tuple[str, ...], float | None]:
-        """What is said of these files, by the headers of some; and what a byte stands for, where all hold bytes."""
-        notes: dict[str, str] = {}
-        deep = False
-        for index in np.unique(np.linspace(0, len(self) - 1, min(len(self), _MOST_LOOKED)).astype(int)):
-            path = self.paths[int(index)]
-            with opened(path, self.paths.root) as image:
-                deep = deep or is_deep(image)
-                for text in peculiarities(image):
-                    notes.setdefault(text, f"{text} (e.g. {path.relative_to(self.paths.root)})")
+        root = self.paths.root
+        notes, byte_scale = looked_at(
+            len(self),
+            lambda index: opened(self.paths[index], root),
+            lambda index: str(self.paths[index].relative_to(root)),
+        )
         if self.skipped:
             counts = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in self.skipped.items())
-            notes["skipped"] = f"files are left out that are no images by name ({counts:.80})"
-        return (*self.framing.notes, *notes.values()), None if deep else 1.0 / 255.0
+            notes = (*notes, f"files are left out that are no images by name ({counts:.80})")
+        return (*self.framing.notes, *notes), byte_scale
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return read_image(self.paths[index], self.paths.root, self.framing), int(self.labels[index])
+
+
+def looked_at(
+    n_images: int, opened_at: Callable[[int], AbstractContextManager[Any]], name_of: Callable[[int], str]
+) -> tuple[tuple[str, ...], float | None]:
+    """What is told of images, by the headers of some; and what a byte stands for, where all hold bytes."""
+    notes: dict[str, str] = {}
+    deep = False
+    for index in map(int, np.unique(np.linspace(0, n_images - 1, min(n_images, _MOST_LOOKED)).astype(int))):
+        with opened_at(index) as image:
+            deep = deep or is_deep(image)
+            for text in peculiarities(image):
+                notes.setdefault(text, f"{text} (e.g. {name_of(index)})")
+    return tuple(notes.values()), None if deep else 1.0 / 255.0
 
 
 def read_image(path: Path, root: Path, framing: Framing) -> Tensor:
@@ -100,16 +111,23 @@ def read_image(path: Path, root: Path, framing: Framing) -> Tensor:
 def opened(path: Path, root: Path) -> Iterator[Any]:
     """An image file whose header was read and found good; raises InputError as `read_image` does."""
     check_inside(path, root)
+    with open_file(path, "image") as file, decoded(file, lambda: str(path)) as image:
+        yield image
+
+
+@contextmanager
+def decoded(file: BinaryIO, where: Callable[[], str]) -> Iterator[Any]:
+    """An image's bytes, its header read and found good; `where` says whose they are, for messages."""
     pil = need("PIL.Image", "'edgeprune[vision]'")
     try:
-        with open_file(path, "image") as file, pil.open(Timed(file, MAX_SECONDS), formats=FORMATS) as image:
+        with pil.open(Timed(file, MAX_SECONDS), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{path}: expected at most {MAX_PIXELS:,} pixels, got {image.width}x{image.height}")
+                raise InputError(f"{where()}: expected at most {MAX_PIXELS:,} pixels, got {image.width}x{image.height}")
             yield image
     except InputError:
         raise
     except Exception as error:  # whatever a format's reader makes of a damaged file
-        raise InputError(f"{path}: expected an image, got {_without_object(error)}") from error
+        raise InputError(f"{where()}: expected an image, got {_without_object(error)}") from error
 
 
 def _without_object(error: Exception) -> str:

@@ -17,6 +17,7 @@ from edgeprune.data.framing import Framing
 from edgeprune.data.images import EXTENSIONS, ImageFiles, PathList, add_images, check_inside, opened
 from edgeprune.data.limits import need
 from edgeprune.data.pixels import is_deep, is_turned
+from edgeprune.data.places import split_folders
 from edgeprune.data.splits import LazySplit, build, stratified
 from edgeprune.data.targets import check_mask_values
 from edgeprune.errors import InputError
@@ -24,7 +25,6 @@ from edgeprune.records import DataSource, Targets
 from edgeprune.tasks.wanted import WantedTargets
 
 FOLDERS = ("images", "masks")
-_SPLITS = ("train", "val", "test")
 _IDS = ("1", "L", "P")  # modes of 8 bits whose numbers are ids; a palette's colours only show them
 
 
@@ -44,11 +44,8 @@ def open_masked_folder(name: str, base: Path, framing: Framing, wanted: WantedTa
             beside images whose masks have no value that is ignored.
     """
     ignore = (wanted or WantedTargets()).ignore
-    if ignore is None and framing.fit == "pad":
-        raise InputError(
-            f"{name}: expected masks of which a value is ignored, for the border of fit=pad, got ignore=none"
-        )
-    found = [_paired(base, folder, framing, ignore or 0) for folder in _folders(base)]
+    border = _border(name, framing, ignore)
+    found = [_paired(base, folder, framing, border) for folder in split_folders(base)]
     seen = [_looked(files, ignore) for files in found]
     n_classes, ignores = 1 + max(one.largest for one in seen), any(one.ignores for one in seen)
     if n_classes < 2:
@@ -59,22 +56,21 @@ def open_masked_folder(name: str, base: Path, framing: Framing, wanted: WantedTa
     return build(name, _three(found), classes, notes=told, targets=targets, preparation=framing.stated)
 
 
+def _border(name: str, framing: Framing, ignore: int | None) -> int:
+    """What masks hold beside an image that does not fill its frame."""
+    if ignore is None and framing.fit == "pad":
+        raise InputError(
+            f"{name}: expected masks of which a value is ignored, for the border of fit=pad, got ignore=none"
+        )
+    return ignore or 0
+
+
 def _image_notes(found: Sequence[MaskedImages]) -> tuple[str, ...]:
     """What is told of the images of all splits, once; of a border in their masks too."""
     notes = [note for files in found for note in files.images.notes]
     if found[0].images.framing.fit == "pad":
         notes.append(f"the border of fit=pad is {found[0].border} in the masks, which is ignored")
     return tuple(dict.fromkeys(notes))
-
-
-def _folders(base: Path) -> list[Path]:
-    """Where the splits lie: the folder itself, or train with val or test or both."""
-    if not (base / "train").is_dir():
-        return [base]
-    present = [base / part for part in _SPLITS if (base / part).is_dir()]
-    if len(present) == 1:
-        raise InputError(f"{base}: expected val or test beside train, got train alone")
-    return present
 
 
 def _three(found: Sequence[MaskedImages]) -> list[Dataset[Any]]:

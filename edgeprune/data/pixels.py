@@ -53,7 +53,7 @@ def is_deep(image: Any) -> bool:
     return image.mode in _DEEP_MODES or (image.mode == "I" and image.format in _SCALED_FORMATS)
 
 
-def to_pixels(image: Any, framing: Framing, path: Path) -> Tensor:
+def to_pixels(image: Any, framing: Framing, path: Path | str) -> Tensor:
     """An opened image as float32 `framing.shape` in 0..1.
 
     Raises:

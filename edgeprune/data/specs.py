@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from edgeprune.data import dialect, framing
+from edgeprune.data import dialect, framing, shards
 from edgeprune.data.arrays import open_npz
 from edgeprune.data.digits import open_digits
 from edgeprune.data.factory import open_factory
@@ -25,7 +25,7 @@ from edgeprune.tasks.wanted import WantedTargets
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 KNOWN = (
     "digits, mnist[:ROOT], fashion-mnist[:ROOT], cifar10[:ROOT], cifar100[:ROOT], caltech101[:ROOT], "
-    "imagefolder:ROOT, npz:FILE, csv:FILE?target=COLUMN or path/file.py:factory"
+    "imagefolder:ROOT, webdataset:SHARDS, npz:FILE, csv:FILE?target=COLUMN or path/file.py:factory"
 )
 
 
@@ -64,6 +64,10 @@ _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
     "cifar100": (lambda spec: open_cifar("cifar100", spec.place), ()),
     "caltech101": (lambda spec: open_caltech(spec.place, spec.framing()), framing.OPTIONS),
     "imagefolder": (_image_folder, framing.OPTIONS),
+    "webdataset": (
+        lambda spec: shards.open_shards(spec.required_place(), spec.options, spec.framing(), spec.wanted),
+        (*shards.OPTIONS, *framing.OPTIONS),
+    ),
     "npz": (lambda spec: open_npz(spec.required_place(), spec.wanted), ()),
     "csv": (
         lambda spec: open_csv(spec.required_place(), spec.options.get("target"), spec.options, spec.wanted),

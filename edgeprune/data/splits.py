@@ -111,6 +111,24 @@ def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int = SPLIT
     return [np.sort(np.concatenate(part)) if part else np.empty(0, np.int64) for part in parts]
 
 
+def by_hash(labels: np.ndarray, hashes: np.ndarray, fractions: Sequence[float]) -> list[np.ndarray]:
+    """Cut samples into parts by a hash of each, so that a sample stays in its part when others are added.
+
+    Args:
+        labels: int `(n,)`; of a class that no sample of is in the first part, the one of the least hash goes there.
+        hashes: uint64 `(n,)`, of what never changes of a sample, such as its name.
+        fractions: share of each part, about.
+
+    Returns:
+        One ascending index array per part.
+    """
+    part = np.searchsorted(np.cumsum(fractions)[:-1], hashes.astype(np.float64) / 2.0**64, side="right")
+    for label in np.setdiff1d(labels, labels[part == 0]):
+        members = np.flatnonzero(labels == label)
+        part[members[hashes[members].argmin()]] = 0
+    return [np.flatnonzero(part == number) for number in range(len(fractions))]
+
+
 def cut(x: Tensor, y: Tensor | None, fractions: Sequence[float], scale: float = 1.0) -> list[TensorSplit]:
     """Parts of the samples `x` `(n, ...)` with targets `y` `(n, ...)`; by classes, where these are int `(n,)`."""
     parts = parts_of(len(x), y, fractions)
