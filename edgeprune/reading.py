@@ -43,6 +43,7 @@ LIMITS: Mapping[str, Limit] = {
     "npz": Limit("an .npz file", 4096 * _MIB),
     "idx": Limit("an IDX file", 4096 * _MIB),
     "csv": Limit("a CSV file", 1024 * _MIB),
+    "parquet": Limit("a Parquet or Arrow file", 64 * 1024 * _MIB),
     "image": Limit("an image", 256 * _MIB),
     "shard": Limit("a tar shard", 64 * 1024 * _MIB),
     "code": Limit("a Python file", 64 * _MIB),

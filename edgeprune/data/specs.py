@@ -16,6 +16,7 @@ from edgeprune.data.factory import open_factory
 from edgeprune.data.framing import Framing
 from edgeprune.data.images import open_image_folder
 from edgeprune.data.masked import has_masks, open_masked_folder
+from edgeprune.data.parquet import open_parquet
 from edgeprune.data.table import open_csv
 from edgeprune.data.vision import open_caltech, open_cifar, open_idx_set
 from edgeprune.errors import InputError
@@ -25,7 +26,8 @@ from edgeprune.tasks.wanted import WantedTargets
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 KNOWN = (
     "digits, mnist[:ROOT], fashion-mnist[:ROOT], cifar10[:ROOT], cifar100[:ROOT], caltech101[:ROOT], "
-    "imagefolder:ROOT, webdataset:SHARDS, npz:FILE, csv:FILE?target=COLUMN or path/file.py:factory"
+    "imagefolder:ROOT, webdataset:SHARDS, npz:FILE, csv:FILE?target=COLUMN, "
+    "parquet:FILE?target=COLUMN or path/file.py:factory"
 )
 
 
@@ -69,6 +71,10 @@ _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
         (*shards.OPTIONS, *framing.OPTIONS),
     ),
     "npz": (lambda spec: open_npz(spec.required_place(), spec.wanted), ()),
+    "parquet": (
+        lambda spec: open_parquet(spec.required_place(), spec.options.get("target"), spec.wanted),
+        ("target",),
+    ),
     "csv": (
         lambda spec: open_csv(spec.required_place(), spec.options.get("target"), spec.options, spec.wanted),
         ("target", *dialect.OPTIONS),

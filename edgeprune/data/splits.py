@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,22 @@ MAX_STATISTICS_SAMPLES = 2000  # a lazily read set is measured on this many samp
 _CHUNK_ELEMENTS = 2**22  # of what is held as float64 at a time
 
 
-class TensorSplit(Dataset[Any]):
+class Taking(Dataset[Any], ABC):
+    """A split that gives a whole batch at once, which needs no process to read ahead."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, index: Tensor) -> tuple[Tensor, Any]:
+        """The samples at `index` `(k,)`: x float32 `(k, ...)` and y `(k, ...)`, or None."""
+
+    @abstractmethod
+    def renumbered(self, table: Tensor) -> Taking:
+        """The same samples, class `k` of which is called `table[k]`."""
+
+
+class TensorSplit(Taking):
     """A split in memory: `x` `(n, ...)` float32, or uint8 that is read as float32 times `scale`.
 
     `y` are the targets `(n, ...)`, e.g. classes int64 `(n,)`; None where there are none.
@@ -46,8 +62,10 @@ class TensorSplit(Dataset[Any]):
         return x, int(y) if y is not None and y.dim() == 0 and not y.is_floating_point() else y
 
     def take(self, index: Tensor) -> tuple[Tensor, Any]:
-        """The samples at `index` `(k,)`: x float32 `(k, ...)` and y `(k, ...)`, or None."""
         return self._raw(self.x[index]), None if self.y is None else self.y[index]
+
+    def renumbered(self, table: Tensor) -> TensorSplit:
+        return TensorSplit(self.x, None if self.y is None else table[self.y], self.scale)
 
     def part(self, index: Tensor) -> TensorSplit:
         """The samples at `index` as a split of their own."""
@@ -196,8 +214,8 @@ def measure(split: Dataset[Any]) -> Normalization:
 
 
 def _chunks(split: Dataset[Any]) -> Iterator[Tensor]:
-    if isinstance(split, TensorSplit):
-        n_rows = max(1, _CHUNK_ELEMENTS // max(1, split.x[0].numel())) if len(split) else 1
+    if isinstance(split, Taking):
+        n_rows = max(1, _CHUNK_ELEMENTS // max(1, split[0][0].numel())) if len(split) else 1
         for start in range(0, len(split), n_rows):
             yield split.take(torch.arange(start, min(start + n_rows, len(split))))[0]
         return
