@@ -9,22 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from typer.testing import CliRunner
+from torch import nn
 
-from edgeprune.cli.app import app
 from edgeprune.data import open_data
 from edgeprune.data.framing import Framing
 from edgeprune.data.images import read_image
 from edgeprune.data.masked import read_mask
 from edgeprune.errors import InputError
+from edgeprune.export.contracts import write_contracts
+from edgeprune.graph.capture import capture
+from edgeprune.records import ModelInfo
 from edgeprune.tasks.wanted import WantedTargets
-
-NETS = """
-from torch import nn
-
-def net():
-    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 10, 2))
-"""
 
 
 def saved(pixels: np.ndarray, path: Path) -> Path:
@@ -115,26 +110,18 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, options: str, said:
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_training_validation_and_features_json_have_one_pipeline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("nets.py").write_text(NETS, encoding="utf-8")
+def test_training_validation_and_features_json_have_one_pipeline(tmp_path: Path) -> None:
     for name, level in (("dark", 60), ("light", 190)):
         for index in range(30):
-            saved((noise(12, 9) % 50 + level).astype(np.uint8), Path("photos", name, f"{index}.png"))
-    spec = "imagefolder:photos?height=6&width=10&fit=pad&channels=1"
-    data = open_data(spec)
+            saved((noise(12, 9) % 50 + level).astype(np.uint8), tmp_path / "photos" / name / f"{index}.png")
+    data = open_data(f"imagefolder:{tmp_path / 'photos'}?height=6&width=10&fit=pad&channels=1")
     assert data.input_shape == (1, 6, 10) and data.val[0][0].shape == (1, 6, 10)
     assert any("scaled to lie within 6 x 10" in note and "grey" in note for note in data.notes)
-    for command in (
-        ["train", "--arch", "nets.py:net", "--data", spec, "--epochs", "3", "--out", "m.pt", "--json"],
-        ["export", "m.pt", "--onnx", "--out", "out", "--json"],
-    ):
-        ran = CliRunner().invoke(app, command)
-        assert ran.exit_code == 0, ran.output
-    stated = json.loads(Path("out", "features.json").read_text(encoding="utf-8"))
-    assert stated["input_shape"] == [1, 6, 10]
-    assert stated["preparation"] == dict(data.preparation)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 10, 2)).eval()
+    program = capture(net, torch.zeros(2, 1, 6, 10))
+    info = ModelInfo((1, 6, 10), classes=data.classes, normalization=data.normalization)
+    write_contracts(program, info, tmp_path, byte_scale=data.byte_scale, preparation=data.preparation)
+    stated = json.loads((tmp_path / "features.json").read_text(encoding="utf-8"))
+    assert stated["input_shape"] == [1, 6, 10] and stated["preparation"] == dict(data.preparation)
     want = {"kind": "image", "height": 6, "width": 10, "fit": "pad", "channels": 1, "values": "0 to 1"}
     assert want.items() <= stated["preparation"].items()

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from edgeprune.data import open_data
-from edgeprune.data.images import PathList
+from edgeprune.data.folders import PathList
 
 N_FILES = 200_000
 MEGABYTES = 40  # beyond what Python, PyTorch and Pillow take themselves; 200 bytes a file

@@ -341,7 +341,7 @@ ClassWeights = Annotated[
     ),
 ]
 DATA_HELP = (
-    "digits, mnist[:ROOT], cifar10[:ROOT], ..., imagefolder:ROOT, webdataset:SHARDS, npz:FILE, "
+    "digits, mnist[:ROOT], cifar10[:ROOT], ..., imagefolder:ROOT, audiofolder:ROOT, webdataset:SHARDS, npz:FILE, "
     "csv:FILE?target=COLUMN, parquet:FILE?target=COLUMN "
     "or path/file.py:factory"
 )

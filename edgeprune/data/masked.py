@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from edgeprune.data.folders import PathList, add_files, check_inside
 from edgeprune.data.framing import Framing
-from edgeprune.data.images import EXTENSIONS, ImageFiles, PathList, add_images, check_inside, opened
+from edgeprune.data.images import EXTENSIONS, ImageFiles, opened
 from edgeprune.data.limits import need
 from edgeprune.data.pixels import is_deep, is_turned
 from edgeprune.data.places import split_folders
@@ -161,18 +162,18 @@ def _paired(root: Path, folder: Path, framing: Framing, border: int) -> MaskedIm
         check_inside(folder / name, root)
     skipped: Counter[str] = Counter()
     images = PathList(root)
-    add_images(images, folder / "images", skipped)
+    add_files(images, folder / "images", EXTENSIONS, skipped)
     by_name = _by_name(images, folder / "images")
     if not by_name:
         raise InputError(f"{folder / 'images'}: expected images ({', '.join(sorted(EXTENSIONS))}), got none")
     masks = PathList(root)
-    add_images(masks, folder / "masks", Counter())
+    add_files(masks, folder / "masks", EXTENSIONS, Counter())
     beside = _by_name(masks, folder / "masks")
     for what, own, others in (("a mask", by_name, beside), ("an image", beside, by_name)):
         alone = next((path for name, path in own.items() if name not in others), None)
         if alone is not None:
             raise InputError(f"{alone}: expected {what} of the same name, got none")
-    files = ImageFiles(images, np.zeros(len(images), np.int64), framing, skipped)
+    files = ImageFiles(framing, images, np.zeros(len(images), np.int64), skipped)
     return MaskedImages(files, [beside[name] for name in by_name], root, border)
 
 

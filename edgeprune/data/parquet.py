@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeprune.data.images import check_inside
+from edgeprune.data.folders import check_inside
 from edgeprune.data.limits import MAX_CLASSES, need
 from edgeprune.data.rows import Rows, rows_for
 from edgeprune.data.splits import build

@@ -21,8 +21,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from edgeprune.data.folders import check_inside
 from edgeprune.data.framing import Framing
-from edgeprune.data.images import EXTENSIONS, check_inside, decoded, looked_at
+from edgeprune.data.images import EXTENSIONS, decoded, looked_at
 from edgeprune.data.pixels import to_pixels
 from edgeprune.data.places import split_folders
 from edgeprune.data.splits import LazySplit, build, by_hash

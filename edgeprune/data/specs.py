@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from edgeprune.data import dialect, framing, shards
+from edgeprune.data import dialect, framing, shards, sounds
 from edgeprune.data.arrays import open_npz
 from edgeprune.data.digits import open_digits
 from edgeprune.data.factory import open_factory
@@ -26,7 +26,7 @@ from edgeprune.tasks.wanted import WantedTargets
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 KNOWN = (
     "digits, mnist[:ROOT], fashion-mnist[:ROOT], cifar10[:ROOT], cifar100[:ROOT], caltech101[:ROOT], "
-    "imagefolder:ROOT, webdataset:SHARDS, npz:FILE, csv:FILE?target=COLUMN, "
+    "imagefolder:ROOT, audiofolder:ROOT, webdataset:SHARDS, npz:FILE, csv:FILE?target=COLUMN, "
     "parquet:FILE?target=COLUMN or path/file.py:factory"
 )
 
@@ -49,6 +49,9 @@ class _Spec:
     def framing(self) -> Framing:
         return Framing.asked(self.options, f"data {self.text!r}")
 
+    def log_mel(self) -> sounds.LogMel:
+        return sounds.LogMel.asked(self.options, f"data {self.text!r}")
+
 
 def _image_folder(spec: _Spec) -> DataSource:
     """Images in folders of their classes, or beside their masks."""
@@ -66,6 +69,10 @@ _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
     "cifar100": (lambda spec: open_cifar("cifar100", spec.place), ()),
     "caltech101": (lambda spec: open_caltech(spec.place, spec.framing()), framing.OPTIONS),
     "imagefolder": (_image_folder, framing.OPTIONS),
+    "audiofolder": (
+        lambda spec: sounds.open_sound_folder(spec.required_place(), spec.log_mel()),
+        sounds.OPTIONS,
+    ),
     "webdataset": (
         lambda spec: shards.open_shards(spec.required_place(), spec.options, spec.framing(), spec.wanted),
         (*shards.OPTIONS, *framing.OPTIONS),
