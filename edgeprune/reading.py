@@ -46,6 +46,7 @@ LIMITS: Mapping[str, Limit] = {
     "parquet": Limit("a Parquet or Arrow file", 64 * 1024 * _MIB),
     "image": Limit("an image", 256 * _MIB),
     "sound": Limit("a sound file", 1024 * _MIB),
+    "hf": Limit("a JSON file of a saved data set", 64 * _MIB),
     "shard": Limit("a tar shard", 64 * 1024 * _MIB),
     "code": Limit("a Python file", 64 * _MIB),
     "plan": Limit("a plan.json", 256 * _MIB),

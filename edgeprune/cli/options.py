@@ -342,7 +342,7 @@ ClassWeights = Annotated[
 ]
 DATA_HELP = (
     "digits, mnist[:ROOT], cifar10[:ROOT], ..., imagefolder:ROOT, audiofolder:ROOT, webdataset:SHARDS, npz:FILE, "
-    "csv:FILE?target=COLUMN, parquet:FILE?target=COLUMN "
+    "csv:FILE?target=COLUMN, parquet:FILE?target=COLUMN, hf:DIR "
     "or path/file.py:factory"
 )
 Data = Annotated[str | None, typer.Option(metavar="DATA", help=DATA_HELP + ".", rich_help_panel=WHAT)]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeprune.data.splits import Taking, cut, parts_of
+from edgeprune.data.splits import Taking, TensorSplit, parts_of
 from edgeprune.errors import InputError
 
 HELD_BYTES = 256 * 2**20  # of numbers that are held in memory; what is more lies on disk
@@ -45,9 +45,13 @@ class Rows(ABC):
     @abstractmethod
     def _write(self, rows: np.ndarray) -> None: ...
 
-    @abstractmethod
     def parts(self, y: Tensor | None, fractions: Sequence[float]) -> Sequence[Taking]:
         """Splits of the rows with their targets `(n_rows, ...)`, as `splits.cut` cuts them."""
+        return self.splits(y, [part.numpy() for part in parts_of(self.n_rows, y, fractions)])
+
+    @abstractmethod
+    def splits(self, y: Tensor | None, parts: Sequence[np.ndarray]) -> Sequence[Taking]:
+        """Splits of the rows at each of `parts` `(k,)`."""
 
 
 class HeldRows(Rows):
@@ -60,8 +64,9 @@ class HeldRows(Rows):
     def _write(self, rows: np.ndarray) -> None:
         self._x[self.n_taken : self.n_taken + len(rows)] = rows
 
-    def parts(self, y: Tensor | None, fractions: Sequence[float]) -> Sequence[Taking]:
-        return cut(torch.from_numpy(self._x), y, fractions)
+    def splits(self, y: Tensor | None, parts: Sequence[np.ndarray]) -> Sequence[Taking]:
+        whole = TensorSplit(torch.from_numpy(self._x), y)
+        return [whole.part(torch.from_numpy(part)) for part in parts]
 
 
 class RowFile(Rows):
@@ -88,9 +93,8 @@ class RowFile(Rows):
         except OSError as error:
             raise InputError(f"{tempfile.gettempdir()}: rows of a table cannot be kept: {error.strerror}") from error
 
-    def parts(self, y: Tensor | None, fractions: Sequence[float]) -> Sequence[Taking]:
-        parts = parts_of(self.n_rows, y, fractions)
-        return [RowsSplit(self, part.numpy(), None if y is None else y[part]) for part in parts]
+    def splits(self, y: Tensor | None, parts: Sequence[np.ndarray]) -> Sequence[Taking]:
+        return [RowsSplit(self, part, None if y is None else y[torch.from_numpy(part)]) for part in parts]
 
     def read(self, index: np.ndarray) -> np.ndarray:
         """The rows at `index` int `(k,)`, float32 `(k, n_columns)`."""

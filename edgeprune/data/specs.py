@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from edgeprune.data import dialect, framing, shards, sounds
+from edgeprune.data import dialect, framing, hf, shards, sounds
 from edgeprune.data.arrays import open_npz
 from edgeprune.data.digits import open_digits
 from edgeprune.data.factory import open_factory
 from edgeprune.data.framing import Framing
+from edgeprune.data.hf import open_hf
 from edgeprune.data.images import open_image_folder
 from edgeprune.data.masked import has_masks, open_masked_folder
 from edgeprune.data.parquet import open_parquet
@@ -27,7 +28,7 @@ _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 KNOWN = (
     "digits, mnist[:ROOT], fashion-mnist[:ROOT], cifar10[:ROOT], cifar100[:ROOT], caltech101[:ROOT], "
     "imagefolder:ROOT, audiofolder:ROOT, webdataset:SHARDS, npz:FILE, csv:FILE?target=COLUMN, "
-    "parquet:FILE?target=COLUMN or path/file.py:factory"
+    "parquet:FILE?target=COLUMN, hf:DIR or path/file.py:factory"
 )
 
 
@@ -81,6 +82,10 @@ _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
     "parquet": (
         lambda spec: open_parquet(spec.required_place(), spec.options.get("target"), spec.wanted),
         ("target",),
+    ),
+    "hf": (
+        lambda spec: open_hf(spec.required_place(), spec.options, spec.framing(), spec.wanted),
+        (*hf.OPTIONS, *framing.OPTIONS),
     ),
     "csv": (
         lambda spec: open_csv(spec.required_place(), spec.options.get("target"), spec.options, spec.wanted),

@@ -147,6 +147,16 @@ def by_hash(labels: np.ndarray, hashes: np.ndarray, fractions: Sequence[float]) 
     return [np.flatnonzero(part == number) for number in range(len(fractions))]
 
 
+def parts_of_groups(labels: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
+    """Which samples are in train, val and test, of groups that lie one after the other.
+
+    One group is cut 60/20/20; of two the second is the test split, and a tenth of the first is held out.
+    """
+    ends = np.cumsum(counts)
+    first = stratified(labels[: ends[0]], {1: (0.6, 0.2, 0.2), 2: (0.9, 0.1), 3: (1.0,)}[len(counts)])
+    return [*first, *(np.arange(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True))]
+
+
 def cut(x: Tensor, y: Tensor | None, fractions: Sequence[float], scale: float = 1.0) -> list[TensorSplit]:
     """Parts of the samples `x` `(n, ...)` with targets `y` `(n, ...)`; by classes, where these are int `(n,)`."""
     parts = parts_of(len(x), y, fractions)
