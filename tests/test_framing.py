@@ -15,6 +15,7 @@ from edgeprune.data import open_data
 from edgeprune.data.framing import Framing
 from edgeprune.data.images import read_image
 from edgeprune.data.masked import read_mask
+from edgeprune.data.specs import told_apart
 from edgeprune.errors import InputError
 from edgeprune.export.contracts import write_contracts
 from edgeprune.graph.capture import capture
@@ -108,6 +109,18 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, options: str, said:
     with pytest.raises(InputError) as caught:
         open_data(f"imagefolder:{tmp_path}?{options}")
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_files_that_are_prepared_otherwise_than_in_training_are_told(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for index in range(8):
+            saved(noise(6, 6), tmp_path / name / f"{index}.png")
+    spec = f"imagefolder:{tmp_path}?size=6"
+    data = open_data(spec)
+    assert told_apart(data, f"{spec}&fit=crop").notes == told_apart(data, "digits").notes == data.notes == ()
+    assert told_apart(data, "imagefolder:elsewhere?fit=none").notes == ()
+    [note] = told_apart(data, "imagefolder:elsewhere?size=6&fit=pad&channels=1").notes
+    assert note.endswith("that the model was trained on: fit crop (there pad), channels 3 (there 1)")
 
 
 def test_training_validation_and_features_json_have_one_pipeline(tmp_path: Path) -> None:

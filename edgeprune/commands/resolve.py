@@ -14,6 +14,7 @@ from edgeprune.data import check_fits, open_data
 from edgeprune.data.fitting import with_inputs_of
 from edgeprune.data.labels import with_classes_of
 from edgeprune.data.places import found_from
+from edgeprune.data.specs import told_apart
 from edgeprune.errors import InputError
 from edgeprune.formats.architectures import is_spec
 from edgeprune.formats.load import load, load_architecture
@@ -160,7 +161,7 @@ def _opened_recorded(found: str, recorded: str | None, seed: int, wanted: Wanted
 
 def _fitting(data: DataSource, model: Model, task: str | None) -> DataSource:
     """The data with the model's classes, once the two fit each other."""
-    data = with_inputs_of(data, model.program)
+    data = told_apart(with_inputs_of(data, model.program), model.info.data)
     data = with_classes_of(data, model.info.classes, n_outputs(model.program))
     check_fits(data, model.info, n_outputs(model.program), judges_classes(task, data))
     return data

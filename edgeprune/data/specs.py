@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 from edgeprune.data import dialect, framing, hf, shards, sounds
@@ -24,6 +25,7 @@ from edgeprune.errors import InputError
 from edgeprune.records import DataSource
 from edgeprune.tasks.wanted import WantedTargets
 
+_COMPARED = ("fit", "channels", "rate", "n_samples", "n_mels")  # of preparations; a shape is compared elsewhere
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 KNOWN = (
     "digits, mnist[:ROOT], fashion-mnist[:ROOT], cifar10[:ROOT], cifar100[:ROOT], caltech101[:ROOT], "
@@ -104,6 +106,32 @@ def place_of(spec: str) -> str | None:
     """The file or folder that a spec of built-in data names; None where it names none."""
     place = spec.partition("?")[0].partition(":")[2]
     return os.path.expanduser(place) or None
+
+
+def preparation_in(spec: str) -> Mapping[str, Any]:
+    """How a spec says that raw inputs are made of files, as `DataSource.preparation`; empty where it says nothing."""
+    head, _, query = spec.partition("?")
+    kind = head.partition(":")[0]
+    known = _OPENERS[kind][1] if is_built_in(spec) and kind in _OPENERS else ()
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    try:
+        if kind == "audiofolder":
+            return sounds.LogMel.asked(options, spec).stated
+        return Framing.asked(options, spec).stated if "fit" in known else {}
+    except InputError:  # it is told where the spec is opened, if it ever is
+        return {}
+
+
+def told_apart(data: DataSource, recorded: str | None) -> DataSource:
+    """The data with a note where their files are prepared otherwise than those that a model was trained on."""
+    before, now = preparation_in(recorded or ""), data.preparation
+    if not before or before.get("kind") != now.get("kind"):
+        return data
+    apart = [f"{name} {now[name]} (there {before[name]})" for name in _COMPARED if before.get(name) != now.get(name)]
+    if not apart:
+        return data
+    told = f"files are prepared otherwise than those that the model was trained on: {', '.join(apart)}"
+    return replace(data, notes=(*data.notes, told))
 
 
 def open_data(spec: str, *, seed: int = 0, wanted: WantedTargets | None = None) -> DataSource:
