@@ -69,7 +69,9 @@ def class_counts(data: DataSource) -> np.ndarray:
         InputError: labels of no class.
     """
     held = getattr(data.train, "labels", None)
-    labels = np.asarray(_read(data.train) if held is None else held).reshape(-1).astype(np.int64)
+    if not isinstance(held, np.ndarray) or held.dtype.kind not in "iub" or held.size != len(data.train):  # type: ignore[arg-type]
+        held = _read(data.train)
+    labels = np.asarray(held).reshape(-1).astype(np.int64)
     if not len(labels) or labels.min() < 0 or labels.max() >= len(data.classes):
         raise InputError(f"data {data.name}: expected labels from 0 to {len(data.classes) - 1} in train, to weigh them")
     return np.bincount(labels, minlength=len(data.classes))
