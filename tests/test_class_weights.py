@@ -47,12 +47,9 @@ def drawn(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_balanced_weights_are_inverse_to_the_counts_and_one_on_the_mean() -> None:
-    from sklearn.utils.class_weight import compute_class_weight
-
     data = samples((60, 30, 10))
     weights = weights_of("balanced", data)
-    labels = np.repeat(np.arange(3), (60, 30, 10))
-    assert weights == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=labels))
+    assert weights == pytest.approx((100 / 180, 100 / 90, 100 / 30))  # as scikit-learn's compute_class_weight
     assert np.dot(weights, class_counts(data)) / 100 == pytest.approx(1)
     assert weights_of("none", data) is None
     assert weights_of("balanced", samples((9, 0, 3)))[1] == 1.0  # nothing comes of a class that is not there

@@ -133,7 +133,7 @@ def test_training_validation_and_features_json_have_one_pipeline(tmp_path: Path)
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 10, 2)).eval()
     program = capture(net, torch.zeros(2, 1, 6, 10))
     info = ModelInfo((1, 6, 10), classes=data.classes, normalization=data.normalization)
-    write_contracts(program, info, tmp_path, byte_scale=data.byte_scale, preparation=data.preparation)
+    write_contracts(program, info, tmp_path, simplify=False, byte_scale=data.byte_scale, preparation=data.preparation)
     stated = json.loads((tmp_path / "features.json").read_text(encoding="utf-8"))
     assert stated["input_shape"] == [1, 6, 10] and stated["preparation"] == dict(data.preparation)
     want = {"kind": "image", "height": 6, "width": 10, "fit": "pad", "channels": 1, "values": "0 to 1"}

@@ -106,7 +106,8 @@ NAMES = {
     "npz": "`.npz`", "idx": "IDX", "csv": "CSV",
     "image": "image", "plan": "`plan.json`", "run": "`run.json`", "device": "`device.json`", "groups": "feature groups",
     "parquet": "Parquet, Arrow", "shard": "tar shard", "sound": "sound", "hf": "JSON of a data set",
-    "weights": "a file of class weights", "code": "Python file", "ids": "a file of ids", "features": "`features.json`", "prices": "feature prices",
+    "weights": "a file of class weights", "code": "Python file",
+    "ids": "a file of ids", "features": "`features.json`", "prices": "feature prices",
 }  # fmt: skip
 
 
