@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgeprune.errors import InputError
 from edgeprune.lines import error_line, one_line
@@ -43,7 +43,11 @@ LIMITS: Mapping[str, Limit] = {
     "npz": Limit("an .npz file", 4096 * _MIB),
     "idx": Limit("an IDX file", 4096 * _MIB),
     "csv": Limit("a CSV file", 1024 * _MIB),
+    "parquet": Limit("a Parquet or Arrow file", 64 * 1024 * _MIB),
     "image": Limit("an image", 256 * _MIB),
+    "sound": Limit("a sound file", 1024 * _MIB),
+    "hf": Limit("a JSON file of a saved data set", 64 * _MIB),
+    "shard": Limit("a tar shard", 64 * 1024 * _MIB),
     "code": Limit("a Python file", 64 * _MIB),
     "plan": Limit("a plan.json", 256 * _MIB),
     "run": Limit("a run.json", 64 * _MIB),
@@ -53,6 +57,7 @@ LIMITS: Mapping[str, Limit] = {
     "prices": Limit("a file of feature prices", 16 * _MIB),
     "recipe": Limit("a recipe file", _MIB),
     "ids": Limit("a file of ids", 64 * _MIB),
+    "weights": Limit("a file of class weights", 16 * _MIB),
 }
 
 
@@ -80,7 +85,7 @@ def open_file(path: str | os.PathLike[str], kind: str) -> io.BufferedReader:
 class Timed(io.RawIOBase):
     """A file that can be read for so many seconds, for libraries whose work on it nothing else bounds."""
 
-    def __init__(self, file: io.BufferedReader, max_seconds: float) -> None:
+    def __init__(self, file: BinaryIO, max_seconds: float) -> None:
         self._file, self._end = file, time.monotonic() + max_seconds
         self._max_seconds = max_seconds
 

@@ -124,7 +124,8 @@ class DataSource:
 
     `byte_scale` is what a byte is multiplied by to be a raw value, e.g. 1/255; None where the data are no bytes.
     `measured` is the mean and std of `train` where they were measured: another `normalization` is one that somebody
-    states. `notes` say what was decided about the files, for the user to be told.
+    states. `notes` say what was decided about the files, for the user to be told. `preparation` is what makes raw
+    values of a file, e.g. an image's size, as features.json states it; empty where the files hold them.
     """
 
     name: str
@@ -140,6 +141,7 @@ class DataSource:
     notes: tuple[str, ...] = ()
     targets: Targets = CLASSES
     inputs: tuple[InputInfo, ...] = ()
+    preparation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def states_normalization(self) -> bool:

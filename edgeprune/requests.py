@@ -27,6 +27,7 @@ class TrainRequest:
     normalize: str = "data"
     task: str | None = None
     inputs: tuple[InputInfo, ...] | None = None
+    class_weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class CompressRequest:
     `vocabularies` say which ids of token inputs stay, e.g. `("ids=used",)`, `unknown_ids` what stands for the others.
     `trust_recorded` lets the model's file name code that runs, see `trust.py`. `finetune` and `evaluate` name functions
     of the user's, path/file.py:function, and `metric` the figure of the latter: NAME, NAME:lower or NAME:higher.
+    `class_weights` are balanced, none or a file of them.
     With `resume` the run goes on that was stopped on its way to `out`. `recipe` says by name, as in a recipe file, what
     finetuning does otherwise than the model's own training.
     """
@@ -93,6 +95,7 @@ class CompressRequest:
     vocabularies: tuple[str, ...] | None = None
     unknown_ids: tuple[str, ...] | None = None
     recipe: Mapping[str, Any] | None = None
+    class_weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ SAID_BY = {
     "search/step.py": {"compress"},
     "commands/resolve.py --data": {"compress", "export", "certify"},
     "commands/resolve.py --task": {"compress", "export"},
+    "commands/resolve.py --class-weights": {"compress"},
     "measure/chance.py": {"compress", "export"},
     "formats/normalizing.py": {"compress", "export", "certify"},
     "formats/pretrained.py": {"compress", "export", "certify"},
@@ -75,6 +76,7 @@ SAID_BY = {
     "journal/kept.py": {"compress"},
     "journal/place.py": {"compress"},
     "tasks/budget.py": {"compress", "export", "validate"},
+    "tasks/weights.py": {"compress", "train"},
     "training/loop.py": {"train"},
     "files.py": {"compress", "export", "inspect", "profile", "train"},
 }

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from edgeprune.data import open_data
+from edgeprune.data.framing import Framing
 from edgeprune.data.images import read_image
 from edgeprune.errors import InputError
 
@@ -19,7 +20,7 @@ COLOURS = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 
 def read(path: Path) -> np.ndarray:
     """`(height, width, 3)` in 0..1."""
-    return read_image(path, path.parent, SIZE).permute(1, 2, 0).numpy()
+    return read_image(path, path.parent, Framing(SIZE, SIZE)).permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])

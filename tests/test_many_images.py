@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from edgeprune.data import open_data
-from edgeprune.data.images import PathList
+from edgeprune.data.folders import PathList
 
 N_FILES = 200_000
 MEGABYTES = 40  # beyond what Python, PyTorch and Pillow take themselves; 200 bytes a file
@@ -20,11 +20,12 @@ _OPEN = """
 import resource, sys
 import PIL.Image, torch
 from edgeprune.data import open_data
+from edgeprune.data.framing import Framing
 from edgeprune.data.images import open_image_folder
 open_data("digits")
-open_image_folder(sys.argv[1], 8)
+open_image_folder(sys.argv[1], Framing(8, 8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-data = open_image_folder(sys.argv[2], 8)
+data = open_image_folder(sys.argv[2], Framing(8, 8))
 print(len(data.train) + len(data.val) + len(data.test), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

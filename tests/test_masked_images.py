@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from edgeprune.data import batches, open_data
+from edgeprune.data.framing import Framing
 from edgeprune.data.masked import read_mask
 from edgeprune.errors import InputError
 from edgeprune.tasks.registry import open_task
@@ -73,7 +74,7 @@ def test_a_mask_is_scaled_and_cropped_as_its_image(tmp_path: Path) -> None:
     mask[:, 10:] = 7
     mask[:, :5] = mask[:, 15:] = 99
     Image.fromarray(mask).save(tmp_path / "a.png")
-    found = read_mask(tmp_path / "a.png", tmp_path, 4)
+    found = read_mask(tmp_path / "a.png", tmp_path, Framing(4, 4))
     assert found.tolist() == [[0, 0, 7, 7]] * 4
 
 
@@ -89,7 +90,7 @@ def test_a_mask_is_scaled_and_cropped_as_its_image(tmp_path: Path) -> None:
 def test_kinds_of_masks(tmp_path: Path, saved: Callable[[np.ndarray], Image.Image]) -> None:
     ids = RNG.integers(0, 2, (SIZE, SIZE))
     saved(ids).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", tmp_path, SIZE).numpy(), ids)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", tmp_path, Framing(SIZE, SIZE)).numpy(), ids)
 
 
 def test_one_value_is_ignored(root: Path) -> None:

@@ -105,8 +105,9 @@ NAMES = {
     "model": "model:", "training": "`OUT.training`", "results": "`OUT.compressing`", "onnx": "ONNX",
     "npz": "`.npz`", "idx": "IDX", "csv": "CSV",
     "image": "image", "plan": "`plan.json`", "run": "`run.json`", "device": "`device.json`", "groups": "feature groups",
-    "code": "Python file", "ids": "a file of ids", "features": "`features.json`", "prices": "feature prices",
-    "recipe": "recipe file",
+    "parquet": "Parquet, Arrow", "shard": "tar shard", "sound": "sound", "hf": "JSON of a data set",
+    "weights": "a file of class weights", "code": "Python file",
+    "ids": "a file of ids", "features": "`features.json`", "prices": "feature prices", "recipe": "recipe file",
 }  # fmt: skip
 
 

@@ -189,6 +189,7 @@ def compress(
         str | None,
         opt.named("criterion", f"How channels are scored; {NEED_DATA} need data. Default: taylor with data, else l2."),
     ] = None,
+    class_weights: opt.ClassWeights = None,
     finetune_epochs: Annotated[
         int | None,
         typer.Option(
@@ -341,6 +342,7 @@ def compress(
             keep_macs=keep_macs,
             max_drop=max_drop,
             input_features=features,
+            class_weights=class_weights,
             vocabularies=vocabularies,
             unknown_ids=tuple(unknown_id) if unknown_id else None,
             always_keep=always_keep,

@@ -155,8 +155,19 @@ Attention = Annotated[
     Literal["heads", "head-dim"],
     typer.Option(help="What an attention loses: whole heads, or the same channels of every head.", rich_help_panel=HOW),
 ]
+ClassWeights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="balanced|none|FILE",
+        help="How much the samples of each class count in the loss: those of rare classes more (balanced), all alike "
+        '(none), or as a JSON file says: {"cat": 1, "lynx": 12}. It is recorded with the task. Default: as the task '
+        "says, else none.",
+        rich_help_panel=HOW,
+    ),
+]
 DATA_HELP = (
-    "digits, mnist[:ROOT], cifar10[:ROOT], ..., imagefolder:ROOT, npz:FILE, csv:FILE?target=COLUMN "
+    "digits, mnist[:ROOT], cifar10[:ROOT], ..., imagefolder:ROOT, audiofolder:ROOT, webdataset:SHARDS, npz:FILE, "
+    "csv:FILE?target=COLUMN, parquet:FILE?target=COLUMN, hf:DIR "
     "or path/file.py:factory"
 )
 Data = Annotated[str | None, typer.Option(metavar="DATA", help=DATA_HELP + ".", rich_help_panel=WHAT)]

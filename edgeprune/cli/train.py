@@ -146,6 +146,7 @@ def train(
             rich_help_panel=opt.HOW,
         ),
     ] = 0,
+    class_weights: opt.ClassWeights = None,
     seed: opt.Seed = 0,
     threads: opt.Threads = None,
     out: Annotated[
@@ -203,9 +204,8 @@ def train(
         recipe=Recipe(**beside),
     )
     inputs = values.parse_inputs(input_)
-    request = TrainRequest(
-        arch, data, out, settings, force, resume, values.normalization_of(normalize) or "data", task, inputs
-    )
+    how = values.normalization_of(normalize) or "data"
+    request = TrainRequest(arch, data, out, settings, force, resume, how, task, inputs, class_weights)
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working(log, tensorboard) as progress:
             with imported_for_good():

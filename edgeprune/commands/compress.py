@@ -23,6 +23,7 @@ from edgeprune.search.pareto import chosen
 from edgeprune.search.windows import first_windows, unneeded_patches, unread
 from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification
+from edgeprune.tasks.weights import with_class_weights
 from edgeprune.training import threads_set
 from edgeprune.usercode import running_user_code
 
@@ -53,7 +54,8 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
         record = replace(
             record, advice=_advice(job, found, told), seconds=time.perf_counter() - start + journal.earlier
         )
-        info = completed(job.model.info, job.data, request.data, request.task) if job.data else job.model.info
+        task = with_class_weights(request.task or job.model.info.task, request.class_weights)
+        info = completed(job.model.info, job.data, request.data, task) if job.data else job.model.info
         _write(folder, best, info)
         for point, candidate in zip(record.front, found.networks, strict=False):
             (folder / point.folder).mkdir(parents=True)

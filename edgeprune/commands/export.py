@@ -266,6 +266,7 @@ def _contracts(request: ExportRequest, material: Material, told: Progress) -> tu
         opset=request.opset, simplify=request.simplify, preprocess=request.preprocess,
         byte_scale=None if material.data is None else material.data.byte_scale,
         inputs=() if material.data is None else material.data.inputs, task=material.answering,
+        preparation=None if material.data is None else material.data.preparation,
     )  # fmt: skip
     return files, 0 if raw is None else n_rows(raw)
 

@@ -34,7 +34,7 @@ from edgeprune.results import (
     RunRecord,
 )
 from edgeprune.search.candidate import Candidate, Found
-from edgeprune.tasks.classification import Classification
+from edgeprune.tasks.classification import Classification, is_accuracy
 from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.training import Judge
 from edgeprune.versions import versions
@@ -104,8 +104,10 @@ def _compared(
     pair = Pair(dense.program.frozen_module(), best.program.frozen_module(), job.model.info.normalization)
     judge = Judge(job.task, pair.normalization, pair.dense if job.task.by_reference else None)
     outcomes = [judge.outcomes(module, job.data.test)[0] for module in (pair.dense, pair.slim)]
-    if isinstance(job.task, Classification):
+    if is_accuracy(job.task):
         return compare_accuracy(*map(np.asarray, outcomes)), Told()
+    if isinstance(job.task, Classification):
+        return job.task.compare(*outcomes), Told()
     told.stage("look at single samples")
     return job.task.compare(*outcomes), told_of(job.task, job.data, pair, outcomes)
 

@@ -14,6 +14,7 @@ from edgeprune.data import check_fits, open_data
 from edgeprune.data.fitting import with_inputs_of
 from edgeprune.data.labels import with_classes_of
 from edgeprune.data.places import found_from
+from edgeprune.data.specs import told_apart
 from edgeprune.errors import InputError
 from edgeprune.formats.architectures import is_spec
 from edgeprune.formats.load import load, load_architecture
@@ -28,6 +29,7 @@ from edgeprune.tasks.classification import Classification, n_outputs
 from edgeprune.tasks.registry import judges_classes, open_task, wanted_targets
 from edgeprune.tasks.task import Task
 from edgeprune.tasks.wanted import WantedTargets
+from edgeprune.tasks.weights import with_class_weights
 
 RUNS = Path("runs")
 _SMALL = 20_000_000  # MACs below which more than one thread costs more than it gains
@@ -129,12 +131,15 @@ def task_of(request: CompressRequest | ExportRequest, model: Model, data: DataSo
         return open_task(_task_spec(request, model), data)
     if request.task is not None:
         raise InputError(f"--task {request.task}: expected data to do it on, got none; give --data")
+    if isinstance(request, CompressRequest) and request.class_weights is not None:
+        raise InputError("--class-weights: expected data whose classes weigh so much, got none; give --data")
     return None
 
 
 def assumed_task(request: CompressRequest | ExportRequest, model: Model, task: Task | None) -> tuple[str, ...]:
     """What is assumed of the task where nothing was asked; of a classification nothing is said."""
-    if task is None or request.task is not None or isinstance(task, Classification):
+    plain = isinstance(task, Classification) and model.info.task in (None, "classification")
+    if task is None or request.task is not None or plain:
         return ()
     if model.info.task is not None:
         return (f"--task {model.info.task} (the task that the model was trained for)",)
@@ -142,9 +147,10 @@ def assumed_task(request: CompressRequest | ExportRequest, model: Model, task: T
 
 
 def _task_spec(request: CompressRequest | ExportRequest, model: Model) -> str | None:
-    if request.task is not None or model.info.task is None:
-        return request.task
-    return recorded_task(model.info.task, str(request.model), request.trust_recorded)
+    spec = request.task
+    if spec is None and model.info.task is not None:
+        spec = recorded_task(model.info.task, str(request.model), request.trust_recorded)
+    return with_class_weights(spec, request.class_weights) if isinstance(request, CompressRequest) else spec
 
 
 def _opened_recorded(found: str, recorded: str | None, seed: int, wanted: WantedTargets) -> DataSource:
@@ -155,7 +161,7 @@ def _opened_recorded(found: str, recorded: str | None, seed: int, wanted: Wanted
 
 def _fitting(data: DataSource, model: Model, task: str | None) -> DataSource:
     """The data with the model's classes, once the two fit each other."""
-    data = with_inputs_of(data, model.program)
+    data = told_apart(with_inputs_of(data, model.program), model.info.data)
     data = with_classes_of(data, model.info.classes, n_outputs(model.program))
     check_fits(data, model.info, n_outputs(model.program), judges_classes(task, data))
     return data

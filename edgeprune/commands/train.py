@@ -30,6 +30,7 @@ from edgeprune.settings import TrainSettings
 from edgeprune.tasks.classification import Classification, check_logits, n_outputs
 from edgeprune.tasks.registry import open_task, wanted_targets
 from edgeprune.tasks.task import Task
+from edgeprune.tasks.weights import with_class_weights
 from edgeprune.training import Judge, Team, evaluate, fit, layer_zeros, threads_set
 from edgeprune.usercode import running_user_code
 
@@ -47,6 +48,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
     """
     told, start = progress or Silent(), time.perf_counter()
     request.settings.check()
+    request = replace(request, task=with_class_weights(request.task, request.class_weights))
     if is_main():
         check_places(request, told)
     data = _opened(request)

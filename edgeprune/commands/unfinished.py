@@ -36,7 +36,7 @@ from edgeprune.versions import versions
 _FREE = ("out", "force", "resume", "command", "unsafe_pickle", "trust_recorded", "threads")
 _FILES = (
     "plan", "device", "finetune", "evaluate", "arch", "task", "feature_groups", "feature_price", "input_features",
-    "vocabularies",
+    "vocabularies", "class_weights",
 )  # fmt: skip
 _VERSIONS = ("edgeprune", "torch", "numpy", "scipy")
 _LOOKED = 16  # samples of a split

@@ -33,7 +33,7 @@ from edgeprune.records import IDENTITY, DataSource, Model, Normalization
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import ValidateRecord
 from edgeprune.tasks.budget import RELATIVE, MaxDrop, drop_of, is_within
-from edgeprune.tasks.classification import Classification
+from edgeprune.tasks.classification import Classification, is_accuracy
 from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.tasks.registry import open_task, wanted_targets
 from edgeprune.tasks.task import Task
@@ -109,7 +109,7 @@ def _validated(request: ValidateRequest, spec: str | None, data: DataSource, tol
         runs=request.runs,
         progress=told,
     )
-    classes = isinstance(task, Classification)
+    classes = is_accuracy(task)
     record = ValidateRecord(
         accuracy=compare_accuracy(*map(np.asarray, found.outcomes)) if classes else None,
         parity=found.difference,
@@ -165,7 +165,7 @@ def _task_spec(request: ValidateRequest) -> str | None:
 
 def _assumed(request: ValidateRequest, spec: str | None, task: Task) -> tuple[str, ...]:
     """What nobody asked for, of another task than a classification."""
-    if request.task is not None or isinstance(task, Classification):
+    if request.task is not None or (isinstance(task, Classification) and spec in (None, "classification")):
         return ()
     return (f"--task {spec} (as the files say)",) if spec else (f"--task {task.name}, as the targets are",)
 

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from edgeprune.data.inputs import Arrays, Inputs, as_arrays, changed, first_of, joined, stacked
 from edgeprune.data.named import NamedSplit, target_of
-from edgeprune.data.splits import TensorSplit, check_finite
+from edgeprune.data.splits import Taking, check_finite
 from edgeprune.data.usersplit import UserSplit
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.records import DataSource, ModelInfo
 from edgeprune.usercode import calling_user_code, running_user_code
 
-_IN_MEMORY = (TensorSplit, NamedSplit)
+_AT_ONCE = (Taking, NamedSplit)
 Change = Callable[[Tensor, Inputs, Any], tuple[Inputs, Any]]
 
 
@@ -77,7 +77,7 @@ def read(
         change: what becomes of a batch, given its indices, inputs and targets; the workers do it.
     """
     batches_of = _Batches(split, change)
-    if workers == 0 or isinstance(split, _IN_MEMORY):
+    if workers == 0 or isinstance(split, _AT_ONCE):
         for index in indices:
             yield batches_of.taken(index)
         return
@@ -127,7 +127,7 @@ def _only(batch: list[Any]) -> Any:
 
 
 def _take(split: Dataset[Any], index: Tensor) -> tuple[Inputs, Any]:
-    if isinstance(split, _IN_MEMORY):
+    if isinstance(split, _AT_ONCE):
         return split.take(index)
     if isinstance(split, TensorDataset) and len(split.tensors) <= 2:
         first, *targets = (tensor[index] for tensor in split.tensors)

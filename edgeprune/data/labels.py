@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from edgeprune.data.limits import MAX_CLASSES
-from edgeprune.data.splits import TensorSplit
+from edgeprune.data.splits import Taking
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource
 
@@ -155,9 +155,15 @@ class _Renumbered(Dataset[Any]):
 
     @staticmethod
     def of(split: Dataset[Any], table: torch.Tensor) -> Dataset[Any]:
-        if isinstance(split, TensorSplit):
-            return TensorSplit(split.x, table[split.y], split.scale)
+        if isinstance(split, Taking):
+            return split.renumbered(table)
         return _Renumbered(split, table)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The classes int64 `(n,)`, where they are known without reading samples."""
+        held = getattr(self.split, "labels", None)
+        return None if held is None else self.table.numpy()[np.asarray(held).reshape(-1).astype(np.int64)]
 
     def __len__(self) -> int:
         return len(self.split)  # type: ignore[arg-type]

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from edgeprune.data.images import EXTENSIONS, ImageFiles, PathList, add_images, check_inside, opened
+from edgeprune.data.folders import PathList, add_files, check_inside
+from edgeprune.data.framing import Framing
+from edgeprune.data.images import EXTENSIONS, ImageFiles, opened
 from edgeprune.data.limits import need
 from edgeprune.data.pixels import is_deep, is_turned
+from edgeprune.data.places import split_folders
 from edgeprune.data.splits import LazySplit, build, stratified
 from edgeprune.data.targets import check_mask_values
 from edgeprune.errors import InputError
@@ -23,7 +26,6 @@ from edgeprune.records import DataSource, Targets
 from edgeprune.tasks.wanted import WantedTargets
 
 FOLDERS = ("images", "masks")
-_SPLITS = ("train", "val", "test")
 _IDS = ("1", "L", "P")  # modes of 8 bits whose numbers are ids; a palette's colours only show them
 
 
@@ -32,36 +34,44 @@ def has_masks(folder: Path) -> bool:
     return any(all((place / name).is_dir() for name in FOLDERS) for place in (folder, folder / "train"))
 
 
-def open_masked_folder(name: str, base: Path, size: int, wanted: WantedTargets | None = None) -> DataSource:
+def open_masked_folder(name: str, base: Path, framing: Framing, wanted: WantedTargets | None = None) -> DataSource:
     """A folder of `images` and `masks`, cut 60/20/20, or of `train`, `val` and `test` with both in each.
 
     A mask holds the number of a class for each pixel of the image of the same name. Without one of val and test, the
     other is the test split and a tenth of train is held out. All masks are looked at, for the classes that there are.
 
     Raises:
-        InputError: an image without a mask or the other way round, of another size, or a mask of colours.
+        InputError: an image without a mask or the other way round, of another size, or a mask of colours; a border
+            beside images whose masks have no value that is ignored.
     """
     ignore = (wanted or WantedTargets()).ignore
-    found = [_paired(base, folder, size) for folder in _folders(base)]
+    border = _border(name, framing, ignore)
+    found = [_paired(base, folder, framing, border) for folder in split_folders(base)]
     seen = [_looked(files, ignore) for files in found]
     n_classes, ignores = 1 + max(one.largest for one in seen), any(one.ignores for one in seen)
     if n_classes < 2:
         beside = f" beside {ignore}, which is ignored" * ignores
         raise InputError(f"{base}: expected masks of at least 2 classes, got {n_classes}{beside}")
+    classes, targets = [str(number) for number in range(n_classes)], Targets("masks", framing.shape[1:])
+    told = (*_image_notes(found), *(f"pixels of value {ignore} in the masks are ignored",) * ignores)
+    return build(name, _three(found), classes, notes=told, targets=targets, preparation=framing.stated)
+
+
+def _border(name: str, framing: Framing, ignore: int | None) -> int:
+    """What masks hold beside an image that does not fill its frame."""
+    if ignore is None and framing.fit == "pad":
+        raise InputError(
+            f"{name}: expected masks of which a value is ignored, for the border of fit=pad, got ignore=none"
+        )
+    return ignore or 0
+
+
+def _image_notes(found: Sequence[MaskedImages]) -> tuple[str, ...]:
+    """What is told of the images of all splits, once; of a border in their masks too."""
     notes = [note for files in found for note in files.images.notes]
-    notes += [f"pixels of value {ignore} in the masks are ignored"] * ignores
-    classes, targets = [str(number) for number in range(n_classes)], Targets("masks", (size, size))
-    return build(name, _three(found), classes, notes=tuple(dict.fromkeys(notes)), targets=targets)
-
-
-def _folders(base: Path) -> list[Path]:
-    """Where the splits lie: the folder itself, or train with val or test or both."""
-    if not (base / "train").is_dir():
-        return [base]
-    present = [base / part for part in _SPLITS if (base / part).is_dir()]
-    if len(present) == 1:
-        raise InputError(f"{base}: expected val or test beside train, got train alone")
-    return present
+    if found[0].images.framing.fit == "pad":
+        notes.append(f"the border of fit=pad is {found[0].border} in the masks, which is ignored")
+    return tuple(dict.fromkeys(notes))
 
 
 def _three(found: Sequence[MaskedImages]) -> list[Dataset[Any]]:
@@ -73,29 +83,32 @@ def _three(found: Sequence[MaskedImages]) -> list[Dataset[Any]]:
 
 
 class MaskedImages(Dataset[Any]):
-    """Images and their masks; a sample is x float32 `(3, size, size)` in 0..1 and y int64 `(size, size)`."""
+    """Images and their masks; a sample is x float32 `(channels, height, width)` in 0..1 and y int64 `(height, width)`.
 
-    def __init__(self, images: ImageFiles, masks: Sequence[Path], root: Path) -> None:
-        self.images, self.masks, self.root = images, masks, root
+    `border` is what a mask holds where its image does not fill the frame.
+    """
+
+    def __init__(self, images: ImageFiles, masks: Sequence[Path], root: Path, border: int) -> None:
+        self.images, self.masks, self.root, self.border = images, masks, root, border
         self.byte_scale = images.byte_scale
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index][0], read_mask(self.masks[index], self.root, self.images.size)
+        return self.images[index][0], read_mask(self.masks[index], self.root, self.images.framing, self.border)
 
 
-def read_mask(path: Path, root: Path, size: int) -> Tensor:
-    """A mask as int64 `(size, size)`, scaled and cropped as its image is, each pixel the number of the nearest.
+def read_mask(path: Path, root: Path, framing: Framing, border: int = 0) -> Tensor:
+    """A mask as int64 `(height, width)`, framed as its image is, each pixel the number of the nearest.
 
     Raises:
         InputError: as `read_image`, or a mask of colours.
     """
-    pil, operations = need("PIL.Image", "'edgeprune[vision]'"), need("PIL.ImageOps", "'edgeprune[vision]'")
+    pil = need("PIL.Image", "'edgeprune[vision]'")
     whole = pil.fromarray(numbers_of(path, root).astype(np.int32))
-    square = operations.fit(whole, (size, size), method=pil.Resampling.NEAREST)
-    return torch.from_numpy(np.array(square)).long()
+    framed = framing.framed(whole, pil.Resampling.NEAREST, border)
+    return torch.from_numpy(np.array(framed)).long()
 
 
 def numbers_of(path: Path, root: Path) -> np.ndarray:
@@ -141,7 +154,7 @@ def _looked(files: MaskedImages, ignore: int | None) -> _Seen:
     return _Seen(largest, ignores)
 
 
-def _paired(root: Path, folder: Path, size: int) -> MaskedImages:
+def _paired(root: Path, folder: Path, framing: Framing, border: int) -> MaskedImages:
     """The images of a folder with the masks of the same names."""
     for name in FOLDERS:
         if not (folder / name).is_dir():
@@ -149,19 +162,19 @@ def _paired(root: Path, folder: Path, size: int) -> MaskedImages:
         check_inside(folder / name, root)
     skipped: Counter[str] = Counter()
     images = PathList(root)
-    add_images(images, folder / "images", skipped)
+    add_files(images, folder / "images", EXTENSIONS, skipped)
     by_name = _by_name(images, folder / "images")
     if not by_name:
         raise InputError(f"{folder / 'images'}: expected images ({', '.join(sorted(EXTENSIONS))}), got none")
     masks = PathList(root)
-    add_images(masks, folder / "masks", Counter())
+    add_files(masks, folder / "masks", EXTENSIONS, Counter())
     beside = _by_name(masks, folder / "masks")
     for what, own, others in (("a mask", by_name, beside), ("an image", beside, by_name)):
         alone = next((path for name, path in own.items() if name not in others), None)
         if alone is not None:
             raise InputError(f"{alone}: expected {what} of the same name, got none")
-    files = ImageFiles(images, np.zeros(len(images), np.int64), size, skipped)
-    return MaskedImages(files, [beside[name] for name in by_name], root)
+    files = ImageFiles(framing, images, np.zeros(len(images), np.int64), skipped)
+    return MaskedImages(files, [beside[name] for name in by_name], root, border)
 
 
 def _by_name(paths: Sequence[Path], folder: Path) -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
     8 bits, 1 bit, palettes   their colours, as 0..1
     16-bit grey               divided by 65535 (16 bits a colour: Pillow reads the upper 8)
-    grey                      the same value in all three channels
+    grey                      the same value in all three channels, or the one
     transparency              left out: the colours below it are taken, as torchvision's and timm's loaders do
     CMYK, YCbCr, HSV          converted without a colour profile
     EXIF orientation          applied: the image is turned upright
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeprune.data.framing import Framing
 from edgeprune.data.limits import need
 from edgeprune.errors import InputError
 
@@ -52,21 +53,21 @@ def is_deep(image: Any) -> bool:
     return image.mode in _DEEP_MODES or (image.mode == "I" and image.format in _SCALED_FORMATS)
 
 
-def to_square(image: Any, size: int, path: Path) -> Tensor:
-    """An opened image as float32 `(3, size, size)` in 0..1: scaled to cover the square, then cropped to its centre.
+def to_pixels(image: Any, framing: Framing, path: Path | str) -> Tensor:
+    """An opened image as float32 `framing.shape` in 0..1.
 
     Raises:
         InputError: pixels whose range is not known.
     """
-    operations, pil = need("PIL.ImageOps", "'edgeprune[vision]'"), need("PIL.Image", "'edgeprune[vision]'")
+    pil = need("PIL.Image", "'edgeprune[vision]'")
     bilinear = pil.Resampling.BILINEAR
     image.load()  # a damaged image is refused here; Pillow turns a TIFF while it loads it
     turn = _TURNS.get(_orientation(image))
     if turn is not None:
         image = image.transpose(pil.Transpose[turn])
     if is_deep(image):
-        grey = np.asarray(operations.fit(image.convert("F"), (size, size), method=bilinear), dtype=np.float32)
-        return torch.from_numpy((grey / _DEEP).clip(0.0, 1.0)).expand(3, size, size).clone()
+        grey = np.asarray(framing.framed(image.convert("F"), bilinear), dtype=np.float32)
+        return torch.from_numpy((grey / _DEEP).clip(0.0, 1.0)).expand(framing.shape).clone()
     if image.mode in _ALPHA:
         image = image.convert(_ALPHA[image.mode])
     elif image.mode not in _PLAIN:
@@ -76,8 +77,10 @@ def to_square(image: Any, size: int, path: Path) -> Tensor:
             "bits, or as arrays (npz:FILE)"
         )
     image.info.pop("transparency", None)  # Pillow warns that it leaves it out
-    square = operations.fit(image.convert("RGB"), (size, size), method=bilinear)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).to(torch.float32) / 255.0
+    colours = image.convert("RGB")
+    framed = framing.framed(colours if framing.channels == 3 else colours.convert("L"), bilinear)
+    pixels = torch.from_numpy(np.array(framed)).reshape(framing.height, framing.width, framing.channels)
+    return pixels.permute(2, 0, 1).to(torch.float32) / 255.0
 
 
 def peculiarities(image: Any) -> Iterator[str]:

@@ -1,10 +1,13 @@
-"""Where recorded data lie when a model is used in another folder than the one that it was made in."""
+"""Where data lie: those on record in another folder than before, and the splits of a folder."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from edgeprune.errors import InputError
+
+SPLITS = ("train", "val", "test")
 _FOLDERS = 3  # the model's own and two above it, where runs/NAME-1/slim.pt2 was made
 
 
@@ -27,3 +30,17 @@ def found_from(spec: str, model: Path) -> str:
         if (candidate / place).exists():
             return f"{kind}:{candidate / place}{mark}{query}"
     return spec
+
+
+def split_folders(base: Path) -> list[Path]:
+    """Where the splits lie: the folder itself, or its train with val or test or both.
+
+    Raises:
+        InputError: train alone.
+    """
+    if not (base / "train").is_dir():
+        return [base]
+    present = [base / part for part in SPLITS if (base / part).is_dir()]
+    if len(present) == 1:
+        raise InputError(f"{base}: expected val or test beside train, got train alone")
+    return present

@@ -5,26 +5,32 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
-from edgeprune.data import dialect
+from edgeprune.data import dialect, framing, hf, shards, sounds
 from edgeprune.data.arrays import open_npz
 from edgeprune.data.digits import open_digits
 from edgeprune.data.factory import open_factory
-from edgeprune.data.images import DEFAULT_SIZE, open_image_folder
+from edgeprune.data.framing import Framing
+from edgeprune.data.hf import open_hf
+from edgeprune.data.images import open_image_folder
 from edgeprune.data.masked import has_masks, open_masked_folder
+from edgeprune.data.parquet import open_parquet
 from edgeprune.data.table import open_csv
 from edgeprune.data.vision import open_caltech, open_cifar, open_idx_set
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource
 from edgeprune.tasks.wanted import WantedTargets
 
+_COMPARED = ("fit", "channels", "rate", "n_samples", "n_mels")  # of preparations; a shape is compared elsewhere
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 KNOWN = (
     "digits, mnist[:ROOT], fashion-mnist[:ROOT], cifar10[:ROOT], cifar100[:ROOT], caltech101[:ROOT], "
-    "imagefolder:ROOT, npz:FILE, csv:FILE?target=COLUMN or path/file.py:factory"
+    "imagefolder:ROOT, audiofolder:ROOT, webdataset:SHARDS, npz:FILE, csv:FILE?target=COLUMN, "
+    "parquet:FILE?target=COLUMN, hf:DIR or path/file.py:factory"
 )
 
 
@@ -43,19 +49,19 @@ class _Spec:
             raise InputError(f"data {self.text!r}: expected {self.kind}:PATH, got no path")
         return self.place
 
-    def size(self) -> int:
-        text = self.options.get("size", str(DEFAULT_SIZE))
-        if not text.isdecimal() or not 1 <= int(text) <= 4096:
-            raise InputError(f"data {self.text!r}: expected a size from 1 to 4096, got {text!r}")
-        return int(text)
+    def framing(self) -> Framing:
+        return Framing.asked(self.options, f"data {self.text!r}")
+
+    def log_mel(self) -> sounds.LogMel:
+        return sounds.LogMel.asked(self.options, f"data {self.text!r}")
 
 
 def _image_folder(spec: _Spec) -> DataSource:
     """Images in folders of their classes, or beside their masks."""
     base = Path(spec.required_place())
     if has_masks(base):
-        return open_masked_folder(f"imagefolder:{base}", base, spec.size(), spec.wanted)
-    return open_image_folder(spec.required_place(), spec.size())
+        return open_masked_folder(f"imagefolder:{base}", base, spec.framing(), spec.wanted)
+    return open_image_folder(spec.required_place(), spec.framing())
 
 
 # Kind -> (how it is opened, the options it takes).
@@ -64,9 +70,25 @@ _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
     "fashion-mnist": (lambda spec: open_idx_set("fashion-mnist", spec.place), ()),
     "cifar10": (lambda spec: open_cifar("cifar10", spec.place), ()),
     "cifar100": (lambda spec: open_cifar("cifar100", spec.place), ()),
-    "caltech101": (lambda spec: open_caltech(spec.place, spec.size()), ("size",)),
-    "imagefolder": (_image_folder, ("size",)),
+    "caltech101": (lambda spec: open_caltech(spec.place, spec.framing()), framing.OPTIONS),
+    "imagefolder": (_image_folder, framing.OPTIONS),
+    "audiofolder": (
+        lambda spec: sounds.open_sound_folder(spec.required_place(), spec.log_mel()),
+        sounds.OPTIONS,
+    ),
+    "webdataset": (
+        lambda spec: shards.open_shards(spec.required_place(), spec.options, spec.framing(), spec.wanted),
+        (*shards.OPTIONS, *framing.OPTIONS),
+    ),
     "npz": (lambda spec: open_npz(spec.required_place(), spec.wanted), ()),
+    "parquet": (
+        lambda spec: open_parquet(spec.required_place(), spec.options.get("target"), spec.wanted),
+        ("target",),
+    ),
+    "hf": (
+        lambda spec: open_hf(spec.required_place(), spec.options, spec.framing(), spec.wanted),
+        (*hf.OPTIONS, *framing.OPTIONS),
+    ),
     "csv": (
         lambda spec: open_csv(spec.required_place(), spec.options.get("target"), spec.options, spec.wanted),
         ("target", *dialect.OPTIONS),
@@ -84,6 +106,32 @@ def place_of(spec: str) -> str | None:
     """The file or folder that a spec of built-in data names; None where it names none."""
     place = spec.partition("?")[0].partition(":")[2]
     return os.path.expanduser(place) or None
+
+
+def preparation_in(spec: str) -> Mapping[str, Any]:
+    """How a spec says that raw inputs are made of files, as `DataSource.preparation`; empty where it says nothing."""
+    head, _, query = spec.partition("?")
+    kind = head.partition(":")[0]
+    known = _OPENERS[kind][1] if is_built_in(spec) and kind in _OPENERS else ()
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    try:
+        if kind == "audiofolder":
+            return sounds.LogMel.asked(options, spec).stated
+        return Framing.asked(options, spec).stated if "fit" in known else {}
+    except InputError:  # it is told where the spec is opened, if it ever is
+        return {}
+
+
+def told_apart(data: DataSource, recorded: str | None) -> DataSource:
+    """The data with a note where their files are prepared otherwise than those that a model was trained on."""
+    before, now = preparation_in(recorded or ""), data.preparation
+    if not before or before.get("kind") != now.get("kind"):
+        return data
+    apart = [f"{name} {now[name]} (there {before[name]})" for name in _COMPARED if before.get(name) != now.get(name)]
+    if not apart:
+        return data
+    told = f"files are prepared otherwise than those that the model was trained on: {', '.join(apart)}"
+    return replace(data, notes=(*data.notes, told))
 
 
 def open_data(spec: str, *, seed: int = 0, wanted: WantedTargets | None = None) -> DataSource:

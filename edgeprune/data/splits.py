@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,22 @@ MAX_STATISTICS_SAMPLES = 2000  # a lazily read set is measured on this many samp
 _CHUNK_ELEMENTS = 2**22  # of what is held as float64 at a time
 
 
-class TensorSplit(Dataset[Any]):
+class Taking(Dataset[Any], ABC):
+    """A split that gives a whole batch at once, which needs no process to read ahead."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, index: Tensor) -> tuple[Tensor, Any]:
+        """The samples at `index` `(k,)`: x float32 `(k, ...)` and y `(k, ...)`, or None."""
+
+    @abstractmethod
+    def renumbered(self, table: Tensor) -> Taking:
+        """The same samples, class `k` of which is called `table[k]`."""
+
+
+class TensorSplit(Taking):
     """A split in memory: `x` `(n, ...)` float32, or uint8 that is read as float32 times `scale`.
 
     `y` are the targets `(n, ...)`, e.g. classes int64 `(n,)`; None where there are none.
@@ -33,6 +49,11 @@ class TensorSplit(Dataset[Any]):
         """What a byte is multiplied by; None where the samples are no bytes."""
         return self.scale if self.x.dtype == torch.uint8 else None
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The targets `(n, ...)`, apart from the samples."""
+        return None if self.y is None else self.y.numpy()
+
     def __len__(self) -> int:
         return self.x.shape[0]
 
@@ -41,8 +62,10 @@ class TensorSplit(Dataset[Any]):
         return x, int(y) if y is not None and y.dim() == 0 and not y.is_floating_point() else y
 
     def take(self, index: Tensor) -> tuple[Tensor, Any]:
-        """The samples at `index` `(k,)`: x float32 `(k, ...)` and y `(k, ...)`, or None."""
         return self._raw(self.x[index]), None if self.y is None else self.y[index]
+
+    def renumbered(self, table: Tensor) -> TensorSplit:
+        return TensorSplit(self.x, None if self.y is None else table[self.y], self.scale)
 
     def part(self, index: Tensor) -> TensorSplit:
         """The samples at `index` as a split of their own."""
@@ -62,6 +85,12 @@ class LazySplit(Dataset[Any]):
     def byte_scale(self) -> float | None:
         """What a byte is multiplied by; None where the samples are no bytes."""
         return getattr(self.dataset, "byte_scale", None)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The targets `(n, ...)`, where they are known without reading samples."""
+        held = getattr(self.dataset, "labels", None)
+        return None if held is None else np.asarray(held)[self.index]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -98,6 +127,34 @@ def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int = SPLIT
             stop = start
         parts[0].append(members[:stop])
     return [np.sort(np.concatenate(part)) if part else np.empty(0, np.int64) for part in parts]
+
+
+def by_hash(labels: np.ndarray, hashes: np.ndarray, fractions: Sequence[float]) -> list[np.ndarray]:
+    """Cut samples into parts by a hash of each, so that a sample stays in its part when others are added.
+
+    Args:
+        labels: int `(n,)`; of a class that no sample of is in the first part, the one of the least hash goes there.
+        hashes: uint64 `(n,)`, of what never changes of a sample, such as its name.
+        fractions: share of each part, about.
+
+    Returns:
+        One ascending index array per part.
+    """
+    part = np.searchsorted(np.cumsum(fractions)[:-1], hashes.astype(np.float64) / 2.0**64, side="right")
+    for label in np.setdiff1d(labels, labels[part == 0]):
+        members = np.flatnonzero(labels == label)
+        part[members[hashes[members].argmin()]] = 0
+    return [np.flatnonzero(part == number) for number in range(len(fractions))]
+
+
+def parts_of_groups(labels: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
+    """Which samples are in train, val and test, of groups that lie one after the other.
+
+    One group is cut 60/20/20; of two the second is the test split, and a tenth of the first is held out.
+    """
+    ends = np.cumsum(counts)
+    first = stratified(labels[: ends[0]], {1: (0.6, 0.2, 0.2), 2: (0.9, 0.1), 3: (1.0,)}[len(counts)])
+    return [*first, *(np.arange(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True))]
 
 
 def cut(x: Tensor, y: Tensor | None, fractions: Sequence[float], scale: float = 1.0) -> list[TensorSplit]:
@@ -167,8 +224,8 @@ def measure(split: Dataset[Any]) -> Normalization:
 
 
 def _chunks(split: Dataset[Any]) -> Iterator[Tensor]:
-    if isinstance(split, TensorSplit):
-        n_rows = max(1, _CHUNK_ELEMENTS // max(1, split.x[0].numel())) if len(split) else 1
+    if isinstance(split, Taking):
+        n_rows = max(1, _CHUNK_ELEMENTS // max(1, split[0][0].numel())) if len(split) else 1
         for start in range(0, len(split), n_rows):
             yield split.take(torch.arange(start, min(start + n_rows, len(split))))[0]
         return
@@ -198,6 +255,7 @@ def build(  # noqa: PLR0913 - the fields of a DataSource
     feature_names: Sequence[str] = (),
     notes: Sequence[str] = (),
     targets: Targets = CLASSES,
+    preparation: Mapping[str, Any] | None = None,
 ) -> DataSource:
     """A DataSource from train, val and test; the normalisation is measured on train.
 
@@ -223,6 +281,7 @@ def build(  # noqa: PLR0913 - the fields of a DataSource
         byte_scale=getattr(train, "byte_scale", None),
         notes=tuple(notes),
         targets=targets,
+        preparation=preparation or {},
     )
 
 

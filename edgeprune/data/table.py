@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 MAX_COLUMNS = 32_768
-_FRACTIONS = (0.6, 0.2, 0.2)
+FRACTIONS = (0.6, 0.2, 0.2)
 
 
 def open_csv(
@@ -53,14 +53,14 @@ def open_csv(
         frame = _read(pandas, table, path, dialect)
     if target is None and wanted is not None and wanted.kind == "none":
         x, names = _features(frame, path)
-        return build(f"csv:{file}", cut(x, None, _FRACTIONS), (), names, dialect.notes, Targets("none"))
+        return build(f"csv:{file}", cut(x, None, FRACTIONS), (), names, dialect.notes, Targets("none"))
     if target is None or target not in frame.columns:
-        raise no_target(dialect, path, list(frame.columns), target, _some(list(frame.columns)))
+        raise no_target(dialect, path, list(frame.columns), target, some(list(frame.columns)))
     if dialect.first.count(target) > 1:
         raise InputError(f"{path}: expected one column {shown(target)}, got {dialect.first.count(target)}")
     x, names = _features(frame.drop(columns=[target]), path)
     found = _targets(frame[target], path, target, wanted or WantedTargets())
-    parts = cut(x, found.values["all"], _FRACTIONS)
+    parts = cut(x, found.values["all"], FRACTIONS)
     return build(f"csv:{file}", parts, found.classes, names, dialect.notes, found.info)
 
 
@@ -98,7 +98,7 @@ def _features(frame: DataFrame, path: Path) -> tuple[torch.Tensor, list[str]]:
     if other:
         example = str(next(iter(frame[other[0]].dropna()), ""))[:40]
         raise InputError(
-            f"{path}: expected numeric feature columns, got text or dates in {_some(other)} (e.g. {example!r}); leave "
+            f"{path}: expected numeric feature columns, got text or dates in {some(other)} (e.g. {example!r}); leave "
             "them out, or give each category a column of 0 and 1"
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold is reported as infinite below
@@ -141,7 +141,7 @@ def _classes(values: Any, path: Path, target: str) -> tuple[torch.Tensor, list[s
     return torch.tensor([index[value] for value in values.tolist()]), [str(value) for value in ordered]
 
 
-def _some(names: Sequence[Any]) -> str:
+def some(names: Sequence[Any]) -> str:
     """Up to 12 names, e.g. "width, height, ... (30 in all)"."""
     listed = one_line(", ".join(str(name) for name in list(names)[:12]), 120)
     return listed if len(names) <= 12 else f"{listed}, ... ({len(names)} in all)"

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgeprune.data.framing import Framing
 from edgeprune.data.idx import read_idx
-from edgeprune.data.images import DEFAULT_SIZE, read_image
+from edgeprune.data.images import read_image
 from edgeprune.data.limits import need
 from edgeprune.data.splits import LazySplit, TensorSplit, build, cut, stratified
 from edgeprune.errors import InputError
@@ -102,8 +103,8 @@ def _check_regular(folder: Path) -> None:
             raise InputError(f"{path}: expected a file of the data set, got something else")
 
 
-def open_caltech(root: str | None, size: int = DEFAULT_SIZE) -> DataSource:
-    """Caltech-101 through torchvision, cut 60/20/20: x float32 `(3, size, size)` in 0..1, read as it is needed."""
+def open_caltech(root: str | None, framing: Framing) -> DataSource:
+    """Caltech-101 through torchvision, cut 60/20/20: x float32 `framing.shape` in 0..1, read as it is needed."""
     folder = Path(root if root is not None else DEFAULT_ROOT)
     # Looked for first: torchvision's class makes the folder it does not find.
     if not (folder / "caltech101" / "101_ObjectCategories").is_dir():
@@ -112,9 +113,10 @@ def open_caltech(root: str | None, size: int = DEFAULT_SIZE) -> DataSource:
         files = _torchvision_datasets().Caltech101(os.fspath(folder), download=False)
     except (RuntimeError, OSError) as error:
         raise InputError(f"caltech101: {folder} cannot be read: {error}") from error
-    dataset = _Caltech(files, folder / "caltech101" / "101_ObjectCategories", size)
+    dataset = _Caltech(files, folder / "caltech101" / "101_ObjectCategories", framing)
     parts = stratified(np.asarray(files.y), TRAIN_VAL_TEST)
-    return build("caltech101", [LazySplit(dataset, part) for part in parts], files.categories)
+    splits = [LazySplit(dataset, part) for part in parts]
+    return build("caltech101", splits, files.categories, notes=framing.notes, preparation=framing.stated)
 
 
 class _Caltech(torch.utils.data.Dataset[Any]):
@@ -122,8 +124,9 @@ class _Caltech(torch.utils.data.Dataset[Any]):
 
     byte_scale = 1.0 / 255.0
 
-    def __init__(self, files: Any, root: Path, size: int) -> None:
-        self.files, self.root, self.size = files, root, size
+    def __init__(self, files: Any, root: Path, framing: Framing) -> None:
+        self.files, self.root, self.framing = files, root, framing
+        self.labels = np.asarray(files.y)
 
     def __len__(self) -> int:
         return len(self.files.y)
@@ -131,7 +134,7 @@ class _Caltech(torch.utils.data.Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         label = int(self.files.y[index])
         path = self.root / self.files.categories[label] / f"image_{self.files.index[index]:04d}.jpg"
-        return read_image(path, self.root, self.size), label
+        return read_image(path, self.root, self.framing), label
 
 
 def _torchvision_datasets() -> Any:

@@ -72,6 +72,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     byte_scale: float | None = None,
     inputs: Sequence[InputInfo] = (),
     task: Task | None = None,
+    preparation: Mapping[str, Any] | None = None,
 ) -> list[ExportedFile]:
     """Export every contract of `program` into `folder`, after checking that all agree in onnxruntime.
 
@@ -90,6 +91,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
             raw floats. "apart" says it in features.json.
         inputs: what the data say of inputs by name, their byte scales among it.
         task: what the outputs are for, see `export_onnx`.
+        preparation: how raw inputs are made of files, which features.json states.
 
     Raises:
         InputError: the program, the inputs or the normalisation do not fit each other, or there are such files.
@@ -101,7 +103,8 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     target = Path(folder)
     earlier = check_contracts(target, name, force)
     with staged_files(target, earlier) as staged:
-        writing = Writing(staged, info, name, opset, simplify, preprocess == "fold", byte_scale, tuple(inputs), task)
+        fold, said = preprocess == "fold", preparation or {}
+        writing = Writing(staged, info, name, opset, simplify, fold, byte_scale, tuple(inputs), task, said)
         files = _write_all(writing, program, raw_inputs)
     return [ExportedFile(str(target / Path(file.path).name), file.size_bytes, file.parity) for file in files]
 
@@ -246,7 +249,9 @@ def _described(
 ) -> list[ExportedFile]:
     """The files, and features.json, which says of each what goes in and what comes out."""
     contracts = writing.contracts(files)
-    said = Described(writing.info, features, contracts, input_type, writing.fold, writing.byte_scale)
+    said = Described(
+        writing.info, features, contracts, input_type, writing.fold, writing.byte_scale, preparation=writing.preparation
+    )
     return [*files, write_description(writing.folder, said)]
 
 

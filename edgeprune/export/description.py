@@ -3,6 +3,7 @@
     input_shape, input_type      one raw input, without the batch
     size, dim, indices, names    which of its features the network takes: along `dim`, or of the flattened input
     scaling                      mean and std of those, as `contracts` says for each file
+    preparation                  how raw inputs are made of files, where the data are images or sounds
     classes                      in the order of the outputs
     contracts                    by name (full, slim, preprocess): the file, its inputs and its outputs
     vocabularies                 by input, where ids were cut: `size` old ones; `keep[new]` is the old id of every new
@@ -49,7 +50,7 @@ class Described:
     `input_type` is numpy's name for what a device hands over. `folded` says that the files scale by themselves;
     `byte_scale` is what a byte is multiplied by to be a raw value, None where the data are no bytes. Of a network with
     several inputs `parts` say the same for each input of floats, and `inputs` what its data are. `vocabularies` are
-    those that were cut, by the inputs' names in the files.
+    those that were cut, by the inputs' names in the files, `preparation` what the data say of how raw inputs are made.
     """
 
     info: ModelInfo
@@ -61,6 +62,7 @@ class Described:
     parts: Mapping[str, Preprocessing] = field(default_factory=dict)
     inputs: Sequence[InputInfo] = ()
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
+    preparation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def normalization(self) -> Normalization:
@@ -74,6 +76,8 @@ def description(folder: Path, described: Described) -> dict[str, Any]:
     document: dict[str, Any] = {"format": FEATURES_FORMAT}
     if all(len(_fed(proto.graph)) == 1 for proto in protos.values()):
         document |= _single_input(described)
+    if described.preparation:
+        document["preparation"] = dict(described.preparation)
     if described.vocabularies:
         document["vocabularies"] = {
             name: {"size": one.size, "keep": list(one.keep), "unknown": one.unknown}

@@ -75,7 +75,7 @@ def write_named(writing: Writing, program: ExportedProgram, raw_inputs: Any) -> 
     first = next(iter(samples.handed.values()))
     described = Described(
         writing.info, None, writing.contracts(files), str(first.dtype), writing.fold, None, front.parts, writing.inputs,
-        front.vocabularies,
+        front.vocabularies, writing.preparation,
     )  # fmt: skip
     return [*files, write_description(writing.folder, described)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Writing:
     byte_scale: float | None
     inputs: tuple[InputInfo, ...] = ()
     task: Task | None = None
+    preparation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def network(self) -> str:

@@ -17,7 +17,7 @@ from edgeprune.graph.specs import output_names
 from edgeprune.records import ACCURACY, DataSource, MetricComparison
 from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.tasks.outputs import described, n_other_classes, only_tensor, to_array
-from edgeprune.tasks.task import BaseTask, Outcomes
+from edgeprune.tasks.task import BaseTask, Outcomes, Task
 
 _WITHOUT_DATA = "without data `edgeprune compress --keep-macs` can cut it"
 _SCORES = "expected logits (batch, n_classes) as output"
@@ -26,9 +26,13 @@ _LABELS = "labels: expected one int a sample, its class"
 
 @dataclass(frozen=True)
 class Classification(BaseTask):
-    """One class a sample. With `n_classes` labels are looked at whether they are below it."""
+    """One class a sample. With `n_classes` labels are looked at whether they are below it.
+
+    `weights` say how much a sample of each class counts in the loss, 1 on the mean of those trained on.
+    """
 
     n_classes: int | None = None
+    weights: tuple[float, ...] | None = None
     name = "classification"
     metric = ACCURACY
     takes_shares = True
@@ -53,11 +57,15 @@ class Classification(BaseTask):
         return labels
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
-        return F.cross_entropy(scores(outputs), targets)
+        if self.weights is None:
+            return F.cross_entropy(scores(outputs), targets)
+        return self._weighted(F.log_softmax(scores(outputs), dim=1), targets) / len(targets)
 
     def summed_loss(self, outputs: Any, targets: Any, n: int) -> float:
         """In float64: it tells epochs of the same accuracy apart."""
-        return F.cross_entropy(scores(outputs).double(), targets, reduction="sum").item()
+        if self.weights is None:
+            return F.cross_entropy(scores(outputs).double(), targets, reduction="sum").item()
+        return self._weighted(F.log_softmax(scores(outputs).double(), dim=1), targets).item()
 
     def distillation(self, outputs: Any, teacher_outputs: Any) -> Tensor:
         """The divergence from the teacher's probabilities.
@@ -70,8 +78,22 @@ class Classification(BaseTask):
     def taught_loss(self, outputs: Any, targets: Any, teacher_outputs: Any) -> Tensor:
         """As the sum of both, with one softmax for the two."""
         got = F.log_softmax(scores(outputs), dim=1)
+        divergence = _divergence(got, teacher_outputs)
+        if self.weights is not None:
+            return self._weighted(got, targets) / len(targets) + divergence
         own = -(targets * got).sum(dim=1).mean() if targets.is_floating_point() else F.nll_loss(got, targets)
-        return own + _divergence(got, teacher_outputs)
+        return own + divergence
+
+    def _weighted(self, log_shares: Tensor, targets: Tensor) -> Tensor:
+        """The weighted sum over samples, `()`.
+
+        It is divided by their number, not by their weights: the mean over a batch is then that of its parts, wherever
+        these are computed.
+        """
+        weights = torch.tensor(self.weights, dtype=log_shares.dtype, device=log_shares.device)
+        if targets.is_floating_point():
+            return -(targets * log_shares * weights).sum()
+        return F.nll_loss(log_shares, targets, weight=weights, reduction="sum")
 
     def outcomes(self, outputs: Any, targets: Any) -> np.ndarray:
         """Whether each sample is right, bool `(n,)`."""
@@ -109,6 +131,11 @@ class Classification(BaseTask):
 
 
 CLASSIFICATION = Classification()
+
+
+def is_accuracy(task: Task | None) -> bool:
+    """Whether a task is judged by plain accuracy, with its own intervals and test."""
+    return isinstance(task, Classification) and task.metric == ACCURACY
 
 
 def scores(outputs: Any) -> Any:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource, TargetKind
+from edgeprune.tasks.balanced import BalancedClassification
 from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.match import Match
 from edgeprune.tasks.multilabel import Multilabel
@@ -20,6 +21,7 @@ from edgeprune.tasks.segmentation import IGNORED, Segmentation
 from edgeprune.tasks.task import Task
 from edgeprune.tasks.usertask import UserTask
 from edgeprune.tasks.wanted import WantedTargets
+from edgeprune.tasks.weights import weights_of
 from edgeprune.usercode import RandomStateKept, calling_user_code
 from edgeprune.userfile import literal, load_function
 
@@ -40,12 +42,16 @@ TARGETS: Mapping[str, TargetKind] = {
     "segmentation": "masks",
     "match": "none",
 }
+_CLASSIFICATIONS = {"accuracy": Classification, "balanced-accuracy": BalancedClassification}
 _DEFAULTS: Mapping[TargetKind, str] = {kind: name for name, kind in TARGETS.items()}
 KNOWN = f"{', '.join(TARGETS)} or path/file.py:factory"
 
 
 def _classification(data: DataSource, options: Mapping[str, str]) -> Task:
-    return Classification(len(data.classes) or None)
+    metric = options.get("metric", "accuracy")
+    if metric not in _CLASSIFICATIONS:
+        raise InputError(f"task classification: expected ?metric={' or '.join(_CLASSIFICATIONS)}, got {metric[:40]!r}")
+    return _CLASSIFICATIONS[metric](len(data.classes) or None, weights_of(options.get("weights", "none"), data))
 
 
 def _segmentation(data: DataSource, options: Mapping[str, str]) -> Task:
@@ -53,7 +59,7 @@ def _segmentation(data: DataSource, options: Mapping[str, str]) -> Task:
 
 
 _BUILDERS: Mapping[str, tuple[Callable[[DataSource, Mapping[str, str]], Task], tuple[str, ...]]] = {
-    "classification": (_classification, ()),
+    "classification": (_classification, ("metric", "weights")),
     "multilabel": (lambda data, options: Multilabel(), ()),
     "regression": (lambda data, options: Regression(data.targets.spread or (1.0,), options.get("unit", "")), ("unit",)),
     "segmentation": (_segmentation, ("ignore",)),
