@@ -208,5 +208,10 @@ def test_data_and_networks_that_do_not_fit_are_refused(folder: Path, tmp_path: P
     save_program(tmp_path / "tanh.pt2", edgeprune.capture(other, torch.randn(2, 1, 8, 8)), ModelInfo((1, 8, 8)))
     with pytest.raises(InputError, match="tanh"):
         certify(asked(tmp_path, "tanh.pt2", eps=0.1, normalize="none"))
+    ids = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 3))
+    save_program(tmp_path / "ids.pt2", edgeprune.capture(ids, torch.randint(0, 9, (2, 5))), ModelInfo((5,)))
+    np.savez(tmp_path / "ids.npz", x=np.random.randint(0, 9, (60, 5)), y=np.arange(60) % 3)
+    with pytest.raises(InputError, match=r"one input of floats, got .* \(int64\)"):
+        certify(asked(tmp_path, "ids.pt2", data=f"npz:{tmp_path / 'ids.npz'}", eps=0.1))
     with pytest.raises(InputError, match="no-such"):
         certify(asked(folder, "no-such.pt2", eps=0.1))

@@ -113,9 +113,10 @@ def _prepared(request: CertifyRequest, told: Progress) -> _Work:
 
 
 def _check_fits(request: CertifyRequest, model: Model, data: DataSource, has_classes: bool) -> None:
-    n_inputs = len(input_specs(model.program))
-    if n_inputs != 1 or data.inputs:
-        raise InputError(f"certify: expected one input of floats, got {max(n_inputs, len(data.inputs))} by name")
+    specs = input_specs(model.program)
+    if len(specs) != 1 or data.inputs:
+        got = ", ".join(f"{spec.name} ({str(spec.dtype).removeprefix('torch.')})" for spec in specs)
+        raise InputError(f"certify: {request.model}: expected a network with one input of floats, got {got}")
     if request.of != "equivalence" and not has_classes:
         raise InputError(f"certify: data {data.name}: expected a classification, whose decisions are proved")
 
