@@ -16,6 +16,7 @@ from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.measure import latency
 from edgeprune.measure.latency import compare_latency, ratio_interval
+from edgeprune.progress import Silent
 
 
 def write_mlp(path: Path, width: int, n_layers: int) -> Path:
@@ -66,7 +67,7 @@ def test_runs_alternate_and_are_counted():
     order: list[int] = []
     told: list[tuple[int, int]] = []
 
-    class Told:
+    class Told(Silent):
         def stage(self, title: str) -> None: ...
         def say(self, message: str) -> None: ...
         def advance(self, done: int, total: int, note: str = "") -> None:

@@ -14,6 +14,7 @@ from edgeprune.errors import InputError
 from edgeprune.formats.info import info_from_dict, info_to_dict
 from edgeprune.formats.load import load
 from edgeprune.optim import OPTIMIZERS
+from edgeprune.progress import Silent
 from edgeprune.records import DataSource, ModelInfo
 from edgeprune.settings import TrainSettings
 from edgeprune.training import StateFile, evaluate, fit, layer_zeros
@@ -91,7 +92,7 @@ def test_whole_groups_vanish(digits: DataSource, optimizer: str, structure: str,
 def test_sparse_training_goes_on_as_if_it_had_not_stopped(
     digits: DataSource, tmp_path: Path, wanted: TrainSettings
 ) -> None:
-    class Stop:
+    class Stop(Silent):
         def stage(self, title: str) -> None: ...
         def say(self, message: str) -> None: ...
         def advance(self, done: int, total: int, note: str = "") -> None:

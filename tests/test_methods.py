@@ -16,6 +16,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.comparison import outputs, relative_error
 from edgeprune.methods import METHODS, SCHEDULES, Method, Subject, make_method
 from edgeprune.methods.masks import keep_highest
+from edgeprune.progress import Silent
 from edgeprune.records import DataSource
 from edgeprune.settings import TrainSettings
 from edgeprune.training import StateFile, evaluate, fit, layer_zeros
@@ -360,7 +361,7 @@ def test_halo_has_one_budget_over_all_layers() -> None:
 # -- resume ------------------------------------------------------------------------------------------------------------
 
 
-class Stop:
+class Stop(Silent):
     def stage(self, title: str) -> None: ...
     def say(self, message: str) -> None: ...
     def advance(self, done: int, total: int, note: str = "") -> None:

@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 import edgeprune
 from edgeprune.cli.app import app
 from edgeprune.formats.save import save_checkpoint
+from edgeprune.graph.precision import in_float64
 from edgeprune.optim import make
 from edgeprune.records import IDENTITY, ModelInfo
+from edgeprune.training.placement import seeded
 
 N = 200
 
@@ -111,3 +113,23 @@ def test_double_precision_is_refused_before_any_work(place: Path) -> None:
     code, told = compress(place, "float64")
     assert code == 2 and "float64 is of float64; convert it with model.float()" in told and "onnxruntime" in told
     assert "measure the dense network" not in told and "step 1" not in told
+
+
+def test_a_network_in_float64_leaves_the_users_weights_as_they_are() -> None:
+    """The graph of a program reads the very tensors of the module that it was exported from."""
+    module = network(torch.float32).eval()
+    program = torch.export.export(module, (torch.randn(2, 1, 4, 4),))
+    wide = in_float64(program.module())
+    assert {p.dtype for p in wide.parameters()} == {torch.float64}
+    held = [*module.parameters(), *(t for t in program.state_dict.values() if t.is_floating_point())]
+    assert {tensor.dtype for tensor in held} == {torch.float32}
+
+
+def test_processes_draw_otherwise() -> None:
+    drawn = []
+    for rank in range(3):
+        with seeded(7, rank, torch.device("cpu")):
+            drawn.append(torch.rand(4))
+    torch.manual_seed(7)
+    assert torch.equal(drawn[0], torch.rand(4))
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])

@@ -27,6 +27,7 @@ from edgeprune.export.quantize import write_int8
 from edgeprune.export.quanttools import has_vnni, may_saturate_here
 from edgeprune.formats.load import load
 from edgeprune.graph.capture import capture
+from edgeprune.progress import Silent
 from edgeprune.records import DataSource, Metric
 from edgeprune.results import LeftOut
 
@@ -164,7 +165,7 @@ def test_layers_that_cost_too_much_stay_in_float(tmp_path: Path) -> None:
     source, x = uneven(tmp_path / "float.onnx"), normals(200, 6)
     said: list[str] = []
 
-    class Told:
+    class Told(Silent):
         def stage(self, title: str) -> None:
             said.append(title)
 

@@ -17,6 +17,7 @@ from edgeprune.data import normalize
 from edgeprune.data.arrays import from_arrays
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.capture import capture
+from edgeprune.progress import Silent
 from edgeprune.records import DataSource
 from edgeprune.settings import TrainSettings
 from edgeprune.training import StateFile, evaluate, fit, predict
@@ -51,7 +52,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-class Told:
+class Told(Silent):
     """Progress that remembers."""
 
     def __init__(self) -> None:

@@ -14,8 +14,12 @@ HALF = (torch.float16, torch.bfloat16)  # floating-point numbers of 16 bits
 
 
 def in_float64(network: nn.Module) -> nn.Module:
-    """The network in float64, in place, also where its graph names a float type; what only asserts a type goes."""
+    """The network in float64, in place, also where its graph names a float type; what only asserts a type goes.
+
+    A graph's weights may be those of its program, and of the user's module that it was made of: they stay as they are.
+    """
     if isinstance(network, fx.GraphModule):
+        _take_copies(network)
         for node in list(network.graph.nodes):
             if node.target is torch.ops.aten._assert_tensor_metadata.default:
                 network.graph.erase_node(node)
@@ -24,6 +28,21 @@ def in_float64(network: nn.Module) -> nn.Module:
                 node.kwargs = fx.node.map_aggregate(node.kwargs, _doubled)
         network.recompile()
     return network.double()
+
+
+def _take_copies(network: nn.Module) -> None:
+    """Let a network hold tensors of its own: a conversion would change the data of those that it shares."""
+    copies: dict[int, Tensor] = {}  # what is tied stays tied
+    for module in network.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and tensor.is_floating_point():
+                    held[name] = copies.setdefault(id(tensor), _copied(tensor))  # type: ignore[assignment]
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """Another tensor object with the same numbers; those are copied by what converts them."""
+    return nn.Parameter(tensor.detach(), tensor.requires_grad) if isinstance(tensor, nn.Parameter) else tensor.detach()
 
 
 def arguments_in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn.modules.dropout import _DropoutNd
 
 from edgeprune.graph.trainable import TrainableModule
-
-_RANKS_APART = 2**32  # a seed is smaller, so that no two processes of any two trainings share one
 
 
 def float_type(module: nn.Module | ExportedProgram) -> torch.dtype:
@@ -50,8 +49,13 @@ def placed(module: nn.Module, device: torch.device, channels_last: bool = False)
 def seeded(seed: int, rank: int, device: torch.device) -> Iterator[None]:
     """Seed PyTorch for one of the processes that train, then put the random states back."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed + rank * _RANKS_APART)
+        torch.manual_seed(_seed_of(seed, rank))
         yield
+
+
+def _seed_of(seed: int, rank: int) -> int:
+    """Another for each process; the main one has the training's. PyTorch draws by the lower 32 bits alone."""
+    return int(np.random.SeedSequence((seed, rank)).generate_state(1)[0]) if rank else seed
 
 
 def random_state(device: torch.device) -> Tensor:
