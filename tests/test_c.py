@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,15 +16,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
-from target_nets import in_pytorch, slim_program
+from target_nets import slim_program
 from test_cheader import Gathering
 from torch import Tensor, nn
 
-from edgeprune.commands.export import export
 from edgeprune.cost.activations import peak_activations
 from edgeprune.data import first_inputs, open_data
-from edgeprune.errors import InputError, ParityError
-from edgeprune.export.c import target
+from edgeprune.errors import InputError
 from edgeprune.export.c.build import program_of
 from edgeprune.export.c.expressions import BINARY, UNARY
 from edgeprune.export.c.names import identifier
@@ -34,12 +31,9 @@ from edgeprune.export.c.text import Program as CProgram
 from edgeprune.export.c.text import header_text, source_text
 from edgeprune.export.contracts import write_contracts
 from edgeprune.export.onnx import draft_onnx
-from edgeprune.export.target import Inputs
 from edgeprune.formats.load import load
-from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import Program, capture
 from edgeprune.records import ModelInfo, Normalization
-from edgeprune.requests import ExportRequest
 
 MODELS = Path(__file__).parents[1] / "models"
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
@@ -147,6 +141,7 @@ NETS: dict[str, tuple[Any, Any]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NETS)
 def test_a_slim_network_gives_what_onnxruntime_gives(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -268,6 +263,7 @@ def test_nothing_is_undefined(tmp_path: Path) -> None:
 # --- both contracts
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("preprocess", ["apart", "fold"])
 @pytest.mark.parametrize("byte_scale", [None, 1 / 255])
 def test_raw_inputs_are_gathered_and_scaled(preprocess: Any, byte_scale: float | None, tmp_path: Path) -> None:
@@ -366,73 +362,3 @@ def test_ids_and_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None
         net[1].weight[0, 0] = torch.inf
     with pytest.raises(InputError, match=r"^C: expected finite weights, got NaN or infinity$"):
         made(net, torch.randn(2, 1, 4, 6), tmp_path)
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    save_program(tmp_path / "2 net.pt2", slim_program(shallow(), torch.randn(2, 1, 4, 6)), ModelInfo((1, 4, 6)))
-    return tmp_path / "2 net.pt2"
-
-
-def exported(net: Path, **changes: Any) -> Any:
-    return export(ExportRequest(model=str(net), out=str(net.parent / "out"), targets=("c",), **changes))
-
-
-def test_an_export_is_checked_timed_and_described(saved: Path) -> None:
-    record = exported(saved, dense=str(saved), batch=2)
-    out = saved.parent / "out"
-    files = {Path(file.path).name: file for file in record.files}
-    assert list(files)[-2:] == ["net_2_net.c", "net_2_net.h"]
-    source = files["net_2_net.c"]
-    assert source.parity is not None and source.parity < 1e-5 and source.ratio is not None
-    assert '"net_2_net_input0"' in (out / "features.json").read_text()
-    x = np.random.default_rng(0).standard_normal((2, 1, 4, 6), np.float32)
-    library = Library.of(out / "net_2_net.c")
-    assert record.targets is not None and record.targets.rows[1].target == "c"
-    stated = re.search(r"_ARENA_BYTES (\d+)", (out / "net_2_net.h").read_text())
-    assert stated and f"arena {int(stated[1]):,} B" in record.targets.rows[1].verdict
-    library.fill([x])
-    np.testing.assert_allclose(library.run()[0], in_pytorch(saved, x)[0], rtol=1e-4, atol=1e-6)
-
-
-def test_what_no_microcontroller_holds_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "_MOST_BYTES", 1500)  # of the slim one 1,340, of the dense one more
-    wide = capture(shallow().eval(), torch.randn(2, 1, 4, 6))
-    draft, x = target.CRuntime().draft(wide, saved.parent, 1), np.zeros((1, 1, 4, 6), np.float32)
-    assert target.CRuntime().runner(draft, Inputs(x, x, x)) is None
-    monkeypatch.setattr(target, "_MOST_BYTES", 1000)
-    with pytest.raises(InputError, match=r"^C: expected at most 1,000 bytes of constants, got 1,340: no micro"):
-        exported(saved)
-
-
-def test_a_file_of_anyone_elses_stays(saved: Path) -> None:
-    out = saved.parent / "out"
-    out.mkdir()
-    (out / "net_2_net.c").write_text("int main(void) { return 0; }\n")
-    (out / "net_2_net.h").write_text("/* Made by edgeprune: of an earlier export. */\n")
-    with pytest.raises(InputError, match=r"net_2_net\.c: expected a new place"):
-        exported(saved)
-    export(ExportRequest(model=str(saved), out=str(out), force=True))
-    assert (out / "net_2_net.c").exists() and not (out / "net_2_net.h").exists()
-
-
-def test_without_a_compiler_nothing_is_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(saved.parent / "nowhere"))
-    monkeypatch.delenv("CC", raising=False)
-    with pytest.raises(
-        InputError, match=r"^C: expected a compiler .*\(cc, gcc or clang, or what CC names\), got none$"
-    ):
-        exported(saved)
-    assert not (saved.parent / "out").exists()
-
-
-def test_a_wrong_file_and_one_that_does_not_compile_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = target.source_text
-    monkeypatch.setattr(target, "source_text", lambda program: text(program).replace("sum = bias[o]", "sum = 1.0f"))
-    with pytest.raises(ParityError, match=r"net_2_net\.c compiled.*largest error expected"):
-        exported(saved)
-    monkeypatch.setattr(target, "source_text", lambda program: text(program) + "int f(void) { return nothing; }\n")
-    with pytest.raises(InputError, match=r"^C: net_2_net\.c does not run: .*ended with 1: .*nothing.* undeclared"):
-        exported(saved)
-    assert not (saved.parent / "out").exists()

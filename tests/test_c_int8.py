@@ -56,6 +56,7 @@ QUANTISED: dict[str, tuple[Any, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", QUANTISED)
 def test_a_quantised_file_is_computed_as_it_means(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -238,6 +238,7 @@ def networks() -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("module", "shape"), [pytest.param(m, s, id=name) for name, m, s in networks()])
 def test_operators_are_read_and_bounded(module: nn.Module, shape: tuple[int, ...]) -> None:
     for part in module.modules():
