@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from radon.visitors import Function
 import edgeprune
 
 PACKAGE = Path(edgeprune.__file__).parent
+ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MUCH, MOST = 10, 15
 LARGEST_SHARE = 0.03  # of functions above MUCH
@@ -48,3 +50,11 @@ def test_no_file_is_long() -> None:
     lengths = {place(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     long = {name: length for name, length in lengths.items() if length > MOST_LINES}
     assert not long, f"expected at most {MOST_LINES} lines, got {long}"
+
+
+def test_every_script_is_looked_at() -> None:
+    """A script has no suffix by which ruff would find it."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    scripts = {path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix}
+    python = {f"scripts/{path.name}" for path in scripts if "python" in path.read_text().partition("\n")[0]}
+    assert python == set(settings["tool"]["ruff"]["extend-include"])
