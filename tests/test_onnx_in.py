@@ -308,6 +308,52 @@ def test_what_float32_itself_rounds_is_no_other_answer(tmp_path: Path) -> None:
     assert 1e-5 < np.abs(found.detach().numpy() - wanted).max() / np.abs(wanted).max() < 1e-2
 
 
+def test_an_output_that_is_near_zero_everywhere_is_judged_by_what_it_is_taken_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detector finds nothing in drawn images: onnxruntime's sigmoid then differs by as much as it gives."""
+    from edgeprune.formats.onnxin.registry import RULES
+
+    nodes: list[Node] = [("Gemm", "x w b", "h"), ("LeakyRelu", "h", "a"), ("Sigmoid", "a", "y")]
+    weights = {"w": np.random.default_rng(0).normal(size=(6, 5)), "b": np.full(5, -2500.0)}
+    path = written(tmp_path / "m.onnx", model(nodes, {"x": ("n", 6)}, weights))
+    (wanted,) = judged(path, [np.zeros((2, 6), np.float32)])
+    assert wanted.max() < 1e-6
+    assert load(path).program.module()(torch.zeros(2, 6)).max() < 1e-6
+    monkeypatch.setitem(RULES, "LeakyRelu", lambda call: torch.relu(call.tensor(0)) - 30)
+    with pytest.raises(InputError, match=r"'a': expected what onnxruntime gives"):
+        load(path)
+
+
+def test_the_first_state_of_a_recurrent_layer_follows_the_batch(tmp_path: Path) -> None:
+    """As tf2onnx writes it: zeros expanded to a shape that is computed from the input's; and steps come first."""
+    rng = np.random.default_rng(0)
+    nodes: list[Node] = [
+        ("Transpose", "x", "steps", {"perm": [1, 0, 2]}),
+        ("Shape", "x", "shape"),
+        ("Slice", "shape zero one zero", "batch"),
+        ("Concat", "one batch width", "size", {"axis": 0}),
+        ("Expand", "nothing size", "state"),
+        ("LSTM", "steps w r b", "y_all", {"hidden_size": 4}),
+        ("Squeeze", "y_all one", "y"),
+    ]
+    weights = {
+        "zero": np.array([0]), "one": np.array([1]), "width": np.array([4]), "nothing": np.zeros(()),
+        "w": rng.normal(size=(1, 16, 3)), "r": rng.normal(size=(1, 16, 4)), "b": rng.normal(size=(1, 32)),
+    }  # fmt: skip
+    proto = model(nodes, {"x": ("n", 5, 3)}, weights)
+    proto.graph.node[5].input.extend(["", "state", "state"])
+    path = written(tmp_path / "m.onnx", proto)
+    x = rng.normal(size=(3, 5, 3)).astype(np.float32)
+    found = load(path).program.module()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(found, judged(path, [x])[0], rtol=1e-4, atol=1e-6)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].Clear()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    stated = load(written(tmp_path / "stated.onnx", proto)).program.module()(torch.from_numpy(x))
+    assert stated.shape == (5, 3, 4)
+    np.testing.assert_allclose(stated.detach().numpy(), found, rtol=1e-4, atol=1e-6)
+
+
 # -- commands
 
 
