@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
+from edgeprune import compat  # noqa: F401  (torchvision can be imported after it)
 from edgeprune.data import open_data
 from edgeprune.data.framing import Framing
 from edgeprune.data.images import read_image
@@ -138,3 +139,43 @@ def test_training_validation_and_features_json_have_one_pipeline(tmp_path: Path)
     assert stated["input_shape"] == [1, 6, 10] and stated["preparation"] == dict(data.preparation)
     want = {"kind": "image", "height": 6, "width": 10, "fit": "pad", "channels": 1, "values": "0 to 1"}
     assert want.items() <= stated["preparation"].items()
+
+
+@pytest.mark.parametrize(("crop_pct", "interpolation"), [(0.875, "bilinear"), (0.95, "bicubic")])
+def test_a_share_of_the_sides_is_what_torchvisions_own_transform_takes(
+    tmp_path: Path, crop_pct: float, interpolation: str
+) -> None:
+    from torchvision.transforms import v2
+
+    ramp = np.linspace(0, 255, 320)[None, :, None] * np.linspace(0.2, 1, 256)[:, None, None]
+    pixels = np.repeat(ramp, 3, 2).astype(np.uint8)
+    framing = Framing.asked({"size": "56", "crop_pct": str(crop_pct), "interpolation": interpolation}, "data")
+    found = read(pixels, tmp_path, framing)
+    mode = v2.InterpolationMode(interpolation)
+    resized = v2.Resize(round(56 / crop_pct), interpolation=mode, antialias=True)(Image.fromarray(pixels))
+    want = torch.from_numpy(np.array(v2.CenterCrop(56)(resized))).permute(2, 0, 1) / 255
+    assert (found - want).abs().max() < 0.03  # one scaling in the place of a scaling and a crop at whole pixels
+    plain = read(pixels, tmp_path, Framing(56, 56))
+    assert (found - want).abs().mean() < 0.5 * (plain - want).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_pct": "0"}, "crop_pct above 0 and at most 1, got '0'"),
+        ({"crop_pct": "nan"}, "crop_pct above 0 and at most 1, got 'nan'"),
+        ({"crop_pct": "0.9", "fit": "pad"}, "crop_pct with fit=crop, got fit=pad"),
+        ({"interpolation": "lanczos"}, "interpolation=bilinear or bicubic, got 'lanczos'"),
+    ],
+)
+def test_shares_and_interpolations_that_there_are_not_are_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Framing.asked(options, "data")
+
+
+def test_published_weights_say_how_their_images_were_scaled() -> None:
+    from edgeprune.formats.pretrained import published_scaling
+
+    assert published_scaling("torchvision:resnet18") == {"crop_pct": "0.875", "interpolation": "bilinear"}
+    assert published_scaling("timm:resnet18") == {"crop_pct": "0.95", "interpolation": "bicubic"}
+    assert published_scaling("torchvision:fasterrcnn_resnet50_fpn") == published_scaling("nets.py:net") == {}

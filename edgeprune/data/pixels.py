@@ -60,13 +60,12 @@ def to_pixels(image: Any, framing: Framing, path: Path | str) -> Tensor:
         InputError: pixels whose range is not known.
     """
     pil = need("PIL.Image", "'edgeprune[vision]'")
-    bilinear = pil.Resampling.BILINEAR
     image.load()  # a damaged image is refused here; Pillow turns a TIFF while it loads it
     turn = _TURNS.get(_orientation(image))
     if turn is not None:
         image = image.transpose(pil.Transpose[turn])
     if is_deep(image):
-        grey = np.asarray(framing.framed(image.convert("F"), bilinear), dtype=np.float32)
+        grey = np.asarray(framing.framed(image.convert("F")), dtype=np.float32)
         return torch.from_numpy((grey / _DEEP).clip(0.0, 1.0)).expand(framing.shape).clone()
     if image.mode in _ALPHA:
         image = image.convert(_ALPHA[image.mode])
@@ -78,7 +77,7 @@ def to_pixels(image: Any, framing: Framing, path: Path | str) -> Tensor:
         )
     image.info.pop("transparency", None)  # Pillow warns that it leaves it out
     colours = image.convert("RGB")
-    framed = framing.framed(colours if framing.channels == 3 else colours.convert("L"), bilinear)
+    framed = framing.framed(colours if framing.channels == 3 else colours.convert("L"))
     pixels = torch.from_numpy(np.array(framed)).reshape(framing.height, framing.width, framing.channels)
     return pixels.permute(2, 0, 1).to(torch.float32) / 255.0
 

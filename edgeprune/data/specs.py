@@ -25,7 +25,8 @@ from edgeprune.errors import InputError
 from edgeprune.records import DataSource
 from edgeprune.tasks.wanted import WantedTargets
 
-_COMPARED = ("fit", "channels", "rate", "n_samples", "n_mels")  # of preparations; a shape is compared elsewhere
+# Of preparations; a shape is compared elsewhere.
+_COMPARED = ("fit", "crop_pct", "interpolation", "channels", "rate", "n_samples", "n_mels")
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 KNOWN = (
     "digits, mnist[:ROOT], fashion-mnist[:ROOT], cifar10[:ROOT], cifar100[:ROOT], caltech101[:ROOT], "

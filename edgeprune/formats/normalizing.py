@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from edgeprune.errors import InputError
-from edgeprune.formats.pretrained import option_text, published_normalization, weights_normalization
+from edgeprune.formats.pretrained import (
+    option_text,
+    published_normalization,
+    published_scaling,
+    weights_normalization,
+)
 from edgeprune.graph.specs import input_specs
 from edgeprune.records import IDENTITY, DataSource, InputInfo, Model, Normalization
 from edgeprune.units import parse_normalization, split_normalization
@@ -67,6 +72,8 @@ def _assumed(model: Model, data: DataSource, assume: Callable[[str], None]) -> M
         assume(f"--normalize data ({_about(data.normalization)}, as {data.name} says)")
         return replace(model, info=replace(model.info, normalization=data.normalization))
     assume(_none(model, data))
+    for text in _scaled_otherwise(model, data):
+        assume(text)
     return replace(model, info=replace(model.info, normalization=IDENTITY))
 
 
@@ -201,6 +208,21 @@ def _none(model: Model, data: DataSource) -> str:
         "--normalize none (edgeprune did not train these weights: inputs go in as the data hold them, "
         f"with {_about(data.normalization)}{other})"
     )
+
+
+def _scaled_otherwise(model: Model, data: DataSource) -> tuple[str, ...]:
+    """That images are scaled otherwise than those that published weights were judged on, and what would be the same."""
+    if data.preparation.get("kind") != "image":
+        return ()
+    published = published_scaling(model.info.arch)
+    own = {
+        "crop_pct": f"{data.preparation['crop_pct']:.4g}",
+        "interpolation": str(data.preparation["interpolation"]).split()[0],
+    }
+    if not published or published == own:
+        return ()
+    as_asked, options = ("&".join(f"{name}={value}" for name, value in each.items()) for each in (own, published))
+    return (f"--data ...{as_asked} (the weights of {model.info.arch} were published with {options})",)
 
 
 def _about(normalization: Normalization) -> str:

@@ -46,6 +46,38 @@ def published_normalization(spec: str | None) -> Normalization | None:
         return None
 
 
+def published_scaling(spec: str | None) -> dict[str, str]:
+    """How images were scaled for an architecture's published weights, as options of data: `{"crop_pct": "0.875"}`.
+
+    Empty where an architecture of torchvision's or timm's does not say it, or is neither.
+    """
+    if spec is None or not spec.startswith(("torchvision:", "timm:")):
+        return {}
+    source, name, arguments = architectures.parse(spec)
+    if source == "torchvision":
+        asked = arguments.get("weights")
+        return _scaled_by_torchvision(name, asked.rpartition(".")[2] if isinstance(asked, str) else None)
+    found = getattr(architectures.build(spec), "pretrained_cfg", None) or {}
+    told = {name: found.get(name) for name in ("crop_pct", "interpolation")}
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in told.items() if value}
+
+
+def _scaled_by_torchvision(name: str, weights: str | None) -> dict[str, str]:
+    """Of the weights named, or of the architecture's usual ones."""
+    from torchvision import models
+
+    try:
+        entries = models.get_model_weights(name)
+    except ValueError:
+        return {}
+    entry = getattr(entries, weights or "DEFAULT", None)
+    transforms: Any = None if entry is None else entry.transforms()
+    crop, resize = (getattr(transforms, part, None) for part in ("crop_size", "resize_size"))
+    if not crop or not resize:
+        return {}
+    return {"crop_pct": f"{crop[0] / resize[0]:.4g}", "interpolation": str(transforms.interpolation.value)}
+
+
 def _torchvision(spec: str, name: str, asked: Any) -> Normalization:
     known = _published(spec, name)
     if isinstance(asked, str):
