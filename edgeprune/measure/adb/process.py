@@ -15,7 +15,7 @@ from edgeprune.errors import InputError
 from edgeprune.lines import one_line
 
 MOST_BYTES = 2**22  # of what is printed; a benchmark prints some thousands
-_LEFT_OPEN = 2.0  # seconds for what holds the output open after its program has ended
+_LEFT_OPEN = 10.0  # seconds for what holds the output open after its program has ended
 _LAST_LINES = 3
 _CHUNK = 2**16
 
