@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgeprune.commands.bench import bench
     from edgeprune.commands.certify import certify
     from edgeprune.commands.compress import compress
     from edgeprune.commands.export import export
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from edgeprune.commands.train import train
     from edgeprune.commands.validate import validate
 
-__all__ = ["certify", "compress", "export", "inspect", "profile", "train", "validate"]
+__all__ = ["bench", "certify", "compress", "export", "inspect", "profile", "train", "validate"]
 
 
 def __getattr__(name: str) -> Any:

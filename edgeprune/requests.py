@@ -227,3 +227,23 @@ class CertifyRequest:
     normalize: str | None = None
     unsafe_pickle: bool = False
     trust_recorded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRequest:
+    """What `edgeprune bench` was asked: files or folders, and the device; programs that are None are looked for.
+
+    `delegate` None is each runtime's default; `runs` are the inferences of a round, `timeout` its seconds at most.
+    """
+
+    networks: tuple[str, ...]
+    serial: str | None = None
+    benchmark_model: str | None = None
+    perf_test: str | None = None
+    delegate: str | None = None
+    threads: int = 1
+    runs: int = 50
+    rounds: int = 5
+    timeout: float = 300.0
+    out: str | None = None
+    force: bool = False

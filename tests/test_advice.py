@@ -16,7 +16,8 @@ from edgeprune.cli.app import app
 
 PACKAGE = Path(edgeprune.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![\w_-])")
-OTHERS = {"export/web/runtime.py", "export/ortformat.py"}  # options of npm, and of onnxruntime's build
+# Options of npm, of onnxruntime's build and of LiteRT's benchmark program.
+OTHERS = {"export/web/runtime.py", "export/ortformat.py", "measure/adb/benchmark_model.py"}
 
 LOADING = {"compress", "export", "inspect", "profile"}
 # The commands that may say what stands in a module; for modules that are not named here, all that load a network.
@@ -41,6 +42,7 @@ SAID_BY = {
     "graph/apply.py": {"compress"},
     "graph/refusals.py --dynamic": {"compress", "export", "inspect"},
     "commands/dense.py --dense": {"export", "certify"},
+    "commands/bench.py": {"bench"},
     "commands/dense.py": {"export"},
     "commands/variants.py": {"export"},
     "commands/validate.py": {"validate"},
@@ -129,6 +131,8 @@ def commands_of(name: str, before: str, option: str) -> set[str]:
         return {named.group(1)}
     if name.startswith("export/"):
         return {"export"}
+    if name.startswith("measure/adb/"):
+        return {"bench"}
     return SAID_BY.get(f"{name} {option}", SAID_BY.get(name, LOADING))
 
 

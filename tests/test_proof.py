@@ -228,3 +228,24 @@ def test_the_other_of_two_equal_choices_is_as_good() -> None:
     choice = Choice(scores, 1, torch.tensor([[1, 2]]))
     assert choice.is_as_good(torch.tensor([[2, 1]]), 0.0)
     assert not choice.is_as_good(torch.tensor([[1, 3]]), 0.1)
+
+
+def test_what_float32_rounds_away_is_told_by_float64_and_the_weights_are_asked_all_the_same() -> None:
+    """A variance as a mean of squares less a squared mean loses four digits of seven."""
+
+    class Variance(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 64), nn.Linear(64, 64)
+            nn.init.constant_(self.two.bias, 300.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.two(self.one(x).relu())
+            return x.square().mean(1, keepdim=True) - x.mean(1, keepdim=True).square()
+
+    torch.manual_seed(0)
+    program = edgeprune.capture(Variance().eval(), torch.randn(4, 6))
+    plan = edgeprune.plan(program, edgeprune.analyze(program), keep_macs=0.5, align=1)
+    slim = edgeprune.cut(program, plan)
+    assert edgeprune.prove(program, slim, plan) < 1e-1  # of float32; float64 has told it apart
+    assert {p.dtype for p in program.parameters()} == {p.dtype for p in slim.parameters()} == {torch.float32}

@@ -14,6 +14,7 @@ import typer
 
 from edgeprune import __version__
 from edgeprune.cli import interrupts, messages, surroundings
+from edgeprune.cli.bench import bench
 from edgeprune.cli.certify import certify
 from edgeprune.cli.compress import compress
 from edgeprune.cli.export import export
@@ -60,7 +61,7 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _command in (compress, export, validate, certify, inspect, profile, serve, train, methods):
+for _command in (compress, export, validate, certify, inspect, profile, bench, serve, train, methods):
     app.command(no_args_is_help=False)(_command)
 
 

@@ -60,7 +60,11 @@ def export(
     ] = False,
     mobile: Annotated[
         bool,
-        typer.Option("--mobile", help="Say what NNAPI and CoreML would take of the network.", rich_help_panel=opt.WHAT),
+        typer.Option(
+            "--mobile",
+            help="Say what accelerators of phones would take of the network, by each one's own checker.",
+            rich_help_panel=opt.WHAT,
+        ),
     ] = False,
     web: Annotated[
         bool,

@@ -18,7 +18,7 @@ from edgeprune.export.ctext import is_ours
 from edgeprune.export.description import FEATURES_FILE, note_in, restate
 from edgeprune.export.feeds import n_rows
 from edgeprune.export.fixed import write_fixed_batch
-from edgeprune.export.mobile import check_mobile
+from edgeprune.export.mobile.report import Network, phones
 from edgeprune.export.namedfront import NamedFront
 from edgeprune.export.state import check_stateless, in_words, states_of
 from edgeprune.export.target import Inputs, Material, Target
@@ -237,11 +237,17 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
         files = _with_fixed_batch(files, variants, request.batch, material.answering)
     made = attempts.written(asked.targets(free_batch=False), material, told)
     files = [_as_it_is(file) for file in files] + _every(made)
-    mobile = tuple(check.words for check in check_mobile(material.network)) if request.mobile else ()
+    mobile = _mobile(material, made, told) if request.mobile else ()
     files = _timed(asked, made, material, files, samples, told)
     network = next(file for file in files if Path(file.path) == material.network)
     table = side_by_side(attempts, made, network, material, samples, told)
     return _Written((*files, *_every(early)), n_samples, variants, mobile, note_in(material.folder), agreed, table)
+
+
+def _mobile(material: Material, made: Made, told: Progress) -> tuple[str, ...]:
+    """What accelerators of phones would take, of the .tflite file too where one was written."""
+    tflite = next((Path(file.path) for file in made.get("litert", ())), None)
+    return phones(Network(material.network, material.program, tflite, material.batch or 1), told)
 
 
 def _as_it_is(file: ExportedFile) -> ExportedFile:

@@ -18,6 +18,7 @@ from edgeprune.lines import shown
 from edgeprune.reading import read_json
 
 FORMAT = "edgeprune-device/1"
+_OF_NETWORKS = "edgeprune-bench/"  # what `edgeprune bench` writes
 STEPS = (32, 16, 8, 4)  # channels that kernels work on at a time
 _FLAT = 0.2  # of the whole rise of a curve: what it may rise within stairs
 _MIN_WIDTHS = 16  # that tell a stair from a slope
@@ -183,6 +184,8 @@ def device_in(document: Any) -> Device:
     """The profile in a document; InputError where it is none."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         got = document.get("format") if isinstance(document, dict) else type(document).__name__
+        if isinstance(got, str) and got.startswith(_OF_NETWORKS):
+            raise InputError("it has times of whole networks (edgeprune bench); make one with `edgeprune profile`")
         raise InputError(f"expected the format {FORMAT}, got {shown(got)}; make one with `edgeprune profile`")
     points = document.get("points")
     if not isinstance(points, list) or not 0 < len(points) <= _MAX_POINTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph import binding
 from edgeprune.graph.comparison import outputs
 from edgeprune.graph.memory import Memory
+from edgeprune.graph.precision import in_float64
 from edgeprune.graph.specs import output_names
 
 N_STEPS = 3  # a state that is lost or wrong shows from the second run on
@@ -96,6 +98,13 @@ class FromStart:
         with torch.no_grad():
             for name in self._names:
                 self.network.get_buffer(name).copy_(self._start[name])
+
+    def in_float64(self) -> FromStart:
+        """A copy in float64, from the start; this one stays as it is."""
+        self.reset()
+        network = copy.deepcopy(self.network)
+        in_float64(network)
+        return FromStart(network, self._names, self._fed)
 
     def next_step(self, args: tuple[Any, ...], before: Sequence[Tensor]) -> tuple[Any, ...]:
         """Arguments with the state that a step left; as they are where nothing is fed, or another size is."""

@@ -20,7 +20,7 @@ from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relativ
 from edgeprune.graph.decisions import Following, Recording, has_choices
 from edgeprune.graph.drawn import drawn_arguments
 from edgeprune.graph.faults import public
-from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
+from edgeprune.graph.precision import arguments_in_float64, float64_by_default
 from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import fitted, input_specs, output_names
 from edgeprune.graph.state import N_STEPS, FromStart, fed_leaves, state_buffers
@@ -260,14 +260,12 @@ class _Pair:
 
         The slim network chooses as the dense one does where two choices are equally good.
         """
-        for network in (self.reference, self.slim):
-            in_float64(network.network)
-            network.reset()
+        pair = replace(self, reference=self.reference.in_float64(), slim=self.slim.in_float64())
         told: list[list[float]] = []
         before: tuple[list[Tensor], list[Tensor]] = ([], [])
         for args, coarse in zip(samples, errors, strict=True):
             with float64_by_default():
-                before = self._same_choices(arguments_in_float64(args), *before)
+                before = pair._same_choices(arguments_in_float64(args), *before)
                 exact = relative_errors(*before)
             told.append([e if e <= _EXACT else max(c, e) for c, e in zip(coarse, exact, strict=True)])
         return told

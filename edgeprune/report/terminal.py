@@ -13,6 +13,7 @@ from edgeprune.catalog import ASKED_BY
 from edgeprune.graph.reasons import advice
 from edgeprune.records import MetricComparison
 from edgeprune.report import formats as fmt
+from edgeprune.report.bench import bench as bench
 from edgeprune.report.certified import certify as certify
 from edgeprune.report.exported import export as export
 from edgeprune.report.sheet import Sheet, assumptions, check_mark, labelled, titled_table, unbroken

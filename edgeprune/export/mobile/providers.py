@@ -1,9 +1,10 @@
-"""What the accelerators of phones would take of an ONNX file, in words.
+"""What NNAPI and CoreML would take of an ONNX file by onnxruntime, in words.
 
 onnxruntime hands NNAPI (Android) and CoreML (iOS) the parts of a graph that they know; every border between such a
 part and the CPU costs a copy. This is the estimate of `python -m onnxruntime.tools.check_onnx_model_mobile_usability`,
 which goes by the operators' names and the shapes (CoreML would take free sizes too, slowly; they are not counted);
-the phone itself is not asked.
+the phone itself is not asked. NNAPI is legacy: deprecated since Android 15
+(https://developer.android.com/ndk/guides/neuralnetworks/migration-guide).
 https://onnxruntime.ai/docs/tutorials/mobile/helpers/model-usability-checker.html
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +23,11 @@ from onnxruntime.tools.onnx_model_utils import optimize_model
 
 from edgeprune.errors import InputError
 from edgeprune.export.fixed import is_batch_free, with_fixed_batch
+from edgeprune.export.mobile.places import named, onnx_operators, places
 from edgeprune.formats.onnx.file import read_onnx
 from edgeprune.lines import error_reason
 
+_LEGACY = ("NNAPI",)
 Verdict = Literal["yes", "maybe", "no"]
 
 
@@ -33,9 +36,9 @@ class ProviderCheck:
     """What one accelerator would take of a network, by onnxruntime's own estimate.
 
     `partitions` holds the number of nodes of each part that it takes. `unsupported` counts the nodes whose operator it
-    does not know, e.g. `(("Gelu", 3),)`; `n_free` nodes are left out because a size is free, `n_rank` because of too
-    many dims. `caveats` are limits of operators it does take that the estimate did not look into. `fixed` is the same
-    check with the batch fixed at 1, where it is free.
+    does not know, e.g. `(("Gelu", 3),)`, and `where` has each of these nodes with its layer; `n_free` nodes are left
+    out because a size is free, `n_rank` because of too many dims. `caveats` are limits of operators it does take that
+    the estimate did not look into. `fixed` is the same check with the batch fixed at 1, where it is free.
     """
 
     provider: str
@@ -46,6 +49,7 @@ class ProviderCheck:
     n_rank: int
     verdict: Verdict
     caveats: tuple[str, ...]
+    where: tuple[tuple[str, str], ...] = ()
     fixed: ProviderCheck | None = None
 
     @property
@@ -60,12 +64,11 @@ class ProviderCheck:
 
     @property
     def words(self) -> str:
-        """E.g. `NNAPI takes 46 of 47 nodes in 2 partitions; Gather (1) stays on the CPU: it may work well there`."""
+        """E.g. `CoreML takes 46 of 47 nodes in 2 partitions; Gelu (1: after fc) stays on the CPU: it may work well`."""
+        name = f"{self.provider} (legacy: deprecated since Android 15)" if self.provider in _LEGACY else self.provider
         if self.fixed is None:
-            return f"{self.provider} takes {_taken(self)}: {_advice(self)}"
-        return (
-            f"{self.provider} wants a fixed batch; with --batch 1 it takes {_taken(self.fixed)}: {_advice(self.fixed)}"
-        )
+            return f"{name} takes {_taken(self)}: {_advice(self)}"
+        return f"{name} wants a fixed batch; with --batch 1 it takes {_taken(self.fixed)}: {_advice(self.fixed)}"
 
 
 def check_mobile(path: Path) -> tuple[ProviderCheck, ...]:
@@ -86,8 +89,19 @@ def check_mobile(path: Path) -> tuple[ProviderCheck, ...]:
 
 def _checked(proto: onnx.ModelProto, path: Path) -> tuple[ProviderCheck, ...]:
     ready = _as_the_phone_sees_it(proto, path)
-    counts = Counter(node.op_type for node in ready.graph.node)
-    return tuple(_summary(name, partitions(ready), counts) for name, partitions in _PROVIDERS.items())
+    kinds = [node.op_type for node in ready.graph.node]
+    where = list(zip(kinds, places(onnx_operators(ready.graph)), strict=True))
+    return tuple(_summary(name, partitions(ready), where) for name, partitions in _PROVIDERS.items())
+
+
+def as_the_phone_sees_it(path: Path) -> onnx.ModelProto:
+    """The network of an ONNX file after onnxruntime's basic optimisations, with a batch of 1 where it is free.
+
+    Raises:
+        InputError: as `check_mobile`.
+    """
+    proto = read_onnx(path)
+    return _as_the_phone_sees_it(with_fixed_batch(proto, 1) if is_batch_free(proto) else proto, path)
 
 
 def _coreml(supported: str) -> Callable[[onnx.ModelProto], Any]:
@@ -119,14 +133,16 @@ def _as_the_phone_sees_it(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto
     return ready
 
 
-def _summary(provider: str, found: Any, counts: Counter[str]) -> ProviderCheck:
-    """The checker's result as a record."""
+def _summary(provider: str, found: Any, where: Sequence[tuple[str, str]]) -> ProviderCheck:
+    """The checker's result as a record; `where` has every node's operator and layer."""
+    counts = Counter(kind for kind, _ in where)
     names = sorted(name.removeprefix("ai.onnx:") for name in found.unsupported_ops)
     return ProviderCheck(
         provider=provider,
         n_nodes=found.num_nodes,
         partitions=tuple(len(group) for group in found.supported_groups),
         unsupported=tuple((name, counts[name.rsplit(":", 1)[-1]]) for name in names),
+        where=tuple(one for one in where if one[0] in {name.rsplit(":", 1)[-1] for name in names}),
         n_free=found.nodes_unsupported_due_to_dynamic_input,
         n_rank=found.num_unsupported_nodes_due_to_rank,
         verdict=_VERDICTS[found.suitability().name],
@@ -152,8 +168,8 @@ def _taken(check: ProviderCheck) -> str:
 
 def _reasons(check: ProviderCheck) -> list[str]:
     """What stays on the CPU, and why."""
-    named = ", ".join(f"{name} ({number})" for name, number in check.unsupported)
-    reasons = [f"{named} {'stays' if len(check.unsupported) == 1 else 'stay'} on the CPU"] if named else []
+    stay = "stays" if len(check.unsupported) == 1 else "stay"
+    reasons = [f"{named(check.where)} {stay} on the CPU"] if check.where else []
     for number, why in ((check.n_free, "a free size"), (check.n_rank, "too many dims")):
         if number:
             reasons.append(f"{_nodes(number)} with {why} {'stays' if number == 1 else 'stay'} there")
