@@ -21,6 +21,8 @@ from edgeprune.errors import InputError
 from edgeprune.graph.capture import capture
 from edgeprune.importance import score
 from edgeprune.importance.activation import Batches
+from edgeprune.pruning.surgery import cut
+from edgeprune.reconstruction.reconstruct import Reconstructed, reconstructed
 from edgeprune.records import DataSource
 from edgeprune.training import recalibrate
 
@@ -132,3 +134,21 @@ def test_processes_that_differ_are_refused_in_all_of_them() -> None:
     [line] = set(together(3, refused))
     assert line == "process 2: expected the options of process 0; data: expected 0, got 1"
     check_same(ALONE, lambda: pytest.fail("nobody to compare with"), "the options of")
+
+
+def test_reconstruction_is_that_of_one_process() -> None:
+    """Pieces of samples are shared out, and the moments of their rows summed; batch norms move as they do alone."""
+    program = capture(net(), torch.zeros(2, 1, 8, 8))
+    plan = edgeprune.plan(program, edgeprune.analyze(program), 0.6, "l2", 1)
+    slim = cut(program, plan)
+    x = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def solved(ranks: Ranks) -> Reconstructed:
+        return reconstructed(program, slim, plan, [x], ranks=ranks)
+
+    alone = solved(ALONE)
+    assert alone.record.helps
+    for found in together(2, solved):
+        assert found.record.outputs_after == pytest.approx(alone.record.outputs_after, rel=1e-5)
+        for name, value in alone.program.state_dict.items():
+            torch.testing.assert_close(found.program.state_dict[name], value, rtol=1e-5, atol=1e-6)

@@ -111,9 +111,7 @@ class Guard:
         if _is_closed_pipe(error):
             self.exit_code = 1
             return True
-        if interrupts.is_struck() and isinstance(error, (LostProcessError, interrupts.Ended)):
-            error = KeyboardInterrupt()
-        self.exit_code, line = describe(error, self._typed)
+        self.exit_code, line = describe(_struck_first(error), self._typed)
         if not is_main():
             line = f"process {rank()}: {line}"
         if self.debug:
@@ -127,6 +125,12 @@ class Guard:
             if is_ours:
                 warn(line)
         return True
+
+
+def _struck_first(error: BaseException) -> BaseException:
+    """What ended this process: the Ctrl-C, where it is told of others that have ended by the same."""
+    by_others = isinstance(error, (LostProcessError, interrupts.Ended))
+    return KeyboardInterrupt() if by_others and interrupts.is_struck() else error
 
 
 def _is_closed_pipe(error: BaseException) -> bool:

@@ -121,9 +121,6 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
 
     Args:
         team: the processes that do the job together; those that `torchrun` started where it is not given.
-
-    Raises:
-        InputError: it is wrong or does not fit; or the processes of the team were given different things.
     """
     assumed: list[str] = []
     assume = assumed.append
@@ -141,9 +138,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     metric = figure.metric if figure else opened.task.metric if opened.task else None
     decision = decide(request, metric, opened.data is not None)
     assumed += decision.assumed
-    asked = identity(request, opened.model, opened.data, opened.threads.training)
-    check_alike(team, asked)
-    journal = results_of(team, place_of(out), shared_identity(team, asked), request.resume)
+    journal = _journal(request, opened, out, team)
     samples = _trainer(request, opened, scripted, journal, team, told, assume)
     trainer = scripted.trainer(request, figure, samples, told, assume)
     device = _device(request, decision.budgets.max_latency, opened, journal, team, told, assume)
@@ -178,6 +173,13 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
         journal=journal,
         team=team,
     )
+
+
+def _journal(request: CompressRequest, opened: _Opened, out: Path, team: Team) -> Results:
+    """Where the search keeps its results; InputError where the processes of the team were given different things."""
+    asked = identity(request, opened.model, opened.data, opened.threads.training)
+    check_alike(team, asked)
+    return results_of(team, place_of(out), shared_identity(team, asked), request.resume)
 
 
 def _manner(manner: Manner, opened: _Opened, device: Device | None, assume: Assume) -> Manner:

@@ -300,7 +300,7 @@ class Cutter:
             return slim
         samples = (x for x, _ in self._samples.score_batches())
         program, plan = (before.program, step) if self._samples.trains else (self.dense.program, slim.plan or step)
-        found = reconstructed(program, slim.program, plan, samples, n_samples=n_samples)
+        found = reconstructed(program, slim.program, plan, samples, n_samples=n_samples, ranks=self._ranks)
         return replace(slim, program=found.program, reconstruction=found.record)
 
     def _made(self, before: Candidate, slim: Program, step: PruningPlan, error: float) -> Candidate:
