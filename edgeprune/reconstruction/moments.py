@@ -65,7 +65,8 @@ class Moments:
         if ranks.share.n_ranks == 1:
             return self
         missing, n = ranks.summed(torch.tensor([self.missing, self.n], dtype=torch.float64)).tolist()
-        return Moments(*(ranks.summed(part) for part in (self.xx, self.xr, self.x, self.r)), missing, int(n))
+        xx, xr, x, r = (ranks.summed(part) for part in (self.xx, self.xr, self.x, self.r))
+        return Moments(xx, xr, x, r, missing, int(n))
 
     @property
     def is_finite(self) -> bool:
