@@ -11,6 +11,7 @@ EdgepruneError
 │   ├── ProofError               slim and masked dense disagree
 │   ├── ParityError              an exported file disagrees with the network it came from
 │   └── TrainingError            training diverged (NaN or infinite loss)
+│       └── LostProcessError     one of the processes that work together has ended
 └── InternalError       exit 3   a fault of edgeprune itself, met inside a public function
 
 What is none of these is told in one line as well. An OSError or a want of memory has exit 2, and so has whatever the
@@ -67,6 +68,10 @@ class ParityError(CheckError):
 
 class TrainingError(CheckError):
     """Training diverged."""
+
+
+class LostProcessError(TrainingError):
+    """One of the processes that work together has ended before the others: its own message says why."""
 
 
 class InternalError(EdgepruneError):

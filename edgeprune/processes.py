@@ -6,6 +6,8 @@ import os
 
 from edgeprune.errors import InputError
 
+SHARED = ("train", "compress")  # commands that several processes share
+
 
 def n_processes() -> int:
     """How many processes train together: 1 unless `torchrun` started this one."""
@@ -29,9 +31,10 @@ def is_main() -> bool:
 
 def check_alone(command: str) -> None:
     """Raise InputError for a command that several processes would run side by side, into the same files."""
-    if n_processes() > 1:
+    if n_processes() > 1 and command not in SHARED:
+        shared = " and ".join(SHARED)
         raise InputError(
-            f"edgeprune {command}: expected one process, got {n_processes()}; torchrun is for edgeprune train"
+            f"edgeprune {command}: expected one process, got {n_processes()}; torchrun is for edgeprune {shared}"
         )
 
 

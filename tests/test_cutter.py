@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune import capture
+from edgeprune.data import Share
 from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
@@ -62,7 +63,7 @@ class Nudging:
     def task(self) -> Task:
         return CLASSIFICATION
 
-    def score_batches(self) -> Iterable[tuple[Tensor, Any]]:
+    def score_batches(self, share: Share = Share()) -> Iterable[tuple[Tensor, Any]]:  # noqa: B008 - it has no state
         return ()
 
     def some_inputs(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,8 @@ class Told(Silent):
 
     def advance(self, done: int, total: int, note: str = "") -> None:
         self.told.append((done, total, note))
+
+    def measured(self, figures: Mapping[str, float]) -> None: ...
 
 
 class NanInEval(nn.Module):

@@ -69,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (default: the process's) and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     surroundings.fill_streams()
-    with interrupts.noticed(), messages.Guard(debug="--debug" in given, may_exit=True) as guard:
+    guard = messages.Guard(debug="--debug" in given, may_exit=True)
+    with interrupts.noticed(), interrupts.ended_together(), guard:
         surroundings.check()
         messages.check_arguments(given)
-        if given and given[0] != "train":
+        if given:
             check_alone(given[0])
         code = app(given, prog_name="edgeprune", standalone_mode=False, obj={messages.ARGUMENTS: given})
         guard.exit_code = code if isinstance(code, int) else 0

@@ -328,6 +328,8 @@ def compress(
     """Prune a trained network to a budget, prove the cut, and write a run folder with a report.
 
     [bold]edgeprune compress model.pt --data digits --max-drop 1.0 --out run/[/bold]
+
+    [bold]torchrun --nproc-per-node 2 -m edgeprune compress ...[/bold] shares finetuning, scores and metrics out.
     """
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import CompressRequest

@@ -1,8 +1,11 @@
-"""Ctrl-C: never lost, wherever it strikes.
+"""Ctrl-C: never lost, wherever it strikes; and the end of processes that `torchrun` started together.
 
 Python raises KeyboardInterrupt wherever it happens to be. A library that catches everything (an import that may fail,
 a callback from C) swallows it, and the work would go on. It is kept here as well, and raised again when the work next
 tells of itself.
+
+Where one of several processes has ended, `torchrun` sends the others SIGTERM, before they have said that. It is an
+exception in them, by which what they hold is left as it should be, and one of them says so.
 """
 
 from __future__ import annotations
@@ -13,7 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from edgeprune.processes import n_processes
+
 _struck = threading.Event()
+
+
+class Ended(BaseException):
+    """This process was told to end with those that `torchrun` started beside it."""
 
 
 @contextmanager
@@ -33,10 +42,33 @@ def noticed() -> Iterator[None]:
         _struck.clear()
 
 
+@contextmanager
+def ended_together() -> Iterator[None]:
+    """Raise `Ended` inside where `torchrun` ends this process; one that is alone ends at once, as ever."""
+    if n_processes() == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def check() -> None:
     """Raise KeyboardInterrupt where one was swallowed."""
     if _struck.is_set():
         raise KeyboardInterrupt
+
+
+def is_struck() -> bool:
+    """Whether there was a Ctrl-C: it strikes all processes, and that another has ended may be noticed before it."""
+    return _struck.is_set()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # what is said at the end is not to be cut off
+    raise Ended
 
 
 def _strike(number: int, frame: FrameType | None) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from edgeprune.cli import spokesman
-from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.cli import interrupts, spokesman
+from edgeprune.errors import EdgepruneError, InputError, LostProcessError
 from edgeprune.lines import MAX_LINE, error_text, one_line, printable, said
-from edgeprune.processes import is_main, rank
+from edgeprune.processes import is_main, n_processes, rank
 
 ARGUMENTS = "edgeprune.arguments"  # where the context's object keeps the command line as it was typed
 INTERRUPTED = 130
@@ -39,6 +39,10 @@ def _os(error: BaseException) -> str:
     return f"{error.filename}: {what}" if error.filename else what
 
 
+def _ended(error: BaseException) -> str:
+    return f"ended by SIGTERM: one of {n_processes()} processes has ended, or torchrun was told to stop"
+
+
 def _unexpected(error: BaseException) -> str:
     return f"unexpected {said(error)} (--debug prints all that a report needs: it is a fault of edgeprune)"
 
@@ -47,6 +51,7 @@ def _unexpected(error: BaseException) -> str:
 _TABLE: tuple[tuple[tuple[type[BaseException], ...], int | None, Callable[[BaseException], str]], ...] = (
     ((EdgepruneError,), None, error_text),
     ((KeyboardInterrupt,), INTERRUPTED, lambda error: "interrupted; nothing half-written is left"),
+    ((interrupts.Ended,), 1, _ended),
     ((MemoryError,), 2, lambda error: "out of memory"),
     ((OSError,), 2, _os),
     ((BaseException,), FAULT, _unexpected),
@@ -106,7 +111,7 @@ class Guard:
         if _is_closed_pipe(error):
             self.exit_code = 1
             return True
-        self.exit_code, line = describe(error, self._typed)
+        self.exit_code, line = describe(_struck_first(error), self._typed)
         if not is_main():
             line = f"process {rank()}: {line}"
         if self.debug:
@@ -120,6 +125,12 @@ class Guard:
             if is_ours:
                 warn(line)
         return True
+
+
+def _struck_first(error: BaseException) -> BaseException:
+    """What ended this process: the Ctrl-C, where it is told of others that have ended by the same."""
+    by_others = isinstance(error, (LostProcessError, interrupts.Ended))
+    return KeyboardInterrupt() if by_others and interrupts.is_struck() else error
 
 
 def _is_closed_pipe(error: BaseException) -> bool:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from edgeprune.commands.outcome import front_points, measured
+from edgeprune.commands.outcome import front_points, helped, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
 from edgeprune.commands.runfolder import write_network, write_record
 from edgeprune.commands.unfinished import done_before
+from edgeprune.data.ranks import check_same
 from edgeprune.files import staged_folder
 from edgeprune.graph.inputs import feature_grids
+from edgeprune.journal.journal import fingerprint
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, ModelInfo
 from edgeprune.requests import CompressRequest
@@ -21,10 +24,11 @@ from edgeprune.search.candidate import Candidate, Found
 from edgeprune.search.crop import find_crop
 from edgeprune.search.pareto import chosen
 from edgeprune.search.windows import first_windows, unneeded_patches, unread
+from edgeprune.settings import TrainSettings
 from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.weights import with_class_weights
-from edgeprune.training import threads_set
+from edgeprune.training import Team, threads_set
 from edgeprune.usercode import running_user_code
 
 
@@ -32,7 +36,9 @@ from edgeprune.usercode import running_user_code
 def compress(request: CompressRequest, progress: Progress | None = None) -> tuple[Path, RunRecord]:
     """Prune a model to its budgets, finetune, prove, measure, and write the run folder; returns it and the record.
 
-    What the search comes to is kept beside the folder until it is written.
+    What the search comes to is kept beside the folder until it is written. Processes that `torchrun` started together
+    all call this with the same request: they search together, by the same plan, and the main one alone measures files,
+    writes and speaks.
 
     Raises:
         InputError: the model, the data, an option or the output place is wrong; nothing is written.
@@ -40,28 +46,59 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
         ProofError, ParityError, TrainingError: a check failed; nothing is written.
     """
     told, start = progress or Silent(), time.perf_counter()
-    done = done_before(request, told)
-    if done is not None:
-        return done
-    job = prepare(request, told)
-    journal, force = job.journal, request.force or job.journal.replaces
-    with journal.held(told), staged_folder(job.out, force) as folder, threads_set(job.threads.training):
+    team = Team(TrainSettings())
+    with team.together():
+        result = team.by_main(lambda: done_before(request, told)) or _compressed(request, told, team, start)
+    team.disband()
+    return result
+
+
+def _compressed(request: CompressRequest, told: Progress, team: Team, start: float) -> tuple[Path, RunRecord]:
+    """The run folder and its record, where it has not been done before."""
+    job = prepare(request, told, team)
+    with job.journal.held(told), _folder(job) as folder, threads_set(job.threads.training):
         found = job.strategy.search(job.step, job.budgets)
         best = _chosen(job, found)
-        record, answers = measured(job, found, best, told)
-        if request.pareto is not None:
-            record = replace(record, front=front_points(job, found, best, told))
-        record = replace(
-            record, advice=_advice(job, found, told), seconds=time.perf_counter() - start + journal.earlier
-        )
-        task = with_class_weights(request.task or job.model.info.task, request.class_weights)
-        info = completed(job.model.info, job.data, request.data, task) if job.data else job.model.info
-        _write(folder, best, info)
-        for point, candidate in zip(record.front, found.networks, strict=False):
-            (folder / point.folder).mkdir(parents=True)
-            _write(folder / point.folder, candidate, info)
-        write_record(folder, record, answers)
+        check_same(team, lambda: _digests(found, best), "the networks of")
+        if not team.is_main:
+            helped(job, found, best, told)
+        record = team.by_main(lambda: _written(job, found, best, folder, told, start))
     return job.out, record
+
+
+def _digests(found: Found, best: Candidate) -> dict[str, str]:
+    """What was found, by the digests of the weights; each was cut by a plan that all have."""
+    return {
+        f"network {number}": fingerprint(candidate.program.state_dict)
+        for number, candidate in enumerate((best, *found.networks))
+    }
+
+
+def _folder(job: Job) -> AbstractContextManager[Path]:
+    """Where the run is written until it takes its place; the main process alone has one."""
+    if not job.team.is_main:
+        return nullcontext(job.out)
+    return staged_folder(job.out, job.request.force or job.journal.replaces)
+
+
+def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is told and since when
+    job: Job, found: Found, best: Candidate, folder: Path, told: Progress, start: float
+) -> RunRecord:
+    """Measure what was found, and write it and what was measured into the folder."""
+    request = job.request
+    record, answers = measured(job, found, best, told)
+    if request.pareto is not None:
+        record = replace(record, front=front_points(job, found, best, told))
+    seconds = time.perf_counter() - start + job.journal.earlier
+    record = replace(record, advice=_advice(job, found, told), seconds=seconds)
+    task = with_class_weights(request.task or job.model.info.task, request.class_weights)
+    info = completed(job.model.info, job.data, request.data, task) if job.data else job.model.info
+    _write(folder, best, info)
+    for point, candidate in zip(record.front, found.networks, strict=False):
+        (folder / point.folder).mkdir(parents=True)
+        _write(folder / point.folder, candidate, info)
+    write_record(folder, record, answers)
+    return record
 
 
 def _chosen(job: Job, found: Found) -> Candidate:

@@ -36,6 +36,7 @@ from edgeprune.results import (
 from edgeprune.search.candidate import Candidate, Found
 from edgeprune.tasks.classification import Classification, is_accuracy
 from edgeprune.tasks.intervals import compare_accuracy
+from edgeprune.tasks.task import Outcomes
 from edgeprune.training import Judge
 from edgeprune.versions import versions
 
@@ -91,6 +92,26 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
     return record, shown.answers
 
 
+def helped(job: Job, found: Found, best: Candidate, told: Progress) -> None:
+    """What the other processes do of `measured` and `front_points`, in the same order: their share of the test split.
+
+    The main process alone measures files, meanwhile they wait.
+    """
+    _tested(job, found.dense, best)
+    if job.request.pareto is not None:
+        front_points(job, found, best, told)
+
+
+def _tested(job: Job, dense: Candidate, best: Candidate) -> tuple[Pair, list[Outcomes]] | None:
+    """Both networks and what each makes of the test split; None where that is not judged by."""
+    if job.data is None or job.task is None or job.request.evaluate is not None:
+        return None
+    assert job.model.info.normalization is not None
+    pair = Pair(dense.program.frozen_module(), best.program.frozen_module(), job.model.info.normalization)
+    judge = Judge(job.task, pair.normalization, pair.dense if job.task.by_reference else None)
+    return pair, [judge.outcomes(module, job.data.test, team=job.team)[0] for module in (pair.dense, pair.slim)]
+
+
 def _compared(
     job: Job, dense: Candidate, best: Candidate, told: Progress
 ) -> tuple[AccuracyComparison | MetricComparison | None, Told]:
@@ -98,12 +119,12 @@ def _compared(
 
     None without data, or where a figure of the user's is judged by: it is that of their own samples.
     """
-    if job.data is None or job.task is None or job.request.evaluate is not None:
+    tested = _tested(job, dense, best)
+    if tested is None:
         return None, Told()
-    assert job.model.info.normalization is not None
-    pair = Pair(dense.program.frozen_module(), best.program.frozen_module(), job.model.info.normalization)
-    judge = Judge(job.task, pair.normalization, pair.dense if job.task.by_reference else None)
-    outcomes = [judge.outcomes(module, job.data.test)[0] for module in (pair.dense, pair.slim)]
+    assert job.data is not None
+    assert job.task is not None
+    pair, outcomes = tested
     if is_accuracy(job.task):
         return compare_accuracy(*map(np.asarray, outcomes)), Told()
     if isinstance(job.task, Classification):

@@ -20,8 +20,9 @@ from edgeprune.commands.resolve import (
     task_of,
     threads_of,
 )
+from edgeprune.commands.resuming import own_cores
 from edgeprune.commands.scripted import Scripted
-from edgeprune.commands.unfinished import SUFFIX, check_place, identity, place_of
+from edgeprune.commands.unfinished import SUFFIX, check_alike, check_place, identity, place_of, shared_identity
 from edgeprune.commands.vocabulary import asked_vocabularies, check_data
 from edgeprune.cost.device import Device, device_in, read_device
 from edgeprune.cost.models import check_known
@@ -30,8 +31,8 @@ from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.state import state_buffers
-from edgeprune.journal.journal import Journal
 from edgeprune.journal.kept import KeptProber, KeptTrainer, kept_gauge
+from edgeprune.journal.shared import Results, measured_by_main, results_of
 from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
@@ -57,10 +58,10 @@ from edgeprune.search.sensitivity import Sensitivity
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
-from edgeprune.settings import FeatureRules
+from edgeprune.settings import FeatureRules, TrainSettings
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task
-from edgeprune.training import Judge, float_type, threads_set
+from edgeprune.training import Judge, Team, float_type, threads_set
 from edgeprune.units import LatencyLimit
 
 _LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said
@@ -72,7 +73,8 @@ Assume = Callable[[str], None]
 class Job:
     """A compress request with every gap filled in: the `strategy` that searches by `step`, within the `budgets`.
 
-    What the search comes to is kept in the `journal` while that is held.
+    What the search comes to is kept in the `journal` while that is held. Several processes of a `team` each have such a
+    job, and do it together.
 
     `device` is the one that is planned with, `gauge` measures a network as a file; None where nothing asks for it.
     """
@@ -89,7 +91,8 @@ class Job:
     out: Path
     threads: Threads
     assumed: tuple[str, ...]
-    journal: Journal
+    journal: Results
+    team: Team
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,12 +113,17 @@ class _Opened:
     vocabularies: Mapping[str, Vocabulary]
 
 
-def prepare(request: CompressRequest, told: Progress) -> Job:
-    """Read and check everything that was asked for, then say what is assumed."""
+def prepare(request: CompressRequest, told: Progress, team: Team | None = None) -> Job:
+    """Read and check everything that was asked for, then say what is assumed.
+
+    Args:
+        team: the processes that do the job together; those that `torchrun` started where it is not given.
+    """
     assumed: list[str] = []
     assume = assumed.append
+    team = team or Team(TrainSettings())
     check_share(request)
-    out = _place(request, told, assume)
+    out = team.by_main(lambda: _place(request, told, assume))
     plan = read_plan(Path(request.plan)) if request.plan else None
     scripted = Scripted.of(request)
     told.stage("load")
@@ -127,14 +135,13 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     metric = figure.metric if figure else opened.task.metric if opened.task else None
     decision = decide(request, metric, opened.data is not None)
     assumed += decision.assumed
-    asked = identity(request, opened.model, opened.data, opened.threads.training)
-    journal = Journal(place_of(out), asked, request.resume)
-    samples = _trainer(request, opened, journal, told, assume)
+    journal = _journal(request, opened, out, team)
+    samples = _trainer(request, opened, journal, team, told, assume)
     trainer = scripted.trainer(request, figure, samples, told, assume)
-    device = _device(request, decision.budgets.max_latency, opened, journal, told, assume)
-    gauge = _gauge(request, decision.budgets, device, opened, journal, told)
+    device = _device(request, decision.budgets.max_latency, opened, journal, team, told, assume)
+    gauge = _gauge(request, decision.budgets, device, opened, journal, team, told)
     prober = None if samples is None else KeptProber(samples, journal)
-    cutter = Cutter(opened.dense, _manner(decision.manner, opened, device, assume), samples)
+    cutter = Cutter(opened.dense, _manner(decision.manner, opened, device, assume), samples, team)
     budgets = decision.budgets.counted(cutter.dense.n_features)
     held_layers(cutter.graph, decision.manner.leave, decision.manner.layer_ratios, (KEEP_LAYER, LAYER_RATIO))
     check(cutter, budgets, plan)
@@ -161,7 +168,15 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         threads=opened.threads,
         assumed=tuple(assumed),
         journal=journal,
+        team=team,
     )
+
+
+def _journal(request: CompressRequest, opened: _Opened, out: Path, team: Team) -> Results:
+    """Where the search keeps its results; InputError where the processes of the team were given different things."""
+    asked = identity(request, opened.model, opened.data, opened.threads.training)
+    check_alike(team, asked)
+    return results_of(team, place_of(out), shared_identity(team, asked), request.resume)
 
 
 def _manner(manner: Manner, opened: _Opened, device: Device | None, assume: Assume) -> Manner:
@@ -202,13 +217,14 @@ def _opened(request: CompressRequest, plan: PruningPlan | None, assume: Assume) 
     rules = _rules(request, model, data)
     model = replace(model, info=replace(model.info, feature_groups=named_groups(rules) or model.info.feature_groups))
     threads = threads_of(request.threads, model.program)
+    threads = replace(threads, training=threads.training or own_cores())
     asked = asked_vocabularies(request, model.program, data)
     vocabularies = asked if plan is None else plan.vocabularies
     check_data(vocabularies, model.program, data)
     return _Opened(model, Program.adopt(model.program), data, task, rules, threads, is_guess, vocabularies)
 
 
-def _strategy(request: CompressRequest, found: Strategy, prober: Prober | None, journal: Journal) -> Strategy:
+def _strategy(request: CompressRequest, found: Strategy, prober: Prober | None, journal: Results) -> Strategy:
     """What searches: what was found, held by another where widths go by losses that are measured."""
     if request.allocation == "greedy" or prober is None:
         return found
@@ -249,7 +265,8 @@ def _device(  # noqa: PLR0913 - what was asked for, of what, what is known of it
     request: CompressRequest,
     limit: LatencyLimit | None,
     opened: _Opened,
-    journal: Journal,
+    journal: Results,
+    team: Team,
     told: Progress,
     assume: Assume,
 ) -> Device | None:
@@ -263,8 +280,9 @@ def _device(  # noqa: PLR0913 - what was asked for, of what, what is known of it
         return None
     assume("--device this machine")
     if "device" not in journal.facts:
-        found = own_device(opened.dense, Timing(threads=opened.threads.runtime), told)
-        journal.facts["device"] = json.loads(found.to_json())
+        timing = Timing(threads=opened.threads.runtime)
+        found = team.by_main(lambda: own_device(opened.dense, timing, told).to_json())
+        journal.facts["device"] = json.loads(found)
     return device_in(journal.facts["device"])  # as it was when the run began: no two measurements are alike
 
 
@@ -273,7 +291,8 @@ def _gauge(  # noqa: PLR0913 - what was asked, what it is asked of, and what it 
     budgets: Budgets,
     device: Device | None,
     opened: _Opened,
-    journal: Journal,
+    journal: Results,
+    team: Team,
     told: Progress,
 ) -> Gauge | None:
     """What measures networks, where a budget or a front asks for it; what is measured of files is kept."""
@@ -281,7 +300,8 @@ def _gauge(  # noqa: PLR0913 - what was asked, what it is asked of, and what it 
         return None
     of_files: Gauge | None = None
     if request.pareto is not None or budgets.max_latency is not None or budgets.max_bytes is not None:
-        of_files = kept_gauge(_file_gauge(request, budgets, device, opened, told), journal)
+        by_main = measured_by_main(team, lambda: _file_gauge(request, budgets, device, opened, told))
+        of_files = kept_gauge(by_main, journal)
     return of_files if budgets.max_ram is None else PeakGauge(opened.dense, of_files)
 
 
@@ -320,8 +340,8 @@ def _check_choice(request: CompressRequest, asked: str) -> None:
         raise InputError(f"{asked}: expected --input-features auto, a count or a ratio, got off")
 
 
-def _trainer(
-    request: CompressRequest, opened: _Opened, journal: Journal, told: Progress, assume: Assume
+def _trainer(  # noqa: PLR0913 - what was asked for, of what, what is kept, who shares and who is told
+    request: CompressRequest, opened: _Opened, journal: Results, team: Team, told: Progress, assume: Assume
 ) -> DataTrainer | None:
     """What finetunes and judges by the data, and has the samples that units are scored by; None without data."""
     model, data, task = opened.model, opened.data, opened.task
@@ -336,4 +356,4 @@ def _trainer(
     assert normalization is not None
     teacher = opened.dense.frozen_module() if request.distill or task.by_reference else None
     dtype = float_type(model.program)
-    return DataTrainer(data, normalization, settings, task, teacher, dtype, told, trained, journal.running)
+    return DataTrainer(data, normalization, settings, task, teacher, dtype, told, trained, journal.running, team)

@@ -12,6 +12,7 @@ from types import ModuleType
 from torch import nn
 
 from edgeprune.errors import InputError
+from edgeprune.processes import n_processes
 from edgeprune.progress import Progress
 from edgeprune.records import IDENTITY, Metric, ModelInfo
 from edgeprune.requests import CompressRequest
@@ -46,8 +47,15 @@ class Scripted:
         """What the request names; a file that holds both is run once.
 
         Raises:
-            InputError: no such function, one that asks for what it cannot be told, or options that do not go together.
+            InputError: no such function, one that asks for what it cannot be told, or options that do not go together;
+                or several processes would each call it.
         """
+        for option, spec in (("--finetune", request.finetune), ("--evaluate", request.evaluate)):
+            if spec is not None and n_processes() > 1:
+                raise InputError(
+                    f"{option} {spec}: expected one process for a function of yours, got {n_processes()}; without "
+                    "torchrun it may start as many as it likes"
+                )
         if request.metric is not None and request.evaluate is None:
             raise InputError(f"--metric {request.metric}: expected --evaluate, whose figure it names, got none")
         modules: dict[str, ModuleType] = {}

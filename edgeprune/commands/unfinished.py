@@ -18,6 +18,7 @@ from torch import Tensor
 
 from edgeprune.commands.resolve import model_and_data
 from edgeprune.data import read
+from edgeprune.data.ranks import check_same
 from edgeprune.errors import InputError
 from edgeprune.files import check_new
 from edgeprune.formats.digests import update_with
@@ -29,6 +30,7 @@ from edgeprune.records import DataSource, Model
 from edgeprune.requests import CompressRequest
 from edgeprune.results import RunRecord
 from edgeprune.runrecord import run_from_json
+from edgeprune.training import Team
 from edgeprune.training.state import different
 from edgeprune.versions import versions
 
@@ -84,6 +86,17 @@ def identity(request: CompressRequest, model: Model, data: DataSource | None, th
         **_options(request),
         **_digests_of_files(request),
     }
+
+
+def shared_identity(team: Team, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run of several processes this one: with another number of them, sums come out otherwise."""
+    n_ranks = team.share.n_ranks
+    return {**asked, **({"processes": n_ranks} if n_ranks > 1 else {})}
+
+
+def check_alike(team: Team, asked: Mapping[str, Any]) -> None:
+    """Raise InputError, in all processes, where one of them has another network, other data, versions or options."""
+    check_same(team, lambda: asked, "the network, data, versions and options of")
 
 
 def done_before(request: CompressRequest, told: Progress) -> tuple[Path, RunRecord] | None:

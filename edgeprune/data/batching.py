@@ -61,6 +61,10 @@ class Share:
         """E.g. of the 7 indices of a batch the first of two processes takes 4, the second 3."""
         return batch.tensor_split(self.n_ranks)[self.rank]
 
+    def in_turn(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+        """E.g. of 5 batches the first of two processes takes the first, the third and the fifth."""
+        return batches[self.rank :: self.n_ranks]
+
 
 def read(
     split: Dataset[Any], indices: Sequence[Tensor], workers: int = 0, seed: int = 0, change: Change | None = None

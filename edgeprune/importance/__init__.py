@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from torch.export import ExportedProgram
 
 from edgeprune.catalog import find
+from edgeprune.data.ranks import ALONE, Ranks
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.importance import criteria
 from edgeprune.importance.activation import Batches
@@ -24,10 +25,10 @@ BY_WEIGHTS: Mapping[str, Callable[[ChannelGraph, Tensors], Scores]] = {
     "fpgm": criteria.fpgm,
 }
 # Those that need real batches.
-BY_DATA: Mapping[str, Callable[[ExportedProgram, ChannelGraph, Batches, Task], Scores]] = {
+BY_DATA: Mapping[str, Callable[[ExportedProgram, ChannelGraph, Batches, Task, Ranks], Scores]] = {
     "taylor": criteria.taylor,
     "outgoing": criteria.outgoing,
-    "activation": lambda program, graph, batches, task: criteria.activation(program, graph, batches),
+    "activation": lambda program, graph, batches, task, ranks: criteria.activation(program, graph, batches, ranks),
 }
 EFFECTS = ("taylor", "outgoing")  # on the loss: they compare over groups, at what a unit saves
 
@@ -40,6 +41,7 @@ def score(  # noqa: PLR0913 - whose units, by what, and what they are looked at 
     batches: Batches = (),
     seed: int = 0,
     task: Task = CLASSIFICATION,
+    ranks: Ranks = ALONE,
 ) -> Scores:
     """Scores `(n_units,)` for each group by one of the catalog's criteria; higher matters more.
 
@@ -47,6 +49,7 @@ def score(  # noqa: PLR0913 - whose units, by what, and what they are looked at 
         batches: normalised inputs and targets, for "taylor", "outgoing" and "activation".
         seed: for "random".
         task: what "taylor" and "outgoing" take the gradients of.
+        ranks: the processes that each have those batches which are theirs in turn; all get the scores over all batches.
 
     Raises:
         InputError: an unknown criterion, or one that the network or the data do not serve.
@@ -55,7 +58,7 @@ def score(  # noqa: PLR0913 - whose units, by what, and what they are looked at 
     if criterion in BY_WEIGHTS:
         return BY_WEIGHTS[criterion](graph, {**program.constants, **program.state_dict})
     if criterion in BY_DATA:
-        return BY_DATA[criterion](program, graph, batches, task)
+        return BY_DATA[criterion](program, graph, batches, task, ranks)
     return criteria.random_scores(graph, seed)
 
 

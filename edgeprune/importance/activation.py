@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,23 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from edgeprune.data.inputs import Inputs, arguments_of
+from edgeprune.data.ranks import ALONE, Ranks
 from edgeprune.graph import binding
 from edgeprune.graph.capture import Program
 from edgeprune.graph.ops.contraction import is_transposed
 from edgeprune.graph.ops.registry import Kind, kind_of
 
 Batches = Iterable[tuple[Inputs, Any]]  # normalised inputs and targets
+_Sums = Mapping[tuple[str, int], tuple[Tensor, int]]  # of the sizes of each channel, and how many they are
 
 
-def mean_activations(program: ExportedProgram, batches: Batches) -> dict[tuple[str, int], np.ndarray] | None:
+def mean_activations(
+    program: ExportedProgram, batches: Batches, ranks: Ranks = ALONE
+) -> dict[tuple[str, int], np.ndarray] | None:
     """The mean size of each channel that a weight produces (dim 0) or reads (dim 1), by the weight's name and dim.
 
     Of linear layers and convolutions, not transposed ones; what a grouped one reads is left out. None where there are
-    no batches.
+    no batches. Each of several processes has batches of its own, and gets the means over all.
     """
     module = Program.adopt(program).module()
     watch = _Watch(module)
@@ -32,9 +36,18 @@ def mean_activations(program: ExportedProgram, batches: Batches) -> dict[tuple[s
         for x, _ in batches:
             watch.run(*arguments_of(module, x))
             n_batches += 1
-    if n_batches == 0:
-        return None
-    return {key: (total / count).numpy() for key, (total, count) in watch.found.items()}
+    found = _joined(ranks.gathered([watch.found] if n_batches else []))
+    return None if found is None else {key: (total / count).numpy() for key, (total, count) in found.items()}
+
+
+def _joined(parts: list[_Sums]) -> _Sums | None:
+    """The sums of all parts, which are of the same channels; None where there are none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return {
+        key: (torch.stack([part[key][0] for part in parts]).sum(0), sum(part[key][1] for part in parts))
+        for key in parts[0]
+    }
 
 
 class _Watch(fx.Interpreter):

@@ -5,7 +5,7 @@ Each gives `(n_units,)` for each group; higher matters more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from edgeprune.data import fed
+from edgeprune.data.ranks import ALONE, Ranks, in_order
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph, Slot
@@ -89,17 +90,30 @@ def batch_norm_scales(graph: ChannelGraph) -> set[str]:
     return {names[weight.name] for weight in weights if isinstance(weight, torch.fx.Node) and weight.name in names}
 
 
-def taylor(program: ExportedProgram, graph: ChannelGraph, batches: Batches, task: Task = CLASSIFICATION) -> Scores:
+def taylor(
+    program: ExportedProgram,
+    graph: ChannelGraph,
+    batches: Batches,
+    task: Task = CLASSIFICATION,
+    ranks: Ranks = ALONE,
+) -> Scores:
     """First-order effect on the loss of removing a unit, over real batches.
 
     The mean over batches of `(sum of g w over the unit's weights in a tensor) ** 2`, summed over its tensors (Molchanov
     et al., Importance Estimation for Neural Network Pruning, CVPR 2019). `batches` yields normalised inputs and
     the targets of the task.
     """
-    return _mean_effects("taylor", program, batches, task, lambda parameters: effects(graph, parameters))
+    each = _each_effects(program, batches, task, lambda parameters: effects(graph, parameters), ranks)
+    return _mean("taylor", in_order(ranks, each))
 
 
-def outgoing(program: ExportedProgram, graph: ChannelGraph, batches: Batches, task: Task = CLASSIFICATION) -> Scores:
+def outgoing(
+    program: ExportedProgram,
+    graph: ChannelGraph,
+    batches: Batches,
+    task: Task = CLASSIFICATION,
+    ranks: Ranks = ALONE,
+) -> Scores:
     """The squared gradient of a gate on each unit, over real batches: each is counted once, input features too.
 
     The mean over batches of `(sum of g w over all weights that read the unit) ** 2`, see `counted_once`: the same of
@@ -110,22 +124,28 @@ def outgoing(program: ExportedProgram, graph: ChannelGraph, batches: Batches, ta
     def gates(parameters: Tensors) -> Scores:
         return [total**2 for total in by_unit(once, parameters, lambda slot: _effect(slot, parameters))]
 
-    return _mean_effects("outgoing", program, batches, task, gates)
+    return _mean("outgoing", in_order(ranks, _each_effects(program, batches, task, gates, ranks)))
 
 
-def _mean_effects(
-    criterion: str, program: ExportedProgram, batches: Batches, task: Task, effects_of: Callable[[Tensors], Scores]
-) -> Scores:
-    """What `effects_of` makes of the parameters with their gradients, the mean over batches."""
+def _each_effects(
+    program: ExportedProgram, batches: Batches, task: Task, effects_of: Callable[[Tensors], Scores], ranks: Ranks
+) -> Iterator[Scores]:
+    """What `effects_of` makes of the parameters with their gradients, for each batch of this process."""
     module = Program.adopt(program).module()
     parameters = dict(module.named_parameters(remove_duplicate=False))
+    for number, (x, y) in enumerate(batches):
+        module.zero_grad(set_to_none=True)
+        seed = ranks.share.rank + number * ranks.share.n_ranks  # the batch's number among those of all
+        task.scoring(fed(module, x), y, seed=seed).backward()
+        yield effects_of(parameters)
+
+
+def _mean(criterion: str, each: Iterator[Scores]) -> Scores:
+    """The mean over batches."""
     totals: Scores | None = None
     n_batches = 0
-    for x, y in batches:
-        module.zero_grad(set_to_none=True)
-        task.scoring(fed(module, x), y, seed=n_batches).backward()
+    for found in each:
         n_batches += 1
-        found = effects_of(parameters)
         totals = found if totals is None else [total + step for total, step in zip(totals, found, strict=True)]
     if totals is None:
         raise _no_batches(criterion)
@@ -144,7 +164,7 @@ def _effect(slot: Slot, parameters: Tensors) -> np.ndarray:
     return np.asarray(along(slot, parameter * parameter.grad).sum(1).numpy())
 
 
-def activation(program: ExportedProgram, graph: ChannelGraph, batches: Batches) -> Scores:
+def activation(program: ExportedProgram, graph: ChannelGraph, batches: Batches, ranks: Ranks = ALONE) -> Scores:
     """The mean size of what a unit puts out, as it comes to the layers that read it, relative to the group's mean.
 
     Polyak and Wolf, Channel-Level Acceleration of Deep Face Representations, 2015. Over all batches and positions, and
@@ -154,7 +174,7 @@ def activation(program: ExportedProgram, graph: ChannelGraph, batches: Batches) 
     Raises:
         InputError: there are no batches, or a group that no such layer reads or produces.
     """
-    found = mean_activations(program, batches)
+    found = mean_activations(program, batches, ranks)
     if found is None:
         raise _no_batches("activation")
     scores = []

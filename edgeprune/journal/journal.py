@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import CheckError, EdgepruneError, InputError
+from edgeprune.errors import CheckError, EdgepruneError, InputError, LostProcessError
 from edgeprune.files import write_atomically
 from edgeprune.formats.digests import update_with
 from edgeprune.formats.load import unpack
@@ -99,9 +99,14 @@ class Journal:
 
     # -- results ---------------------------------------------------------------------------------------------------
 
+    @property
+    def has_next(self) -> bool:
+        """Whether the next result is there."""
+        return self._is_held and self._reached < len(self._entries)
+
     def comes_to(self, kind: str) -> bool:
         """Whether the next result is there, and of this kind."""
-        return self._is_held and self._reached < len(self._entries) and self._entries[self._reached].kind == kind
+        return self.has_next and self._entries[self._reached].kind == kind
 
     def kept(self, kind: str, asked: str, work: Callable[[], Any], module: nn.Module | None = None) -> Any:
         """What `work` gives, as plain JSON values: from the journal where it is there, else it is done and kept.
@@ -116,7 +121,7 @@ class Journal:
         """
         if not self._is_held:
             return work()
-        if self._reached < len(self._entries):
+        if self.has_next:
             return self._taken(kind, asked, module)
         self._underway = asked
         try:
@@ -194,7 +199,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 def _came_from_outside(error: BaseException) -> bool:
     """Whether a run was stopped rather than came to an end that it would come to again: a disk may be made free."""
-    if not isinstance(error, EdgepruneError):
+    if not isinstance(error, EdgepruneError) or isinstance(error, LostProcessError):
         return True
     cause: BaseException | None = error
     while cause is not None:

@@ -13,7 +13,8 @@ from edgeprune.cost.limits import Aim
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.journal.journal import Journal, fingerprint, tensors_of
+from edgeprune.journal.journal import fingerprint, tensors_of
+from edgeprune.journal.shared import Results
 from edgeprune.records import Evaluation, Metric
 from edgeprune.results import FeatureCount
 from edgeprune.search.candidate import Gauge, Measured
@@ -29,7 +30,7 @@ class KeptTrainer:
     """
 
     inner: Trainer
-    journal: Journal
+    journal: Results
 
     @property
     def trains(self) -> bool:
@@ -97,7 +98,7 @@ class KeptProber:
     """A prober whose losses are kept."""
 
     inner: Prober
-    journal: Journal
+    journal: Results
 
     def probed(self, module: nn.Module, settled: bool) -> float:
         """The loss, or what it was."""
@@ -108,7 +109,7 @@ class KeptProber:
         return loss
 
 
-def kept_gauge(gauge: Gauge, journal: Journal) -> Gauge:
+def kept_gauge(gauge: Gauge, journal: Results) -> Gauge:
     """A gauge of files whose measurements are kept: no two of one file come out alike."""
 
     def measured(program: Program, surely: bool) -> Measured:

@@ -15,8 +15,8 @@ Values = dict[fx.Node, Any]
 class Lockstep:
     """Every batch of a network stands at the same node, with the values that are still to be read.
 
-    A batch may join later: it is run up to there by itself. `peak` is the most memory that the values took since it was
-    set to 0, where the network `is_weighed`.
+    A batch may join later: it is run up to there by itself. `numbers` tells the batches apart. `peak` is the most
+    memory that the values took since it was set to 0, where the network `is_weighed`.
     """
 
     def __init__(self, module: fx.GraphModule, is_weighed: bool = False) -> None:
@@ -24,6 +24,7 @@ class Lockstep:
         self._nodes: list[fx.Node] = list(module.graph.nodes)
         self.position = 0
         self.batches: list[Values] = []
+        self.numbers: list[int] = []
         self.peak = 0
         self._is_weighed = is_weighed
 
@@ -45,13 +46,14 @@ class Lockstep:
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(storages.values())
 
-    def join(self, leaves: Sequence[Any]) -> None:
+    def join(self, leaves: Sequence[Any], number: int) -> None:
         """Let one more batch come to where the others are; `leaves` are its inputs in order."""
         inputs = [node for node in self._nodes if node.op == "placeholder"]
         values: Values = dict(zip(inputs, leaves, strict=True))
         for node in self._nodes[: self.position]:
             self._run(node, values)
         self.batches.append(values)
+        self.numbers.append(number)
 
     def tried(self, values: Values) -> Any:
         """What the next node gives on one batch; it stays the next."""

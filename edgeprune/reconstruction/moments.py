@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgeprune.data.ranks import Ranks
+
 _RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10)  # times the mean variance of the inputs
 _LARGE = 1000  # unknowns, from which on every other one is tried
 _PATIENCE = 2  # how many in a row may do worse before no lower one is tried
@@ -57,6 +59,14 @@ class Moments:
             self.missing + other.missing,
             self.n + other.n,
         )
+
+    def of_all(self, ranks: Ranks) -> Moments:
+        """The sums over the rows of all processes, the same on each of them."""
+        if ranks.share.n_ranks == 1:
+            return self
+        missing, n = ranks.summed(torch.tensor([self.missing, self.n], dtype=torch.float64)).tolist()
+        xx, xr, x, r = (ranks.summed(part) for part in (self.xx, self.xr, self.x, self.r))
+        return Moments(xx, xr, x, r, missing, int(n))
 
     @property
     def is_finite(self) -> bool:

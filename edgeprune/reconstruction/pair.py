@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from edgeprune.data.ranks import ALONE, Ranks
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.reconstruction.lockstep import Lockstep
 from edgeprune.reconstruction.moments import Moments, Solution, solved
@@ -50,6 +51,7 @@ class Pair:
 
     def __init__(self, module: fx.GraphModule, dense: fx.GraphModule, plan: PruningPlan, every: int) -> None:
         self._module, self._dense, self._plan, self._every = module, dense, plan, every
+        self._ranks: Ranks = ALONE
         self._tensors = _tensors_of(module)
         self._dense_tensors = _tensors_of(dense)
         self._readers = {reader.node: reader for reader in readers_of(module).values()}
@@ -60,8 +62,9 @@ class Pair:
     def rehearsed(self, piece: Piece) -> list[int]:
         """The most bytes that a piece takes at each node of the slim network or any after it."""
         slim, reference = Lockstep(self._module, True), Reference(self._dense, self._wanted, True)
-        slim.join(piece)
-        reference.join(piece)
+        slim.join(piece, 0)
+        reference.join(piece, 0)
+        reference.n_all = 1
         sizes = []
         while not slim.is_done:
             slim.peak, reference.peak = 0, reference.n_bytes
@@ -70,10 +73,18 @@ class Pair:
             sizes.append(max(slim.peak, slim.n_bytes) + reference.peak)
         return list(itertools.accumulate(reversed(sizes), max))[::-1]
 
+    def share_with(self, ranks: Ranks) -> None:
+        """Share the pieces out, before any has joined; each process has to have one of the first that do."""
+        self._ranks = ranks
+        self._reference = Reference(self._dense, self._wanted, ranks=ranks)
+
     def join(self, piece: Piece) -> None:
-        """Look at one more piece from here on."""
-        self._slim.join(piece)
-        self._reference.join(piece)
+        """Look at one more piece from here on, in the process whose turn it is."""
+        number, share = self._reference.n_all, self._ranks.share
+        self._reference.n_all += 1
+        if number % share.n_ranks == share.rank:
+            self._slim.join(piece, number)
+            self._reference.join(piece, number)
 
     def step(self) -> LayerReconstruction | None:
         """Run the slim network's next node; what came of it where it is a layer that the dense network has too."""
@@ -132,33 +143,32 @@ class Pair:
         """What is missing of the dense layer's kept outputs, beside what the slim one reads."""
         groups, n_in, n_out = reader.matrix(self._tensors[reader.weight]).shape
         kept = self._kept_outputs(reader)
-        each = -(-self._wanted[reader.weight].n_rows // len(noted.rows))
         sums = _Sums(Moments.none(groups, n_in, n_out), self._every)
-        for number, (values, want, shape) in enumerate(zip(self._slim.batches, noted.rows, noted.shapes)):  # noqa: B905
+        slim = zip(self._slim.numbers, self._slim.batches, strict=True)
+        for (number, values), want, shape in zip(slim, noted.rows, noted.shapes):  # noqa: B905
             given = self._slim.tried(values)
             if n_rows(given, reader) != shape.numel() // shape[-1 if reader.window is None else 1]:
                 return None
-            index = drawn(n_rows(given, reader), each, number)
+            index = drawn(n_rows(given, reader), noted.n_each, number)
             target = want[:, kept].double()
             missing = target - outputs_at(given, reader, index).double()
             rows = inputs_at(values[reader.source], reader, index).double()
             sums.add(number, rows, missing.reshape(len(index), groups, n_out), target)
-        return sums.problem
+        return sums.problem(self._ranks)
 
     def _of_inputs(self, reader: Reader, noted: Noted) -> _Problem | None:
         """What is missing of the dense layer's inputs, beside those that are left of them."""
         kept = self._kept(reader.weight, 0 if reader.transposed else 1)
-        each = -(-self._wanted[reader.weight].n_rows // len(noted.rows))
         sums = _Sums(Moments.none(1, len(kept), noted.rows[0].shape[1]), self._every)
-        for number, (values, want) in enumerate(zip(self._slim.batches, noted.rows)):  # noqa: B905
+        for number, values, want in zip(self._slim.numbers, self._slim.batches, noted.rows):  # noqa: B905
             whole = inputs_of(values[reader.source])
-            rows = whole[drawn(len(whole), each, number)].double()
+            rows = whole[drawn(len(whole), noted.n_each, number)].double()
             if len(rows) != len(want):
                 return None
             target = want.double()
             missing = target.index_add(1, kept, rows, alpha=-1)
             sums.add(number, rows.unsqueeze(1), missing.unsqueeze(1), target)
-        return sums.problem
+        return sums.problem(self._ranks)
 
     def _put(self, reader: Reader, found: Solution) -> None:
         weight = self._tensors[reader.weight]
@@ -193,7 +203,7 @@ class Pair:
         before = self._reference.spread(mean)
         if before is None:
             return
-        now = spread_of([values[source] for values in self._slim.batches[: before.n_batches]])
+        now = spread_of([values[source] for values in self._slim.batches[: before.n_batches]], self._ranks)
         kept = self._kept(mean, 0)
         ratio = torch.where(before.var[kept] > 0, now.var / before.var[kept], 1.0)
         if not (now.mean.isfinite().all() and ratio.isfinite().all()):
@@ -241,13 +251,16 @@ class _Sums:
         squares, count, total = self._targets
         self._targets = squares + float(target.square().sum()), count + len(target), total + target.sum(0)
 
-    @property
-    def problem(self) -> _Problem:
-        """All of it."""
+    def problem(self, ranks: Ranks) -> _Problem:
+        """All of it, of all processes."""
         squares, count, total = self._targets
+        if ranks.share.n_ranks > 1:
+            squares, n = ranks.summed(torch.tensor([squares, count], dtype=torch.float64)).tolist()
+            count, total = int(n), ranks.summed(total)
         size = squares / count
         variance = size - float((total / count).square().sum())
-        return _Problem(self._fit, self._held, variance if variance > CONSTANT * size else size)
+        fit, held = self._fit.of_all(ranks), self._held.of_all(ranks)
+        return _Problem(fit, held, variance if variance > CONSTANT * size else size)
 
 
 def _note(problem: _Problem, found: Solution) -> str:

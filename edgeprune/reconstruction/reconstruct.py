@@ -15,6 +15,7 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
+from edgeprune.data.ranks import ALONE, Ranks
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.faults import public
@@ -81,10 +82,19 @@ def reconstruct(
     return found.program
 
 
-def reconstructed(
-    program: ExportedProgram, slim: Program, plan: PruningPlan, batches: Iterable[Any], *, n_samples: int = N_SAMPLES
+def reconstructed(  # noqa: PLR0913 - two networks, how the one came of the other, and what they are looked at with
+    program: ExportedProgram,
+    slim: Program,
+    plan: PruningPlan,
+    batches: Iterable[Any],
+    *,
+    n_samples: int = N_SAMPLES,
+    ranks: Ranks = ALONE,
 ) -> Reconstructed:
-    """`reconstruct`, with the record of it; with one sample nothing is solved."""
+    """`reconstruct`, with the record of it; with one sample nothing is solved.
+
+    The processes of `ranks` are all given the same batches, and run their part of the samples; each gets the same.
+    """
     start = time.perf_counter()
     check_untrained(program)
     check_untrained(slim)
@@ -94,7 +104,7 @@ def reconstructed(
     module = slim.own_module()
     dense = Program.adopt(fold(program) if plan.folded else program).frozen_module()
     every = period(len(samples))
-    layers = _run(Pair(module, dense, plan, every), samples) if every > 1 else []
+    layers = _run(Pair(module, dense, plan, every), samples, ranks) if every > 1 else []
     before, after = errors(dense, (slim.frozen_module(), module), samples[every - 1 :: every])
     spoilt = [layer for layer in layers if layer.before > 0]
     means = [sum(getattr(one, name) for one in spoilt) / max(1, len(spoilt)) for name in ("before", "after")]
@@ -107,16 +117,21 @@ def has_state(program: ExportedProgram, plan: PruningPlan) -> bool:
     return bool(plan.state) or bool(state_buffers(program))
 
 
-def _run(pair: Pair, samples: list[Piece]) -> list[LayerReconstruction]:
+def _run(pair: Pair, samples: list[Piece], ranks: Ranks) -> list[LayerReconstruction]:
     """Run both networks side by side over all samples, each layer once it is solved.
 
-    As the values that are still to be read become smaller, more samples join.
+    As the values that are still to be read become smaller, more samples join. Where fewer begin than there are
+    processes, each runs all of them.
     """
-    sizes, layers = pair.rehearsed(samples[0]), []
+    layers = []
+    rooms = [
+        max(period(len(samples)), min(_MEMORY // max(1, most), len(samples))) for most in pair.rehearsed(samples[0])
+    ]
+    if rooms and rooms[0] >= ranks.share.n_ranks:
+        pair.share_with(ranks)
     waiting = iter(samples)
     joined = 0
-    for most in sizes:
-        room = max(period(len(samples)), min(_MEMORY // max(1, most), len(samples)))
+    for room in rooms:
         for _ in range(room - joined):
             pair.join(next(waiting))
         joined = max(joined, room)

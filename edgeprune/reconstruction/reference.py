@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from edgeprune.data.ranks import ALONE, Ranks
 from edgeprune.graph import binding
 from edgeprune.graph.call import operator_name
 from edgeprune.reconstruction.lockstep import Lockstep
@@ -26,7 +27,7 @@ class Norm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spread:
-    """Mean and variance of every channel over so many batches, float64 `(n_channels,)`."""
+    """Mean and variance of every channel, float64 `(n_channels,)`; `n_batches` of them lie in this process."""
 
     mean: Tensor
     var: Tensor
@@ -35,10 +36,14 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Noted:
-    """Rows of what a reader gives, or of what it reads, for each batch, and the shapes of all that it gives."""
+    """Rows of what a reader gives, or of what it reads, for each batch, and the shapes of all that it gives.
+
+    At most `n_each` are looked at of each batch.
+    """
 
     rows: list[Tensor]
     shapes: list[torch.Size]
+    n_each: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +59,18 @@ class Reference(Lockstep):
 
     Args:
         wanted: by the weights of the readers that are to be noted.
+        ranks: the processes among which the batches are shared out; `n_all` counts those of all of them.
     """
 
-    def __init__(self, module: fx.GraphModule, wanted: Mapping[str, Wanted], is_weighed: bool = False) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        wanted: Mapping[str, Wanted],
+        is_weighed: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> None:
         super().__init__(module, is_weighed)
-        self._wanted = wanted
+        self._wanted, self._ranks, self.n_all = wanted, ranks, 0
         self._readers = {reader.node: reader for reader in readers_of(module).values() if reader.weight in wanted}
         self._norms = norms_of(module)
         self._noted: dict[str, Noted] = {}
@@ -81,7 +93,7 @@ class Reference(Lockstep):
         node = self.next
         norm, reader = self._norms.get(node), self._readers.get(node)
         if norm is not None:
-            self._spreads[norm.mean] = spread_of([values[norm.source] for values in self.batches])
+            self._spreads[norm.mean] = spread_of([values[norm.source] for values in self.batches], self._ranks)
         read = [values[reader.source] for values in self.batches] if reader is not None else []
         super().step()
         if reader is not None:
@@ -90,13 +102,16 @@ class Reference(Lockstep):
 
     def _of_reader(self, reader: Reader, read: list[Tensor], given: list[Tensor]) -> Noted:
         wanted = self._wanted[reader.weight]
-        each = -(-wanted.n_rows // max(1, len(given)))
+        each = -(-wanted.n_rows // max(1, self.n_all))
         shapes = [y.shape for y in given]
         if wanted.of_inputs:
             whole = [inputs_of(x) for x in read]
-            return Noted([rows[drawn(len(rows), each, seed)] for seed, rows in enumerate(whole)], shapes)
-        rows = [outputs_at(y, reader, drawn(n_rows(y, reader), each, seed)) for seed, y in enumerate(given)]
-        return Noted(rows, shapes)
+            of_inputs = zip(self.numbers, whole, strict=True)
+            return Noted([rows[drawn(len(rows), each, seed)] for seed, rows in of_inputs], shapes, each)
+        of_outputs = zip(self.numbers, given, strict=True)
+        return Noted(
+            [outputs_at(y, reader, drawn(n_rows(y, reader), each, seed)) for seed, y in of_outputs], shapes, each
+        )
 
 
 def norms_of(module: fx.GraphModule) -> dict[fx.Node, Norm]:
@@ -113,11 +128,13 @@ def norms_of(module: fx.GraphModule) -> dict[fx.Node, Norm]:
     return found
 
 
-def spread_of(xs: Sequence[Tensor]) -> Spread:
-    """Of values `(batch, n_channels, ...)`, one of each batch."""
+def spread_of(xs: Sequence[Tensor], ranks: Ranks = ALONE) -> Spread:
+    """Of values `(batch, n_channels, ...)`, one of each batch of all processes; each has at least one."""
     dims, shape = [0, *range(2, xs[0].dim())], [1, -1] + [1] * (xs[0].dim() - 2)
     count = sum(x.numel() // x.shape[1] for x in xs)
-    mean = torch.stack([x.double().sum(dims) for x in xs]).sum(0) / count
+    if ranks.share.n_ranks > 1:
+        count = int(ranks.summed(torch.tensor(count)))
+    mean = ranks.summed(torch.stack([x.double().sum(dims) for x in xs]).sum(0)) / count
     # The squares are summed of what is centred: E[x^2] - E[x]^2 would lose digits.
     squares = [(x.double() - mean.reshape(shape)).square().sum(dims) for x in xs]
-    return Spread(mean, torch.stack(squares).sum(0) / max(1, count - 1), len(xs))
+    return Spread(mean, ranks.summed(torch.stack(squares).sum(0)) / max(1, count - 1), len(xs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -13,6 +14,7 @@ from edgeprune.cost.limits import Aim
 from edgeprune.cost.macs import macs
 from edgeprune.cost.models import latency_model, main_step
 from edgeprune.cost.widths import Alignment
+from edgeprune.data.ranks import ALONE, Ranks, check_same
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
@@ -42,12 +44,12 @@ class Cutter:
     """Makes candidates of the `dense` network and of one another, as its `manner` says; it knows no budgets.
 
     Units are scored and cuts are proved on the samples, where there are any. What a candidate that was cut
-    does is not known yet: its `val` is None.
+    does is not known yet: its `val` is None. The processes of `ranks` each have a cutter, and share the samples out.
     """
 
-    def __init__(self, dense: Program, manner: Manner, samples: Samples | None) -> None:
+    def __init__(self, dense: Program, manner: Manner, samples: Samples | None, ranks: Ranks = ALONE) -> None:
         self.manner = manner
-        self._samples = samples
+        self._samples, self._ranks = samples, ranks
         self.graph = self._analyzed(dense)
         self.dense = Candidate(dense, None, macs(dense), self.graph.n_features, None)
         self._features = feature_counts(self.graph.analysis)
@@ -216,12 +218,11 @@ class Cutter:
         program = candidate.program
         if self._latest_scores is None or self._latest_scores[0] is not program:
             samples, how = self._samples, self.manner
-            batches, task = (samples.score_batches(), samples.task) if samples else ((), CLASSIFICATION)
+            own = samples.score_batches(self._ranks.share) if samples else ()
+            task = samples.task if samples else CLASSIFICATION
             graph = self.graph_of(candidate)
-            self._latest_scores = (
-                program,
-                score(program, graph, how.criterion, batches=batches, seed=how.seed, task=task),
-            )
+            found = score(program, graph, how.criterion, batches=own, seed=how.seed, task=task, ranks=self._ranks)
+            self._latest_scores = (program, found)
         return self._latest_scores[1]
 
     def _alignment(self, graph: ChannelGraph) -> Alignment:
@@ -299,16 +300,25 @@ class Cutter:
             return slim
         samples = (x for x, _ in self._samples.score_batches())
         program, plan = (before.program, step) if self._samples.trains else (self.dense.program, slim.plan or step)
-        found = reconstructed(program, slim.program, plan, samples, n_samples=n_samples)
+        found = reconstructed(program, slim.program, plan, samples, n_samples=n_samples, ranks=self._ranks)
         return replace(slim, program=found.program, reconstruction=found.record)
 
     def _made(self, before: Candidate, slim: Program, step: PruningPlan, error: float) -> Candidate:
-        """What one more cut has come to, counted from the dense network."""
+        """What one more cut has come to, counted from the dense network.
+
+        Raises:
+            InputError: another process has cut by another plan.
+        """
+        check_same(self._ranks, lambda: {"plan": _sha256(step)}, "the plan of")
         plan = _of_dense(before, step)
         n_features = before.n_features
         if plan.inputs:
             n_features = count_kept(self._features, plan.inputs)
         return Candidate(slim, plan, macs(slim), n_features, None, max(error, before.proof_error))
+
+
+def _sha256(plan: PruningPlan) -> str:
+    return hashlib.sha256(plan.to_json().encode()).hexdigest()
 
 
 def _of_dense(before: Candidate, step: PruningPlan) -> PruningPlan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from torch import nn
 
 from edgeprune.cost.limits import Aim
-from edgeprune.data import Inputs, batches, prepared
+from edgeprune.data import Inputs, Share, batches, order, prepared, read
+from edgeprune.data.ranks import ALONE
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, Evaluation, Metric, Normalization
@@ -19,7 +19,7 @@ from edgeprune.results import EpochRecord, FeatureCount
 from edgeprune.search.trainer import Round
 from edgeprune.settings import TrainSettings
 from edgeprune.tasks.task import Task
-from edgeprune.training import Judge, StateFile, fit, recalibrate
+from edgeprune.training import Judge, StateFile, Team, fit, recalibrate
 
 _TAYLOR_BATCHES = 64
 _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
@@ -40,6 +40,7 @@ class DataTrainer:
     `teacher` is the network whose outputs are learned beside the targets, or that are the targets; `dtype` is the type
     of its inputs. `trained_epochs` counts those of the dense network's own training, by the same settings; None
     where that is not known. `running` says where the training that begins keeps its state, if anywhere.
+    The processes of a `team` share the samples out: each has a trainer of its own, which does the same as theirs.
     """
 
     data: DataSource
@@ -51,6 +52,7 @@ class DataTrainer:
     progress: Progress = Silent()  # noqa: RUF009 - it has no state
     trained_epochs: int | None = None
     running: Callable[[], StateFile | None] = _nowhere
+    team: Team | None = None
 
     @property
     def judge(self) -> Judge:
@@ -79,7 +81,7 @@ class DataTrainer:
             Whether anything has changed.
         """
         if not self.trains:
-            return recalibrate(module, self.data, self.normalization) > 0
+            return recalibrate(module, self.data, self.normalization, ranks=self.team or ALONE) > 0
         own = self.settings
         first, last, whole = self._epochs(training)
         settings = replace(
@@ -146,22 +148,23 @@ class DataTrainer:
 
     def evaluation(self, module: nn.Module) -> Evaluation:
         """What the task makes of the validation split."""
-        return self.judge.evaluation(module, self.data.val)
+        return self.judge.evaluation(module, self.data.val, team=self.team)
 
     def probed(self, module: nn.Module, settled: bool) -> float:
         """The loss on a share of the validation split; batch norm is estimated again first, but where it is settled."""
         if not settled:
-            recalibrate(module, self.data, self.normalization, n_batches=_SETTLING)
-        return self.judge.loss(module, self.data.val, N_PROBED)
+            recalibrate(module, self.data, self.normalization, n_batches=_SETTLING, ranks=self.team or ALONE)
+        return self.judge.loss(module, self.data.val, N_PROBED, self.team)
 
     def standard_error(self, dense: Evaluation, slim: Evaluation) -> float:
         """By the task, of the same samples."""
         return self.task.standard_error(dense.outcomes, slim.outcomes)
 
-    def score_batches(self) -> Iterator[tuple[Inputs, Any]]:
-        """A few normalised training batches with the task's targets, small ones."""
-        stream = batches(self.data.train, _TAYLOR_SIZE, shuffle=True, seed=self.settings.seed)
-        for raw, targets in itertools.islice(stream, _TAYLOR_BATCHES):
+    def score_batches(self, share: Share = Share()) -> Iterator[tuple[Inputs, Any]]:  # noqa: B008 - it has no state
+        """A few normalised training batches with the task's targets, small ones: those that are a share's in turn."""
+        n_samples = len(self.data.train)  # type: ignore[arg-type]
+        chosen = order(n_samples, _TAYLOR_SIZE, shuffle=True, seed=self.settings.seed)[:_TAYLOR_BATCHES]
+        for raw, targets in read(self.data.train, share.in_turn(chosen)):
             x = prepared(raw, self.normalization, _CPU, self.dtype)
             yield x, self.judge.targets(x, targets)
 

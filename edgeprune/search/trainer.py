@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from edgeprune.cost.limits import Aim
-from edgeprune.data import Inputs
+from edgeprune.data import Inputs, Share
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.records import Evaluation, Metric
 from edgeprune.results import FeatureCount
@@ -70,8 +70,11 @@ class Samples(Protocol):
     def trains(self) -> bool:
         """Whether weights are trained on them between the cuts."""
 
-    def score_batches(self) -> Iterable[tuple[Inputs, Any]]:
-        """A few batches of inputs as the network takes them, with their targets, to score units by."""
+    def score_batches(self, share: Share = ...) -> Iterable[tuple[Inputs, Any]]:
+        """A few batches of inputs as the network takes them, with their targets, to score units by.
+
+        All of them, or those that are a process's in turn.
+        """
 
     def some_inputs(self) -> Inputs:
         """A batch as the network takes it, which a cut is proved on."""

@@ -69,14 +69,17 @@ class Judge:
             found = sorted(team.gathered(found), key=lambda part: part[0][0])
         return joined([part for _, part in found]), loss / n_samples
 
-    def loss(self, module: nn.Module, split: Dataset[Any], most: int) -> float:
-        """The mean loss on at most so many samples of a split, evenly spaced."""
+    def loss(self, module: nn.Module, split: Dataset[Any], most: int, team: Team | None = None) -> float:
+        """The mean loss on at most so many samples of a split, evenly spaced; shared out as by `outcomes`."""
         n_samples = len(split)  # type: ignore[arg-type]
         chosen = torch.linspace(0, n_samples - 1, min(most, n_samples)).round().long()
-        indices, total = list(chosen.split(_BATCH)), 0.0
+        share, total = team.share if team else Share(), 0.0
+        indices = [part for batch in chosen.split(_BATCH) if len(part := share.of(batch))]
         answered = outputs_of(module, split, self.normalization, indices)
         for index, (x, outputs, targets) in zip(indices, answered, strict=True):
             total += self.task.summed_loss(outputs, self.targets(x, targets), len(index))
+        if team and share.n_ranks > 1:
+            total = team.summed(torch.tensor(total, dtype=torch.float64)).item()
         return total / len(chosen)
 
     def evaluation(

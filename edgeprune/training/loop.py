@@ -250,7 +250,10 @@ class _Run:
             self.best = score, {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
     def _keep_state(self) -> None:
-        if self.checkpoint is None or not self.checkpoint.is_due:
+        if self.checkpoint is None:
+            return
+        # Where it is due by the clock, the main process's counts: all hand over what they have, or none does.
+        if not self.team.any(self.team.is_main and self.checkpoint.is_due):
             return
         random = self.team.rows(random_state(self.device))
         if self.team.is_main:

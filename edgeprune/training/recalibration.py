@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from edgeprune.data import batches, fed, prepared
+from edgeprune.data import fed, order, prepared, read
+from edgeprune.data.ranks import ALONE, Ranks
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource, Normalization
 from edgeprune.training.batchnorm import BatchNormCall, batch_norm_call
@@ -27,6 +27,7 @@ def recalibrate(  # noqa: PLR0913 - what is estimated, and on how much
     n_batches: int = 32,
     batch_size: int = 128,
     seed: int = 0,
+    ranks: Ranks = ALONE,
 ) -> int:
     """Set the running mean and variance of every batch norm to their mean over training batches, in place.
 
@@ -37,6 +38,7 @@ def recalibrate(  # noqa: PLR0913 - what is estimated, and on how much
     Args:
         module: takes the data's inputs `(batch, ...)`, normalised; an nn.Module or an exported graph.
         n_batches: at most so many batches of `batch_size` are taken of the training split, shuffled by `seed`.
+        ranks: the processes among which the batches are shared out; each calls this and has the same in the end.
 
     Returns:
         How many pairs of statistics were estimated; 0 for a network without batch norm, which is left alone.
@@ -47,11 +49,16 @@ def recalibrate(  # noqa: PLR0913 - what is estimated, and on how much
     if n_batches < 1:
         raise InputError(f"recalibration: expected at least 1 batch, got {n_batches}")
     device, dtype = device_of(module), float_type(module)
+    chosen = order(len(data.train), batch_size, shuffle=True, seed=seed)[:n_batches]  # type: ignore[arg-type]
+    own = ranks.share.in_turn(chosen)
+    # Where none falls to this process, one that does not count tells what there is to be estimated.
     with in_eval(module), torch.no_grad(), _Estimating() as estimating:
-        for x, _ in itertools.islice(batches(data.train, batch_size, shuffle=True, seed=seed), n_batches):
+        for x, _ in read(data.train, own or chosen[:1]):
             fed(module, prepared(x, normalization, device, dtype))
             if not estimating.found:
                 break
+    for statistics in estimating.found.values():
+        statistics.add_up(ranks, counts=bool(own))
     for number, statistics in enumerate(estimating.found.values()):
         if not (statistics.mean.isfinite().all() and statistics.var.isfinite().all()):
             raise InputError(f"recalibration: expected finite inputs of batch norm {number}, got NaN or infinity")
@@ -69,6 +76,16 @@ class _Statistics:
     mean: Tensor
     var: Tensor
     n_calls: int = 0
+
+    def add_up(self, ranks: Ranks, counts: bool) -> None:
+        """Take the sums over the calls of all processes; those of this one only where it `counts`."""
+        if ranks.share.n_ranks == 1:
+            return
+        sums = torch.stack([self.mean, self.var]).double()
+        calls = torch.tensor(self.n_calls if counts else 0, dtype=torch.float64)
+        total = ranks.summed(sums if counts else torch.zeros_like(sums))
+        self.mean, self.var = total.to(self.mean.dtype)
+        self.n_calls = int(ranks.summed(calls))
 
     def put(self) -> None:
         """Write the means into the network."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from datetime import timedelta
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from edgeprune.data import Share
-from edgeprune.errors import InputError, TrainingError
-from edgeprune.processes import n_processes
+from edgeprune.errors import InputError, LostProcessError
+from edgeprune.processes import n_processes, rank
 from edgeprune.settings import TrainSettings
 from edgeprune.training.batchnorm import GlobalBatchNorm
 from edgeprune.training.placement import device_of, is_movable
@@ -21,10 +23,12 @@ _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _DEVICES = ("auto", "cpu", "cuda")
 # What gloo and nccl say where another process has gone.
 _GONE = ("closed by peer", "reset by peer", "broken pipe", "remote process exited", "nccl", "gloo")
+_PATIENCE = timedelta(days=30)  # while the main process measures or writes, the others wait; one that ends is noticed
+_T = TypeVar("_T")
 
 
 class Team:
-    """This process's place among those that train together, the device it computes on, and how they add up.
+    """This process's place among those that work together, the device it trains on, and how they add up.
 
     They go through the same steps: where one adds up, all do. Each takes its `share` of every batch; batch norm and
     gradients are those of the whole batch, so that the weights are those of a single process. What is random within
@@ -35,19 +39,30 @@ class Team:
     """
 
     def __init__(self, settings: TrainSettings) -> None:
-        on_gpu = _on_gpu(settings)
-        from accelerate import Accelerator
+        self._on_gpu, self._settings = _on_gpu(settings), settings
+        self.share = Share(rank(), n_processes())
+        if self.share.n_ranks > 1:
+            self._accelerator  # noqa: B018 - the processes meet here, and not where one of them first has to add up
+
+    @cached_property
+    def _accelerator(self) -> Any:
+        """Made where it is first needed: a process that is alone and does not train needs none."""
+        from accelerate import Accelerator, InitProcessGroupKwargs
         from accelerate.state import AcceleratorState
 
-        precision = _PRECISIONS[settings.precision]
+        precision, on_gpu = _PRECISIONS[self._settings.precision], self._on_gpu
         state = AcceleratorState._shared_state
         if state and (state.get("_mixed_precision") != precision or (state["device"].type == "cuda") != on_gpu):
             # The precision and the device are the process's, for accelerate, and another training may have had others.
             AcceleratorState._reset_state(reset_partial_state=n_processes() == 1)
-        self._accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision)
-        self._settings = settings
-        self.share = Share(self._accelerator.process_index, self._accelerator.num_processes)
-        self.device: torch.device = self._accelerator.device
+        patient = InitProcessGroupKwargs(timeout=_PATIENCE)
+        return Accelerator(cpu=not on_gpu, mixed_precision=precision, kwargs_handlers=[patient])
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains, and where what is added up lies meanwhile."""
+        found: torch.device = self._accelerator.device
+        return found
 
     @property
     def is_main(self) -> bool:
@@ -68,6 +83,8 @@ class Team:
 
     def summed(self, tensor: Tensor) -> Tensor:
         """As `total`, on this process's device and without gradients."""
+        if self.share.n_ranks == 1:
+            return tensor.detach()
         placed: Tensor = tensor.detach().to(self.device)
         return self._accelerator.reduce(placed, "sum").to(tensor.device)
 
@@ -93,6 +110,17 @@ class Team:
         if content:
             buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         return self.summed(buffer).numpy().tobytes()
+
+    def by_main(self, work: Callable[[], _T]) -> _T:
+        """What `work` gives to the main process, the only one that does it, handed to all; the others wait."""
+        if self.share.n_ranks == 1:
+            return work()
+        from accelerate.utils import broadcast_object_list
+
+        found: list[Any] = [work() if self.is_main else None]
+        broadcast_object_list(found)
+        result: _T = found[0]
+        return result
 
     def gathered(self, rows: list[Any]) -> list[Any]:
         """What the processes have, one after the other, on all of them."""
@@ -174,8 +202,8 @@ class Team:
         except RuntimeError as error:
             if self.share.n_ranks == 1 or not any(sign in str(error).lower() for sign in _GONE):
                 raise
-            raise TrainingError(
-                f"training: expected {self.share.n_ranks} processes, got one that has ended; its own message says why"
+            raise LostProcessError(
+                f"expected {self.share.n_ranks} processes to the end, got one that has ended; its own message says why"
             ) from error
 
     def disband(self) -> None:

@@ -91,6 +91,14 @@ def killed_at(folder: Path, call: str, number: int, *arguments: object) -> int:
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True).returncode
 
 
+def torchrun(folder: Path, n_ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a script or a module in so many processes, as torchrun does on one machine."""
+    command = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
+    return subprocess.run(
+        [*command, *map(str, arguments)], cwd=folder, env=environment(), capture_output=True, text=True, timeout=600
+    )
+
+
 def done(folder: Path, *arguments: object) -> Result:
     """Run a command that must succeed, in this process."""
     result = run(folder, *arguments)

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from commands import NETS, PYTHON, ROOT, done, killed_at, names, refused, run
+from commands import NETS, PYTHON, ROOT, done, killed_at, names, refused, run, torchrun
 
 NETS_HERE = '''
 import os
@@ -86,15 +86,6 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
     assert first.keys() == second.keys()
     return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
-
-
-def torchrun(folder: Path, n_ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script or a module in so many processes, as torchrun does on one machine."""
-    command = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
