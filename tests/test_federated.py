@@ -341,11 +341,11 @@ def request_of(out: Path, settings: FederatedSettings = QUICK) -> FederateReques
 
 
 def test_a_network_is_trained_and_compress_reads_it(tmp_path: Path) -> None:
-    settings = replace(QUICK, rounds=8, alpha=10.0, local_epochs=4, batch_size=16, lr=0.3)
+    settings = replace(QUICK, clients=4, rounds=5, alpha=10.0, local_epochs=3, batch_size=16, lr=0.3)
     record = federate(request_of(tmp_path / "model.pt", settings))
-    assert record.test_value > 0.6
+    assert record.test_value > 0.5
     assert record.zero_share == pytest.approx(0.8, abs=0.001)
-    assert [one.n_taken for one in record.rounds] == [4] * 8
+    assert [one.n_taken for one in record.rounds] == [4] * 5
     model = edgeprune.load_model(str(tmp_path / "model.pt"))
     assert model.info.data == "digits" and model.info.training is None
     weights = [own for own in model.program.state_dict.values() if own.dim() > 1]
@@ -358,7 +358,7 @@ def test_a_network_is_trained_and_compress_reads_it(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_network(tmp_path: Path) -> None:
-    settings = replace(QUICK, rounds=2, leaving=0.3)
+    settings = replace(QUICK, rounds=1, leaving=0.3)
     records = [federate(request_of(tmp_path / f"{name}.pt", settings)) for name in "ab"]
     states = [edgeprune.load_model(record.out).program.state_dict for record in records]
     assert records[0].rounds == records[1].rounds
