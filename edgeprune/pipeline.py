@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from edgeprune.commands.certify import certify
     from edgeprune.commands.compress import compress
     from edgeprune.commands.export import export
+    from edgeprune.commands.federate import federate
     from edgeprune.commands.inspect import inspect
     from edgeprune.commands.profile import profile
     from edgeprune.commands.train import train
     from edgeprune.commands.validate import validate
 
-__all__ = ["bench", "certify", "compress", "export", "inspect", "profile", "train", "validate"]
+__all__ = ["bench", "certify", "compress", "export", "federate", "inspect", "profile", "train", "validate"]
 
 
 def __getattr__(name: str) -> Any:

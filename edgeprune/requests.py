@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgeprune.records import InputInfo, Int8For
-from edgeprune.settings import ALLOCATIONS, MOST_FINETUNINGS, TrainSettings
+from edgeprune.settings import ALLOCATIONS, MOST_FINETUNINGS, FederatedSettings, TrainSettings
 
 Dynamic = Mapping[
     str, Mapping[int, tuple[int, int | None] | None]
@@ -28,6 +28,30 @@ class TrainRequest:
     task: str | None = None
     inputs: tuple[InputInfo, ...] | None = None
     class_weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FederateRequest:
+    """What `edgeprune federate` was asked; `threads` None takes what the network's size suggests."""
+
+    arch: str
+    data: str
+    out: str
+    settings: FederatedSettings = field(default_factory=FederatedSettings)
+    force: bool = False
+    normalize: str = "data"
+    task: str | None = None
+    class_weights: str | None = None
+    threads: int | None = None
+
+    @property
+    def as_training(self) -> TrainRequest:
+        """The parts that say which network is trained on which data."""
+        own = TrainSettings(seed=self.settings.seed, threads=self.threads)
+        normalize, task, weights = self.normalize, self.task, self.class_weights
+        return TrainRequest(
+            self.arch, self.data, self.out, own, self.force, normalize=normalize, task=task, class_weights=weights
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -128,6 +129,50 @@ class TrainSettings:
         if not self.is_sparse:
             return plain
         return replace(plain, optimizer="adamw", lr=1e-3, weight_decay=None, schedule=None, options={}, method=None)
+
+
+@dataclass(frozen=True, slots=True)
+class FederatedSettings:
+    """How clients train a network together, with `sparsity` of its weights out at any time; 0 is federated averaging.
+
+    `alpha` is that of the Dirichlet distribution which classes are shared out by, None shares samples out evenly. In
+    each of the `rounds` `per_round` of the `clients` train for `local_epochs` with SGD. Every `readjust_every` rounds,
+    in the first three quarters, they move a share of their weights, at first `moved`. `leaving` of them, a share, do
+    not come to the end of a round.
+    """
+
+    clients: int = 100
+    per_round: int = 10
+    rounds: int = 100
+    sparsity: float = 0.8
+    alpha: float | None = None
+    local_epochs: int = 2
+    batch_size: int = 32
+    lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    readjust_every: int = 5
+    moved: float = 0.3
+    leaving: float = 0.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise InputError where a value is out of its range."""
+        counts = ("clients", "per_round", "rounds", "local_epochs", "batch_size", "readjust_every")
+        for name in counts:
+            self._check(name, getattr(self, name) >= 1, "a number of at least 1")
+        self._check("per_round", self.per_round <= self.clients, f"at most the number of clients, {self.clients}")
+        self._check("sparsity", 0 <= self.sparsity < 1, "a share of at least 0 and below 1")
+        self._check("alpha", self.alpha is None or 0 < self.alpha < math.inf, "a number above 0")
+        self._check("lr", 0 < self.lr < math.inf, "a number above 0")
+        self._check("weight_decay", 0 <= self.weight_decay < math.inf, "a number of at least 0")
+        for name in ("momentum", "leaving"):
+            self._check(name, 0 <= getattr(self, name) < 1, "a number of at least 0 and below 1")
+        self._check("moved", 0 <= self.moved <= 1, "a share from 0 to 1")
+
+    def _check(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise InputError(f"--{name.replace('_', '-')}: expected {expected}, got {getattr(self, name):g}")
 
 
 @dataclass(frozen=True, slots=True)

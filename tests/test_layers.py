@@ -29,7 +29,7 @@ FLOORS = (
     {"formats", "optim", "importance", "cost", "predictors"},
     {"methods", "pruning", "inspection", "certify"},
     {"reconstruction", "training"},
-    {"search", "export", "report"},
+    {"search", "export", "report", "federated"},
     {"measure", "journal"},
     {"commands"},
     {"pruner"},

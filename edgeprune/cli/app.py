@@ -18,6 +18,7 @@ from edgeprune.cli.bench import bench
 from edgeprune.cli.certify import certify
 from edgeprune.cli.compress import compress
 from edgeprune.cli.export import export
+from edgeprune.cli.federate import federate
 from edgeprune.cli.inspect import inspect
 from edgeprune.cli.methods import methods
 from edgeprune.cli.profile import profile
@@ -61,7 +62,7 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _command in (compress, export, validate, certify, inspect, profile, bench, serve, train, methods):
+for _command in (compress, export, validate, certify, inspect, profile, bench, serve, train, federate, methods):
     app.command(no_args_is_help=False)(_command)
 
 

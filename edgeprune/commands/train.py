@@ -51,15 +51,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
     request = replace(request, task=with_class_weights(request.task, request.class_weights))
     if is_main():
         check_places(request, told)
-    data = _opened(request)
-    task = _task(request, data)
-    torch.manual_seed(request.settings.seed)
-    model = build(request.arch)
-    program = _captured(model, request, data)
-    data = _normalised(with_inputs_of(data, program), request)
-    _check_task(model, program, data, task)
-    info = _info(request, data)
-    check_fits(data, info, n_outputs(program))
+    model, program, data, task, info = begun(request)
     settings = replace(request.settings, threads=threads_of(request.settings.threads, program).training or own_cores())
     team, state = Team(settings), state_file(request, data)
     with threads_set(settings.threads):
@@ -92,11 +84,29 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         val_value=val.value,
         test_value=test.value,
         seconds=time.perf_counter() - start,
-        zero_share=_zero_share(layers),
+        zero_share=zero_share(layers),
         layers=layers,
         metric=task.metric,
-        beside=_beside(task, test),
+        beside=beside_of(task, test),
     )
+
+
+def begun(request: TrainRequest) -> tuple[nn.Module, Program, DataSource, Task, ModelInfo]:
+    """What a training begins with: the network, its program, the data, the task and what the checkpoint will say.
+
+    Raises:
+        InputError: the architecture or the data are wrong, or do not fit each other or the task.
+    """
+    data = _opened(request)
+    task = _task(request, data)
+    torch.manual_seed(request.settings.seed)
+    model = build(request.arch)
+    program = _captured(model, request, data)
+    data = _normalised(with_inputs_of(data, program), request)
+    _check_task(model, program, data, task)
+    info = _info(request, data)
+    check_fits(data, info, n_outputs(program))
+    return model, program, data, task, info
 
 
 def _opened(request: TrainRequest) -> DataSource:
@@ -145,7 +155,8 @@ def _task(request: TrainRequest, data: DataSource) -> Task:
     return task
 
 
-def _beside(task: Task, test: Evaluation) -> tuple[Figure, ...]:
+def beside_of(task: Task, test: Evaluation) -> tuple[Figure, ...]:
+    """The task's further figures."""
     return tuple(Figure(name, value) for name, value in task.beside(test.outcomes).items())
 
 
@@ -156,7 +167,8 @@ def _normalised(data: DataSource, request: TrainRequest) -> DataSource:
     return replace(data, normalization=normalization)
 
 
-def _zero_share(layers: Sequence[LayerZeros]) -> float:
+def zero_share(layers: Sequence[LayerZeros]) -> float:
+    """The share of all weights that is exactly zero."""
     return sum(layer.zeros for layer in layers) / max(1, sum(layer.size for layer in layers))
 
 
@@ -199,10 +211,10 @@ def _done_before(  # noqa: PLR0913 - what was asked, for what, and who is told
         module = program.module()
         layers = layer_zeros(module)
         found = [evaluate(module, split, data.normalization, task) for split in (data.val, data.test)]
-        beside = _beside(task, found[1])
+        beside = beside_of(task, found[1])
         figures = torch.tensor([count_parameters(program), *(one.value for one in found)], dtype=torch.float64)
     params, val, test = team.summed(figures).tolist()
     team.disband()
     out, arch, spec = request.out, request.arch, request.data
-    zeros = _zero_share(layers)
+    zeros = zero_share(layers)
     return TrainRecord(out, arch, spec, int(params), (), 0, val, test, 0.0, zeros, layers, task.metric, beside)

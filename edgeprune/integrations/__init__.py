@@ -1,1 +1,4 @@
-"""Pruning inside other tools' trainers. Each file needs the package that it is named after."""
+"""Pruning inside other tools' trainers, and federated training on Flower.
+
+Each file needs the package that it is named after.
+"""

@@ -75,16 +75,31 @@ def keep_highest(scores: Sequence[Tensor], inside: Sequence[Tensor], share: floa
     """
     ranked = [torch.where(own, score.double(), -torch.inf) for score, own in zip(scores, inside, strict=True)]
     if not together:
-        return [_highest(rank, min(round(share * rank.numel()), rank.numel() - 1)) for rank in ranked]
+        return [highest(rank, min(round(share * rank.numel()), rank.numel() - 1)) for rank in ranked]
     for rank in ranked:
         rank.view(-1)[rank.argmax()] = torch.inf
     every = torch.cat([rank.reshape(-1) for rank in ranked])
     n_out = min(round(share * len(every)), len(every) - len(ranked))
-    parts = _highest(every, n_out).split([rank.numel() for rank in ranked])
+    parts = highest(every, n_out).split([rank.numel() for rank in ranked])
     return [part.view(rank.shape) for part, rank in zip(parts, ranked, strict=True)]
 
 
-def _highest(ranks: Tensor, n_out: int) -> Tensor:
+def exchanged(weight: Tensor, inside: Tensor, wanted: Tensor, n_moved: int) -> Tensor:
+    """Which weights are in after the smallest `n_moved` of a tensor have gone and as many others have come.
+
+    Args:
+        weight: any shape; `inside` bool, shaped so, says which are in.
+        wanted: shaped so; of those that are out, also of those that just went, the largest come back.
+    """
+    small = torch.where(inside, weight.abs(), torch.inf).view(-1).argsort(stable=True)[:n_moved]
+    after = inside.clone()
+    after.view(-1)[small] = False
+    large = torch.where(after, -torch.inf, wanted).view(-1).argsort(descending=True, stable=True)[:n_moved]
+    after.view(-1)[large] = True
+    return after
+
+
+def highest(ranks: Tensor, n_out: int) -> Tensor:
     """All but the `n_out` lowest, of equals the first."""
     kept = torch.ones_like(ranks, dtype=torch.bool)
     kept.view(-1)[ranks.reshape(-1).argsort(stable=True)[:n_out]] = False

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.methods.base import Subject, generator, make_grouper
-from edgeprune.methods.masks import Masked
+from edgeprune.methods.masks import Masked, exchanged
 
 _MOVED = 0.3  # share of the weights that change places at the first update
 _STOP = 0.75  # of the training: from then on nothing moves
@@ -58,13 +58,9 @@ class Regrow(Masked):
         draws = generator(self.subject.seed, self.step)
         for (name, param), own in zip(self.params.items(), self.inside.values(), strict=True):
             n_moved = int(moved * own.sum())
-            small = torch.where(own, param.detach().abs(), torch.inf).view(-1).argsort(stable=True)[:n_moved]
-            before = own.clone()
-            own.view(-1)[small] = False
-            wanted = self._wanted(name, scale, draws)
-            large = torch.where(own, -torch.inf, wanted).view(-1).argsort(descending=True, stable=True)[:n_moved]
-            own.view(-1)[large] = True
-            param.detach().mul_(own & before)
+            after = exchanged(param.detach(), own, self._wanted(name, scale, draws), n_moved)
+            param.detach().mul_(own & after)
+            own.copy_(after)
 
     def _wanted(self, name: str, scale: float, draws: torch.Generator) -> Tensor:
         """The larger, the sooner a weight comes back."""

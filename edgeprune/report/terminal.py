@@ -16,6 +16,7 @@ from edgeprune.report import formats as fmt
 from edgeprune.report.bench import bench as bench
 from edgeprune.report.certified import certify as certify
 from edgeprune.report.exported import export as export
+from edgeprune.report.federated import federate as federate
 from edgeprune.report.sheet import Sheet, assumptions, check_mark, labelled, titled_table, unbroken
 from edgeprune.results import (
     GroupRow,

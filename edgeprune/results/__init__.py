@@ -11,6 +11,7 @@ from edgeprune.results.export import (
     Variant,
     VariantTable,
 )
+from edgeprune.results.federate import FederateRecord, RoundRecord
 from edgeprune.results.run import (
     AccuracyComparison,
     ChangedSample,
@@ -43,6 +44,7 @@ __all__ = [
     "ExportRecord",
     "ExportedFile",
     "FeatureCount",
+    "FederateRecord",
     "FrontPoint",
     "GroupRow",
     "InspectRecord",
@@ -57,6 +59,7 @@ __all__ = [
     "PeakActivations",
     "ProfileRecord",
     "ProfiledKind",
+    "RoundRecord",
     "RunRecord",
     "SampleDifference",
     "StepRecord",
