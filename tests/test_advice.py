@@ -16,11 +16,14 @@ from edgeprune.cli.app import app
 
 PACKAGE = Path(edgeprune.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![\w_-])")
-OTHERS = {"export/web/runtime.py", "export/ortformat.py"}  # options of npm, and of onnxruntime's build
+# Options of npm, of onnxruntime's build, and of Flower's commands.
+OTHERS = {"export/web/runtime.py", "export/ortformat.py", "integrations/flower.py"}
 
 LOADING = {"compress", "export", "inspect", "profile"}
 # The commands that may say what stands in a module; for modules that are not named here, all that load a network.
 SAID_BY = {
+    "federated/simulation.py": {"federate"},
+    "federated/split.py": {"federate"},
     "commands/finetuning.py": {"compress"},
     "commands/preparing.py": {"compress"},
     "commands/scripted.py": {"compress"},
