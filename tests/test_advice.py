@@ -16,12 +16,19 @@ from edgeprune.cli.app import app
 
 PACKAGE = Path(edgeprune.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![\w_-])")
-# Options of npm, of onnxruntime's build and of LiteRT's benchmark program.
-OTHERS = {"export/web/runtime.py", "export/ortformat.py", "measure/adb/benchmark_model.py"}
+# Options of npm, of onnxruntime's build, of LiteRT's benchmark program, and of Flower's commands.
+OTHERS = {
+    "export/web/runtime.py",
+    "export/ortformat.py",
+    "measure/adb/benchmark_model.py",
+    "integrations/flower.py",
+}
 
 LOADING = {"compress", "export", "inspect", "profile"}
 # The commands that may say what stands in a module; for modules that are not named here, all that load a network.
 SAID_BY = {
+    "federated/simulation.py": {"federate"},
+    "federated/split.py": {"federate"},
     "commands/finetuning.py": {"compress"},
     "commands/preparing.py": {"compress"},
     "commands/scripted.py": {"compress"},
