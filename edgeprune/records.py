@@ -299,7 +299,7 @@ class MetricComparison:
     beside: tuple[BesideFigure, ...] = ()
 
 
-VariantKind = Literal["int8", "dynamic", "fp16"]
+VariantKind = Literal["int8", "int8-finetuned", "dynamic", "fp16"]
 Int8For = Literal["any", "arm", "vnni"]
 
 

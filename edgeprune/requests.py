@@ -128,8 +128,9 @@ class ExportRequest:
 
     `targets` names what is written beside the ONNX files, as the catalog does, `every` adds each runtime that is
     installed; what cannot be written for one of those is said. `batch` None leaves it free; `max_drop` is what int8 may
-    lose, as for `CompressRequest`, and `int8_for` the CPUs that it must be right on, any by default; `layout` how a
-    .tflite file has images; `dense` is the network beside which the web page runs this one, by default that of the run.
+    lose, as for `CompressRequest`, `finetune_epochs` are those that it is finetuned for where it loses more, and
+    `int8_for` the CPUs that it must be right on, any by default; `layout` how a .tflite file has images; `dense` is the
+    network beside which the web page runs this one, by default that of the run.
     `trust_recorded` as for `CompressRequest`, and for the run's dense network.
     """
 
@@ -147,6 +148,7 @@ class ExportRequest:
     ort_platform: Literal["arm", "amd64"] | None = None
     int8: bool = False
     int8_for: Int8For | None = None
+    finetune_epochs: int = 0
     mobile: bool = False
     batch: int | None = None
     preprocess: Literal["apart", "fold"] = "apart"

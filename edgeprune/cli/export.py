@@ -54,6 +54,15 @@ def export(
             rich_help_panel=opt.HOW,
         ),
     ] = None,
+    finetune_epochs: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Finetune int8 for so many epochs where it loses more than --max-drop; default: 0, not at all.",
+            parser=values.count("a number of at least 0", 0),
+            rich_help_panel=opt.HOW,
+        ),
+    ] = 0,
     executorch: Annotated[
         bool,
         typer.Option("--executorch", help=target("executorch").summary, rich_help_panel=opt.WHAT),
@@ -188,6 +197,8 @@ def export(
             )
         if int8_for is not None and not int8:
             raise InputError(f"--int8-for {int8_for}: expected --int8 beside it, got none")
+        if finetune_epochs and not int8:
+            raise InputError(f"--finetune-epochs {finetune_epochs}: expected --int8 beside it, got none")
         names = (*(name for name, is_asked in asked.items() if is_asked), *named)
         request = ExportRequest(
             model=model,
@@ -204,6 +215,7 @@ def export(
             ort_platform=ort_platform,  # type: ignore[arg-type]
             int8=int8,
             int8_for=int8_for,
+            finetune_epochs=finetune_epochs,
             mobile=mobile,
             batch=None if batch == "dynamic" else int(batch),
             preprocess=preprocess,

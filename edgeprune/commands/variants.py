@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgeprune.commands.int8tuning import finetuning
 from edgeprune.data import batches
 from edgeprune.data.inputs import as_arrays
 from edgeprune.errors import InputError
@@ -14,6 +16,8 @@ from edgeprune.export import ort
 from edgeprune.export.answers import Answering, structure_of
 from edgeprune.export.conversions import write_dynamic, write_half
 from edgeprune.export.feeds import arrays_of, in_pytorch, n_rows, rows
+from edgeprune.export.finetuned import KIND as FINETUNED
+from edgeprune.export.finetuned import write_finetuned
 from edgeprune.export.judging import QuantizedFile
 from edgeprune.export.quantize import write_int8
 from edgeprune.export.target import Inputs, Material
@@ -26,10 +30,10 @@ from edgeprune.requests import ExportRequest
 from edgeprune.results import LeftOut, VariantTable
 from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification
-from edgeprune.tasks.task import Task, joined, mean_share
+from edgeprune.tasks.task import Outcomes, Task, joined, mean_share
 
 CALIBRATION = 256  # samples
-_KINDS = ("int8", "dynamic", "fp16")
+_KINDS = ("int8", "int8-finetuned", "dynamic", "fp16")
 _BATCH = 256
 _FEW = 4  # samples that tell whether the outputs fit
 _SECONDS = 12.0  # of timing the variants
@@ -53,26 +57,28 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
     calibration = material.inputs(raw).file
     if isinstance(task, Classification) and not request.allow_chance:
         check_above_chance(material.model, data)
-    judge = _judge(material, data, task, told)
+    outcomes = _outcomes(material, data, task, told)
+
+    def judge(path: Path) -> float:
+        return task.value(outcomes(path))
+
     value = judge(network)
     drop = drop_of(request.max_drop, metric).limit(metric, value)
     int8_for = request.int8_for or "any"
-    reduced = int8_for == "any"
-    int8, dynamic, half = (material.folder / name for name in variant_files(material.name))
+    int8, finetuned, dynamic, half = (material.folder / name for name in variant_files(material.name))
+    judged: dict[str, Any] = {"value": judge, "metric": metric, "max_drop": drop}
+    integers = {**judged, "reduce_range": int8_for == "any"}
     told.stage("quantise to int8")
-    made: list[QuantizedFile | LeftOut] = [
-        write_int8(
-            network, int8, calibration, value=judge, metric=metric, max_drop=drop, reduce_range=reduced, progress=told
-        )
-    ]
+    made: list[QuantizedFile | LeftOut] = [write_int8(network, int8, calibration, **integers, progress=told)]
+    if request.finetune_epochs:
+        how = finetuning(material, data, task, request.finetune_epochs, outcomes, told)
+        made.append(write_finetuned(network, finetuned, calibration, how, **integers, progress=told))
     told.stage("quantise dynamically, and to half precision")
-    made.append(
-        write_dynamic(network, dynamic, calibration, value=judge, metric=metric, max_drop=drop, reduce_range=reduced)
-    )
-    made.append(write_half(network, half, calibration, value=judge, metric=metric, max_drop=drop))
+    made.append(write_dynamic(network, dynamic, calibration, **integers))
+    made.append(write_half(network, half, calibration, **judged))
     told.stage("time the variants")
     values: dict[str, float] = {one.kind: judge(Path(one.path)) for one in made if isinstance(one, QuantizedFile)}
-    return compare_variants(
+    table = compare_variants(
         network,
         made,
         rows(calibration, slice(1)),
@@ -83,6 +89,12 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
         metric=metric,
         int8_for=int8_for,
     )
+    return replace(table, notes=(*table.notes, *_won_back(made)))
+
+
+def _won_back(made: Sequence[QuantizedFile | LeftOut]) -> list[str]:
+    """What finetuning came to."""
+    return [f"{one.kind}: {one.note}" for one in made if isinstance(one, QuantizedFile) and one.kind == FINETUNED]
 
 
 def agreement(material: Material) -> float | None:
@@ -118,8 +130,8 @@ def _is_fit(task: Task, material: Material, network: Answering) -> bool:
     return True
 
 
-def _judge(material: Material, data: DataSource, task: Task, told: Progress) -> Callable[[Path], float]:
-    """Measures a file on the validation split, in onnxruntime, by the metric of the task.
+def _outcomes(material: Material, data: DataSource, task: Task, told: Progress) -> Callable[[Path], Outcomes]:
+    """What the metric of the task is made of, for each sample of the validation split, of a file in onnxruntime.
 
     A task that goes by a reference goes by the dense network, where that is at hand, else by the float file.
     """
@@ -131,11 +143,11 @@ def _judge(material: Material, data: DataSource, task: Task, told: Progress) -> 
         inputs = material.inputs(material.held(as_arrays(x)))
         parts.append((inputs.file, task.targets(raw) if reference is None else reference(inputs)))
 
-    def judge(path: Path) -> float:
+    def outcomes(path: Path) -> Outcomes:
         network = answers(path)
-        return task.value(joined([task.outcomes(network(inputs), targets) for inputs, targets in parts]))
+        return joined([task.outcomes(network(inputs), targets) for inputs, targets in parts])
 
-    return judge
+    return outcomes
 
 
 def _answers(path: Path, structure: Any) -> Answering:

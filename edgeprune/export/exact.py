@@ -7,7 +7,7 @@ makes integers of again, and every integer product as one of doubles, in which s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,7 @@ def _write_out(graph: onnx.GraphProto) -> None:
     made: list[onnx.TensorProto] = []
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and all(name in stored for name in node.input if name):
-            made.append(numpy_helper.from_array(_dequantized(node, stored), node.output[0]))
+            made.append(numpy_helper.from_array(dequantized(node, stored), node.output[0]))
         elif node.op_type in _WRITERS:
             nodes += _WRITERS[node.op_type](node)
         else:
@@ -92,7 +92,7 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _dequantized(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> np.ndarray:
+def dequantized(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> np.ndarray:
     """Stored weights as the float32 that they stand for, with a scale of their own for each channel or one for all."""
     values, scale, *zero = (numpy_helper.to_array(stored[name]) for name in node.input if name)
     if scale.ndim == 1 and scale.size > 1:

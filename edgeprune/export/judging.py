@@ -101,13 +101,13 @@ class Judge:
             ParityError: it does not run, or not to finite outputs.
         """
         here = self._outcome(path)
-        exact = meaning(path, _beside(path))
+        exact = meaning(path, exact_beside(path))
         return Judged(path, here, None if exact is None else here if exact == path else self._outcome(exact))
 
     def snr_db(self, path: Path, n_feeds: int) -> float:
         """The signal-to-noise ratio of a file on the first inputs, the lower one of what it means and gives here."""
         file = replace(self.file, feeds=self.file.feeds[:n_feeds], outputs=self.file.outputs[:n_feeds])
-        ways = {path, meaning(path, _beside(path)) or path}
+        ways = {path, meaning(path, exact_beside(path)) or path}
         return min(agreement(file, way, self.threads).snr_db for way in ways)
 
     def _outcome(self, path: Path) -> Outcome:
@@ -147,7 +147,8 @@ class Judge:
         return f"out of budget: {self.in_words(judged.worst)}; ship the float file"
 
 
-def _beside(path: Path) -> Path:
+def exact_beside(path: Path) -> Path:
+    """Where a judge writes what a file means."""
     return path.with_name(f"{path.stem}.exact.onnx")
 
 

@@ -69,9 +69,9 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
     check_places(source, out, max_drop)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         progress.stage("int8: calibrate")
-        work = _work(open_float(source, calibration, threads), Path(folder), reduce_range)
+        work = work_of(open_float(source, calibration, threads), Path(folder), reduce_range)
         judge = Judge(work.file, value, metric, max_drop, threads)
-        judged, in_float = _search(work, judge, progress)
+        judged, in_float = search(work, judge, progress)
         write_atomically(out, judged.path.read_bytes())
     file = record_of("int8", judged, out, [layer.name for layer in in_float], len(work.layers))
     return replace(file, note="; ".join(_notes(file, judge, judged, reduce_range)))
@@ -92,7 +92,7 @@ def _notes(file: QuantizedFile, judge: Judge, judged: Judged, reduced: bool) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
     """One operator with weights, and those after it up to the next one: they are left in float with it."""
 
     name: str
@@ -100,18 +100,26 @@ class _Layer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Work:
-    """A float file made ready for onnxruntime's quantisation, and the folder of its trials."""
+class Work:
+    """A float file made ready for onnxruntime's quantisation, and the folder of its trials.
+
+    `source` is the file that is quantised, by the ranges of the activations in `folder` where it holds them already.
+    """
 
     file: FloatFile
     folder: Path
     source: Path
-    layers: tuple[_Layer, ...]
+    layers: tuple[Layer, ...]
     swishes: tuple[str, ...]
     reduce_range: bool
 
-    def quantized(self, in_float: Collection[_Layer], name: str) -> Path:
-        """Write the file that leaves these layers in float."""
+    @property
+    def ranges(self) -> Path:
+        """Where the ranges of the activations are kept: the first file that is made writes it, the others read it."""
+        return self.folder / "ranges.json"
+
+    def quantized(self, in_float: Collection[Layer], name: str, *, fitted: bool = True) -> Path:
+        """Write the file that leaves these layers in float; in the shapes of quick kernels if it is to be `fitted`."""
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
         path = self.folder / f"{name}.onnx"
@@ -130,15 +138,17 @@ class _Work:
                 calibrate_method=CalibrationMethod.MinMax,
                 # Products of two activations, as in attention, stay in float.
                 extra_options={"MatMulConstBOnly": True},
-                calibration_cache_path=self.folder / "ranges.json",  # the first writes it, the others read it
+                calibration_cache_path=self.ranges,
             )
         made = onnx.load(path)
-        fit_to_kernels(made)
+        if fitted:
+            fit_to_kernels(made)
         path.write_bytes(with_header_of(self.file, made, {"edgeprune.quantization": "int8"}))
         return path
 
 
-def _work(file: FloatFile, folder: Path, reduce_range: bool) -> _Work:
+def work_of(file: FloatFile, folder: Path, reduce_range: bool) -> Work:
+    """A float file made ready in a folder; raises InputError where it has nothing to quantise."""
     source = prepared(file, folder)
     graph = onnx.load(source).graph
     layers = _layers(graph)
@@ -146,7 +156,7 @@ def _work(file: FloatFile, folder: Path, reduce_range: bool) -> _Work:
         raise InputError(
             f"{file.path}: expected float32 convolutions, linear layers or matrix products to quantise, got none"
         )
-    return _Work(file, folder, source, layers, _hard_swishes(graph), reduce_range)
+    return Work(file, folder, source, layers, _hard_swishes(graph), reduce_range)
 
 
 def _hard_swishes(graph: onnx.GraphProto) -> tuple[str, ...]:
@@ -164,7 +174,7 @@ def _hard_swishes(graph: onnx.GraphProto) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _layers(graph: onnx.GraphProto) -> tuple[_Layer, ...]:
+def _layers(graph: onnx.GraphProto) -> tuple[Layer, ...]:
     """The nodes that can be quantised, cut into layers in the order in which they run."""
     weighted = {node.name: node for node in weighted_nodes(graph)}
     nodes: list[list[str]] = []
@@ -176,7 +186,7 @@ def _layers(graph: onnx.GraphProto) -> tuple[_Layer, ...]:
             (nodes[-1] if nodes else early).append(node.name)
     if nodes:
         nodes[0] += early
-    return tuple(_Layer(_name(weighted[names[0]]), tuple(names)) for names in nodes)
+    return tuple(Layer(_name(weighted[names[0]]), tuple(names)) for names in nodes)
 
 
 def _name(node: onnx.NodeProto) -> str:
@@ -188,7 +198,7 @@ def _name(node: onnx.NodeProto) -> str:
 # --- which layers stay in float
 
 
-def _search(work: _Work, judge: Judge, progress: Progress) -> tuple[Judged, tuple[_Layer, ...]]:
+def search(work: Work, judge: Judge, progress: Progress) -> tuple[Judged, tuple[Layer, ...]]:
     """The judged file with the fewest layers in float that keeps the budget, else the closest of those tried."""
     progress.stage("int8: all layers")
     tried = {0: judge(work.quantized((), "0"))}
@@ -221,7 +231,7 @@ def _fewest(keeps_budget: Callable[[int], bool], most: int) -> int | None:
     return high
 
 
-def _ranked(work: _Work, judge: Judge, progress: Progress) -> tuple[_Layer, ...]:
+def _ranked(work: Work, judge: Judge, progress: Progress) -> tuple[Layer, ...]:
     """The layers, most harmful first: by the signal-to-noise ratio of the network when one alone is quantised."""
     progress.stage("int8: each layer alone")
     ratios = []

@@ -28,11 +28,13 @@ from edgeprune.export.target import Inputs, Material, Runner, Runtime
 from edgeprune.export.writing import PREPROCESS
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress
+from edgeprune.records import VariantKind
 from edgeprune.results import ExportedFile
 
 _LOAD, _LOAD_RAW = (f"edgeprune.export.c.runtime:{name}" for name in ("load", "load_raw"))
 _MOST_BYTES = 2**24  # of constants: beyond what a microcontroller has, compilers take gigabytes
 _INT8 = "_int8"
+_BEST_INT8: tuple[VariantKind, ...] = ("int8-finetuned", "int8")  # the files that integers are taken from, best first
 _N_RAW = 8  # samples that the function for raw inputs is checked on
 
 
@@ -97,8 +99,9 @@ class CSource:
         parity = error_of(samples, got, f"{first.path.name} compiled")
         _describe(material, first.path, samples, self.name)
         done = first.files(parity)
-        quantized = material.folder / f"{material.name}.int8.onnx"
-        if quantized.exists():
+        made = (material.folder / f"{material.name}.{kind}.onnx" for kind in _BEST_INT8)
+        quantized = next((path for path in made if path.exists()), None)
+        if quantized is not None:
             try:
                 done += _quantized(material, quantized, first, samples)
             except (InputError, ParityError) as error:
