@@ -20,7 +20,8 @@ from edgeprune.errors import ApplyError, BudgetError, PlanError, ProofError
 from edgeprune.graph.capture import Program
 from edgeprune.progress import Silent
 from edgeprune.pruning.blocks import gated, plan_blocks, residual_blocks, without_blocks
-from edgeprune.pruning.plan import PlannedBlock, PruningPlan, compose
+from edgeprune.pruning.compose import compose
+from edgeprune.pruning.plan import PlannedBlock, PruningPlan
 from edgeprune.search.candidate import Candidate, Manner
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.depth import Depth

@@ -20,9 +20,10 @@ from edgeprune.graph.inputs import count_kept, feature_counts
 from edgeprune.importance import BY_WEIGHTS, Scores, least_features, protected, score
 from edgeprune.pruning.blocks import plan_blocks, residual_blocks, without_blocks
 from edgeprune.pruning.choosing import Chooser
+from edgeprune.pruning.compose import compose
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.held import held_layers, own_ratios, unit_counts
-from edgeprune.pruning.plan import PlannedBlock, PruningPlan, compose
+from edgeprune.pruning.plan import PlannedBlock, PruningPlan
 from edgeprune.pruning.planner import Allocate, limits_of, make_plan
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
