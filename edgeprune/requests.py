@@ -72,6 +72,7 @@ class CompressRequest:
     allocation: str = ALLOCATIONS[0]
     prune_schedule: str | None = None
     depth: bool | None = None
+    lowrank: bool | None = None
     arch: str | None = None
     module: str | None = None
     input_shape: tuple[int, ...] | None = None

@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 import edgeprune
-from edgeprune.errors import ApplyError, PlanError, ProofError
+from edgeprune.cli.app import main
+from edgeprune.commands.budgets import decide
+from edgeprune.errors import ApplyError, InputError, PlanError, ProofError
 from edgeprune.graph.capture import Program
+from edgeprune.progress import Silent
 from edgeprune.pruning.blocks import plan_blocks, residual_blocks
 from edgeprune.pruning.compose import compose
 from edgeprune.pruning.lowrank import dense_layers, factors, joined, plan_splits, principal, split
 from edgeprune.pruning.plan import PlannedSplit, PruningPlan
+from edgeprune.reconstruction.directions import directions
+from edgeprune.requests import CompressRequest
+from edgeprune.search.candidate import Manner
+from edgeprune.search.cutter import Cutter
+from edgeprune.search.landing import Shares
+from edgeprune.search.structure import Structure
 from tests.nets import captured, randomized, run
 
 ROW, IMAGE, TOKENS = (12,), (3, 8, 8), (6, 16)
@@ -228,3 +240,132 @@ def test_a_class_runs_its_layers_whole_and_says_so() -> None:
     slim = split(program, (PlannedSplit("2.weight", 4),))
     with pytest.raises(ApplyError, match="layer '2' was split in two, which the class runs whole"):
         slim.apply_to(model)
+
+
+# -- which of them go
+
+
+def test_directions_are_those_of_what_a_layer_gives_on_the_inputs() -> None:
+    program, shape = made("mlp")
+    x = torch.randn(64, *shape, dtype=torch.float64)
+    module = program.module()
+    names = ["0.weight", "4.weight"]  # by the moments of what it reads, and of what it gives, as that is narrower
+    found = directions(program, names, [x])
+    assert found.keys() == set(names)
+    weights = dict(module.named_parameters())
+    first = x @ weights["0.weight"].T
+    second = (first + weights["0.bias"]).relu() @ weights["2.weight"].T + weights["2.bias"]
+    given = {"0.weight": first, "4.weight": second.tanh() @ weights["4.weight"].T}
+    for name, y in given.items():
+        wanted = torch.linalg.svd(y, full_matrices=False).Vh.T[:, :4]
+        like = (wanted * found[name][:, :4]).sum(0).abs()
+        assert torch.allclose(like, torch.ones_like(like), atol=1e-4)
+
+
+def dense_cutter(**manner: Any) -> Cutter:
+    return Cutter(made("mlp")[0], Manner(align=2, **manner), None)
+
+
+def test_a_layer_that_is_held_or_was_made_by_a_split_stays() -> None:
+    cutter = dense_cutter()
+    assert [layer.weight for layer in cutter.free_layers(cutter.dense)] == ["0.weight", "2.weight", "4.weight"]
+    halved = cutter.with_pieces(cutter.dense, (PlannedSplit("2.weight", 4),))
+    assert [layer.weight for layer in cutter.free_layers(halved)] == ["0.weight", "4.weight"]
+    held = dense_cutter(leave=("0",), layer_ratios={"4*": 0.5})
+    assert [layer.weight for layer in held.free_layers(held.dense)] == ["2.weight"]
+
+
+class Loss:
+    """The loss of a network by the ranks that its layers have."""
+
+    def __init__(self, of_split: Callable[[frozenset[tuple[str, int]]], float]) -> None:
+        self.of_split = of_split
+
+    def probed(self, module: nn.Module, settled: bool) -> float:
+        named = dict(module.named_parameters())
+        ranks = {(name.partition(".")[0], len(t)) for name, t in named.items() if name.endswith("down.weight")}
+        return self.of_split(frozenset(ranks))
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_layers_are_split_for_as_long_as_less_is_lost() -> None:
+    told, cutter = Told(), dense_cutter()
+
+    def loss(ranks: frozenset[tuple[str, int]]) -> float:
+        by_layer = {"0": 0.01, "2": -0.3, "4": 0.5}  # of what loses nothing, that goes first which saves most
+        return 1 + sum(by_layer[layer] for layer, _ in ranks)
+
+    found = Structure(cutter, Loss(loss), told, lowrank=True).pruned(cutter.dense, Shares(macs=0.5))
+    assert found.plan is not None
+    assert [one.weight for one in found.plan.splits] == ["2.weight"] and found.plan.splits[0].rank == 2
+    assert found.macs <= 0.5 * cutter.dense.macs and found.proof_error < 1e-9
+    assert told.lines == ["2 at rank 2 is split: loss 0.700, 1.000 by channels alone"]
+
+
+def test_where_no_layer_pays_it_is_said_once() -> None:
+    program = captured(nn.Sequential(nn.Linear(12, 2), nn.ReLU(), nn.Linear(2, 40), nn.ReLU(), nn.Linear(40, 2)), ROW)
+    told, cutter = Told(), Cutter(program, Manner(align=1), None)
+    cuts = Structure(cutter, Loss(lambda ranks: 1.0), told, lowrank=True)
+    for _ in range(2):
+        found = cuts.pruned(cutter.dense, Shares(macs=0.8))
+        assert found.plan is not None and found.plan.splits == ()
+    assert told.lines[-1:] == ["--lowrank: no layer is split: there is none whose two halves would cost less"]
+    assert len(told.lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"plan": "plan.json"}, "--lowrank: expected a choice of layers, got --plan plan.json"),
+        ({"appliable": True}, "--lowrank: expected no --keep-equal-chunks, as a class of yours runs its layers whole"),
+        ({}, "--lowrank: expected data to judge layers on, got none; give --data"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decide(CompressRequest("model.pt", lowrank=True, **given), None, has_data=False)
+
+
+NETWORK = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 10))
+"""
+
+
+@pytest.mark.slow
+def test_the_command_splits_layers_and_all_files_agree(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(NETWORK)
+    model, out, again = (str(tmp_path / name) for name in ("model.pt", "run", "again"))
+    arch = ["--arch", f"{tmp_path / 'nets.py'}:net", "--data", "digits"]
+    assert main(["train", *arch, "--epochs", "4", "--threads", "1", "--out", model]) == 0
+    quick = ["--finetune-epochs", "0", "--threads", "1", "--input-features", "off"]
+    budget = ["--lowrank", "--keep-macs", "0.4", "--prune-schedule", "one-shot"]
+    assert main(["compress", model, *arch, *quick, *budget, "--out", out]) == 0
+    told, plan = (json.loads((tmp_path / "run" / name).read_text()) for name in ("run.json", "plan.json"))
+    assert told["splits"] and {one["name"] for one in told["splits"]} <= {"1", "3", "5"}
+    assert [(f"{one['name']}.weight", one["rank"]) for one in told["splits"]] == [
+        (one["weight"], one["rank"]) for one in plan["splits"]
+    ]
+    assert told["slim"]["macs"] <= 0.4 * told["dense"]["macs"] and told["proof_error"] < 1e-5
+    assert told["accuracy"]["slim"] > told["accuracy"]["dense"] - 0.05
+    assert "in two at rank" in (tmp_path / "run" / "report.html").read_text()
+    slim = edgeprune.load_model(f"{out}/slim.pt2").program
+    assert f"{told['splits'][0]['name']}.down.weight" in slim.state_dict
+    assert main(["export", "--onnx", f"{out}/slim.pt2", "--out", out]) == 0
+    session = onnxruntime.InferenceSession(f"{out}/slim.onnx", providers=["CPUExecutionProvider"])
+    x = torch.rand(5, 1, 8, 8)
+    [got] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert np.abs(got - run(slim.module(), (x,))[0].numpy()).max() < 1e-4
+    assert main(["compress", model, *arch, *quick, "--plan", f"{out}/plan.json", "--out", again]) == 0
+    replayed = json.loads((tmp_path / "again" / "run.json").read_text())
+    assert replayed["splits"] == told["splits"] and replayed["slim"]["macs"] == told["slim"]["macs"]
+    assert replayed["accuracy"]["slim"] > told["accuracy"]["dense"] - 0.05

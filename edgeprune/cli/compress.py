@@ -263,14 +263,8 @@ def compress(
             "of a fifth, with the learning rate rewound. Default: as many cuts of 30 % as it takes, each finetuned.",
         ),
     ] = None,
-    depth: Annotated[
-        bool,
-        typer.Option(
-            "--depth",
-            help="Let whole residual blocks go, where that loses less on the validation set than narrower layers do.",
-            rich_help_panel=opt.HOW,
-        ),
-    ] = False,
+    depth: opt.Depth = False,
+    lowrank: opt.LowRank = False,
     attention: opt.Attention = "heads",
     keep_equal_chunks: Annotated[
         bool,
@@ -374,6 +368,7 @@ def compress(
             allocation=allocation,
             prune_schedule=prune_schedule,
             depth=depth or None,
+            lowrank=lowrank or None,
             threads=threads,
             force=force,
             resume=resume,

@@ -228,3 +228,19 @@ TrustRecorded = Annotated[
         rich_help_panel=HOW,
     ),
 ]
+Depth = Annotated[
+    bool,
+    typer.Option(
+        "--depth",
+        help="Let whole residual blocks go, where that loses less on the validation set than narrower layers do.",
+        rich_help_panel=HOW,
+    ),
+]
+LowRank = Annotated[
+    bool,
+    typer.Option(
+        "--lowrank",
+        help="Let linear layers and 1x1 convolutions become two of low rank, where that loses less so, too.",
+        rich_help_panel=HOW,
+    ),
+]

@@ -46,7 +46,6 @@ from edgeprune.search.candidate import Budgets, Gauge, Manner
 from edgeprune.search.checks import check
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.datatrainer import DataTrainer
-from edgeprune.search.depth import Depth
 from edgeprune.search.descent import Descent
 from edgeprune.search.pareto import Front
 from edgeprune.search.predictor import Predicted
@@ -57,6 +56,7 @@ from edgeprune.search.sensitivity import Sensitivity
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
+from edgeprune.search.structure import Structure
 from edgeprune.settings import FeatureRules
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task
@@ -151,7 +151,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
             None if trainer is None else KeptTrainer(trainer, journal),
             told,
             gauge,
-            Depth(cutter, prober, told) if request.depth and prober else None,
+            _structure(request, cutter, prober, told),
         ),
         strategy=_strategy(request, _plain_strategy(request, budgets, plan, samples), prober, journal),
         budgets=budgets,
@@ -162,6 +162,12 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
         assumed=tuple(assumed),
         journal=journal,
     )
+
+
+def _structure(request: CompressRequest, cutter: Cutter, prober: Prober | None, told: Progress) -> Structure | None:
+    """What lets more go than channels, where that is asked for."""
+    depth, lowrank = bool(request.depth), bool(request.lowrank)
+    return Structure(cutter, prober, told, depth=depth, lowrank=lowrank) if prober and (depth or lowrank) else None
 
 
 def _manner(manner: Manner, opened: _Opened, device: Device | None, assume: Assume) -> Manner:

@@ -40,7 +40,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
+class DenseLayer:
     """A layer that may be split: the name of its weight, and its channels out and in."""
 
     weight: str
@@ -53,11 +53,11 @@ class Dense:
         return (self.n_out * self.n_in - 1) // (self.n_out + self.n_in)
 
 
-def dense_layers(program: ExportedProgram) -> tuple[Dense, ...]:
+def dense_layers(program: ExportedProgram) -> tuple[DenseLayer, ...]:
     """The layers that may be split: linear ones and 1x1 convolutions in one group, with a weight of their own."""
     module = editable(program)
     return tuple(
-        Dense(name, *_tensor(module, name).shape[:2]) for name in layer_nodes(module.graph, _own_weights(module))
+        DenseLayer(name, *_tensor(module, name).shape[:2]) for name in layer_nodes(module.graph, _own_weights(module))
     )
 
 
@@ -71,10 +71,14 @@ def layer_nodes(graph: fx.Graph, weights: Mapping[str, Tensor]) -> dict[str, fx.
         call = bind(node, lambda value: value)
         read = call["weight"]
         name = str(read.target) if isinstance(read, fx.Node) and read.op == "get_attr" else ""
-        is_plain = name in weights and readers[name] == 1 and call.get("groups") in (None, 1)
-        if is_plain and weights[name].dim() >= 2 and weights[name][0, 0].numel() == 1:
+        if name in weights and readers[name] == 1 and call.get("groups") in (None, 1) and _is_dense(weights[name]):
             found[name] = node
     return found
+
+
+def _is_dense(weight: Tensor) -> bool:
+    """Whether a weight `(n_out, n_in, ...)` has no kernel but of one."""
+    return weight.dim() >= 2 and weight.numel() == weight.shape[0] * weight.shape[1]
 
 
 def plan_splits(program: ExportedProgram, splits: Sequence[PlannedSplit]) -> PruningPlan:

@@ -69,7 +69,7 @@ def _narrowed(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph |
         program, graph = fold(program), None
     if plan.blocks:
         program, graph = _shallower(program, plan), None
-    if (plan.blocks or plan.splits) and not (plan.tensors or plan.inputs or plan.vocabularies):
+    if _slices_nothing(plan):
         return Program.adopt(program)
     if graph is None or graph.analysis.attention != plan.attention or graph.rows.vocabularies != plan.vocabularies:
         graph = analyzed_for(program, plan)
@@ -87,6 +87,11 @@ def _narrowed(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph |
         module.recompile()
         return reexport(module, _narrower(program, plan), free_ranges(program))
     return reexport_like(module, _with_kept_ids(ready, plan))
+
+
+def _slices_nothing(plan: PruningPlan) -> bool:
+    """Whether only blocks go and layers are split."""
+    return bool(plan.blocks or plan.splits) and not (plan.tensors or plan.inputs or plan.vocabularies)
 
 
 def _shallower(program: ExportedProgram, plan: PruningPlan) -> Program:
