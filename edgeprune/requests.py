@@ -62,6 +62,7 @@ class CompressRequest:
     max_finetunings: int = MOST_FINETUNINGS
     reconstruct: bool = True
     distill: bool = True
+    distill_features: bool | None = None
     align: int | None = None
     seed: int = 0
     plan: str | None = None

@@ -9,6 +9,7 @@ import typer
 
 from edgeprune.catalog import OPTIONS, Option, names, owners
 from edgeprune.cli import values
+from edgeprune.settings import DISTILLATIONS
 
 WHAT = "What to do"
 HOW = "How to do it"
@@ -244,3 +245,14 @@ LowRank = Annotated[
         rich_help_panel=HOW,
     ),
 ]
+Distill = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(DISTILLATIONS),
+        help="What finetuning learns from the dense network beside the labels: its outputs; what its kept channels "
+        "hold at the ends of stages as well; nothing.",
+        parser=values.one_of(DISTILLATIONS),
+        rich_help_panel=HOW,
+    ),
+]
+NoDistill = Annotated[bool, typer.Option("--no-distill", help="As --distill off.", rich_help_panel=HOW)]

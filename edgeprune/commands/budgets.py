@@ -51,6 +51,7 @@ def decide(request: CompressRequest, metric: Metric | None, has_data: bool | Non
     budgets = replace(limits, **_feature_budget(features))
     _check_schedule(request, budgets, has_data)
     _check_structure(request, has_data)
+    _check_features(request, has_data)
     manner = Manner(
         criterion=criterion,
         align=request.align,
@@ -123,6 +124,19 @@ def _check_structure(request: CompressRequest, has_data: bool) -> None:
             raise InputError(f"{option}: expected no --keep-equal-chunks, as a class of yours {runs}")
         if not has_data:
             raise InputError(f"{option}: expected data to judge {what} on, got none; give --data")
+
+
+def _check_features(request: CompressRequest, has_data: bool) -> None:
+    """Raise InputError where features are to be learnt, but nothing is finetuned here."""
+    if not request.distill_features:
+        return
+    option = "--distill features: expected"
+    if not has_data:
+        raise InputError(f"{option} data to finetune on, got none; give --data")
+    if request.finetune is not None:
+        raise InputError(f"{option} finetuning by the data, got --finetune {request.finetune}, which has its own loss")
+    if request.finetune_epochs == 0:
+        raise InputError(f"{option} epochs to finetune, got --finetune-epochs 0")
 
 
 def _layer_ratios(request: CompressRequest) -> dict[str, float]:

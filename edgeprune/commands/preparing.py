@@ -342,4 +342,5 @@ def _trainer(
     assert normalization is not None
     teacher = opened.dense.frozen_module() if request.distill or task.by_reference else None
     dtype = float_type(model.program)
-    return DataTrainer(data, normalization, settings, task, teacher, dtype, told, trained, journal.running)
+    by_features = bool(request.distill_features)
+    return DataTrainer(data, normalization, settings, task, teacher, dtype, told, trained, journal.running, by_features)

@@ -190,7 +190,7 @@ class Step:
             return candidate
         module = candidate.program.own_module()
         share = candidate.macs / self.dense.macs
-        training = replace(training, step=len(self.records) + 1, macs=candidate.macs, share=share)
+        training = replace(training, step=len(self.records) + 1, macs=candidate.macs, share=share, plan=candidate.plan)
         if self.trains:
             again = f", round {training.number + 1}" if training.number else ""
             self.progress.stage(f"step {training.step}: finetune at {share:.0%} of MACs{again}")
