@@ -302,6 +302,9 @@ class BlockCutter(FakeCutter):
         cast(Any, found.program).taken = "".join(block.name for block in pieces)
         return found
 
+    def trial(self, best: Candidate, shares: Shares, pieces: Any = ()) -> Candidate:  # type: ignore[override]
+        return self.pruned(best, shares, pieces=pieces)
+
 
 @dataclass
 class Losses:
@@ -373,6 +376,19 @@ def test_blocks_reach_what_channels_cannot() -> None:
         Structure(cast(Cutter, stuck), Losses({"dense": 0.1}, []), told, depth=True).pruned(
             candidate(32, 12), Shares(macs=0.5)
         )
+
+
+@pytest.mark.usefixtures("gates")
+def test_a_trial_takes_as_few_blocks_as_reach_what_channels_cannot() -> None:
+    prober = Losses({"dense": 0.1}, [0.5, 0.2, 0.18])
+    cuts = Structure(cast(Cutter, BlockCutter(fails=True)), prober, Told(), depth=True)
+    assert cast(Any, cuts.trial(candidate(32, 12), Shares(macs=0.5)).program).taken == "b"
+    enough = Structure(cast(Cutter, BlockCutter()), prober, Told(), depth=True)
+    assert cast(Any, enough.trial(candidate(32, 12), Shares(macs=0.5)).program).taken == ""
+    stuck = BlockCutter(fails=True)
+    stuck.blocks = {}
+    with pytest.raises(BudgetError, match="groups at their least width"):
+        Structure(cast(Cutter, stuck), prober, Told(), depth=True).trial(candidate(32, 12), Shares(macs=0.5))
 
 
 def test_blocks_with_a_layer_that_is_held_stay() -> None:

@@ -93,9 +93,10 @@ class Cutter:
         """What the candidate of these shares would keep of the dense network."""
         return _of_dense(best, self._step(best, shares, None))
 
-    def trial(self, best: Candidate, shares: Shares) -> Candidate:
-        """The same to be looked at and thrown away: not proved."""
-        return self._made(best, *self._cut(best, shares, None), 0.0)
+    def trial(self, best: Candidate, shares: Shares, pieces: Sequence[Piece] = ()) -> Candidate:
+        """As `pruned`, to be looked at and thrown away: not proved."""
+        cut_so = self._cut_with(best, shares, None, pieces) if pieces else self._cut(best, shares, None)
+        return self._made(best, *cut_so, 0.0)
 
     def with_pieces(self, best: Candidate, pieces: Sequence[Piece]) -> Candidate:
         """The candidate without blocks and with layers split, to be looked at: not proved, and nothing takes over."""

@@ -121,6 +121,10 @@ class Step:
             self._say_once(line)
         return fresh
 
+    def trial(self, best: Candidate, shares: Shares) -> Candidate:
+        """What a cut would come to, to be looked at and thrown away: not proved."""
+        return (self._structure or self.cutter).trial(best, shares)
+
     def replayed(self, plan: PruningPlan) -> Candidate:
         """Cut the dense network by a plan, prove it, finetune, look."""
         return self.finetuned(self.cutter.made_by(plan))

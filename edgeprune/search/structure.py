@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 
 from torch import nn
 
 from edgeprune.errors import BudgetError
+from edgeprune.graph.capture import Program
 from edgeprune.progress import Progress
 from edgeprune.pruning.blocks import gated
 from edgeprune.pruning.plan import PlannedBlock, PlannedSplit
@@ -33,6 +35,7 @@ class Structure:
         self._cutter, self._prober, self._progress = cutter, prober, progress
         self._depth, self._lowrank = depth, lowrank
         self._said = False
+        self._latest: tuple[Program, tuple[Piece, ...]] | None = None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -66,6 +69,21 @@ class Structure:
         self._tell(taken, loss, by_channels)
         return found
 
+    def trial(self, best: Candidate, shares: Shares) -> Candidate:
+        """The same to be looked at and thrown away: by channels alone, else by as few pieces as it takes.
+
+        Raises:
+            BudgetError: as the cutter, where it can be reached neither way.
+        """
+        try:
+            return self._cutter.trial(best, shares)
+        except BudgetError:
+            order = self._ranked(best)
+            for count in range(1, len(order) + 1):
+                with suppress(BudgetError):  # one piece more may do
+                    return self._cutter.trial(best, shares, order[:count])
+            raise
+
     def _tell(self, taken: Sequence[Piece], loss: float, by_channels: float) -> None:
         if not taken:
             return
@@ -90,7 +108,13 @@ class Structure:
     # -- the order -------------------------------------------------------------------------------------------------
 
     def _ranked(self, best: Candidate) -> tuple[Piece, ...]:
-        """What may go in the order of what it loses for what it saves; of what excludes one another the first."""
+        """What may go in the order of what it loses for what it saves, found once for a candidate."""
+        if self._latest is None or self._latest[0] is not best.program:
+            self._latest = (best.program, self._in_order(best))
+        return self._latest[1]
+
+    def _in_order(self, best: Candidate) -> tuple[Piece, ...]:
+        """The same, measured; of what excludes one another the first."""
         blocks: Sequence[Piece] = self._cutter.free_blocks(best) if self._depth else ()
         splits: Sequence[Piece] = tuple(self._splits(best)) if self._lowrank else ()
         prices = self._prices(best, blocks, splits) if blocks or splits else {}
