@@ -86,6 +86,7 @@ class CompressRequest:
     max_finetunings: int = MOST_FINETUNINGS
     reconstruct: bool = True
     distill: bool = True
+    distill_features: bool | None = None
     align: int | None = None
     seed: int = 0
     plan: str | None = None
@@ -96,6 +97,7 @@ class CompressRequest:
     allocation: str = ALLOCATIONS[0]
     prune_schedule: str | None = None
     depth: bool | None = None
+    lowrank: bool | None = None
     arch: str | None = None
     module: str | None = None
     input_shape: tuple[int, ...] | None = None

@@ -11,6 +11,7 @@ from edgeprune.catalog import RECIPE, check_options, check_values, find, names
 from edgeprune.errors import InputError
 
 ALLOCATIONS = ("greedy", "sensitivity", "predictor")  # how the widths of all groups are found together
+DISTILLATIONS = ("outputs", "features", "off")
 MOST_FINETUNINGS = 10  # finetunings' worth of training that a search takes where nothing is said
 
 

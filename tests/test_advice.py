@@ -34,6 +34,8 @@ SAID_BY = {
     "commands/scripted.py": {"compress"},
     "search/ownscript.py": {"compress"},
     "search/step.py": {"compress"},
+    "search/structure.py": {"compress"},
+    "search/datatrainer.py": {"compress"},
     "commands/resolve.py --data": {"compress", "export", "certify"},
     "commands/resolve.py --task": {"compress", "export"},
     "commands/resolve.py --class-weights": {"compress"},

@@ -17,7 +17,8 @@ from edgeprune import compat  # noqa: F401  (torchvision can be imported after i
 from edgeprune.errors import InputError, PlanError
 from edgeprune.formats.save import save_program
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.pruning.plan import PruningPlan, compose
+from edgeprune.pruning.compose import compose
+from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.planner import make_plan
 from edgeprune.records import ModelInfo
 from tests.cases import CASES, few_heads, heads, tokens

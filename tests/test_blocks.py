@@ -20,11 +20,12 @@ from edgeprune.errors import ApplyError, BudgetError, PlanError, ProofError
 from edgeprune.graph.capture import Program
 from edgeprune.progress import Silent
 from edgeprune.pruning.blocks import gated, plan_blocks, residual_blocks, without_blocks
-from edgeprune.pruning.plan import PlannedBlock, PruningPlan, compose
+from edgeprune.pruning.compose import compose
+from edgeprune.pruning.plan import PlannedBlock, PruningPlan
 from edgeprune.search.candidate import Candidate, Manner
 from edgeprune.search.cutter import Cutter
-from edgeprune.search.depth import Depth
 from edgeprune.search.landing import Shares
+from edgeprune.search.structure import Structure
 from tests.fakes import FakeCutter, Net, candidate
 from tests.nets import captured, randomized, run
 
@@ -291,15 +292,18 @@ class BlockCutter(FakeCutter):
     def free_blocks(self, _: Candidate) -> tuple[PlannedBlock, ...]:
         return tuple(PlannedBlock(name, (name,)) for name in self.blocks)
 
-    def without_blocks(self, best: Candidate, blocks: Any) -> Candidate:
-        return replace(best, macs=int(best.macs * (1 - sum(self.blocks[block.name] for block in blocks))))
+    def with_pieces(self, best: Candidate, pieces: Any) -> Candidate:
+        return replace(best, macs=int(best.macs * (1 - sum(self.blocks[block.name] for block in pieces))))
 
-    def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None, blocks: Any = ()) -> Candidate:
-        if self.fails and not blocks:
+    def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None, pieces: Any = ()) -> Candidate:
+        if self.fails and not pieces:
             raise BudgetError("groups at their least width")
         found = candidate(16, 12)
-        cast(Any, found.program).taken = "".join(block.name for block in blocks)
+        cast(Any, found.program).taken = "".join(block.name for block in pieces)
         return found
+
+    def trial(self, best: Candidate, shares: Shares, pieces: Any = ()) -> Candidate:  # type: ignore[override]
+        return self.pruned(best, shares, pieces=pieces)
 
 
 @dataclass
@@ -331,7 +335,7 @@ def gates(monkeypatch: pytest.MonkeyPatch) -> None:
         return net
 
     own = Net.own_module
-    monkeypatch.setattr("edgeprune.search.depth.gated", closed)
+    monkeypatch.setattr("edgeprune.search.structure.gated", closed)
     monkeypatch.setattr(Net, "own_module", lambda self: _tagged(own(self), self))
 
 
@@ -353,7 +357,7 @@ def _tagged(net: Net, origin: Net) -> Net:
 def test_blocks_go_for_as_long_as_less_is_lost(losses: dict[str, float], taken: str, said: list[str]) -> None:
     told = Told()
     prober = Losses({"dense": 0.1, **losses}, [0.5, 0.2, 0.18])  # b is cheapest for what it saves, then c
-    found = Depth(cast(Cutter, BlockCutter()), prober, told).pruned(candidate(32, 12), Shares(macs=0.5))
+    found = Structure(cast(Cutter, BlockCutter()), prober, told, depth=True).pruned(candidate(32, 12), Shares(macs=0.5))
     assert cast(Any, found.program).taken == taken and told.lines == said
 
 
@@ -361,13 +365,30 @@ def test_blocks_go_for_as_long_as_less_is_lost(losses: dict[str, float], taken: 
 def test_blocks_reach_what_channels_cannot() -> None:
     told = Told()
     prober = Losses({"dense": 0.1, "b": 0.4, "bc": 0.5}, [0.5, 0.2, 0.18])
-    found = Depth(cast(Cutter, BlockCutter(fails=True)), prober, told).pruned(candidate(32, 12), Shares(macs=0.5))
+    found = Structure(cast(Cutter, BlockCutter(fails=True)), prober, told, depth=True).pruned(
+        candidate(32, 12), Shares(macs=0.5)
+    )
     assert cast(Any, found.program).taken == "b"
     assert told.lines == ["b goes whole: loss 0.400, channels alone cannot do it"]
     stuck = BlockCutter(fails=True)
     stuck.blocks = {}
     with pytest.raises(BudgetError, match="groups at their least width"):
-        Depth(cast(Cutter, stuck), Losses({"dense": 0.1}, []), told).pruned(candidate(32, 12), Shares(macs=0.5))
+        Structure(cast(Cutter, stuck), Losses({"dense": 0.1}, []), told, depth=True).pruned(
+            candidate(32, 12), Shares(macs=0.5)
+        )
+
+
+@pytest.mark.usefixtures("gates")
+def test_a_trial_takes_as_few_blocks_as_reach_what_channels_cannot() -> None:
+    prober = Losses({"dense": 0.1}, [0.5, 0.2, 0.18])
+    cuts = Structure(cast(Cutter, BlockCutter(fails=True)), prober, Told(), depth=True)
+    assert cast(Any, cuts.trial(candidate(32, 12), Shares(macs=0.5)).program).taken == "b"
+    enough = Structure(cast(Cutter, BlockCutter()), prober, Told(), depth=True)
+    assert cast(Any, enough.trial(candidate(32, 12), Shares(macs=0.5)).program).taken == ""
+    stuck = BlockCutter(fails=True)
+    stuck.blocks = {}
+    with pytest.raises(BudgetError, match="groups at their least width"):
+        Structure(cast(Cutter, stuck), prober, Told(), depth=True).trial(candidate(32, 12), Shares(macs=0.5))
 
 
 def test_blocks_with_a_layer_that_is_held_stay() -> None:

@@ -12,8 +12,9 @@ import edgeprune
 from edgeprune.errors import PlanError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.comparison import outputs, relative_error
+from edgeprune.pruning.compose import compose
 from edgeprune.pruning.folding import has_zeros
-from edgeprune.pruning.plan import PruningPlan, compose
+from edgeprune.pruning.plan import PruningPlan
 from tests import cases, cases_attention, cases_functions, cases_layers, cases_more, cases_recurrent
 from tests.nets import Case, Net, captured, sample
 

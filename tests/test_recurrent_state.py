@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune.errors import InputError, PlanError, ProofError
 from edgeprune.graph.capture import Program
-from edgeprune.pruning.plan import PruningPlan, compose
+from edgeprune.pruning.compose import compose
+from edgeprune.pruning.plan import PruningPlan
 from tests.nets import Net
 
 WIDTH, N_STEPS = 16, 6

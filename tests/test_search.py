@@ -12,7 +12,7 @@ from torch import nn
 from edgeprune import analyze, capture, cut, plan, prove
 from edgeprune.graph.capture import Program
 from edgeprune.inspection.features import feature_weights
-from edgeprune.pruning.plan import compose
+from edgeprune.pruning.compose import compose
 from edgeprune.pruning.planner import make_plan
 from edgeprune.pruning.slim_inputs import gathered
 

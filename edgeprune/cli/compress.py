@@ -9,7 +9,7 @@ from edgeprune.cli import options as opt
 from edgeprune.cli import recipes, values
 from edgeprune.cli.library import imported_for_good
 from edgeprune.cli.output import Output
-from edgeprune.settings import ALLOCATIONS, MOST_FINETUNINGS
+from edgeprune.settings import ALLOCATIONS, DISTILLATIONS, MOST_FINETUNINGS
 
 NEED_DATA = " and ".join(entry.name for entry in ENTRIES if entry.needs_data)
 
@@ -225,14 +225,8 @@ def compress(
     ema: recipes.Ema = None,
     clip_norm: recipes.ClipNorm = None,
     recipe: recipes.File = None,
-    distill: Annotated[
-        bool,
-        typer.Option(
-            "--distill/--no-distill",
-            help="Finetune towards the dense network's outputs as well as the labels.",
-            rich_help_panel=opt.HOW,
-        ),
-    ] = True,
+    distill: opt.Distill = DISTILLATIONS[0],
+    no_distill: opt.NoDistill = False,
     align: Annotated[
         int | None,
         typer.Option(
@@ -263,14 +257,8 @@ def compress(
             "of a fifth, with the learning rate rewound. Default: as many cuts of 30 % as it takes, each finetuned.",
         ),
     ] = None,
-    depth: Annotated[
-        bool,
-        typer.Option(
-            "--depth",
-            help="Let whole residual blocks go, where that loses less on the validation set than narrower layers do.",
-            rich_help_panel=opt.HOW,
-        ),
-    ] = False,
+    depth: opt.Depth = False,
+    lowrank: opt.LowRank = False,
     attention: opt.Attention = "heads",
     keep_equal_chunks: Annotated[
         bool,
@@ -359,7 +347,8 @@ def compress(
             finetune_epochs=finetune_epochs,
             max_finetunings=max_finetunings,
             reconstruct=reconstruct,
-            distill=distill,
+            distill=distill != "off" and not no_distill,
+            distill_features=(distill == "features" and not no_distill) or None,
             align=align,
             seed=seed,
             plan=plan,
@@ -376,6 +365,7 @@ def compress(
             allocation=allocation,
             prune_schedule=prune_schedule,
             depth=depth or None,
+            lowrank=lowrank or None,
             threads=threads,
             force=force,
             resume=resume,

@@ -9,6 +9,7 @@ import typer
 
 from edgeprune.catalog import OPTIONS, Option, names, owners
 from edgeprune.cli import values
+from edgeprune.settings import DISTILLATIONS
 
 WHAT = "What to do"
 HOW = "How to do it"
@@ -228,3 +229,30 @@ TrustRecorded = Annotated[
         rich_help_panel=HOW,
     ),
 ]
+Depth = Annotated[
+    bool,
+    typer.Option(
+        "--depth",
+        help="Let whole residual blocks go, where that loses less on the validation set than narrower layers do.",
+        rich_help_panel=HOW,
+    ),
+]
+LowRank = Annotated[
+    bool,
+    typer.Option(
+        "--lowrank",
+        help="Let linear layers and 1x1 convolutions become two of low rank, where that loses less so, too.",
+        rich_help_panel=HOW,
+    ),
+]
+Distill = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(DISTILLATIONS),
+        help="What finetuning learns from the dense network beside the labels: its outputs; what its kept channels "
+        "hold at the ends of stages as well; nothing.",
+        parser=values.one_of(DISTILLATIONS),
+        rich_help_panel=HOW,
+    ),
+]
+NoDistill = Annotated[bool, typer.Option("--no-distill", help="As --distill off.", rich_help_panel=HOW)]

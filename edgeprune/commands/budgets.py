@@ -50,7 +50,8 @@ def decide(request: CompressRequest, metric: Metric | None, has_data: bool | Non
     features, of_features = _features(request, has_data)
     budgets = replace(limits, **_feature_budget(features))
     _check_schedule(request, budgets, has_data)
-    _check_depth(request, has_data)
+    _check_structure(request, has_data)
+    _check_features(request, has_data)
     manner = Manner(
         criterion=criterion,
         align=request.align,
@@ -112,16 +113,30 @@ def _check_cycle(request: CompressRequest, option: str, has_data: bool) -> None:
         )
 
 
-def _check_depth(request: CompressRequest, has_data: bool) -> None:
-    """Raise InputError where nothing says what blocks are worth, or they could not go."""
-    if not request.depth:
+def _check_structure(request: CompressRequest, has_data: bool) -> None:
+    """Raise InputError where nothing says what blocks and ranks are worth, or they could not go."""
+    asked = (("--depth", request.depth, "blocks", "runs all of its blocks"),
+             ("--lowrank", request.lowrank, "layers", "runs its layers whole"))  # fmt: skip
+    for option, _, what, runs in (one for one in asked if one[1]):
+        if request.plan is not None:
+            raise InputError(f"{option}: expected a choice of {what}, got --plan {request.plan}")
+        if request.appliable:
+            raise InputError(f"{option}: expected no --keep-equal-chunks, as a class of yours {runs}")
+        if not has_data:
+            raise InputError(f"{option}: expected data to judge {what} on, got none; give --data")
+
+
+def _check_features(request: CompressRequest, has_data: bool) -> None:
+    """Raise InputError where features are to be learnt, but nothing is finetuned here."""
+    if not request.distill_features:
         return
-    if request.plan is not None:
-        raise InputError(f"--depth: expected a choice of blocks, got --plan {request.plan}")
-    if request.appliable:
-        raise InputError("--depth: expected no --keep-equal-chunks, as a class of yours runs all of its blocks")
+    option = "--distill features: expected"
     if not has_data:
-        raise InputError("--depth: expected data to judge blocks on, got none; give --data")
+        raise InputError(f"{option} data to finetune on, got none; give --data")
+    if request.finetune is not None:
+        raise InputError(f"{option} finetuning by the data, got --finetune {request.finetune}, which has its own loss")
+    if request.finetune_epochs == 0:
+        raise InputError(f"{option} epochs to finetune, got --finetune-epochs 0")
 
 
 def _layer_ratios(request: CompressRequest) -> dict[str, float]:

@@ -32,6 +32,7 @@ from edgeprune.results import (
     LatencyComparison,
     NetworkFigures,
     RunRecord,
+    SplitLayer,
 )
 from edgeprune.search.candidate import Candidate, Found
 from edgeprune.tasks.classification import Classification, is_accuracy
@@ -88,6 +89,7 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
         changed=shown.changed,
         vocabularies=cut_vocabularies(dense.program, best.program, plan.vocabularies),
         blocks=tuple(block.name for block in plan.blocks),
+        splits=tuple(SplitLayer(split.weight.removesuffix(".weight"), split.rank) for split in plan.splits),
     )
     return record, shown.answers
 

@@ -47,7 +47,6 @@ from edgeprune.search.candidate import Budgets, Gauge, Manner
 from edgeprune.search.checks import check
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.datatrainer import DataTrainer
-from edgeprune.search.depth import Depth
 from edgeprune.search.descent import Descent
 from edgeprune.search.pareto import Front
 from edgeprune.search.predictor import Predicted
@@ -58,6 +57,7 @@ from edgeprune.search.sensitivity import Sensitivity
 from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
+from edgeprune.search.structure import Structure
 from edgeprune.settings import FeatureRules, TrainSettings
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task
@@ -158,7 +158,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
             None if trainer is None else KeptTrainer(trainer, journal),
             told,
             gauge,
-            Depth(cutter, prober, told) if request.depth and prober else None,
+            _structure(request, cutter, prober, told),
         ),
         strategy=_strategy(request, _plain_strategy(request, budgets, plan, samples), prober, journal),
         budgets=budgets,
@@ -177,6 +177,12 @@ def _journal(request: CompressRequest, opened: _Opened, out: Path, team: Team) -
     asked = identity(request, opened.model, opened.data, opened.threads.training)
     check_alike(team, asked)
     return results_of(team, place_of(out), shared_identity(team, asked), request.resume)
+
+
+def _structure(request: CompressRequest, cutter: Cutter, prober: Prober | None, told: Progress) -> Structure | None:
+    """What lets more go than channels, where that is asked for."""
+    depth, lowrank = bool(request.depth), bool(request.lowrank)
+    return Structure(cutter, prober, told, depth=depth, lowrank=lowrank) if prober and (depth or lowrank) else None
 
 
 def _manner(manner: Manner, opened: _Opened, device: Device | None, assume: Assume) -> Manner:
@@ -356,4 +362,16 @@ def _trainer(  # noqa: PLR0913 - what was asked for, of what, what is kept, who 
     assert normalization is not None
     teacher = opened.dense.frozen_module() if request.distill or task.by_reference else None
     dtype = float_type(model.program)
-    return DataTrainer(data, normalization, settings, task, teacher, dtype, told, trained, journal.running, team)
+    return DataTrainer(
+        data,
+        normalization,
+        settings,
+        task,
+        teacher,
+        dtype,
+        told,
+        trained,
+        journal.running,
+        team,
+        by_features=bool(request.distill_features),
+    )

@@ -53,6 +53,13 @@ class Alignment:
         steps = (width // math.gcd(width, group.indices_per_unit) for width in widths)
         return next((step for step in steps if 2 * step <= group.n_units), least)
 
+    def multiple_at(self, width: int) -> int:
+        """What the width of a layer that is this wide should be a multiple of."""
+        multiple = self._within(width)
+        both = math.lcm(multiple, self.stair)
+        halved = (both >> n for n in range(both.bit_length()) if (both >> n) % multiple == 0)
+        return next((one for one in halved if 2 * one <= width), min(multiple, max(1, width)))
+
     def _within(self, width: int) -> int:
         """The multiple for a layer of so many channels."""
         if not self.narrows or width >= WIDE:

@@ -22,7 +22,7 @@ from edgeprune.graph.attributes import Shapes, attribute_changes
 from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relative_error
 from edgeprune.graph.drawn import first_accepted
 from edgeprune.graph.modulestate import restored
-from edgeprune.graph.names import GATHER
+from edgeprune.graph.names import GATHER, split_names
 from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
 from edgeprune.graph.refusals import error_on, explain_run, failing_layer, quiet_torch
@@ -111,6 +111,13 @@ def _check_names(tensors: Mapping[str, Tensor], wanted: set[str], model: nn.Modu
             f"cannot do: expected a program that takes only those; make it with edgeprune.slim_contract(program)"
         )
     missing = sorted(wanted - set(own))
+    for name in own:
+        if set(split_names(name)) <= set(missing):
+            layer = name.rpartition(".")[0] or name
+            raise ApplyError(
+                f"layer {layer!r} was split in two, which the class runs whole; the program's own .module() trains and "
+                "runs in its place"
+            )
     if missing:
         fitting = [name for name, part in model.named_modules() if name and wanted <= set(_tensors_of(part))]
         hint = f"; it fits its part {fitting[0]!r}" if fitting else ""

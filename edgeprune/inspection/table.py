@@ -16,6 +16,7 @@ from edgeprune.cost.models import CostModel, macs_model
 from edgeprune.graph.binding import static_nodes
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, LockedUnits, analyze
 from edgeprune.graph.labels import core
+from edgeprune.graph.names import split_names
 from edgeprune.inspection.tokens import token_rows
 from edgeprune.results import GroupRow, InspectRecord, LayerWidth
 
@@ -138,10 +139,10 @@ def explained(row: GroupRow) -> str:
 
 
 def widths(dense: ExportedProgram, slim: ExportedProgram) -> tuple[LayerWidth, ...]:
-    """Output width of every layer before and after: dim 0 of each weight of two dims or more."""
+    """Output width of every layer before and after: dim 0 of each weight of two dims or more, of the last of two."""
     found = []
     for name, tensor in dense.state_dict.items():
-        after = slim.state_dict.get(name)
+        after = slim.state_dict.get(name, slim.state_dict.get(split_names(name)[1]))
         if name.endswith("weight") and tensor.dim() > 1 and after is not None:
             found.append(LayerWidth(name.rpartition(".")[0] or name, int(tensor.shape[0]), int(after.shape[0])))
     return tuple(found)

@@ -11,7 +11,8 @@ from edgeprune.cost.models import bytes_model, latency_model
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.importance import Scores
-from edgeprune.pruning.plan import PruningPlan, compose
+from edgeprune.pruning.compose import compose
+from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.planner import plan
 from edgeprune.pruning.proof import prove
 from edgeprune.pruning.surgery import cut

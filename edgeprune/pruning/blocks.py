@@ -18,9 +18,9 @@ from edgeprune.formats.digests import digest
 from edgeprune.graph.binding import bind, shape_of
 from edgeprune.graph.call import operator_name
 from edgeprune.graph.capture import Program, own_tensors, reexport_like
-from edgeprune.graph.lift import Unlifted, unlifted
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.writes import out_of_place
+from edgeprune.pruning.editable import editable, forget
 from edgeprune.pruning.plan import PlannedBlock, PruningPlan
 
 _SHOWN = 3
@@ -42,7 +42,7 @@ def residual_blocks(program: ExportedProgram) -> tuple[PlannedBlock, ...]:
 
     Not those that are the whole network, that alone read an input, or whose parameters are all read elsewhere too.
     """
-    module = _editable(program)
+    module = editable(program)
     out_of_place(module.graph)
     return tuple(found.block for found in _residuals(module.graph, module))
 
@@ -59,11 +59,11 @@ def without_blocks(program: ExportedProgram, blocks: Sequence[PlannedBlock]) -> 
         PlanError: it has no such block.
     """
     ready = prepared(program)
-    module = _editable(program)
+    module = editable(program)
     out_of_place(module.graph)
     for found in _one_after_the_other(module.graph, module, blocks):
         _take_out(module.graph, found)
-    _forget(module, [name for block in blocks for name in block.tensors])
+    forget(module, [name for block in blocks for name in block.tensors])
     own_tensors(module)
     return reexport_like(module, ready)
 
@@ -94,11 +94,6 @@ def gated(program: ExportedProgram, blocks: Sequence[PlannedBlock]) -> fx.GraphM
 def _closed(value: Tensor) -> Tensor:
     """What a gate of zero lets through."""
     return torch.zeros_like(value)
-
-
-def _editable(program: ExportedProgram) -> fx.GraphModule | Unlifted:
-    ready = prepared(program)
-    return unlifted(ready) or Program.adopt(ready).own_module()
 
 
 # -- in a graph -------------------------------------------------------------------------------------------------------
@@ -246,13 +241,3 @@ def _take_out(graph: fx.Graph, found: _Residual) -> None:
     graph.erase_node(found.total)
     for node in found.region:
         graph.erase_node(node)
-
-
-def _forget(module: fx.GraphModule | Unlifted, gone: Iterable[str]) -> None:
-    """Delete tensors that nothing reads any more."""
-    for name in gone:
-        owner, _, attribute = name.rpartition(".")
-        delattr(module.get_submodule(owner) if owner else module, attribute)
-    for node in module.graph.find_nodes(op="get_attr"):
-        if not node.users:
-            module.graph.erase_node(node)

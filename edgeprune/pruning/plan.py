@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from edgeprune.reading import parse_json, read_file
 from edgeprune.records import InputFeatures, Vocabulary
 
 FORMAT = "edgeprune-plan/1"
-_FORMAT_OF_BLOCKS = "edgeprune-plan/2"  # a reader that knows nothing of blocks must not cut without them
+_FORMAT_OF_BLOCKS = "edgeprune-plan/2"  # a reader that knows nothing of blocks or splits must not cut without them
 ATTENTION = ("heads", "head-dim")
 _DIM = re.compile(r"\d{1,2}", re.ASCII)
 _MAX_SIZE = 2**31  # of a dim
@@ -41,6 +41,14 @@ class PlannedBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedSplit:
+    """A layer that becomes two, known by its weight, with so many channels in between."""
+
+    weight: str
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class PruningPlan:
     """What a cut keeps.
 
@@ -50,7 +58,8 @@ class PruningPlan:
     of every head, as in `analyze`: the groups that the plan's couplings are checked by depend on it. `folded` tells
     that the model's constants are folded before the cut, see `fold`. `state` names inputs that an output feeds, as in
     `analyze`; what is kept of them is among `inputs`. `aligned` is what widths are multiples of where those that were
-    preferred did not meet the budgets. `blocks` are taken out one after the other, before anything is sliced.
+    preferred did not meet the budgets. `blocks` are taken out one after the other, before anything is sliced; `splits`
+    come last, of layers as they are by then.
     """
 
     source_sha256: str
@@ -63,6 +72,7 @@ class PruningPlan:
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
     aligned: int | None = None
     blocks: tuple[PlannedBlock, ...] = ()
+    splits: tuple[PlannedSplit, ...] = ()
 
     @property
     def has_features(self) -> bool:
@@ -82,7 +92,7 @@ class PruningPlan:
     def to_json(self) -> str:
         """The plan as a JSON document."""
         document = {
-            "format": _FORMAT_OF_BLOCKS if self.blocks else FORMAT,
+            "format": _FORMAT_OF_BLOCKS if self.blocks or self.splits else FORMAT,
             "source_sha256": self.source_sha256,
             **({} if self.attention == "heads" else {"attention": self.attention}),
             **({"folded": True} if self.folded else {}),
@@ -90,6 +100,7 @@ class PruningPlan:
             **({"vocabularies": _vocabularies_to_dict(self.vocabularies)} if self.vocabularies else {}),
             **({} if self.aligned is None else {"aligned": self.aligned}),
             **_blocks_to_dict(self.blocks),
+            **_splits_to_dict(self.splits),
             "tensors": {
                 name: {str(dim): list(kept) for dim, kept in sorted(dims.items())}
                 for name, dims in sorted(self.tensors.items())
@@ -130,18 +141,35 @@ class PruningPlan:
         known = _table("vocabularies", document.get("vocabularies", {}))
         vocabularies = {name: _vocabulary(name, entry) for name, entry in known}
         aligned = _aligned(document.get("aligned"))
-        blocks = _blocks(document)
-        return cls(sha256, tensors, inputs, groups, attention, folded, state, vocabularies, aligned, blocks)
+        blocks, splits = _structure(document)
+        return cls(sha256, tensors, inputs, groups, attention, folded, state, vocabularies, aligned, blocks, splits)
 
 
-def _blocks(document: dict[str, Any]) -> tuple[PlannedBlock, ...]:
-    """The blocks of a plan, which its format says that there are."""
+def _structure(document: dict[str, Any]) -> tuple[tuple[PlannedBlock, ...], tuple[PlannedSplit, ...]]:
+    """The blocks and splits of a plan, which its format says that there are."""
     blocks = tuple(_block(entry) for entry in _list("blocks", document.get("blocks", [])))
-    expected = _FORMAT_OF_BLOCKS if blocks else FORMAT
+    splits = tuple(_split(entry) for entry in _list("splits", document.get("splits", [])))
+    expected = _FORMAT_OF_BLOCKS if blocks or splits else FORMAT
     if document["format"] != expected:
-        got = f"{document['format']!r} {'with' if blocks else 'without'} any"
-        raise PlanError(f"the plan's blocks: expected them in {_FORMAT_OF_BLOCKS!r} alone, got {got}")
-    return blocks
+        got = f"{document['format']!r} {'with' if blocks or splits else 'without'} any"
+        what = "splits" if splits else "blocks"
+        raise PlanError(f"the plan's {what}: expected them in {_FORMAT_OF_BLOCKS!r} alone, got {got}")
+    if len({split.weight for split in splits}) < len(splits):
+        raise PlanError("the plan's splits: expected every weight once")
+    return blocks, splits
+
+
+def _splits_to_dict(splits: tuple[PlannedSplit, ...]) -> dict[str, Any]:
+    listed = [{"weight": split.weight, "rank": split.rank} for split in splits]
+    return {"splits": listed} if listed else {}
+
+
+def _split(entry: Any) -> PlannedSplit:
+    fields = dict(_table("splits", entry))
+    weight, rank = fields.get("weight"), fields.get("rank")
+    if not isinstance(weight, str) or type(rank) is not int or not 1 <= rank < _MAX_SIZE:
+        raise PlanError(f"the plan's splits: expected a weight's name and a rank from 1, got {shown(fields)}")
+    return PlannedSplit(weight, rank)
 
 
 def _blocks_to_dict(blocks: tuple[PlannedBlock, ...]) -> dict[str, Any]:
@@ -186,60 +214,6 @@ def read_plan(path: Path) -> PruningPlan:
         return PruningPlan.from_json(read_file(path, "plan"))
     except InputError as error:
         raise PlanError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-
-
-def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
-    """The plan that does in one cut of the dense network what two cuts do one after the other."""
-    return PruningPlan(
-        first.source_sha256,
-        _composed_tensors(first, second),
-        _composed_inputs(first, second),
-        tuple(_composed_groups(first, second)),
-        second.attention,
-        first.folded,
-        {**first.state, **second.state},
-        {**first.vocabularies, **second.vocabularies},
-        min((one.aligned for one in (first, second) if one.aligned is not None), default=None),
-        first.blocks + second.blocks,
-    )
-
-
-def _composed_tensors(first: PruningPlan, second: PruningPlan) -> dict[str, dict[int, tuple[int, ...]]]:
-    """What is kept of the tensors that are left."""
-    gone = second.block_tensors
-    tensors = {name: dict(dims) for name, dims in first.tensors.items() if name not in gone}
-    for name, dims in second.tensors.items():
-        mine = tensors.setdefault(name, {})
-        for dim, kept in dims.items():
-            before = mine.get(dim)
-            mine[dim] = kept if before is None else tuple(before[k] for k in kept)
-    return tensors
-
-
-def _composed_inputs(first: PruningPlan, second: PruningPlan) -> dict[str, InputFeatures]:
-    """Features keep their dense numbers: the input is gathered inside, so that every cut sees all of it."""
-    inputs = {**first.inputs, **second.inputs}
-    for name in first.state.keys() & first.inputs.keys() & second.inputs.keys():  # of a state it sees what was left
-        state = first.inputs[name]
-        left = tuple(state.keep[k] for k in second.inputs[name].keep)
-        inputs[name] = InputFeatures(state.size, left, state.dim)
-    return inputs
-
-
-def _composed_groups(first: PruningPlan, second: PruningPlan) -> Iterator[PlannedGroup]:
-    """The groups of the first plan that are left; without a block channels may be coupled in others."""
-    after = {group.name: group for group in second.groups}
-    layers = {tensor.rpartition(".")[0] for tensor in second.block_tensors}
-    for group in first.groups:
-        later = after.pop(group.name, None)
-        if group.name in layers:
-            continue
-        if later is None:
-            yield group
-        else:
-            yield PlannedGroup(group.name, group.before, later.after, group.exact and later.exact)
-    if first.blocks or second.blocks:
-        yield from after.values()
 
 
 def _table(where: str, value: Any) -> list[tuple[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relativ
 from edgeprune.graph.decisions import Following, Recording, has_choices
 from edgeprune.graph.drawn import drawn_arguments
 from edgeprune.graph.faults import public
-from edgeprune.graph.precision import arguments_in_float64, float64_by_default
+from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
 from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import fitted, input_specs, output_names
 from edgeprune.graph.state import N_STEPS, FromStart, fed_leaves, state_buffers
@@ -28,6 +29,7 @@ from edgeprune.graph.tokens import only_kept
 from edgeprune.lines import error_reason
 from edgeprune.pruning.blocks import gated, without_blocks
 from edgeprune.pruning.folding import fold
+from edgeprune.pruning.lowrank import joined, product, with_products
 from edgeprune.pruning.masked import masked
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.reach import Reach
@@ -46,7 +48,9 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
     """Check that slim = masked dense, and return the largest relative error over all outputs.
 
     Where the plan folds constants, the folded network is checked against the dense one too; where it takes out blocks,
-    the network without them against the dense one whose blocks give zeros. A network with a state is run over several
+    the network without them against the dense one whose blocks give zeros. Where it splits layers in two, the network
+    is checked against itself with the product of both layers put in their place, in float64; that one is the masked
+    dense network with these products for weights. A network with a state is run over several
     steps. Inputs that show nothing of the cut are no proof: the outputs must depend on them, and must move with the
     weights that were sliced. Where a vocabulary is cut, it is run on ids that are kept, and the dense network has the
     whole of its tables.
@@ -92,6 +96,9 @@ def _proved(
     if plan.blocks:
         origins.append(_Origin.of_blocks(program, shallow := without_blocks(program, plan.blocks), plan))
         program, plan = shallow, replace(plan, blocks=())
+    if plan.splits:
+        origins.append(_Origin.of_splits(slim, whole := joined(slim, plan.splits), plan))
+        program, slim, plan = with_products(program, whole, plan), whole, replace(plan, splits=())
     pair = _Pair.of(program, slim, plan)
     doubts: list[str] = []
     for found in candidates:
@@ -285,12 +292,16 @@ class _Pair:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Origin:
-    """A network and what was made of it that computes the same; `made` and `fault` say what that is, in a refusal."""
+    """A network and what was made of it that computes the same; `made` and `fault` say what that is, in a refusal.
+
+    Where it `is_exact`, both are in float64.
+    """
 
     before: FromStart
     after: FromStart
     made: str
     fault: str
+    is_exact: bool = False
 
     @classmethod
     def of_folding(cls, program: ExportedProgram, folded: ExportedProgram) -> _Origin:
@@ -307,11 +318,27 @@ class _Origin:
         after = FromStart(Program.adopt(shallow).frozen_module(), state, fed)
         return cls(before, after, "without its blocks is not the dense network with their gates closed", "the cut")
 
+    @classmethod
+    def of_splits(cls, slim: ExportedProgram, whole: ExportedProgram, plan: PruningPlan) -> _Origin:
+        """With layers in two, and with their products."""
+        state, fed = state_buffers(slim), fed_leaves(slim, plan.state)
+        networks = [Program.adopt(one).frozen_module() for one in (slim, whole)]
+        for network in networks:
+            in_float64(network)
+        for one in plan.splits:
+            networks[1].get_parameter(one.weight).data = product(
+                slim.state_dict, one
+            )  # not rounded to the weights' type
+        before, after = (FromStart(network, state, fed) for network in networks)
+        return cls(before, after, "with its layers split is not the one with their products", "the split", True)
+
     def check(self, samples: Sequence[Arguments], types: Sequence[torch.dtype]) -> None:
         """Raise ProofError where they differ by more than rounding."""
-        pairs = zip(self.before.run(samples), self.after.run(samples), strict=True)
-        error = max(relative_error(*pair) for pair in pairs)
-        tolerance = max(TOLERANCE[dtype] for dtype in types)
+        with float64_by_default() if self.is_exact else nullcontext():
+            given = [arguments_in_float64(args) for args in samples] if self.is_exact else samples
+            pairs = zip(self.before.run(given), self.after.run(given), strict=True)
+            error = max(relative_error(*pair) for pair in pairs)
+        tolerance = max(_EXACT if self.is_exact else TOLERANCE[dtype] for dtype in types)
         if error > tolerance:
             raise ProofError(
                 f"the network {self.made}: expected a relative error of at most {tolerance:g}, got {error:.3g}; this "

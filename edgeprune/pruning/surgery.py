@@ -26,6 +26,7 @@ from edgeprune.graph.sizes import arguments, free_ranges
 from edgeprune.graph.specs import input_specs
 from edgeprune.pruning.blocks import without_blocks
 from edgeprune.pruning.folding import fold
+from edgeprune.pruning.lowrank import split
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.vocabulary import number_anew, with_kept_ids
 from edgeprune.records import InputFeatures
@@ -39,7 +40,7 @@ _Masks = dict[tuple[str, str, int | None], np.ndarray]  # (kind, name, dim) -> w
 def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None = None) -> Program:
     """Remove from a program what the plan does not keep, after folding its constants where the plan says so.
 
-    Whole blocks are taken out first, then tensors are sliced.
+    Whole blocks are taken out first, then tensors are sliced; last, layers are split in two by their own weights.
 
     Input features are removed behind a gather: the result takes the unchanged input.
 
@@ -54,6 +55,11 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
         InputError: a module that the program's `.module()` gave has been trained since, see `Program.with_weights`.
     """
     check_untrained(program)
+    return split(_narrowed(program, plan, graph), plan.splits)
+
+
+def _narrowed(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None) -> Program:
+    """The program cut, with all of its layers whole."""
     if plan.source_sha256 != digest(program):
         raise PlanError(
             f"the plan was made for another model: expected source_sha256 {digest(program)[:12]}..., "
@@ -63,8 +69,8 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
         program, graph = fold(program), None
     if plan.blocks:
         program, graph = _shallower(program, plan), None
-        if not (plan.tensors or plan.inputs or plan.vocabularies):
-            return program
+    if _slices_nothing(plan):
+        return Program.adopt(program)
     if graph is None or graph.analysis.attention != plan.attention or graph.rows.vocabularies != plan.vocabularies:
         graph = analyzed_for(program, plan)
     keep = kept_units(graph, plan)
@@ -81,6 +87,11 @@ def cut(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph | None 
         module.recompile()
         return reexport(module, _narrower(program, plan), free_ranges(program))
     return reexport_like(module, _with_kept_ids(ready, plan))
+
+
+def _slices_nothing(plan: PruningPlan) -> bool:
+    """Whether only blocks go and layers are split."""
+    return bool(plan.blocks or plan.splits) and not (plan.tensors or plan.inputs or plan.vocabularies)
 
 
 def _shallower(program: ExportedProgram, plan: PruningPlan) -> Program:

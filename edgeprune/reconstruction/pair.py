@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeprune.data.ranks import ALONE, Ranks
+from edgeprune.graph.names import split_names
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.reconstruction.lockstep import Lockstep
 from edgeprune.reconstruction.moments import Moments, Solution, solved
@@ -54,9 +55,13 @@ class Pair:
         self._ranks: Ranks = ALONE
         self._tensors = _tensors_of(module)
         self._dense_tensors = _tensors_of(dense)
-        self._readers = {reader.node: reader for reader in readers_of(module).values()}
+        halves = [(split.weight, *split_names(split.weight)) for split in plan.splits]
+        self._dense_names = {up: whole for whole, _, up in halves}
+        inner = {down for _, down, _ in halves}  # what these give the dense network does not have
+        readers = (reader for reader in readers_of(module).values() if reader.weight not in inner)
+        self._readers = {reader.node: reader for reader in readers}
         self._norms = norms_of(module)
-        self._wanted = {reader.weight: self._wanted_of(reader) for reader in self._readers.values()}
+        self._wanted = {self._whole(reader): self._wanted_of(reader) for reader in self._readers.values()}
         self._slim, self._reference = Lockstep(module), Reference(dense, self._wanted)
 
     def rehearsed(self, piece: Piece) -> list[int]:
@@ -91,7 +96,7 @@ class Pair:
         reader, norm = self._readers.get(self._slim.next), self._norms.get(self._slim.next)
         layer = None
         if reader is not None:
-            noted = self._reference.noted(reader.weight)
+            noted = self._reference.noted(self._whole(reader))
             layer = None if noted is None else self._solved(reader, noted)
         elif norm is not None:
             self._shift(norm.source, norm.mean, norm.var)
@@ -102,7 +107,7 @@ class Pair:
         """Let the dense network come as far as a step would."""
         reader, norm = self._readers.get(slim.next), self._norms.get(slim.next)
         if reader is not None:
-            reference.noted(reader.weight)
+            reference.noted(self._whole(reader))
         elif norm is not None:
             reference.spread(norm.mean)
 
@@ -112,14 +117,15 @@ class Pair:
         """A convolution with too many unknowns is solved for its channels alone, the same at every kernel offset."""
         weight = self._tensors[reader.weight]
         unknowns = reader.matrix(weight).shape[1]
-        by_channel = unknowns > _MOST_TAPS and reader.window is not None and reader.groups == 1
+        is_whole = reader.weight not in self._dense_names
+        by_channel = is_whole and unknowns > _MOST_TAPS and reader.window is not None and reader.groups == 1
         if by_channel:
             unknowns = weight.shape[0 if reader.transposed else 1]
         return Wanted(_ROWS * unknowns + _MORE_ROWS, by_channel)
 
     def _solved(self, reader: Reader, noted: Noted) -> LayerReconstruction:
         layer, weight = reader.weight.removesuffix(".weight"), self._tensors[reader.weight]
-        by_channel = self._wanted[reader.weight].of_inputs
+        by_channel = self._wanted[self._whole(reader)].of_inputs
         if not by_channel and reader.matrix(weight).shape[1] > _MOST:
             return LayerReconstruction(layer, 0.0, 0.0, f"left alone: more than {_MOST} inputs")
         problem = self._of_inputs(reader, noted) if by_channel else self._of_outputs(reader, noted)
@@ -216,6 +222,10 @@ class Pair:
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 
+    def _whole(self, reader: Reader) -> str:
+        """What the weight of a layer is called in the dense network; of one split in two, the second gives the same."""
+        return self._dense_names.get(reader.weight, reader.weight)
+
     def _kept(self, name: str, dim: int) -> Tensor:
         """The kept indices of a dim of a dense tensor, `(n,)`."""
         kept = self._plan.tensors.get(name, {}).get(dim)
@@ -226,7 +236,7 @@ class Pair:
     def _kept_outputs(self, reader: Reader) -> Tensor:
         """The kept output channels of a dense reader, `(n,)`."""
         if not reader.transposed:
-            return self._kept(reader.weight, 0)
+            return self._kept(self._whole(reader), 0)
         n_in, per_group = self._dense_tensors[reader.weight].shape[:2]
         offsets, inputs = self._kept(reader.weight, 1), self._kept(reader.weight, 0)
         n_groups = self._dense_groups(reader.weight)

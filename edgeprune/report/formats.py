@@ -252,3 +252,8 @@ def peak(found: PeakActivations) -> str:
     more = ", ..." if len(found.tensors) > _MOST_TENSORS else ""
     how = "" if found.is_best else ", in the best order that was found"
     return f"peak activations {size(found.n_bytes)} at {found.at} ({tensors}{more}){how}"
+
+
+def splits(record: RunRecord) -> str:
+    """Which layers became two, and with how many channels in between; nothing where none did."""
+    return ", ".join(f"{one.name} in two at rank {one.rank}" for one in record.splits)

@@ -54,12 +54,14 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     _latency_rows(table, record.latency)
     exactness = "exact" if record.proof_exact else "exact up to renormalisation"
     exactness += ", on the ids that are kept" if record.vocabularies else ""
+    exactness += ", with the products of split layers for weights" if record.splits else ""
     return Sheet(
         table,
         *([_front(record)] if record.front else []),
         check_mark(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
         check_mark(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
+        *([labelled("split", told_splits)] if (told_splits := fmt.splits(record)) else []),
         *([labelled("blocks", f"{', '.join(record.blocks)} went whole")] if record.blocks else []),
         *([labelled("layers", taken)] if (taken := fmt.reconstruction(record.steps)) else []),
         *assumptions(record.assumed),

@@ -174,11 +174,20 @@ class ChangedSample:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitLayer:
+    """A layer that became two, with so many channels in between."""
+
+    name: str
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
     `selection` tells, epoch by epoch, how input features became fewer while it was trained; `advice` is what could be
-    done beside, e.g. crop the images; `front` lists several networks where they were asked for; `blocks` went whole.
+    done beside, e.g. crop the images; `front` lists several networks where they were asked for; `blocks` went whole,
+    `splits` became two layers each.
     `features` and `feature_weights`, as in a `KeptInput`, are those of a network with one input; `inputs` of several.
     `metric` is what the values are of: accuracy, or that of another task, which has a `comparison` and no `accuracy`.
     `changed` are the samples on which both networks are furthest apart, the furthest first, by what `change` says.
@@ -214,6 +223,7 @@ class RunRecord:
     vocabularies: tuple[CutVocabulary, ...] = ()
     inputs: tuple[KeptInput, ...] = ()
     blocks: tuple[str, ...] = ()
+    splits: tuple[SplitLayer, ...] = ()
 
     @property
     def compared(self) -> MetricComparison | None:
@@ -225,7 +235,8 @@ class RunRecord:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
         of_classes = self.metric == ACCURACY and self.comparison is None
         others = ("metric", "comparison", "change", "changed") if of_classes else ("accuracy",)
-        return dict.fromkeys((*others, *(n for n in ("vocabularies", "inputs", "blocks") if not getattr(self, n))))
+        further = ("vocabularies", "inputs", "blocks", "splits")
+        return dict.fromkeys((*others, *(name for name in further if not getattr(self, name))))
 
     @property
     def json_values(self) -> dict[str, str]:

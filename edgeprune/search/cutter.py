@@ -8,7 +8,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from edgeprune.cost.limits import Aim
 from edgeprune.cost.macs import macs
@@ -19,16 +19,20 @@ from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
 from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.graph.inputs import count_kept, feature_counts
+from edgeprune.graph.names import split_names
 from edgeprune.importance import BY_WEIGHTS, Scores, least_features, protected, score
 from edgeprune.pruning.blocks import plan_blocks, residual_blocks, without_blocks
 from edgeprune.pruning.choosing import Chooser
+from edgeprune.pruning.compose import compose
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.held import held_layers, own_ratios, unit_counts
-from edgeprune.pruning.plan import PlannedBlock, PruningPlan, compose
+from edgeprune.pruning.lowrank import DenseLayer, dense_layers, split
+from edgeprune.pruning.plan import PlannedBlock, PlannedSplit, PruningPlan
 from edgeprune.pruning.planner import Allocate, limits_of, make_plan
 from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
 from edgeprune.pruning.surgery import cut
+from edgeprune.reconstruction.directions import directions
 from edgeprune.reconstruction.reconstruct import N_SAMPLES, reconstructed
 from edgeprune.records import Vocabulary
 from edgeprune.search.allocation import Allocation
@@ -38,6 +42,8 @@ from edgeprune.search.landing import Shares
 from edgeprune.search.losses import Losses, known_losses
 from edgeprune.search.trainer import Samples
 from edgeprune.tasks.classification import CLASSIFICATION
+
+Piece = PlannedBlock | PlannedSplit
 
 
 class Cutter:
@@ -56,6 +62,7 @@ class Cutter:
         self.costs = Costs(self.dense, self.graph_of, manner.device)
         self._latest = (dense, self.graph)
         self._latest_scores: tuple[Program, Scores] | None = None
+        self._latest_seen: tuple[Program, dict[str, Tensor]] | None = None
         self._losses: Losses | None = None
         self._allocation: Allocation | None = None
         self._dense_units = unit_counts(self.graph, manner.layer_ratios)
@@ -74,13 +81,13 @@ class Cutter:
         return self._latest[1]
 
     def pruned(
-        self, best: Candidate, shares: Shares, n_features: int | None = None, blocks: Sequence[PlannedBlock] = ()
+        self, best: Candidate, shares: Shares, n_features: int | None = None, pieces: Sequence[Piece] = ()
     ) -> Candidate:
         """The candidate with less in it, proved: at these shares of its own costs, or with so many input features.
 
-        Blocks go first, and count. What is left takes over what went, after the proof.
+        Blocks go first, then layers are split, and both count. What is left takes over what went, after the proof.
         """
-        slim, step = self._cut_with(best, shares, n_features, blocks) if blocks else self._cut(best, shares, n_features)
+        slim, step = self._cut_with(best, shares, n_features, pieces) if pieces else self._cut(best, shares, n_features)
         made = self._made(best, slim, step, self._proved(best.program, slim, step))
         return self._reconstructed(best, step, made)
 
@@ -88,18 +95,32 @@ class Cutter:
         """What the candidate of these shares would keep of the dense network."""
         return _of_dense(best, self._step(best, shares, None))
 
-    def trial(self, best: Candidate, shares: Shares) -> Candidate:
-        """The same to be looked at and thrown away: not proved."""
-        return self._made(best, *self._cut(best, shares, None), 0.0)
+    def trial(self, best: Candidate, shares: Shares, pieces: Sequence[Piece] = ()) -> Candidate:
+        """As `pruned`, to be looked at and thrown away: not proved."""
+        cut_so = self._cut_with(best, shares, None, pieces) if pieces else self._cut(best, shares, None)
+        return self._made(best, *cut_so, 0.0)
 
-    def without_blocks(self, best: Candidate, blocks: Sequence[PlannedBlock]) -> Candidate:
-        """The candidate without blocks, to be looked at: not proved, and nothing takes over."""
-        return self._made(best, without_blocks(best.program, blocks), plan_blocks(best.program, blocks), 0.0)
+    def with_pieces(self, best: Candidate, pieces: Sequence[Piece]) -> Candidate:
+        """The candidate without blocks and with layers split, to be looked at: not proved, and nothing takes over."""
+        return self._made(best, *self._with(best.program, pieces), 0.0)
 
     def free_blocks(self, best: Candidate) -> tuple[PlannedBlock, ...]:
         """The residual blocks of a candidate that may go: those without a layer that is held."""
         names = (*self.manner.leave, *self.manner.layer_ratios)
         return tuple(block for block in residual_blocks(best.program) if not _is_held(block, names))
+
+    def free_layers(self, best: Candidate) -> tuple[DenseLayer, ...]:
+        """The layers of a candidate that may be split, seen on the samples: none that is held or made by a split."""
+        names = (*self.manner.leave, *self.manner.layer_ratios)
+        made = {half for one in (best.plan.splits if best.plan else ()) for half in split_names(one.weight)}
+        layers = (layer for layer in dense_layers(best.program) if layer.weight not in made and layer.worth)
+        found = tuple(layer for layer in layers if not _is_named(layer, names))
+        self._seen(best.program, [layer.weight for layer in found])
+        return found
+
+    def alignment(self, best: Candidate) -> Alignment:
+        """Which widths of a candidate are preferred."""
+        return self._aligned(self.graph_of(best))
 
     def tried(
         self, plan: PruningPlan, best: Candidate | None = None, n_samples: int = N_SAMPLES
@@ -117,7 +138,7 @@ class Cutter:
         """The dense network's units in the order in which they go, at the widths that are preferred."""
         how, graph = self.manner, self.graph
         scores = zip(self._scores(self.dense), graph.price_factors(), strict=True)
-        return Chooser(graph, [own / factor for own, factor in scores], self._alignment(graph), even=how.appliable)
+        return Chooser(graph, [own / factor for own, factor in scores], self._aligned(graph), even=how.appliable)
 
     @property
     def allots(self) -> bool:
@@ -191,7 +212,7 @@ class Cutter:
         graph, device = self.graph_of(best), self.manner.device
         latency = None if device is None else latency_model(graph, device)
         named = {"keep_macs": shares.macs, "keep_latency": shares.latency, "keep_bytes": shares.size}
-        return Aim(tuple(limits_of(best.program, graph, latency, named)), latency, self._alignment(graph))
+        return Aim(tuple(limits_of(best.program, graph, latency, named)), latency, self._aligned(graph))
 
     def free_graph(self, best: Candidate) -> ChannelGraph:
         """The channel groups of a candidate that may lose units, input features among them."""
@@ -201,7 +222,8 @@ class Cutter:
 
     def cut_by(self, plan: PruningPlan) -> Program:
         """The dense network cut by a plan of somebody else; PlanError where it does not fit."""
-        return cut(self.dense.program, plan, self.graph if not plan.inputs or self.dense.n_features else None)
+        graph = self.graph if not plan.inputs or self.dense.n_features else None
+        return self._split(cut(self.dense.program, replace(plan, splits=()), graph), plan.splits)
 
     def made_by(self, plan: PruningPlan) -> Candidate:
         """The same, proved, and what is left takes over what went."""
@@ -225,8 +247,7 @@ class Cutter:
             self._latest_scores = (program, found)
         return self._latest_scores[1]
 
-    def _alignment(self, graph: ChannelGraph) -> Alignment:
-        """Which widths are preferred."""
+    def _aligned(self, graph: ChannelGraph) -> Alignment:
         return Alignment.asked(self.manner.align, main_step(graph, self.manner.device))
 
     def _analyzed(self, program: Program, kept: Mapping[str, Vocabulary] | None = None) -> ChannelGraph:
@@ -271,16 +292,36 @@ class Cutter:
         )
 
     def _cut_with(
-        self, best: Candidate, shares: Shares, n_features: int | None, blocks: Sequence[PlannedBlock]
+        self, best: Candidate, shares: Shares, n_features: int | None, pieces: Sequence[Piece]
     ) -> tuple[Program, PruningPlan]:
-        """The same without blocks; where that is enough, nothing else goes."""
-        shallow = self.without_blocks(best, blocks)
-        plan = plan_blocks(best.program, blocks)
-        own = self.costs.carried(best, shallow, shares)
+        """The same without blocks and with layers split; where that is enough, nothing else goes."""
+        program, plan = self._with(best.program, pieces)
+        smaller = self._made(best, program, plan, 0.0)
+        own = self.costs.carried(best, smaller, shares)
         if n_features is None and all(share in (None, 1.0) for share in own.named.values()):
-            return shallow.program, plan
-        slim, step = self._cut(shallow, own, n_features)
+            return program, plan
+        slim, step = self._cut(smaller, own, n_features)
         return slim, compose(plan, step)
+
+    def _with(self, program: Program, pieces: Sequence[Piece]) -> tuple[Program, PruningPlan]:
+        """A program without blocks and with layers split, and the plan of that."""
+        blocks = [one for one in pieces if isinstance(one, PlannedBlock)]
+        splits = [one for one in pieces if isinstance(one, PlannedSplit)]
+        slim = without_blocks(program, blocks) if blocks else program
+        return self._split(slim, splits), replace(plan_blocks(program, blocks), splits=tuple(splits))
+
+    def _split(self, program: Program, splits: Sequence[PlannedSplit]) -> Program:
+        """A program with layers split by what they read of the samples; without any, by their weights."""
+        return split(program, splits, self._seen(program, [one.weight for one in splits])) if splits else program
+
+    def _seen(self, program: Program, weights: Sequence[str]) -> Mapping[str, Tensor]:
+        """The directions that layers' outputs lie along on the samples, worked out once; none without samples."""
+        known = self._latest_seen[1] if self._latest_seen is not None and self._latest_seen[0] is program else {}
+        more = set(weights) - known.keys()
+        if more and self._samples is not None:
+            known = known | directions(program, more, (x for x, _ in self._samples.score_batches()))
+        self._latest_seen = (program, known)
+        return known
 
     def _proved(self, program: Program, slim: Program, plan: PruningPlan) -> float:
         """The error of a cut, on real inputs where there are data."""
@@ -330,6 +371,11 @@ def _is_held(block: PlannedBlock, names: Sequence[str]) -> bool:
     """Whether a layer of a block is called so."""
     layers = {tensor.rpartition(".")[0] for tensor in block.tensors}
     return any(fnmatchcase(layer, name) for layer in layers for name in names)
+
+
+def _is_named(layer: DenseLayer, names: Sequence[str]) -> bool:
+    """Whether a layer is called so."""
+    return any(fnmatchcase(layer.weight.rpartition(".")[0] or layer.weight, name) for name in names)
 
 
 def _exported(module: nn.Module, program: Program) -> Program:

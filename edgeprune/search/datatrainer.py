@@ -7,19 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from edgeprune.cost.limits import Aim
 from edgeprune.data import Inputs, Share, batches, order, prepared, read
 from edgeprune.data.ranks import ALONE
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Progress, Silent
+from edgeprune.pruning.plan import PruningPlan
 from edgeprune.records import DataSource, Evaluation, Metric, Normalization
 from edgeprune.results import EpochRecord, FeatureCount
+from edgeprune.search.tapping import taps_of
 from edgeprune.search.trainer import Round
 from edgeprune.settings import TrainSettings
 from edgeprune.tasks.task import Task
 from edgeprune.training import Judge, StateFile, Team, fit, recalibrate
+from edgeprune.training.features import Features
 
 _TAYLOR_BATCHES = 64
 _TAYLOR_SIZE = 16  # small: squared sums over large batches cancel out
@@ -40,7 +43,8 @@ class DataTrainer:
     `teacher` is the network whose outputs are learned beside the targets, or that are the targets; `dtype` is the type
     of its inputs. `trained_epochs` counts those of the dense network's own training, by the same settings; None
     where that is not known. `running` says where the training that begins keeps its state, if anywhere.
-    The processes of a `team` share the samples out: each has a trainer of its own, which does the same as theirs.
+    The processes of a `team` share the samples out: each has a trainer of its own, which does the same as theirs. With
+    `by_features` finetuning learns what the teacher's kept channels hold at the ends of stages, too.
     """
 
     data: DataSource
@@ -53,6 +57,7 @@ class DataTrainer:
     trained_epochs: int | None = None
     running: Callable[[], StateFile | None] = _nowhere
     team: Team | None = None
+    by_features: bool = False
 
     @property
     def judge(self) -> Judge:
@@ -90,8 +95,19 @@ class DataTrainer:
             seed=own.seed + training.number,
             schedule="constant" if training.wanders else own.schedule,
         )
-        self._fit(module, settings, part=(first, last))
+        self._fit(module, settings, part=(first, last), features=self._features(module, training.plan))
         return True
+
+    def _features(self, module: nn.Module, plan: PruningPlan | None) -> Features | None:
+        """What both networks hold in between, where that is learnt; where there is nothing to compare, it is told."""
+        if not self.by_features or plan is None:
+            return None
+        assert isinstance(module, fx.GraphModule)
+        assert isinstance(self.teacher, fx.GraphModule)
+        taps = taps_of(module, self.teacher, plan)
+        if not taps:
+            self.progress.say("--distill features: no layer reads what both networks have; by the outputs alone")
+        return Features(module, self.teacher, taps) if taps else None
 
     def _epochs(self, training: Round) -> tuple[int, int, int]:
         """Which epochs are trained, from and to, and of how many, by which the learning rate goes."""
@@ -124,13 +140,14 @@ class DataTrainer:
         epochs = self._fit(module, settings, graph=graph, aim=aim)
         return tuple(FeatureCount(epoch.n_features or 0, epoch.val_value) for epoch in epochs)
 
-    def _fit(
+    def _fit(  # noqa: PLR0913 - what is trained, how, and towards what
         self,
         module: nn.Module,
         settings: TrainSettings,
         graph: ChannelGraph | None = None,
         aim: Aim | None = None,
         part: tuple[int, int] | None = None,
+        features: Features | None = None,
     ) -> tuple[EpochRecord, ...]:
         return fit(
             module,
@@ -144,6 +161,7 @@ class DataTrainer:
             task=self.task,
             aim=aim,
             part=part,
+            features=features,
         )
 
     def evaluation(self, module: nn.Module) -> Evaluation:

@@ -71,11 +71,10 @@ def down_to_shares(  # noqa: PLR0913 - from where, to where and how
 
 def _aim(step: Step, start: Candidate, targets: Targets, gauge: Gauge) -> None:
     """Find the shares to plan for by cuts that are measured and thrown away; weights do not matter here."""
-    cutter = step.cutter
 
     def trial(shares: Shares) -> Trial:
         step.progress.stage("measure a trial cut")
-        return _trial(step, cutter.trial(start, cutter.costs.toward(start, shares)))
+        return _trial(step, step.trial(start, step.cutter.costs.toward(start, shares)))
 
     aim(targets, gauge, trial)
 

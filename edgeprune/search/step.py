@@ -12,9 +12,9 @@ from edgeprune.records import ACCURACY, Metric
 from edgeprune.results import FeatureCount, StepRecord
 from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge
 from edgeprune.search.cutter import Cutter
-from edgeprune.search.depth import Depth
 from edgeprune.search.effort import Effort
 from edgeprune.search.landing import Shares
+from edgeprune.search.structure import Structure
 from edgeprune.search.telling import Teller
 from edgeprune.search.trainer import FIRST, Round, Trainer
 from edgeprune.tasks.budget import MaxDrop, is_within
@@ -31,8 +31,8 @@ class Step:
 
     It holds no budgets: what a candidate may lose, in the metric's unit, is handed to it. `records` tells what was
     tried, `selection` how the input features became fewer, `effort` how much was trained. Without a trainer nothing is
-    trained and every drop is within any limit; without a gauge nothing is measured as a file; without `depth` no block
-    goes whole.
+    trained and every drop is within any limit; without a gauge nothing is measured as a file; without `structure` no
+    block goes whole and no layer is split.
     """
 
     def __init__(  # noqa: PLR0913 - what cuts, what trains, who watches, what measures
@@ -41,7 +41,7 @@ class Step:
         trainer: Trainer | None,
         progress: Progress,
         gauge: Gauge | None = None,
-        depth: Depth | None = None,
+        structure: Structure | None = None,
     ) -> None:
         self.cutter = cutter
         self.trainer = trainer
@@ -51,7 +51,7 @@ class Step:
         self.selection: list[FeatureCount] = []
         self.effort = Effort(cutter.manner.max_finetunings, progress, is_free=not self.trains)
         self._teller = Teller(progress, self.effort)
-        self.gauge, self._depth = gauge, depth
+        self.gauge, self._structure = gauge, structure
         self._failed: set[str] = set()
         self._said: set[str] = set()
 
@@ -113,13 +113,17 @@ class Step:
     def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:
         """Prune what was accepted once more and prove the cut; what it loses is not known yet."""
         self.progress.stage(f"step {len(self.records) + 1}: score and cut")
-        if self._depth is None or n_features is not None or shares == Shares():
+        if self._structure is None or n_features is not None or shares == Shares():
             fresh = self.cutter.pruned(best, shares, n_features)
         else:
-            fresh = self._depth.pruned(best, shares)
+            fresh = self._structure.pruned(best, shares)
         for line in told_widths(fresh.plan.aligned if fresh.plan is not None else None):
             self._say_once(line)
         return fresh
+
+    def trial(self, best: Candidate, shares: Shares) -> Candidate:
+        """What a cut would come to, to be looked at and thrown away: not proved."""
+        return (self._structure or self.cutter).trial(best, shares)
 
     def replayed(self, plan: PruningPlan) -> Candidate:
         """Cut the dense network by a plan, prove it, finetune, look."""
@@ -148,7 +152,7 @@ class Step:
             "--keep-equal-chunks": how.appliable,
             "--layer-ratio": bool(how.layer_ratios),
             "--allocation": chosen_otherwise,
-            "--depth": self._depth is not None,
+            **{option: True for option in (self._structure.options if self._structure else ())},
         }
         beside = [option for option, given in options.items() if given]
         if beside:
@@ -190,7 +194,7 @@ class Step:
             return candidate
         module = candidate.program.own_module()
         share = candidate.macs / self.dense.macs
-        training = replace(training, step=len(self.records) + 1, macs=candidate.macs, share=share)
+        training = replace(training, step=len(self.records) + 1, macs=candidate.macs, share=share, plan=candidate.plan)
         if self.trains:
             again = f", round {training.number + 1}" if training.number else ""
             self.progress.stage(f"step {training.step}: finetune at {share:.0%} of MACs{again}")

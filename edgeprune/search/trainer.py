@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from edgeprune.cost.limits import Aim
 from edgeprune.data import Inputs, Share
 from edgeprune.graph.groups import ChannelGraph
+from edgeprune.pruning.plan import PruningPlan
 from edgeprune.records import Evaluation, Metric
 from edgeprune.results import FeatureCount
 from edgeprune.tasks.task import Task
@@ -25,7 +26,7 @@ class Round:
 
     `step` is the step of the search, from 1, in which it is trained; `macs` and `share`, of the dense network's, are
     what it costs. `part` of it is trained, from one share of its epochs to another; where it `rewinds`, its learning
-    rates are those of the last epochs of the dense network's own training.
+    rates are those of the last epochs of the dense network's own training. `plan` is what the candidate was cut by.
     """
 
     number: int = 0
@@ -34,6 +35,7 @@ class Round:
     share: float = 1.0
     part: tuple[float, float] = (0.0, 1.0)
     rewinds: bool = False
+    plan: PruningPlan | None = field(default=None, repr=False, compare=False)
 
     @property
     def effort(self) -> float:

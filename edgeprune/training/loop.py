@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from edgeprune.tasks.task import Outcomes, Task, joined
 from edgeprune.training.channels import channel_graph
 from edgeprune.training.checks import check_settings
 from edgeprune.training.ema import Average
+from edgeprune.training.features import Features
 from edgeprune.training.figures import figures_of
 from edgeprune.training.judging import Judge
 from edgeprune.training.optimizer import make_optimizer, make_schedule
@@ -61,6 +62,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
     task: Task = CLASSIFICATION,
     aim: Aim | None = None,
     part: tuple[int, int] | None = None,
+    features: Features | None = None,
 ) -> tuple[EpochRecord, ...]:
     """Train `module` in place for a task; it ends in eval mode with the weights of its best epoch.
 
@@ -80,6 +82,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
         aim: what the network may cost, for a method that prunes it so far.
         part: the epochs of this training that are trained, `(2, 5)` for the third to the fifth: at their learning
             rates, with an optimizer that begins anew; all of them where it is not given.
+        features: of the module and of its teacher, by which it is drawn to that beside the outputs.
 
     Raises:
         TrainingError: the loss became NaN or infinite; says the epoch and step. The last checkpoint is left.
@@ -99,7 +102,9 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
             stack.enter_context(placed(teacher, device, settings.channels_last))
         judge = Judge(task, normalization, teacher if task.by_reference else None)
         taught = None if task.by_reference else teacher
-        return _Run(module, data, judge, settings, team, progress, taught, checkpoint, graph, aim, part).epochs()
+        run = _Run(module, data, judge, settings, team, progress, taught, checkpoint, graph, aim, part, features)
+        stack.enter_context(nullcontext() if features is None else features.watched())
+        return run.epochs()
 
 
 @dataclass(eq=False)
@@ -117,6 +122,7 @@ class _Run:
     graph: ChannelGraph | None = None
     aim: Aim | None = None
     part: tuple[int, int] | None = None
+    features: Features | None = None
     records: list[EpochRecord] = field(default_factory=list)
     best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
 
@@ -226,11 +232,13 @@ class _Run:
         return self.team.summed(total).item(), outcomes
 
     def _loss(self, x: Inputs, outputs: Any, y: Any) -> Tensor:
-        if self.teacher is None:
+        teacher = self.teacher if self.features is None else self.features.teacher
+        if teacher is None:
             return self.task.loss(outputs, y)
         with torch.no_grad():
-            wanted = fed(self.teacher, x)
-        return self.task.taught_loss(outputs, y, wanted)
+            wanted = fed(teacher, x)
+        loss = self.task.loss(outputs, y) if self.teacher is None else self.task.taught_loss(outputs, y, wanted)
+        return loss if self.features is None else loss + self.features.distance()
 
     def _tell(self, done: int, note: str) -> None:
         if self.team.is_main:
