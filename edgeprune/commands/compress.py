@@ -6,11 +6,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from edgeprune.commands.outcome import front_points, measured
+from edgeprune.commands.examples import real_inputs
+from edgeprune.commands.outcome import PARITY_SAMPLES, front_points, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
 from edgeprune.commands.runfolder import write_network, write_record
 from edgeprune.commands.unfinished import done_before
+from edgeprune.commands.widths import shared_widths
 from edgeprune.files import staged_folder
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.progress import Progress, Silent
@@ -49,7 +51,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
         found = job.strategy.search(job.step, job.budgets)
         best = _chosen(job, found)
         record, answers = measured(job, found, best, told)
-        if request.pareto is not None:
+        if request.pareto is not None or request.widths is not None:
             record = replace(record, front=front_points(job, found, best, told))
         record = replace(
             record, advice=_advice(job, found, told), seconds=time.perf_counter() - start + journal.earlier
@@ -60,6 +62,11 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> tupl
         for point, candidate in zip(record.front, found.networks, strict=False):
             (folder / point.folder).mkdir(parents=True)
             _write(folder / point.folder, candidate, info)
+        if request.widths is not None:
+            inputs = real_inputs(job.model, job.data, PARITY_SAMPLES)
+            model = replace(job.model, info=info)
+            shared = shared_widths(request.widths, found, folder, model, inputs, job.task)
+            record = replace(record, shared=shared)
         write_record(folder, record, answers)
     return job.out, record
 

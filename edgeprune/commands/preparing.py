@@ -23,6 +23,7 @@ from edgeprune.commands.resolve import (
 from edgeprune.commands.scripted import Scripted
 from edgeprune.commands.unfinished import SUFFIX, check_place, identity, place_of
 from edgeprune.commands.vocabulary import asked_vocabularies, check_data
+from edgeprune.commands.widths import widths_of
 from edgeprune.cost.device import Device, device_in, read_device
 from edgeprune.cost.models import check_known
 from edgeprune.errors import InputError
@@ -139,6 +140,8 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
     held_layers(cutter.graph, decision.manner.leave, decision.manner.layer_ratios, (KEEP_LAYER, LAYER_RATIO))
     check(cutter, budgets, plan)
     _check_answers(request, opened, assume)
+    plain = _plain_strategy(request, budgets, plan, samples)
+    strategy = widths_of(request, opened.dense, samples, journal) or _strategy(request, plain, prober, journal)
     for text in assumed:
         told.say(f"assumed: {text}")
     return Job(
@@ -153,7 +156,7 @@ def prepare(request: CompressRequest, told: Progress) -> Job:
             gauge,
             Depth(cutter, prober, told) if request.depth and prober else None,
         ),
-        strategy=_strategy(request, _plain_strategy(request, budgets, plan, samples), prober, journal),
+        strategy=strategy,
         budgets=budgets,
         device=device,
         gauge=gauge,
@@ -277,10 +280,11 @@ def _gauge(  # noqa: PLR0913 - what was asked, what it is asked of, and what it 
     told: Progress,
 ) -> Gauge | None:
     """What measures networks, where a budget or a front asks for it; what is measured of files is kept."""
-    if not budgets.is_measured and request.pareto is None:
+    has_several = request.pareto is not None or request.widths is not None
+    if not budgets.is_measured and not has_several:
         return None
     of_files: Gauge | None = None
-    if request.pareto is not None or budgets.max_latency is not None or budgets.max_bytes is not None:
+    if has_several or budgets.max_latency is not None or budgets.max_bytes is not None:
         of_files = kept_gauge(_file_gauge(request, budgets, device, opened, told), journal)
     return of_files if budgets.max_ram is None else PeakGauge(opened.dense, of_files)
 

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeprune.records import Metric, MetricComparison
-    from edgeprune.results import LatencyComparison, NetworkFigures, PeakActivations, RunRecord, StepRecord
+    from edgeprune.results import (
+        LatencyComparison,
+        NetworkFigures,
+        PeakActivations,
+        RunRecord,
+        SharedWeights,
+        StepRecord,
+    )
 
 NONE = "–"
 _COUNTED = ("accuracy", "agreement")  # a sample more or less is 1 / n
@@ -252,3 +259,12 @@ def peak(found: PeakActivations) -> str:
     more = ", ..." if len(found.tensors) > _MOST_TENSORS else ""
     how = "" if found.is_best else ", in the best order that was found"
     return f"peak activations {size(found.n_bytes)} at {found.at} ({tensors}{more}){how}"
+
+
+def shared_weights(shared: SharedWeights) -> str:
+    """E.g. "one file of weights for 3 widths, widths/weights.bin: 460 kB with all graphs, 1.02 times the largest"."""
+    return (
+        f"one file of weights for {len(shared.networks)} widths, {shared.weights}: {size(shared.size_bytes)} with all "
+        f"graphs, {shared.size_bytes / shared.largest_bytes:.2f} times the largest; ONNX = PyTorch, absolute error "
+        f"{error(shared.parity)}"
+    )

@@ -55,6 +55,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     return Sheet(
         table,
         *([_front(record)] if record.front else []),
+        *([check_mark(fmt.shared_weights(record.shared))] if record.shared else []),
         check_mark(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
         check_mark(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
@@ -69,7 +70,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
 
 def _front(record: RunRecord) -> Table:
     """Several networks, from large to small."""
-    table, metric = titled_table("along the front"), record.metric
+    table, metric = titled_table("widths of one network" if record.shared else "along the front"), record.metric
     judged = f"val. {metric.name}" if fmt.judged_on(record) else metric.name
     for name in ("network", "MACs", "p50", "vs dense", "ONNX file", judged):
         table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)

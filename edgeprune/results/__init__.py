@@ -11,12 +11,12 @@ from edgeprune.results.export import (
     Variant,
     VariantTable,
 )
+from edgeprune.results.front import FrontPoint, SharedWeights
 from edgeprune.results.run import (
     AccuracyComparison,
     ChangedSample,
     EpochRecord,
     FeatureCount,
-    FrontPoint,
     GroupRow,
     InspectRecord,
     LatencyComparison,
@@ -59,6 +59,7 @@ __all__ = [
     "ProfiledKind",
     "RunRecord",
     "SampleDifference",
+    "SharedWeights",
     "StepRecord",
     "TargetRow",
     "TargetTable",

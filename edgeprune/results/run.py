@@ -17,6 +17,7 @@ from edgeprune.records import (
     Reconstruction,
     TokenRow,
 )
+from edgeprune.results.front import FrontPoint, SharedWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,22 +140,6 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class FrontPoint:
-    """One network of several, from large to small: what it takes in onnxruntime, and how well it does.
-
-    `folder` is where it lies, beside the run's own files; `chosen` marks the one that became the run's slim network.
-    """
-
-    folder: str
-    macs_ratio: float
-    val_value: float | None
-    p50_ms: float
-    latency_ratio: float
-    size_bytes: int
-    chosen: bool
-
-
-@dataclass(frozen=True, slots=True)
 class FeatureCount:
     """How well a network did on the validation split with so many input features, on the way to fewer."""
 
@@ -178,7 +163,8 @@ class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
     `selection` tells, epoch by epoch, how input features became fewer while it was trained; `advice` is what could be
-    done beside, e.g. crop the images; `front` lists several networks where they were asked for; `blocks` went whole.
+    done beside, e.g. crop the images; `front` lists several networks where they were asked for, which have the weights
+    that are `shared` where they are widths of one; `blocks` went whole.
     `features` and `feature_weights`, as in a `KeptInput`, are those of a network with one input; `inputs` of several.
     `metric` is what the values are of: accuracy, or that of another task, which has a `comparison` and no `accuracy`.
     `changed` are the samples on which both networks are furthest apart, the furthest first, by what `change` says.
@@ -214,6 +200,7 @@ class RunRecord:
     vocabularies: tuple[CutVocabulary, ...] = ()
     inputs: tuple[KeptInput, ...] = ()
     blocks: tuple[str, ...] = ()
+    shared: SharedWeights | None = None
 
     @property
     def compared(self) -> MetricComparison | None:
@@ -225,7 +212,9 @@ class RunRecord:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
         of_classes = self.metric == ACCURACY and self.comparison is None
         others = ("metric", "comparison", "change", "changed") if of_classes else ("accuracy",)
-        return dict.fromkeys((*others, *(n for n in ("vocabularies", "inputs", "blocks") if not getattr(self, n))))
+        return dict.fromkeys(
+            (*others, *(n for n in ("vocabularies", "inputs", "blocks", "shared") if not getattr(self, n)))
+        )
 
     @property
     def json_values(self) -> dict[str, str]:
