@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,9 +11,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
+from edgeprune import runrecord
 from edgeprune.commands.budgets import decide
+from edgeprune.commands.validate_widths import validate_widths
 from edgeprune.errors import InputError, PlanError
 from edgeprune.export import ort
 from edgeprune.formats.digests import digest
@@ -23,7 +27,8 @@ from edgeprune.measure.validation import run_both
 from edgeprune.progress import Silent
 from edgeprune.pruning.surgery import cut
 from edgeprune.records import ACCURACY, DataSource
-from edgeprune.requests import CompressRequest
+from edgeprune.report import terminal
+from edgeprune.requests import CompressRequest, ValidateRequest
 from edgeprune.results import SharedWeights
 from edgeprune.search.candidate import Budgets, Found, Manner
 from edgeprune.search.cutter import Cutter
@@ -120,6 +125,12 @@ def trained(digits: DataSource) -> Found:
 def nested(found: Found) -> NestedWidths:
     plans = tuple(network.within for network in found.networks[1:])
     return NestedWidths(tuple(network.program for network in found.networks), cast(Any, plans))
+
+
+def printed(what: RenderableType) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(what)
+    return console.export_text()
 
 
 def answers(program: Program, x: Tensor) -> Tensor:
@@ -299,6 +310,29 @@ def test_a_widths_file_is_validated_as_any_other(digits: DataSource, written: tu
     found = run_both(wide, narrow, digits, CLASSIFICATION, Silent())
     assert CLASSIFICATION.value(found.outcomes[0]) > 0.95
     assert CLASSIFICATION.value(found.outcomes[1]) < CLASSIFICATION.value(found.outcomes[0])
+
+
+def test_all_widths_are_validated_by_their_folder(written: tuple[Path, SharedWeights]) -> None:
+    folder, _ = written
+    asked = ValidateRequest(str(folder / "1.onnx"), str(folder), "digits", 1.0, runs=10, normalize="data")
+    found = validate_widths(asked)
+    assert found.names == NAMES and found.widths[0].parity == 0
+    accuracies = [record.compared.slim for record in found.widths]
+    assert accuracies[0] == found.widths[2].compared.dense > accuracies[2]
+    assert all(record.latency.slim_p50_ms > 0 for record in found.widths)
+    assert [failure.split(":")[0] for failure in found.failures][-1] == "0.25"
+    assert "width 0.25" in printed(terminal.validated(found))
+    assert len(runrecord.to_dict(found)["widths"]) == 3
+
+
+def test_a_folder_without_widths_is_refused(tmp_path: Path) -> None:
+    asked = ValidateRequest("dense.onnx", str(tmp_path), "digits")
+    with pytest.raises(InputError, match=r"expected the \.onnx files of several widths, such as 0\.5\.onnx, got none"):
+        validate_widths(asked)
+    (tmp_path / "widths").mkdir()
+    (tmp_path / "widths" / "slim.onnx").touch()
+    with pytest.raises(InputError, match=r"widths: expected the \.onnx files of several widths, .*, got 'slim.onnx'"):
+        validate_widths(asked)
 
 
 def test_units_that_are_not_sorted_are_gathered(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +25,7 @@ from edgeprune.results import (
     RunRecord,
     TrainRecord,
     ValidateRecord,
+    ValidateWidthsRecord,
 )
 
 _MAX_LAYERS = 4  # of a group in a table
@@ -132,6 +133,14 @@ def profile(record: ProfileRecord) -> RenderableType:
         check_mark(f"{record.n_points:,} measurements in {record.seconds:.0f} s ({how})"),
         unbroken("  next    ", f"edgeprune compress {model}{arch} --device {fmt.quoted(record.out)}", "bold"),
     )
+
+
+def validated(record: ValidateRecord | ValidateWidthsRecord) -> RenderableType:
+    """Dense against slim, or against each width in turn."""
+    if isinstance(record, ValidateRecord):
+        return validate(record)
+    pairs = zip(record.names, record.widths, strict=True)
+    return Group(*(part for name, own in pairs for part in (Text(f"width {name}", "bold"), validate(own))))
 
 
 def validate(record: ValidateRecord) -> RenderableType:

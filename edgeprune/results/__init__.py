@@ -31,6 +31,7 @@ from edgeprune.results.run import (
     StepRecord,
     TrainRecord,
     ValidateRecord,
+    ValidateWidthsRecord,
     values_of,
 )
 
@@ -65,6 +66,7 @@ __all__ = [
     "TargetTable",
     "TrainRecord",
     "ValidateRecord",
+    "ValidateWidthsRecord",
     "Variant",
     "VariantTable",
     "values_of",

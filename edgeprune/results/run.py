@@ -304,6 +304,20 @@ class ValidateRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ValidateWidthsRecord:
+    """What `edgeprune validate` measured of each width of one network beside the dense one, from wide to narrow."""
+
+    names: tuple[str, ...]
+    widths: tuple[ValidateRecord, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The missed budgets of all widths, each with its name."""
+        pairs = zip(self.names, self.widths, strict=True)
+        return tuple(f"{name}: {failure}" for name, record in pairs for failure in record.failures)
+
+
+@dataclass(frozen=True, slots=True)
 class GroupRow:
     """One row of `edgeprune inspect`: units that stand or fall together.
 
