@@ -18,8 +18,20 @@ if TYPE_CHECKING:
     from edgeprune.commands.profile import profile
     from edgeprune.commands.train import train
     from edgeprune.commands.validate import validate
+    from edgeprune.commands.validate_widths import validate_widths
 
-__all__ = ["bench", "certify", "compress", "export", "federate", "inspect", "profile", "train", "validate"]
+__all__ = [
+    "bench",
+    "certify",
+    "compress",
+    "export",
+    "federate",
+    "inspect",
+    "profile",
+    "train",
+    "validate",
+    "validate_widths",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -81,6 +81,7 @@ class CompressRequest:
     max_ram: str | None = None
     device: str | None = None
     pareto: int | None = None
+    widths: tuple[float, ...] | None = None
     criterion: str | None = None
     finetune_epochs: int | None = None
     max_finetunings: int = MOST_FINETUNINGS

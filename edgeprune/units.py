@@ -56,6 +56,41 @@ def parse_size(text: str, option: str = "--max-size") -> int:
     return size
 
 
+MOST_WIDTHS = 8
+
+
+def parse_widths(text: str, option: str = "--widths") -> tuple[float, ...]:
+    """Shares of the MACs from `0.25,0.5,1`, the largest first. `option` is what a refusal calls it.
+
+    Raises:
+        InputError: as `checked_widths`, or something that is no number.
+    """
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option}: expected shares of the MACs such as 0.25,0.5,1, got {text!r}") from None
+    return checked_widths(shares, option)
+
+
+def checked_widths(shares: tuple[float, ...], option: str = "--widths") -> tuple[float, ...]:
+    """The shares, the largest first.
+
+    Raises:
+        InputError: one alone or too many, one that is not in (0, 1], or none that rise, or fall, from each to the next.
+    """
+    names = [f"{share:g}" for share in shares]
+    got = ",".join(names)
+    if not 2 <= len(shares) <= MOST_WIDTHS:
+        raise InputError(f"{option}: expected 2 to {MOST_WIDTHS} widths of one network, got {len(shares)} ({got})")
+    wrong = next((name for name, share in zip(names, shares, strict=True) if not 0 < share <= 1), None)
+    if wrong is not None:
+        raise InputError(f"{option}: expected shares of the MACs in (0, 1], got {wrong}")
+    falling = tuple(sorted(shares, reverse=True))
+    if shares not in (falling, falling[::-1]) or len(set(names)) < len(names):
+        raise InputError(f"{option}: expected widths that fall (or rise) from each to the next, got {got}")
+    return falling
+
+
 NORMALIZE = ("none", "data", "weights")
 _SCALING = re.compile(r"mean=(?P<mean>[^;]+);\s*std=(?P<std>[^;]+)")
 _NAMED = re.compile(r"([A-Za-z_]\w*):(.*)", re.DOTALL)

@@ -81,6 +81,8 @@ SAID_BY = {
     "runtimes.py": {"export"},
     "serving.py": {"serve"},
     "commands/resuming.py": {"train"},
+    "commands/widths.py": {"compress"},
+    "widths/planning.py": {"compress"},
     "commands/train.py": {"train"},
     "commands/unfinished.py": {"compress"},
     "journal/journal.py": {"compress"},

@@ -30,6 +30,7 @@ FLOORS = (
     {"methods", "pruning", "inspection", "certify"},
     {"reconstruction", "training"},
     {"search", "export", "report", "federated"},
+    {"widths"},
     {"measure", "journal"},
     {"commands"},
     {"pruner"},

@@ -31,6 +31,7 @@ from edgeprune.results import (
     LayerWidth,
     ProfileRecord,
     RunRecord,
+    SharedWeights,
     StepRecord,
     TrainRecord,
     ValidateRecord,
@@ -229,6 +230,17 @@ def test_percents_end_at_a_hundred(make_run: MakeRun) -> None:
         ticks = [float(text) for text in re.findall(r">(\d+\.?\d*)</text>", svg)]
         assert any(tick > 90 for tick in ticks) and max(ticks) <= 100
     assert run.steps
+
+
+def test_widths_of_one_network_tell_of_the_file_that_they_share(make_run: MakeRun) -> None:
+    points = tuple(FrontPoint(f"widths/{name}", 0.5, 1.0, 0.1, 0.5, 1000, name == "1") for name in ("1", "0.5"))
+    shared = SharedWeights("widths/weights.bin", ("1", "0.5"), 102_000, 100_000, 2e-6)
+    run = replace(make_run(), front=points, shared=shared)
+    told = "one file of weights for 2 widths, widths/weights.bin: 102 kB with all graphs, 1.02 times the largest"
+    assert told in Page(render(run)).text
+    assert "widths of one network" in printed(terminal.run(run, Path("run")))
+    assert runrecord.run_from_json(runrecord.to_json(run)) == run
+    assert "shared" not in json.loads(runrecord.to_json(make_run()))
 
 
 def test_files_that_were_checked_on_no_data_get_no_tick() -> None:

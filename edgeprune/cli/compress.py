@@ -119,16 +119,8 @@ def compress(
             rich_help_panel=opt.WHAT,
         ),
     ] = None,
-    pareto: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="N networks along the front of accuracy and latency, down to --keep-macs (default 0.2); the smallest "
-            "within --max-drop becomes the run's.",
-            parser=values.count("2 to 20 networks", 2, 20),
-            rich_help_panel=opt.WHAT,
-        ),
-    ] = None,
+    pareto: opt.Pareto = None,
+    widths: opt.Widths = None,
     input_features: Annotated[
         list[str] | None,
         typer.Option(
@@ -343,6 +335,7 @@ def compress(
             max_ram=max_ram,
             device=device,
             pareto=pareto,
+            widths=values.widths_of(widths),
             criterion=criterion,
             finetune_epochs=finetune_epochs,
             max_finetunings=max_finetunings,

@@ -58,6 +58,26 @@ def numeric(option: Option, text: str, panel: str) -> Any:
 
 
 positive_count = values.count("a number of at least 1", 1)
+Pareto = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="N networks along the front of accuracy and latency, down to --keep-macs (default 0.2); the smallest "
+        "within --max-drop becomes the run's.",
+        parser=values.count("2 to 20 networks", 2, 20),
+        rich_help_panel=WHAT,
+    ),
+]
+Widths = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE,SHARE,...",
+        help="One network at several widths, such as 0.25,0.5,1 of the MACs: one training, and one file of weights of "
+        "which each width reads the first rows and columns. The smallest within --max-drop becomes the run's.",
+        callback=values.check_widths,
+        rich_help_panel=WHAT,
+    ),
+]
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of tables.", rich_help_panel=OUTPUT)

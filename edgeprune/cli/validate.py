@@ -1,5 +1,6 @@
 """`edgeprune validate`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +16,9 @@ def validate(
     dense: Annotated[
         str, typer.Argument(metavar="DENSE.onnx", help="The network before: an .onnx, an .ort or a .pt2 file.")
     ],
-    slim: Annotated[str, typer.Argument(metavar="SLIM.onnx", help="The network after.")],
+    slim: Annotated[
+        str, typer.Argument(metavar="SLIM.onnx", help="The network after; or a run folder with several widths.")
+    ],
     data: Annotated[str, typer.Option(metavar="DATA", help=opt.DATA_HELP + ".", rich_help_panel=opt.WHAT)],
     normalize: Annotated[
         list[str] | None,
@@ -102,9 +105,10 @@ def validate(
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:
             with imported_for_good():
-                from edgeprune.pipeline import validate as run
+                from edgeprune.pipeline import validate as of_file
+                from edgeprune.pipeline import validate_widths as of_widths
 
-            record = run(request, progress)
-        output.show(record, lambda terminal: terminal.validate(record))
+            record = of_widths(request, progress) if Path(slim).is_dir() else of_file(request, progress)
+        output.show(record, lambda terminal: terminal.validated(record))
         if record.failures:
             output.fail("budget missed: " + "; ".join(record.failures))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from edgeprune.errors import InputError
-from edgeprune.units import check_normalization, parse_latency, parse_size
+from edgeprune.units import check_normalization, parse_latency, parse_size, parse_widths
 
 if TYPE_CHECKING:
     from edgeprune.records import InputInfo
@@ -121,6 +121,16 @@ def check_size(value: str | None) -> str | None:
 def check_ram(value: str | None) -> str | None:
     """Accept what `check_size` does."""
     return _checked_by(lambda text: parse_size(text, "--max-ram"), value)
+
+
+def check_widths(value: str | None) -> str | None:
+    """Accept several shares that fall, or rise: `0.25,0.5,1`."""
+    return _checked_by(parse_widths, value)
+
+
+def widths_of(value: str | None) -> tuple[float, ...] | None:
+    """The shares, the largest first; None stays None."""
+    return None if value is None else parse_widths(value)
 
 
 def check_normalizations(values: Sequence[str] | None) -> Sequence[str] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeprune.catalog import names
+from edgeprune.commands.widths import check_widths
 from edgeprune.errors import InputError
 from edgeprune.pruning.held import parse_ratios
 from edgeprune.records import Metric
@@ -44,6 +45,7 @@ def decide(request: CompressRequest, metric: Metric | None, has_data: bool | Non
     """
     check_share(request)
     has_data = metric is not None if has_data is None else has_data
+    check_widths(request, has_data)
     _check_allocation(request, has_data)
     limits, of_costs = _costs(request, metric)
     criterion, of_criterion = _criterion(request, has_data)
@@ -63,7 +65,7 @@ def decide(request: CompressRequest, metric: Metric | None, has_data: bool | Non
         leave=request.leave,
         layer_ratios=_layer_ratios(request),
         max_finetunings=request.max_finetunings,
-        reconstruct=request.reconstruct,
+        reconstruct=request.reconstruct and request.widths is None,  # what is left reads the wider one's weights
     )
     return Decision(budgets, manner, (*of_costs, *of_criterion, *of_features))
 
@@ -157,7 +159,7 @@ def _costs(request: CompressRequest, metric: Metric | None) -> tuple[Budgets, tu
     if request.max_drop is not None and metric is None:
         raise InputError("--max-drop: expected data to measure the drop on, got none; give --data")
     stated = _stated(request, metric)
-    if request.pareto is not None:
+    if request.pareto is not None or request.widths is not None:
         return _of_front(request, stated, metric)
     if stated.has_costs or stated.max_drop is not None or request.plan is not None:
         return stated, ()
@@ -180,7 +182,8 @@ def _stated(request: CompressRequest, metric: Metric | None) -> Budgets:
 
 def _of_front(request: CompressRequest, stated: Budgets, metric: Metric | None) -> tuple[Budgets, tuple[str, ...]]:
     """A drop chooses among the networks of a front, and holds up none of them."""
-    _check_front(request)
+    if request.pareto is not None:
+        _check_front(request)
     if metric is None or stated.max_drop is not None:
         return replace(stated, max_drop=None), ()
     return stated, (
@@ -214,6 +217,8 @@ def _features(request: CompressRequest, has_data: bool) -> tuple[str, tuple[str,
     """What is asked of the input features; none go by themselves where nothing tells what they hold."""
     if request.input_features != "auto":
         return request.input_features, ()
+    if request.widths is not None:
+        return "off", ()
     if request.module is not None:
         return "off", ("--input-features off (what a part takes comes from the rest of the network)",)
     if not has_data and request.plan is None:

@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from edgeprune.commands.outcome import front_points, helped, measured
+from edgeprune.commands.examples import real_inputs
+from edgeprune.commands.outcome import PARITY_SAMPLES, front_points, helped, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
 from edgeprune.commands.runfolder import write_network, write_record
 from edgeprune.commands.unfinished import done_before
+from edgeprune.commands.widths import shared_widths
 from edgeprune.data.ranks import check_same
 from edgeprune.files import staged_folder
 from edgeprune.graph.inputs import feature_grids
@@ -87,7 +89,7 @@ def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is 
     """Measure what was found, and write it and what was measured into the folder."""
     request = job.request
     record, answers = measured(job, found, best, told)
-    if request.pareto is not None:
+    if request.pareto is not None or request.widths is not None:
         record = replace(record, front=front_points(job, found, best, told))
     seconds = time.perf_counter() - start + job.journal.earlier
     record = replace(record, advice=_advice(job, found, told), seconds=seconds)
@@ -97,6 +99,11 @@ def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is 
     for point, candidate in zip(record.front, found.networks, strict=False):
         (folder / point.folder).mkdir(parents=True)
         _write(folder / point.folder, candidate, info)
+    if request.widths is not None:
+        inputs = real_inputs(job.model, job.data, PARITY_SAMPLES)
+        model = replace(job.model, info=info)
+        shared = shared_widths(request.widths, found, folder, model, inputs, job.task)
+        record = replace(record, shared=shared)
     write_record(folder, record, answers)
     return record
 

@@ -81,7 +81,7 @@ def _epochs(request: CompressRequest, data: DataSource, settings: TrainSettings,
     if request.finetune_epochs is not None:
         return request.finetune_epochs
     per_epoch = max(1, -(-len(data.train) // settings.batch_size))  # type: ignore[arg-type]
-    epochs = min(60, max(2, round(_STEPS / per_epoch)))
+    epochs = min(60, max(2, round(_STEPS / per_epoch))) * len(request.widths or (1,))
     assume(f"--finetune-epochs {epochs}")
     return epochs
 

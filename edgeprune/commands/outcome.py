@@ -13,6 +13,7 @@ from edgeprune.commands.answers import Pair, Told, told_of
 from edgeprune.commands.examples import example_feed, real_inputs
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.runfolder import model_facts
+from edgeprune.commands.widths import WIDTHS, width_name
 from edgeprune.cost.activations import in_words, peak_activations, peak_int8_activations
 from edgeprune.cost.macs import count_parameters
 from edgeprune.cost.widths import told as told_widths
@@ -44,7 +45,7 @@ from edgeprune.versions import versions
 if TYPE_CHECKING:
     from edgeprune.report.answers import Answers
 
-_PARITY_SAMPLES = 256
+PARITY_SAMPLES = 256
 _UNTOLD = ("command", "resume")  # of what was asked: a run that was stopped is told as one that was not
 
 
@@ -100,7 +101,7 @@ def helped(job: Job, found: Found, best: Candidate, told: Progress) -> None:
     The main process alone measures files, meanwhile they wait.
     """
     _tested(job, found.dense, best)
-    if job.request.pareto is not None:
+    if job.request.pareto is not None or job.request.widths is not None:
         front_points(job, found, best, told)
 
 
@@ -149,7 +150,7 @@ def _figures(candidate: Candidate, onnx_bytes: int, test_value: float | None) ->
 
 def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int, int], float, LatencyComparison]:
     """Sizes of both networks as ONNX, the parity of the slim one, and the latency of both."""
-    inputs = real_inputs(job.model, job.data, _PARITY_SAMPLES)
+    inputs = real_inputs(job.model, job.data, PARITY_SAMPLES)
     one = example_feed(job.model, inputs, kept_vocabularies(best.program))
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         dense, slim = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
@@ -195,13 +196,13 @@ def _asked(request: CompressRequest) -> dict[str, Any]:
 def front_points(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[FrontPoint, ...]:
     """Every network of the front, measured beside the dense one."""
     assert job.gauge is not None
-    points = []
+    widths, points = job.request.widths, []
     for number, candidate in enumerate(found.networks, 1):
         told.stage(f"measure network {number} of {len(found.networks)}")
         measured = job.gauge(candidate.program, True)
         points.append(
             FrontPoint(
-                folder=f"pareto/{number}",
+                folder=f"pareto/{number}" if widths is None else f"{WIDTHS}/{width_name(widths[number - 1])}",
                 macs_ratio=candidate.macs / found.dense.macs,
                 val_value=candidate.val_value,
                 p50_ms=measured.ms,

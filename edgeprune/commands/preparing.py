@@ -24,6 +24,7 @@ from edgeprune.commands.resuming import own_cores
 from edgeprune.commands.scripted import Scripted
 from edgeprune.commands.unfinished import SUFFIX, check_alike, check_place, identity, place_of, shared_identity
 from edgeprune.commands.vocabulary import asked_vocabularies, check_data
+from edgeprune.commands.widths import widths_of
 from edgeprune.cost.device import Device, device_in, read_device
 from edgeprune.cost.models import check_known
 from edgeprune.errors import InputError
@@ -36,6 +37,7 @@ from edgeprune.journal.shared import Results, measured_by_main, results_of
 from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
+from edgeprune.processes import n_processes
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_prices import priced
 from edgeprune.pruning.feature_rules import feature_rules, named_groups, ruled_grid
@@ -123,6 +125,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     assume = assumed.append
     team = team or Team(TrainSettings())
     check_share(request)
+    _check_alone(request)
     out = team.by_main(lambda: _place(request, told, assume))
     plan = read_plan(Path(request.plan)) if request.plan else None
     scripted = Scripted.of(request)
@@ -146,6 +149,8 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     held_layers(cutter.graph, decision.manner.leave, decision.manner.layer_ratios, (KEEP_LAYER, LAYER_RATIO))
     check(cutter, budgets, plan)
     _check_answers(request, opened, assume)
+    plain = _plain_strategy(request, budgets, plan, samples)
+    strategy = widths_of(request, opened.dense, samples, journal) or _strategy(request, plain, prober, journal)
     for text in assumed:
         told.say(f"assumed: {text}")
     return Job(
@@ -160,7 +165,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
             gauge,
             _structure(request, cutter, prober, told),
         ),
-        strategy=_strategy(request, _plain_strategy(request, budgets, plan, samples), prober, journal),
+        strategy=strategy,
         budgets=budgets,
         device=device,
         gauge=gauge,
@@ -170,6 +175,19 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
         journal=journal,
         team=team,
     )
+
+
+def _check_alone(request: CompressRequest) -> None:
+    """Raise InputError where processes that share the samples out are asked for what one alone can do."""
+    asked = {
+        "--widths": request.widths is not None,
+        "--lowrank": bool(request.lowrank),
+        "--distill features": bool(request.distill_features),
+    }
+    for option in (name for name, given in asked.items() if given and n_processes() > 1):
+        raise InputError(
+            f"{option}: expected one process, got {n_processes()}; leave it out, or start without torchrun"
+        )
 
 
 def _journal(request: CompressRequest, opened: _Opened, out: Path, team: Team) -> Results:
@@ -302,10 +320,11 @@ def _gauge(  # noqa: PLR0913 - what was asked, what it is asked of, and what it 
     told: Progress,
 ) -> Gauge | None:
     """What measures networks, where a budget or a front asks for it; what is measured of files is kept."""
-    if not budgets.is_measured and request.pareto is None:
+    has_several = request.pareto is not None or request.widths is not None
+    if not budgets.is_measured and not has_several:
         return None
     of_files: Gauge | None = None
-    if request.pareto is not None or budgets.max_latency is not None or budgets.max_bytes is not None:
+    if has_several or budgets.max_latency is not None or budgets.max_bytes is not None:
         by_main = measured_by_main(team, lambda: _file_gauge(request, budgets, device, opened, told))
         of_files = kept_gauge(by_main, journal)
     return of_files if budgets.max_ram is None else PeakGauge(opened.dense, of_files)

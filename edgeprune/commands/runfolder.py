@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 
+from edgeprune.export.front import Preprocessing
+from edgeprune.export.metadata import metadata_of, metadata_of_named
+from edgeprune.export.namedfront import NamedFront
 from edgeprune.files import write_atomically
 from edgeprune.formats.save import save_program
+from edgeprune.graph.specs import input_specs
+from edgeprune.graph.tokens import kept_vocabularies
+from edgeprune.measure.keptids import stated_vocabularies
 from edgeprune.pruning.plan import PruningPlan
-from edgeprune.records import ModelInfo
+from edgeprune.records import Model, ModelInfo
 from edgeprune.results import RunRecord
 from edgeprune.runrecord import to_json
 
@@ -41,3 +47,12 @@ def model_facts(info: ModelInfo, name: str, path: str | None, sha256: str) -> di
     if info.task is None:
         del facts["task"]
     return facts
+
+
+def stated_of(model: Model) -> dict[str, str]:
+    """What the file of a program says of itself."""
+    info = model.info
+    kept = stated_vocabularies(kept_vocabularies(model.program))
+    if len(input_specs(model.program)) > 1:
+        return kept | metadata_of_named(info, "full", NamedFront.of(model.program, info.normalization, (), False))
+    return kept | metadata_of(info, "full", Preprocessing(tuple(info.input_shape), info.normalization, None))

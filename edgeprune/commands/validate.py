@@ -10,26 +10,23 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeprune.commands.runfolder import stated_of
 from edgeprune.data import open_data
 from edgeprune.errors import InputError
-from edgeprune.export.front import Preprocessing
-from edgeprune.export.metadata import metadata_of, metadata_of_named, task_in
-from edgeprune.export.namedfront import NamedFront
+from edgeprune.export.metadata import task_in
 from edgeprune.export.onnx import export_onnx
 from edgeprune.files import named_as
 from edgeprune.formats.load import load
 from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.trust import recorded_task
-from edgeprune.graph.specs import input_specs
-from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.measure.chance import chance_text
 from edgeprune.measure.foreign import stated_in
-from edgeprune.measure.keptids import check_ids, stated_vocabularies
+from edgeprune.measure.keptids import check_ids
 from edgeprune.measure.namedfile import names_of_file, with_inputs_of_file
 from edgeprune.measure.networkfile import NetworkFile, opened, trained_normalization, with_classes_of_file
 from edgeprune.measure.validation import latency_beside, run_both
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import IDENTITY, DataSource, Model, Normalization
+from edgeprune.records import IDENTITY, DataSource, Normalization
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import ValidateRecord
 from edgeprune.tasks.budget import RELATIVE, MaxDrop, drop_of, is_within
@@ -138,21 +135,12 @@ def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[ValidateReque
             told.stage(f"export {given.name}")
             model = load(str(given))
             paths[name] = str(folder / f"{name}.onnx")
-            export_onnx(model.program, paths[name], metadata=_metadata(model))
+            export_onnx(model.program, paths[name], metadata=stated_of(model))
             stack.enter_context(named_as(given, Path(paths[name])))
             if model.info.task is not None and request.task is None:
                 spec = recorded_task(model.info.task, str(given), request.trust_recorded)
                 request = replace(request, task=spec)
         yield replace(request, dense=paths["dense"], slim=paths["slim"])
-
-
-def _metadata(model: Model) -> dict[str, str]:
-    """What the file of a program says of itself."""
-    info = model.info
-    kept = stated_vocabularies(kept_vocabularies(model.program))
-    if len(input_specs(model.program)) > 1:
-        return kept | metadata_of_named(info, "full", NamedFront.of(model.program, info.normalization, (), False))
-    return kept | metadata_of(info, "full", Preprocessing(tuple(info.input_shape), info.normalization, None))
 
 
 def _task_spec(request: ValidateRequest) -> str | None:

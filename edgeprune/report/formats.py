@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeprune.records import Metric, MetricComparison
-    from edgeprune.results import LatencyComparison, NetworkFigures, PeakActivations, RunRecord, StepRecord
+    from edgeprune.results import (
+        LatencyComparison,
+        NetworkFigures,
+        PeakActivations,
+        RunRecord,
+        SharedWeights,
+        StepRecord,
+    )
 
 NONE = "–"
 _COUNTED = ("accuracy", "agreement")  # a sample more or less is 1 / n
@@ -257,3 +264,12 @@ def peak(found: PeakActivations) -> str:
 def splits(record: RunRecord) -> str:
     """Which layers became two, and with how many channels in between; nothing where none did."""
     return ", ".join(f"{one.name} in two at rank {one.rank}" for one in record.splits)
+
+
+def shared_weights(shared: SharedWeights) -> str:
+    """E.g. "one file of weights for 3 widths, widths/weights.bin: 460 kB with all graphs, 1.02 times the largest"."""
+    return (
+        f"one file of weights for {len(shared.networks)} widths, {shared.weights}: {size(shared.size_bytes)} with all "
+        f"graphs, {shared.size_bytes / shared.largest_bytes:.2f} times the largest; ONNX = PyTorch, absolute error "
+        f"{error(shared.parity)}"
+    )

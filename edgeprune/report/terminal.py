@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +27,7 @@ from edgeprune.results import (
     RunRecord,
     TrainRecord,
     ValidateRecord,
+    ValidateWidthsRecord,
 )
 
 _MAX_LAYERS = 4  # of a group in a table
@@ -58,6 +59,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     return Sheet(
         table,
         *([_front(record)] if record.front else []),
+        *([check_mark(fmt.shared_weights(record.shared))] if record.shared else []),
         check_mark(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
         check_mark(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
@@ -73,7 +75,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
 
 def _front(record: RunRecord) -> Table:
     """Several networks, from large to small."""
-    table, metric = titled_table("along the front"), record.metric
+    table, metric = titled_table("widths of one network" if record.shared else "along the front"), record.metric
     judged = f"val. {metric.name}" if fmt.judged_on(record) else metric.name
     for name in ("network", "MACs", "p50", "vs dense", "ONNX file", judged):
         table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
@@ -135,6 +137,14 @@ def profile(record: ProfileRecord) -> RenderableType:
         check_mark(f"{record.n_points:,} measurements in {record.seconds:.0f} s ({how})"),
         unbroken("  next    ", f"edgeprune compress {model}{arch} --device {fmt.quoted(record.out)}", "bold"),
     )
+
+
+def validated(record: ValidateRecord | ValidateWidthsRecord) -> RenderableType:
+    """Dense against slim, or against each width in turn."""
+    if isinstance(record, ValidateRecord):
+        return validate(record)
+    pairs = zip(record.names, record.widths, strict=True)
+    return Group(*(part for name, own in pairs for part in (Text(f"width {name}", "bold"), validate(own))))
 
 
 def validate(record: ValidateRecord) -> RenderableType:

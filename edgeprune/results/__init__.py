@@ -12,12 +12,12 @@ from edgeprune.results.export import (
     VariantTable,
 )
 from edgeprune.results.federate import FederateRecord, RoundRecord
+from edgeprune.results.front import FrontPoint, SharedWeights
 from edgeprune.results.run import (
     AccuracyComparison,
     ChangedSample,
     EpochRecord,
     FeatureCount,
-    FrontPoint,
     GroupRow,
     InspectRecord,
     LatencyComparison,
@@ -33,6 +33,7 @@ from edgeprune.results.run import (
     StepRecord,
     TrainRecord,
     ValidateRecord,
+    ValidateWidthsRecord,
     values_of,
 )
 
@@ -64,11 +65,13 @@ __all__ = [
     "RunRecord",
     "SplitLayer",
     "SampleDifference",
+    "SharedWeights",
     "StepRecord",
     "TargetRow",
     "TargetTable",
     "TrainRecord",
     "ValidateRecord",
+    "ValidateWidthsRecord",
     "Variant",
     "VariantTable",
     "values_of",

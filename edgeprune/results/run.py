@@ -17,6 +17,7 @@ from edgeprune.records import (
     Reconstruction,
     TokenRow,
 )
+from edgeprune.results.front import FrontPoint, SharedWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,22 +140,6 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class FrontPoint:
-    """One network of several, from large to small: what it takes in onnxruntime, and how well it does.
-
-    `folder` is where it lies, beside the run's own files; `chosen` marks the one that became the run's slim network.
-    """
-
-    folder: str
-    macs_ratio: float
-    val_value: float | None
-    p50_ms: float
-    latency_ratio: float
-    size_bytes: int
-    chosen: bool
-
-
-@dataclass(frozen=True, slots=True)
 class FeatureCount:
     """How well a network did on the validation split with so many input features, on the way to fewer."""
 
@@ -186,8 +171,8 @@ class RunRecord:
     """Everything a run measured; written as run.json, read by the report.
 
     `selection` tells, epoch by epoch, how input features became fewer while it was trained; `advice` is what could be
-    done beside, e.g. crop the images; `front` lists several networks where they were asked for; `blocks` went whole,
-    `splits` became two layers each.
+    done beside, e.g. crop the images; `front` lists several networks where they were asked for, which have the weights
+    that are `shared` where they are widths of one; `blocks` went whole, `splits` became two layers each.
     `features` and `feature_weights`, as in a `KeptInput`, are those of a network with one input; `inputs` of several.
     `metric` is what the values are of: accuracy, or that of another task, which has a `comparison` and no `accuracy`.
     `changed` are the samples on which both networks are furthest apart, the furthest first, by what `change` says.
@@ -224,6 +209,7 @@ class RunRecord:
     inputs: tuple[KeptInput, ...] = ()
     blocks: tuple[str, ...] = ()
     splits: tuple[SplitLayer, ...] = ()
+    shared: SharedWeights | None = None
 
     @property
     def compared(self) -> MetricComparison | None:
@@ -235,7 +221,7 @@ class RunRecord:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
         of_classes = self.metric == ACCURACY and self.comparison is None
         others = ("metric", "comparison", "change", "changed") if of_classes else ("accuracy",)
-        further = ("vocabularies", "inputs", "blocks", "splits")
+        further = ("vocabularies", "inputs", "blocks", "splits", "shared")
         return dict.fromkeys((*others, *(name for name in further if not getattr(self, name))))
 
     @property
@@ -323,6 +309,20 @@ class ValidateRecord:
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON: of a classification as ever."""
         return {"accuracy": None} if self.accuracy is None else {"comparison": None, "agreement": None}
+
+
+@dataclass(frozen=True, slots=True)
+class ValidateWidthsRecord:
+    """What `edgeprune validate` measured of each width of one network beside the dense one, from wide to narrow."""
+
+    names: tuple[str, ...]
+    widths: tuple[ValidateRecord, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The missed budgets of all widths, each with its name."""
+        pairs = zip(self.names, self.widths, strict=True)
+        return tuple(f"{name}: {failure}" for name, record in pairs for failure in record.failures)
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class Candidate:
     """A network on the way: the program, the plan that leads to it from the dense one, and what it does.
 
     `val` is what it makes of the validation split; None where nobody has looked. `reconstruction` tells what its layers
-    have taken over since it was cut.
+    have taken over since it was cut. Of one network at several widths, `within` leads from the widest one to this.
     """
 
     program: Program
@@ -122,6 +122,7 @@ class Candidate:
     val: Evaluation | None
     proof_error: float = 0.0
     reconstruction: Reconstruction | None = None
+    within: PruningPlan | None = None
 
     @property
     def val_value(self) -> float | None:

@@ -88,7 +88,7 @@ class Cutter:
         Blocks go first, then layers are split, and both count. What is left takes over what went, after the proof.
         """
         slim, step = self._cut_with(best, shares, n_features, pieces) if pieces else self._cut(best, shares, n_features)
-        made = self._made(best, slim, step, self._proved(best.program, slim, step))
+        made = self._made(best, slim, step, self.proved(best.program, slim, step))
         return self._reconstructed(best, step, made)
 
     def kept(self, best: Candidate, shares: Shares) -> PruningPlan:
@@ -170,7 +170,7 @@ class Cutter:
         if plan is None:
             return None
         slim = cut(program, plan)
-        return self._made(self.dense, slim, plan, self._proved(program, slim, plan))
+        return self._made(self.dense, slim, plan, self.proved(program, slim, plan))
 
     def without_cut_ids(self, best: Candidate) -> Candidate:
         """The candidate without the rows of the ids that are cut, proved; itself where none are."""
@@ -180,7 +180,7 @@ class Cutter:
             return best
         plan = make_step_plan(program, graph, None, "random")
         slim = cut(program, plan, graph)
-        return self._made(best, slim, plan, self._proved(program, slim, plan))
+        return self._made(best, slim, plan, self.proved(program, slim, plan))
 
     def without_unread(self, best: Candidate, trained: nn.Module) -> Candidate:
         """The candidate with the weights of `trained`, without the input features that only feed zeros there."""
@@ -202,7 +202,7 @@ class Cutter:
                 keep[group.units[(own == 0) & ~(last & channels)]] = False
         plan = make_plan(program, graph, keep)
         slim = cut(program, plan, graph)
-        error = self._proved(program, slim, plan)
+        error = self.proved(program, slim, plan)
         # The plan is to be replayed on the network as it was before this training.
         made = self._made(best, slim, replace(plan, source_sha256=digest(best.program)), error)
         return made if plan.exact else self._reconstructed(replace(best, program=program), plan, made)
@@ -228,7 +228,7 @@ class Cutter:
     def made_by(self, plan: PruningPlan) -> Candidate:
         """The same, proved, and what is left takes over what went."""
         slim = self.cut_by(plan)
-        made = self._made(self.dense, slim, plan, self._proved(self.dense.program, slim, plan))
+        made = self._made(self.dense, slim, plan, self.proved(self.dense.program, slim, plan))
         return self._reconstructed(self.dense, plan, made)
 
     def retrained(self, candidate: Candidate, module: nn.Module) -> Candidate:
@@ -323,7 +323,7 @@ class Cutter:
         self._latest_seen = (program, known)
         return known
 
-    def _proved(self, program: Program, slim: Program, plan: PruningPlan) -> float:
+    def proved(self, program: Program, slim: Program, plan: PruningPlan) -> float:
         """The error of a cut, on real inputs where there are data."""
         if self._samples is None:
             return prove(program, slim, plan)

@@ -1,0 +1,46 @@
+"""`edgeprune validate` of one network at several widths: each is compared with the dense one in turn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from edgeprune.commands.validate import validate
+from edgeprune.errors import InputError
+from edgeprune.lines import shown
+from edgeprune.progress import Progress
+from edgeprune.requests import ValidateRequest
+from edgeprune.results import ValidateWidthsRecord
+
+_FOLDER = "widths"  # of a run
+
+
+def validate_widths(request: ValidateRequest, progress: Progress | None = None) -> ValidateWidthsRecord:
+    """Compare the graphs in the folder `request.slim`, a run's or that of its widths, with `request.dense`.
+
+    Raises:
+        InputError: the folder holds no widths; and as `validate`.
+    """
+    files = _files(Path(request.slim))
+    found = tuple(validate(replace(request, slim=str(file)), progress) for file in files)
+    return ValidateWidthsRecord(tuple(file.stem for file in files), found)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The graphs of a folder, which are called by their shares of the MACs, the widest first."""
+    if (folder / _FOLDER).is_dir():
+        folder = folder / _FOLDER
+    shares = {file: _share(file) for file in folder.glob("*.onnx")}
+    wrong = sorted(file.name for file, share in shares.items() if share is None)
+    if not shares or wrong:
+        got = shown(wrong[0]) if wrong else "none"
+        raise InputError(f"{folder}: expected the .onnx files of several widths, such as 0.5.onnx, got {got}")
+    return sorted(shares, key=lambda file: shares[file] or 0.0, reverse=True)
+
+
+def _share(file: Path) -> float | None:
+    try:
+        share = float(file.stem)
+    except ValueError:
+        return None
+    return share if 0 < share <= 1 else None
