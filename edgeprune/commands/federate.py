@@ -6,14 +6,16 @@ Server and clients are simulated in this process; `integrations/flower.py` runs 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
+from typing import Any
 
 from edgeprune.commands.resolve import threads_of
 from edgeprune.commands.resuming import own_cores
 from edgeprune.commands.train import begun, beside_of, zero_share
 from edgeprune.cost.macs import count_parameters
 from edgeprune.data.capturing import captured
+from edgeprune.errors import InputError
 from edgeprune.federated.masks import initial
 from edgeprune.federated.simulation import AClient, Rounds, make_clients, simulate
 from edgeprune.files import check_new
@@ -22,9 +24,12 @@ from edgeprune.progress import Progress, Silent
 from edgeprune.records import ModelInfo
 from edgeprune.requests import FederateRequest
 from edgeprune.results import FederateRecord, RoundRecord
+from edgeprune.settings import FederatedSettings
 from edgeprune.tasks.weights import with_class_weights
 from edgeprune.training import Judge, layer_zeros, threads_set
 from edgeprune.usercode import running_user_code
+
+_OWN = {"arch", "data", "out", "task", "normalize", "class-weights", "threads", "force"}
 
 
 @running_user_code()
@@ -94,3 +99,21 @@ def finished(
         metric=task.metric,
         beside=beside_of(task, test),
     )
+
+
+def request_of(config: Mapping[str, Any], beside: Collection[str] = ()) -> FederateRequest:
+    """What a run config asks for: the names are those of the options of `edgeprune federate`, but for those `beside`.
+
+    Raises:
+        InputError: another name, none of `arch`, `data` or `out`, or a setting out of its range.
+    """
+    kinds = {field.name.replace("_", "-"): field.name for field in fields(FederatedSettings)}
+    known = {*kinds, *_OWN, *beside}
+    unknown, missing = set(config) - known, {"arch", "data", "out"} - set(config)
+    if unknown or missing:
+        got = f"no {min(missing)}" if missing else min(unknown)
+        raise InputError(f"run config: expected {', '.join(sorted(known))}, got {got}")
+    settings = FederatedSettings(**{kinds[name]: value for name, value in config.items() if name in kinds})
+    settings.check()
+    own = {name.replace("-", "_"): value for name, value in config.items() if name in _OWN}
+    return FederateRequest(settings=settings, **own)

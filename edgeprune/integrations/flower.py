@@ -20,14 +20,14 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from edgeprune.commands.federate import finished, prepared_rounds
+from edgeprune.commands.federate import finished, prepared_rounds, request_of
 from edgeprune.commands.train import begun
 from edgeprune.errors import InputError
 from edgeprune.federated.client import Client
@@ -37,10 +37,8 @@ from edgeprune.federated.server import chosen, merged, order_of
 from edgeprune.federated.simulation import Rounds, shared_out
 from edgeprune.lines import one_line
 from edgeprune.progress import Silent
-from edgeprune.requests import FederateRequest
 from edgeprune.results import RoundRecord
 from edgeprune.runrecord import to_dict
-from edgeprune.settings import FederatedSettings
 from edgeprune.training import Judge, threads_set
 
 try:
@@ -55,8 +53,7 @@ except ImportError as error:
 
 _POLL_SECONDS = 1.0
 _ROUND_SECONDS = 600.0  # how long a round waits for its clients where the run config has no round-timeout
-_OWN = {"arch", "data", "out", "task", "normalize", "class-weights", "threads", "force"}
-_BESIDE = {"round-timeout", "record"}
+_BESIDE = frozenset({"round-timeout", "record"})
 
 
 class SparseAveraging(Strategy):
@@ -129,7 +126,7 @@ def serve(grid: Grid, context: Context) -> None:
         TrainingError: no client's update could be used in any round.
     """
     start, config = time.perf_counter(), context.run_config
-    request = _request(config)
+    request = request_of(config, _BESIDE)
     rounds, info, threads = prepared_rounds(request, _Logged())
     with threads_set(threads):
         strategy = SparseAveraging(rounds)
@@ -161,7 +158,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _client(context: Context) -> tuple[Client, int | None]:
-    request, node = _request(context.run_config), context.node_config
+    request, node = request_of(context.run_config, _BESIDE), context.node_config
     own = "data" in node
     if own:
         if request.normalize == "data":
@@ -186,22 +183,6 @@ def _partition(node: Mapping[str, Any], n_clients: int) -> int:
         expected = f"partition-id from 0 to {n_clients - 1}, or data, in the node's config"
         raise InputError(f"--node-config: expected {expected}, got {number!r}")
     return number
-
-
-def _request(config: Mapping[str, Any]) -> FederateRequest:
-    """What a run config asks for: the names are those of the options of `edgeprune federate`."""
-    kinds = {field.name.replace("_", "-"): field.name for field in fields(FederatedSettings)}
-    unknown = set(config) - set(kinds) - _OWN - _BESIDE
-    missing = {"arch", "data", "out"} - set(config)
-    if unknown or missing:
-        expected = ", ".join(sorted({*kinds, *_OWN, *_BESIDE}))
-        got = f"no {min(missing)}" if missing else min(unknown)
-        raise InputError(f"run config: expected {expected}, got {got}")
-    asked = {kinds[name]: value for name, value in config.items() if name in kinds}
-    settings = FederatedSettings(**asked)
-    settings.check()
-    own = {name.replace("-", "_"): value for name, value in config.items() if name in _OWN}
-    return FederateRequest(settings=settings, **own)
 
 
 def _wait_for(n_nodes: int, grid: Grid) -> Sequence[int]:
