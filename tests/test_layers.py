@@ -148,10 +148,9 @@ def test_the_search_knows_neither_files_nor_clocks() -> None:
     assert not rooms & {"export", "measure"}
 
 
-def test_a_request_is_made_in_front_and_read_in_the_commands_alone() -> None:
+def test_a_request_is_read_in_the_commands_alone() -> None:
     readers = [m for m in MODULES if "edgeprune.requests" in [target for target, _ in internal_imports(m)]]
-    fronts = {"cli", "integrations"}  # Flower's run config is a command line of another kind
-    assert {room_of(module) for module in readers} == {*fronts, "commands"}, sorted(readers)
+    assert {room_of(module) for module in readers} == {"cli", "commands"}, sorted(readers)
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if room_of(module) in {"", *GROUND}])

@@ -1,7 +1,7 @@
 """`edgeprune validate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -104,11 +104,17 @@ def validate(
     )
     with Output(context, as_json=as_json, debug=debug) as output:
         with output.working() as progress:
-            with imported_for_good():
-                from edgeprune.pipeline import validate as of_file
-                from edgeprune.pipeline import validate_widths as of_widths
+            record: Any
+            if Path(slim).is_dir():
+                with imported_for_good():
+                    from edgeprune.pipeline import validate_widths
 
-            record = of_widths(request, progress) if Path(slim).is_dir() else of_file(request, progress)
+                record = validate_widths(request, progress)
+            else:
+                with imported_for_good():
+                    from edgeprune.pipeline import validate as of_file
+
+                record = of_file(request, progress)
         output.show(record, lambda terminal: terminal.validated(record))
         if record.failures:
             output.fail("budget missed: " + "; ".join(record.failures))
