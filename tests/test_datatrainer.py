@@ -83,7 +83,8 @@ def test_features_are_selected_by_their_method(digits: DataSource, asked: list[t
     [(*_, settings, _, teacher, named)] = asked
     assert (settings.epochs, settings.method, teacher) == (20, "feature-selection", None)
     assert settings.options == {"gamma": 0.2, "n_features": 20}
-    assert named == {"graph": graph, "task": CLASSIFICATION, "aim": None, "part": None, "checkpoint": None}
+    rest = dict.fromkeys(("aim", "part", "checkpoint", "features"))
+    assert named == {"graph": graph, "task": CLASSIFICATION, **rest}
 
 
 def test_a_training_keeps_its_state_where_it_is_told(

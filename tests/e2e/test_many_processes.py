@@ -145,7 +145,7 @@ def test_functions_of_the_users_are_for_one_process(place: Path, monkeypatch: py
 def test_a_process_that_dies_ends_all_and_the_run_goes_on(place: Path, dying: str) -> None:
     asked = (*ASKED, "--finetune-epochs", "3")
     assert torchrun(place, 2, *COMPRESS, *asked, "--out", "whole").returncode == 0
-    step = "edgeprune.training.loop.prepared"
+    step = "edgeprune.training.loop.fed"
     result = torchrun(place, 2, "dies.py", dying, step, 24, "compress", *asked, "--out", "run")
     assert result.returncode != 0 and result.stdout == ""
     [line] = [line for line in result.stderr.splitlines() if line.startswith("edgeprune: ")]

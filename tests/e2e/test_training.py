@@ -224,7 +224,7 @@ def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(
 ) -> None:
     out, state = tmp_path / "m.pt", tmp_path / "m.pt.training"
     command = (*SLOW, "--out", "m.pt", "--resume")
-    step = "edgeprune.training.loop.prepared"
+    step = "edgeprune.training.loop.fed"
     assert killed_at(tmp_path, step, 2, *command) == -signal.SIGKILL
     assert not state.exists() and not out.exists()  # nothing yet to go on from
     assert killed_at(tmp_path, step, 2 * STEPS + 3, *command) == -signal.SIGKILL
