@@ -36,3 +36,26 @@ class Silent:
 
     def measured(self, figures: Mapping[str, float]) -> None:
         """Ignore it."""
+
+
+class Passing:
+    """Passes all on to another progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def stage(self, title: str) -> None:
+        """A new stage begins."""
+        self._progress.stage(title)
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` parts are finished."""
+        self._progress.advance(done, total, note)
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        self._progress.say(message)
+
+    def measured(self, figures: Mapping[str, float]) -> None:
+        """Figures of what is done."""
+        self._progress.measured(figures)

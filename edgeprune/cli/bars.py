@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from edgeprune.cli import interrupts
 from edgeprune.lines import printable
 from edgeprune.processes import is_main
-from edgeprune.progress import Silent
+from edgeprune.progress import Passing, Silent
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -50,29 +50,18 @@ def follow() -> Iterator[Progress]:
         live.finish()
 
 
-class Heeding:
-    """Passes all on, and raises the Ctrl-C that something on the way swallowed."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+class Heeding(Passing):
+    """Passes all on, and raises the Ctrl-C that something on the way swallowed; what is said last is passed on too."""
 
     def stage(self, title: str) -> None:
         """A new stage begins, unless the work was to stop."""
         interrupts.check()
-        self._progress.stage(title)
+        super().stage(title)
 
     def advance(self, done: int, total: int, note: str = "") -> None:
         """`done` of `total` parts are finished, and the rest is done unless the work was to stop."""
         interrupts.check()
-        self._progress.advance(done, total, note)
-
-    def say(self, message: str) -> None:
-        """A line that stays: also the last words of what is being stopped."""
-        self._progress.say(message)
-
-    def measured(self, figures: Mapping[str, float]) -> None:
-        """Figures of what is done."""
-        self._progress.measured(figures)
+        super().advance(done, total, note)
 
 
 class Bars:

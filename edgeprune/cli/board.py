@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgeprune.errors import InputError
 from edgeprune.files import writing_to
 from edgeprune.processes import is_main
+from edgeprune.progress import Passing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -41,28 +42,17 @@ def drawn(progress: Progress, folder: str | None) -> Iterator[Progress]:
         writer.close()
 
 
-class Drawn:
+class Drawn(Passing):
     """Passes all on to another progress, and adds each figure to the curve of its name: the first, the second, ..."""
 
     def __init__(self, progress: Progress, writer: SummaryWriter) -> None:
-        self._progress, self._writer = progress, writer
+        super().__init__(progress)
+        self._writer = writer
         self._counts: Counter[str] = Counter()
-
-    def stage(self, title: str) -> None:
-        """A new stage begins."""
-        self._progress.stage(title)
-
-    def advance(self, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` parts are finished."""
-        self._progress.advance(done, total, note)
-
-    def say(self, message: str) -> None:
-        """A line that stays."""
-        self._progress.say(message)
 
     def measured(self, figures: Mapping[str, float]) -> None:
         """Add a point to the curve of each."""
-        self._progress.measured(figures)
+        super().measured(figures)
         for name, value in figures.items():
             self._counts[name] += 1
             self._writer.add_scalar(name, value, self._counts[name])

@@ -15,16 +15,8 @@ CLIENTS = "Clients"
 def federate(
     context: typer.Context,
     *,
-    arch: Annotated[
-        str,
-        typer.Option(
-            metavar="ARCH",
-            help="What builds the network: torchvision:NAME, timm:NAME, package.module:factory or "
-            "path/file.py:factory, with ?key=value&... arguments.",
-            rich_help_panel=opt.WHAT,
-        ),
-    ],
-    data: Annotated[str, typer.Option(metavar="DATA", help=opt.DATA_HELP + ".", rich_help_panel=opt.WHAT)],
+    arch: opt.TrainedArch,
+    data: opt.TrainedData,
     task: Annotated[
         str | None,
         typer.Option(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 from edgeprune.cli import messages
 from edgeprune.files import writing_to
 from edgeprune.processes import is_main
+from edgeprune.progress import Passing
 
 if TYPE_CHECKING:
     from edgeprune.progress import Progress
@@ -49,24 +50,25 @@ def logged(progress: Progress, path: str | None, typed: str) -> Iterator[Progres
         own.write("end", exit=0)
 
 
-class Logged:
+class Logged(Passing):
     """Passes all on to another progress, and writes it to a file; of a stage's parts at most one line a second."""
 
     def __init__(self, progress: Progress, file: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._progress, self._file, self._clock = progress, file, clock
+        super().__init__(progress)
+        self._file, self._clock = file, clock
         self._began = self._started = clock()
         self._last = -_SECONDS_BETWEEN_LINES
         self._title = ""
 
     def stage(self, title: str) -> None:
         """A new stage begins."""
-        self._progress.stage(title)
+        super().stage(title)
         self._title, self._started, self._last = title, self._clock(), -_SECONDS_BETWEEN_LINES
         self.write("stage", title=title)
 
     def advance(self, done: int, total: int, note: str = "") -> None:
         """`done` of `total` parts are finished: `left_s` is how long the others of this stage take at that speed."""
-        self._progress.advance(done, total, note)
+        super().advance(done, total, note)
         now = self._clock()
         if done < total and now - self._last < _SECONDS_BETWEEN_LINES:
             return
@@ -76,12 +78,12 @@ class Logged:
 
     def say(self, message: str) -> None:
         """A line that stays."""
-        self._progress.say(message)
+        super().say(message)
         self.write("said", message=message)
 
     def measured(self, figures: Mapping[str, float]) -> None:
         """Figures, each by its name; what is no number is null."""
-        self._progress.measured(figures)
+        super().measured(figures)
         self.write("figures", **{name: value if math.isfinite(value) else None for name, value in figures.items()})
 
     def write(self, event: str, **what: object) -> None:

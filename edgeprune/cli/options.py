@@ -191,6 +191,16 @@ DATA_HELP = (
     "csv:FILE?target=COLUMN, parquet:FILE?target=COLUMN, hf:DIR "
     "or path/file.py:factory"
 )
+TrainedArch = Annotated[
+    str,
+    typer.Option(
+        metavar="ARCH",
+        help="What builds the network: torchvision:NAME, timm:NAME, package.module:factory or "
+        "path/file.py:factory, with ?key=value&... arguments.",
+        rich_help_panel=WHAT,
+    ),
+]
+TrainedData = Annotated[str, typer.Option(metavar="DATA", help=DATA_HELP + ".", rich_help_panel=WHAT)]
 Data = Annotated[str | None, typer.Option(metavar="DATA", help=DATA_HELP + ".", rich_help_panel=WHAT)]
 NORMALIZE_HELP = (
     "How the network's inputs are made of the data: none (as the data hold them), data (mean and std of the training "

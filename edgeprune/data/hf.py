@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from edgeprune.data.arrow import (
     EXTRA,
@@ -27,11 +26,11 @@ from edgeprune.data.arrow import (
     numbers_of_values,
     schema_of,
 )
+from edgeprune.data.contained import ContainedImages
 from edgeprune.data.framing import Framing
 from edgeprune.data.hfinfo import Saved, saved_in
-from edgeprune.data.images import decoded, looked_at
+from edgeprune.data.images import decoded
 from edgeprune.data.limits import need
-from edgeprune.data.pixels import to_pixels
 from edgeprune.data.rows import rows_for
 from edgeprune.data.splits import LazySplit, build, parts_of_groups
 from edgeprune.data.table import some
@@ -210,32 +209,18 @@ def _lists(batch: Any, name: str, width: int, path: Path) -> np.ndarray:
     return numbers_of_values(batch.column(name).flatten(), where).reshape(batch.num_rows, width)
 
 
-class HfImages(Dataset[Any]):
-    """Images in Arrow files, which the system maps; a sample is x float32 `framing.shape` in 0..1 and its target."""
+class HfImages(ContainedImages):
+    """Images in Arrow files, which the system maps."""
 
     def __init__(
         self, places: Sequence[tuple[Path, Any]], column: str, targets: Tensor | None, framing: Framing
     ) -> None:
-        self._places, self._column, self.targets, self.framing = list(places), column, targets, framing
+        self._places, self._column = list(places), column
         self._ends = np.cumsum([table.num_rows for _, table in places])
-        notes, self.byte_scale = looked_at(len(self), self.opened, self.name)
-        self.notes = (*framing.notes, *notes)
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """The targets `(n,)`, apart from the images."""
-        return None if self.targets is None else self.targets.numpy()
+        super().__init__(targets, framing)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        with self.opened(index) as image:
-            x = to_pixels(image, self.framing, self.name(index))
-        if self.targets is None:
-            return x, None
-        y = self.targets[index]
-        return x, y if y.is_floating_point() else int(y)
 
     def name(self, index: int) -> str:
         """The file and row of a sample, for messages."""

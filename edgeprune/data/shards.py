@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from edgeprune.data.contained import ContainedImages
 from edgeprune.data.folders import check_inside
 from edgeprune.data.framing import Framing
-from edgeprune.data.images import EXTENSIONS, decoded, looked_at
-from edgeprune.data.pixels import to_pixels
+from edgeprune.data.images import EXTENSIONS, decoded
 from edgeprune.data.places import split_folders
 from edgeprune.data.splits import LazySplit, build, by_hash
 from edgeprune.data.tar import Member, members, name_at
@@ -197,30 +196,16 @@ def _is_image(field: str) -> bool:
     return f".{_suffix(field)}" in EXTENSIONS
 
 
-class ShardImages(Dataset[Any]):
-    """Images in shards; a sample is x float32 `framing.shape` in 0..1 and its target."""
+class ShardImages(ContainedImages):
+    """Images in shards."""
 
     def __init__(self, index: _Index, targets: Tensor | None, framing: Framing) -> None:
-        self.shards, self.targets, self.framing = index.shards, targets, framing
+        self.shards = index.shards
         self._shard, self._start, self._size = (np.array(one) for one in (index.shard, index.start, index.size))
-        notes, self.byte_scale = looked_at(len(self), self.opened, self.name)
-        self.notes = (*framing.notes, *notes)
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """The targets `(n,)`, apart from the images."""
-        return None if self.targets is None else self.targets.numpy()
+        super().__init__(targets, framing)
 
     def __len__(self) -> int:
         return len(self._shard)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        with self.opened(index) as image:
-            x = to_pixels(image, self.framing, self.name(index))
-        if self.targets is None:
-            return x, None
-        y = self.targets[index]
-        return x, y if y.is_floating_point() else int(y)
 
     def name(self, index: int) -> str:
         """The shard and the file of a sample, for messages."""
