@@ -105,7 +105,9 @@ def options() -> dict[str, set[str]]:
     """Command -> its options."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     return {
-        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        name: {
+            option for parameter in command.whole().params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
         for name, command in commands.items()
     }
 

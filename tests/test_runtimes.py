@@ -50,7 +50,7 @@ class Said(Silent):
 
 def test_the_entries_the_registry_and_the_command_line_name_the_same_targets() -> None:
     assert [entry.name for entry in runtimes.TARGETS] == list(TARGETS)
-    [options] = [c.params for name, c in typer.main.get_command(app).commands.items() if name == "export"]  # type: ignore[attr-defined]
+    options = typer.main.get_command(app).commands["export"].whole().params  # type: ignore[attr-defined]
     helps = {option: parameter.help for parameter in options for option in parameter.opts if option.startswith("--")}
     for entry in runtimes.TARGETS:
         if entry.name in SHORT:

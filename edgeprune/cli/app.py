@@ -1,8 +1,4 @@
-"""The `edgeprune` command: registers the commands, and nothing else.
-
-The commands' modules leave their annotations as they are where they can: as strings, Typer would have to compile each
-one again, which took a tenth of the time of `edgeprune --help`.
-"""
+"""The `edgeprune` command: registers the commands, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,17 +10,7 @@ import typer
 
 from edgeprune import __version__
 from edgeprune.cli import interrupts, messages, surroundings
-from edgeprune.cli.bench import bench
-from edgeprune.cli.certify import certify
-from edgeprune.cli.compress import compress
-from edgeprune.cli.export import export
-from edgeprune.cli.federate import federate
-from edgeprune.cli.inspect import inspect
-from edgeprune.cli.methods import methods
-from edgeprune.cli.profile import profile
-from edgeprune.cli.serve import serve
-from edgeprune.cli.train import train
-from edgeprune.cli.validate import validate
+from edgeprune.cli.deferred import Deferred, uncalled
 from edgeprune.processes import check_alone
 
 _HELP = """Make a trained PyTorch network small and fast, keep the accuracy you state, and prove it.
@@ -33,6 +19,29 @@ _HELP = """Make a trained PyTorch network small and fast, keep the accuracy you 
 
 [bold]edgeprune export --onnx run/slim.pt2 --out run/[/bold]
 """
+
+# Command, which is also its module here and its function there -> what it does.
+_COMMANDS = {
+    "compress": "Prune a trained network to a budget, prove the cut, and write a run folder with a report.",
+    "export": "Write the file that a runtime loads, checked against PyTorch on real inputs.",
+    "validate": (
+        "Compare two files in onnxruntime: the task's metric, parity, size and latency; a missed budget exits 1."
+    ),
+    "certify": "Prove that no input near a sample is answered otherwise, and attack what is not proved.",
+    "inspect": "List the groups of channels that go together, what they cost, and why some cannot be removed.",
+    "profile": (
+        "Measure how the time of a network's layers moves with their widths on this machine, for compress --device."
+    ),
+    "bench": "Time exported networks on a phone, dense and slim in turn, by their runtime's own benchmark program.",
+    "serve": "Serve the page of an export, so that browsers run the networks on threads; Ctrl-C ends it.",
+    "train": "Train a network and write a checkpoint that knows its architecture, input and classes.",
+    "federate": (
+        "Train a sparse network on clients that keep their data, and count the bytes; one process simulates them."
+    ),
+    "methods": (
+        "List what sparse training can be made of: optimizers, methods, criteria and schedules, each with its paper."
+    ),
+}
 
 app = typer.Typer(
     name="edgeprune",
@@ -62,8 +71,8 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _command in (compress, export, validate, certify, inspect, profile, bench, serve, train, federate, methods):
-    app.command(no_args_is_help=False)(_command)
+for _name, _summary in _COMMANDS.items():
+    app.command(_name, cls=Deferred, help=_summary)(uncalled)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -88,10 +88,7 @@ def bench(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Time exported networks on a phone, dense and slim in turn, by their runtime's own benchmark program.
-
-    [bold]edgeprune bench --adb run/ --benchmark-model ~/benchmark_model[/bold]
-    """
+    """[bold]edgeprune bench --adb run/ --benchmark-model ~/benchmark_model[/bold]"""
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.errors import InputError
         from edgeprune.requests import BenchRequest

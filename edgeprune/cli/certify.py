@@ -101,10 +101,7 @@ def certify(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Prove that no input near a sample is answered otherwise, and attack what is not proved.
-
-    [bold]edgeprune certify run/slim.pt2 --data mnist --eps 0.1 --method sdp[/bold]
-    """
+    """[bold]edgeprune certify run/slim.pt2 --data mnist --eps 0.1 --method sdp[/bold]"""
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.errors import InputError
         from edgeprune.requests import CertifyRequest

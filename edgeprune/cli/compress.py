@@ -305,9 +305,7 @@ def compress(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Prune a trained network to a budget, prove the cut, and write a run folder with a report.
-
-    [bold]edgeprune compress model.pt --data digits --max-drop 1.0 --out run/[/bold]
+    """[bold]edgeprune compress model.pt --data digits --max-drop 1.0 --out run/[/bold]
 
     [bold]torchrun --nproc-per-node 2 -m edgeprune compress ...[/bold] shares finetuning, scores and metrics out.
     """

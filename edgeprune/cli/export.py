@@ -181,10 +181,7 @@ def export(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Write the file that a runtime loads, checked against PyTorch on real inputs.
-
-    [bold]edgeprune export --onnx run/slim.pt2 --out run/[/bold]
-    """
+    """[bold]edgeprune export --onnx run/slim.pt2 --out run/[/bold]"""
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import ExportRequest
 

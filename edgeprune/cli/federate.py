@@ -145,9 +145,7 @@ def federate(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Train a sparse network on clients that keep their data, and count the bytes; they are simulated in this process.
-
-    [bold]edgeprune federate --arch models/digits.py:mlp --data digits --clients 20 --per-round 5 --alpha 0.1
+    """[bold]edgeprune federate --arch models/digits.py:mlp --data digits --clients 20 --per-round 5 --alpha 0.1
     --out model.pt[/bold]
     """
     with Output(context, as_json=as_json, debug=debug) as output:

@@ -47,10 +47,7 @@ def inspect(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """List the groups of channels that go together, what they cost, and why some cannot be removed.
-
-    [bold]edgeprune inspect model.pt[/bold]
-    """
+    """[bold]edgeprune inspect model.pt[/bold]"""
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import InspectRequest
 

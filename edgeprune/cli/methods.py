@@ -8,7 +8,6 @@ from edgeprune.cli.output import Output
 
 
 def methods(context: typer.Context, *, as_json: opt.Json = False, debug: opt.Debug = False) -> None:
-    """List what sparse training can be made of: optimizers, methods, criteria and schedules, each with its paper."""
     from edgeprune.results import MethodsRecord
 
     record = MethodsRecord(ENTRIES)

@@ -56,10 +56,7 @@ def profile(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Measure how the time of a network's layers moves with their widths on this machine, for compress --device.
-
-    [bold]edgeprune profile model.pt --out device.json[/bold]
-    """
+    """[bold]edgeprune profile model.pt --out device.json[/bold]"""
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune.requests import ProfileRequest
 

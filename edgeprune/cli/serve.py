@@ -41,10 +41,7 @@ def serve(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Serve the page of an export, so that browsers run the networks on threads; Ctrl-C ends it.
-
-    [bold]edgeprune serve run/web --host 0.0.0.0[/bold]
-    """
+    """[bold]edgeprune serve run/web --host 0.0.0.0[/bold]"""
     with Output(context, as_json=as_json, debug=debug) as output:
         from edgeprune import serving
 

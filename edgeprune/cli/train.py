@@ -159,9 +159,7 @@ def train(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Train a network and write a checkpoint that knows its architecture, input and classes.
-
-    [bold]edgeprune train --arch models/digits.py:mlp --data digits --out model.pt[/bold]
+    """[bold]edgeprune train --arch models/digits.py:mlp --data digits --out model.pt[/bold]
 
     [bold]torchrun --nproc-per-node 2 -m edgeprune train ...[/bold] shares every batch between two processes.
     """

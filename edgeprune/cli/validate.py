@@ -82,10 +82,7 @@ def validate(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Compare two files in onnxruntime: the task's metric, parity, size and latency; a missed budget exits 1.
-
-    [bold]edgeprune validate dense.onnx run/slim.onnx --data digits --max-drop 1.0[/bold]
-    """
+    """[bold]edgeprune validate dense.onnx run/slim.onnx --data digits --max-drop 1.0[/bold]"""
     from edgeprune.requests import ValidateRequest
 
     request = ValidateRequest(
