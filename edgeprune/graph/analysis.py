@@ -18,7 +18,7 @@ from edgeprune.errors import CaptureError
 from edgeprune.graph import binding, reasons
 from edgeprune.graph.call import Call, operator_name
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.findings import Finding, Hint, Source, hinted, same_objects, same_result, with_most_units
+from edgeprune.graph.findings import Finding, Hint, Source, chosen, same_objects, same_result
 from edgeprune.graph.labels import Layer, Value, core, pack, without_overlaps
 from edgeprune.graph.ops.registry import Kind, Operator, lookup
 from edgeprune.graph.reasons import Cause
@@ -46,6 +46,7 @@ class Analysis:
         self._partners = state_partners(program, self.state)
         self.label_inputs = inputs
         self.attention = attention
+        self.possible: Callable[[Tensor], Sequence[int]] = lambda labels: range(labels.dim())
         self.solver = Solver()
         self._sources = Sources(self.solver)
         self.env: dict[fx.Node, Any] = {}
@@ -67,7 +68,7 @@ class Analysis:
             self.run_pass()
             if self.solver.merge():
                 continue
-            if self._resolve(self._hints(), hinted) or self._resolve(self._conflicts(), with_most_units):
+            if self._resolve(self._hints()) or self._resolve(self._conflicts()):
                 continue
             if self.settled and not self._lock_unresolved() and not self._lock_whole_dims():
                 return
@@ -97,7 +98,7 @@ class Analysis:
         """Labels that vary along several dims still."""
         return [labels for finding in self._findings.values() for labels in finding.conflicts]
 
-    def _resolve(self, items: Sequence[Any], choose: Callable[[Any], tuple[Tensor, int]]) -> bool:
+    def _resolve(self, items: Sequence[Hint] | Sequence[Tensor]) -> bool:
         """Settle along which one dim each layer varies; layers that share units wait for the next pass."""
         touched = np.zeros(self.solver.n_ids, dtype=bool)
         for item in items:
@@ -107,7 +108,7 @@ class Analysis:
             if touched[units].any():
                 continue
             touched[units] = True
-            labels, keep = choose(item)
+            keep = chosen(labels, self.possible(labels), item.keep if isinstance(item, Hint) else None)
             for dim in range(labels.dim()):
                 if dim != keep:
                     self._unite(labels, labels.narrow(dim, 0, 1), reasons.WHOLE_SLICES)

@@ -177,10 +177,10 @@ class Edit:
         return None
 
     def _gather(self, raw: fx.Node, dim: int, positions: np.ndarray) -> fx.Node:
-        """An index_select behind a raw value; one that is there already from an earlier cut is narrowed instead."""
+        """An index_select behind a raw value; one along this dim that is there from an earlier cut is narrowed."""
         node = self._nodes[raw]
-        earlier = node.args[2] if node.target is _aten.index_select.default else None
-        if isinstance(earlier, fx.Node) and earlier.op == "get_attr" and str(earlier.target).startswith(GATHER):
+        along, earlier = node.args[1:3] if node.target is _aten.index_select.default else (None, None)
+        if along == dim and isinstance(earlier, fx.Node) and str(earlier.target).startswith(GATHER):
             chosen = self.module.get_buffer(str(earlier.target)).numpy()[positions]
             self.module.register_buffer(str(earlier.target), torch.from_numpy(chosen))
             return node

@@ -84,13 +84,9 @@ def same_result(left: Any, right: Any) -> bool:
     return isinstance(left, Value) and isinstance(right, Value) and left.same_as(right)
 
 
-def hinted(hint: Hint) -> tuple[Tensor, int]:
-    """The labels of a hint, and the dim along which they are to vary."""
-    return hint.labels, hint.keep
-
-
-def with_most_units(labels: Tensor) -> tuple[Tensor, int]:
-    """Labels, and the dim along which they have the most units."""
-    array = labels.numpy()
-    counts = [count_units(array, dim) for dim in range(array.ndim)]
-    return labels, int(np.argmax([0 if count == 1 else count for count in counts]))
+def chosen(labels: Tensor, dims: Sequence[int], preferred: int | None = None) -> int:
+    """Along which of some dims labels are to vary alone: the preferred one, else the one with the most units."""
+    if preferred is not None and preferred in dims:
+        return preferred
+    counts = [count_units(labels.numpy(), dim) for dim in dims]
+    return dims[int(np.argmax([0 if count == 1 else count for count in counts]))]

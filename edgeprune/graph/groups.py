@@ -24,6 +24,7 @@ from edgeprune.graph.findings import Source
 from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.inputs import apply_rules, feature_grids
 from edgeprune.graph.lines import source_line
+from edgeprune.graph.precedents import Precedents, solve
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.rows import Rows, lookups_of, settled_rows
 from edgeprune.graph.solve import Reason
@@ -166,13 +167,14 @@ class ChannelGraph:
 
 @public("analyze")
 @no_collection()
-def analyze(
+def analyze(  # noqa: PLR0913 - a network, what of it may go, and what is known of it
     program: ExportedProgram,
     inputs: bool = False,
     attention: str = "heads",
     rules: FeatureRules | None = None,
     state: Mapping[str, str] | None = None,
     vocabularies: Mapping[str, Vocabulary] | None = None,
+    precedents: Precedents | None = None,
 ) -> ChannelGraph:
     """Find the channel groups of an exported program by label propagation.
 
@@ -185,6 +187,7 @@ def analyze(
             and the slim network takes and gives a narrower state.
         vocabularies: the ids that stay of token inputs, as `vocabularies` makes them of lists; a plan cuts the others'
             rows out of the tables.
+        precedents: what was settled before, where layers leave something to choose.
 
     Raises:
         InputError: `attention` is neither, or the rules name features that the network has not, or `state` names what
@@ -200,7 +203,7 @@ def analyze(
     lookups = lookups_of(Tokens(ready), vocabularies) if vocabularies else {}
     free_rows = [lookup.node for each in lookups.values() for lookup in each]
     analysis = Analysis(ready, inputs=inputs, attention=attention, state=state, free_rows=free_rows)
-    analysis.solve()
+    solve(analysis, precedents or Precedents())
     if inputs and rules is not None:
         apply_rules(analysis, rules)
     rows = settled_rows(analysis, lookups, vocabularies) if vocabularies else Rows()

@@ -38,6 +38,9 @@ LOOKED_UP = Cause(
 FREE_LENGTH = Cause("takes a part of free length", "nothing: any of the rows may be asked for")
 WHOLE_INPUT = Cause("meets the whole input", "nothing: one value for all features needs them all")
 
+LOCKED_BEFORE = Cause("was locked in the network that this one was cut from", "what unlocks it there")
+COUPLED_BEFORE = Cause("was one unit with another that is locked, before a cut", "what unlocks that one")
+
 # -- what is not known ------------------------------------------------------------------------------------------------
 NO_RULE = Cause(
     "has no rule", "replace the operator by ones that edgeprune knows, or report the operator with the model"

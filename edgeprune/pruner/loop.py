@@ -19,6 +19,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.apply import Applied
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.faults import public
+from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.inputs import count_kept, feature_counts
 from edgeprune.graph.sizes import Asked as Sizes
 from edgeprune.progress import Progress, Silent
@@ -122,7 +123,9 @@ class Pruner:
         self._records: list[StepRecord] = []
         self._moved: Parameters | None = None
         self._is_resumed = False
+        self._dense_graph: ChannelGraph | None = None
         self._begin(Network(self._dense), device_of(inner))
+        self._dense_graph = self._graph
         self._dense_costs = costs(self._dense, self._graph, self._asked.budgets, self._asked.manner.device)
         self._n_features, self._features = self._graph.n_features, feature_counts(self._graph.analysis)
         self._course = Course(self._asked, self._dense, self._graph, gauge_for(self._asked, self._dense, self._told))
@@ -131,7 +134,7 @@ class Pruner:
     def _begin(self, network: Network, device: torch.device) -> None:
         """Stand at a network that nobody has trained or observed yet."""
         self._lent = Lent(network, device)
-        self._graph = analyzed(network, self._asked.manner)
+        self._graph = analyzed(network, self._asked.manner, self._dense_graph)
         self._observed = Observed()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -213,7 +216,7 @@ class Pruner:
         manner = self._asked.manner
         if self._asked.is_fed and not is_fed:
             manner = replace(manner, criterion="l2")
-        graph = analyzed(network, manner)
+        graph = analyzed(network, manner, self._dense_graph)
         return Attempt(
             network,
             manner,

@@ -14,6 +14,7 @@ from edgeprune.importance import Scores
 from edgeprune.pruning.compose import compose
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.planner import plan
+from edgeprune.pruning.precedents import left_by
 from edgeprune.pruning.proof import prove
 from edgeprune.pruning.surgery import cut
 from edgeprune.search.candidate import Budgets, Manner
@@ -39,13 +40,19 @@ class Cut:
     step: PruningPlan
 
 
-def analyzed(network: Network, manner: Manner) -> ChannelGraph:
+def analyzed(network: Network, manner: Manner, dense: ChannelGraph | None = None) -> ChannelGraph:
     """The channel groups of a network, with input features where these may go.
 
-    With the rows of the ids that are cut while it is the dense one: they go with the first cut.
+    With the rows of the ids that are cut while it is the dense one: they go with the first cut. Else they are coupled
+    as in those of the `dense` one.
     """
-    vocabularies = manner.vocabularies if network.plan is None else {}
-    return analyze(network.program, inputs=manner.features, attention=manner.attention, vocabularies=vocabularies)
+    return analyze(
+        network.program,
+        inputs=manner.features,
+        attention=manner.attention,
+        vocabularies=manner.vocabularies if network.plan is None else {},
+        precedents=None if network.plan is None or dense is None else left_by(dense, network.plan),
+    )
 
 
 def costs(program: Program, graph: ChannelGraph, budgets: Budgets, device: Device | None) -> Costs:

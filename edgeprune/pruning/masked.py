@@ -14,13 +14,12 @@ from torch.utils._pytree import tree_leaves
 from edgeprune.graph.call import Call, operator_name
 from edgeprune.graph.capture import Program
 from edgeprune.graph.edit import Edit
-from edgeprune.graph.groups import analyze
 from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.graph.prepare import prepared
 from edgeprune.graph.state import state_partners
 from edgeprune.pruning.folding import fold
 from edgeprune.pruning.plan import PruningPlan
-from edgeprune.pruning.surgery import kept_units
+from edgeprune.pruning.surgery import analyzed_for, kept_units
 
 _SINGULAR = {
     "div",
@@ -158,7 +157,7 @@ def _finite(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _normalise_over_kept(module: fx.GraphModule, program: ExportedProgram, plan: PruningPlan) -> None:
     """Let every normalisation over units see the kept ones alone, and give zeros for the others."""
-    graph = analyze(program, inputs=plan.has_features, attention=plan.attention, state=plan.state)
+    graph = analyzed_for(program, plan)
     edit = Edit(module, graph.analysis, kept_units(graph, plan))
     for call in graph.analysis.calls.values():
         x = call.values[0]

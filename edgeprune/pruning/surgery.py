@@ -28,6 +28,7 @@ from edgeprune.pruning.blocks import without_blocks
 from edgeprune.pruning.folding import fold
 from edgeprune.pruning.lowrank import split
 from edgeprune.pruning.plan import PruningPlan
+from edgeprune.pruning.precedents import asked_by
 from edgeprune.pruning.vocabulary import number_anew, with_kept_ids
 from edgeprune.records import InputFeatures
 
@@ -65,10 +66,8 @@ def _narrowed(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph |
             f"the plan was made for another model: expected source_sha256 {digest(program)[:12]}..., "
             f"got {plan.source_sha256[:12]}..."
         )
-    if plan.folded:
-        program, graph = fold(program), None
-    if plan.blocks:
-        program, graph = _shallower(program, plan), None
+    if not is_sliced_as_it_is(plan):
+        program, graph = before_slices(program, plan), None
     if _slices_nothing(plan):
         return Program.adopt(program)
     if graph is None or graph.analysis.attention != plan.attention or graph.rows.vocabularies != plan.vocabularies:
@@ -94,6 +93,17 @@ def _slices_nothing(plan: PruningPlan) -> bool:
     return bool(plan.blocks or plan.splits) and not (plan.tensors or plan.inputs or plan.vocabularies)
 
 
+def is_sliced_as_it_is(plan: PruningPlan) -> bool:
+    """Whether the plan slices the dense network itself."""
+    return not plan.folded and not plan.blocks
+
+
+def before_slices(program: ExportedProgram, plan: PruningPlan) -> ExportedProgram:
+    """What a plan slices: the dense program with its constants folded and without the blocks that go."""
+    program = fold(program) if plan.folded else program
+    return _shallower(program, plan) if plan.blocks else program
+
+
 def _shallower(program: ExportedProgram, plan: PruningPlan) -> Program:
     """The program without the blocks that the plan takes out."""
     if plan.state:
@@ -114,6 +124,7 @@ def analyzed_for(program: ExportedProgram, plan: PruningPlan) -> ChannelGraph:
             attention=plan.attention,
             state=plan.state,
             vocabularies=plan.vocabularies,
+            precedents=asked_by(plan),
         )
     except PlanError:
         raise

@@ -17,7 +17,7 @@ from edgeprune.cost.widths import Alignment
 from edgeprune.data.ranks import ALONE, Ranks, check_same
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program, reexport_like
-from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.inputs import count_kept, feature_counts
 from edgeprune.graph.names import split_names
 from edgeprune.importance import BY_WEIGHTS, Scores, least_features, protected, score
@@ -34,10 +34,10 @@ from edgeprune.pruning.proof import prove, prove_on_data
 from edgeprune.pruning.surgery import cut
 from edgeprune.reconstruction.directions import directions
 from edgeprune.reconstruction.reconstruct import N_SAMPLES, reconstructed
-from edgeprune.records import Vocabulary
 from edgeprune.search.allocation import Allocation
 from edgeprune.search.candidate import Candidate, Manner
 from edgeprune.search.costs import Costs
+from edgeprune.search.graphs import Graphs
 from edgeprune.search.landing import Shares
 from edgeprune.search.losses import Losses, known_losses
 from edgeprune.search.trainer import Samples
@@ -56,11 +56,11 @@ class Cutter:
     def __init__(self, dense: Program, manner: Manner, samples: Samples | None, ranks: Ranks = ALONE) -> None:
         self.manner = manner
         self._samples, self._ranks = samples, ranks
-        self.graph = self._analyzed(dense)
+        self._graphs = Graphs(dense, manner)
+        self.graph = self._graphs.dense
         self.dense = Candidate(dense, None, macs(dense), self.graph.n_features, None)
         self._features = feature_counts(self.graph.analysis)
         self.costs = Costs(self.dense, self.graph_of, manner.device)
-        self._latest = (dense, self.graph)
         self._latest_scores: tuple[Program, Scores] | None = None
         self._latest_seen: tuple[Program, dict[str, Tensor]] | None = None
         self._losses: Losses | None = None
@@ -74,11 +74,7 @@ class Cutter:
 
     def graph_of(self, candidate: Candidate) -> ChannelGraph:
         """Its channel groups, input features among them where they may go."""
-        if candidate.plan is None:
-            return self.graph
-        if self._latest[0] is not candidate.program:
-            self._latest = (candidate.program, self._analyzed(candidate.program))
-        return self._latest[1]
+        return self._graphs.of(candidate.program, candidate.plan)
 
     def pruned(
         self, best: Candidate, shares: Shares, n_features: int | None = None, pieces: Sequence[Piece] = ()
@@ -175,7 +171,7 @@ class Cutter:
     def without_cut_ids(self, best: Candidate) -> Candidate:
         """The candidate without the rows of the ids that are cut, proved; itself where none are."""
         how, program = self.manner, best.program
-        graph = self._analyzed(program, how.vocabularies)
+        graph = self._graphs.analyzed(program, best.plan, how.vocabularies)
         if not graph.rows.vocabularies:
             return best
         plan = make_step_plan(program, graph, None, "random")
@@ -192,7 +188,7 @@ class Cutter:
 
     def _without_zeros(self, best: Candidate, trained: nn.Module, channels: bool) -> Candidate:
         program = _exported(trained, best.program)
-        graph = self._analyzed(program)
+        graph = self._graphs.analyzed(program, best.plan)
         keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
         scores = BY_WEIGHTS["l1"](graph, dict(program.named_parameters()))  # statistics of what is gone are no weights
         whole = held_layers(graph, self.manner.leave, {}).whole
@@ -249,10 +245,6 @@ class Cutter:
 
     def _aligned(self, graph: ChannelGraph) -> Alignment:
         return Alignment.asked(self.manner.align, main_step(graph, self.manner.device))
-
-    def _analyzed(self, program: Program, kept: Mapping[str, Vocabulary] | None = None) -> ChannelGraph:
-        how = self.manner
-        return analyze(program, inputs=how.features, attention=how.attention, rules=how.rules, vocabularies=kept)
 
     def _cut(self, best: Candidate, shares: Shares, n_features: int | None) -> tuple[Program, PruningPlan]:
         plan = self._step(best, shares, n_features)
