@@ -300,7 +300,7 @@ def test_a_checker_that_is_missing_or_fails_is_told_of(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(qnn, "check_qnn", fails)
     told = phones(Network(path, cast(Any, None)), Silent())[4]
-    assert told == "QNN: nothing that it could take: QNN cannot check x.onnx: its process crashed (SIGSEGV)"
+    assert told == "QNN: not checked: QNN cannot check x.onnx: its process crashed (SIGSEGV)"
 
 
 # -- with the packages -------------------------------------------------------------------------------------------------

@@ -70,4 +70,4 @@ def _qnn(network: Network) -> str:
     try:
         return qnn.check_qnn(as_the_phone_sees_it(network.onnx), network.onnx.name).words
     except InputError as error:
-        return f"QNN: nothing that it could take: {error}"
+        return f"QNN: not checked: {error}"
