@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import SUPPORTED_NODES, tree_flatten, tree_unflatten
+from torch.utils._pytree import SUPPORTED_NODES, tree_flatten, tree_leaves, tree_unflatten
 
 from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
@@ -18,7 +18,7 @@ from edgeprune.graph.containers import register_dataclasses
 from edgeprune.graph.drawn import drawn_arguments, example_values
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained, forget_given, give
-from edgeprune.graph.lift import Unlifted, lifted
+from edgeprune.graph.lift import InputSizes, Unlifted, lifted
 from edgeprune.graph.modulestate import State, restored
 from edgeprune.graph.recurrence import not_unrolled
 from edgeprune.graph.refusals import (
@@ -233,6 +233,28 @@ def reexport_like(module: fx.GraphModule | Unlifted, program: ExportedProgram) -
     assert isinstance(module, fx.GraphModule)
     module.recompile()
     return reexport(module, args, free_ranges(program))
+
+
+def reexport_narrowed(
+    module: fx.GraphModule, program: ExportedProgram, args: tuple[Any, ...], sizes: InputSizes
+) -> Program:
+    """An edited graph that was made of `program` and takes less of some inputs, as a program; errors as `reexport`.
+
+    Args:
+        module: its code may lag behind its graph.
+        program: what it was made of.
+        args: example arguments for the module.
+        sizes: input name -> its sizes now, those that stay free as they are in the program.
+    """
+    made = lifted(module, program, args, sizes)
+    if made is not None:
+        return Program.adopt(made)
+    module.recompile()
+    asked = zip(free_ranges(program), tree_leaves(args), strict=True)
+    free = [
+        {d: bounds for d, bounds in dims.items() if d < arg.dim()} for dims, arg in asked
+    ]  # flattened: some are gone
+    return reexport(module, args, free)
 
 
 def example_inputs(program: ExportedProgram) -> tuple[Any, ...]:

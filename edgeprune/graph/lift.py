@@ -29,6 +29,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 _PREFIX = {InputKind.PARAMETER: "p_", InputKind.BUFFER: "b_", InputKind.CONSTANT_TENSOR: "c_"}
+InputSizes = Mapping[str, Sequence[int | torch.SymInt]]
 _PLAIN_INPUTS = {InputKind.USER_INPUT, *_PREFIX}
 
 
@@ -76,17 +77,18 @@ def unlifted(program: ExportedProgram) -> Unlifted | None:
 
 
 def lifted(
-    module: fx.GraphModule | Unlifted, program: ExportedProgram, args: tuple[Any, ...]
+    module: fx.GraphModule | Unlifted, program: ExportedProgram, args: tuple[Any, ...], sizes: InputSizes | None = None
 ) -> ExportedProgram | None:
     """The program that `module` is, which was made of `program` and edited; None where only an export can tell.
 
-    Its inputs and the structure of its outputs are the program's. Sizes that depend on data, writes to buffers and
-    graphs within the graph take an export.
+    Its inputs and the structure of its outputs are the program's, but for the sizes of inputs that are named. Sizes
+    that depend on data, writes to buffers and graphs within the graph take an export.
 
     Args:
         module: its graph reads every parameter, buffer and constant by name; an `Unlifted` is used up.
         program: what it was made of; left as it was.
         args: example arguments.
+        sizes: input name -> its own sizes, those that stay free as they are in the program.
     """
     mode = _fake_mode(program)
     if mode is None or not (_is_plain(program) and _reads_tensors_alone(module)):
@@ -95,7 +97,7 @@ def lifted(
     specs = [*_tensor_specs(module, program), *_user_specs(program)]
     tensors = {name: _tensor(module, name) for name in (str(spec.target) for spec in specs if spec.target)}
     _make_inputs(graph, specs)
-    _know_sizes(graph, mode, _fake_inputs(program, specs, tensors, mode))
+    _know_sizes(graph, mode, _fake_inputs(program, specs, tensors, mode, sizes or {}))
     kept = {spec.target for spec in specs if spec.kind is InputKind.PARAMETER or spec.persistent}
     state = {name: tensor for name, tensor in tensors.items() if name in kept}
     made = ExportedProgram(
@@ -103,7 +105,7 @@ def lifted(
         graph=graph,
         graph_signature=ExportGraphSignature(specs, _output_specs(graph, program)),
         state_dict=state,
-        range_constraints=dict(program.range_constraints),
+        range_constraints=_ranges(program, graph),
         module_call_graph=_calls(program),
         example_inputs=(args, {}),
         constants={name: tensor.detach() for name, tensor in tensors.items() if name not in state},
@@ -235,10 +237,16 @@ def _make_inputs(graph: fx.Graph, specs: Sequence[InputSpec]) -> None:
 
 
 def _fake_inputs(
-    program: ExportedProgram, specs: Sequence[InputSpec], tensors: Mapping[str, Tensor], mode: FakeTensorMode
+    program: ExportedProgram,
+    specs: Sequence[InputSpec],
+    tensors: Mapping[str, Tensor],
+    mode: FakeTensorMode,
+    sizes: InputSizes,
 ) -> list[Any]:
     """What the graph knows of each of its inputs."""
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    with mode:
+        values |= {name: torch.empty(tuple(own), dtype=values[name].dtype) for name, own in sizes.items()}
     return [
         values[spec.arg.name] if spec.target is None else mode.from_tensor(tensors[spec.target], static_shapes=True)
         for spec in specs
@@ -253,7 +261,7 @@ def _know_sizes(graph: fx.Graph, mode: FakeTensorMode, values: Sequence[Any]) ->
     owner.graph = graph
     # Hardly two calls of a cut graph are alike, and remembering one takes as long as the call.
     with torch.no_grad(), enable_python_dispatcher(), mode.shape_env.suppress_guards(), disable_fake_tensor_cache(mode):
-        _Sizes(owner, mode).propagate_dont_convert_inputs(*values)
+        _SizesOf(owner, mode).propagate_dont_convert_inputs(*values)
     for node, value in zip(graph.find_nodes(op="placeholder"), values, strict=True):
         node.meta["val"] = value  # an argument that is None among them
     graph.output_node().meta.pop("val", None)
@@ -262,7 +270,19 @@ def _know_sizes(graph: fx.Graph, mode: FakeTensorMode, values: Sequence[Any]) ->
             node.meta["tensor_meta"] = _extract_tensor_metadata(node.meta["val"])
 
 
-class _Sizes(FakeTensorProp):
+def _ranges(program: ExportedProgram, graph: fx.Graph) -> dict[Any, Any]:
+    """What is known of the free sizes that the graph's inputs still have."""
+    values = [node.meta["val"] for node in graph.find_nodes(op="placeholder")]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    left = {symbol for tensor in tensors for size in tensor.shape for symbol in _symbols(size)}
+    return {symbol: known for symbol, known in program.range_constraints.items() if symbol in left}
+
+
+def _symbols(size: int | torch.SymInt) -> set[Any]:
+    return set() if isinstance(size, int) else set(size.node.expr.free_symbols)
+
+
+class _SizesOf(FakeTensorProp):
     """Runs a graph on tensors without contents."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:

@@ -7,6 +7,7 @@ on the kept features alone in the *slim* contract.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
 from edgeprune.errors import InputError
-from edgeprune.graph.capture import Program, reexport
+from edgeprune.graph.capture import Program, reexport_narrowed
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained
 from edgeprune.graph.names import GATHER, NUMBERS
-from edgeprune.graph.sizes import free_ranges, size_hint
+from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.tokens import numbered
 from edgeprune.pruning.gathers import (
     BATCH,
@@ -72,17 +73,16 @@ def slim_contract(program: ExportedProgram) -> Program:
     is_numbered = [_take_new_ids(module, name) for name in args]
     if not found and not any(is_numbered):
         raise InputError("slim contract: the program gathers no input features: expected a compressed program")
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    sizes: dict[str, tuple[Any, ...]] = {}
     for name, one in found.items():
         n_rows = BATCH if len(args) == 1 else len(args[name])  # as many as of the others
         args[name] = torch.zeros((n_rows, *_slim_shape(one)), dtype=one.placeholder.meta["val"].dtype)
+        sizes[name] = _slim_sizes(one, values[name].shape)
         for gather in one.gathers:
             _take_kept_only(module, one, gather)
     _drop_unread(module)
-    asked = zip(free_ranges(program), args.values(), strict=True)
-    free = [
-        {d: bounds for d, bounds in dims.items() if d < arg.dim()} for dims, arg in asked
-    ]  # a flattened input has lost some
-    return reexport(module, tuple(args.values()), free)
+    return reexport_narrowed(module, program, tuple(args.values()), sizes)
 
 
 def _take_new_ids(module: fx.GraphModule, name: str) -> bool:
@@ -138,6 +138,13 @@ def _slim_shape(one: Gathered) -> tuple[int, ...]:
     """Shape without the batch of the input that holds only the kept features."""
     n_kept = len(one.features.keep)
     return (n_kept, *one.shape[1:]) if one.features.dim == 1 else (n_kept,)
+
+
+def _slim_sizes(one: Gathered, full: Sequence[Any]) -> tuple[Any, ...]:
+    """The sizes of that input, those that are free among them, where the whole one has the sizes `full`."""
+    batch, _, *others = full
+    n_kept = len(one.features.keep)
+    return (batch, n_kept, *others) if one.features.dim == 1 else (batch, n_kept)
 
 
 def _take_kept_only(module: fx.GraphModule, one: Gathered, gather: Gather) -> None:
