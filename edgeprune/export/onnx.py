@@ -23,6 +23,7 @@ from edgeprune.export.attention import with_plain_attention
 from edgeprune.export.lookups import with_lookups
 from edgeprune.export.padding import with_padding_apart
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, parity_of, quiet, samples_of
+from edgeprune.export.plainly import Plainly
 from edgeprune.export.refusals import check_weights, refusal, told_by
 from edgeprune.export.signatures import signatures_read_once
 from edgeprune.export.state import at_start, file_names, in_words, put_starts, states_of, steps_of, with_state_apart
@@ -188,8 +189,9 @@ def _translate(told: _Translation, optimize: bool) -> onnx.ModelProto:
         with quiet(), signatures_read_once():
             plain = with_lookups(with_plain_attention(_without_numbers(program)))
             ready = _without_projections(with_padding_apart(plain))
+            apart = _with_names_apart(ready, {*(input_names or file_inputs(program)), *names})
             exported = torch.onnx.export(
-                _with_names_apart(ready, {*(input_names or file_inputs(program)), *names}),
+                Plainly.adopt(apart) if optimize else apart,
                 dynamo=True,
                 verbose=False,
                 optimize=optimize,

@@ -49,7 +49,7 @@ def composites_known() -> Iterator[None]:
         # Another version of PyTorch may lack any of these, and keep what it knows itself.
         if _collect is not None:
             for owner in (exported_program, decomp_utils):
-                stack.enter_context(replaced(owner, _COLLECT, _all_composites))
+                stack.enter_context(replaced(owner, _COLLECT, all_composites))
         if _override is not None and _sizes is not None:
             stack.enter_context(replaced(exported_program, _OVERRIDE, _overriding))
         yield
@@ -60,7 +60,8 @@ def registered() -> tuple[str, ...]:
     return tuple(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))
 
 
-def _all_composites() -> set[Any]:
+def all_composites() -> set[Any]:
+    """The composite operators that taking apart leaves whole where it is not asked to take them apart."""
     names = registered()
     if names not in _composites:
         _composites.clear()

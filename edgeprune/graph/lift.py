@@ -7,6 +7,7 @@ as an exported program has them, and the sizes of its values.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -280,6 +281,15 @@ def _ranges(program: ExportedProgram, graph: fx.Graph) -> dict[Any, Any]:
 
 def _symbols(size: int | torch.SymInt) -> set[Any]:
     return set() if isinstance(size, int) else set(size.node.expr.free_symbols)
+
+
+@contextlib.contextmanager
+def suppressing_guards(program: ExportedProgram) -> Iterator[None]:
+    """Within it a question about free sizes makes no condition on them."""
+    mode = _fake_mode(program)
+    env = mode.shape_env if mode is not None else None
+    with contextlib.nullcontext() if env is None else env.suppress_guards():
+        yield
 
 
 class _SizesOf(FakeTensorProp):

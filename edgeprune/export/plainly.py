@@ -1,0 +1,219 @@
+"""A program in the operators that PyTorch's ONNX exporter translates, without tracing it anew where that is not needed.
+
+The exporter has every program traced again, operator by operator, to take some of them apart: four fifths of the time
+that a network takes. Most networks hold a dozen operators of which it is known what becomes of them. That is put in
+their place here, and the graph is what tracing gives; one that holds anything else is traced.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from edgeprune.graph.capture import Program
+from edgeprune.graph.composites import all_composites
+from edgeprune.graph.lift import suppressing_guards
+
+_aten = torch.ops.aten
+_SIZES = {operator.getitem, operator.mul, operator.add, operator.sub, operator.floordiv}
+
+
+class Plainly(Program):
+    """A program that knows what becomes of it by the exporter's table of what is taken apart."""
+
+    def run_decompositions(self, decomp_table: Any = None, *told: Any, **more: Any) -> ExportedProgram:
+        """As PyTorch's, which traces the program where it holds anything that is not known here."""
+        known = _plain(self, decomp_table) if decomp_table and not told and not more else None
+        return super().run_decompositions(decomp_table, *told, **more) if known is None else known
+
+
+class _Unknown(Exception):
+    """A call of which it is not known here what becomes of it."""
+
+
+def _plain(program: ExportedProgram, table: Mapping[Any, Any]) -> ExportedProgram | None:
+    """The program with what is known put in its place; None where there is more to take apart."""
+    changed = Program.adopt(program)
+    changed._graph_module = copy.deepcopy(program.graph_module)
+    for own, copied in zip(program.graph.nodes, changed.graph.nodes, strict=True):
+        copied.name = own.name  # a copy renames what is called as a builtin of Python, an input among it
+    try:
+        with suppressing_guards(program):
+            for node in [node for node in changed.graph.nodes if node.op == "call_function"]:
+                _put_plainly(node, table)
+    except _Unknown:
+        return None
+    changed.graph.eliminate_dead_code()
+    changed.graph_module.recompile()
+    return changed
+
+
+def _put_plainly(node: fx.Node, table: Mapping[Any, Any]) -> None:
+    rule = _RULES.get(node.target)
+    if rule is not None:
+        rule(node)
+    elif _is_in_place(node.target):
+        _put_apart(node, table)
+    elif not _stays(node.target, table):
+        raise _Unknown
+
+
+def _stays(target: Any, table: Mapping[Any, Any]) -> bool:
+    """Whether taking apart by a table leaves calls of an operator as they are."""
+    if target in _SIZES:
+        return True
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable or target in table:
+        return False
+    is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    return not is_composite or target in all_composites()
+
+
+# -- writes -----------------------------------------------------------------------------------------------------------
+
+
+def _is_in_place(target: Any) -> bool:
+    """Whether an operator is another's that writes its result over its first argument."""
+    name = getattr(getattr(target, "overloadpacket", None), "__name__", "")
+    return name.endswith("_") and not name.startswith("_") and target._schema.is_mutable
+
+
+def _put_apart(node: fx.Node, table: Mapping[Any, Any]) -> None:
+    """The operator that gives its result instead, where nothing else sees what is written over."""
+    written = node.args[0]
+    packet = getattr(_aten, node.target.overloadpacket.__name__[:-1], None)  # type: ignore[union-attr]
+    apart = getattr(packet, node.target._overloadname, None)  # type: ignore[union-attr]
+    if apart is None or not isinstance(written, fx.Node) or set(written.users) != {node} or not _is_own(written):
+        raise _Unknown
+    node.target = apart
+    _put_plainly(node, table)
+
+
+def _is_own(node: fx.Node) -> bool:
+    """Whether a value has memory that no other value of the graph shares."""
+    call = node.args[0] if node.target is operator.getitem else node
+    schema = getattr(getattr(call, "target", None), "_schema", None)
+    return schema is not None and all(result.alias_info is None for result in schema.returns)
+
+
+# -- what is known ----------------------------------------------------------------------------------------------------
+
+
+def _batch_norm(node: fx.Node) -> None:
+    x, weight, bias, mean, variance, training, momentum, eps, _ = node.args
+    if training or mean is None:
+        raise _Unknown
+    with node.graph.inserting_before(node):
+        whole = node.graph.call_function(
+            _aten._native_batch_norm_legit_no_training.default, (x, weight, bias, mean, variance, momentum, eps)
+        )
+    nothing = _value(node).new_empty(0)
+    whole.meta = {**node.meta, "val": (node.meta["val"], nothing, nothing)}
+    _become(node, operator.getitem, whole, 0)
+
+
+def _adaptive_average(node: fx.Node) -> None:
+    x, sizes = node.args
+    if list(sizes) != [1, 1]:  # type: ignore[arg-type]
+        raise _Unknown
+    _become(node, _aten.mean.dim, x, [-1, -2], True)
+
+
+def _dropout(node: fx.Node) -> None:
+    x, _, training = node.args
+    if training:
+        raise _Unknown
+    _become(node, _aten.clone.default, x)
+
+
+def _view(node: fx.Node) -> None:
+    x = _operand(node)
+    if not x.is_contiguous():
+        raise _Unknown  # depends on its strides
+    if x.shape == _value(node).shape:
+        _vanish(node)
+    else:
+        _become(node, _aten.view.default, node.args[0], [_size(node, size) for size in _value(node).shape])
+
+
+def _contiguous(node: fx.Node) -> None:
+    if len(node.args) > 1 or node.kwargs:
+        raise _Unknown
+    if _operand(node).is_contiguous():
+        _vanish(node)
+    else:
+        _become(node, _aten.clone.default, node.args[0])
+        node.kwargs = {"memory_format": torch.contiguous_format}
+
+
+def _chunk(node: fx.Node) -> None:
+    x, n_parts, dim = (*node.args, 0)[:3]
+    size = _operand(node).shape[dim]  # type: ignore[index]
+    if not isinstance(size, int) or not size:
+        raise _Unknown
+    _become(node, _aten.split.Tensor, x, -(-size // n_parts), dim)  # type: ignore[operator]
+
+
+_RULES: dict[Any, Callable[[fx.Node], None]] = {
+    _aten.batch_norm.default: _batch_norm,
+    _aten.adaptive_avg_pool2d.default: _adaptive_average,
+    _aten.dropout.default: _dropout,
+    _aten.flatten.using_ints: _view,
+    _aten.unflatten.int: _view,
+    _aten.reshape.default: _view,
+    _aten.contiguous.default: _contiguous,
+    _aten.chunk.default: _chunk,
+}
+
+
+def _become(node: fx.Node, target: Any, *args: Any) -> None:
+    node.target, node.args, node.kwargs = target, args, {}
+
+
+def _vanish(node: fx.Node) -> None:
+    """What was read of a call is read of its argument."""
+    if node.graph.output_node() in node.users:
+        raise _Unknown  # an output has its name
+    [x] = node.args[:1]
+    assert isinstance(x, fx.Node)
+    node.replace_all_uses_with(x)
+    node.graph.erase_node(node)
+
+
+def _operand(node: fx.Node) -> Tensor:
+    return _value(node.args[0])
+
+
+def _value(node: Any) -> Tensor:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    if not isinstance(value, Tensor):
+        raise _Unknown
+    return value
+
+
+def _size(node: fx.Node, size: int | torch.SymInt) -> int | fx.Node:
+    """A size as a number, or as what gives it: the call that asks an input for it."""
+    if isinstance(size, int):
+        return size
+    for asked in node.graph.find_nodes(op="call_function", target=_aten.sym_size.int):
+        if _is(asked.meta["val"], size):
+            return asked
+    inputs = node.graph.find_nodes(op="placeholder")
+    shapes = [getattr(given.meta.get("val"), "shape", ()) for given in inputs]
+    place = next(((g, d) for g, shape in enumerate(shapes) for d, own in enumerate(shape) if _is(own, size)), None)
+    if place is None:
+        raise _Unknown
+    with node.graph.inserting_after(inputs[-1]):
+        asked = node.graph.call_function(_aten.sym_size.int, (inputs[place[0]], place[1]))
+    asked.meta["val"] = size
+    return asked
+
+
+def _is(one: Any, size: torch.SymInt) -> bool:
+    """Whether a size is the same free one, as far as is known."""
+    return isinstance(one, torch.SymInt) and bool(one.node.expr == size.node.expr)
