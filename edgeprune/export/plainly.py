@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from edgeprune.graph.capture import Program
 from edgeprune.graph.composites import all_composites
 from edgeprune.graph.lift import suppressing_guards
+from edgeprune.graph.writes import functional, out_of_place
 
 _aten = torch.ops.aten
 _SIZES = {operator.getitem, operator.mul, operator.add, operator.sub, operator.floordiv}
@@ -39,12 +40,15 @@ class _Unknown(Exception):
 
 def _plain(program: ExportedProgram, table: Mapping[Any, Any]) -> ExportedProgram | None:
     """The program with what is known put in its place; None where there is more to take apart."""
+    if functional(program) is not program:
+        return None
     changed = Program.adopt(program)
     changed._graph_module = copy.deepcopy(program.graph_module)
     for own, copied in zip(program.graph.nodes, changed.graph.nodes, strict=True):
         copied.name = own.name  # a copy renames what is called as a builtin of Python, an input among it
     try:
         with suppressing_guards(program):
+            out_of_place(changed.graph)
             for node in [node for node in changed.graph.nodes if node.op == "call_function"]:
                 _put_plainly(node, table)
     except _Unknown:
@@ -58,8 +62,6 @@ def _put_plainly(node: fx.Node, table: Mapping[Any, Any]) -> None:
     rule = _RULES.get(node.target)
     if rule is not None:
         rule(node)
-    elif _is_in_place(node.target):
-        _put_apart(node, table)
     elif not _stays(node.target, table):
         raise _Unknown
 
@@ -72,33 +74,6 @@ def _stays(target: Any, table: Mapping[Any, Any]) -> bool:
         return False
     is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
     return not is_composite or target in all_composites()
-
-
-# -- writes -----------------------------------------------------------------------------------------------------------
-
-
-def _is_in_place(target: Any) -> bool:
-    """Whether an operator is another's that writes its result over its first argument."""
-    name = getattr(getattr(target, "overloadpacket", None), "__name__", "")
-    return name.endswith("_") and not name.startswith("_") and target._schema.is_mutable
-
-
-def _put_apart(node: fx.Node, table: Mapping[Any, Any]) -> None:
-    """The operator that gives its result instead, where nothing else sees what is written over."""
-    written = node.args[0]
-    packet = getattr(_aten, node.target.overloadpacket.__name__[:-1], None)  # type: ignore[union-attr]
-    apart = getattr(packet, node.target._overloadname, None)  # type: ignore[union-attr]
-    if apart is None or not isinstance(written, fx.Node) or set(written.users) != {node} or not _is_own(written):
-        raise _Unknown
-    node.target = apart
-    _put_plainly(node, table)
-
-
-def _is_own(node: fx.Node) -> bool:
-    """Whether a value has memory that no other value of the graph shares."""
-    call = node.args[0] if node.target is operator.getitem else node
-    schema = getattr(getattr(call, "target", None), "_schema", None)
-    return schema is not None and all(result.alias_info is None for result in schema.returns)
 
 
 # -- what is known ----------------------------------------------------------------------------------------------------
