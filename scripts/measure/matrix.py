@@ -1,0 +1,83 @@
+"""The matrix of networks by runtimes: counted, and as a table of docs/RUNTIMES.md."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+START, END = "<!-- written by scripts/bench_runtimes -->", "<!-- end of what it writes -->"
+_KINDS = ("dense", "slim")
+
+
+def summary(records: Sequence[Record], runtimes: Sequence[str]) -> Record:
+    """How many cells are files, and the geometric mean of slim over dense in each runtime that was timed."""
+    cells = [cell[kind] for _, _, cell in _installed(records, runtimes) for kind in _KINDS]
+    means = {}
+    for runtime in runtimes:
+        ratios = [cell["ratio"] for _, name, cell in _installed(records, [runtime]) if "ratio" in cell]
+        if ratios:
+            means[runtime] = round(statistics.geometric_mean(ratios), 3)
+    n_files = sum("refused" not in cell for cell in cells)
+    return {"cells": len(cells), "files": n_files, "geometric_means": means}
+
+
+def row(record: Record, runtimes: Sequence[str]) -> str:
+    """A network's row, e.g. `| cnn | 3e-07, 4e-07 | 0.52: 3e-07, 4e-07 | refused |`."""
+    return f"| {record['name']} | {' | '.join(_shown(record['cells'].get(runtime)) for runtime in runtimes)} |"
+
+
+def put(page: Path, document: Record, runtimes: Sequence[str]) -> None:
+    """Write the table between the marks of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    text = "\n".join([START, "", *_lines(document, runtimes), "", END])
+    page.write_text(f"{before}{text}{after}", encoding="utf-8")
+
+
+def _lines(document: Record, runtimes: Sequence[str]) -> Iterator[str]:
+    records = document["networks"]
+    yield f"{document['files']} of {document['cells']} cells are files that are equal."
+    yield ""
+    yield f"| network | {' | '.join(runtimes)} |"
+    yield f"|---|{'---|' * len(runtimes)}"
+    for record in records:
+        yield row(record, runtimes)
+    means = document["geometric_means"]
+    if means:
+        yield f"| slim / dense, geometric mean | {' | '.join(str(means.get(runtime, '')) for runtime in runtimes)} |"
+    reasons = [
+        f"- {name}, {runtime}, {kind}: {cell[kind]['refused']}"
+        for name, runtime, cell in _installed(records, runtimes)
+        for kind in _KINDS
+        if "refused" in cell[kind]
+    ]
+    if reasons:
+        yield from ["", "Refused:", "", *reasons]
+
+
+def _installed(records: Sequence[Record], runtimes: Sequence[str]) -> list[tuple[str, str, Record]]:
+    return [
+        (record["name"], runtime, record["cells"][runtime])
+        for record in records
+        for runtime in runtimes
+        if runtime in record["cells"] and "missing" not in record["cells"][runtime]
+    ]
+
+
+def _shown(cell: Record | None) -> str:
+    """E.g. `0.52: 3e-07, 4e-07`: the ratio of the times, and the errors of the first dense and slim file."""
+    if cell is None or "missing" in cell:
+        return "not installed"
+    ratio = f"{cell['ratio']:.2f}: " if "ratio" in cell else ""
+    return ratio + ", ".join(_error(cell[kind]) for kind in _KINDS)
+
+
+def _error(files: Record) -> str:
+    if "refused" in files:
+        return "refused"
+    first: float = next(iter(files.values()))["error"]
+    return "0" if first == 0 else f"{first:.0e}" if math.isfinite(first) else "wrong"
