@@ -49,14 +49,20 @@ def _lines(document: Record, runtimes: Sequence[str]) -> Iterator[str]:
     means = document["geometric_means"]
     if means:
         yield f"| slim / dense, geometric mean | {' | '.join(str(means.get(runtime, '')) for runtime in runtimes)} |"
-    reasons = [
-        f"- {name}, {runtime}, {kind}: {cell[kind]['refused']}"
-        for name, runtime, cell in _installed(records, runtimes)
-        for kind in _KINDS
-        if "refused" in cell[kind]
-    ]
-    if reasons:
-        yield from ["", "Refused:", "", *reasons]
+    yield from _reasons(records, runtimes, "Refused:", "refused")
+    yield from _reasons(records, runtimes, "Left out, beside a file in float:", "left out")
+
+
+def _reasons(records: Sequence[Record], runtimes: Sequence[str], title: str, key: str) -> list[str]:
+    """What is said of cells that have this key, the same of dense and slim once."""
+    said: dict[tuple[str, str, str], list[str]] = {}
+    for name, runtime, cell in _installed(records, runtimes):
+        for kind in _KINDS:
+            reasons = cell[kind].get(key, [])
+            for reason in [reasons] if isinstance(reasons, str) else reasons:
+                said.setdefault((name, runtime, reason), []).append(kind)
+    lines = [f"- {name}, {runtime}, {' and '.join(kinds)}: {reason}" for (name, runtime, reason), kinds in said.items()]
+    return ["", title, "", *lines] if lines else []
 
 
 def _installed(records: Sequence[Record], runtimes: Sequence[str]) -> list[tuple[str, str, Record]]:

@@ -31,6 +31,7 @@ from measure.twelve import built
 
 RUNTIMES = ("onnx", "ort", "litert", "coreml", "openvino", "ncnn", "executorch", "c")
 KINDS = ("dense", "slim")
+LEFT_OUT = "left out"
 KEEP_MACS = 0.5
 _SECONDS = 8.0
 Cell = dict[str, Any]
@@ -107,13 +108,14 @@ def _cell(name: str, written: Sequence[_Written], with_latency: bool) -> Cell:
 def _files(target: Target | None, one: _Written) -> Cell:
     """The error and the bytes of each file that is run, by what it adds to the network's name; or why there is none."""
     files: Sequence[ExportedFile] = [one.onnx]
+    said = _Said()
     if target is not None:
         try:
             target.check(one.material.program)
-            files = target.write(one.material, Silent())
+            files = target.write(one.material, said)
         except (InputError, ParityError) as error:
             return {"refused": str(error)}
-    return {
+    found: Cell = {
         Path(file.path).name.removeprefix(one.material.name): {
             "error": float(f"{file.parity / one.size:.1e}"),
             "bytes": file.size_bytes,
@@ -121,6 +123,19 @@ def _files(target: Target | None, one: _Written) -> Cell:
         for file in files
         if file.parity is not None
     }
+    return {**found, LEFT_OUT: said.left_out} if said.left_out else found
+
+
+class _Said(Silent):
+    """Keeps what is said of files that are left out."""
+
+    def __init__(self) -> None:
+        self.left_out: list[str] = []
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        if message.startswith(f"{LEFT_OUT}: "):
+            self.left_out.append(message.removeprefix(f"{LEFT_OUT}: "))
 
 
 def _times(target: Target | None, written: Sequence[_Written]) -> Cell:
