@@ -1,4 +1,4 @@
-"""C for microcontrollers: transposed convolutions, norms of a sample, attention and ids, as onnxruntime has them."""
+"""C for microcontrollers, as onnxruntime has it: transposed and recurrent layers, norms of a sample, attention, ids."""
 
 from __future__ import annotations
 
@@ -58,6 +58,21 @@ class Norms(nn.Module):
         return self.last(y.permute(0, 2, 3, 1) + 2.0).mean((1, 2))
 
 
+class Rows(nn.Module):
+    """Recurrent layers in both directions and several layers, whose states, last states and cells are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 5, num_layers=2, batch_first=True, bidirectional=True)
+        self.gru, self.plain = nn.GRU(10, 4, batch_first=True, bidirectional=True), nn.LSTM(8, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, (states, cells) = self.lstm(x)
+        z, last = self.gru(y)
+        w, (first, _) = self.plain(z.transpose(0, 1), (x[:, :1, :3].transpose(0, 1), x[:, 1:2, :3].transpose(0, 1)))
+        return torch.cat([states.sum(0), cells.mean(0), last[0], last[1], w[-1], first[0]], 1)
+
+
 class Words(nn.Module):
     """Ids through a table, an encoder layer and products of stored and computed matrices."""
 
@@ -89,8 +104,8 @@ class Both(nn.Module):
 
 @pytest.mark.parametrize(
     ("net", "shape"),
-    [(Spread, (4, 5, 4)), (Norms, (6, 5, 7))],
-    ids=["transposed", "norms"],
+    [(Spread, (4, 5, 4)), (Norms, (6, 5, 7)), (Rows, (7, 6))],
+    ids=["transposed", "norms", "recurrent"],
 )
 def test_layers_give_what_onnxruntime_gives(net: Any, shape: tuple[int, ...], tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -155,6 +170,37 @@ def test_whole_numbers_beyond_32_bits_are_refused(tmp_path: Path) -> None:
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "net.onnx"
     )
     with pytest.raises(InputError, match=r"^C: expected whole numbers below 2\^31, got 1099511627776$"):
+        written(tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize(
+    ("operator", "told", "message"),
+    [
+        ("GRU", {}, "that resets the state before its product"),
+        ("LSTM", {"activations": ["Sigmoid", "Relu", "Tanh"]}, "with Sigmoid, Relu, Tanh"),
+        ("LSTM", {"clip": 2.0}, "with a layout, a clip or joined gates"),
+        ("LSTM", {}, "with peepholes"),
+    ],
+    ids=["gru", "functions", "clip", "peepholes"],
+)
+def test_recurrent_layers_that_pytorch_has_not_are_refused(
+    operator: str, told: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    n_gates, inputs = (4, ["x", "w", "r"]) if operator == "LSTM" else (3, ["x", "w", "r"])
+    held = [
+        numpy_helper.from_array(np.ones((1, 2 * n_gates, size), np.float32), name)
+        for name, size in zip("wr", (3, 2), strict=True)
+    ]
+    if message == "with peepholes":
+        held.append(numpy_helper.from_array(np.ones((1, 6), np.float32), "p"))
+        inputs = [*inputs, "", "", "", "", "p"]
+    node = helper.make_node(operator, inputs, ["y"], name="layer", hidden_size=2, **told)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 1, 3] if name == "x" else None) for name in "xy")
+    graph = helper.make_graph([node], "g", [x], [y], held)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "net.onnx"
+    )
+    with pytest.raises(InputError, match=rf"^C has no {operator} \(layer\) {message}$"):
         written(tmp_path / "net.onnx")
 
 

@@ -10,18 +10,30 @@ from typing import Any
 
 Record = dict[str, Any]
 START, END = "<!-- written by scripts/bench_runtimes -->", "<!-- end of what it writes -->"
-_KINDS = ("dense", "slim")
+KINDS = ("dense", "slim")
+
+
+def is_done(cell: Record | None, with_latency: bool) -> bool:
+    """Whether a cell of an earlier run has all that is asked for now."""
+    if cell is None or "missing" in cell:
+        return False
+    return not with_latency or "ratio" in cell or "untimed" in cell or bool(refused(cell))
+
+
+def refused(cell: Record) -> list[str]:
+    """The kinds of network that there is no file of, of a cell whose runtime is installed."""
+    return [kind for kind in KINDS if "refused" in cell[kind]]
 
 
 def summary(records: Sequence[Record], runtimes: Sequence[str]) -> Record:
     """How many cells are files, and the geometric mean of slim over dense in each runtime that was timed."""
-    cells = [cell[kind] for _, _, cell in _installed(records, runtimes) for kind in _KINDS]
+    cells = [cell[kind] for _, _, cell in _installed(records, runtimes) for kind in KINDS]
     means = {}
     for runtime in runtimes:
-        ratios = [cell["ratio"] for _, name, cell in _installed(records, [runtime]) if "ratio" in cell]
+        ratios = [cell["ratio"] for _, _, cell in _installed(records, [runtime]) if "ratio" in cell]
         if ratios:
             means[runtime] = round(statistics.geometric_mean(ratios), 3)
-    n_files = sum("refused" not in cell for cell in cells)
+    n_files = sum("refused" not in files for files in cells)
     return {"cells": len(cells), "files": n_files, "geometric_means": means}
 
 
@@ -32,8 +44,10 @@ def row(record: Record, runtimes: Sequence[str]) -> str:
 
 def put(page: Path, document: Record, runtimes: Sequence[str]) -> None:
     """Write the table between the marks of a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(START)
-    _, _, after = rest.partition(END)
+    before, start, rest = page.read_text(encoding="utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"{page}: expected the marks {START} and {END}, got none")
     text = "\n".join([START, "", *_lines(document, runtimes), "", END])
     page.write_text(f"{before}{text}{after}", encoding="utf-8")
 
@@ -57,7 +71,7 @@ def _reasons(records: Sequence[Record], runtimes: Sequence[str], title: str, key
     """What is said of cells that have this key, the same of dense and slim once."""
     said: dict[tuple[str, str, str], list[str]] = {}
     for name, runtime, cell in _installed(records, runtimes):
-        for kind in _KINDS:
+        for kind in KINDS:
             reasons = cell[kind].get(key, [])
             for reason in [reasons] if isinstance(reasons, str) else reasons:
                 said.setdefault((name, runtime, reason), []).append(kind)
@@ -76,10 +90,12 @@ def _installed(records: Sequence[Record], runtimes: Sequence[str]) -> list[tuple
 
 def _shown(cell: Record | None) -> str:
     """E.g. `0.52: 3e-07, 4e-07`: the ratio of the times, and the errors of the first dense and slim file."""
-    if cell is None or "missing" in cell:
+    if cell is None:
+        return ""
+    if "missing" in cell:
         return "not installed"
     ratio = f"{cell['ratio']:.2f}: " if "ratio" in cell else ""
-    return ratio + ", ".join(_error(cell[kind]) for kind in _KINDS)
+    return ratio + ", ".join(_error(cell[kind]) for kind in KINDS)
 
 
 def _error(files: Record) -> str:

@@ -27,10 +27,10 @@ from edgeprune.measure.latency import measure_runners
 from edgeprune.progress import Silent
 from edgeprune.records import ModelInfo
 from edgeprune.results import ExportedFile
+from measure.matrix import KINDS, refused
 from measure.twelve import built
 
 RUNTIMES = ("onnx", "ort", "litert", "coreml", "openvino", "ncnn", "executorch", "c")
-KINDS = ("dense", "slim")
 LEFT_OUT = "left out"
 KEEP_MACS = 0.5
 _SECONDS = 8.0
@@ -45,18 +45,6 @@ class _Written:
     material: Material
     onnx: ExportedFile
     size: float
-
-
-def is_done(cell: Cell | None, with_latency: bool) -> bool:
-    """Whether a cell of an earlier run has all that is asked for now."""
-    if cell is None or "missing" in cell:
-        return False
-    return not with_latency or "ratio" in cell or "untimed" in cell or bool(refused(cell))
-
-
-def refused(cell: Cell) -> list[str]:
-    """The kinds of network that there is no file of, of a cell whose runtime is installed."""
-    return [kind for kind in KINDS if "refused" in cell[kind]]
 
 
 def compare(name: str, runtimes: Sequence[str] = RUNTIMES, with_latency: bool = True) -> Iterator[Record]:

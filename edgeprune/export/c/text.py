@@ -231,7 +231,7 @@ class _Writer:
         return list(found.values())
 
 
-_STRUCTS = ("window", "walk", "range", "pair")
+_STRUCTS = ("window", "walk", "range", "pair", "recurrence")
 
 
 def _initial(one: Constant) -> str:
