@@ -54,7 +54,9 @@ def put(page: Path, document: Record, runtimes: Sequence[str]) -> None:
 
 def _lines(document: Record, runtimes: Sequence[str]) -> Iterator[str]:
     records = document["networks"]
-    yield f"{document['files']} of {document['cells']} cells are files that are equal."
+    n_open = document.get("of_cells", document["cells"]) - document["cells"]
+    rest = f" {n_open} are not measured yet; they are empty." if n_open else ""
+    yield f"{document['files']} of {document['cells']} cells are files that are equal.{rest}"
     yield ""
     yield f"| network | {' | '.join(runtimes)} |"
     yield f"|---|{'---|' * len(runtimes)}"
