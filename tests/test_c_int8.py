@@ -115,6 +115,7 @@ def on_grids(path: Path) -> None:
         on("b", put("AveragePool", x, kernel_shape=[2, 3], strides=[1, 2])),
         on("b", put("MaxPool", x, kernel_shape=[2, 2])), on("c", put("Mul", signed, signed)),
         on("b", put("AveragePool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1])), on("b", put("Sub", x, fine)),
+        on("b", put("AveragePool", x, kernel_shape=[3, 2], pads=[1, 0, 1, 1], strides=[2, 2], count_include_pad=1)),
         on("d", put("Relu", put("Add", x, on("d", "x")))), on("b", put("ReduceMean", x, "axes", keepdims=0)),
         on("b", put("Pad", x, "pads")), on("b", put("Gather", x, "places", axis=1)), on("b", put("Sigmoid", x)),
         on("b", put("Concat", x, fine, axis=1)), on("c", put("Tanh", signed)),
@@ -143,7 +144,7 @@ def test_operators_on_integers_are_computed_as_they_mean(tmp_path: Path) -> None
             assert away.max() < 0.052 and (away > 1e-5).mean() < 0.01
     kernels = {call.kernel for step in program.network.arena.steps for call in step.calls}
     assert {"average_pool_u8", "max_pool_u8", "add_u8", "mean_u8", "copy_table_u8", "table_u8"} <= kernels
-    assert {"quantize_s8", "dequantize_s8", "average_pool_f32"} <= kernels
+    assert {"quantize_s8", "dequantize_s8", "average_pool_padded_u8"} <= kernels
 
 
 @pytest.mark.parametrize("factor", [0.375, 1.0, 0.999999999, 1e-3, 77.7, 3e-9, 1e-25, 2.0**20])

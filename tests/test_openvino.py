@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from target_nets import in_pytorch, saved_shuffled
+from test_runtimes import Said
 
 import edgeprune.export.openvino as target
 from edgeprune.commands.export import export
@@ -125,6 +126,20 @@ def test_a_wrong_file_is_refused_with_the_figure(shuffled: Path, monkeypatch: py
     with pytest.raises(ParityError, match=said):
         export(request(shuffled))
     assert not (shuffled.parent / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("openvino")
+def test_a_half_precision_file_that_is_too_far_off_is_left_out(shuffled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file in float is right, and is shipped."""
+    monkeypatch.setattr(target, "HALF_TOLERANCE", 1e-6)
+    said = Said()
+    record = export(request(shuffled), said)
+    names = [Path(file.path).name for file in record.files]
+    assert names[-2:] == ["net.openvino.xml", "net.openvino.bin"]
+    assert sorted(path.name for path in (shuffled.parent / "out").glob("net.openvino*")) == sorted(names[-2:])
+    [line] = [line for line in said.lines if "left out" in line]
+    assert line.startswith("left out: net.openvino.fp16.xml in OpenVINO at batch ") and "expected at most" in line
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 from torch.export import ExportedProgram
 
+from edgeprune.errors import ParityError
 from edgeprune.export import apart
 from edgeprune.export.feeds import arrays_of
 from edgeprune.export.filecheck import HALF_TOLERANCE, error_of, samples_of_network
@@ -66,25 +67,35 @@ class Openvino:
         check_stateless(program, "OpenVINO")
 
     def write(self, material: Material, told: Progress) -> tuple[ExportedFile, ...]:
-        """Write all four files and run both models.
+        """Write all four files and run both models; one in half precision that is too far off is left out, and said.
 
         Raises:
             InputError: OpenVINO does not convert or run the network.
-            ParityError: what it computes differs from PyTorch.
+            ParityError: what it computes in float differs from PyTorch.
         """
         told.stage("write for OpenVINO and run it")
         samples = samples_of_network(material, material.batch)
         names = [material.folder / name for name in self.files(material.name)]
-        done: list[ExportedFile] = []
-        for xml, weights, tolerance in (
-            (names[0], names[1], PARITY_TOLERANCE),
-            (names[2], names[3], HALF_TOLERANCE),
-        ):
-            _converted(material.network, xml, half=tolerance == HALF_TOLERANCE)
-            parity = _parity(xml, samples, tolerance)
-            done.append(ExportedFile(str(xml), xml.stat().st_size, parity))
-            done.append(ExportedFile(str(weights), weights.stat().st_size, None))
-        return tuple(done)
+        done = _made(material.network, names[0], names[1], samples)
+        try:
+            return (*done, *_made(material.network, names[2], names[3], samples, half=True))
+        except ParityError as error:
+            for file in names[2:]:
+                file.unlink()
+            told.say(f"left out: {error}")
+            return done
+
+
+def _made(
+    source: Path, xml: Path, weights: Path, samples: list[Sample], half: bool = False
+) -> tuple[ExportedFile, ExportedFile]:
+    """Both files of a model, which has run."""
+    _converted(source, xml, half)
+    parity = _parity(xml, samples, HALF_TOLERANCE if half else PARITY_TOLERANCE)
+    return (
+        ExportedFile(str(xml), xml.stat().st_size, parity),
+        ExportedFile(str(weights), weights.stat().st_size, None),
+    )
 
 
 def _converted(source: Path, out: Path, half: bool = False) -> Path:

@@ -12,7 +12,13 @@ import numpy as np
 from edgeprune.errors import InputError
 
 CType = Literal["float", "uint8_t", "int8_t", "int32_t"]
-C_TYPES: dict[str, CType] = {"float32": "float", "uint8": "uint8_t", "int8": "int8_t"}  # what an arena holds
+C_TYPES: dict[str, CType] = {  # what an arena holds; ids and places are below 2^31
+    "float32": "float",
+    "uint8": "uint8_t",
+    "int8": "int8_t",
+    "int32": "int32_t",
+    "int64": "int32_t",
+}
 SIZES = {"float": 4, "int32_t": 4, "uint8_t": 1, "int8_t": 1}
 
 
@@ -29,6 +35,14 @@ class View:
     def n_elements(self) -> int:
         """1 of a single number."""
         return math.prod(self.shape)
+
+
+_KINDS = {"float": "f32", "uint8_t": "u8", "int8_t": "u8", "int32_t": "i32"}
+
+
+def kind_of(view: View) -> str:
+    """What the kernels for numbers of this type end in; bytes are moved whatever they stand for."""
+    return _KINDS[view.type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +122,7 @@ class Lowered:
     def copied(self, view: View) -> View:
         """What a view shows, as a value of its own."""
         out = self.new(view.shape, view.type)
-        kind = "f32" if view.type == "float" else "u8"
-        return self.add(out, Call(f"load_{kind}", (view, out, str(out.n_elements))))
+        return self.add(out, Call(f"load_{kind_of(view)}", (view, out, str(out.n_elements))))
 
 
 def literal(value: float) -> str:

@@ -10,7 +10,7 @@ import onnx
 
 from edgeprune.export.c.expressions import Expression
 from edgeprune.export.c.graph import Argument, Call, Held, View, literal
-from edgeprune.export.c.layers import conv_weights, linear_weights
+from edgeprune.export.c.layers import conv_weights, linear_weights, transposed_weights
 from edgeprune.export.c.movement import put
 from edgeprune.export.c.places import BY_PLACES
 from edgeprune.export.c.pools import adjacent, axes_of, check_pool
@@ -101,9 +101,24 @@ def _conv(low: Lowering, node: onnx.NodeProto) -> bool:
     return True
 
 
+@integer_rule("ConvTranspose")
+def _conv_transpose(low: Lowering, node: onnx.NodeProto) -> bool:
+    """Of one group: of several the scales of channels are shared."""
+    _, bias, window = transposed_weights(low, node)
+    found = _weighted(low, node, 1, bias) if window.groups == 1 else None
+    if found is None:
+        return False
+    x, held, goal = found
+    sizes = low.sizes("window", *window.fields), _range(low, x, goal)
+    _write(low, node, goal, "conv_transpose_u8", (x.view, *held), sizes)
+    return True
+
+
 @integer_rule("Gemm", "MatMul")
 def _linear(low: Lowering, node: onnx.NodeProto) -> bool:
     told = options(node, transB=0, alpha=1.0, beta=1.0)
+    if node.input[1] not in low.net.known:
+        return False
     floats, bias = linear_weights(low, node)
     found = _weighted(low, node, 0 if told["transB"] else 1, bias)
     if found is None or told["alpha"] != 1 or told["beta"] != 1:
@@ -213,16 +228,22 @@ def _mean(low: Lowering, node: onnx.NodeProto) -> bool:
 
 @integer_rule("AveragePool")
 def _average_pool(low: Lowering, node: onnx.NodeProto) -> bool:
-    """Where every window has as many numbers."""
-    x, goal, told = low.quantized[node.input[0]], goal_of(low, node), options(node)
+    """Where not every window has as many numbers, by a multiplier for each count."""
+    x, goal = low.quantized[node.input[0]], goal_of(low, node)
+    told = options(node, count_include_pad=0)
     window = window_of(low, node, told["kernel_shape"])
-    if goal is None or not window.reads_no_padding or x.view.type != "uint8_t":
+    if goal is None or x.view.type != "uint8_t":
         return False
-    scaled = rescaling(low, np.array([x.scale / (goal.grid.scale * math.prod(window.kernel))]))
+    most = math.prod(window.kernel)
+    counts = np.array([most]) if window.reads_no_padding else np.arange(1, most + 1)
+    scaled = rescaling(low, x.scale / (goal.grid.scale * counts))
     if scaled is None:
         return False
     sizes = low.sizes("window", *window.fields), _range(low, x, goal)
-    _write(low, node, goal, "average_pool_u8", (x.view, *scaled), sizes)
+    if window.reads_no_padding:
+        _write(low, node, goal, "average_pool_u8", (x.view, *scaled), sizes)
+    else:
+        _write(low, node, goal, "average_pool_padded_u8", (x.view, *scaled), (*sizes, str(told["count_include_pad"])))
     return True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeprune.export.c import choices, layers, movement, places, pointwise, pools
+from edgeprune.export.c import choices, layers, movement, places, pointwise, pools, recurrent
 from edgeprune.export.c.graph import Lowered
 from edgeprune.export.c.integers import on_integers
 from edgeprune.export.c.reading import Network
@@ -16,6 +16,7 @@ __all__ = [
     "places",
     "pointwise",
     "pools",
+    "recurrent",
 ]  # importing them registers their rules
 _DOMAINS = ("", "ai.onnx")
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import onnx
 
-from edgeprune.export.c.graph import Call, View
+from edgeprune.export.c.graph import Call, View, kind_of
 from edgeprune.export.c.layers import around
-from edgeprune.export.c.places import by_places, kind_of
+from edgeprune.export.c.places import by_places
 from edgeprune.export.c.rules import Lowering, options, refusal, rule
 from edgeprune.export.c.walks import merged, strides_of, walk_of
 
@@ -97,11 +98,10 @@ def moved(  # noqa: PLR0913 - from where on, and how it goes on
 
 @rule("Gather")
 def _gather(low: Lowering, node: onnx.NodeProto) -> None:
-    places = low.constant(node, 1)
-    assert places is not None
-    if node.input[0] in low.net.known:
-        raise refusal(node, "from a table")
-    x = low.view(node.input[0])
+    if node.input[1] not in low.net.known:
+        _look_up(low, node)
+        return
+    x, places = low.view(node.input[0]), low.net.known[node.input[1]]
     axis = options(node, axis=0)["axis"] % len(x.shape)
     outer, size, inner = around(x, axis)
     rows = places.ravel().astype(np.int64) % size
@@ -112,6 +112,20 @@ def _gather(low: Lowering, node: onnx.NodeProto) -> None:
     out, held = low.result(node), low.made.hold(rows, "int32_t")
     numbers = (str(outer), str(size), str(len(rows)), str(inner))
     low.made.add(out, Call(f"gather_{kind_of(x)}", (x, held, out, *numbers)))
+
+
+def _look_up(low: Lowering, node: onnx.NodeProto) -> None:
+    """Rows of a table, stored or computed, that computed ids mean."""
+    name, ids = node.input[0], low.view(node.input[1])
+    kind = low.type_of(name)
+    if kind not in ("float", "int32_t"):
+        raise refusal(node, f"of {low.net.types[name]}")
+    table = low.held(low.net.known[name], kind) if name in low.net.known else low.view(name)
+    shape = low.net.shapes[name]
+    axis = options(node, axis=0)["axis"] % len(shape)
+    sizes = math.prod(shape[:axis]), shape[axis], ids.n_elements, math.prod(shape[axis + 1 :])
+    out = low.result(node)
+    low.made.add(out, Call(f"lookup_{kind_of(out)}", (table, ids, out, *map(str, sizes))))
 
 
 @rule("Concat")

@@ -6,21 +6,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.export.c.graph import Call, View
+from edgeprune.export.c.graph import Call, kind_of
 from edgeprune.export.c.rules import Lowering, options, refusal, rule
 from edgeprune.lines import error_line
 
 _IR = 10  # of ONNX 1.16, which every onnxruntime that is supported reads
 _MOST = 2**24  # numbers, whose places a float32 holds
 BY_PLACES = ("GatherND", "GatherElements", "DepthToSpace", "SpaceToDepth", "Tile", "Resize", "ReverseSequence")
-
-
-_KINDS = {"float": "f32", "uint8_t": "u8", "int8_t": "u8"}
-
-
-def kind_of(view: View) -> str:
-    """What the kernels for numbers of this type end in; bytes are moved whatever they stand for."""
-    return _KINDS[view.type]
 
 
 @rule(*BY_PLACES)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from edgeprune.export.c.expressions import BINARY, UNARY, Expression, clip, unary, with_scalar
-from edgeprune.export.c.graph import Call, Held, View
+from edgeprune.export.c.graph import Call, CType, Held, View
 from edgeprune.export.c.reading import attributes
 from edgeprune.export.c.rules import Lowering, options, refusal, rule
 from edgeprune.export.c.walks import aligned, walk_of
@@ -73,13 +73,16 @@ def _as_expression(low: Lowering, node: onnx.NodeProto) -> Expression | None:
     return left.joined(right, BINARY[node.op_type]) if left.base == right.base else None
 
 
+_CASTS: dict[CType, str] = {"uint8_t": "cast_u8_f32", "int32_t": "cast_i32_f32"}
+
+
 @rule("Cast")
 def _cast(low: Lowering, node: onnx.NodeProto) -> None:
     before, after = (low.type_of(name) for name in (node.input[0], node.output[0]))
     if before == after:
         low.show(node, low.view(node.input[0]))
-    elif (before, after) == ("uint8_t", "float"):
+    elif after == "float" and before in _CASTS:
         x, out = low.view(node.input[0]), low.result(node)
-        low.made.add(out, Call("cast_u8_f32", (x, out, str(out.n_elements))))
+        low.made.add(out, Call(_CASTS[before], (x, out, str(out.n_elements))))
     else:
         raise refusal(node, f"from {before} to {after}")

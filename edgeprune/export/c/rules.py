@@ -11,7 +11,7 @@ import onnx
 
 from edgeprune.errors import InputError
 from edgeprune.export.c.expressions import Expression
-from edgeprune.export.c.graph import C_TYPES, Argument, Call, CType, Held, Lowered, View, literal
+from edgeprune.export.c.graph import C_TYPES, Argument, Call, CType, Held, Lowered, View, kind_of, literal
 from edgeprune.export.c.reading import Network, attributes, where
 
 Rule = Callable[["Lowering", onnx.NodeProto], None]
@@ -67,9 +67,8 @@ class Lowering:
         else:
             array = self.net.known[name]
             out = self.new(array.shape, name)
-            held = self.made.hold(array, out.type)
-            one = "f32" if out.type == "float" else "u8"
-            self.views[name] = self.made.add(out, Call(f"load_{one}", (held, out, str(array.size))))
+            held = self.held(array, out.type)
+            self.views[name] = self.made.add(out, Call(f"load_{kind_of(out)}", (held, out, str(array.size))))
         return self.views[name]
 
     def _dequantized(self, found: Quantized) -> View:
@@ -82,6 +81,8 @@ class Lowering:
 
     def _mapped(self, found: Expression, out: View) -> View:
         x = self.view(found.base)
+        if x.type != "float":
+            raise InputError(f"C: expected functions of float32, got one of {self.net.types[found.base]} {found.base}")
         return self.made.add(out, Call(f"map:{found.text}", (x, out, str(out.n_elements))), over=[x])
 
     def expression(self, name: str) -> Expression:
@@ -100,6 +101,12 @@ class Lowering:
     def number(self, value: float, kind: CType) -> str:
         """A constant of a type."""
         return literal(value) if kind == "float" else str(int(value))
+
+    def held(self, array: np.ndarray, kind: CType) -> Held:
+        """A constant array; raises InputError for whole numbers of more than 32 bits."""
+        if kind == "int32_t" and array.size and np.abs(array.astype(np.float64)).max() > _MOST:
+            raise InputError(f"C: expected whole numbers below 2^31, got {np.abs(array.astype(np.float64)).max():.0f}")
+        return self.made.hold(array, kind)
 
     def operand(self, name: str) -> View | Held:
         """A computed value, or a constant of floats where it lies."""

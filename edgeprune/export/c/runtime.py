@@ -23,7 +23,7 @@ from edgeprune.lines import one_line
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-std=c99", "-O2", "-fPIC", "-shared")
 _SECONDS = 600.0
-_TYPES = {"float": np.float32, "uint8_t": np.uint8, "int8_t": np.int8}
+_TYPES = {"float": np.float32, "uint8_t": np.uint8, "int8_t": np.int8, "int32_t": np.int32}
 
 
 def compiler() -> tuple[str, ...]:
@@ -106,7 +106,8 @@ class Library:
     def fill(self, arrays: Sequence[np.ndarray]) -> None:
         """Put all inputs in their places."""
         for place, array in zip(self.inputs, arrays, strict=True):
-            np.copyto(place, array.reshape(place.shape), casting="no")
+            is_narrowed = place.dtype == np.int32  # of whole numbers of 64 bits
+            np.copyto(place, array.reshape(place.shape), casting="same_kind" if is_narrowed else "no")
 
     def load(self, arrays: Sequence[np.ndarray]) -> None:
         """Let it make all inputs of raw ones."""

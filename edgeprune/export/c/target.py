@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import apart, ort
 from edgeprune.export.c.build import program_of
+from edgeprune.export.c.graph import View
 from edgeprune.export.c.int8 import check_meaning, judged
 from edgeprune.export.c.names import identifier
 from edgeprune.export.c.runtime import Library, compiler
@@ -21,12 +22,14 @@ from edgeprune.export.description import add_contract
 from edgeprune.export.feeds import arrays_of
 from edgeprune.export.filecheck import error_of, samples_of_network
 from edgeprune.export.onnx import draft_onnx
+from edgeprune.export.onnxindices import index_bounds
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample
 from edgeprune.export.signature import scaling_of, signature_of
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Inputs, Material, Runner, Runtime
 from edgeprune.export.writing import PREPROCESS
 from edgeprune.files import write_atomically
+from edgeprune.formats.onnx.file import read_onnx
 from edgeprune.progress import Progress
 from edgeprune.records import VariantKind
 from edgeprune.results import ExportedFile
@@ -35,6 +38,7 @@ _LOAD, _LOAD_RAW = (f"edgeprune.export.c.runtime:{name}" for name in ("load", "l
 _MOST_BYTES = 2**24  # of constants: beyond what a microcontroller has, compilers take gigabytes
 _INT8 = "_int8"
 _BEST_INT8: tuple[VariantKind, ...] = ("int8-finetuned", "int8")  # the files that integers are taken from, best first
+_BYTES = 256
 _N_RAW = 8  # samples that the function for raw inputs is checked on
 
 
@@ -186,16 +190,9 @@ def _check_front(source: Path, preprocess: Path, program: Program) -> None:
     """Compare what the file makes of raw inputs with preprocess.onnx, which has been checked; they are drawn."""
     assert program.front is not None
     session, chance = ort.session(preprocess), np.random.default_rng(0)
-    names = [value.name for value in session.get_inputs()]
-    given = [
-        [
-            chance.integers(0, 256, view.shape).astype(np.uint8)
-            if view.type == "uint8_t"
-            else chance.standard_normal(view.shape, np.float32)
-            for view in program.front.made.inputs
-        ]
-        for _ in range(_N_RAW)
-    ]
+    names, bounds = [value.name for value in session.get_inputs()], index_bounds(read_onnx(preprocess).graph)
+    views = [(view, bounds.get(name)) for view, name in zip(program.front.made.inputs, names, strict=True)]
+    given = [[_drawn(view, bound, chance) for view, bound in views] for _ in range(_N_RAW)]
     found = apart.answers(_LOAD_RAW, source, given, f"C: {source.name} does not run")
     for raw, got in zip(given, found, strict=True):
         wanted = ort.run_by_name(session, dict(zip(names, raw, strict=True)))
@@ -205,6 +202,14 @@ def _check_front(source: Path, preprocess: Path, program: Program) -> None:
                 raise ParityError(
                     f"{source.name}: expected of raw inputs what {preprocess.name} makes, got {error:.3g}"
                 )
+
+
+def _drawn(view: View, bound: int | None, chance: np.random.Generator) -> np.ndarray:
+    """Raw values: bytes, whole numbers below what they index, or floats."""
+    if view.type in ("uint8_t", "int32_t"):
+        kind = np.uint8 if view.type == "uint8_t" else np.int64
+        return chance.integers(0, bound or _BYTES, view.shape).astype(kind)
+    return chance.standard_normal(view.shape, np.float32)
 
 
 def _describe(material: Material, source: Path, samples: list[Sample], contract: str) -> None:

@@ -156,7 +156,8 @@ def _body(program: Program, name: str, signature: str, writer: _Writer) -> str:
 def _place(view: View, offsets: Mapping[int, int]) -> str:
     """Where a view begins in the arena."""
     start = offsets[view.value] + view.start * SIZES[view.type]
-    return f"arena + {start // 4}" if view.type == "float" else f"({view.type} *)arena + {start}"
+    place = f"arena + {start // SIZES[view.type]}"
+    return place if view.type == "float" else f"({view.type} *){place}"
 
 
 @dataclass(slots=True, eq=False)
@@ -230,7 +231,7 @@ class _Writer:
         return list(found.values())
 
 
-_STRUCTS = ("window", "walk", "range", "pair")
+_STRUCTS = ("window", "walk", "range", "pair", "recurrence")
 
 
 def _initial(one: Constant) -> str:
