@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from edgeprune import runrecord
 from edgeprune.commands import compress as compressing
+from edgeprune.commands import gatefile
 from edgeprune.commands.budgets import decide
 from edgeprune.commands.compress import compress
 from edgeprune.commands.gate import check_reachable, gate_macs, mac_shares
@@ -33,10 +35,11 @@ from edgeprune.progress import Silent
 from edgeprune.records import ACCURACY, IDENTITY
 from edgeprune.report import terminal
 from edgeprune.requests import CompressRequest, ValidateRequest
-from edgeprune.results import RunRecord
-from edgeprune.search.candidate import Manner
+from edgeprune.results import FrontPoint, RunRecord
+from edgeprune.search.candidate import Manner, Measured
 from edgeprune.search.cutter import Cutter
 from edgeprune.tasks.classification import CLASSIFICATION
+from edgeprune.tasks.match import Match
 from edgeprune.tasks.regression import Regression
 from edgeprune.training import Judge
 from edgeprune.units import GateLimit, parse_gate
@@ -233,6 +236,28 @@ def test_of_numbers_the_width_with_the_smaller_loss_is_picked() -> None:
     )
     picks = found.gate(Pooled(None))(split.x)
     assert split.x[picks == 0, 1].min() > split.x[picks == 1, 1].median()
+
+
+def test_without_labels_the_width_that_answers_as_the_dense_network_is_picked() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(300, 3)
+    programs = [capture(Mistaken(by), x) for by in (0.0, 30.0)]
+    judge = Judge(Match(), IDENTITY, programs[0].frozen_module())
+    split = TensorSplit(x, None)
+    ask = {"judge": judge, "splits": (split, split), "progress": Silent()}
+    found = learnt_gate(programs, Pooled(None), (1.0, 0.1), 0.55, **ask)  # type: ignore[arg-type]
+    picks = found.gate(Pooled(None))(x)
+    assert x[picks == 0, 1].mean() > 0.3 > -0.3 > x[picks == 1, 1].mean()
+
+
+def test_a_share_of_the_time_counts_what_the_gate_takes(nested: NestedWidths) -> None:
+    def gauge(program: Program, surely: bool) -> Measured:
+        return Measured(ms=0.5 if surely else 9.0, dense_ms=1.0, size_bytes=1, dense_bytes=1)
+
+    front = [FrontPoint("", 1.0, None, p50, 1.0, 1, False) for p50 in (10.0, 4.0, 2.0)]
+    job = cast(Any, SimpleNamespace(gauge=gauge))
+    found = gatefile._times(job, Pooled.of(nested.programs[-1]), nested.programs, front)
+    assert found == pytest.approx([1.05, 0.45, 0.25])
 
 
 # -- its file

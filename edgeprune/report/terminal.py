@@ -59,8 +59,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     return Sheet(
         table,
         *([_front(record)] if record.front else []),
-        *([check_mark(fmt.shared_weights(record.shared))] if record.shared else []),
-        *([check_mark(told_gate)] if (told_gate := fmt.gate(record)) else []),
+        *_shared(record),
         check_mark(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
         check_mark(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
@@ -72,6 +71,12 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
         unbroken("  report  ", str(folder / "report.html"), ""),
         unbroken("  next    ", f"edgeprune export --onnx {fmt.quoted(folder / 'slim.pt2')}", "bold"),
     )
+
+
+def _shared(record: RunRecord) -> list[RenderableType]:
+    """What is told of the file of weights that several widths share, and of the gate that picks one."""
+    weights = "" if record.shared is None else fmt.shared_weights(record.shared)
+    return [check_mark(told) for told in (weights, fmt.gate(record)) if told]
 
 
 def _front(record: RunRecord) -> Table:

@@ -80,12 +80,18 @@ def write_gated(path: Path, widths: Sequence[GatedWidth], gate: Path, gate_macs:
         [*map(_of_one, widest.output), helper.make_tensor_value_info(width, TensorProto.INT64, [1])],
         held,
     )
-    opsets = {opset.domain: opset for proto in (*protos, picks) for opset in proto.opset_import}
-    model = helper.make_model(graph, opset_imports=list(opsets.values()), ir_version=protos[0].ir_version)
-    stated = {entry.key: entry.value for entry in protos[0].metadata_props}
     told = Gated(width, tuple(one.name for one in widths), tuple(one.macs for one in widths), gate_macs)
-    helper.set_model_props(model, dict(sorted({**stated, **told.metadata}.items())))
+    model = _model(graph, [*protos, picks], told)
     write_atomically(path, model.SerializeToString(deterministic=True))
+
+
+def _model(graph: GraphProto, parts: Sequence[onnx.ModelProto], told: Gated) -> onnx.ModelProto:
+    """The graph as a model that says what its first part does, and of its widths."""
+    opsets = {opset.domain: opset for proto in parts for opset in proto.opset_import}
+    model = helper.make_model(graph, opset_imports=list(opsets.values()), ir_version=parts[0].ir_version)
+    stated = {entry.key: entry.value for entry in parts[0].metadata_props}
+    helper.set_model_props(model, dict(sorted({**stated, **told.metadata}.items())))
+    return model
 
 
 def checked_gated(  # noqa: PLR0913 - the file, what it is made of, and the samples it is checked on
