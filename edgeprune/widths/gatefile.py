@@ -190,7 +190,9 @@ def _choice(branches: Sequence[GraphProto], width: str, outputs: Sequence[str], 
 
 
 def _prefixed(prefix: str, known: Mapping[str, str]) -> Rename:
-    return lambda name: known.get(name, f"{prefix}{name}") if name else name
+    """Short names, numbered in turn: those of three graphs weigh as much as the rest of them."""
+    names = dict(known)
+    return lambda name: names.setdefault(name, f"{prefix}{len(names)}") if name else name
 
 
 def _node(node: NodeProto, renamed: Rename) -> NodeProto:
@@ -198,6 +200,8 @@ def _node(node: NodeProto, renamed: Rename) -> NodeProto:
     made.CopyFrom(node)
     del made.input[:], made.output[:]
     made.name = ""
+    made.ClearField("doc_string")
+    del made.metadata_props[:]
     made.input.extend(map(renamed, node.input))
     made.output.extend(map(renamed, node.output))
     for attribute in made.attribute:
