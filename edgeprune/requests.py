@@ -82,6 +82,7 @@ class CompressRequest:
     device: str | None = None
     pareto: int | None = None
     widths: tuple[float, ...] | None = None
+    gate: str | None = None
     criterion: str | None = None
     finetune_epochs: int | None = None
     max_finetunings: int = MOST_FINETUNINGS

@@ -91,6 +91,34 @@ def checked_widths(shares: tuple[float, ...], option: str = "--widths") -> tuple
     return falling
 
 
+@dataclass(frozen=True, slots=True)
+class GateLimit:
+    """A mean share of what the widest network takes: of its MACs, or of its time where `is_latency`."""
+
+    share: float
+    is_latency: bool = False
+
+    def __str__(self) -> str:
+        """As it is asked for: `0.6`, `0.6x`."""
+        return f"{self.share:g}{'x' if self.is_latency else ''}"
+
+
+def parse_gate(text: str, option: str = "--gate") -> GateLimit:
+    """A share of the widest network's MACs from `0.6`, of its time from `0.6x`.
+
+    Raises:
+        InputError: no such share, or one that is not in (0, 1].
+    """
+    expected = f"{option}: expected a share of the widest network's MACs in (0, 1], such as 0.6, or of its time, 0.6x"
+    try:
+        share = float(text.removesuffix("x"))
+    except ValueError:
+        raise InputError(f"{expected}, got {text!r}") from None
+    if not 0 < share <= 1:
+        raise InputError(f"{expected}, got {text}")
+    return GateLimit(share, text.endswith("x"))
+
+
 NORMALIZE = ("none", "data", "weights")
 _SCALING = re.compile(r"mean=(?P<mean>[^;]+);\s*std=(?P<std>[^;]+)")
 _NAMED = re.compile(r"([A-Za-z_]\w*):(.*)", re.DOTALL)

@@ -1,9 +1,10 @@
-"""Residual networks for images of about 32x32: ResNet20 and ResNet56, and ResNet18 with a small stem.
+"""Residual networks for images of about 32x32: ResNet8, ResNet20 and ResNet56, and ResNet18 with a small stem.
 
 He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, CVPR 2016: ResNet20 and ResNet56 are those of its
-section 4.2. Where a stage begins, the shortcut is a 1x1 convolution with batch norm (option B of the paper), as the
-pruning literature mostly has it: the paper's own networks for CIFAR pad the shortcut with zero channels (option A),
-which have no weights, so that the channels that meet them cannot be removed. `shortcut="pad"` gives these.
+section 4.2, and ResNet8 has one block where ResNet20 has three. Where a stage begins, the shortcut is a 1x1
+convolution with batch norm (option B of the paper), as the pruning literature mostly has it: the paper's own networks
+for CIFAR pad the shortcut with zero channels (option A), which have no weights, so that the channels that meet them
+cannot be removed. `shortcut="pad"` gives these.
 
 ResNet18 is the ImageNet network with a stem of one 3x3 convolution, without max pooling, as networks are trained on
 CIFAR since; sparse training with xRDA (Siegel et al., arXiv 2008.09661) was published on it.
@@ -74,6 +75,11 @@ def residual(
             layers.append(Block(before, width, 2 if stage > 0 and block == 0 else 1, shortcut))
             before = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, n_classes))
+
+
+def resnet8(in_channels: int = 3, n_classes: int = 10, shortcut: str = "projection") -> nn.Module:
+    """ResNet8, one block a stage: images `(batch, in_channels, h, w)` in, logits `(batch, n_classes)` out."""
+    return residual((1, 1, 1), (16, 32, 64), in_channels, n_classes, shortcut)
 
 
 def resnet20(in_channels: int = 3, n_classes: int = 10, shortcut: str = "projection") -> nn.Module:

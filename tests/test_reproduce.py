@@ -216,6 +216,27 @@ def test_recipes_reach_what_they_are_for(
         assert 0 < figures["macs_share"] < 1
 
 
+def test_several_widths_are_measured_one_by_one_and_with_a_gate(
+    part: Callable[[str], Any], tmp_path: Path, one_thread: None
+) -> None:
+    place, experiments, recipes = part("place"), part("experiments"), part("recipes")
+    base = experiments.read("induced-digits").runs(quick=True)[1]
+
+    def figures(at: int, **how: Any) -> dict[str, float]:
+        run = replace(base, recipe="widths", at=at, train={"epochs": 2, "lr": 5e-3}, how={"shares": [1, 0.5], **how})
+        where = place.Place(run, place.data_of("digits", True), place.Machine(), Silent(), tmp_path)
+        return dict(recipes.follow(where))
+
+    whole, half = figures(0), figures(50)
+    assert whole["macs_share"] == 1 and 0.35 < half["macs_share"] <= 0.5
+    picked = figures(20, gate=0.8)
+    assert half["macs_share"] < picked["macs_share"] < 0.9
+    values = [one["val_accuracy"] for one in (half, whole)]
+    assert min(values) - 0.05 <= picked["val_accuracy"] <= max(values) + 0.05
+    with pytest.raises(InputError, match="at: expected one of 0, 50, got 40"):
+        figures(40)
+
+
 def test_a_step_is_timed_beside_that_of_sgd(part: Callable[[str], Any], tmp_path: Path, one_thread: None) -> None:
     """Its median, and the ratio with its quartiles."""
     place, experiments, recipes = part("place"), part("experiments"), part("recipes")

@@ -32,7 +32,7 @@ FILES = {
     "dist/ort-wasm-simd-threaded.wasm": b"\0asm\x01\0\0\0",
     "dist/ort.all.min.mjs": b"not wanted",
 }
-SCRIPTS = ("page", "answers", "charts", "statistics", "worker", "measure", "networks")
+SCRIPTS = ("page", "answers", "charts", "statistics", "worker", "measure", "networks", "widths")
 PAGE = {"index.html", "page.css", *(f"{name}.js" for name in SCRIPTS)}
 
 

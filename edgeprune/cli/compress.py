@@ -121,6 +121,7 @@ def compress(
     ] = None,
     pareto: opt.Pareto = None,
     widths: opt.Widths = None,
+    gate: opt.Gate = None,
     input_features: Annotated[
         list[str] | None,
         typer.Option(
@@ -334,6 +335,7 @@ def compress(
             device=device,
             pareto=pareto,
             widths=values.widths_of(widths),
+            gate=gate,
             criterion=criterion,
             finetune_epochs=finetune_epochs,
             max_finetunings=max_finetunings,

@@ -78,6 +78,16 @@ Widths = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+Gate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE",
+        help="With --widths: one file more, in which a small gate picks the width by the input, trained to this mean "
+        "share of the widest network's MACs, such as 0.6, or of its time, 0.6x.",
+        callback=values.check_gate,
+        rich_help_panel=WHAT,
+    ),
+]
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of tables.", rich_help_panel=OUTPUT)

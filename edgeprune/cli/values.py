@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from edgeprune.errors import InputError
-from edgeprune.units import check_normalization, parse_latency, parse_size, parse_widths
+from edgeprune.units import check_normalization, parse_gate, parse_latency, parse_size, parse_widths
 
 if TYPE_CHECKING:
     from edgeprune.records import InputInfo
@@ -126,6 +126,11 @@ def check_ram(value: str | None) -> str | None:
 def check_widths(value: str | None) -> str | None:
     """Accept several shares that fall, or rise: `0.25,0.5,1`."""
     return _checked_by(parse_widths, value)
+
+
+def check_gate(value: str | None) -> str | None:
+    """Accept `0.6` or `0.6x`."""
+    return _checked_by(parse_gate, value)
 
 
 def widths_of(value: str | None) -> tuple[float, ...] | None:

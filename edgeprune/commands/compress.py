@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeprune.commands.examples import real_inputs
+from edgeprune.commands.gatefile import written_gate
 from edgeprune.commands.outcome import PARITY_SAMPLES, front_points, helped, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
@@ -15,6 +16,7 @@ from edgeprune.commands.runfolder import write_network, write_record
 from edgeprune.commands.unfinished import done_before
 from edgeprune.commands.widths import shared_widths
 from edgeprune.data.ranks import check_same
+from edgeprune.export.gated import WIDTHS
 from edgeprune.files import staged_folder
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.journal.journal import fingerprint
@@ -103,6 +105,8 @@ def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is 
         inputs = real_inputs(job.model, job.data, PARITY_SAMPLES)
         model = replace(job.model, info=info)
         shared = shared_widths(request.widths, found, folder, model, inputs, job.task)
+        if request.gate is not None:
+            shared = replace(shared, gate=written_gate(job, found, record.front, folder / WIDTHS, told))
         record = replace(record, shared=shared)
     write_record(folder, record, answers)
     return record

@@ -141,6 +141,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
         front=front,
         folds=folds,
         max_drop=request.max_drop,
+        beside=asked.path.parent,
     )
     return material, assumed
 

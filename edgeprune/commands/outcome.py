@@ -13,11 +13,12 @@ from edgeprune.commands.answers import Pair, Told, told_of
 from edgeprune.commands.examples import example_feed, real_inputs
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.runfolder import model_facts
-from edgeprune.commands.widths import WIDTHS, width_name
+from edgeprune.commands.widths import width_name
 from edgeprune.cost.activations import in_words, peak_activations, peak_int8_activations
 from edgeprune.cost.macs import count_parameters
 from edgeprune.cost.widths import told as told_widths
 from edgeprune.errors import BudgetError
+from edgeprune.export.gated import WIDTHS
 from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.inspection.features import kept_fields

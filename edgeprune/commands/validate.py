@@ -21,6 +21,7 @@ from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.trust import recorded_task
 from edgeprune.measure.chance import chance_text
 from edgeprune.measure.foreign import stated_in
+from edgeprune.measure.gated import gate_use, is_gated
 from edgeprune.measure.keptids import check_ids
 from edgeprune.measure.namedfile import names_of_file, with_inputs_of_file
 from edgeprune.measure.networkfile import NetworkFile, opened, trained_normalization, with_classes_of_file
@@ -28,7 +29,7 @@ from edgeprune.measure.validation import latency_beside, run_both
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import IDENTITY, DataSource, Normalization
 from edgeprune.requests import ValidateRequest
-from edgeprune.results import ValidateRecord
+from edgeprune.results import GateUse, LatencyComparison, ValidateRecord
 from edgeprune.tasks.budget import RELATIVE, MaxDrop, drop_of, is_within
 from edgeprune.tasks.classification import Classification, is_accuracy
 from edgeprune.tasks.intervals import compare_accuracy
@@ -97,15 +98,7 @@ def _validated(request: ValidateRequest, spec: str | None, data: DataSource, tol
             "trained, and the classes in the order of that training; --allow-chance goes on nevertheless"
         )
     told.stage("latency")
-    latency = latency_beside(
-        dense,
-        slim,
-        data,
-        batch_size=request.batch_size,
-        threads=request.threads,
-        runs=request.runs,
-        progress=told,
-    )
+    latency, gate = _timed(dense, slim, data, request, told)
     classes = is_accuracy(task)
     record = ValidateRecord(
         accuracy=compare_accuracy(*map(np.asarray, found.outcomes)) if classes else None,
@@ -115,8 +108,24 @@ def _validated(request: ValidateRequest, spec: str | None, data: DataSource, tol
         latency=latency,
         comparison=None if classes else task.compare(*found.outcomes),
         agreement=None if classes else found.agreement,
+        gate=gate,
     )
     return _judged(record, request, limit)
+
+
+def _timed(
+    dense: NetworkFile, slim: NetworkFile, data: DataSource, request: ValidateRequest, told: Progress
+) -> tuple[LatencyComparison, GateUse | None]:
+    """Both side by side; where the width is picked by the sample, over samples of the test split."""
+    threads, runs = request.threads, request.runs
+    if not is_gated(slim):
+        size = request.batch_size
+        return latency_beside(dense, slim, data, batch_size=size, threads=threads, runs=runs, progress=told), None
+    if request.batch_size > 1:
+        raise InputError(
+            f"{slim.path}: --batch-size: expected 1, as the width is picked for each sample, got {request.batch_size}"
+        )
+    return gate_use(dense, slim, data, threads=threads, runs=runs, progress=told)
 
 
 @contextmanager

@@ -7,30 +7,34 @@ from pathlib import Path
 
 from edgeprune.commands.validate import validate
 from edgeprune.errors import InputError
+from edgeprune.export.gated import GATE, WIDTHS
 from edgeprune.lines import shown
 from edgeprune.progress import Progress
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import ValidateWidthsRecord
 
-_FOLDER = "widths"  # of a run
-
 
 def validate_widths(request: ValidateRequest, progress: Progress | None = None) -> ValidateWidthsRecord:
     """Compare the graphs in the folder `request.slim`, a run's or that of its widths, with `request.dense`.
+
+    The file in which a gate picks one of them comes last, where there is one.
 
     Raises:
         InputError: the folder holds no widths; and as `validate`.
     """
     files = _files(Path(request.slim))
+    gate = files[0].parent / GATE
+    if gate.is_file():
+        files.append(gate)
     found = tuple(validate(replace(request, slim=str(file)), progress) for file in files)
     return ValidateWidthsRecord(tuple(file.stem for file in files), found)
 
 
 def _files(folder: Path) -> list[Path]:
     """The graphs of a folder, which are called by their shares of the MACs, the widest first."""
-    if (folder / _FOLDER).is_dir():
-        folder = folder / _FOLDER
-    shares = {file: _share(file) for file in folder.glob("*.onnx")}
+    if (folder / WIDTHS).is_dir():
+        folder = folder / WIDTHS
+    shares = {file: _share(file) for file in folder.glob("*.onnx") if file.name != GATE}
     wrong = sorted(file.name for file, share in shares.items() if share is None)
     if not shares or wrong:
         got = shown(wrong[0]) if wrong else "none"

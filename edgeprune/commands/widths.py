@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgeprune.commands.gate import check_gate, check_reachable
 from edgeprune.commands.runfolder import stated_of
 from edgeprune.errors import InputError
+from edgeprune.export.gated import WIDTHS
 from edgeprune.graph.capture import Program
 from edgeprune.graph.state import state_buffers
 from edgeprune.journal.kept import KeptTrainer
@@ -19,19 +21,20 @@ from edgeprune.search.candidate import Found
 from edgeprune.search.datatrainer import DataTrainer
 from edgeprune.settings import ALLOCATIONS
 from edgeprune.tasks.task import Task
-from edgeprune.units import checked_widths
+from edgeprune.units import checked_widths, parse_gate
+from edgeprune.widths.gate import check_gated
 from edgeprune.widths.nested import NestedWidths
 from edgeprune.widths.shared import write_widths
 from edgeprune.widths.strategy import Widths
 from edgeprune.widths.task import Sandwich
 
-WIDTHS = "widths"  # the folder
 _OTHER_SHARES = "which says the MACs otherwise"
 _OTHER_NETWORK = "as all widths take the same inputs"
 
 
 def check_widths(request: CompressRequest, has_data: bool) -> None:
     """Raise InputError for widths that are none, or for an option that does not go with them."""
+    check_gate(request)
     if request.widths is None:
         return
     if checked_widths(request.widths) != request.widths:
@@ -79,13 +82,18 @@ def widths_of(request: CompressRequest, dense: Program, samples: DataTrainer | N
     """What plans the widths and trains them together, its training kept in the journal; None where none are asked for.
 
     Raises:
-        InputError: the dense network keeps a state.
+        InputError: the dense network keeps a state, or has inputs that no gate reads where one is asked for.
     """
     if request.widths is None or samples is None:
         return None
     if state_buffers(dense):
         raise InputError("--widths: expected a network without a state, got one that keeps a state from run to run")
-    return Widths(request.widths, KeptTrainer(replace(samples, task=Sandwich(samples.task)), journal))
+    together = KeptTrainer(replace(samples, task=Sandwich(samples.task)), journal)
+    if request.gate is None:
+        return Widths(request.widths, together)
+    check_gated(dense)
+    limit = parse_gate(request.gate)
+    return Widths(request.widths, together, lambda programs: check_reachable(programs, limit))
 
 
 def shared_widths(

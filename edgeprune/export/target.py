@@ -54,6 +54,7 @@ class Material:
     stands for where the files take bytes. `real` holds real samples to check on, None where there are no data;
     `task` is what they are for, `front` what is done to the inputs where there are several. `folds` says that the ONNX
     files take raw values, as preprocessing is folded into them; `max_drop` is what smaller numbers may lose.
+    `beside` is the folder of the model's file, a run's or another.
     """
 
     model: Model
@@ -69,6 +70,7 @@ class Material:
     front: NamedFront | None = None
     folds: bool = False
     max_drop: float | str | None = None
+    beside: Path | None = None
 
     @property
     def network(self) -> Path:

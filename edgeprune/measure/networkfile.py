@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.answers import Answering, structure_in
 from edgeprune.export.front import raw_bytes
+from edgeprune.export.gated import OneByOne, gated_in
 from edgeprune.export.metadata import (
     byte_scale_in,
     folded_normalization_in,
@@ -109,11 +110,18 @@ def opened(path: Path, data: DataSource, task: Task) -> NetworkFile:
     """A checked file, with the preprocessing that stands beside it where it takes only some of the features."""
     size_bytes = check_file(path)
     bounds = bounds_of(size_bytes, data)
-    session = readable(path, bounds)
+    session = _plain(path, readable(path, bounds))
     if isinstance(task, Classification):
         _check_outputs(path, session, len(data.classes))
     plain = NetworkFile(path, session, size_bytes, bounds, None)
     return _tried(_named(plain, data) if data.inputs else _fed(path, session, plain, data), data, task)
+
+
+def _plain(path: Path, session: InferenceSession) -> InferenceSession:
+    """The session; of a file that picks a width for each sample, one that takes a batch all the same."""
+    names = [value.name for value in session.get_outputs()]
+    gated = gated_in(session.get_modelmeta().custom_metadata_map, names, str(path))
+    return session if gated is None else cast("InferenceSession", OneByOne(session, gated))
 
 
 def _named(network: NetworkFile, data: DataSource) -> NetworkFile:
@@ -198,7 +206,8 @@ def _input_shape(path: Path, session: InferenceSession) -> tuple[int | None, ...
         got = ", ".join(f"{value.name} {value.type}" for value in inputs) or "none"
         expected = "float32" if takes == "tensor(float)" else "uint8"
         raise InputError(f"{path}: expected one {expected} input, got {got}")
-    if not inputs[0].shape or isinstance(inputs[0].shape[0], int):
+    is_gated = isinstance(session, OneByOne)
+    if not is_gated and (not inputs[0].shape or isinstance(inputs[0].shape[0], int)):
         raise InputError(f"{path}: expected a free batch as the first size of its input, got {inputs[0].shape}")
     return spec_of(path, inputs[0]).shape[1:]
 

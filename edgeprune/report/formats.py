@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from edgeprune.records import Metric, MetricComparison
     from edgeprune.results import (
+        GateUse,
         LatencyComparison,
         NetworkFigures,
         PeakActivations,
@@ -273,3 +274,30 @@ def shared_weights(shared: SharedWeights) -> str:
         f"graphs, {shared.size_bytes / shared.largest_bytes:.2f} times the largest; ONNX = PyTorch, absolute error "
         f"{error(shared.parity)}"
     )
+
+
+def gate(run: RunRecord) -> str:
+    """E.g. "the gate, widths/gate.onnx, picks ..."; nothing where there is none."""
+    shared = run.shared
+    if shared is None or shared.gate is None:
+        return ""
+    own, metric = shared.gate, run.metric
+    return (
+        f"a gate picks the width of each sample, {own.file}: {own.cost:.3f} of the widest network's {own.of} in the "
+        f"mean over the validation split, at most {own.asked:g} asked; {metric.name} {metric.shown(own.value)}; "
+        f"{_picked(shared.networks, own.picked)}; ONNX = PyTorch on all of it, absolute error {error(own.parity)}"
+    )
+
+
+def gate_use(use: GateUse) -> str:
+    """E.g. "mean MACs 0.600 of the widest network's, mean time 0.0500 ms; width 1 for 30 %, ... of the samples"."""
+    return (
+        f"mean MACs {use.macs_ratio:.3f} of the widest network's, mean time {milliseconds(use.slim_ms)} (dense "
+        f"{milliseconds(use.dense_ms)}); {_picked(use.widths, use.picked)}"
+    )
+
+
+def _picked(names: Sequence[str], shares: Sequence[float]) -> str:
+    """E.g. "width 1 for 30 %, 0.5 for 70 % of the samples"."""
+    pairs = ", ".join(f"{name} for {100 * share:.0f} %" for name, share in zip(names, shares, strict=True))
+    return f"width {pairs} of the samples"

@@ -59,7 +59,7 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
     return Sheet(
         table,
         *([_front(record)] if record.front else []),
-        *([check_mark(fmt.shared_weights(record.shared))] if record.shared else []),
+        *_shared(record),
         check_mark(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
         check_mark(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
@@ -71,6 +71,12 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
         unbroken("  report  ", str(folder / "report.html"), ""),
         unbroken("  next    ", f"edgeprune export --onnx {fmt.quoted(folder / 'slim.pt2')}", "bold"),
     )
+
+
+def _shared(record: RunRecord) -> list[RenderableType]:
+    """What is told of the file of weights that several widths share, and of the gate that picks one."""
+    weights = "" if record.shared is None else fmt.shared_weights(record.shared)
+    return [check_mark(told) for told in (weights, fmt.gate(record)) if told]
 
 
 def _front(record: RunRecord) -> Table:
@@ -144,7 +150,8 @@ def validated(record: ValidateRecord | ValidateWidthsRecord) -> RenderableType:
     if isinstance(record, ValidateRecord):
         return validate(record)
     pairs = zip(record.names, record.widths, strict=True)
-    return Group(*(part for name, own in pairs for part in (Text(f"width {name}", "bold"), validate(own))))
+    named = [(f"width {name}" if own.gate is None else "the width that the gate picks", own) for name, own in pairs]
+    return Group(*(part for name, own in named for part in (Text(name, "bold"), validate(own))))
 
 
 def validate(record: ValidateRecord) -> RenderableType:
@@ -159,10 +166,12 @@ def validate(record: ValidateRecord) -> RenderableType:
         fmt.share(record.slim_bytes, record.dense_bytes),
     )
     _latency_rows(table, record.latency)
-    lines = [
+    lines: list[RenderableType] = [
         Text(f"  largest difference of the outputs {record.parity:.3g}{_beside(record)}", "dim"),
         _latency_line(record.latency),
     ]
+    if record.gate is not None:
+        lines.append(labelled("gate", fmt.gate_use(record.gate)))
     lines += [Text.assemble(("✗ ", "bold red"), failure) for failure in record.failures]
     return Sheet(table, *lines)
 

@@ -12,7 +12,7 @@ from edgeprune.results.export import (
     VariantTable,
 )
 from edgeprune.results.federate import FederateRecord, RoundRecord
-from edgeprune.results.front import FrontPoint, SharedWeights
+from edgeprune.results.front import FrontPoint, GateFigures, SharedWeights
 from edgeprune.results.run import (
     AccuracyComparison,
     ChangedSample,
@@ -32,10 +32,9 @@ from edgeprune.results.run import (
     SplitLayer,
     StepRecord,
     TrainRecord,
-    ValidateRecord,
-    ValidateWidthsRecord,
     values_of,
 )
+from edgeprune.results.validate import GateUse, ValidateRecord, ValidateWidthsRecord
 
 __all__ = [
     "AccuracyComparison",
@@ -48,6 +47,8 @@ __all__ = [
     "FeatureCount",
     "FederateRecord",
     "FrontPoint",
+    "GateFigures",
+    "GateUse",
     "GroupRow",
     "InspectRecord",
     "LatencyComparison",

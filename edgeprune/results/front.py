@@ -22,11 +22,34 @@ class FrontPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class GateFigures:
+    """A file that picks the width by the input, and what it comes to on the validation split.
+
+    `asked` is the mean share of what the widest network takes, `of` its "MACs" or its "latency", `cost` the one that it
+    comes to; `picked` the share of the samples that each width is picked for, from wide to narrow. `macs` are those of
+    the gate alone for a sample, `macs_ratio` the mean of all beside the widest network's, `value` is that of the task's
+    metric. `size_bytes` is that of the file without the weights, `parity` the largest difference of an output from
+    PyTorch's over the whole split.
+    """
+
+    file: str
+    asked: float
+    of: str
+    cost: float
+    picked: tuple[float, ...]
+    macs: int
+    macs_ratio: float
+    value: float
+    size_bytes: int
+    parity: float
+
+
+@dataclass(frozen=True, slots=True)
 class SharedWeights:
     """The ONNX graphs `networks` of one network at several widths, from wide to narrow, and the weights they share.
 
     `size_bytes` is that of all files together, `largest_bytes` that of the widest network as one file; `parity` is the
-    largest difference of an output from PyTorch's.
+    largest difference of an output from PyTorch's. `gate` is the file that picks one of them, where it was asked for.
     """
 
     weights: str
@@ -34,3 +57,9 @@ class SharedWeights:
     size_bytes: int
     largest_bytes: int
     parity: float
+    gate: GateFigures | None = None
+
+    @property
+    def json_names(self) -> dict[str, str | None]:
+        """Without a gate nothing is said of it."""
+        return {} if self.gate else {"gate": None}

@@ -282,50 +282,6 @@ class MethodsRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class ValidateRecord:
-    """What `edgeprune validate` measured, both in onnxruntime; `failures` names the missed budgets.
-
-    A classification has an `accuracy`, another task a `comparison` by its metric, and the `agreement`: the share of
-    answers that are the same, None where they are no decisions. `parity` is the largest difference of the outputs.
-    """
-
-    accuracy: AccuracyComparison | None
-    parity: float
-    dense_bytes: int
-    slim_bytes: int
-    latency: LatencyComparison
-    failures: tuple[str, ...] = ()
-    comparison: MetricComparison | None = None
-    agreement: float | None = None
-
-    @property
-    def compared(self) -> MetricComparison:
-        """Both networks on the test split, whatever the metric."""
-        found = self.comparison if self.accuracy is None else self.accuracy.as_metric
-        assert found is not None
-        return found
-
-    @property
-    def json_names(self) -> dict[str, str | None]:
-        """What the fields are called in JSON: of a classification as ever."""
-        return {"accuracy": None} if self.accuracy is None else {"comparison": None, "agreement": None}
-
-
-@dataclass(frozen=True, slots=True)
-class ValidateWidthsRecord:
-    """What `edgeprune validate` measured of each width of one network beside the dense one, from wide to narrow."""
-
-    names: tuple[str, ...]
-    widths: tuple[ValidateRecord, ...]
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """The missed budgets of all widths, each with its name."""
-        pairs = zip(self.names, self.widths, strict=True)
-        return tuple(f"{name}: {failure}" for name, record in pairs for failure in record.failures)
-
-
-@dataclass(frozen=True, slots=True)
 class GroupRow:
     """One row of `edgeprune inspect`: units that stand or fall together.
 

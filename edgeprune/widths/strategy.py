@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgeprune.cost.macs import macs
+from edgeprune.graph.capture import Program
 from edgeprune.search.candidate import Budgets, Candidate, Found
 from edgeprune.search.step import Step
 from edgeprune.search.trainer import Round, Trainer
 from edgeprune.widths.module import WidthsModule
 from edgeprune.widths.planning import nested_widths, planned_widths
 
+Check = Callable[[Sequence[Program]], None]
+
+
+def _taken(programs: Sequence[Program]) -> None:
+    """Any widths will do."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Widths:
-    """One network at these shares of the dense MACs, falling; `together` trains them all, by the task `Sandwich`."""
+    """One network at these shares of the dense MACs, falling; `together` trains them all, by the task `Sandwich`.
+
+    `check` refuses widths that are cut, before they are trained.
+    """
 
     shares: tuple[float, ...]
     together: Trainer
+    check: Check = _taken
 
     @property
     def name(self) -> str:
@@ -35,6 +47,7 @@ class Widths:
         step.progress.stage("plan the widths")
         planned = planned_widths(step.cutter, self.shares)
         nested, error = nested_widths(step.cutter, planned, step.progress)
+        self.check(nested.programs)
         step.progress.stage(f"train {len(self.shares)} widths together")
         module = WidthsModule(nested)
         self.together.finetune(module, Round())

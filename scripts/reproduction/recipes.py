@@ -24,6 +24,7 @@ from .inputs import informative_features, n_features, only, random_features, uni
 from .place import Place
 from .sparsity import drop_smallest, l1_gradients, zero_share, zeros_held
 from .steptime import step_time
+from .widths import widths
 
 Figures = dict[str, float]
 _SCORED, _SCORED_BATCH = 64, 16  # batches, and samples of each, that the Taylor criterion sees
@@ -132,6 +133,7 @@ RECIPES: Mapping[str, Callable[..., Figures]] = {
     "induced": induced,
     "fewer-weights": fewer_weights,
     "step-time": step_time,
+    "widths": widths,
 }
 
 

@@ -11,11 +11,14 @@ from torch.export import ExportedProgram
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.errors import InputError
+from edgeprune.export.gated import WIDTHS
 from edgeprune.export.onnx import export_onnx
+from edgeprune.export.ort import Feed
 from edgeprune.export.probes import probes_of, reference_probes
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Material, Runtime
 from edgeprune.export.web.runtime import RUNTIME_VERSION, WebRuntime, web_runtime
+from edgeprune.export.web.widths import WebWidths
 from edgeprune.export.web.writer import WebNetwork, WebProbe, WebTask, write_web
 from edgeprune.graph.groups import analyze
 from edgeprune.progress import Progress
@@ -71,6 +74,7 @@ class WebPage:
                 facts=_facts(dense, material.model),
                 probes=list(_probes(dense)),
                 task=_task(material),
+                widths=_widths(material, samples.full),
                 runtime=self._fetched or self._source,
             )
         return (ExportedFile(str(material.folder / WEB), sum(part.size_bytes for part in page), None),)
@@ -83,6 +87,12 @@ def _task(material: Material) -> WebTask | None:
         return None
     metric, classes = task.metric, material.info.classes if data is None else data.classes
     return WebTask(kind_of(task), metric.name, "" if metric.unit == POINTS else metric.unit, classes)
+
+
+def _widths(material: Material, inputs: Feed) -> WebWidths | None:
+    """The widths of the network's run; None where it has none."""
+    folder = None if material.beside is None else material.beside / WIDTHS
+    return None if folder is None or not folder.is_dir() else WebWidths(folder, inputs)
 
 
 def _facts(dense: Model, slim: Model) -> list[tuple[str, str, str]]:

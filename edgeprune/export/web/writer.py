@@ -3,6 +3,7 @@
     index.html page.css *.js      the page; it fetches nothing from elsewhere, and shows answers as the task asks for
     dense.onnx slim.onnx          the networks
     *.input0.bin *.output0.bin    real inputs, and what onnxruntime makes of them here: raw little-endian arrays
+    width-*.onnx weights.bin      several widths of one network, where there are, with the weights that they share
     probes.bin                    layers at several widths, each an ONNX file: their times are the device's staircase
     runtime/                      onnxruntime-web
     manifest.json                 what there is, for the page
@@ -30,6 +31,7 @@ from edgeprune.export import ort
 from edgeprune.export.ort import Feed
 from edgeprune.export.parity import PARITY_TOLERANCE
 from edgeprune.export.web.runtime import PACKAGE, RUNTIME_VERSION, WebRuntime, web_runtime
+from edgeprune.export.web.widths import WebWidths, copied_weights, told_width
 from edgeprune.files import check_new, named_as, staged_folder
 from edgeprune.lines import printable
 from edgeprune.records import TargetKind
@@ -39,7 +41,16 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 MANIFEST_FORMAT = "edgeprune-web/1"
-_MODULES = ("page.js", "answers.js", "charts.js", "statistics.js", "worker.js", "measure.js", "networks.js")
+_MODULES = (
+    "page.js",
+    "answers.js",
+    "charts.js",
+    "statistics.js",
+    "worker.js",
+    "measure.js",
+    "networks.js",
+    "widths.js",
+)
 _PAGE = ("page.css", *_MODULES)
 _MAX_RUNS = 16
 _FLOAT_BYTES = 4
@@ -117,6 +128,7 @@ def write_web(  # noqa: PLR0913 - one argument a decision of the caller
     facts: Sequence[tuple[str, str, str]] = (),
     probes: Sequence[WebProbe] = (),
     task: WebTask | None = None,
+    widths: WebWidths | None = None,
     runtime: str | Path | WebRuntime = RUNTIME_VERSION,
     tolerance: float = PARITY_TOLERANCE,
     force: bool = False,
@@ -131,6 +143,7 @@ def write_web(  # noqa: PLR0913 - one argument a decision of the caller
         facts: (what, dense, slim) of both networks, e.g. ("MACs", "300.8 M", "150.1 M").
         probes: what the staircase is measured with; none leaves it out.
         task: what is shown of the answers; None shows how far the outputs are off alone.
+        widths: several of one network, which a slider chooses among; none leaves it out.
         runtime: as for `web_runtime`, or what that gave.
         tolerance: largest allowed error of an output, times max(1, largest expected output).
 
@@ -151,6 +164,8 @@ def write_web(  # noqa: PLR0913 - one argument a decision of the caller
             "probes": _probes(staged, probes),
             "probe_batch": probes[0].batch if probes else 1,
         }
+        if widths is not None:
+            manifest["widths"] = _widths(staged, widths)
         if task is not None:
             manifest["task"] = asdict(task)
         _write_runtime(staged, taken)
@@ -186,6 +201,16 @@ def _network(staged: Path, name: str, network: WebNetwork) -> dict[str, Any]:
             for index, spec in enumerate(session.get_outputs())
         ],
     }
+
+
+def _widths(staged: Path, widths: WebWidths) -> dict[str, Any]:
+    """Copy the graphs of all widths and the weights that they share; returns their part of the manifest."""
+    weights = copied_weights(staged, widths)
+    networks = [
+        {**_network(staged, f"width-{file.stem}", WebNetwork(file, widths.inputs)), **told_width(file)}
+        for file in widths.files
+    ]
+    return {"weights": weights, "networks": networks}
 
 
 def _given(network: WebNetwork, session: InferenceSession) -> tuple[dict[str, np.ndarray], dict[str, str]]:

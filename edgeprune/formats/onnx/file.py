@@ -55,7 +55,7 @@ def check_external(path: Path, proto: onnx.ModelProto) -> int:
     """Size in bytes of a file and of the weights beside it; raises InputError where these lie outside its folder."""
     size = path.stat().st_size
     folder = path.parent.resolve()
-    for location in _external_locations(proto):
+    for location in external_files(proto):
         try:
             target = (folder / location).resolve()
             is_file = target.is_file()
@@ -69,7 +69,7 @@ def check_external(path: Path, proto: onnx.ModelProto) -> int:
     return size
 
 
-def _external_locations(proto: onnx.ModelProto) -> set[str]:
+def external_files(proto: onnx.ModelProto) -> set[str]:
     """Where the tensors of a model lie that it does not hold itself."""
     entries = (entry for tensor in tensors_in(proto) for entry in tensor.external_data)
     return {entry.value for entry in entries if entry.key == "location"}

@@ -41,10 +41,11 @@ export async function fetchBytes(file, size, tell = () => {}) {
   return bytes;
 }
 
-/** A session of onnxruntime-web for a model of `bytes`. */
-export async function openSession(ort, bytes, file) {
+/** A session of onnxruntime-web for a model of `bytes`; `externalData` are the files that it reads weights from. */
+export async function openSession(ort, bytes, file, externalData = []) {
+  const options = { executionProviders: ["wasm"], graphOptimizationLevel: "all" };
   try {
-    return await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"], graphOptimizationLevel: "all" });
+    return await ort.InferenceSession.create(bytes, externalData.length ? { ...options, externalData } : options);
   } catch (error) {
     throw new Told(`onnxruntime-web cannot load ${file}: ${reason(error)}`);
   }
@@ -64,10 +65,10 @@ function typed(type, buffer) {
 }
 
 /** A network of the manifest, ready to run: `{session, feeds}`, with one feed a run; `tell(doing, share)` hears. */
-export async function openNetwork(ort, network, tell) {
+export async function openNetwork(ort, network, tell, externalData = []) {
   const bytes = await fetchBytes(network.file, network.bytes, (done) => tell("Fetching", done / network.bytes));
   tell("Starting", null);
-  const session = await openSession(ort, bytes, network.file);
+  const session = await openSession(ort, bytes, network.file, externalData);
   const feeds = Array.from({ length: network.runs }, () => ({}));
   for (const input of network.inputs) {
     const { name, type, shape } = input;

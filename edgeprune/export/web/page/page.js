@@ -32,13 +32,14 @@ async function start() {
   $("threads").addEventListener("change", compare);
   $("measure-staircase").addEventListener("click", measureStaircase);
   new ResizeObserver(drawChart).observe($("chart"));
+  if (manifest.widths) offerWidths();
   await compare();
 }
 
 // --- tasks
 
 /** Run one task in a worker of its own; `hear` gets its messages. Resolves with the last one, or rejects in words. */
-function inWorker(task, hear) {
+function inWorker(task, hear, which = null) {
   return new Promise((resolve, reject) => {
     const worker = new Worker("worker.js", { type: "module" });
     let wasHidden = document.hidden;
@@ -58,7 +59,7 @@ function inWorker(task, hear) {
       event.preventDefault();
       end(reject, new Error(event.message || "this browser could not start the page's worker; take a newer one."));
     };
-    worker.postMessage({ task, manifest, threads: Number($("threads").value) });
+    worker.postMessage({ task, manifest, threads: Number($("threads").value), which });
   });
 }
 
@@ -66,7 +67,8 @@ function inWorker(task, hear) {
 async function alone(errorId, progressId, work) {
   if (running) return;
   running = work;
-  for (const id of ["again", "threads", "measure-staircase"]) $(id).disabled = true;
+  const controls = ["again", "threads", "measure-staircase", ...(manifest.widths ? ["width"] : [])];
+  for (const id of controls) $(id).disabled = true;
   $(errorId).hidden = true;
   try {
     await work();
@@ -75,7 +77,7 @@ async function alone(errorId, progressId, work) {
   } finally {
     running = null;
     $(progressId).hidden = true;
-    for (const id of ["again", "measure-staircase"]) $(id).disabled = false;
+    for (const id of controls) $(id).disabled = false;
     $("threads").disabled = $("threads").options.length < 2;
   }
 }
@@ -101,6 +103,32 @@ const measureStaircase = () =>
     });
     $("staircase").dataset.state = "done";
     showDevice(result);
+  });
+
+// --- several widths
+
+function offerWidths() {
+  const { networks } = manifest.widths;
+  $("width-names").textContent = networks.map(({ name }) => name).join(", ");
+  const named = () => ($("width-name").textContent = networks[Number($("width").value)].name);
+  $("width").addEventListener("input", named);
+  $("width").addEventListener("change", measureWidth);
+  named();
+}
+
+const measureWidth = () =>
+  alone("width-error", "width-status", async () => {
+    $("widths").dataset.state = "measuring";
+    $("width-status").hidden = false;
+    $("width-figures").hidden = true;
+    const result = await inWorker("width", ({ text, share }) => say("width", text, share), Number($("width").value));
+    $("width-p50").textContent = timeText(result.p50_ms);
+    $("width-ratio").textContent = `${result.ratio.toFixed(2)} of its time`;
+    $("width-parity").textContent = parityText(result.parity);
+    $("width-picks").hidden = $("width-picks-title").hidden = result.picked === null;
+    $("width-picks").textContent = (result.picked ?? []).map(({ name, count }) => `${name} for ${counted(count, "input")}`).join(", ");
+    $("width-figures").hidden = false;
+    $("widths").dataset.state = "done";
   });
 
 function say(where, text, share) {

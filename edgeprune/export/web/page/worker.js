@@ -1,11 +1,12 @@
 // Runs the networks away from the page, so that neither waits for the other. One worker does one task and ends.
 //
-// Takes  {task: "compare" | "staircase", manifest, threads}
+// Takes  {task: "compare" | "staircase" | "width", manifest, threads, which}: `which` is the number of a width
 // Gives  {kind: "progress", text, share} ... then {kind: "done", ...} or {kind: "failed", text}
 
 import { clockStep, someNumbers, timeTogether } from "./measure.js";
 import { Told, checkParity, fetchBytes, openNetwork, openSession, plain, reason } from "./networks.js";
 import { median, quantile, ratioInterval } from "./statistics.js";
+import { runWidth } from "./widths.js";
 
 const COMPARISON = { rounds: 100, leastRounds: 5, warmup: 10, maxMs: 12_000 };
 const ATTEMPTS = 3;
@@ -17,12 +18,14 @@ const STAIRCASE_MS = 60_000;
 const MOST_FOR_A_LAYER_MS = 3000;
 const MOST_WEIGHT_BYTES = 128e6;
 
+const TASKS = { compare, staircase, width: (ort, manifest, which) => runWidth(ort, manifest, which, { ...COMPARISON, step: clockStep() }, tell) };
+
 const tell = (text, share = null) => postMessage({ kind: "progress", text, share });
 
 onmessage = async ({ data }) => {
   try {
     const ort = await loadRuntime(data.threads);
-    const result = await (data.task === "compare" ? compare : staircase)(ort, data.manifest);
+    const result = await TASKS[data.task](ort, data.manifest, data.which);
     postMessage({ kind: "done", runtime: `onnxruntime-web ${ort.env.versions.web}`, threads: data.threads, ...result });
   } catch (error) {
     postMessage({ kind: "failed", text: error instanceof Told ? error.message : `The measurement failed: ${reason(error)}` });

@@ -1,0 +1,64 @@
+"""Several widths of one network on the page: their graphs, the weights that they share, and the gate that picks one."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprune.errors import InputError
+from edgeprune.export import ort
+from edgeprune.export.gated import GATE, gated_in
+from edgeprune.export.ort import Feed
+from edgeprune.formats.onnx.file import external_files, parse_onnx
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WebWidths:
+    """The folder of a run's widths, and real inputs `(n, ...)` as each of them takes them."""
+
+    folder: Path
+    inputs: Feed
+
+    @property
+    def files(self) -> list[Path]:
+        """The graphs, from narrow to wide, and last the one in which a gate picks, where there is one.
+
+        Raises:
+            InputError: a graph is not called by its share of the MACs.
+        """
+        gate = self.folder / GATE
+        graphs = [file for file in self.folder.glob("*.onnx") if file != gate]
+        try:
+            graphs.sort(key=lambda file: float(file.stem))
+        except ValueError as error:
+            raise InputError(
+                f"{self.folder}: expected the .onnx files of several widths, such as 0.5.onnx: {error}"
+            ) from error
+        return [*graphs, *([gate] if gate.is_file() else [])]
+
+    def shared(self) -> Path:
+        """The file of weights that all graphs read; InputError where it is not one beside them."""
+        names = {name for file in self.files for name in external_files(parse_onnx(file))}
+        beside = [self.folder / name for name in names if Path(name).name == name]
+        if len(names) != 1 or not beside or not beside[0].is_file():
+            raise InputError(f"{self.folder}: expected one file of weights beside the graphs, got {len(names)}")
+        return beside[0]
+
+
+def copied_weights(staged: Path, widths: WebWidths) -> dict[str, Any]:
+    """Copy the shared weights; returns their part of the manifest."""
+    weights = widths.shared()
+    copy = Path(shutil.copyfile(weights, staged / weights.name))
+    return {"file": copy.name, "bytes": copy.stat().st_size}
+
+
+def told_width(file: Path) -> dict[str, Any]:
+    """What the page calls a width; of the gate, the output that tells which it has picked, and their names."""
+    session = ort.session(file)
+    names = [value.name for value in session.get_outputs()]
+    gated = gated_in(session.get_modelmeta().custom_metadata_map, names, str(file))
+    if gated is None:
+        return {"name": file.stem}
+    return {"name": "by the gate", "picks": {"output": gated.output, "widths": list(gated.widths)}}
