@@ -124,7 +124,7 @@ def _ema(settings: TrainSettings, data: DataSource, task: Task) -> str | None:
     if not settings.is_sparse:
         return None
     got = settings.method or settings.optimizer
-    return f"expected a training without zeros, which an average does not keep, got {got}"
+    return f"expected a training without zeros or shared weights, which an average does not keep, got {got}"
 
 
 _RULES: Mapping[str, Callable[[TrainSettings, DataSource, Task], str | None]] = {
