@@ -188,7 +188,11 @@ def test_layers_that_hold_their_weights_elsewhere_share_as_well(digits: DataSour
     [
         (net(), 9, r"expected at most \d+, got 9: with their coefficients they are [\d,]+ numbers in place of the "),
         (nn.Sequential(nn.Linear(64, 20), nn.Linear(20, 10)), 1, "expected two layers whose weights can be cut into"),
-        (nn.Linear(64, 1), 1, "of one kernel and with sizes that one of them divides, in Linear, got none of two dims"),
+        (
+            nn.Linear(64, 1),
+            1,
+            "of one kernel and with sizes that one of them divides, in Linear, got none of two dims in float32",
+        ),
     ],
 )
 def test_what_saves_nothing_is_refused_with_figures(module: nn.Module, n_templates: int, message: str) -> None:

@@ -43,6 +43,7 @@ class SharedTemplates(Method):
         self.mixtures = tuple(_trained(Mixture.of(family, self.params, n_templates)) for family in found)
         members = {name for family in found for name in family.members}
         self.params = {name: param for name, param in self.params.items() if name in members}
+        self.begin(training=False)  # also of a training without steps the module has the mixtures
 
     @property
     def templates(self) -> tuple[Templates, ...]:
@@ -119,7 +120,7 @@ def _refusal(shapes: Mapping[str, Shape], n_templates: int, network: str) -> str
     fewest = families(shapes, 1)
     if not fewest:
         first = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:_MOST_NAMED])
-        got = f"{first}{', ...' if len(shapes) > _MOST_NAMED else ''}" if shapes else "none of two dims or more"
+        got = f"{first}{', ...' if len(shapes) > _MOST_NAMED else ''}" if shapes else "none of two dims in float32"
         return (
             "expected two layers whose weights can be cut into the same tiles, that is of one kernel and with sizes "
             f"that one of them divides, in {network}, got {got}"

@@ -22,8 +22,10 @@ from edgeprune.methods.pcn import principal_components
 from .experiments import Run
 from .inputs import informative_features, n_features, only, random_features, units_sparsity
 from .place import Place
+from .pretraining import pretrained
 from .sparsity import drop_smallest, l1_gradients, zero_share, zeros_held
 from .steptime import step_time
+from .weightfiles import in_bytes
 
 Figures = dict[str, float]
 _SCORED, _SCORED_BATCH = 64, 16  # batches, and samples of each, that the Taylor criterion sees
@@ -132,6 +134,8 @@ RECIPES: Mapping[str, Callable[..., Figures]] = {
     "induced": induced,
     "fewer-weights": fewer_weights,
     "step-time": step_time,
+    "in-bytes": in_bytes,
+    "pretrained": pretrained,
 }
 
 

@@ -59,6 +59,7 @@ _SHORT = {
     "zero_share": "{:.2%} zeros",
     "params_share": "{:.2%} of the parameters",
     "macs_share": "{:.2%} of the MACs",
+    "bytes_share": "{:.2%} of the bytes",
     "n_features": "{:.0f} features",
     "step_ms": "{:.2f} ms",
     "step_ratio": "{:.3f} times SGD's",
