@@ -117,7 +117,7 @@ def test_resume_leaves_out_what_is_done(quick: tuple[Path, Any], tmp_path: Path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "experiment: expected one of induced-digits, induced-features, methods-mnist, "),
+        (["nothing"], "experiment: expected one of feddst, induced-digits, induced-features, "),
         (["xrda-lenet", "--only", "nobody"], "xrda-lenet: --only: expected a part of dense, xrda, "),
         (["xrda-lenet", "--only", "["], "--only: expected a regular expression, got '['"),
         (["xrda-lenet", "--seeds", 0], "--seeds: expected at least 1, got 0"),
@@ -198,6 +198,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "how": {"samples": 300},
     },
     "pretrained": {"recipe": "pretrained", "train": {"optimizer": "sgd"}, "how": {"sparsity": 0.9, "pretrain": 1}},
+    "clients": {"recipe": "federated", "train": {}, "how": {"settings": {"rounds": 9, "sparsity": 0.8}}},
     "bytes": {
         "recipe": "in-bytes",
         "arch": "models/digits.py:cnn?width=8",
@@ -223,6 +224,8 @@ def test_recipes_reach_what_they_are_for(
     if run.recipe == "in-bytes":
         assert 0.2 < figures["bytes_share"] < 1 and figures["n_bytes"] > 1000
         assert (figures["macs_share"] == 1) == (name == "templates")
+    elif run.recipe == "federated":
+        assert figures["zero_share"] > 0.7 and figures["uploaded_bytes"] > 1e4
     elif "sparsity" in run.how:
         assert 0.9 <= figures["zero_share"] <= 0.9001
     elif "keep_params" in run.how:

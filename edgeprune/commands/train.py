@@ -125,6 +125,8 @@ def _templates(method: Method, program: Program, told: Progress) -> tuple[Templa
         if used:
             found.append(Templates(own.templates, used))
             told.say(f"shared: {Mixture.told(found[-1], shapes)}")
+    if found:
+        told.say("edgeprune export --onnx writes the small file of these templates, beside the plain one")
     return tuple(found)
 
 

@@ -43,6 +43,7 @@ _COLUMNS: Mapping[str, tuple[str, float, str]] = {
     "macs_share": ("MACs, %", 100.0, "{:.1f}"),
     "n_bytes": ("file, kB", 1e-3, "{:.0f}"),
     "bytes_share": ("file, %", 100.0, "{:.1f}"),
+    "uploaded_bytes": ("uploaded, MB", 1e-6, "{:.1f}"),
     "step_ms": ("step, ms", 1.0, "{:.2f}"),
     "sgd_step_ms": ("SGD's step, ms", 1.0, "{:.2f}"),
     "step_ratio": ("ratio", 1.0, "{:.3f}"),

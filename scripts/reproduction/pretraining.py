@@ -20,13 +20,14 @@ Figures = dict[str, float]
 _TRAINED: dict[tuple[object, ...], nn.Module] = {}
 
 
-def pretrained(
+def pretrained(  # noqa: PLR0913 - what a config may say, each with its default
     place: Place,
     sparsity: float | None = None,
     pretrain: int = 0,
     longer: int = 0,
     finetune: float = 0.4,
     samples: int | None = None,
+    judged: int | None = None,
 ) -> Figures:
     """Train on all classes, after a pretraining on half of them, set the smallest weights to zero, finetune the rest.
 
@@ -36,8 +37,9 @@ def pretrained(
         longer: so many epochs more are trained on all classes, to set against a pretraining.
         finetune: the share of the epochs that come after the cut, or in its place.
         samples: so many of the training images alone.
+        judged: so many of the test images, and a quarter as many of the validation split's.
     """
-    data = first_of(place.data, samples)
+    data = first_of(place.data, samples, judged)
     settings = place.settings()
     n_after = max(1, round(finetune * settings.epochs))
     key = (place.run.experiment, place.run.seed, place.run.quick, settings.epochs, pretrain, longer, n_after, samples)
@@ -48,7 +50,7 @@ def pretrained(
         drop_smallest(module, sparsity)
     with zeros_held(module):
         place.fit(module, replace(settings, epochs=n_after), stage="finetune", data=data)
-    return {**place.accuracies(module), "zero_share": zero_share(module)}
+    return {**place.accuracies(module, data), "zero_share": zero_share(module)}
 
 
 def _trained(place: Place, data: DataSource, epochs: tuple[int, int]) -> nn.Module:

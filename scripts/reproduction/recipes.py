@@ -19,6 +19,7 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.single import capture_single
 from edgeprune.methods.pcn import principal_components
 
+from .clients import federated
 from .experiments import Run
 from .inputs import informative_features, n_features, only, random_features, units_sparsity
 from .place import Place
@@ -136,6 +137,7 @@ RECIPES: Mapping[str, Callable[..., Figures]] = {
     "step-time": step_time,
     "in-bytes": in_bytes,
     "pretrained": pretrained,
+    "federated": federated,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,37 +28,46 @@ from edgeprune.methods import Method
 from edgeprune.methods.shared_weights import SharedTemplates
 from edgeprune.records import DataSource, Templates
 
-from .place import Place, in_memory
+from .place import Place, in_memory, with_splits
 
 Figures = dict[str, float]
 _CHECKED, _CALIBRATION, _BATCH = 16, 256, 250  # samples
 _ALL = 100.0  # points that int8 may lose: every layer is quantised
 
 
-def in_bytes(
-    place: Place, samples: int | None = None, keep: float | None = None, int8: bool = False, finetune: float = 0.4
+# A training by all that it depends on: contenders that differ in what is made of it alone share it.
+_TRAINED: dict[str, tuple[nn.Module, Method]] = {}
+
+
+def in_bytes(  # noqa: PLR0913 - what a config may say, each with its default
+    place: Place,
+    samples: int | None = None,
+    judged: int | None = None,
+    keep: float | None = None,
+    int8: bool = False,
+    finetune: float = 0.4,
 ) -> Figures:
     """Train, make the file smaller, and measure what it weighs beside the dense network's file, and gets right.
 
     Args:
         samples: so many of the training images alone.
+        judged: so many of the test images, and a quarter as many of the validation split's.
         keep: the share of the MACs that channels are pruned to, once, for the last epochs to be finetuned.
         int8: whether the file is quantised, every layer.
         finetune: the share of the epochs for that.
     """
-    data, module = first_of(place.data, samples), place.build()
-    settings, kept = place.settings(), list[Method]()
-    n_after = 0 if keep is None else max(1, round(finetune * settings.epochs))
-    place.fit(module, replace(settings, epochs=settings.epochs - n_after), data=data, finished=kept.append)
+    data, epochs = first_of(place.data, samples, judged), place.settings().epochs
+    n_after = 0 if keep is None else max(1, round(finetune * epochs))
+    module, method = _trained(place, data, epochs - n_after)
     dense = program = capture_single(module, data.input_shape)
     if keep is not None:
-        program, module = _pruned(place, data, dense, keep, n_after)
+        program = _pruned(place, data, dense, keep, n_after)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole = _file(dense, data, folder / "dense.onnx")
         path = whole if keep is None else _file(program, data, folder / "slim.onnx")
-        if kept and isinstance(kept[0], SharedTemplates):
-            path = _of_templates(path, program, kept[0].templates, folder / "shared.onnx")
+        if isinstance(method, SharedTemplates):
+            path = _of_templates(path, program, method.templates, folder / "shared.onnx")
         if int8:
             path = _in_int8(path, data, folder / "int8.onnx")
         right = {f"{split}_accuracy": _right(path, getattr(data, split), data) for split in ("val", "test")}
@@ -66,10 +76,26 @@ def in_bytes(
                 "macs_share": macs(program) / macs(dense)}  # fmt: skip
 
 
-def first_of(data: DataSource, samples: int | None) -> DataSource:
-    """The data with the first of its training samples; the val and test splits stay."""
-    train = in_memory(data.train, data.name)
-    return replace(data, train=TensorSplit(train.x[:samples], train.y[:samples], train.scale))  # type: ignore[index]
+def first_of(data: DataSource, samples: int | None, judged: int | None) -> DataSource:
+    """The data with the first of its samples: so many to train and to test on, to validate on a quarter of these."""
+    counts = {"train": samples, "test": judged, "val": None if judged is None else judged // 4}
+
+    def first(name: str, split: TensorSplit) -> TensorSplit:
+        assert split.y is not None
+        return TensorSplit(split.x[: counts[name]], split.y[: counts[name]], split.scale)
+
+    return with_splits(data, first)
+
+
+def _trained(place: Place, data: DataSource, n_epochs: int) -> tuple[nn.Module, Method]:
+    """The network after so many epochs, and its method."""
+    run, n_samples = place.run, len(data.train)  # type: ignore[arg-type]
+    key = json.dumps([run.experiment, run.seed, run.quick, run.train, n_epochs, n_samples])
+    if key not in _TRAINED:
+        module, methods = place.build(), list[Method]()
+        place.fit(module, replace(place.settings(), epochs=n_epochs), data=data, finished=methods.append)
+        _TRAINED[key] = module, methods[0]
+    return _TRAINED[key]
 
 
 def _pruned(place: Place, data: DataSource, dense: Program, keep: float, n_epochs: int) -> tuple[Program, nn.Module]:
@@ -81,7 +107,7 @@ def _pruned(place: Place, data: DataSource, dense: Program, keep: float, n_epoch
     settings = place.settings()
     recipe = replace(settings.for_finetuning(), epochs=n_epochs, threads=settings.threads, device=settings.device)
     place.fit(module, recipe, stage="finetune", data=data)
-    return slim.with_weights(module), module
+    return slim.with_weights(module)
 
 
 def _file(program: Program, data: DataSource, path: Path) -> Path:
