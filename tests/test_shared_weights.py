@@ -214,7 +214,7 @@ def test_averages_and_counts_out_of_range_are_refused(digits: DataSource, capsys
 
     from edgeprune.settings import Recipe
 
-    with pytest.raises(InputError, match="ema: expected a training without zeros or shared weights"):
+    with pytest.raises(InputError, match="ema: expected a training without shared weights, which an average"):
         fit(net(), digits, digits.normalization, replace(SETTINGS, recipe=Recipe(ema=0.9)))
     for value in ("0", "-3", "1.5"):
         assert main(["train", "--arch", "x.py:net", "--data", "digits", "--out", "m.pt", "--templates", value]) == 2
