@@ -151,6 +151,11 @@ _METHODS = (
         ("sparsity", "gates", "prune_schedule"),
         defaults={"sparsity": 0.5, "gates": "channels", "prune_schedule": "cubic"},
     ),
+    Entry(
+        "method", "shared-weights", "layers' weights are learned mixtures of a few templates",
+        "Teterwak et al., WACV 2024, arXiv 2312.01280", "a smaller ONNX file at the same speed", ("templates",),
+        defaults={"templates": 8},
+    ),
 )  # fmt: skip
 _TRANSFORMS = (
     Entry(
@@ -279,6 +284,12 @@ OPTIONS: Mapping[str, Option] = {
     "regrow": Option("By what those that come back are chosen.", choices=("gradient", "momentum", "random")),
     "n_m": Option("Of every M inputs in a row at most N are read.", form="N:M, such as 2:4"),
     "gates": Option("What has gates.", choices=("channels", "inputs", "both")),
+    "templates": Option(
+        "Templates that the weights of layers of one kernel are mixtures of; the fewer, the smaller the file.",
+        low=1,
+        low_allowed=True,
+        whole=True,
+    ),
 }
 
 

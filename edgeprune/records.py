@@ -10,6 +10,7 @@ from edgeprune.settings import TrainSettings
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
     from torch.export import ExportedProgram
     from torch.utils.data import Dataset
 
@@ -58,11 +59,23 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Templates:
+    """Templates `(n_templates, *tile)`, and by name the coefficients `(n_tiles, n_templates)` of weights made of them.
+
+    A weight is laid out in tiles along its first two dims, row by row.
+    """
+
+    templates: Tensor
+    coefficients: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Model:
     """A loaded model: the exported program and what is known about it.
 
     `sha256` is the digest of the program's graph and weights (not of the file), so a model keeps it
-    when it is saved in another format. `notes` say what was chosen of the file, for the user to be told.
+    when it is saved in another format. `notes` say what was chosen of the file, for the user to be told; `shared` has
+    the templates of weights that are mixtures of them, which the program has in full.
     """
 
     program: ExportedProgram
@@ -70,6 +83,7 @@ class Model:
     sha256: str
     name: str
     notes: tuple[str, ...] = ()
+    shared: tuple[Templates, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

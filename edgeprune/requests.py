@@ -134,8 +134,8 @@ class ExportRequest:
     installed; what cannot be written for one of those is said. `batch` None leaves it free; `max_drop` is what int8 may
     lose, as for `CompressRequest`, `finetune_epochs` are those that it is finetuned for where it loses more, and
     `int8_for` the CPUs that it must be right on, any by default; `layout` how a .tflite file has images; `dense` is the
-    network beside which the web page runs this one, by default that of the run.
-    `trust_recorded` as for `CompressRequest`, and for the run's dense network.
+    network beside which the web page runs this one, by default that of the run. `shared` adds the small ONNX file of a
+    network whose weights share templates. `trust_recorded` as for `CompressRequest`, and for the run's dense network.
     """
 
     model: str | None = None
@@ -169,6 +169,7 @@ class ExportRequest:
     ignore_keys: str | None = None
     task: str | None = None
     inputs: tuple[InputInfo, ...] | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,8 +58,8 @@ class TrainSettings:
     parts, one after the other. The best epoch is looked for after the share `best_from` of the epochs.
 
     `schedule` is the learning rate's: `"cosine"` (None), `"step"` or `"constant"`; `method` makes zeros beside the
-    optimizer. `options` are those that belong to the optimizer or the method, by name, see `catalog.py`. The `recipe`
-    is what is done beside.
+    optimizer, or shares weights. `options` are those that belong to the optimizer or the method, by name, see
+    `catalog.py`. The `recipe` is what is done beside.
 
     How it is run: CPU `threads` and reading `workers` of each process, the `device` (`"auto"`, `"cpu"`, `"cuda"`), the
     `precision` (`"fp32"`, or `"bf16"` or `"fp16"` where an operator can), images with their `channels_last` in memory.
@@ -85,7 +85,7 @@ class TrainSettings:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether weights are set to zero while it trains: then the last epoch is kept, since early ones are dense."""
+        """Whether weights are set to zero or shared while it trains: then the last epoch is kept, as zeros grow."""
         return self.method is not None or find("optimizer", self.optimizer).sparse
 
     @property

@@ -71,6 +71,8 @@ SAID_BY = {
     "training/channels.py": {"train"},
     "importance/criteria.py": {"compress", "train"},
     "commands/export.py": {"export"},
+    "commands/sharing.py": {"export"},
+    "methods/shared_weights.py": {"train"},
     "commands/certify.py": {"certify"},
     "certify/equivalence.py": {"certify"},
     "certify/judging.py": {"certify"},

@@ -319,7 +319,8 @@ def test_the_command_can_be_pasted_again(pipeline: Pipeline) -> None:
 def test_bare_commands_leave_the_assumptions_to_the_library(pipeline: Pipeline) -> None:
     assert main(["compress", "m.pt"]) == 0
     assert main(["export", "--onnx"]) == 0
-    assert pipeline.requests == [CompressRequest("m.pt", command="edgeprune compress m.pt"), ExportRequest()]
+    compressed = CompressRequest("m.pt", command="edgeprune compress m.pt")
+    assert pipeline.requests == [compressed, ExportRequest(shared=True)]
 
 
 def test_options_of_the_other_commands_reach_the_library(pipeline: Pipeline) -> None:
@@ -334,8 +335,16 @@ def test_options_of_the_other_commands_reach_the_library(pipeline: Pipeline) -> 
     assert pipeline.requests == [
         TrainRequest("a.py:net", "digits", "m.pt", TrainSettings(3, "sgd", 0.1, 0.0, 32, 5, 1), True),
         ExportRequest(
-            "slim.pt2", "o", "digits", opset=20, simplify=False, force=True, dynamic_size=True, trust_recorded=True
-        ),
+            "slim.pt2",
+            "o",
+            "digits",
+            opset=20,
+            simplify=False,
+            force=True,
+            dynamic_size=True,
+            trust_recorded=True,
+            shared=True,
+        ),  # fmt: skip
         ValidateRequest("a.onnx", "b.onnx", "digits", 1.0, 0.6, 2, 50, 8),
     ]
 

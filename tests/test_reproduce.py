@@ -117,7 +117,7 @@ def test_resume_leaves_out_what_is_done(quick: tuple[Path, Any], tmp_path: Path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "experiment: expected one of induced-digits, induced-features, methods-mnist, xrda-lenet, "),
+        (["nothing"], "experiment: expected one of feddst, induced-digits, induced-features, "),
         (["xrda-lenet", "--only", "nobody"], "xrda-lenet: --only: expected a part of dense, xrda, "),
         (["xrda-lenet", "--only", "["], "--only: expected a regular expression, got '['"),
         (["xrda-lenet", "--seeds", 0], "--seeds: expected at least 1, got 0"),
@@ -191,6 +191,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     "slim": {"recipe": "induced", "train": {"method": "feature-selection"}, "how": {"keep_params": 0.1}},
     "units": {"recipe": "fewer-weights", "train": {}, "how": {"keep_params": 0.1, "structure": "channel-group"}},
     "weights": {"recipe": "fewer-weights", "train": {}, "how": {"keep_params": 0.1}},
+    "templates": {
+        "recipe": "in-bytes",
+        "arch": "models/digits.py:cnn?width=8",
+        "train": {"method": "shared-weights", "options": {"templates": 4}},
+        "how": {"samples": 300},
+    },
+    "pretrained": {"recipe": "pretrained", "train": {"optimizer": "sgd"}, "how": {"sparsity": 0.9, "pretrain": 1}},
+    "clients": {"recipe": "federated", "train": {}, "how": {"settings": {"rounds": 9, "sparsity": 0.8}}},
+    "bytes": {
+        "recipe": "in-bytes",
+        "arch": "models/digits.py:cnn?width=8",
+        "train": {},
+        "how": {"keep": 0.6, "int8": True},
+    },
 }
 
 
@@ -207,7 +221,12 @@ def test_recipes_reach_what_they_are_for(
     where = place.Place(run, place.data_of("digits", True), place.Machine(), Silent(), tmp_path)
     figures = recipes.follow(where)
     assert 0 < figures["test_accuracy"] <= 1
-    if "sparsity" in run.how:
+    if run.recipe == "in-bytes":
+        assert 0.2 < figures["bytes_share"] < 1 and figures["n_bytes"] > 1000
+        assert (figures["macs_share"] == 1) == (name == "templates")
+    elif run.recipe == "federated":
+        assert figures["zero_share"] > 0.7 and figures["uploaded_bytes"] > 1e4
+    elif "sparsity" in run.how:
         assert 0.9 <= figures["zero_share"] <= 0.9001
     elif "keep_params" in run.how:
         assert 0.08 <= figures["params_share"] <= 0.1001

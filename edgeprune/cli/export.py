@@ -28,7 +28,12 @@ def export(
         ),
     ] = None,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Write ONNX with a dynamic batch, simplified.", rich_help_panel=opt.WHAT)
+        bool,
+        typer.Option(
+            "--onnx",
+            help="Write ONNX with a dynamic batch, simplified; of weights that share templates a small file too.",
+            rich_help_panel=opt.WHAT,
+        ),
     ] = False,
     c_header: Annotated[
         bool,
@@ -229,6 +234,7 @@ def export(
             normalize=values.normalization_of(normalize),
             allow_chance=allow_chance,
             trust_recorded=trust_recorded,
+            shared=onnx or ONNX in named,
         )
         with output.working() as progress:
             with imported_for_good():

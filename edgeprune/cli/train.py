@@ -72,7 +72,7 @@ def train(
     restarts: Annotated[int | None, opt.own("restarts")] = None,
     structure: Annotated[str | None, opt.own("structure")] = None,
     method: Annotated[
-        str | None, opt.named("method", "Make zeros while training with adamw or sgd.", opt.SPARSE)
+        str | None, opt.named("method", "Make zeros, or share weights, while training with adamw or sgd.", opt.SPARSE)
     ] = None,
     sparsity: Annotated[float | None, opt.own("sparsity")] = None,
     n_features: Annotated[int | None, opt.own("n_features")] = None,
@@ -87,6 +87,7 @@ def train(
     regrow: Annotated[str | None, opt.own("regrow")] = None,
     n_m: Annotated[str | None, opt.own("n_m")] = None,
     gates: Annotated[str | None, opt.own("gates")] = None,
+    templates: Annotated[int | None, opt.own("templates")] = None,
     augment: recipes.Augment = None,
     mixup: recipes.Mixup = None,
     cutmix: recipes.Cutmix = None,
@@ -172,7 +173,7 @@ def train(
     own |= {"keep_macs": keep_macs, "keep_params": keep_params, "align": align}
     own |= {"input_features": input_features, "feature_price": feature_price}
     own |= {"prune_schedule": prune_schedule, "prune_every": prune_every, "criterion": criterion}
-    own |= {"regrow": regrow, "n_m": n_m, "gates": gates}
+    own |= {"regrow": regrow, "n_m": n_m, "gates": gates, "templates": templates}
     beside = recipes.asked(augment=augment, mixup=mixup, cutmix=cutmix, label_smoothing=label_smoothing)
     beside |= recipes.asked(warmup=warmup, ema=ema, clip_norm=clip_norm)
     settings = TrainSettings(

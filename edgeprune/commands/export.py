@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgeprune.commands.dense import dense_network
 from edgeprune.commands.resolve import RUNS, assumed_task, completed, model_and_data, newest_run, notes_of, task_of
+from edgeprune.commands.sharing import note_on_shared, shared_file, write_shared
 from edgeprune.commands.targets import RUNTIMES, Attempts, Made, networks, side_by_side
 from edgeprune.commands.variants import CALIBRATION, agreement, variant_files, write_variants
 from edgeprune.commands.vocabulary import check_kept
@@ -118,7 +119,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     _check_judged(request, model, data, task)
     assumed += assumed_task(request, model, task)
     asked.attempts.each(lambda target: target.check(model.program))
-    assumed += notes_of(model, data)
+    assumed += [*notes_of(model, data), *note_on_shared(model, request.shared)]
     model = with_normalization(model, data, request.normalize, assumed.append)
     _check_answers(request, model, data, task)
     info = completed(model.info, data, request.data, request.task) if data else model.info
@@ -205,17 +206,18 @@ def _check_places(asked: _Asked) -> list[Path]:
         raise InputError(f"--batch: expected dynamic or a whole number from 1, got {request.batch}")
     earlier = check_contracts(out, asked.name, request.force)
     if request.force:
-        every = _places(out, asked.name, targets_of(TARGETS), with_variants=True)
+        every = _places(out, asked.name, targets_of(TARGETS), with_variants=True, with_shared=True)
         earlier += [place.path for place in every if place.is_taken]
-    for place in _places(out, asked.name, asked.attempts.targets, with_variants=request.int8):
+    for place in _places(out, asked.name, asked.attempts.targets, request.int8, request.shared):
         check_new(place.path, request.force, "folder" if place.is_folder else "file")
     return earlier
 
 
-def _places(out: Path, name: str, targets: Sequence[Target], with_variants: bool) -> list[_Place]:
+def _places(out: Path, name: str, targets: Sequence[Target], with_variants: bool, with_shared: bool) -> list[_Place]:
     """What goes beside the ONNX files of the contracts."""
     names = [file for target in targets for file in target.files(name)]
     names += variant_files(name) if with_variants else []
+    names += [shared_file(name)] if with_shared else []
     return [_Place(out / file, file.endswith("/")) for file in names]
 
 
@@ -236,13 +238,16 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     samples = material.samples(request.batch or 1)
     if request.batch is not None:
         files = _with_fixed_batch(files, variants, request.batch, material.answering)
+    small = write_shared(material, material.real or samples, told) if request.shared else ()
     made = attempts.written(asked.targets(free_batch=False), material, told)
     files = [_as_it_is(file) for file in files] + _every(made)
     mobile = _mobile(material, made, told) if request.mobile else ()
     files = _timed(asked, made, material, files, samples, told)
     network = next(file for file in files if Path(file.path) == material.network)
     table = side_by_side(attempts, made, network, material, samples, told)
-    return _Written((*files, *_every(early)), n_samples, variants, mobile, note_in(material.folder), agreed, table)
+    return _Written(
+        (*files, *small, *_every(early)), n_samples, variants, mobile, note_in(material.folder), agreed, table
+    )
 
 
 def _mobile(material: Material, made: Made, told: Progress) -> tuple[str, ...]:

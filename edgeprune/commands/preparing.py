@@ -22,6 +22,7 @@ from edgeprune.commands.resolve import (
 )
 from edgeprune.commands.resuming import own_cores
 from edgeprune.commands.scripted import Scripted
+from edgeprune.commands.sharing import no_longer_shared
 from edgeprune.commands.unfinished import SUFFIX, check_alike, check_place, identity, place_of, shared_identity
 from edgeprune.commands.vocabulary import asked_vocabularies, check_data
 from edgeprune.commands.widths import widths_of
@@ -234,7 +235,7 @@ def _opened(request: CompressRequest, plan: PruningPlan | None, assume: Assume) 
             assume(f"--data {model.info.data} (the data that the model was trained on)")
     for text in assumed_task(request, model, task):
         assume(text)
-    for note in notes_of(model, data):
+    for note in (*notes_of(model, data), *no_longer_shared(model)):
         assume(note)
     is_guess = request.normalize is None and model.info.normalization is None
     model = with_normalization(model, data, request.normalize, assume)

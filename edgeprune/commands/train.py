@@ -21,9 +21,12 @@ from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.pt2 import write_program
 from edgeprune.formats.save import save_checkpoint
 from edgeprune.graph.capture import Program
+from edgeprune.graph.templates import Mixture
+from edgeprune.methods import Method
+from edgeprune.methods.shared_weights import SharedTemplates
 from edgeprune.processes import is_main
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import DataSource, Evaluation, Figure, Metric, ModelInfo
+from edgeprune.records import DataSource, Evaluation, Figure, Metric, ModelInfo, Templates
 from edgeprune.requests import TrainRequest
 from edgeprune.results import EpochRecord, LayerZeros, TrainRecord
 from edgeprune.settings import TrainSettings
@@ -61,8 +64,11 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
             for assumed in _assumed(request, data, task, settings):
                 told.say(f"assumed: {assumed}")
         told.stage(f"train {request.arch}")
+        methods: list[Method] = []
         with interruptible(state, told):
-            epochs = fit(model, data, data.normalization, settings, told, checkpoint=state, task=task)
+            epochs = fit(
+                model, data, data.normalization, settings, told, checkpoint=state, task=task, finished=methods.append
+            )
         program = captured(model, data)
         module = program.module()
         val, test = (
@@ -70,7 +76,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
             for split in (data.val, data.test)
         )
     if team.is_main:
-        save_checkpoint(request.out, program, info)
+        save_checkpoint(request.out, program, info, _templates(methods[0], program, told))
         state.remove()
     team.disband()
     layers = layer_zeros(module)
@@ -107,6 +113,21 @@ def begun(request: TrainRequest) -> tuple[nn.Module, Program, DataSource, Task, 
     info = _info(request, data)
     check_fits(data, info, n_outputs(program))
     return model, program, data, task, info
+
+
+def _templates(method: Method, program: Program, told: Progress) -> tuple[Templates, ...]:
+    """What weights of the program are mixtures of, if any are; says how many numbers that takes."""
+    shared = method.templates if isinstance(method, SharedTemplates) else ()
+    shapes = {name: tuple(tensor.shape) for name, tensor in program.state_dict.items()}
+    found = []
+    for own in shared:
+        used = {name: tensor for name, tensor in own.coefficients.items() if name in shapes}  # a layer may be unused
+        if used:
+            found.append(Templates(own.templates, used))
+            told.say(f"shared: {Mixture.told(found[-1], shapes)}")
+    if found:
+        told.say("edgeprune export --onnx writes the small file of these templates, beside the plain one")
+    return tuple(found)
 
 
 def _opened(request: TrainRequest) -> DataSource:

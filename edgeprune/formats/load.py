@@ -23,8 +23,10 @@ from edgeprune.formats.filekinds import foreign_kind, foreign_zip, is_torchscrip
 from edgeprune.formats.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
 from edgeprune.formats.modelinputs import checked_inputs
 from edgeprune.formats.onnxin import OnnxFile, is_onnx, program_of, read_network
+from edgeprune.formats.plain import tensors_of
 from edgeprune.formats.pt2 import check_names, list_records, read_program, zip_names
 from edgeprune.formats.shards import shards_of
+from edgeprune.formats.sharing import templates_in
 from edgeprune.formats.statedict import StateChoice, fitted_weights, module_in
 from edgeprune.formats.trust import same_arch
 from edgeprune.graph.capture import Program
@@ -40,7 +42,6 @@ from edgeprune.usercode import running_user_code
 __all__ = ["digest", "load", "load_model"]
 
 _WAY_OUT = "save model.state_dict() and give --arch, or trust the file and give --unsafe-pickle"
-_MAX_EXPANDED_BYTES = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +102,15 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
             arch, input_shape, unsafe_pickle, data_shape, dynamic_size, module, choice, dynamic=dynamic,
             inputs=tuple(inputs), data_inputs=tuple(data_inputs),
         )  # fmt: skip
-        program, info = _from_content(_whole(file, data, unsafe_pickle), request)
+        content = _whole(file, data, unsafe_pickle)
+        program, info = _from_content(content, request)
         _check_finite(program)
         _check_free(program, dynamic_size, dynamic or {})
+        shared = templates_in(content, program.state_dict)
         program, info = checked_inputs(program, info, input_shape, request.inputs)
     except EdgepruneError as error:
         raise type(error)(f"{file}: {error}") from error
-    return Model(program, info, digest(program), file.stem, tuple(request.notes))
+    return Model(program, info, digest(program), file.stem, tuple(request.notes), shared)
 
 
 load_model = load  # under this name in the package
@@ -267,7 +270,7 @@ def _from_checkpoint(value: Mapping[str, Any], request: _Request) -> tuple[Progr
     carried, state = value.get("program"), value.get("state_dict")
     if not (isinstance(carried, torch.Tensor) and carried.dtype == torch.uint8 and carried.dim() == 1):
         raise InputError("checkpoint: expected its program as bytes, got none")
-    weights = _tensors_of(state)
+    weights = tensors_of(state)
     program, _ = read_program(carried.numpy().tobytes(), weights)
     info = info_from_dict(value)
     _check_arch(info, request)
@@ -309,7 +312,7 @@ def _from_state_dict(value: Mapping[str, Any], request: _Request) -> tuple[Progr
     model = architectures.build(request.arch)
     fitted = fitted_weights(value, model, request.arch, request.choice)
     request.notes.extend(fitted.notes)
-    state = _tensors_of(fitted.state)
+    state = tensors_of(fitted.state)
     floats = {tensor.dtype for tensor in state.values() if tensor.dtype.is_floating_point}
     if floats == {torch.float64}:
         model = model.double()
@@ -318,27 +321,6 @@ def _from_state_dict(value: Mapping[str, Any], request: _Request) -> tuple[Progr
     except Exception as error:
         raise InputError(f"state_dict: expected weights that fit {request.arch}, got {error_line(error)}") from error
     return _from_module(model, request)
-
-
-def _tensors_of(value: Any) -> dict[str, torch.Tensor]:
-    """Plain, dense CPU tensors by name, or InputError."""
-    if not isinstance(value, Mapping) or not value:
-        raise InputError(f"state_dict: expected tensors by name, got {'none' if not value else type(value).__name__}")
-    for name, tensor in value.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise InputError(f"state_dict: expected tensors by name, got a {type(tensor).__name__} for {shown(name)}")
-        _check_dense(tensor, f"state_dict {shown(name)}")
-    return dict(value)
-
-
-def _check_dense(tensor: torch.Tensor, where: str) -> None:
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise InputError(f"{where}: expected a dense tensor, got {tensor.layout} on {tensor.device}")
-    if tensor.is_complex():
-        raise InputError(f"{where}: expected real numbers, got {tensor.dtype}")
-    n_bytes = tensor.numel() * tensor.element_size()
-    if n_bytes > max(tensor.untyped_storage().nbytes(), _MAX_EXPANDED_BYTES):  # a stride of 0 makes much of little
-        raise InputError(f"{where}: expected {n_bytes:,} bytes, got fewer that stand for them")
 
 
 def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInfo]:

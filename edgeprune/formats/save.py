@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.export import ExportedProgram
@@ -14,8 +14,9 @@ from torch.export import ExportedProgram
 from edgeprune.files import write_atomically
 from edgeprune.formats.info import CHECKPOINT_FORMAT, INFO_FILE, info_to_dict
 from edgeprune.formats.pt2 import write_program
+from edgeprune.formats.sharing import with_templates
 from edgeprune.graph.given import check_untrained
-from edgeprune.records import ModelInfo
+from edgeprune.records import ModelInfo, Templates
 
 
 def save_program(path: str | os.PathLike[str], program: ExportedProgram, info: ModelInfo) -> None:
@@ -30,10 +31,13 @@ def save_program(path: str | os.PathLike[str], program: ExportedProgram, info: M
     write_atomically(path, content)
 
 
-def save_checkpoint(path: str | os.PathLike[str], program: ExportedProgram, info: ModelInfo) -> None:
+def save_checkpoint(
+    path: str | os.PathLike[str], program: ExportedProgram, info: ModelInfo, shared: Sequence[Templates] = ()
+) -> None:
     """Write weights, info and program as a .pt that loads with `weights_only=True`, without the network's source.
 
-    The program lies in it as the bytes of a .pt2 without weights, so that no weight is stored twice.
+    The program lies in it as the bytes of a .pt2 without weights, so that no weight is stored twice; but for those that
+    are mixtures of templates, which stand beside them.
 
     Raises:
         InputError: as `save_program`.
@@ -47,7 +51,7 @@ def save_checkpoint(path: str | os.PathLike[str], program: ExportedProgram, info
         "program": torch.frombuffer(bytearray(stripped), dtype=torch.uint8),
     }
     buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
+    torch.save(with_templates(checkpoint, shared), buffer)
     write_atomically(path, buffer.getvalue())
 
 

@@ -1,4 +1,4 @@
-"""Methods of sparse training behind one small protocol: gradual pruning, regrowing, N:M, learned shrinkage, gates."""
+"""Methods of training behind one small protocol: gradual pruning, regrowing, N:M, learned shrinkage, gates, sharing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,21 @@ from edgeprune.methods.n_m import NM
 from edgeprune.methods.regrow import Regrow
 from edgeprune.methods.schedules import SCHEDULES
 from edgeprune.methods.shared_budget import SharedBudget
+from edgeprune.methods.shared_weights import SharedTemplates
 
 METHODS: Mapping[str, type[Method]] = {
-    kind.name: kind for kind in (Gradual, WeightMom, Regrow, NM, Halo, GumbelGates, FeatureSelection, SharedBudget)
+    kind.name: kind
+    for kind in (
+        Gradual,
+        WeightMom,
+        Regrow,
+        NM,
+        Halo,
+        GumbelGates,
+        FeatureSelection,
+        SharedBudget,
+        SharedTemplates,
+    )
 }
 NEED_GROUPS = frozenset(
     {GumbelGates.name, FeatureSelection.name, SharedBudget.name}

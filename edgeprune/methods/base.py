@@ -7,7 +7,7 @@ weights that are trained, so that optimizers, checkpoints and other processes ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +77,10 @@ class Method:
     def n_features(self) -> int | None:
         """How many input features are left; None where the method leaves them alone."""
         return None
+
+    def trained(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """What the optimizer steps on, by name: the module's parameters, unless the method has others for them."""
+        return self.subject.module.named_parameters()
 
     def begin(self, training: bool) -> None:
         """Put into the module what the coming passes are to see."""

@@ -124,7 +124,8 @@ def _ema(settings: TrainSettings, data: DataSource, task: Task) -> str | None:
     if not settings.is_sparse:
         return None
     got = settings.method or settings.optimizer
-    return f"expected a training without zeros, which an average does not keep, got {got}"
+    what = "shared weights" if got == "shared-weights" else "zeros"
+    return f"expected a training without {what}, which an average does not keep, got {got}"
 
 
 _RULES: Mapping[str, Callable[[TrainSettings, DataSource, Task], str | None]] = {

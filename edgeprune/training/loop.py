@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from edgeprune.data import Inputs, fed, order
 from edgeprune.errors import InputError, TrainingError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.lines import error_text, one_line
-from edgeprune.methods import Subject, make_method
+from edgeprune.methods import Method, Subject, make_method
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, Normalization
 from edgeprune.results import EpochRecord
@@ -63,6 +63,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
     aim: Aim | None = None,
     part: tuple[int, int] | None = None,
     features: Features | None = None,
+    finished: Callable[[Method], None] | None = None,
 ) -> tuple[EpochRecord, ...]:
     """Train `module` in place for a task; it ends in eval mode with the weights of its best epoch.
 
@@ -83,6 +84,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
         part: the epochs of this training that are trained, `(2, 5)` for the third to the fifth: at their learning
             rates, with an optimizer that begins anew; all of them where it is not given.
         features: of the module and of its teacher, by which it is drawn to that beside the outputs.
+        finished: is called with the method when all steps are done.
 
     Raises:
         TrainingError: the loss became NaN or infinite; says the epoch and step. The last checkpoint is left.
@@ -104,7 +106,10 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
         taught = None if task.by_reference else teacher
         run = _Run(module, data, judge, settings, team, progress, taught, checkpoint, graph, aim, part, features)
         stack.enter_context(nullcontext() if features is None else features.watched())
-        return run.epochs()
+        records = run.epochs()
+        if finished is not None:
+            finished(run.method)
+        return records
 
 
 @dataclass(eq=False)
@@ -132,13 +137,15 @@ class _Run:
         self.n_steps = math.ceil(len(self.data.train) / self.settings.batch_size)  # type: ignore[arg-type]
         self.first, self.last = self.part or (0, self.settings.epochs)
         n_all = self.settings.epochs * self.n_steps
-        self.plain_optimizer = make_optimizer(self.module, self.settings, n_all, self.graph)
-        self.schedule = make_schedule(self.plain_optimizer, self.settings, n_all, self.first * self.n_steps)
-        self.optimizer = self.team.optimizer(self.plain_optimizer)
+        self.team.make_same(self.module)
         subject = Subject(self.module, self.graph, n_all, self.settings.options, self.settings.seed, self.aim)
         self.method = make_method(self.settings.method, subject)
+        own = self.method.trained()
+        self.plain_optimizer = make_optimizer(self.module, self.settings, n_all, self.graph, own)
+        self.schedule = make_schedule(self.plain_optimizer, self.settings, n_all, self.first * self.n_steps)
+        self.optimizer = self.team.optimizer(self.plain_optimizer)
         self.params = [param for group in self.plain_optimizer.param_groups for param in group["params"]]
-        self.team.make_same(self.module)
+        self.passed = _passed(self.params, list(subject.parameters().values()))
         place = self.device, float_type(self.module)
         self.samples = Samples(self.data, self.judge, self.settings, self.team.share, *place)
         self.average = Average(self.module, self.settings.recipe.ema)
@@ -228,7 +235,7 @@ class _Run:
             if self.task.in_training and n_own:
                 classes = y.argmax(dim=1) if self.samples.mixing.softens else y
                 outcomes.append(self.task.outcomes(outputs, classes)[:n_own])
-        self.team.add_up(self.params)
+        self.team.add_up(self.passed)
         return self.team.summed(total).item(), outcomes
 
     def _loss(self, x: Inputs, outputs: Any, y: Any) -> Tensor:
@@ -372,6 +379,12 @@ def _epoch_record(  # noqa: PLR0913 - the fields of the record
 ) -> EpochRecord:
     train = None if train is None else float(train)
     return EpochRecord(int(epoch), float(loss), train, float(val), n_features and int(n_features), metric)
+
+
+def _passed(stepped: Sequence[nn.Parameter], own: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """The module's parameters that a pass gives gradients: those that are stepped on first, in their order."""
+    of_module, of_optimizer = set(own), set(stepped)
+    return [param for param in stepped if param in of_module] + [param for param in own if param not in of_optimizer]
 
 
 def _parts(batch: Tensor, n_parts: int) -> tuple[Tensor, ...]:

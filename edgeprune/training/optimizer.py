@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -22,13 +22,18 @@ _HALVINGS = 10
 
 
 def make_optimizer(
-    module: nn.Module, settings: TrainSettings, n_steps: int, graph: ChannelGraph | None = None
+    module: nn.Module,
+    settings: TrainSettings,
+    n_steps: int,
+    graph: ChannelGraph | None = None,
+    trained: Iterable[tuple[str, nn.Parameter]] | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of the settings over all parameters that are trained.
 
     Args:
         n_steps: of the whole training.
         graph: the network's channel groups, for the structure channel-group.
+        trained: the parameters, where they are not the module's own.
 
     Raises:
         InputError: nothing to train, or an option that does not fit.
@@ -43,7 +48,7 @@ def make_optimizer(
         options["nesterov"] = False  # which is a way to use momentum
     return make(
         settings.optimizer,
-        module.named_parameters(),
+        module.named_parameters() if trained is None else trained,
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         steps=n_steps,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_ROUNDING = 4 * np.finfo(np.float32).eps  # of a number that was multiplied and divided once
+from edgeprune.export.factors import factor_between
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,7 @@ def slice_of(wide: np.ndarray, narrow: np.ndarray, planned: Mapping[int, np.ndar
         taken = _taken(wide, dims)
         if np.array_equal(taken, narrow):
             return Slice(dims)
-        factor = _factor(taken, narrow)
+        factor = factor_between(taken, narrow)
         if factor is not None:
             return Slice(dims, factor)
     return None
@@ -63,22 +63,3 @@ def _taken(wide: np.ndarray, dims: Mapping[int, np.ndarray]) -> np.ndarray:
     for dim, kept in dims.items():
         wide = wide.take(kept, axis=dim)
     return wide
-
-
-def _factor(taken: np.ndarray, narrow: np.ndarray) -> np.ndarray | None:
-    """For each index of dim 0 or 1 what the tensor is multiplied with, to rounding; None where it is no multiple.
-
-    Its shape is that of the tensor with all other dims 1.
-    """
-    if narrow.dtype != np.float32 or narrow.ndim < 2:
-        return None
-    a, b = taken.astype(np.float64), narrow.astype(np.float64)
-    for dim in (0, 1):
-        others = tuple(axis for axis in range(narrow.ndim) if axis != dim)
-        power = (a * a).sum(axis=others, keepdims=True)
-        factor = np.where(power > 0, (a * b).sum(axis=others, keepdims=True) / np.where(power > 0, power, 1), 1)
-        short = factor.astype(np.float32)
-        largest = np.abs(b).max(axis=others, keepdims=True)
-        if (np.abs(a * short - b) <= _ROUNDING * largest).all():
-            return short
-    return None

@@ -16,7 +16,12 @@ Record = dict[str, Any]
 _GRID, _REFERENCE = "#d8dcdc", "#555555"
 _COLOURS = ("#0f8c85", "#b8651b", "#6b7f9e", "#a8446a", "#8a9a2f", "#7a5ca8", "#c2a13a")
 _MARKERS = "osD^vP*"
-_LABELS = {"zeros": "weights that are exactly zero, %", "features": "input features"}
+_LABELS = {
+    "zeros": "weights that are exactly zero, %",
+    "features": "input features",
+    "bytes": "bytes of the file, % of the dense network's",
+}
+_SHARES = {"zeros": "zero_share", "bytes": "bytes_share"}  # the figure that an axis shows
 
 
 def draw(document: Record, path: Path) -> None:
@@ -44,7 +49,7 @@ def _draw_accuracies(axes: Axes, rows: Sequence[Record], axis: str) -> None:
             _draw_reference(axes, own[0]["label"], accuracy[0])
             continue
         colour, marker = next(looks)
-        x = [row["at"] if axis == "features" else 100 * row["figures"]["zero_share"]["mean"] for row in own]
+        x = [row["at"] if axis == "features" else 100 * row["figures"][_SHARES[axis]]["mean"] for row in own]
         order = sorted(range(len(x)), key=x.__getitem__)
         x, accuracy = [x[i] for i in order], [accuracy[i] for i in order]
         width = 1.4 if len(x) > 1 else 0.0

@@ -13,11 +13,12 @@ from typing import Any
 from edgeprune.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-AXES = ("zeros", "features")
+AXES = ("zeros", "features", "bytes")
 GOALS = {
     "zeros": "{} % zeros",
     "features": "{} features",
     "macs": "{} % of the MACs removed",
+    "bytes": "{} % of the bytes",
     "parameters": "parameters as with {} features",
 }
 _CONTENDER_KEYS = {"label", "recipe", "goal", "at", "seeds", "train", "how"}

@@ -17,8 +17,8 @@ _ABOUT = """
 Made by `scripts/reproduce --tables` from the files in [results](results), which `scripts/reproduce NAME` writes. All
 contenders of an experiment train for the same number of epochs, on the same training split; what is given is the
 accuracy on the test split after the last epoch, as the mean over the seeds with the lowest and the highest. Settings
-were chosen without the test split. Zeros are exact, and counted over all weights of two dims or more; parameters and
-MACs are shares of the dense network's.
+were chosen without the test split. Zeros are exact, and counted over all weights of two dims or more; parameters, MACs
+and bytes are shares of the dense network's.
 
 A difference of about one test image is called no change. A range holds on the machine that it was measured on: another
 processor, or another set of instructions, rounds otherwise, and a training ends elsewhere. So xRDA on LeNet-300-100
@@ -41,13 +41,16 @@ _COLUMNS: Mapping[str, tuple[str, float, str]] = {
     "zero_share": ("zeros, %", 100.0, "{:.2f}"),
     "params_share": ("parameters, %", 100.0, "{:.2f}"),
     "macs_share": ("MACs, %", 100.0, "{:.1f}"),
+    "n_bytes": ("file, kB", 1e-3, "{:.0f}"),
+    "bytes_share": ("file, %", 100.0, "{:.1f}"),
+    "uploaded_bytes": ("uploaded, MB", 1e-6, "{:.1f}"),
     "step_ms": ("step, ms", 1.0, "{:.2f}"),
     "sgd_step_ms": ("SGD's step, ms", 1.0, "{:.2f}"),
     "step_ratio": ("ratio", 1.0, "{:.3f}"),
 }
 _ONE_IMAGE = 1.5  # test images, below which a difference is about one
 # Where inputs are chosen, zeros are cut out.
-_LEFT_OUT = {"features": ("zero_share",), "zeros": ()}
+_LEFT_OUT = {"features": ("zero_share",), "zeros": (), "bytes": ()}
 
 
 def write_page(experiments: Sequence[Experiment], folder: Path) -> Path:

@@ -16,6 +16,7 @@ from edgeprune.data import open_data
 from edgeprune.data.splits import TensorSplit
 from edgeprune.errors import InputError
 from edgeprune.formats.architectures import build
+from edgeprune.methods import Method
 from edgeprune.progress import Progress
 from edgeprune.records import DataSource
 from edgeprune.settings import TrainSettings
@@ -88,6 +89,7 @@ class Place:
         stage: str = "train",
         data: DataSource | None = None,
         teacher: nn.Module | None = None,
+        finished: Callable[[Method], None] | None = None,
     ) -> None:
         """Train in place, from where an interrupted run came to in this stage."""
         data = data or self.data
@@ -95,7 +97,7 @@ class Place:
         state = StateFile(self._state(stage), whose, resume=True)
         self.states.mkdir(parents=True, exist_ok=True)
         self.progress.stage(f"{self.run.name}: {stage}")
-        fit(module, data, data.normalization, settings, self.progress, teacher, checkpoint=state)
+        fit(module, data, data.normalization, settings, self.progress, teacher, checkpoint=state, finished=finished)
 
     def accuracies(self, module: nn.Module, data: DataSource | None = None) -> dict[str, float]:
         """Shares of the val and test split that it has right."""

@@ -19,11 +19,14 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.single import capture_single
 from edgeprune.methods.pcn import principal_components
 
+from .clients import federated
 from .experiments import Run
 from .inputs import informative_features, n_features, only, random_features, units_sparsity
 from .place import Place
+from .pretraining import pretrained
 from .sparsity import drop_smallest, l1_gradients, zero_share, zeros_held
 from .steptime import step_time
+from .weightfiles import in_bytes
 from .widths import widths
 
 Figures = dict[str, float]
@@ -133,6 +136,9 @@ RECIPES: Mapping[str, Callable[..., Figures]] = {
     "induced": induced,
     "fewer-weights": fewer_weights,
     "step-time": step_time,
+    "in-bytes": in_bytes,
+    "pretrained": pretrained,
+    "federated": federated,
     "widths": widths,
 }
 

@@ -59,6 +59,7 @@ _SHORT = {
     "zero_share": "{:.2%} zeros",
     "params_share": "{:.2%} of the parameters",
     "macs_share": "{:.2%} of the MACs",
+    "bytes_share": "{:.2%} of the bytes",
     "n_features": "{:.0f} features",
     "step_ms": "{:.2f} ms",
     "step_ratio": "{:.3f} times SGD's",
@@ -121,9 +122,15 @@ def document(experiment: Experiment, records: Iterable[Record], quick: bool, how
         "settings": {"all": experiment.train, **{own.label: {**own.train, **own.how} for own in experiment.contenders}},
         "contenders": rows,
         "machines": _machines(used),
-        "test_samples": max((record.get("test_samples", 0) for record in used), default=0),
+        "test_samples": max((_n_judged(record) for record in used), default=0),
         **how,
     }
+
+
+def _n_judged(record: Record) -> int:
+    """The test samples that a run was judged by, 0 where that was not written down."""
+    n_all = int(record.get("test_samples", 0))
+    return min(n_all, int(record["how"].get("judged") or n_all))
 
 
 def _machines(records: Iterable[Record]) -> list[Record]:
