@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeprune.commands.examples import real_inputs
+from edgeprune.commands.int8run import material_of, write_int8_files
 from edgeprune.commands.outcome import PARITY_SAMPLES, front_points, helped, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
@@ -91,8 +92,7 @@ def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is 
     record, answers = measured(job, found, best, told)
     if request.pareto is not None or request.widths is not None:
         record = replace(record, front=front_points(job, found, best, told))
-    seconds = time.perf_counter() - start + job.journal.earlier
-    record = replace(record, advice=_advice(job, found, told), seconds=seconds)
+    record = replace(record, advice=_advice(job, found, told))
     task = with_class_weights(request.task or job.model.info.task, request.class_weights)
     info = completed(job.model.info, job.data, request.data, task) if job.data else job.model.info
     _write(folder, best, info)
@@ -104,6 +104,11 @@ def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is 
         model = replace(job.model, info=info)
         shared = shared_widths(request.widths, found, folder, model, inputs, job.task)
         record = replace(record, shared=shared)
+    if job.int8 is not None:
+        model = replace(job.model, program=best.program, info=info)
+        material = material_of(model, folder, job.data, job.task, job.model)
+        record = replace(record, variants=write_int8_files(job.int8, material, found.dense.val_value, told))
+    record = replace(record, seconds=time.perf_counter() - start + job.journal.earlier)
     write_record(folder, record, answers)
     return record
 

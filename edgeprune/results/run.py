@@ -16,6 +16,7 @@ from edgeprune.records import (
     MetricComparison,
     Reconstruction,
 )
+from edgeprune.results.export import VariantTable
 from edgeprune.results.front import FrontPoint, SharedWeights
 
 
@@ -162,6 +163,7 @@ class RunRecord:
     `features` and `feature_weights`, as in a `KeptInput`, are those of a network with one input; `inputs` of several.
     `metric` is what the values are of: accuracy, or that of another task, which has a `comparison` and no `accuracy`.
     `changed` are the samples on which both networks are furthest apart, the furthest first, by what `change` says.
+    `variants` compares the float file with int8 and others where those were asked for, by their names in the folder.
     """
 
     command: str
@@ -196,6 +198,7 @@ class RunRecord:
     blocks: tuple[str, ...] = ()
     splits: tuple[SplitLayer, ...] = ()
     shared: SharedWeights | None = None
+    variants: VariantTable | None = None
 
     @property
     def compared(self) -> MetricComparison | None:
@@ -207,7 +210,7 @@ class RunRecord:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
         of_classes = self.metric == ACCURACY and self.comparison is None
         others = ("metric", "comparison", "change", "changed") if of_classes else ("accuracy",)
-        further = ("vocabularies", "inputs", "blocks", "splits", "shared")
+        further = ("vocabularies", "inputs", "blocks", "splits", "shared", "variants")
         return dict.fromkeys((*others, *(name for name in further if not getattr(self, name))))
 
     @property
