@@ -138,6 +138,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
         task=task,
         front=front,
         folds=folds,
+        int8=request.int8,
         max_drop=request.max_drop,
     )
     return material, assumed
@@ -213,8 +214,7 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     variants = write_variants(_int8(request), material, told) if request.int8 else None
     attempts = asked.attempts
     early = attempts.written(asked.targets(free_batch=True), material, told)
-    # Before the batch is fixed, because preprocess.onnx makes them; that comes late, because a file with a free batch
-    # is checked faster, on more.
+    # The batch is fixed late, because a file with a free batch is checked faster, on more.
     material = replace(material, real=_real(material))
     samples = material.samples(request.batch or 1)
     if request.batch is not None:

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import apart, ort
 from edgeprune.export.c.build import program_of
-from edgeprune.export.c.int8 import check_meaning, judged
+from edgeprune.export.c.int8 import check_meaning
 from edgeprune.export.c.names import identifier
 from edgeprune.export.c.runtime import Library, compiler
 from edgeprune.export.c.text import Program, header_text, source_text
@@ -25,6 +25,7 @@ from edgeprune.export.parity import PARITY_TOLERANCE, Sample
 from edgeprune.export.signature import scaling_of, signature_of
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Inputs, Material, Runner, Runtime
+from edgeprune.export.taskjudged import judged
 from edgeprune.export.writing import PREPROCESS
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress
