@@ -216,9 +216,8 @@ def test_int8_that_loses_more_than_it_may_is_left_out_by_name(tmp_path: Path, mo
 @pytest.mark.usefixtures("litert")
 def test_a_network_that_the_quantizer_knows_nothing_of_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_quantizer", reason="edgeprune[litert] is not installed")
-    from edgeprune.export.litert import Litert, _write_int8
+    from edgeprune.export.litert import _converted, _write_int8
     from edgeprune.export.signature import signature_of
-    from edgeprune.export.target import Material
 
     class Steps(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -226,8 +225,8 @@ def test_a_network_that_the_quantizer_knows_nothing_of_is_refused(tmp_path: Path
 
     save_program(tmp_path / "net.pt2", capture(Steps(), torch.randn(2, 4)), ModelInfo((4,)))
     model = load(tmp_path / "net.pt2")
-    [made] = Litert().write(Material(model, model.info, tmp_path, "net"), Silent())
     zeros = [np.zeros((1, 4), np.float32)]
     signature = signature_of(model.program, zeros, zeros)
+    made = _converted(model.program, signature, tmp_path / "net.tflite")
     with pytest.raises(InputError, match="^LiteRT cannot quantise net.tflite: expected operators that LiteRT's quant"):
-        _write_int8(Path(made.path), tmp_path / "net.int8.tflite", signature, [zeros])
+        _write_int8(made, tmp_path / "net.int8.tflite", signature, [zeros])
