@@ -72,9 +72,16 @@ def quantize(source: str, names: list[str], given: str, out: str) -> None:
         columns = [held[f"arr_{place}"] for place in range(len(names))]
     batches = [dict(zip(names, rows, strict=True)) for rows in zip(*columns, strict=True)]
     found = tool.calibrate({key: batches}, num_threads=1)
-    tool.quantize(found, enable_progress_report=False).export_model(out, overwrite=True)
-    if not any(one["dtype"] is np.int8 for one in Interpreter(model_path=out).get_tensor_details()):
+    if not found or not _quantized(tool.quantize(found, enable_progress_report=False), out):
         raise InputError("expected operators that LiteRT's quantizer knows, got none")
+
+
+def _quantized(result: Any, out: str) -> bool:
+    """Whether the file of a result, which is written, holds integers of 8 bits."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    result.export_model(out, overwrite=True)
+    return any(one["dtype"] is np.int8 for one in Interpreter(model_path=out).get_tensor_details())
 
 
 def load(file: Path, threads: int) -> Answer:
