@@ -246,10 +246,13 @@ def test_what_fails_at_the_end_is_told_and_costs_no_network(
     monkeypatch.setattr("edgeprune.commands.variants.write_dynamic", fails)
     data = open_data("digits")
     material = material_of(load(uneven), tmp_path, data, open_task(None, data))
+    before = tmp_path.stat().st_ino
     table = write_int8_files(Int8(None, None, 0, allow_chance=False), material, 0.9, Silent())
     assert table.shipped is None and table.ship == "fp32"
     assert [one.reason for one in table.left_out] == ["slim.dynamic.onnx: expected finite outputs"]
     assert (tmp_path / "slim.onnx").exists() and not list(tmp_path.glob("slim.int8*"))
+    assert tmp_path.stat().st_ino == before, "the run's folder is held as what it is"
+    assert all(path.is_file() for path in tmp_path.iterdir())
     page = render(replace(made[1], variants=table))
     assert "int8 could not be made" in page and "slim.dynamic.onnx: expected finite outputs" in page
 

@@ -88,7 +88,20 @@ def write_int8_files(asked: Int8, material: Material, dense: float | None, told:
         dense: what the dense network comes to on the validation split.
     """
     told.stage("export for int8")
-    write_float_files(material)
+    # In a folder of their own: a set of files may come with a new folder, and nothing would hold that of the run.
+    place = material.folder / "files"
+    place.mkdir()
+    own = replace(material, folder=place)
+    write_float_files(own)
+    table = _table(asked, own, told)
+    for path in sorted(place.iterdir()):
+        path.replace(material.folder / path.name)
+    place.rmdir()
+    return replace(table, notes=(*table.notes, *_beside_dense(table, dense)))
+
+
+def _table(asked: Int8, material: Material, told: Progress) -> VariantTable:
+    """The variants, by their names in the folder; without rows where they cannot be made."""
     try:
         table = write_variants(asked, material, told)
     except EdgepruneError as error:
@@ -98,8 +111,7 @@ def write_int8_files(asked: Int8, material: Material, dense: float | None, told:
             (material.folder / name).unlink(missing_ok=True)
         return VariantTable((), (LeftOut("int8", one_line(str(error))),), FLOAT, "int8 could not be made")
     rows = tuple(replace(row, path=str(Path(row.path).relative_to(material.folder))) for row in table.variants)
-    table = replace(table, variants=rows)
-    return replace(table, notes=(*table.notes, *_beside_dense(table, dense)))
+    return replace(table, variants=rows)
 
 
 def _beside_dense(table: VariantTable, dense: float | None) -> tuple[str, ...]:
