@@ -156,7 +156,9 @@ def test_a_run_that_is_stopped_in_int8_goes_on_and_comes_to_the_same(
     for name in ("slim.pt2", "slim.int8.onnx", "slim.int8-finetuned.onnx"):
         assert (folder / name).read_bytes() == (made[0] / name).read_bytes()
     assert record.variants is not None and made[1].variants is not None
-    assert record.variants.notes == made[1].variants.notes
+    # Which one is shipped goes by times; what was trained does not.
+    tuned = [[note for note in run.variants.notes if "won back" in note] for run in (record, made[1]) if run.variants]
+    assert tuned[0] == tuned[1] and len(tuned[0]) == 1
 
 
 def test_without_labels_int8_is_to_answer_as_the_dense_network(tmp_path: Path) -> None:
