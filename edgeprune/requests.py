@@ -64,7 +64,8 @@ class CompressRequest:
     of the user's, path/file.py:function, and `metric` the figure of the latter: NAME, NAME:lower or NAME:higher.
     `class_weights` are balanced, none or a file of them.
     With `resume` the run goes on that was stopped on its way to `out`. `recipe` says by name, as in a recipe file, what
-    finetuning does otherwise than the model's own training.
+    finetuning does otherwise than the model's own training. With `int8` the run folder gets the ONNX files and those of
+    smaller numbers too, `int8_for` the CPUs that int8 must be right on, any by default.
     """
 
     model: str
@@ -124,6 +125,8 @@ class CompressRequest:
     unknown_ids: tuple[str, ...] | None = None
     recipe: Mapping[str, Any] | None = None
     class_weights: str | None = None
+    int8: bool | None = None
+    int8_for: Int8For | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ import typing
 from collections.abc import Mapping
 from pathlib import PurePath
 from types import MappingProxyType
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 from edgeprune.errors import InputError
 from edgeprune.lines import one_line, shown
 from edgeprune.reading import parse_json
 from edgeprune.records import ACCURACY, Metric
-from edgeprune.results import RunRecord, values_of
+from edgeprune.results import RunRecord, VariantTable, values_of
 
 FORMAT = "edgeprune-run/1"
 _WITH_VALUES = ("dense", "slim", "steps", "selection", "front")  # parts of a run that hold values of its metric
@@ -64,7 +64,12 @@ def _with_field_names(value: dict[str, Any], where: str) -> dict[str, Any]:
         metric = _read(value["metric"], Metric, f"{where}: metric")
         value = {"accuracy": None, **value}
     names = {name: field for field, name in values_of(metric.name).items()}
-    return {key: _renamed(part, names) if key in _WITH_VALUES else part for key, part in value.items()}
+    found = {key: _renamed(part, names) if key in _WITH_VALUES else part for key, part in value.items()}
+    table = found.get("variants")
+    if isinstance(table, dict) and metric == ACCURACY:
+        names = {name: field for field, name in VariantTable((), (), "", "").json_values.items()}
+        found["variants"] = {**table, "variants": _renamed(table.get("variants"), names)}
+    return found
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
@@ -101,6 +106,10 @@ def _read(value: Any, kind: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _read_record(value, typing.cast(type, kind), where)
     origin = typing.get_origin(kind)
+    if origin is Literal:
+        kinds = typing.get_args(kind)
+        _expect(isinstance(value, str) and value in kinds, f"one of {', '.join(kinds)}", value, where)
+        return value
     if origin in (Union, types.UnionType):
         return _read_union(value, typing.get_args(kind), where)
     if origin is tuple:

@@ -54,7 +54,11 @@ TARGETS = (
         "litert",
         "Write a .tflite for LiteRT too, images with their channels last; see --layout.",
         "litert",
-        (Package("litert-torch", "0.10", "0.11"), Package("ai-edge-litert", "2.3", "2.4")),
+        (
+            Package("litert-torch", "0.10", "0.11"),
+            Package("ai-edge-litert", "2.3", "2.4"),
+            Package("ai-edge-quantizer", "0.10", "0.11"),
+        ),
         apart="litert-converter==0.5.0 litert-torch==0.10.0",
     ),
     TargetEntry(

@@ -30,6 +30,8 @@ SAID_BY = {
     "federated/simulation.py": {"federate"},
     "federated/split.py": {"federate"},
     "commands/finetuning.py": {"compress"},
+    "commands/featurerules.py": {"compress"},
+    "commands/int8run.py": {"compress"},
     "commands/preparing.py": {"compress"},
     "commands/scripted.py": {"compress"},
     "search/ownscript.py": {"compress"},
@@ -77,6 +79,7 @@ SAID_BY = {
     "certify/equivalence.py": {"certify"},
     "certify/judging.py": {"certify"},
     "certify/ranges.py": {"certify"},
+    "report/formats.py --int8-for": {"compress", "export"},
     "report/exported.py": {"export"},
     "catalog.py": {"export"},
     "report/terminal.py --attention": {"inspect"},
@@ -101,7 +104,7 @@ SAID_BY = {
 # What is said only where the option itself was given, or where another of the same command was.
 GIVEN = {
     ("formats/architectures.py", "--module"), ("formats/load.py", "--module"), ("formats/load.py", "--dynamic-size"),
-    ("formats/load.py", "--unsafe-pickle"), ("commands/preparing.py", "--module"), ("formats/load.py", "--dynamic"),
+    ("formats/load.py", "--unsafe-pickle"), ("commands/featurerules.py", "--module"), ("formats/load.py", "--dynamic"),
 }  # fmt: skip
 
 

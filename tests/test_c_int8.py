@@ -177,7 +177,12 @@ def test_nothing_is_undefined_in_int8(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_c_of_int8_is_judged_by_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = ExportRequest(
-        model=str(MODELS / "digits_mlp.pt"), out=str(tmp_path / "out"), data="digits", int8=True, targets=("c",)
+        model=str(MODELS / "digits_mlp.pt"),
+        out=str(tmp_path / "out"),
+        data="digits",
+        int8=True,
+        targets=("c",),
+        batch=2,
     )
     record = export(request)
     assert [Path(file.path).name for file in record.files[-4:]] == [

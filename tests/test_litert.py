@@ -13,13 +13,20 @@ import torch
 from target_nets import Bessel, Tagger, in_pytorch, saved_shuffled, slim_program
 
 from edgeprune.commands.export import export
-from edgeprune.errors import InputError
+from edgeprune.data import batches, normalize, open_data
+from edgeprune.errors import InputError, ParityError
+from edgeprune.export.feeds import filled
+from edgeprune.export.parity import Sample
 from edgeprune.export.targets import TargetOptions, targets_of
+from edgeprune.formats.load import load
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
+from edgeprune.progress import Silent
 from edgeprune.records import ModelInfo
 from edgeprune.requests import ExportRequest
 from edgeprune.results import ExportRecord
+
+MODELS = Path(__file__).parent.parent / "models"
 
 
 def test_a_missing_package_names_the_extra_and_what_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +41,26 @@ def test_a_missing_package_names_the_extra_and_what_comes_by_itself(monkeypatch:
     )
     with pytest.raises(InputError, match=said):
         litert.check_installed()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "error"), [([[1.0, 2.5]], 0.5), ([[1.0, np.nan]], None), ([[1.0]], None)], ids=["near", "NaN", "shape"]
+)
+def test_what_int8_gives_is_finite_and_of_its_shape(outputs: list[Any], error: float | None) -> None:
+    from edgeprune.export.litert import _error
+
+    wanted = np.array([[1.0, 2.0]], np.float32)
+    sample = Sample((wanted,), (wanted,), (torch.float32,), (None,), lambda: None, None)
+    got = [[np.array(outputs, np.float32)]]
+    if error is None:
+        with pytest.raises(ParityError, match=r"a.int8.tflite in LiteRT: expected finite outputs"):
+            _error([sample], got, "a.int8.tflite")
+    else:
+        assert _error([sample], got, "a.int8.tflite") == error
+
+
+def test_rows_in_whole_batches() -> None:
+    assert filled(5, 2).tolist() == [[0, 1], [2, 3], [4, 0]] and filled(4, 2).tolist() == [[0, 1], [2, 3]]
 
 
 # --- with the package
@@ -123,8 +150,6 @@ def test_an_operator_that_cannot_be_expressed_is_named(tmp_path: Path) -> None:
     save_program(tmp_path / "net.pt2", capture(Bessel(), torch.randn(2, 4)), ModelInfo((4,)))
     from edgeprune.export.litert import Litert
     from edgeprune.export.target import Material
-    from edgeprune.formats.load import load
-    from edgeprune.progress import Silent
 
     model = load(tmp_path / "net.pt2")
     said = (
@@ -133,3 +158,75 @@ def test_an_operator_that_cannot_be_expressed_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said):
         Litert().write(Material(model, model.info, tmp_path, "net"), Silent())
     assert not (tmp_path / "net.tflite").exists()
+
+
+class Said(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.mark.usefixtures("litert")
+@pytest.mark.parametrize(("layout", "batch"), [("nhwc", None), ("nchw", 3)])
+def test_int8_has_the_inputs_of_the_float_file_and_keeps_the_budget(tmp_path: Path, layout: Any, batch: Any) -> None:
+    pytest.importorskip("ai_edge_quantizer", reason="edgeprune[litert] is not installed")
+    model = MODELS / "digits_cnn.pt"
+    request = ExportRequest(
+        model=str(model), out=str(tmp_path), targets=("litert",), int8=True, data="digits", layout=layout, batch=batch
+    )
+    record = export(request)
+    path = tmp_path / "digits_cnn.int8.tflite"
+    data, rows = open_data("digits"), batch or 1
+    x, y = next(batches(data.val, 300))
+    x = normalize(x, load(model).info.normalization).numpy()
+    given = x.transpose(0, 2, 3, 1) if layout == "nhwc" else x
+    answers = [signature_answers(path, input=given[k : k + rows])["logits"] for k in range(0, 300, rows)]
+    assert answers[0].dtype == np.float32
+    accuracy = (np.concatenate(answers).argmax(1) == y.numpy()).mean()
+    assert accuracy >= 0.98
+    assert path.stat().st_size < (tmp_path / "digits_cnn.tflite").stat().st_size / 3
+    assert record.targets is not None
+    [row] = [row for row in record.targets.rows if row.path == str(path)]
+    assert "int8, accuracy" in row.verdict and row.p50_ms is not None and row.ratio is not None
+    contracts = json.loads((tmp_path / "features.json").read_text())["contracts"]
+    assert contracts["litert-int8"] == {**contracts["litert"], "file": "digits_cnn.int8.tflite"}
+
+
+@pytest.mark.usefixtures("litert")
+def test_int8_that_loses_more_than_it_may_is_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ai_edge_quantizer", reason="edgeprune[litert] is not installed")
+    monkeypatch.setattr("edgeprune.export.litert.judged", lambda *_: ("accuracy 10.0 % (97.5 % in float)", False))
+    told = Said()
+    record = export(
+        ExportRequest(
+            model=str(MODELS / "digits_mlp.pt"), out=str(tmp_path), targets=("litert",), int8=True, data="digits"
+        ),
+        told,
+    )
+    lost = "left out: int8 for LiteRT: accuracy 10.0 % (97.5 % in float), which is more than may be lost"
+    assert lost in told.lines and not (tmp_path / "digits_mlp.int8.tflite").exists()
+    assert record.targets is not None and len(record.targets.rows) == 2
+    assert "litert-int8" not in (tmp_path / "features.json").read_text()
+
+
+@pytest.mark.usefixtures("litert")
+def test_a_network_that_the_quantizer_knows_nothing_of_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_quantizer", reason="edgeprune[litert] is not installed")
+    from edgeprune.export.litert import _converted, _write_int8
+    from edgeprune.export.signature import signature_of
+
+    class Steps(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.floor(x)
+
+    save_program(tmp_path / "net.pt2", capture(Steps(), torch.randn(2, 4)), ModelInfo((4,)))
+    model = load(tmp_path / "net.pt2")
+    zeros = [np.zeros((1, 4), np.float32)]
+    signature = signature_of(model.program, zeros, zeros)
+    made = _converted(model.program, signature, tmp_path / "net.tflite")
+    with pytest.raises(InputError, match="^LiteRT cannot quantise net.tflite: expected operators that LiteRT's quant"):
+        _write_int8(made, tmp_path / "net.int8.tflite", signature, [zeros])

@@ -122,6 +122,16 @@ def compress(
     pareto: opt.Pareto = None,
     widths: opt.Widths = None,
     gate: opt.Gate = None,
+    int8: Annotated[
+        bool | None,
+        typer.Option(
+            "--int8",
+            help="Write ONNX, int8 and other small numbers too, as export does; int8 that loses more than --max-drop "
+            "is finetuned as it is rounded.",
+            rich_help_panel=opt.WHAT,
+        ),
+    ] = None,
+    int8_for: opt.Int8For = None,
     input_features: Annotated[
         list[str] | None,
         typer.Option(
@@ -324,6 +334,8 @@ def compress(
             max_drop=max_drop,
             input_features=features,
             class_weights=class_weights,
+            int8=int8,
+            int8_for=int8_for,
             vocabularies=vocabularies,
             unknown_ids=tuple(unknown_id) if unknown_id else None,
             always_keep=always_keep,

@@ -51,14 +51,7 @@ def export(
             rich_help_panel=opt.WHAT,
         ),
     ] = False,
-    int8_for: Annotated[
-        Literal["any", "arm", "vnni"] | None,
-        typer.Option(
-            help="Where int8 is to run: weights of 7 bits are right on any CPU; arm and vnni (x86) keep 8, whose "
-            "products saturate on x86 without VNNI; default: any.",
-            rich_help_panel=opt.HOW,
-        ),
-    ] = None,
+    int8_for: opt.Int8For = None,
     finetune_epochs: Annotated[
         int,
         typer.Option(

@@ -68,6 +68,14 @@ Pareto = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+Int8For = Annotated[
+    Literal["any", "arm", "vnni"] | None,
+    typer.Option(
+        help="Where int8 is to run: weights of 7 bits are right on any CPU; arm and vnni (x86) keep 8, whose "
+        "products saturate on x86 without VNNI; default: any.",
+        rich_help_panel=HOW,
+    ),
+]
 Widths = Annotated[
     str | None,
     typer.Option(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgeprune.commands.examples import real_inputs
 from edgeprune.commands.gatefile import written_gate
+from edgeprune.commands.int8run import material_of, write_int8_files
 from edgeprune.commands.outcome import PARITY_SAMPLES, front_points, helped, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
@@ -93,8 +94,7 @@ def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is 
     record, answers = measured(job, found, best, told)
     if request.pareto is not None or request.widths is not None:
         record = replace(record, front=front_points(job, found, best, told))
-    seconds = time.perf_counter() - start + job.journal.earlier
-    record = replace(record, advice=_advice(job, found, told), seconds=seconds)
+    record = replace(record, advice=_advice(job, found, told))
     task = with_class_weights(request.task or job.model.info.task, request.class_weights)
     info = completed(job.model.info, job.data, request.data, task) if job.data else job.model.info
     _write(folder, best, info)
@@ -108,6 +108,11 @@ def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is 
         if request.gate is not None:
             shared = replace(shared, gate=written_gate(job, found, record.front, folder / WIDTHS, told))
         record = replace(record, shared=shared)
+    if job.int8 is not None:
+        model = replace(job.model, program=best.program, info=info)
+        material = material_of(model, folder, job.data, job.task, job.model)
+        record = replace(record, variants=write_int8_files(job.int8, material, found.dense.val_value, told))
+    record = replace(record, seconds=time.perf_counter() - start + job.journal.earlier)
     write_record(folder, record, answers)
     return record
 

@@ -8,34 +8,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeprune.commands.dense import dense_network
+from edgeprune.commands.floatfiles import front_of, write_float_files
 from edgeprune.commands.resolve import RUNS, assumed_task, completed, model_and_data, newest_run, notes_of, task_of
 from edgeprune.commands.sharing import note_on_shared, shared_file, write_shared
 from edgeprune.commands.targets import RUNTIMES, Attempts, Made, networks, side_by_side
-from edgeprune.commands.variants import CALIBRATION, agreement, variant_files, write_variants
+from edgeprune.commands.variants import CALIBRATION, Int8, agreement, check_int8, variant_files, write_variants
 from edgeprune.commands.vocabulary import check_kept
 from edgeprune.errors import InputError
-from edgeprune.export.contracts import check_contracts, write_contracts
+from edgeprune.export.contracts import check_contracts
 from edgeprune.export.ctext import is_ours
 from edgeprune.export.description import FEATURES_FILE, note_in, restate
-from edgeprune.export.feeds import n_rows
 from edgeprune.export.fixed import write_fixed_batch
 from edgeprune.export.mobile.report import Network, phones
-from edgeprune.export.namedfront import NamedFront
-from edgeprune.export.state import check_stateless, in_words, states_of
+from edgeprune.export.state import in_words, states_of
 from edgeprune.export.target import Inputs, Material, Target
 from edgeprune.export.targets import ONNXRUNTIME, TARGETS, TargetOptions, targets_of
 from edgeprune.export.web.target import WEB
 from edgeprune.files import check_new, staged_files
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
-from edgeprune.graph.specs import input_specs
 from edgeprune.measure.exports import Timed, beside_dense
 from edgeprune.progress import Progress, Silent
 from edgeprune.records import DataSource, Model
 from edgeprune.requests import ExportRequest
 from edgeprune.results import ExportedFile, ExportRecord, TargetTable, VariantTable
-from edgeprune.tasks.budget import drop_of
-from edgeprune.tasks.classification import Classification, check_logits
+from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.task import Task
 from edgeprune.training import Judge
 from edgeprune.usercode import running_user_code
@@ -116,7 +113,8 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
     model, data = model_and_data(replace(request, model=str(asked.path)))
     check_kept(model.program, data)
     task = task_of(request, model, data)
-    _check_judged(request, model, data, task)
+    if request.int8:
+        check_int8(_int8(request), model, data, task)
     assumed += assumed_task(request, model, task)
     asked.attempts.each(lambda target: target.check(model.program))
     assumed += [*notes_of(model, data), *note_on_shared(model, request.shared)]
@@ -127,7 +125,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
         told.say(f"assumed: {text}")
     dense = dense_network(request, asked.path, info, told, data.inputs if data is not None else ())
     byte_scale = data.byte_scale if data is not None and request.preprocess == "fold" else None
-    front = _front(request, model, data) if len(input_specs(model.program)) > 1 else None
+    front = front_of(model, data, request.preprocess == "fold")
     place = asked.out, asked.name
     folds = request.preprocess == "fold"
     material = Material(
@@ -141,6 +139,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
         task=task,
         front=front,
         folds=folds,
+        int8=request.int8,
         max_drop=request.max_drop,
         beside=asked.path.parent,
     )
@@ -160,22 +159,8 @@ def _check_answers(request: ExportRequest, model: Model, data: DataSource | None
     Judge(task, model.info.normalization).check(Program.adopt(model.program).frozen_module(), data)
 
 
-def _front(request: ExportRequest, model: Model, data: DataSource | None) -> NamedFront:
-    """What is done to the inputs of a network with several."""
-    infos = () if data is None else data.inputs
-    return NamedFront.of(model.program, model.info.normalization, infos, request.preprocess == "fold")
-
-
-def _check_judged(request: ExportRequest, model: Model, data: DataSource | None, task: Task | None) -> None:
-    """Raise InputError where smaller numbers have nothing to be calibrated on or to be judged by, or lose a state."""
-    if not request.int8:
-        return
-    if data is None or task is None:
-        raise InputError("--int8: expected data to calibrate on, got none; give --data")
-    drop_of(request.max_drop, task.metric)
-    if isinstance(task, Classification):
-        check_logits(model.program, data, "without --int8 it can be exported")
-    check_stateless(model.program, "--int8")
+def _int8(request: ExportRequest) -> Int8:
+    return Int8(request.max_drop, request.int8_for, request.finetune_epochs, request.allow_chance)
 
 
 # -- places --------------------------------------------------------------------------------------------------------
@@ -229,11 +214,10 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     request = asked.request
     files, n_samples = _contracts(request, material, told)
     agreed = agreement(material)
-    variants = write_variants(request, material, told) if request.int8 else None
+    variants = write_variants(_int8(request), material, told) if request.int8 else None
     attempts = asked.attempts
     early = attempts.written(asked.targets(free_batch=True), material, told)
-    # Before the batch is fixed, because preprocess.onnx makes them; that comes late, because a file with a free batch
-    # is checked faster, on more.
+    # The batch is fixed late, because a file with a free batch is checked faster, on more.
     material = replace(material, real=_real(material))
     samples = material.samples(request.batch or 1)
     if request.batch is not None:
@@ -272,15 +256,7 @@ def _contracts(request: ExportRequest, material: Material, told: Progress) -> tu
     state = in_words(states_of(material.model.program))
     if state:
         told.say(state)
-    raw = material.raw("test", None)
-    files = write_contracts(
-        material.model.program, material.info, material.folder, name=material.name, raw_inputs=raw,
-        opset=request.opset, simplify=request.simplify, preprocess=request.preprocess,
-        byte_scale=None if material.data is None else material.data.byte_scale,
-        inputs=() if material.data is None else material.data.inputs, task=material.answering,
-        preparation=None if material.data is None else material.data.preparation,
-    )  # fmt: skip
-    return files, 0 if raw is None else n_rows(raw)
+    return write_float_files(material, opset=request.opset, simplify=request.simplify)
 
 
 def _real(material: Material) -> Inputs | None:

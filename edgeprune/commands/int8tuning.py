@@ -1,4 +1,4 @@
-"""How `export --int8 --finetune-epochs` trains: by the task, on what the network's ONNX file takes."""
+"""How int8 is finetuned: by the task, on what the network's ONNX file takes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from edgeprune.export.answers import structure_of
 from edgeprune.export.feeds import arrays_of
 from edgeprune.export.finetuned import Finetuning
 from edgeprune.export.target import Material
+from edgeprune.journal.journal import fingerprint, tensors_of
+from edgeprune.journal.shared import Results
 from edgeprune.progress import Progress
 from edgeprune.records import IDENTITY, DataSource
 from edgeprune.settings import TrainSettings
@@ -32,19 +34,36 @@ _AT_ONCE = 256
 OutcomesOf = Callable[[Path], Outcomes]
 
 
-def finetuning(
-    material: Material, data: DataSource, task: Task, epochs: int, outcomes: OutcomesOf, told: Progress
+def finetuning(  # noqa: PLR0913 - what is trained on what, how it is judged, who is told and what is kept
+    material: Material,
+    data: DataSource,
+    task: Task,
+    epochs: int,
+    outcomes: OutcomesOf,
+    told: Progress,
+    journal: Results | None = None,
 ) -> Finetuning:
     """How it is finetuned and compared.
 
     Args:
         outcomes: of a file on the validation split, a sample each, by the task.
+        journal: where what was trained is kept, and its state on the way.
     """
+    settings = _settings(material, epochs)
 
     def train(module: nn.Module, teacher: nn.Module) -> None:
-        train, val = (_as_taken(material, split, told) for split in (data.train, data.val))
-        taken = replace(data, train=train, val=val, normalization=IDENTITY)
-        fit(module, taken, IDENTITY, _settings(material, epochs), told, teacher, task=task)
+        def work() -> bool:
+            train, val = (_as_taken(material, split, told) for split in (data.train, data.val))
+            taken = replace(data, train=train, val=val, normalization=IDENTITY)
+            state = None if journal is None else journal.running()
+            fit(module, taken, IDENTITY, settings, told, teacher, checkpoint=state, task=task)
+            return True
+
+        if journal is None:
+            work()
+            return
+        journal.kept("finetuning of int8", fingerprint(tensors_of(module), settings), work, module)
+        module.eval()
 
     def better(before: Path, after: Path) -> bool:
         """Whether the whole interval of the drop from the one to the other is a gain."""

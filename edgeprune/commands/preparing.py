@@ -9,7 +9,9 @@ from pathlib import Path
 
 from edgeprune.commands.budgets import KEEP_LAYER, LAYER_RATIO, check_share, decide
 from edgeprune.commands.examples import check_runs, example_feed
+from edgeprune.commands.featurerules import asked_rules
 from edgeprune.commands.finetuning import check_recipe, finetuning, trained_epochs
+from edgeprune.commands.int8run import asked_int8, assumed_int8, check_quantizes
 from edgeprune.commands.resolve import (
     Threads,
     assumed_task,
@@ -24,6 +26,7 @@ from edgeprune.commands.resuming import own_cores
 from edgeprune.commands.scripted import Scripted
 from edgeprune.commands.sharing import no_longer_shared
 from edgeprune.commands.unfinished import SUFFIX, check_alike, check_place, identity, place_of, shared_identity
+from edgeprune.commands.variants import Int8
 from edgeprune.commands.vocabulary import asked_vocabularies, check_data
 from edgeprune.commands.widths import widths_of
 from edgeprune.cost.device import Device, device_in, read_device
@@ -40,8 +43,7 @@ from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
 from edgeprune.processes import n_processes
 from edgeprune.progress import Progress
-from edgeprune.pruning.feature_prices import priced
-from edgeprune.pruning.feature_rules import feature_rules, named_groups, ruled_grid
+from edgeprune.pruning.feature_rules import named_groups
 from edgeprune.pruning.held import held_layers
 from edgeprune.pruning.plan import PruningPlan, read_plan
 from edgeprune.records import DataSource, Model, Vocabulary
@@ -79,7 +81,8 @@ class Job:
     What the search comes to is kept in the `journal` while that is held. Several processes of a `team` each have such a
     job, and do it together.
 
-    `device` is the one that is planned with, `gauge` measures a network as a file; None where nothing asks for it.
+    `device` is the one that is planned with, `gauge` measures a network as a file, `int8` says how that is asked for;
+    None where nothing asks for it.
     """
 
     request: CompressRequest
@@ -96,6 +99,7 @@ class Job:
     assumed: tuple[str, ...]
     journal: Results
     team: Team
+    int8: Int8 | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,6 +154,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     held_layers(cutter.graph, decision.manner.leave, decision.manner.layer_ratios, (KEEP_LAYER, LAYER_RATIO))
     check(cutter, budgets, plan)
     _check_answers(request, opened, assume)
+    int8 = _int8(request, opened, samples, journal, told, assume)
     plain = _plain_strategy(request, budgets, plan, samples)
     strategy = widths_of(request, opened.dense, samples, journal) or _strategy(request, plain, prober, journal)
     for text in assumed:
@@ -175,6 +180,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
         assumed=tuple(assumed),
         journal=journal,
         team=team,
+        int8=int8,
     )
 
 
@@ -182,6 +188,7 @@ def _check_alone(request: CompressRequest) -> None:
     """Raise InputError where processes that share the samples out are asked for what one alone can do."""
     asked = {
         "--widths": request.widths is not None,
+        "--int8": bool(request.int8),
         "--lowrank": bool(request.lowrank),
         "--distill features": bool(request.distill_features),
     }
@@ -239,7 +246,7 @@ def _opened(request: CompressRequest, plan: PruningPlan | None, assume: Assume) 
         assume(note)
     is_guess = request.normalize is None and model.info.normalization is None
     model = with_normalization(model, data, request.normalize, assume)
-    rules = _rules(request, model, data)
+    rules = asked_rules(request, model, data)
     model = replace(model, info=replace(model.info, feature_groups=named_groups(rules) or model.info.feature_groups))
     threads = threads_of(request.threads, model.program)
     threads = replace(threads, training=threads.training or own_cores())
@@ -247,6 +254,25 @@ def _opened(request: CompressRequest, plan: PruningPlan | None, assume: Assume) 
     vocabularies = asked if plan is None else plan.vocabularies
     check_data(vocabularies, model.program, data)
     return _Opened(model, Program.adopt(model.program), data, task, rules, threads, is_guess, vocabularies)
+
+
+def _int8(  # noqa: PLR0913 - what was asked for, of what, how it is trained, what is kept and who is told
+    request: CompressRequest,
+    opened: _Opened,
+    samples: DataTrainer | None,
+    journal: Results,
+    told: Progress,
+    assume: Assume,
+) -> Int8 | None:
+    """How int8 is asked for, where it is; InputError where the network cannot be quantised, or not be judged so."""
+    asked = asked_int8(request, samples.settings.epochs if samples else 0)
+    if asked is None:
+        return None
+    check_quantizes(asked, opened.model, opened.data, opened.task, told)
+    assert opened.task is not None
+    for text in assumed_int8(asked, request, opened.task.metric):
+        assume(text)
+    return replace(asked, journal=journal)
 
 
 def _strategy(request: CompressRequest, found: Strategy, prober: Prober | None, journal: Results) -> Strategy:
@@ -341,29 +367,6 @@ def _file_gauge(
     example = example_feed(opened.model, kept=opened.vocabularies)
     told.stage("export the dense network to measure it")
     return OnnxGauge(opened.dense, example, opened.threads.runtime, told, other)
-
-
-def _rules(request: CompressRequest, model: Model, data: DataSource | None) -> FeatureRules | None:
-    """Which input features always stay, which only go together and what each costs; None where nothing was said."""
-    options = ("--always-keep", request.always_keep), ("--feature-groups", request.feature_groups)
-    asked = " and ".join(option for option, value in (*options, ("--feature-price", request.feature_price)) if value)
-    if not asked:
-        return None
-    _check_choice(request, asked)
-    n_features = len(ruled_grid(model.program, asked))
-    names = model.info.feature_names or (data.feature_names if data else ())
-    fitting = names if len(names) == n_features else ()
-    rules = feature_rules(request.always_keep, request.feature_groups, fitting, n_features)
-    return priced(request.feature_price, rules, model.program, fitting)
-
-
-def _check_choice(request: CompressRequest, asked: str) -> None:
-    """Raise InputError where no input features are chosen."""
-    for option, got in (("--plan", request.plan), ("--module", request.module)):
-        if got is not None:
-            raise InputError(f"{asked}: expected a choice of features, got {option} {got}")
-    if request.input_features == "off":
-        raise InputError(f"{asked}: expected --input-features auto, a count or a ratio, got off")
 
 
 def _trainer(  # noqa: PLR0913 - what was asked for, of what, what is kept, who shares and who is told

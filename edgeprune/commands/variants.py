@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,17 @@ from edgeprune.export.finetuned import KIND as FINETUNED
 from edgeprune.export.finetuned import write_finetuned
 from edgeprune.export.judging import QuantizedFile
 from edgeprune.export.quantize import write_int8
+from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Inputs, Material
 from edgeprune.export.variants import FLOAT, compare_variants
+from edgeprune.journal.shared import Results
 from edgeprune.measure.chance import check_above_chance
 from edgeprune.measure.latency import measure_files, ratio_interval
 from edgeprune.progress import Progress
-from edgeprune.records import DataSource
-from edgeprune.requests import ExportRequest
+from edgeprune.records import DataSource, Int8For, Model
 from edgeprune.results import LeftOut, VariantTable
 from edgeprune.tasks.budget import drop_of
-from edgeprune.tasks.classification import Classification
+from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Outcomes, Task, joined, mean_share
 
 CALIBRATION = 256  # samples
@@ -44,7 +45,37 @@ def variant_files(name: str) -> list[str]:
     return [f"{name}.{kind}.onnx" for kind in _KINDS]
 
 
-def write_variants(request: ExportRequest, material: Material, told: Progress) -> VariantTable:
+@dataclass(frozen=True, slots=True, eq=False)
+class Int8:
+    """How int8 is asked for: what it may lose, where it is to run, and how long it is finetuned if it loses more.
+
+    `allow_chance` takes a network that is no better than guessing; its finetuning is kept in a `journal` where there is
+    one.
+    """
+
+    max_drop: float | str | None
+    runs_on: Int8For | None
+    finetune_epochs: int
+    allow_chance: bool
+    journal: Results | None = None
+
+    @property
+    def reduces(self) -> bool:
+        """Whether weights have 7 bits, which are right on any CPU."""
+        return self.runs_on in (None, "any")
+
+
+def check_int8(asked: Int8, model: Model, data: DataSource | None, task: Task | None) -> None:
+    """Raise InputError where smaller numbers have nothing to be calibrated on or to be judged by, or lose a state."""
+    if data is None or task is None:
+        raise InputError("--int8: expected data to calibrate on, got none; give --data")
+    drop_of(asked.max_drop, task.metric)
+    if isinstance(task, Classification):
+        check_logits(model.program, data, "without --int8 it can be exported")
+    check_stateless(model.program, "--int8")
+
+
+def write_variants(asked: Int8, material: Material, told: Progress) -> VariantTable:
     """int8, dynamic and half-precision files of the float one, timed beside it, and which one to ship.
 
     Raises:
@@ -55,7 +86,7 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
     assert data is not None and task is not None and raw is not None  # else it was refused before
     metric = task.metric
     calibration = material.inputs(raw).file
-    if isinstance(task, Classification) and not request.allow_chance:
+    if isinstance(task, Classification) and not asked.allow_chance:
         check_above_chance(material.model, data)
     outcomes = _outcomes(material, data, task, told)
 
@@ -63,15 +94,14 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
         return task.value(outcomes(path))
 
     value = judge(network)
-    drop = drop_of(request.max_drop, metric).limit(metric, value)
-    int8_for = request.int8_for or "any"
+    drop = drop_of(asked.max_drop, metric).limit(metric, value)
     int8, finetuned, dynamic, half = (material.folder / name for name in variant_files(material.name))
     judged: dict[str, Any] = {"value": judge, "metric": metric, "max_drop": drop}
-    integers = {**judged, "reduce_range": int8_for == "any"}
+    integers = {**judged, "reduce_range": asked.reduces}
     told.stage("quantise to int8")
     made: list[QuantizedFile | LeftOut] = [write_int8(network, int8, calibration, **integers, progress=told)]
-    if request.finetune_epochs:
-        how = finetuning(material, data, task, request.finetune_epochs, outcomes, told)
+    if asked.finetune_epochs:
+        how = finetuning(material, data, task, asked.finetune_epochs, outcomes, told, asked.journal)
         made.append(write_finetuned(network, finetuned, calibration, how, **integers, progress=told))
     told.stage("quantise dynamically, and to half precision")
     made.append(write_dynamic(network, dynamic, calibration, **integers))
@@ -87,7 +117,7 @@ def write_variants(request: ExportRequest, material: Material, told: Progress) -
         interval=ratio_interval,
         values={FLOAT: value, **values},
         metric=metric,
-        int8_for=int8_for,
+        int8_for=asked.runs_on or "any",
     )
     return replace(table, notes=(*table.notes, *_won_back(made)))
 

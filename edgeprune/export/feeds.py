@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,3 +49,8 @@ def in_pytorch(program: ExportedProgram) -> Callable[[Feed], Any]:
             return module(*arguments(program, [torch.from_numpy(array) for array in arrays_of(feed)]))
 
     return answered
+
+
+def filled(n_rows: int, batch: int) -> np.ndarray:
+    """The places of rows in whole batches, `(n_batches, batch)`; the last one is filled from the start."""
+    return (np.arange(math.ceil(n_rows / batch) * batch) % n_rows).reshape(-1, batch)

@@ -95,6 +95,8 @@ def write_finetuned(  # noqa: PLR0913 - as for `write_int8`
             module, teacher = _networks(work, finetuning.structure)
             finetuning.train(module, teacher)
         except (InputError, TrainingError) as error:
+            if isinstance(error.__cause__, OSError):  # a full disk says nothing of the network
+                raise
             return LeftOut(KIND, f"it cannot be trained as int8: {error_line(error)}")
         tuned = _with(work, module)
         after = judge(tuned.quantized((), "after"))

@@ -5,20 +5,23 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from edgeprune.errors import InputError, ParityError
 from edgeprune.export import apart
 from edgeprune.export.description import add_contract
-from edgeprune.export.feeds import arrays_of
+from edgeprune.export.feeds import arrays_of, filled
 from edgeprune.export.filecheck import error_of, samples_of_network
 from edgeprune.export.installed import check_packages
 from edgeprune.export.parity import Sample
 from edgeprune.export.refusals import check_weights
 from edgeprune.export.signature import (
+    NARROWED,
     FileValue,
     Layout,
     Signature,
@@ -30,10 +33,12 @@ from edgeprune.export.signature import (
 from edgeprune.export.silence import native_silence
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Inputs, Material, Runner, Runtime
+from edgeprune.export.taskjudged import judged
 from edgeprune.progress import Progress
 from edgeprune.results import ExportedFile
 
-_CONVERT, _LOAD = (f"edgeprune.export.litert_runtime:{name}" for name in ("convert", "load"))
+_CONVERT, _LOAD, _QUANTIZE = (f"edgeprune.export.litert_runtime:{name}" for name in ("convert", "load", "quantize"))
+_CALIBRATION = 256  # samples
 _MAX_BYTES = 2**31 - 2**20
 
 
@@ -78,8 +83,8 @@ class Litert:
         return LitertRuntime(self.layout)
 
     def files(self, model: str) -> tuple[str, ...]:
-        """The one file."""
-        return (f"{model}.tflite",)
+        """In float, and in int8 where that is asked for."""
+        return (f"{model}.tflite", f"{model}.int8.tflite")
 
     def check_installed(self) -> None:
         """Raise InputError where a part of LiteRT is missing, too old or too new."""
@@ -103,9 +108,19 @@ class Litert:
         first = samples[0]
         signature = signature_of(program, first.inputs, first.outputs, self.layout, scaling_of(material))
         out = _converted(program, signature, material.folder / f"{material.name}.tflite")
-        parity = _parity(out, signature, samples)
+        parity = error_of(samples, _answers(out, signature, [one.inputs for one in samples]), f"{out.name} in LiteRT")
         add_contract(material.folder, material.network.name, "litert", out.name, signature.described())
-        return (ExportedFile(str(out), out.stat().st_size, parity),)
+        made = (ExportedFile(str(out), out.stat().st_size, parity),)
+        if not material.int8:
+            return made
+        told.stage("quantise for LiteRT and run it")
+        small = out.with_suffix(".int8.tflite")
+        try:
+            return (*made, _quantized(material, out, small, signature, samples))
+        except (InputError, ParityError) as error:
+            small.unlink(missing_ok=True)
+            told.say(f"left out: int8 for LiteRT: {error}")
+            return made
 
 
 def _converted(program: ExportedProgram, signature: Signature, out: Path) -> Path:
@@ -117,8 +132,62 @@ def _converted(program: ExportedProgram, signature: Signature, out: Path) -> Pat
     return out
 
 
-def _parity(file: Path, signature: Signature, samples: Sequence[Sample]) -> float:
-    given = [signature.laid_out(sample.inputs) for sample in samples]
-    found = apart.answers(_LOAD, file, given, f"LiteRT cannot run {file.name}")
-    got = [signature.channels_first(outputs) for outputs in found]
-    return error_of(samples, got, f"{file.name} in LiteRT")
+def _answers(file: Path, signature: Signature, given: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+    """All outputs of the file for batches, each all inputs, both with channels first."""
+    taken = [signature.laid_out(inputs) for inputs in given]
+    found = apart.answers(_LOAD, file, taken, f"LiteRT cannot run {file.name}")
+    return [signature.channels_first(outputs) for outputs in found]
+
+
+def _quantized(
+    material: Material, source: Path, out: Path, signature: Signature, samples: Sequence[Sample]
+) -> ExportedFile:
+    """The file in int8, calibrated on the training split and judged by the task beside the one in float.
+
+    Raises:
+        InputError: the quantizer cannot do it, or more is lost than may be.
+        ParityError: it gives NaN or infinity, or other shapes.
+    """
+    _write_int8(source, out, signature, _calibration(material, signature))
+    got = _answers(out, signature, [one.inputs for one in samples])
+    error = _error(samples, got, out.name)
+    in_float, in_int8 = (partial(_answers, file, signature) for file in (source, out))
+    said, is_enough = judged(material, in_float, in_int8, material.batch or 1)
+    if not is_enough:
+        raise InputError(f"{said}, which is more than may be lost")
+    add_contract(material.folder, material.network.name, "litert-int8", out.name, signature.described())
+    return ExportedFile(str(out), out.stat().st_size, error, note=f"int8, {said}")
+
+
+def _write_int8(source: Path, out: Path, signature: Signature, batches: Sequence[Sequence[np.ndarray]]) -> None:
+    columns = [np.stack(column) for column in zip(*batches, strict=True)]
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        given = Path(folder) / "given.npz"
+        np.savez(given, *columns)
+        names = [value.name for value in signature.inputs]
+        asked = {"source": str(source), "names": names, "given": str(given), "out": str(out)}
+        apart.called(_QUANTIZE, asked, f"LiteRT cannot quantise {source.name}")
+
+
+def _calibration(material: Material, signature: Signature) -> list[list[np.ndarray]]:
+    """Whole batches of the training split as the file takes them; the last one is filled from the start."""
+    raw = material.raw("train", _CALIBRATION)
+    assert raw is not None  # else int8 was refused before
+    arrays, batch = arrays_of(material.inputs(raw).file), material.batch or 1
+    places = filled(len(arrays[0]), batch)
+    types = [NARROWED.get(array.dtype.name, array.dtype.name) for array in arrays]
+    cast = [array.astype(kind) for array, kind in zip(arrays, types, strict=True)]
+    return [signature.laid_out([array[rows] for array in cast]) for rows in places]
+
+
+def _error(samples: Sequence[Sample], got: Sequence[Sequence[np.ndarray]], name: str) -> float:
+    """The largest absolute error of any output; raises ParityError where one is not finite, or of another shape."""
+    worst = 0.0
+    for sample, outputs in zip(samples, got, strict=True):
+        shapes = [[array.shape for array in arrays] for arrays in (sample.outputs, outputs)]
+        if shapes[0] != shapes[1] or not all(np.isfinite(array).all() for array in outputs):
+            raise ParityError(f"{name} in LiteRT: expected finite outputs {shapes[0]}, got others, {shapes[1]}")
+        pairs = zip(sample.outputs, outputs, strict=True)
+        errors = (float(np.abs(want.astype(np.float64) - have).max(initial=0.0)) for want, have in pairs)
+        worst = max(worst, *errors)
+    return worst

@@ -48,6 +48,42 @@ def convert(program: str, signature: dict[str, Any], out: str) -> None:
     made.export(out)
 
 
+def quantize(source: str, names: list[str], given: str, out: str) -> None:
+    """Quantise a .tflite file statically: activations and weights of 8 bits, inputs and outputs as they are.
+
+    Args:
+        source: the float file.
+        names: of its inputs.
+        given: an archive (.npz) of one array `(n_batches, *shape)` for each of them in their order, to calibrate on.
+        out: the file to write.
+
+    Raises:
+        InputError: nothing in it could be quantised.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import qtyping, quantizer, recipe
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    tool = quantizer.Quantizer(source, recipe.static_wi8_ai8())
+    for edge in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        tool.update_quantization_recipe(".*", edge, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    [key] = Interpreter(model_path=source).get_signature_list()
+    with np.load(given) as held:
+        columns = [held[f"arr_{place}"] for place in range(len(names))]
+    batches = [dict(zip(names, rows, strict=True)) for rows in zip(*columns, strict=True)]
+    found = tool.calibrate({key: batches}, num_threads=1)
+    if not found or not _quantized(tool.quantize(found, enable_progress_report=False), out):
+        raise InputError("expected operators that LiteRT's quantizer knows, got none")
+
+
+def _quantized(result: Any, out: str) -> bool:
+    """Whether the file of a result, which is written, holds integers of 8 bits."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    result.export_model(out, overwrite=True)
+    return any(one["dtype"] is np.int8 for one in Interpreter(model_path=out).get_tensor_details())
+
+
 def load(file: Path, threads: int) -> Answer:
     """A .tflite file, with XNNPACK; its inputs and outputs in the order in which the file lists them."""
     from ai_edge_litert.interpreter import Interpreter

@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from edgeprune.errors import InputError
-from edgeprune.export.floatfile import FloatFile, open_float, weighted_nodes, with_header_of
+from edgeprune.export.floatfile import FloatFile, agreement, open_float, weighted_nodes, with_header_of
 from edgeprune.export.int8shapes import fit_to_kernels
 from edgeprune.export.judging import Judge, Judged, QuantizedFile, check_places, left_in_float, record_of
 from edgeprune.export.quanttools import Reader, prepared, tools_for
@@ -75,6 +75,17 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
         write_atomically(out, judged.path.read_bytes())
     file = record_of("int8", judged, out, [layer.name for layer in in_float], len(work.layers))
     return replace(file, note="; ".join(_notes(file, judge, judged, reduce_range)))
+
+
+def check_quantizable(source: Path, calibration: Any, reduce_range: bool = True) -> None:
+    """Raise where `write_int8` would of the same arguments, whatever it costs; this takes no search and no samples.
+
+    Raises:
+        InputError, ParityError: as `write_int8`.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        work = work_of(open_float(source, calibration), Path(folder), reduce_range)
+        agreement(work.file, work.quantized((), "all"))
 
 
 def _notes(file: QuantizedFile, judge: Judge, judged: Judged, reduced: bool) -> list[str]:

@@ -28,7 +28,7 @@ Layout = Literal["nhwc", "nchw"]
 Numbers = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std along dim 1
 _TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # the channels of an image
 _RANK_OF_IMAGES = 4
-_NARROWED = {"int64": "int32", "float64": "float32"}
+NARROWED = {"int64": "int32", "float64": "float32"}  # by converters
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class FileValue:
     def described(self) -> dict[str, Any]:
         """As features.json has it; converters make 64 bits 32."""
         layout = {"layout": "nhwc" if self.channels_last else "nchw"} if len(self.shape) == _RANK_OF_IMAGES else {}
-        return {"name": self.name, "type": _NARROWED.get(self.type, self.type), "shape": list(self.shape), **layout}
+        return {"name": self.name, "type": NARROWED.get(self.type, self.type), "shape": list(self.shape), **layout}
 
     def laid_out(self, array: np.ndarray) -> np.ndarray:
         """An array with its channels first, as the file has it."""

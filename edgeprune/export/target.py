@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.data import first_inputs
 from edgeprune.export import ort
-from edgeprune.export.feeds import repeated
+from edgeprune.export.feeds import filled, repeated
 from edgeprune.export.front import drawn_raw, kept, normalized, raw_bytes
 from edgeprune.export.namedfront import NamedFront
 from edgeprune.export.ort import Feed
@@ -53,8 +53,8 @@ class Material:
     that this one came from, where it is known; `batch` the fixed one, None where it is free; `byte_scale` what a byte
     stands for where the files take bytes. `real` holds real samples to check on, None where there are no data;
     `task` is what they are for, `front` what is done to the inputs where there are several. `folds` says that the ONNX
-    files take raw values, as preprocessing is folded into them; `max_drop` is what smaller numbers may lose.
-    `beside` is the folder of the model's file, a run's or another.
+    files take raw values, as preprocessing is folded into them; `int8` says that smaller numbers are asked for, and
+    `max_drop` what they may lose. `beside` is the folder of the model's file, a run's or another.
     """
 
     model: Model
@@ -69,6 +69,7 @@ class Material:
     task: Task | None = None
     front: NamedFront | None = None
     folds: bool = False
+    int8: bool = False
     max_drop: float | str | None = None
     beside: Path | None = None
 
@@ -111,7 +112,7 @@ class Material:
         return self.inputs(repeated(raw, count))
 
     def inputs(self, raw: Feed) -> Inputs:
-        """Raw inputs in every form; while the files' batch is free, as preprocess.onnx is run."""
+        """Raw inputs in every form, as preprocess.onnx makes them where there is one."""
         if isinstance(raw, Mapping):
             assert self.front is not None
             whole = self.front.normalized(raw)
@@ -133,7 +134,9 @@ class Material:
         if not preprocess.exists():
             return handed
         model = ort.session(preprocess)
-        return np.concatenate([ort.run(model, handed[rows]) for rows in row_chunks(len(handed), handed[0].size)])
+        fixed, n_rows = model.get_inputs()[0].shape[0], len(handed)
+        places = filled(n_rows, fixed) if isinstance(fixed, int) else row_chunks(n_rows, handed[0].size)
+        return np.concatenate([ort.run(model, handed[rows]) for rows in places])[:n_rows]
 
 
 class Runtime(Protocol):

@@ -92,7 +92,7 @@ class Journal:
             told.say(f"{self._place.path}: {len(self._entries)} results are there; the search goes on after them")
 
     def _leave(self, error: BaseException, told: Progress) -> None:
-        if self._place.is_begun and _came_from_outside(error):
+        if self._place.is_begun and came_from_outside(error):
             told.say(f"{self._place.path} holds what the search has come to; --resume goes on with it")
         elif not self._goes_on or isinstance(error, CheckError):
             self._place.remove()  # nothing is there, or it would come to the same again
@@ -197,7 +197,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _came_from_outside(error: BaseException) -> bool:
+def came_from_outside(error: BaseException) -> bool:
     """Whether a run was stopped rather than came to an end that it would come to again: a disk may be made free."""
     if not isinstance(error, EdgepruneError) or isinstance(error, LostProcessError):
         return True

@@ -8,23 +8,17 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgeprune.records import Int8For, Metric
+from edgeprune.records import Metric
 from edgeprune.report import formats as fmt
 from edgeprune.report.sheet import Sheet, assumptions, check_mark, labelled, titled_table, unbroken
 from edgeprune.results import ExportedFile, ExportRecord, TargetTable, VariantTable
-
-_FOR: dict[Int8For, str] = {
-    "any": "for any CPU, with weights of 7 bits",
-    "arm": "for ARM (--int8-for any is right on every CPU)",
-    "vnni": "for x86 with VNNI (--int8-for any is right on every CPU)",
-}
 
 
 def export(record: ExportRecord) -> RenderableType:
     """What `export` wrote and how far each file is from PyTorch."""
     parts: list[RenderableType] = [_agreement(record)]
     if record.variants is not None:
-        parts += _variants(record.variants)
+        parts += variants(record.variants)
     if record.targets is not None:
         parts += _targets(record.targets)
     if record.note:
@@ -67,15 +61,15 @@ def _agreement(record: ExportRecord) -> Text:
     return Text.assemble(("! ", "bold yellow"), told)
 
 
-def _variants(found: VariantTable) -> list[RenderableType]:
+def variants(found: VariantTable) -> list[RenderableType]:
     """fp32 beside int8 and the others, and which one to ship."""
     is_exact = any(variant.exact_drop is not None for variant in found.variants)
-    lines: list[RenderableType] = [_variant_rows(found, is_exact)]
+    lines: list[RenderableType] = [_variant_rows(found, is_exact)] if found.variants else []
     lines += [labelled("left out", f"{one.kind}: {one.reason}") for one in found.left_out]
     lines += [labelled("note", note) for note in found.notes]
     if is_exact:
         told = f"exact is what a file means, {found.metric.name} and times are of this CPU: {found.cpu}"
-        lines.append(labelled("int8", f"{_FOR[found.int8_for]}; {told}"))
+        lines.append(labelled("int8", f"{fmt.int8_for(found.int8_for)}; {told}"))
     return [*lines, Text.assemble(("✓ ", "bold green"), f"ship {found.ship}: {found.why}")]
 
 

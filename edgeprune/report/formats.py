@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from edgeprune.records import Metric, MetricComparison
+    from edgeprune.records import Int8For, Metric, MetricComparison
     from edgeprune.results import (
         GateUse,
         LatencyComparison,
@@ -26,6 +26,16 @@ NONE = "–"
 _COUNTED = ("accuracy", "agreement")  # a sample more or less is 1 / n
 _SLOW_TAIL = 1.25
 _MOST_TENSORS = 4  # of a peak
+_INT8_FOR = {
+    "any": "for any CPU, with weights of 7 bits",
+    "arm": "for ARM (--int8-for any is right on every CPU)",
+    "vnni": "for x86 with VNNI (--int8-for any is right on every CPU)",
+}
+
+
+def int8_for(cpus: Int8For) -> str:
+    """Where int8 files are right."""
+    return _INT8_FOR[cpus]
 
 
 def percent(fraction: float | None) -> str:

@@ -16,6 +16,7 @@ from edgeprune.report import formats as fmt
 from edgeprune.report.bench import bench as bench
 from edgeprune.report.certified import certify as certify
 from edgeprune.report.exported import export as export
+from edgeprune.report.exported import variants
 from edgeprune.report.federated import federate as federate
 from edgeprune.report.sheet import Sheet, assumptions, check_mark, labelled, titled_table, unbroken
 from edgeprune.results import (
@@ -53,23 +54,19 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
         sizes = (one.dense_bytes, one.slim_bytes)
         table.add_row("  their rows", *map(fmt.size, sizes), fmt.share(*reversed(sizes)))
     _latency_rows(table, record.latency)
-    exactness = "exact" if record.proof_exact else "exact up to renormalisation"
-    exactness += ", on the ids that are kept" if record.vocabularies else ""
-    exactness += ", with the products of split layers for weights" if record.splits else ""
     return Sheet(
         table,
         *([_front(record)] if record.front else []),
         *_shared(record),
-        check_mark(f"slim = masked dense ({exactness}), relative error {fmt.error(record.proof_error)}"),
+        check_mark(f"slim = masked dense ({_exactness(record)}), relative error {fmt.error(record.proof_error)}"),
         check_mark(f"ONNX = PyTorch, absolute error {fmt.error(record.onnx_parity)}"),
         _latency_line(record.latency),
-        *([labelled("split", told_splits)] if (told_splits := fmt.splits(record)) else []),
-        *([labelled("blocks", f"{', '.join(record.blocks)} went whole")] if record.blocks else []),
-        *([labelled("layers", taken)] if (taken := fmt.reconstruction(record.steps)) else []),
+        *_cuts(record),
+        *(variants(record.variants) if record.variants else []),
         *assumptions(record.assumed),
         *(labelled("advice", told) for told in record.advice),
         unbroken("  report  ", str(folder / "report.html"), ""),
-        unbroken("  next    ", f"edgeprune export --onnx {fmt.quoted(folder / 'slim.pt2')}", "bold"),
+        _next(record, folder),
     )
 
 
@@ -77,6 +74,33 @@ def _shared(record: RunRecord) -> list[RenderableType]:
     """What is told of the file of weights that several widths share, and of the gate that picks one."""
     weights = "" if record.shared is None else fmt.shared_weights(record.shared)
     return [check_mark(told) for told in (weights, fmt.gate(record)) if told]
+
+
+def _exactness(record: RunRecord) -> str:
+    """What the proof holds up to."""
+    told = "exact" if record.proof_exact else "exact up to renormalisation"
+    told += ", on the ids that are kept" if record.vocabularies else ""
+    return told + (", with the products of split layers for weights" if record.splits else "")
+
+
+def _cuts(record: RunRecord) -> list[RenderableType]:
+    """What went beside channels, and what layers took over."""
+    lines: list[RenderableType] = []
+    if told := fmt.splits(record):
+        lines.append(labelled("split", told))
+    if record.blocks:
+        lines.append(labelled("blocks", f"{', '.join(record.blocks)} went whole"))
+    if taken := fmt.reconstruction(record.steps):
+        lines.append(labelled("layers", taken))
+    return lines
+
+
+def _next(record: RunRecord, folder: Path) -> RenderableType:
+    """What to do with the network: its file, where one is there to ship, else to export it."""
+    ship = record.variants.shipped if record.variants else None
+    if ship is not None:
+        return unbroken("  file    ", str(folder / ship.path), "bold")
+    return unbroken("  next    ", f"edgeprune export --onnx {fmt.quoted(folder / 'slim.pt2')}", "bold")
 
 
 def _front(record: RunRecord) -> Table:

@@ -13,21 +13,17 @@ from edgeprune.results.export import (
 )
 from edgeprune.results.federate import FederateRecord, RoundRecord
 from edgeprune.results.front import FrontPoint, GateFigures, SharedWeights
+from edgeprune.results.inspection import GroupRow, InspectRecord, PeakActivations, ProfiledKind, ProfileRecord
 from edgeprune.results.run import (
     AccuracyComparison,
     ChangedSample,
     EpochRecord,
     FeatureCount,
-    GroupRow,
-    InspectRecord,
     LatencyComparison,
     LayerWidth,
     LayerZeros,
     MethodsRecord,
     NetworkFigures,
-    PeakActivations,
-    ProfiledKind,
-    ProfileRecord,
     RunRecord,
     SplitLayer,
     StepRecord,

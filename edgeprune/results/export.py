@@ -87,6 +87,11 @@ class VariantTable:
     notes: tuple[str, ...] = ()
 
     @property
+    def shipped(self) -> Variant | None:
+        """The one to ship; None where there are none."""
+        return next((variant for variant in self.variants if variant.name == self.ship), None)
+
+    @property
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON: of an accuracy as ever."""
         return {"metric": None} if self.metric == ACCURACY else {}

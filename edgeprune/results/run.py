@@ -15,8 +15,8 @@ from edgeprune.records import (
     Metric,
     MetricComparison,
     Reconstruction,
-    TokenRow,
 )
+from edgeprune.results.export import VariantTable
 from edgeprune.results.front import FrontPoint, SharedWeights
 
 
@@ -106,19 +106,6 @@ class NetworkFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class PeakActivations:
-    """The most bytes that live values take at once; `at` is the operator, `tensors` are what is there then, by size.
-
-    `is_best` says whether no order of the operators takes less; else it is the best that was found.
-    """
-
-    n_bytes: int
-    at: str
-    tensors: tuple[tuple[str, int], ...]
-    is_best: bool
-
-
-@dataclass(frozen=True, slots=True)
 class LayerWidth:
     """Output width of one layer before and after."""
 
@@ -176,6 +163,7 @@ class RunRecord:
     `features` and `feature_weights`, as in a `KeptInput`, are those of a network with one input; `inputs` of several.
     `metric` is what the values are of: accuracy, or that of another task, which has a `comparison` and no `accuracy`.
     `changed` are the samples on which both networks are furthest apart, the furthest first, by what `change` says.
+    `variants` compares the float file with int8 and others where those were asked for, by their names in the folder.
     """
 
     command: str
@@ -210,6 +198,7 @@ class RunRecord:
     blocks: tuple[str, ...] = ()
     splits: tuple[SplitLayer, ...] = ()
     shared: SharedWeights | None = None
+    variants: VariantTable | None = None
 
     @property
     def compared(self) -> MetricComparison | None:
@@ -221,7 +210,7 @@ class RunRecord:
         """What the fields are called in JSON: of a classification as ever, of another task by its metric."""
         of_classes = self.metric == ACCURACY and self.comparison is None
         others = ("metric", "comparison", "change", "changed") if of_classes else ("accuracy",)
-        further = ("vocabularies", "inputs", "blocks", "splits", "shared")
+        further = ("vocabularies", "inputs", "blocks", "splits", "shared", "variants")
         return dict.fromkeys((*others, *(name for name in further if not getattr(self, name))))
 
     @property
@@ -279,78 +268,3 @@ class MethodsRecord:
     """What `edgeprune methods` lists."""
 
     entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupRow:
-    """One row of `edgeprune inspect`: units that stand or fall together.
-
-    `kind` is `channels`, `heads` (of an attention), `features` (of the input) or `locked`; `n_units` counts what can be
-    removed one by one; `width` is the number of channels of the layer that makes them; `macs_share` and `params_share`
-    are the shares of the network's MACs and parameters that would go with all of them. For locked units `reason` says
-    why, beginning with the operator, `where` is the source line that calls it and `remedy` what would unlock them.
-    """
-
-    name: str
-    kind: str
-    layers: tuple[str, ...]
-    n_units: int
-    width: int
-    macs_share: float
-    exact: bool
-    reason: str | None = None
-    params_share: float = 0.0
-    operator: str | None = None
-    where: str | None = None
-    remedy: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class InspectRecord:
-    """What `edgeprune inspect` found; `files` are the drawings that it wrote.
-
-    `peak` is the most that live activations take, for one sample, `peak_int8` so with a byte for each float.
-    """
-
-    model: str
-    macs: int
-    params: int
-    groups: tuple[GroupRow, ...]
-    files: tuple[str, ...] = ()
-    tokens: tuple[TokenRow, ...] = ()
-    peak: PeakActivations | None = None
-    peak_int8: PeakActivations | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ProfiledKind:
-    """What `edgeprune profile` found for one kind of layer.
-
-    `step` is how many channels make a stair; `share` is that of the network's foretold time.
-    """
-
-    kind: str
-    n_layers: int
-    step: int
-    ms: float
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileRecord:
-    """What `edgeprune profile` measured and wrote; `ms` is what the layers take together, one batch.
-
-    `arch` is the architecture that was named, beside a file of weights or, the same as `model`, without one.
-    """
-
-    model: str
-    out: str
-    runtime: str
-    cpu: str
-    threads: int
-    batch_size: int
-    n_points: int
-    ms: float
-    kinds: tuple[ProfiledKind, ...]
-    seconds: float
-    arch: str | None = None

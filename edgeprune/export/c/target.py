@@ -14,7 +14,7 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export import apart, ort
 from edgeprune.export.c.build import program_of
 from edgeprune.export.c.graph import View
-from edgeprune.export.c.int8 import check_meaning, judged
+from edgeprune.export.c.int8 import check_meaning
 from edgeprune.export.c.names import identifier
 from edgeprune.export.c.runtime import Library, compiler
 from edgeprune.export.c.text import Program, header_text, source_text
@@ -27,6 +27,7 @@ from edgeprune.export.parity import PARITY_TOLERANCE, Sample
 from edgeprune.export.signature import scaling_of, signature_of
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Inputs, Material, Runner, Runtime
+from edgeprune.export.taskjudged import judged
 from edgeprune.export.writing import PREPROCESS
 from edgeprune.files import write_atomically
 from edgeprune.formats.onnx.file import read_onnx
