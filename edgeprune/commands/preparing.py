@@ -37,7 +37,6 @@ from edgeprune.journal.shared import Results, measured_by_main, results_of
 from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
-from edgeprune.processes import n_processes
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_prices import priced
 from edgeprune.pruning.feature_rules import feature_rules, named_groups, ruled_grid
@@ -64,6 +63,7 @@ from edgeprune.settings import FeatureRules, TrainSettings
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task
 from edgeprune.training import Judge, Team, float_type, threads_set
+from edgeprune.training.dropout import drawn_apart
 from edgeprune.units import LatencyLimit
 
 _LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said
@@ -125,7 +125,6 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     assume = assumed.append
     team = team or Team(TrainSettings())
     check_share(request)
-    _check_alone(request)
     out = team.by_main(lambda: _place(request, told, assume))
     plan = read_plan(Path(request.plan)) if request.plan else None
     scripted = Scripted.of(request)
@@ -133,6 +132,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     opened = _opened(request, plan, assume)
     check_runs(opened.model)
     assumed += scripted.told_inputs(opened.model.info)
+    assumed += _drawn_apart(opened.dense, team)
     with threads_set(opened.threads.training):
         figure = scripted.figure(request, opened.dense.frozen_module(), told, assume)
     metric = figure.metric if figure else opened.task.metric if opened.task else None
@@ -177,17 +177,10 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     )
 
 
-def _check_alone(request: CompressRequest) -> None:
-    """Raise InputError where processes that share the samples out are asked for what one alone can do."""
-    asked = {
-        "--widths": request.widths is not None,
-        "--lowrank": bool(request.lowrank),
-        "--distill features": bool(request.distill_features),
-    }
-    for option in (name for name, given in asked.items() if given and n_processes() > 1):
-        raise InputError(
-            f"{option}: expected one process, got {n_processes()}; leave it out, or start without torchrun"
-        )
+def _drawn_apart(dense: Program, team: Team) -> list[str]:
+    """What several processes cannot do as one would; nothing where there is one."""
+    names = drawn_apart(dense.frozen_module().graph) if team.share.n_ranks > 1 else ()
+    return [f"random numbers of {', '.join(names)} that each process draws for itself"] if names else []
 
 
 def _journal(request: CompressRequest, opened: _Opened, out: Path, team: Team) -> Results:
