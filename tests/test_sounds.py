@@ -247,6 +247,9 @@ def test_files_that_are_no_sounds_are_refused(tmp_path: Path) -> None:
     bad.symlink_to("/etc/passwd")
     refused(f"audiofolder:{root}?rate=8000", "0.wav", "got a link to")
     bad.unlink()
+    bad.symlink_to(bad)
+    refused(f"audiofolder:{root}?rate=8000", "0.wav: expected a sound file, got a ring of links")
+    bad.unlink()
     (root / "empty").mkdir()
     refused(f"audiofolder:{root}?rate=8000", "expected sounds in every class folder, got none in empty")
     for name in ("empty",):

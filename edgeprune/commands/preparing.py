@@ -28,6 +28,7 @@ from edgeprune.commands.widths import widths_of
 from edgeprune.cost.device import Device, device_in, read_device
 from edgeprune.cost.models import check_known
 from edgeprune.errors import InputError
+from edgeprune.files import real_path
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
@@ -210,7 +211,7 @@ def _place(request: CompressRequest, told: Progress, assume: Assume) -> Path:
     if request.out is None:
         assume(f"--out {out}")
     check_place(request, out, told)
-    if out.resolve() in Path(request.model).resolve().parents:
+    if real_path(out) in real_path(Path(request.model)).parents:
         raise InputError(
             f"{out}: expected an output folder that does not hold the model, got the one of {request.model}"
         )
