@@ -28,6 +28,13 @@ _REASONS = {
     errno.EFBIG: "a file larger than the system allows",
 }
 Kind = Literal["file", "folder"]
+
+
+def real_path(path: Path) -> Path:
+    """Where a path leads, its links followed; of a ring of links, which cannot be opened, one of them."""
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError there
+
+
 # The disk's state, whichever file it struck first.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 

@@ -38,6 +38,14 @@ def check_alone(command: str) -> None:
         )
 
 
+def check_option_alone(option: str) -> None:
+    """Raise InputError for an option of a shared command that is for one process."""
+    if n_processes() > 1:
+        raise InputError(
+            f"{option}: expected one process, got {n_processes()}; leave it out, or start without torchrun"
+        )
+
+
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else default

@@ -24,12 +24,14 @@ def good() -> dict[str, Any]:
 
 
 def test_every_kind_has_its_share() -> None:
-    assert sum(kinds.SHARES.values()) == 3000
+    assert sum(kinds.SHARES.values()) == 3500
 
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kind", "number"), MUTANTS)
 def test_a_mutant_is_taken_or_refused_in_one_line(tmp_path: Path, good: dict[str, Any], kind: str, number: int) -> None:
+    if kind not in good:
+        pytest.skip("tables of Arrow: in the extra arrow, whose wheel of 55 MB is not in dev")
     kinds.mutant(good[kind], random.Random(f"0/{kind}/{number}"), tmp_path)
     started = time.process_time()
     code, out, err = command.run_in(tmp_path, good[kind].arguments)

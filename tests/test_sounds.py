@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import edgeprune
-from edgeprune.data import first_inputs, open_data
+from edgeprune.data import first_inputs, normalize, open_data
 from edgeprune.data.sounds import LogMel, mel_weights, read_sound
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, ParityError
 from edgeprune.export.contracts import write_contracts
-from edgeprune.records import ModelInfo
+from edgeprune.records import DataSource, ModelInfo
 
 RATE = 8000
 
@@ -139,6 +143,79 @@ def test_a_folder_is_read_and_its_bands_are_features_that_can_go(tmp_path: Path)
     assert (stated["size"], stated["dim"], len(stated["indices"])) == (20, 1, 7)
 
 
+# -- the file that takes samples ---------------------------------------------------------------------------------------
+
+
+def samples_of(data: DataSource, n: int) -> tuple[np.ndarray, Tensor]:
+    """The samples of the first test sounds, and what the pipeline makes of them."""
+    split = data.test
+    files = split.dataset
+    sounds = [read_sound(files.paths[int(i)], files.paths.root, files.mel) for i in split.index[:n]]
+    return np.stack(sounds), torch.stack([split[i][0] for i in range(n)])
+
+
+NETS: dict[str, tuple[str, Callable[[int, int], nn.Module], int | None]] = {
+    "bands": ("bands", lambda m, t: nn.Sequential(nn.Conv1d(m, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)), 7),
+    "all bands": (
+        "bands",
+        lambda m, t: nn.Sequential(nn.Conv1d(m, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)),
+        None,
+    ),
+    "image": ("image", lambda m, t: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)), None),
+    "flat": ("image", lambda m, t: nn.Sequential(nn.Flatten(), nn.Linear(m * t, 8), nn.ReLU(), nn.Linear(8, 2)), 99),
+}
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("preprocess", ["apart", "fold"])
+@pytest.mark.parametrize(("layout", "made", "n_features"), NETS.values(), ids=NETS)
+def test_a_file_takes_samples_and_gives_what_the_network_takes(
+    tmp_path: Path, layout: str, made: Callable[[int, int], nn.Module], n_features: int | None, preprocess: Any
+) -> None:
+    soundfile()
+    data = open_data(f"audiofolder:{folder(tmp_path / 'sounds', 6)}?rate=8000&seconds=0.25&mels=20&layout={layout}")
+    torch.manual_seed(0)
+    net, x = made(*data.input_shape[-2:]), torch.zeros(2, *data.input_shape)
+    net(x)
+    program = edgeprune.capture(net.eval(), x)
+    if n_features is not None:
+        graph = edgeprune.analyze(program, inputs=True)
+        program = edgeprune.cut(program, edgeprune.plan(program, graph, keep_macs=None, n_features=n_features), graph)
+    info = ModelInfo(data.input_shape, classes=data.classes, normalization=data.normalization)
+    out, raw = tmp_path / "out", first_inputs(data.test, None)
+    files = write_contracts(program, info, out, raw, preprocess=preprocess, preparation=data.preparation)
+    [sound_file] = [file for file in files if Path(file.path).name == "sound.onnx"]
+    assert sound_file.parity is not None and sound_file.parity < 1e-2
+    sounds, prepared = samples_of(data, 2)
+    sessions = [onnxruntime.InferenceSession(out / name) for name in ("sound.onnx", "slim.onnx")]
+    [taken] = sessions[0].run(None, {"samples": sounds})
+    [got] = sessions[1].run(None, {sessions[1].get_inputs()[0].name: taken})
+    wanted = program.module()(normalize(prepared, data.normalization)).detach().numpy()
+    np.testing.assert_allclose(got, wanted, atol=2e-3)
+    stated = json.loads((out / "features.json").read_text(encoding="utf-8"))["contracts"]["sound"]
+    assert (stated["file"], stated["inputs"][0]["shape"]) == ("sound.onnx", ["batch", 2000])
+    assert stated["inputs"][0]["unit"] == "a sample, -1 to 1, 8000 a second"
+    operators = {node.op_type for node in onnx.load(out / "sound.onnx").graph.node}
+    assert operators <= {"Reshape", "Conv", "Mul", "Log", "Flatten", "Gather", "Sub", "Div", "Identity"}
+
+
+@pytest.mark.parametrize("mel", [LogMel(), LogMel(44_100, 44_100, 128), LogMel(8000, 800, 8, "image")])
+def test_samples_are_taken_at_any_rate(tmp_path: Path, mel: LogMel) -> None:
+    """Checked on sounds of all kinds as it is written; a file that is off is refused."""
+    shape = tuple(mel.stated["layout"])
+    network = edgeprune.capture(nn.ReLU().eval(), torch.zeros(2, *shape))
+    write_contracts(network, ModelInfo(shape), tmp_path, preparation=mel.stated)
+    [taken] = onnxruntime.InferenceSession(tmp_path / "sound.onnx").run(
+        None, {"samples": np.zeros((1, mel.n_samples), np.float32)}
+    )
+    np.testing.assert_allclose(taken, np.full((1, *shape), np.log(1e-6)), atol=1e-5)
+    with pytest.raises(ParityError, match=r"sound.onnx: expected the logarithms of a click within 0.01 of the data's"):
+        off = {**mel.stated, "n_mels": mel.n_mels}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("edgeprune.export.sound.hann", lambda window: np.ones(window))
+            write_contracts(network, ModelInfo(shape), tmp_path, preparation=off)
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +246,9 @@ def test_files_that_are_no_sounds_are_refused(tmp_path: Path) -> None:
     bad.unlink()
     bad.symlink_to("/etc/passwd")
     refused(f"audiofolder:{root}?rate=8000", "0.wav", "got a link to")
+    bad.unlink()
+    bad.symlink_to(bad)
+    refused(f"audiofolder:{root}?rate=8000", "0.wav: expected a sound file, got a ring of links")
     bad.unlink()
     (root / "empty").mkdir()
     refused(f"audiofolder:{root}?rate=8000", "expected sounds in every class folder, got none in empty")

@@ -32,6 +32,7 @@ from edgeprune.commands.widths import widths_of
 from edgeprune.cost.device import Device, device_in, read_device
 from edgeprune.cost.models import check_known
 from edgeprune.errors import InputError
+from edgeprune.files import real_path
 from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
@@ -41,7 +42,7 @@ from edgeprune.journal.shared import Results, measured_by_main, results_of
 from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
-from edgeprune.processes import n_processes
+from edgeprune.processes import check_option_alone
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_rules import named_groups
 from edgeprune.pruning.held import held_layers
@@ -67,6 +68,7 @@ from edgeprune.settings import FeatureRules, TrainSettings
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Task
 from edgeprune.training import Judge, Team, float_type, threads_set
+from edgeprune.training.dropout import drawn_apart
 from edgeprune.units import LatencyLimit
 
 _LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said
@@ -130,7 +132,8 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     assume = assumed.append
     team = team or Team(TrainSettings())
     check_share(request)
-    _check_alone(request)
+    for option in (name for name, given in (("--gate", request.gate), ("--int8", request.int8)) if given):
+        check_option_alone(option)
     out = team.by_main(lambda: _place(request, told, assume))
     plan = read_plan(Path(request.plan)) if request.plan else None
     scripted = Scripted.of(request)
@@ -138,6 +141,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     opened = _opened(request, plan, assume)
     check_runs(opened.model)
     assumed += scripted.told_inputs(opened.model.info)
+    assumed += _drawn_apart(opened.dense, team)
     with threads_set(opened.threads.training):
         figure = scripted.figure(request, opened.dense.frozen_module(), told, assume)
     metric = figure.metric if figure else opened.task.metric if opened.task else None
@@ -184,18 +188,10 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     )
 
 
-def _check_alone(request: CompressRequest) -> None:
-    """Raise InputError where processes that share the samples out are asked for what one alone can do."""
-    asked = {
-        "--widths": request.widths is not None,
-        "--int8": bool(request.int8),
-        "--lowrank": bool(request.lowrank),
-        "--distill features": bool(request.distill_features),
-    }
-    for option in (name for name, given in asked.items() if given and n_processes() > 1):
-        raise InputError(
-            f"{option}: expected one process, got {n_processes()}; leave it out, or start without torchrun"
-        )
+def _drawn_apart(dense: Program, team: Team) -> list[str]:
+    """What several processes cannot do as one would; nothing where there is one."""
+    names = drawn_apart(dense.frozen_module().graph) if team.share.n_ranks > 1 else ()
+    return [f"random numbers of {', '.join(names)} that each process draws for itself"] if names else []
 
 
 def _journal(request: CompressRequest, opened: _Opened, out: Path, team: Team) -> Results:
@@ -225,7 +221,7 @@ def _place(request: CompressRequest, told: Progress, assume: Assume) -> Path:
     if request.out is None:
         assume(f"--out {out}")
     check_place(request, out, told)
-    if out.resolve() in Path(request.model).resolve().parents:
+    if real_path(out) in real_path(Path(request.model)).parents:
         raise InputError(
             f"{out}: expected an output folder that does not hold the model, got the one of {request.model}"
         )

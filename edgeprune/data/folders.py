@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from edgeprune.data.splits import LazySplit, build, stratified
 from edgeprune.errors import InputError
+from edgeprune.files import real_path
 from edgeprune.records import DataSource
 
 _LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini"}
@@ -76,10 +77,16 @@ def left_out(skipped: Mapping[str, int], noun: str) -> tuple[str, ...]:
     return (f"files are left out that are no {noun} by name ({counts:.80})",)
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a ring of links is none, where `entry.is_dir()` raises OSError."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
 def check_inside(path: Path, root: Path) -> None:
     """Raise InputError when `path`, its links followed, leaves `root`."""
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{path}: expected a file inside {root}, got a link to {path.resolve()}")
+    found = real_path(path)
+    if not found.is_relative_to(real_path(root)):
+        raise InputError(f"{path}: expected a file inside {root}, got a link to {found}")
 
 
 def open_class_folder(prefix: str, root: str, kind: FileKind) -> DataSource:
@@ -127,7 +134,7 @@ def _check_all_present(files: ClassFiles, folder: Path, classes: Sequence[str], 
 
 def class_folders(folder: Path, root: Path) -> list[str]:
     """Names of the class folders, sorted."""
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    classes = sorted(entry.name for entry in os.scandir(folder) if is_folder(entry) and not entry.name.startswith("."))
     if not classes:
         raise InputError(f"{folder}: expected one folder per class, got none")
     for name in classes:
@@ -157,7 +164,7 @@ def add_files(paths: PathList, folder: Path, suffixes: frozenset[str], skipped: 
     names, folders = [], set()
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            if is_folder(entry):
                 if entry.is_symlink():
                     raise InputError(f"{folder / entry.name}: linked folders are not followed; copy its files instead")
                 folders.add(entry.name)

@@ -38,7 +38,7 @@ FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "AIFF")
 _LAYOUTS = ("bands", "image")
 _MAX_RATE, _MAX_CHANNELS = 384_000, 64
 _WINDOW_S, _HOP_S = 0.025, 0.010
-_FLOOR = 1e-6
+FLOOR = 1e-6
 _MOST_LOOKED = 200
 
 
@@ -81,6 +81,12 @@ class LogMel:
             )
         return made
 
+    @classmethod
+    def of_stated(cls, stated: Mapping[str, Any]) -> LogMel:
+        """That which says so of itself, see `stated`."""
+        layout = _LAYOUTS[len(stated["layout"]) - 2]
+        return cls(stated["rate"], stated["n_samples"], stated["n_mels"], layout)
+
     @property
     def window(self) -> int:
         """Samples of a frame."""
@@ -104,9 +110,8 @@ class LogMel:
     def of(self, sound: np.ndarray) -> np.ndarray:
         """The features of samples float32 `(n_samples,)`, float32 `(n_mels, n_frames)`."""
         frames = np.lib.stride_tricks.sliding_window_view(sound, self.window)[:: self.hop]
-        hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
-        power = np.abs(np.fft.rfft(frames * hann, self.n_fft, axis=1)) ** 2
-        return np.log(power @ mel_weights(self.rate, self.n_fft, self.n_mels) + _FLOOR).T.astype(np.float32)
+        power = np.abs(np.fft.rfft(frames * hann(self.window), self.n_fft, axis=1)) ** 2
+        return np.log(power @ mel_weights(self.rate, self.n_fft, self.n_mels) + FLOOR).T.astype(np.float32)
 
     @property
     def stated(self) -> dict[str, Any]:
@@ -127,9 +132,14 @@ class LogMel:
             "mel_scale": "2595 log10(1 + f / 700)",
             "mel_range_hz": [0.0, self.rate / 2],
             "mel_weights": "triangles of height 1 between neighbours, edges evenly spaced on the mel scale",
-            "formula": f"ln(sum_f weights[f, band] |DFT(frame * window_function)[f]|^2 + {_FLOOR:g})",
+            "formula": f"ln(sum_f weights[f, band] |DFT(frame * window_function)[f]|^2 + {FLOOR:g})",
             "layout": [self.n_mels, self.n_frames] if self.layout == "bands" else [1, self.n_mels, self.n_frames],
         }
+
+
+def hann(window: int) -> np.ndarray:
+    """The periodic Hann window, float64 `(window,)`."""
+    return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window))
 
 
 @cache

@@ -3,6 +3,7 @@
     full.onnx         normalised full input            -> logits   (the Gather is inside)
     slim.onnx         normalised kept features         -> logits
     preprocess.onnx   raw full input                   -> normalised kept features: what slim.onnx takes
+    sound.onnx        samples of sound                 -> what the network's file takes, where the data are sounds
     features.json     for firmware: what each file takes and gives, the kept features, scaling and classes
 
 With the preprocessing folded in, full.onnx takes the raw full input (uint8 where the data are bytes, else floats),
@@ -45,8 +46,9 @@ from edgeprune.export.metadata import metadata_of
 from edgeprune.export.namedcontracts import write_named
 from edgeprune.export.onnx import check_fits_onnx
 from edgeprune.export.parity import largest_error, outputs_of
+from edgeprune.export.sound import is_of_sounds, write_sound
 from edgeprune.export.state import Whole, check_stateless
-from edgeprune.export.writing import FULL, PREPROCESS, Writing, opened
+from edgeprune.export.writing import FULL, PREPROCESS, SOUND, Writing, opened
 from edgeprune.files import check_folder, staged_files
 from edgeprune.graph.specs import fits, fitted, input_specs, row_chunks
 from edgeprune.graph.tokens import kept_vocabularies
@@ -55,7 +57,7 @@ from edgeprune.records import InputFeatures, InputInfo, ModelInfo
 from edgeprune.results import ExportedFile
 from edgeprune.tasks.task import Task
 
-_FIXED_NAMES = (FULL, PREPROCESS, FEATURES_FILE)
+_FIXED_NAMES = (FULL, PREPROCESS, SOUND, FEATURES_FILE)
 _CHUNK = 256
 
 
@@ -247,7 +249,10 @@ def _write_preprocess(writing: Writing, features: InputFeatures | None, network:
 def _described(
     writing: Writing, files: list[ExportedFile], features: InputFeatures | None, input_type: str
 ) -> list[ExportedFile]:
-    """The files, and features.json, which says of each what goes in and what comes out."""
+    """The files, sound.onnx where there are sounds, and features.json, which says of each what goes in and out."""
+    if is_of_sounds(writing.preparation):
+        network = onnx.load(writing.folder / writing.network, load_external_data=False)
+        files = [*files, write_sound(writing, features, network)]
     contracts = writing.contracts(files)
     said = Described(
         writing.info, features, contracts, input_type, writing.fold, writing.byte_scale, preparation=writing.preparation

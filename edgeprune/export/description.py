@@ -5,7 +5,7 @@
     scaling                      mean and std of those, as `contracts` says for each file
     preparation                  how raw inputs are made of files, where the data are images or sounds
     classes                      in the order of the outputs
-    contracts                    by name (full, slim, preprocess): the file, its inputs and its outputs
+    contracts                    by name (full, slim, preprocess, sound): the file, its inputs and its outputs
     vocabularies                 by input, where ids were cut: `size` old ones; `keep[new]` is the old id of every new
                                  one, ascending; `unknown` the old id that all cut ones stand for, null: an error
 
@@ -184,15 +184,27 @@ def _inputs(described: Described, contract: str, graph: onnx.GraphProto) -> list
     [first, *others] = [_value(value) for value in graph.input]
     if len(_fed(graph)) > 1:
         return [{**value, **_said_of(described, contract, value)} for value in (first, *others)]
+    if contract == "sound":
+        return [{**first, **_samples(described)}]
+    return [{**first, **_raw_or_scaled(described, contract, graph)}, *others]
+
+
+def _samples(described: Described) -> dict[str, Any]:
+    """What sound.onnx takes."""
+    unit = f"a sample, -1 to 1, {described.preparation['rate']} a second"
+    return {"values": "samples", "unit": unit, "scaling": None}
+
+
+def _raw_or_scaled(described: Described, contract: str, graph: onnx.GraphProto) -> dict[str, Any]:
+    """What the values of a file's only input are, and how they are made."""
     by_itself = described.folded or contract == "preprocess"
     raw = by_itself or is_identity(described.info.normalization)
     scaled = not by_itself and graph.input[0].type.tensor_type.elem_type in _FLOATS
-    said = {
+    return {
         "values": "raw" if raw else "normalised",
         "unit": _unit(described) if raw else None,
         "scaling": _scaling(described, contract) if scaled else None,
     }
-    return [{**first, **said}, *others]
 
 
 def _said_of(described: Described, contract: str, value: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from edgeprune.errors import InputError
 from edgeprune.export.exact import meaning
 from edgeprune.export.floatfile import Agreement, FloatFile, agreement
+from edgeprune.files import real_path
 from edgeprune.records import ACCURACY, Metric, VariantKind
 from edgeprune.tasks.budget import is_within
 
@@ -166,7 +167,7 @@ def left_in_float(file: QuantizedFile) -> str:
 
 def check_places(source: Path, out: Path, max_drop: float) -> None:
     """Raise InputError where the file would replace the float file, or the budget is no number."""
-    if out.resolve() == source.resolve():
+    if real_path(out) == real_path(source):
         raise InputError(f"{out}: expected another file than the float one to write to")
     if not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError(f"drop: expected a number of at least 0, got {max_drop}")

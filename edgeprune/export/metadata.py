@@ -18,14 +18,14 @@ from edgeprune.tasks.registry import is_own
 
 
 def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bool = False) -> dict[str, str]:
-    """ONNX metadata: the contract (`full`, `slim` or `preprocess`) and what is known of the file's own input.
+    """ONNX metadata: the contract (`full`, `slim`, `preprocess` or `sound`) and what is known of the file's own input.
 
     Of the slim contract, shape and normalisation are those of the features that `front` keeps. With the front folded
     in, the file takes raw inputs: the normalisation left to do is none (mean 0, std 1), what was folded is told apart,
     and `edgeprune.byte_scale` says what a byte stands for.
     """
     is_narrower = contract == "slim" and front.features is not None
-    shape, normalization = _slim_input(front) if is_narrower else (front.shape, front.normalization)
+    shape, normalization = slim_input(front) if is_narrower else (front.shape, front.normalization)
     entries = {"input_shape": list(shape), **_common(info, contract)}
     if normalization is not None:
         entries["normalization"] = _numbers(normalization)
@@ -61,7 +61,7 @@ def _entries(contract: str, entries: Mapping[str, Any]) -> dict[str, str]:
     return {"edgeprune.contract": contract, **{f"edgeprune.{key}": json.dumps(value) for key, value in entries.items()}}
 
 
-def _slim_input(front: Preprocessing) -> tuple[tuple[int, ...], Normalization | None]:
+def slim_input(front: Preprocessing) -> tuple[tuple[int, ...], Normalization | None]:
     """Shape without the batch of what holds only the kept features, and mean and std of each of them."""
     features = front.features
     assert features is not None

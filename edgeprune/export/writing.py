@@ -17,8 +17,8 @@ from edgeprune.records import InputFeatures, InputInfo, ModelInfo
 from edgeprune.results import ExportedFile
 from edgeprune.tasks.task import Task
 
-FULL, PREPROCESS = "full.onnx", "preprocess.onnx"
-_CONTRACTS = {FULL: "full", PREPROCESS: "preprocess"}
+FULL, PREPROCESS, SOUND = "full.onnx", "preprocess.onnx", "sound.onnx"
+_CONTRACTS = {FULL: "full", PREPROCESS: "preprocess", SOUND: "sound"}
 
 
 @dataclass(frozen=True, slots=True)

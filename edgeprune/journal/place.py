@@ -19,6 +19,7 @@ from edgeprune.training.state import different
 
 FORMAT = "edgeprune-compressing/1"
 _ASKED, _RESULTS = "asked.json", "results.jsonl"
+_ALONE = {"processes": 1}  # what is left out where there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Place:
         known, facts = found.get("asked"), found.get("facts")
         if not isinstance(known, dict) or not isinstance(facts, dict):
             raise InputError(f"{file}: expected the beginning of a run ({FORMAT}), got something else")
-        differing = different(asked, known)
+        differing = different(_ALONE | dict(asked), _ALONE | known)
         if differing:
             raise InputError(
                 f"{self.path}: this is the state of another run; {differing}; --force starts afresh in its place"

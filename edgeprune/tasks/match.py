@@ -13,6 +13,7 @@ from edgeprune.errors import InputError
 from edgeprune.records import DataSource, Metric
 from edgeprune.tasks.outputs import described, leaves, to_array
 from edgeprune.tasks.task import BaseTask, Outcomes, finite
+from edgeprune.tasks.wholebatch import batch_mean
 
 _TINY = 1e-12
 
@@ -39,7 +40,9 @@ class Match(BaseTask):
         pairs = [(got, want.detach()) for got, want in _pairs(outputs, targets) if _is_float(want)]
         if not pairs:
             raise InputError(f"outputs: expected one of floats, got {described(outputs)}")
-        parts = [(got - want).square().mean() / want.square().mean().clamp(min=_TINY) for got, want in pairs]
+        parts = [
+            (got - want).square().mean() / batch_mean(want.square().mean()).clamp(min=_TINY) for got, want in pairs
+        ]
         return torch.stack(parts).mean()
 
     def distillation(self, outputs: Any, teacher_outputs: Any) -> None:

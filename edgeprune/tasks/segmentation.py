@@ -15,6 +15,7 @@ from edgeprune.records import DataSource, Metric
 from edgeprune.tasks.outputs import described, n_other_classes, only_tensor, shape_of, to_array, to_tensor
 from edgeprune.tasks.task import BaseTask, Outcomes
 from edgeprune.tasks.torchmetric import functional
+from edgeprune.tasks.wholebatch import batch_count
 
 IGNORED = 255  # what masks of bytes hold where nobody knows
 _SCORES = "expected one output (batch, n_classes, height, width), the scores of each pixel's classes"
@@ -64,7 +65,7 @@ class Segmentation(BaseTask):
         """Cross entropy over the pixels that count; 0 where none does."""
         scores = _two(self._fitting(outputs, targets))
         total = F.cross_entropy(scores, targets, ignore_index=self._ignore, reduction="sum")
-        return total / (targets != self._ignore).sum().clamp(min=1)
+        return total / batch_count((targets != self._ignore).sum())
 
     def distillation(self, outputs: Any, teacher_outputs: Any) -> Tensor:
         """The divergence from the teacher's probabilities, a mean over pixels."""

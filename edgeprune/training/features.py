@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from edgeprune.graph.modes import recompile
+from edgeprune.tasks.wholebatch import batch_mean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +70,7 @@ class Features:
         got, wanted = self._seen[number, False].float(), self._seen[number, True].detach().float()
         if tap.kept is not None:
             wanted = wanted.index_select(tap.dim, torch.tensor(tap.kept, device=wanted.device))
-        variance = wanted.var(correction=0)
+        variance = _variance(wanted)
         return torch.where(variance > 0, F.mse_loss(got, wanted) / torch.where(variance > 0, variance, 1.0), 0.0)
 
     def _keeping(self, number: int, is_dense: bool) -> Callable[[Tensor], None]:
@@ -81,6 +82,12 @@ class Features:
     def _recompile(self) -> None:
         for network in (self._module, self.teacher):
             recompile(network)
+
+
+def _variance(x: Tensor) -> Tensor:
+    """That of all values over the whole batch, `()`."""
+    own = x.mean()
+    return batch_mean(x.var(correction=0) + (own - batch_mean(own)).square())
 
 
 def _watching(network: fx.GraphModule, node: fx.Node, keep: Callable[[Tensor], None]) -> fx.Node:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from edgeprune.data import Inputs, Share, fed, order, prepared, read
+from edgeprune.data import Inputs, fed, order, prepared, read
 from edgeprune.data.inputs import first_of
+from edgeprune.data.ranks import ALONE, in_order
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource, Evaluation, Normalization
 from edgeprune.tasks.task import Outcomes, Task, joined
@@ -54,32 +55,35 @@ class Judge:
             workers: so many processes read the samples ahead.
             team: the processes among which the samples are shared out; each calls this and gets the whole outcome.
         """
-        n_samples = len(split)  # type: ignore[arg-type]
-        share = team.share if team else Share()
-        indices = [part for batch in order(n_samples, _BATCH) if len(part := share.of(batch))]
-        found: list[tuple[list[int], Outcomes]] = []
-        loss = 0.0
-        answered = outputs_of(module, split, self.normalization, indices, workers)
-        for index, (x, outputs, targets) in zip(indices, answered, strict=True):
-            y = self.targets(x, targets)
-            found.append((index.tolist(), self.task.outcomes(outputs, y)))
-            loss += self.task.summed_loss(outputs, y, len(index))
-        if team and share.n_ranks > 1:
-            loss = team.summed(torch.tensor(loss, dtype=torch.float64)).item()
-            found = sorted(team.gathered(found), key=lambda part: part[0][0])
-        return joined([part for _, part in found]), loss / n_samples
+        n_samples, ranks = len(split), team or ALONE  # type: ignore[arg-type]
+        # Whole batches, each by one process: figures over a batch are those of one process, to the last bit.
+        indices = ranks.share.in_turn(order(n_samples, _BATCH))
+
+        def judged() -> Iterator[tuple[Outcomes, float]]:
+            answered = outputs_of(module, split, self.normalization, indices, workers)
+            for index, (x, outputs, targets) in zip(indices, answered, strict=True):
+                y = self.targets(x, targets)
+                yield self.task.outcomes(outputs, y), self.task.summed_loss(outputs, y, len(index))
+
+        found, loss = [], 0.0
+        for part, summed in in_order(ranks, judged()):
+            found.append(part)
+            loss += summed
+        return joined(found), loss / n_samples
 
     def loss(self, module: nn.Module, split: Dataset[Any], most: int, team: Team | None = None) -> float:
         """The mean loss on at most so many samples of a split, evenly spaced; shared out as by `outcomes`."""
         n_samples = len(split)  # type: ignore[arg-type]
         chosen = torch.linspace(0, n_samples - 1, min(most, n_samples)).round().long()
-        share, total = team.share if team else Share(), 0.0
-        indices = [part for batch in chosen.split(_BATCH) if len(part := share.of(batch))]
+        ranks, total = team or ALONE, 0.0
+        indices = ranks.share.in_turn(chosen.split(_BATCH))
         answered = outputs_of(module, split, self.normalization, indices)
-        for index, (x, outputs, targets) in zip(indices, answered, strict=True):
-            total += self.task.summed_loss(outputs, self.targets(x, targets), len(index))
-        if team and share.n_ranks > 1:
-            total = team.summed(torch.tensor(total, dtype=torch.float64)).item()
+        losses = (
+            self.task.summed_loss(outputs, self.targets(x, targets), len(index))
+            for index, (x, outputs, targets) in zip(indices, answered, strict=True)
+        )
+        for loss in in_order(ranks, losses):
+            total += loss
         return total / len(chosen)
 
     def evaluation(

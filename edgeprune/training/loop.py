@@ -71,7 +71,7 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
     where the settings are sparse it is the last one, since zeros become ever more until then. With the same seed and
     thread count the weights are the same, and PyTorch's random state is left as it was. Started by `torchrun`, the
     processes share every batch, and the weights are those of one process to rounding; what the network draws at random
-    (dropout) differs, and so do rules of its own that mix samples, other than batch norm.
+    differs, other than dropout, and so do rules of its own that mix samples, other than batch norm.
 
     Args:
         module: takes the data's inputs `(batch, ...)`, normalised, and gives outputs that the task takes.
@@ -288,9 +288,10 @@ class _Run:
             )
 
     def _further(self) -> dict[str, Any]:
-        """What is in the state where the recipe asks for it."""
+        """What is in the state where the recipe or several processes ask for it."""
         average = self.average.state_dict()
-        return {"average": average} if average else {}
+        drawn = {"drawn": self.team.drawing.state} if self.team.share.n_ranks > 1 else {}
+        return {**({"average": average} if average else {}), **drawn}
 
     def _resume(self) -> None:
         """Go on from the checkpoint, where there is one to go on from."""
@@ -337,6 +338,9 @@ class _Run:
             check_alike([(0.0, 0.0), self.module.state_dict()], state["best"], "best")
             self.best = (float(accuracy), float(loss)), weights
         set_random_state(state["random"][self.team.share.rank], self.device)
+        if self.team.share.n_ranks > 1:
+            check_alike(self.team.drawing.state, state["drawn"], "drawn")
+            self.team.drawing.state = state["drawn"]
         self._change_lr(asked)
 
     def _check_whole(self, state: dict[str, Any]) -> None:

@@ -16,7 +16,9 @@ from edgeprune.data import Share
 from edgeprune.errors import InputError, LostProcessError
 from edgeprune.processes import n_processes, rank
 from edgeprune.settings import TrainSettings
+from edgeprune.tasks.wholebatch import whole_batch
 from edgeprune.training.batchnorm import GlobalBatchNorm
+from edgeprune.training.dropout import Drawing, WholeDropout
 from edgeprune.training.placement import device_of, is_movable
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -30,9 +32,10 @@ _T = TypeVar("_T")
 class Team:
     """This process's place among those that work together, the device it trains on, and how they add up.
 
-    They go through the same steps: where one adds up, all do. Each takes its `share` of every batch; batch norm and
-    gradients are those of the whole batch, so that the weights are those of a single process. What is random within
-    the network (dropout) is drawn by each process for its own samples, and differs from what one process would draw.
+    They go through the same steps: where one adds up, all do. Each takes its `share` of every batch; batch norm,
+    dropout, gradients and what a loss divides by are those of the whole batch, so that the weights are those of a
+    single process. What else is random within the network is drawn by each process for its own samples, and differs
+    from what one process would draw.
 
     Raises:
         InputError: a precision or device that is unknown or that this machine has not.
@@ -68,6 +71,11 @@ class Team:
     def is_main(self) -> bool:
         """Whether this is the process that writes files and speaks to the user."""
         return self.share.rank == 0
+
+    @cached_property
+    def drawing(self) -> Drawing:
+        """The random numbers that the processes draw alike, as one process would."""
+        return Drawing(self._settings.seed, self.device)
 
     def device_for(self, module: nn.Module) -> torch.device:
         """Where a network trains: where it lies on a GPU already, else this process's device."""
@@ -162,11 +170,17 @@ class Team:
         return float(self.scaler.get_scale()) if self.scaler else 1.0
 
     def forward(self, n_own: int, n_all: int) -> AbstractContextManager[Any]:
-        """Around a pass over this process's `n_own` of `n_all` samples: the precision, and batch norm over all."""
+        """Around a pass over this process's `n_own` of `n_all` samples, and its loss.
+
+        It sets the precision; batch norm, dropout and what a loss divides by are those of the whole batch.
+        """
         stack = contextlib.ExitStack()
         stack.enter_context(self._accelerator.autocast())
         if self.share.n_ranks > 1:
+            own = self.share.of(torch.arange(n_all))[:1].tolist() or [0]
             stack.enter_context(GlobalBatchNorm(self.total, n_own, n_all))
+            stack.enter_context(WholeDropout(self.drawing, own[0], max(1, n_own), n_all))
+            stack.enter_context(whole_batch(self.summed, n_own, n_all))
         return stack
 
     def backward(self, loss: Tensor) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 import edgeprune
 from edgeprune.formats.save import save_checkpoint, save_program
 from edgeprune.records import ModelInfo
+from mutants import sources
 from mutants.archives import NPZ, PT, PT2
 from mutants.command import folder_of, run_in
 from mutants.documents import CSV, JSON
@@ -60,15 +61,17 @@ class Kind:
 
 
 def kinds() -> dict[str, Kind]:
-    """Every kind by name."""
-    return {**_models(), **_data(), **_documents()}
+    """Every kind by name; tables of Arrow only where that is installed."""
+    return {**_models(), **_data(), **_documents(), **_sources(), **_left()}
 
 
-# How many of 3,000 mutants each kind gets.
+# How many of 3,500 mutants each kind gets.
 SHARES = {
     "state_dict": 270, "checkpoint": 300, "training": 80, "safetensors": 200, "pt2": 450, "npz": 370, "csv": 220,
-    "idx": 100, "idx.gz": 120, "png": 150, "jpg": 50, "tiff": 50, "bmp": 30, "webp": 30, "gif": 20, "plan": 110,
-    "run": 40, "device": 100, "groups": 60, "onnx": 250,
+    "idx": 100, "idx.gz": 120, "png": 150, "jpg": 50, "tiff": 50, "bmp": 30, "webp": 30,
+    "gif": 20, "plan": 110, "run": 40, "device": 100, "groups": 60, "onnx": 250, "tar": 100,
+    "wav": 70, "parquet": 70, "arrow": 50, "hf.info": 30, "hf.state": 20, "recipe": 60, "journal.asked": 30,
+    "journal.results": 40, "journal.weights": 30,
 }  # fmt: skip
 
 
@@ -250,6 +253,68 @@ def _data() -> dict[str, Kind]:
         name = "png" if suffix == "gif" else suffix  # no .gif is looked for, so one lies under another name
         found[suffix] = Kind(_picture(form), f"f/a/2.{name}", validate("imagefolder:f?size=8"), IMAGES, folder)
     return found
+
+
+def _sources() -> dict[str, Kind]:
+    def validate(spec: str) -> tuple[str, ...]:
+        return ("validate", "dense.onnx", "slim.onnx", "--data", spec, *_FAST)
+
+    def pair(shape: tuple[int, ...]) -> dict[str, bytes]:
+        return {name: _onnx(shape) for name in ("dense.onnx", "slim.onnx")}
+
+    shards = {"s/b.tar": sources.shard(30), **pair((3, 8, 8))}
+    sounds = {f"a/{name}/{i}.wav": sources.sound(k) for k, name in enumerate("abc") for i in range(6)}
+    del sounds["a/b/2.wav"]
+    spec = "audiofolder:a?rate=8000&seconds=0.25&mels=8"
+    found = {
+        "tar": Kind(sources.shard(), "s/a.tar", validate("webdataset:s?size=8"), sources.TAR, shards),
+        "wav": Kind(sources.sound(1), "a/b/2.wav", validate(spec), sources.WAV, {**sounds, **pair((8, 23))}),
+    }
+    tables = sources.tables()
+    if tables:
+        around = {**tables, **pair((4,))}
+        folder = validate("hf:h?target=kind")
+        found["parquet"] = _of(around, "d.parquet", validate("parquet:d.parquet?target=kind"), BLIND)
+        found["arrow"] = _of(around, "h/data-00000-of-00001.arrow", folder, BLIND)
+        found["hf.info"] = _of(around, "h/dataset_info.json", folder, JSON)
+        found["hf.state"] = _of(around, "h/state.json", folder, JSON)
+    return found
+
+
+def _of(files: Mapping[str, bytes], place: str, arguments: tuple[str, ...], edits: Sequence[Edit]) -> Kind:
+    """The kind of one of these files, the others around it."""
+    return Kind(files[place], place, arguments, edits, {name: held for name, held in files.items() if name != place})
+
+
+def _left() -> dict[str, Kind]:
+    """Recipes, and what is left of a compress run that was stopped."""
+    program = edgeprune.capture(_net(), torch.randn(3, 4))
+    info = ModelInfo(input_shape=(4,), feature_names=_NAMES)
+    model = {"m.pt2": _written(save_program, program, info), "d.npz": _npz()}
+    command = ("compress", "m.pt2", "--data", "npz:d.npz", "--keep-macs", "0.5", "--finetune-epochs", "1",
+               "--normalize", "none", "--allow-chance", "--threads", "1", "--out", "out")  # fmt: skip
+    left = sources.stopped(model, command, "out")
+    [weights] = [name for name in left if not name.endswith((".json", ".jsonl"))][:1]
+    resumed = (*command, "--resume")
+    train = (
+        "train",
+        "--arch",
+        "net.py:net",
+        "--data",
+        "npz:d.npz",
+        "--epochs",
+        "1",
+        "--recipe",
+        "r.toml",
+        "--out",
+        "o.pt",
+    )
+    return {
+        "recipe": Kind(sources.RECIPE, "r.toml", train, sources.TOML, {"net.py": _NET.encode(), "d.npz": _npz()}),
+        "journal.asked": _of({**model, **left}, "out.compressing/asked.json", resumed, JSON),
+        "journal.results": _of({**model, **left}, "out.compressing/results.jsonl", resumed, sources.LINES),
+        "journal.weights": _of({**model, **left}, weights, resumed, PT),
+    }
 
 
 # --- documents

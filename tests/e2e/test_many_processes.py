@@ -21,22 +21,26 @@ from edgeprune.data import open_data
 
 
 class Residual(nn.Module):
-    """Without dropout, which each process would draw for itself."""
+    """With what sees the whole batch: batch norm, and dropout."""
 
     def __init__(self):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
         self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8 * 64, 10)
+        self.hidden, self.drop, self.fc = nn.Linear(8 * 64, 32), nn.Dropout(0.2), nn.Linear(32, 10)
 
     def forward(self, x):
         x = torch.relu(self.bn1(self.conv1(x)))
         x = torch.relu(self.bn2(self.conv2(x)) + x)
-        return self.fc(x.flatten(1))
+        return self.fc(self.drop(torch.relu(self.hidden(x.flatten(1)))))
 
 
 def residual():
     return Residual()
+
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 10))
 
 
 def of_its_own():
@@ -75,10 +79,10 @@ ONE_CUT = ("--criterion", "taylor", "--prune-schedule", "one-shot", "--finetune-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A network that is finetuned by SGD: Adam makes full steps of gradients that are nothing but rounding."""
+    """A network that was trained by AdamW, by which it is finetuned, too."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "nets.py").write_text(NETS)
-    done(folder, "train", "--arch", "nets.py:residual", "--data", "digits", "--optimizer", "sgd", "--epochs", "2",
+    done(folder, "train", "--arch", "nets.py:residual", "--data", "digits", "--optimizer", "adamw", "--epochs", "2",
          "--threads", "1", "--out", "dense.pt")  # fmt: skip
     return (folder / "dense.pt").read_bytes()
 
@@ -92,30 +96,36 @@ def place(tmp_path: Path, trained: bytes) -> Path:
 
 
 def largest_difference(first: Path, second: Path) -> float:
-    one, two = (load(str(folder / "slim.pt2")).program.state_dict for folder in (first, second))
+    one, two = (load(str(path)).program.state_dict for path in (first, second))
     assert one.keys() == two.keys()
     return max((one[name].double() - two[name].double()).abs().max().item() for name in one)
 
 
 def alike(place: Path, one: dict[str, Any], two: dict[str, Any]) -> None:
     """The same plan, to the byte, and otherwise what rounding leaves."""
-    assert (place / "one" / "plan.json").read_bytes() == (place / "two" / "plan.json").read_bytes()
-    assert largest_difference(place / "one", place / "two") < 1e-5
-    assert two["accuracy"]["slim"] == pytest.approx(one["accuracy"]["slim"], abs=0.003)
-    assert two["accuracy"]["n_samples"] == one["accuracy"]["n_samples"]
+    folders = [path.parent.relative_to(place / "one") for path in (place / "one").rglob("slim.pt2")]
+    assert folders
+    for folder in folders:
+        first, second = (place / name / folder for name in ("one", "two"))
+        assert (first / "plan.json").read_bytes() == (second / "plan.json").read_bytes()
+        assert largest_difference(first / "slim.pt2", second / "slim.pt2") < 1e-5
+    found, value = ("accuracy", "val_accuracy") if "accuracy" in one else ("comparison", "val_agreement")
+    assert two[found]["slim"] == pytest.approx(one[found]["slim"], abs=0.003)
+    assert two[found]["n_samples"] == one[found]["n_samples"]
     for first, second in zip(one["steps"], two["steps"], strict=True):
         assert second["macs_ratio"] == first["macs_ratio"]
-        assert second["val_accuracy"] == pytest.approx(first["val_accuracy"], abs=0.003)
+        assert second[value] == pytest.approx(first[value], abs=0.003)
 
 
 def test_two_processes_prune_as_one(place: Path) -> None:
-    options = (*ASKED, *ONE_CUT, "--max-size", "1MB", "--json")  # a budget that the main process alone measures
+    """By AdamW, with dropout, in several cuts; the budget is one that the main process alone measures."""
+    options = (*ASKED, "--finetune-epochs", "2", "--distill", "features", "--max-size", "1MB", "--json")
     one = done(place, "compress", *options, "--out", "one").json
     result = torchrun(place, 2, *COMPRESS, *options, "--out", "two")
     assert result.returncode == 0, result.stderr
     two = json.loads(result.stdout)  # the main process's alone
     alike(place, one, two)
-    assert result.stderr.count("step 1: score and cut") == 1
+    assert result.stderr.count("step 1: score and cut") == 1 and len(two["steps"]) > 1
     assert names(place) - {"__pycache__"} == {"nets.py", "dies.py", "dense.pt", "one", "two"}
     assert names(place / "two") == names(place / "one")
 
@@ -167,6 +177,59 @@ def test_a_process_that_dies_ends_all_and_the_run_goes_on(place: Path, dying: st
     again = torchrun(place, 2, *COMPRESS, *asked, "--out", "run", "--resume", "--json")
     assert again.returncode == 0 and json.loads(again.stdout)["steps"]
     assert again.stderr.count("this run is done; nothing is left to resume") == 1
+
+
+TRAINED = {
+    "one-cut": ONE_CUT,
+    "sgd": (*ONE_CUT, "--recipe", "sgd.toml"),
+    "sgd-several-cuts": ("--finetune-epochs", "2", "--recipe", "sgd.toml"),
+    "match": ("--task", "match", "--finetune-epochs", "2"),
+}
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("options", TRAINED.values(), ids=TRAINED)
+def test_two_processes_train_as_one(place: Path, options: tuple[str, ...]) -> None:
+    (place / "sgd.toml").write_text('optimizer = "sgd"\n')
+    one = done(place, "compress", *ASKED, *options, "--json", "--out", "one").json
+    result = torchrun(place, 2, *COMPRESS, *ASKED, *options, "--json", "--out", "two")
+    assert result.returncode == 0, result.stderr
+    alike(place, one, json.loads(result.stdout))
+
+
+@pytest.mark.sweep
+def test_two_processes_split_layers_as_one(place: Path) -> None:
+    done(place, "train", "--arch", "nets.py:linear", "--data", "digits", "--epochs", "4", "--threads", "1",
+         "--out", "linear.pt")  # fmt: skip
+    asked = ("linear.pt", "--data", "digits", "--keep-macs", "0.4", "--prune-schedule", "one-shot", "--threads", "1",
+             "--input-features", "off", "--lowrank", "--finetune-epochs", "2", "--json")  # fmt: skip
+    one = done(place, "compress", *asked, "--out", "one").json
+    result = torchrun(place, 2, *COMPRESS, *asked, "--out", "two")
+    assert result.returncode == 0, result.stderr
+    two = json.loads(result.stdout)
+    assert one["splits"] and two["splits"] == one["splits"]
+    alike(place, one, two)
+
+
+@pytest.mark.sweep
+def test_two_processes_train_widths_as_one(place: Path) -> None:
+    asked = (
+        "dense.pt",
+        "--data",
+        "digits",
+        "--widths",
+        "0.5,0.25",
+        "--finetune-epochs",
+        "2",
+        "--threads",
+        "1",
+        "--json",
+    )
+    one = done(place, "compress", *asked, "--out", "one").json
+    result = torchrun(place, 2, *COMPRESS, *asked, "--out", "two")
+    assert result.returncode == 0, result.stderr
+    alike(place, one, json.loads(result.stdout))
+    assert names(place / "two" / "widths") == names(place / "one" / "widths")
 
 
 UNTRAINED = {

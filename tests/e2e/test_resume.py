@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import random
-import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pytest
-from commands import CNN, MLP, Result, done, killed_at, names, refused, run, snapshot, start
+from commands import CNN, MLP, ROOT, Result, done, killed_at, names, refused, run, snapshot
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from measure.kills import killed_and_resumed  # noqa: E402
 
 QUICKLY = ("--keep-macs", "0.4", "--input-features", "off", "--finetune-epochs", "2", "--threads", "1")
 RECIPE = ("--augment", "crop-flip", "--mixup", "0.2", "--ema", "0.9")  # whose average is a part of the state
@@ -66,26 +68,10 @@ def test_without_a_name_the_last_unfinished_run_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.sweep
 def test_thirty_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
-    """Runs that come to their end before the thirtieth kill are compared, and begun anew."""
     asked = ("compress", CNN, "--max-drop", "1", "--max-finetunings", "6", "--finetune-epochs", "2", "--threads", "1")
-    began = time.monotonic()
-    process = start(tmp_path, *asked, "--out", "whole")
-    assert process.communicate()[0] and process.returncode == 0
-    seconds, moments, n_kills, n_ends = time.monotonic() - began, random.Random(0), 0, 0
-    while n_kills < 30 or n_ends == 0:
-        n_run = f"run{n_ends}"
-        process = start(tmp_path, *asked, "--out", n_run, "--resume")
-        try:
-            delay = moments.uniform(0.1, 1.1) * seconds if n_kills < 30 else None
-            _, err = process.communicate(timeout=delay)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            n_kills += 1
-            continue
-        assert process.returncode == 0, err
-        assert networks(tmp_path / n_run) == networks(tmp_path / "whole")
-        n_ends += 1
+    found = killed_and_resumed(tmp_path, asked, n_kills=30)
+    assert found.n_kills == 30 and found.n_states > 0
+    assert found.n_same == found.n_ends > 0
 
 
 def test_a_fresh_start_is_forced(tmp_path: Path) -> None:
