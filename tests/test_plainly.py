@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,21 @@ def test_the_file_is_that_of_a_traced_decomposition(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(plainly, "_plain", lambda *told: None)
     draft_onnx(program, tmp_path / "traced.onnx")
     assert canonical(tmp_path / "known.onnx") == canonical(tmp_path / "traced.onnx")
+
+
+class Turned(nn.Module):
+    """Sizes that are the example's: a reshape that is none where height and width are equal."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).reshape(x.shape[0], 2, x.shape[3], x.shape[2]) * 2
+
+
+def test_sizes_that_are_equal_by_chance_are_not_the_same(tmp_path: Path) -> None:
+    program = capture(Turned().eval(), torch.randn(2, 2, 6, 6), dynamic_size=True)
+    export_onnx(program, tmp_path / "net.onnx")
+    x = torch.randn(1, 2, 4, 8)
+    [got] = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"input": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), Turned()(x))
 
 
 @pytest.mark.parametrize("name", list(UNKNOWN))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -110,7 +110,7 @@ def _view(node: fx.Node) -> None:
     x = _operand(node)
     if not x.is_contiguous():
         raise _Unknown  # depends on its strides
-    if x.shape == _value(node).shape:
+    if _is_same_shape(x.shape, _value(node).shape):
         _vanish(node)
     else:
         _become(node, _aten.view.default, node.args[0], [_size(node, size) for size in _value(node).shape])
@@ -176,7 +176,7 @@ def _size(node: fx.Node, size: int | torch.SymInt) -> int | fx.Node:
     if isinstance(size, int):
         return size
     for asked in node.graph.find_nodes(op="call_function", target=_aten.sym_size.int):
-        if _is(asked.meta["val"], size):
+        if asked < node and _is(asked.meta.get("val"), size):
             return asked
     inputs = node.graph.find_nodes(op="placeholder")
     shapes = [getattr(given.meta.get("val"), "shape", ()) for given in inputs]
@@ -189,6 +189,13 @@ def _size(node: fx.Node, size: int | torch.SymInt) -> int | fx.Node:
     return asked
 
 
-def _is(one: Any, size: torch.SymInt) -> bool:
+def _is_same_shape(one: Sequence[int | torch.SymInt], other: Sequence[int | torch.SymInt]) -> bool:
+    """Whether two shapes are the same whatever the free sizes are."""
+    return len(one) == len(other) and all(
+        a == b if isinstance(a, int) and isinstance(b, int) else _is(a, b) for a, b in zip(one, other, strict=True)
+    )
+
+
+def _is(one: Any, size: Any) -> bool:
     """Whether a size is the same free one, as far as is known."""
-    return isinstance(one, torch.SymInt) and bool(one.node.expr == size.node.expr)
+    return isinstance(one, torch.SymInt) and isinstance(size, torch.SymInt) and bool(one.node.expr == size.node.expr)
