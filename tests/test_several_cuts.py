@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from random import Random
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.errors import ProofError
@@ -17,6 +18,10 @@ from edgeprune.pruning.compose import compose
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.planner import make_plan
 from edgeprune.pruning.precedents import left_by
+from edgeprune.records import Vocabulary
+from edgeprune.search.candidate import Manner
+from edgeprune.search.cutter import Cutter
+from edgeprune.search.landing import Shares
 from tests.random_checks import _batch, _error, _run, layers_of
 from tests.random_networks import random_network
 from tests.test_widths import Residual
@@ -60,6 +65,45 @@ def test_a_slim_network_is_cut_anew(seed: int) -> None:
         assert edgeprune.prove(slim, twice, plan) < 1e-9
     except ProofError as error:
         assert str(error).startswith("no proof: ")  # it gives the same for whatever comes in
+
+
+def test_features_and_ids_go_after_dead_units() -> None:
+    """The plan of what is dead folds constants first: what it slices is another network than the dense one."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        net[0].weight[2], net[0].bias[2] = 0, 0
+    cutter = Cutter(edgeprune.capture(net, torch.randn(2, 12)), Manner(features=True), None)
+    alive = cutter.without_dead()
+    assert alive is not None
+    found = cutter.pruned(alive, Shares(macs=0.5), n_features=6)
+    assert (alive.n_features, found.n_features) == (12, 6)
+    assert found.plan is not None and found.plan.folded
+    x = torch.randn(3, 12)
+    torch.testing.assert_close(cutter.cut_by(found.plan).module()(x), found.program.module()(x), rtol=0, atol=1e-6)
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.hidden, self.head = nn.Embedding(20, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return cast(Tensor, self.head(torch.relu(self.hidden(self.table(ids).mean(1)))))
+
+
+def test_rows_go_after_dead_units() -> None:
+    torch.manual_seed(0)
+    net = Tokens()
+    with torch.no_grad():
+        net.hidden.weight[2], net.hidden.bias[2] = 0, 0
+    vocabularies = {"ids": Vocabulary(20, tuple(range(0, 20, 2)), None)}
+    program = edgeprune.capture(net, torch.randint(0, 20, (2, 5)))
+    cutter = Cutter(program, Manner(vocabularies=vocabularies), None)
+    alive = cutter.without_dead()
+    assert alive is not None
+    found = cutter.pruned(cutter.without_cut_ids(alive), Shares(macs=0.7))
+    assert tuple(found.program.state_dict["table.weight"].shape)[0] == 10
 
 
 def test_groups_that_go_whole_go_whole_in_every_step() -> None:

@@ -255,3 +255,32 @@ def test_weights_beside_an_architecture_are_opened_on_request(tmp_path: Path) ->
     assert free_dims(load(tmp_path / "net.pt", **named).program) == ({0},)
     model = load(tmp_path / "net.pt", dynamic_size=True, **named)
     assert free_dims(model.program) == ({0, 2, 3},) and model.info.input_shape == IMAGE
+
+
+class Turned(nn.Module):
+    """Gives an image another shape, which is the image's own where that is a square."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x).reshape(x.shape[0], 2, x.shape[3], x.shape[2]) * 2
+
+
+class Squares(nn.Module):
+    """Takes squares alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.transpose(2, 3)
+
+
+def test_a_square_example_does_not_stand_for_images_that_are_no_squares() -> None:
+    """PyTorch would take height and width for one size, and the program would give other images the wrong shape."""
+    with pytest.raises(CaptureError, match="Turned fixes the size of input 'x', dim 2, that was to be free"):
+        edgeprune.capture(Turned().eval(), torch.randn(2, 2, 6, 6), dynamic_size=True)
+    program = edgeprune.capture(Turned().eval(), torch.randn(2, 2, 6, 6))
+    x = torch.randn(3, 2, 6, 6)
+    torch.testing.assert_close(program.module()(x), Turned()(x))
+
+
+def test_a_network_of_squares_stays_one() -> None:
+    program = edgeprune.capture(Squares().eval(), torch.randn(2, 2, 6, 6), dynamic_size=True)
+    x = torch.randn(1, 2, 5, 5)
+    torch.testing.assert_close(program.module()(x), Squares()(x))

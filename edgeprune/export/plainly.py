@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,13 +107,14 @@ def _dropout(node: fx.Node) -> None:
 
 
 def _view(node: fx.Node) -> None:
-    x = _operand(node)
-    if not x.is_contiguous():
-        raise _Unknown  # depends on its strides
-    if x.shape == _value(node).shape:
+    shape = _value(node).shape
+    if _is_same_shape(_operand(node).shape, shape):
         _vanish(node)
-    else:
-        _become(node, _aten.view.default, node.args[0], [_size(node, size) for size in _value(node).shape])
+        return
+    # Tracing makes a view or a copy of it, by the strides, of which a file knows nothing.
+    free = [d for d, size in enumerate(shape) if isinstance(size, torch.SymInt)]
+    sizes = [-1 if [d] == free else _size(node, size) for d, size in enumerate(shape)]
+    _become(node, _aten.reshape.default, node.args[0], sizes)
 
 
 def _contiguous(node: fx.Node) -> None:
@@ -134,6 +135,27 @@ def _chunk(node: fx.Node) -> None:
     _become(node, _aten.split.Tensor, x, -(-size // n_parts), dim)  # type: ignore[operator]
 
 
+def _to(node: fx.Node) -> None:
+    x, dtype = _operand(node), _value(node).dtype
+    if x.dtype == dtype:
+        _vanish(node)
+    else:
+        _become(node, _aten._to_copy.default, node.args[0])
+        node.kwargs = {"dtype": dtype}
+
+
+def _expand_as(node: fx.Node) -> None:
+    _become(node, _aten.expand.default, node.args[0], [_size(node, size) for size in _value(node).shape])
+
+
+def _swap(node: fx.Node) -> None:
+    _become(node, _aten.transpose.int, *node.args)
+
+
+def _and(node: fx.Node) -> None:
+    _become(node, _aten.bitwise_and.Tensor, *node.args)
+
+
 _RULES: dict[Any, Callable[[fx.Node], None]] = {
     _aten.batch_norm.default: _batch_norm,
     _aten.adaptive_avg_pool2d.default: _adaptive_average,
@@ -143,6 +165,11 @@ _RULES: dict[Any, Callable[[fx.Node], None]] = {
     _aten.reshape.default: _view,
     _aten.contiguous.default: _contiguous,
     _aten.chunk.default: _chunk,
+    _aten.reshape_as.default: _view,
+    _aten.expand_as.default: _expand_as,
+    _aten.swapaxes.default: _swap,
+    _aten.__and__.Tensor: _and,
+    **dict.fromkeys((_aten.to.device, _aten.to.dtype, _aten.to.dtype_layout, _aten.to.other), _to),
 }
 
 
@@ -176,7 +203,7 @@ def _size(node: fx.Node, size: int | torch.SymInt) -> int | fx.Node:
     if isinstance(size, int):
         return size
     for asked in node.graph.find_nodes(op="call_function", target=_aten.sym_size.int):
-        if _is(asked.meta["val"], size):
+        if asked < node and _is(asked.meta.get("val"), size):
             return asked
     inputs = node.graph.find_nodes(op="placeholder")
     shapes = [getattr(given.meta.get("val"), "shape", ()) for given in inputs]
@@ -189,6 +216,13 @@ def _size(node: fx.Node, size: int | torch.SymInt) -> int | fx.Node:
     return asked
 
 
-def _is(one: Any, size: torch.SymInt) -> bool:
+def _is_same_shape(one: Sequence[int | torch.SymInt], other: Sequence[int | torch.SymInt]) -> bool:
+    """Whether two shapes are the same whatever the free sizes are."""
+    return len(one) == len(other) and all(
+        a == b if isinstance(a, int) and isinstance(b, int) else _is(a, b) for a, b in zip(one, other, strict=True)
+    )
+
+
+def _is(one: Any, size: Any) -> bool:
     """Whether a size is the same free one, as far as is known."""
-    return isinstance(one, torch.SymInt) and bool(one.node.expr == size.node.expr)
+    return isinstance(one, torch.SymInt) and isinstance(size, torch.SymInt) and bool(one.node.expr == size.node.expr)

@@ -43,6 +43,7 @@ from edgeprune.graph.sizes import (
     input_values,
     size_hint,
 )
+from edgeprune.graph.ties import without_ties
 from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.graph.trainable import TrainableModule
 from edgeprune.graph.unlift import direct_assignment, uncompiled
@@ -202,7 +203,7 @@ def capture(
         failure = failure_on(model, args) if has_other_type(model, args) else ""
         if failure:
             raise CaptureError(failure)
-        program = _export_afresh(model, args, free)
+        program = _export_untied(model, args, free)
     check_program(model, program)
     return program
 
@@ -283,6 +284,17 @@ def _example(val: Any) -> Any:
     if not isinstance(val, torch.Tensor):
         return size_hint(val)
     return torch.zeros([size_hint(size) for size in val.shape], dtype=val.dtype)
+
+
+def _export_untied(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:
+    """The program of a model, whose sizes of one input are free of each other unless the model itself ties them."""
+    program = _export_afresh(model, args, free)
+    others = without_ties(program, args, free)
+    if others is None or failure_on(model, others):
+        return program
+    program = _export_afresh(model, others, free)
+    program._example_inputs = (args, {})
+    return program
 
 
 def _export_afresh(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:

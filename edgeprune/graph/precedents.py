@@ -39,7 +39,7 @@ class Precedents:
 def solve(analysis: Analysis, precedents: Precedents) -> None:
     """Solve an analysis by its precedents."""
     if precedents.kept:
-        analysis.possible = lambda labels: _possible(analysis, precedents.kept, labels)
+        analysis.possible = _Possible(analysis, precedents.kept)
     if precedents.units:
         analysis.run_pass()  # hands out the units
         _unite(analysis, precedents.units)
@@ -66,19 +66,31 @@ def _lock(analysis: Analysis, units: _Units) -> bool:
     return analysis.solver.merge()
 
 
-def _possible(analysis: Analysis, kept: _Kept, labels: Tensor) -> list[int]:
-    """The dims of labels along which no unit would be kept in part; all dims where there is no such one."""
-    solver = analysis.solver
-    said = np.zeros(solver.n_ids, dtype=np.int8)
-    said[FIXED] = _KEPT
-    for source in analysis.sources.values():
-        indices = kept.get((source.name, source.dim or 0)) if source.kind == "tensor" else None
-        if indices is not None:
-            gone = ~np.isin(np.arange(len(source.ids)), indices)
-            np.bitwise_or.at(said, solver.component[source.ids], np.where(gone, _GONE, _KEPT).astype(np.int8))
-    array = said[labels.numpy()]
-    whole = [dim for dim in range(array.ndim) if not _is_mixed(array, dim)]
-    return whole or list(range(array.ndim))
+class _Possible:
+    """Along which dims labels may vary without a unit that is kept in part; all dims where there are no such ones."""
+
+    def __init__(self, analysis: Analysis, kept: _Kept) -> None:
+        self._analysis, self._kept = analysis, kept
+        self._component, self._said = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int8)
+
+    def __call__(self, labels: Tensor) -> list[int]:
+        array = self._said_of_units()[labels.numpy()]
+        whole = [dim for dim in range(array.ndim) if not _is_mixed(array, dim)]
+        return whole or list(range(array.ndim))
+
+    def _said_of_units(self) -> np.ndarray:
+        """Of each unit whether it is kept, gone or both, `(n_ids,)`; the same until units are united."""
+        component = self._analysis.solver.component
+        if component is not self._component:
+            self._component, self._said = component, np.zeros(len(component), dtype=np.int8)
+            self._said[FIXED] = _KEPT
+            for source in self._analysis.sources.values():
+                indices = self._kept.get((source.name, source.dim or 0)) if source.kind == "tensor" else None
+                if indices is not None:
+                    gone = ~np.isin(np.arange(len(source.ids)), indices)
+                    told = np.where(gone, _GONE, _KEPT).astype(np.int8)
+                    np.bitwise_or.at(self._said, component[source.ids], told)
+        return self._said
 
 
 def _is_mixed(said: np.ndarray, dim: int) -> bool:

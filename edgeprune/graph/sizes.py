@@ -103,13 +103,13 @@ def grown_shapes(program: ExportedProgram) -> tuple[tuple[int, ...] | None, ...]
     values = input_values(program)
     batches = {_symbol(value.shape[0]) for value in values if isinstance(value, Tensor) and value.dim()}
     free = [size for size in _symbolic(values) if _symbol(size) not in batches]
-    symbols = {_symbol(size): _another(_hint(size), _range_of(program, size)) for size in free}
+    symbols = {_symbol(size): another_size(_hint(size), _range_of(program, size)) for size in free}
     if not symbols or not all(symbol.is_Symbol for symbol in symbols):
         return None
     return _grown(values, {symbol: symbols[symbol] for symbol in list(symbols)[::2]}, {})
 
 
-def _another(size: int, bounds: Range) -> int:
+def another_size(size: int, bounds: Range) -> int:
     """Another size than this one: twice as much, or what the bounds allow of that."""
     low, high = bounds
     larger = 2 * size if high is None else min(2 * size, high)

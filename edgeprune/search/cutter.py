@@ -218,8 +218,7 @@ class Cutter:
 
     def cut_by(self, plan: PruningPlan) -> Program:
         """The dense network cut by a plan of somebody else; PlanError where it does not fit."""
-        graph = self.graph if not plan.inputs or self.dense.n_features else None
-        return self._split(cut(self.dense.program, replace(plan, splits=()), graph), plan.splits)
+        return self._split(cut(self.dense.program, replace(plan, splits=())), plan.splits)
 
     def made_by(self, plan: PruningPlan) -> Candidate:
         """The same, proved, and what is left takes over what went."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeprune.errors import BudgetError
 from edgeprune.search.attempts import FEATURE_EFFORT, while_it_holds
 from edgeprune.search.candidate import Budgets, Candidate
 from edgeprune.search.landing import Shares
@@ -17,7 +18,10 @@ def down_to_features(step: Step, budgets: Budgets, start: Candidate) -> Candidat
     assert wanted is not None
     while best.n_features is not None and best.n_features > wanted:
         least = wanted if step.selects else max(wanted, int(best.n_features * _FACTOR))
-        best = step.rescued(_with_features(step, best, least), _half_of(step.limit(budgets.max_drop)), rounds=1)
+        fewer = _with_features(step, best, least)
+        if fewer.n_features is None or fewer.n_features >= best.n_features:
+            raise BudgetError(f"input features: expected {wanted} to be left, got {best.n_features}: no more can go")
+        best = step.rescued(fewer, _half_of(step.limit(budgets.max_drop)), rounds=1)
         step.record(best, accepted=True)
     return best
 

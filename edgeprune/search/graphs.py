@@ -33,7 +33,10 @@ class Graphs:
     def analyzed(
         self, program: Program, plan: PruningPlan | None, kept: Mapping[str, Vocabulary] | None = None
     ) -> ChannelGraph:
-        """The same, analysed anew; with rows of vocabularies where it is said which of them are kept."""
+        """The same, analysed anew; with rows of vocabularies where it is said which of them are kept.
+
+        Rows are locked in the dense network, where nobody said so; a cut of rows alone leaves nothing to choose.
+        """
         how = self._manner
         return analyze(
             program,
@@ -41,7 +44,7 @@ class Graphs:
             attention=how.attention,
             rules=how.rules,
             vocabularies=kept,
-            precedents=None if plan is None else left_by(self._sliced_by(plan), plan),
+            precedents=None if plan is None or kept else left_by(self._sliced_by(plan), plan),
         )
 
     def _sliced_by(self, plan: PruningPlan) -> ChannelGraph:
@@ -50,6 +53,5 @@ class Graphs:
             return self.dense
         key = (plan.folded, plan.blocks)
         if self._latest_sliced is None or self._latest_sliced[0] != key:
-            found = analyze(before_slices(self._program, plan), attention=self._manner.attention)
-            self._latest_sliced = (key, found)
+            self._latest_sliced = (key, self.analyzed(Program.adopt(before_slices(self._program, plan)), None))
         return self._latest_sliced[1]
