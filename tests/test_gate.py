@@ -457,5 +457,4 @@ def test_a_gate_that_cannot_be_met_is_refused(asked: dict[str, Any], message: st
 def test_what_the_gate_itself_costs_counts(nested: NestedWidths) -> None:
     least = macs(nested.programs[-1]) / macs(nested.programs[0])
     with pytest.raises(InputError, match=r"expected a mean share of at least 0\.\d+, which the narrowest width takes"):
-        check_reachable(nested.programs, GateLimit(least))
-    check_reachable(nested.programs, GateLimit(least, is_latency=True))  # nobody knows before it is measured
+        check_reachable(nested.programs, GateLimit(least), None)
