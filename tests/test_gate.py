@@ -329,19 +329,6 @@ def test_a_batch_is_refused_by_the_runtime_and_taken_apart_by_validate(written: 
     assert gated.mean_macs(picks) == (gated.macs[0] + gated.macs[2]) / 2 + gated.gate_macs
 
 
-@pytest.mark.parametrize(
-    "entry",
-    ["[]", "{}", '{"output": "y", "widths": ["1", "0.5"], "macs": [2], "gate_macs": 0}',
-     '{"output": "z", "widths": ["1", "0.5"], "macs": [2, 1], "gate_macs": 0}',
-     '{"output": "y", "widths": ["1", "0.5"], "macs": [2, -1], "gate_macs": 0}',
-     '{"output": ["y"], "widths": ["1"], "macs": [2], "gate_macs": 0}'],
-)  # fmt: skip
-def test_what_a_file_says_of_its_widths_is_checked(entry: str) -> None:
-    with pytest.raises(InputError, match=r"f\.onnx: edgeprune\.gate: expected an output, 2 to 8 widths"):
-        gated_in({"edgeprune.gate": entry}, ["y"], "f.onnx")
-    assert gated_in({}, ["y"], "f.onnx") is None
-
-
 def test_a_mean_time_is_that_of_each_width_by_how_often_it_is_picked() -> None:
     times, picks = np.array([1.0, 1.0, 9.0, 4.0, 4.0]), np.array([0, 0, 0, 1, 1])
     assert mean_time(times, picks, np.array([0.25, 0.75])) == 0.25 * 1 + 0.75 * 4
