@@ -22,6 +22,7 @@ from edgeprune.commands import gatefile
 from edgeprune.commands.budgets import decide
 from edgeprune.commands.compress import compress
 from edgeprune.commands.gate import check_reachable, gate_macs, mac_shares
+from edgeprune.commands.validate import validate
 from edgeprune.commands.validate_widths import validate_widths
 from edgeprune.cost.macs import macs
 from edgeprune.data.splits import TensorSplit
@@ -387,8 +388,27 @@ def test_validate_measures_the_gate_over_the_test_set(made: tuple[Path, RunRecor
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(terminal.validated(found))
     assert "mean MACs" in console.export_text()
+
+
+def test_batches_leave_the_gate_out_and_say_so_first(made: tuple[Path, RunRecord]) -> None:
+    folder, _ = made
+    events: list[str] = []
+
+    class Heard(Silent):
+        def say(self, message: str) -> None:
+            events.append(message)
+
+        def stage(self, title: str) -> None:
+            events.append(title)
+
+    asked = ValidateRequest(str(folder / "widths" / "1.onnx"), str(folder), "digits", runs=5, batch_size=4)
+    found = validate_widths(asked, Heard())
+    assert found.names == ("1", "0.6") and {one.latency.batch_size for one in found.widths} == {4}
+    assert events[0] == "left out: gate.onnx, which takes one sample at a time, as --batch-size 4 is asked"
+    events.clear()
     with pytest.raises(InputError, match="--batch-size: expected 1, as the width is picked for each sample, got 4"):
-        validate_widths(replace(asked, batch_size=4))
+        validate(replace(asked, slim=str(folder / "widths" / "gate.onnx")), Heard())
+    assert not any("test split" in event for event in events), "before it runs"
 
 
 def test_a_run_that_is_stopped_after_the_gate_has_learnt_goes_on(
