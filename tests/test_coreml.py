@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from edgeprune.commands.export import export
 from edgeprune.errors import InputError
+from edgeprune.export import coreml as target
 from edgeprune.export.mil import layers, movement, pointwise
 from edgeprune.export.mil.registry import RULES, Call
 from edgeprune.export.targets import targets_of
@@ -253,7 +254,10 @@ def test_ids_an_lstm_and_whole_numbers(tmp_path: Path, monkeypatch: pytest.Monke
     net = tmp_path / "net.pt2"
     slim = slim_program(Tagger(), torch.randint(0, 11, (2, 5)), torch.randn(2, 5, 4))
     save_program(net, slim, ModelInfo((5,)))
-    exported(net)
+    monkeypatch.setitem(target._TOLERANCES, "w8", 0.0)
+    record = exported(net)
+    [float_file] = [file for file in record.files if file.path.endswith("net.mlpackage")]
+    assert [one.kind for one in float_file.left_out] == ["w8"] and "net.w8.mlpackage" in float_file.left_out[0].reason
     rng = np.random.default_rng(0)
     ids, x = rng.integers(0, 11, (1, 5)), rng.standard_normal((1, 5, 4), dtype=np.float32)
     scores, best = in_pytorch(net, ids, x)

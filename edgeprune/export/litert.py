@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +34,9 @@ from edgeprune.export.silence import native_silence
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Inputs, Material, Runner, Runtime
 from edgeprune.export.taskjudged import judged
+from edgeprune.lines import one_line
 from edgeprune.progress import Progress
-from edgeprune.results import ExportedFile
+from edgeprune.results import ExportedFile, LeftOut
 
 _CONVERT, _LOAD, _QUANTIZE = (f"edgeprune.export.litert_runtime:{name}" for name in ("convert", "load", "quantize"))
 _CALIBRATION = 256  # samples
@@ -110,17 +111,17 @@ class Litert:
         out = _converted(program, signature, material.folder / f"{material.name}.tflite")
         parity = error_of(samples, _answers(out, signature, [one.inputs for one in samples]), f"{out.name} in LiteRT")
         add_contract(material.folder, material.network.name, "litert", out.name, signature.described())
-        made = (ExportedFile(str(out), out.stat().st_size, parity),)
+        made = ExportedFile(str(out), out.stat().st_size, parity)
         if not material.int8:
-            return made
+            return (made,)
         told.stage("quantise for LiteRT and run it")
         small = out.with_suffix(".int8.tflite")
         try:
-            return (*made, _quantized(material, out, small, signature, samples))
+            return (made, _quantized(material, out, small, signature, samples))
         except (InputError, ParityError) as error:
             small.unlink(missing_ok=True)
             told.say(f"left out: int8 for LiteRT: {error}")
-            return made
+            return (replace(made, left_out=(LeftOut("int8", one_line(str(error))),)),)
 
 
 def _converted(program: ExportedProgram, signature: Signature, out: Path) -> Path:
