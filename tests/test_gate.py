@@ -404,7 +404,7 @@ def test_batches_leave_the_gate_out_and_say_so_first(made: tuple[Path, RunRecord
     asked = ValidateRequest(str(folder / "widths" / "1.onnx"), str(folder), "digits", runs=5, batch_size=4)
     found = validate_widths(asked, Heard())
     assert found.names == ("1", "0.6") and {one.latency.batch_size for one in found.widths} == {4}
-    assert events[0] == "left out: gate.onnx, which takes one sample at a time, as --batch-size 4 is asked"
+    assert events[0] == "left out: gate.onnx, which takes one sample at a time, of batches of 4"
     events.clear()
     with pytest.raises(InputError, match="--batch-size: expected 1, as the width is picked for each sample, got 4"):
         validate(replace(asked, slim=str(folder / "widths" / "gate.onnx")), Heard())

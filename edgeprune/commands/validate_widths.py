@@ -27,9 +27,7 @@ def validate_widths(request: ValidateRequest, progress: Progress | None = None) 
     files = _files(Path(request.slim))
     gate = files[0].parent / GATE
     if gate.is_file() and request.batch_size > 1:
-        told.say(
-            f"left out: {gate.name}, which takes one sample at a time, as --batch-size {request.batch_size} is asked"
-        )
+        told.say(f"left out: {gate.name}, which takes one sample at a time, of batches of {request.batch_size}")
     elif gate.is_file():
         files.append(gate)
     found = tuple(validate(replace(request, slim=str(file)), told) for file in files)
