@@ -14,11 +14,11 @@ from edgeprune.commands.gate import gate_macs, gate_ms, mac_shares
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.widths import width_name
 from edgeprune.cost.macs import macs
-from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.errors import EdgepruneError, InputError, came_from_outside
 from edgeprune.export.gated import GATE
 from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.capture import Program
-from edgeprune.journal.journal import came_from_outside, fingerprint
+from edgeprune.journal.journal import fingerprint
 from edgeprune.lines import one_line
 from edgeprune.progress import Progress
 from edgeprune.results import FrontPoint, GateFigures, SharedWeights

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from edgeprune.commands.floatfiles import front_of, write_float_files
 from edgeprune.commands.variants import Int8, check_int8, variant_files, write_variants
-from edgeprune.errors import EdgepruneError, InputError, ParityError
+from edgeprune.errors import EdgepruneError, InputError, ParityError, came_from_outside
 from edgeprune.export.quantize import check_quantizable
 from edgeprune.export.target import Material
 from edgeprune.export.variants import FLOAT
-from edgeprune.journal.journal import came_from_outside
 from edgeprune.lines import one_line
 from edgeprune.progress import Progress
 from edgeprune.records import DataSource, Metric, Model
