@@ -32,14 +32,13 @@ from edgeprune.export.signature import (
 )
 from edgeprune.export.silence import native_silence
 from edgeprune.export.state import check_stateless
-from edgeprune.export.target import Inputs, Material, Runner, Runtime
+from edgeprune.export.target import CALIBRATION, Inputs, Material, Runner, Runtime
 from edgeprune.export.taskjudged import judged
 from edgeprune.lines import one_line
 from edgeprune.progress import Progress
 from edgeprune.results import ExportedFile, LeftOut
 
 _CONVERT, _LOAD, _QUANTIZE = (f"edgeprune.export.litert_runtime:{name}" for name in ("convert", "load", "quantize"))
-_CALIBRATION = 256  # samples
 _MAX_BYTES = 2**31 - 2**20
 
 
@@ -172,7 +171,7 @@ def _write_int8(source: Path, out: Path, signature: Signature, batches: Sequence
 
 def _calibration(material: Material, signature: Signature) -> list[list[np.ndarray]]:
     """Whole batches of the training split as the file takes them; the last one is filled from the start."""
-    raw = material.raw("train", _CALIBRATION)
+    raw = material.raw("train", CALIBRATION)
     assert raw is not None  # else int8 was refused before
     arrays, batch = arrays_of(material.inputs(raw).file), material.batch or 1
     places = filled(len(arrays[0]), batch)
