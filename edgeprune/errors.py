@@ -78,3 +78,15 @@ class InternalError(EdgepruneError):
     """A fault of edgeprune itself: says at which stage, at which node and line of the model, and what was raised."""
 
     exit_code = 3
+
+
+def came_from_outside(error: BaseException) -> bool:
+    """Whether a run was stopped rather than came to an end that it would come to again: a disk may be made free."""
+    if not isinstance(error, EdgepruneError) or isinstance(error, LostProcessError):
+        return True
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return True
+        cause = cause.__cause__
+    return False

@@ -313,7 +313,7 @@ class MetricComparison:
     beside: tuple[BesideFigure, ...] = ()
 
 
-VariantKind = Literal["int8", "int8-finetuned", "dynamic", "fp16"]
+VariantKind = Literal["int8", "int8-finetuned", "dynamic", "fp16", "w8"]
 Int8For = Literal["any", "arm", "vnni"]
 
 

@@ -28,6 +28,7 @@ from edgeprune.export.quantize import write_int8
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
 from edgeprune.requests import ExportRequest
+from edgeprune.results import LeftOut
 
 pytestmark = pytest.mark.skipif(not COMPILERS, reason="no C compiler")
 
@@ -197,6 +198,7 @@ def test_the_c_of_int8_is_judged_by_the_task(tmp_path: Path, monkeypatch: pytest
     again = export(replace(request, force=True), told)
     assert [Path(file.path).name for file in again.files[-2:]] == ["digits_mlp.c", "digits_mlp.h"]
     lost = "left out: C of int8: accuracy 10.0 % (97.5 % in float), which is more than may be lost"
+    assert again.files[-2].left_out == (LeftOut("int8", lost.removeprefix("left out: C of int8: ")),)
     assert lost in told.lines and not (tmp_path / "out" / "digits_mlp_int8.c").exists()
 
 

@@ -20,7 +20,7 @@ from edgeprune.commands.compress import compress
 from edgeprune.commands.int8run import asked_int8, check_quantizes, material_of, write_int8_files
 from edgeprune.commands.variants import Int8
 from edgeprune.data import batches, normalize, open_data
-from edgeprune.errors import InputError, ParityError
+from edgeprune.errors import EdgepruneError, InputError, ParityError
 from edgeprune.export import ort
 from edgeprune.export.exact import meaning
 from edgeprune.formats.load import load
@@ -259,6 +259,25 @@ def test_what_fails_at_the_end_is_told_and_costs_no_network(
     assert "int8 could not be made" in page and "slim.dynamic.onnx: expected finite outputs" in page
 
 
+@pytest.mark.parametrize("error", [ParityError("preprocess.onnx: largest error 2"), InputError("no opset")])
+def test_float_files_that_fail_cost_no_network(
+    error: EdgepruneError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("edgeprune.commands.int8run.write_float_files", fails)
+    data = open_data("digits")
+    material = material_of(load(MODELS / "digits_mlp.pt"), tmp_path, data, open_task(None, data))
+    int8 = Int8(None, None, 0, allow_chance=False)
+    table = write_int8_files(int8, material, 0.9, Silent())
+    assert not table.variants and [one.reason for one in table.left_out] == [str(error)]
+    assert not list(tmp_path.iterdir())
+    error.__cause__ = OSError("no space left on device")  # which says nothing of the network
+    with pytest.raises(type(error)):
+        write_int8_files(int8, material, 0.9, Silent())
+
+
 def test_the_command_line() -> None:
     runner, model = CliRunner(), str(MODELS / "digits_mlp.pt")
     alone = runner.invoke(app, ["compress", model, "--int8-for", "arm"])
@@ -275,6 +294,10 @@ def test_int8_goes_by_files_and_by_data(tmp_path: Path) -> None:
     assert own is not None and own.finetune_epochs == 0
     widths = asked_int8(CompressRequest("m.pt", int8=True, widths=(0.25, 0.5, 1.0)), 9)
     assert widths is not None and widths.finetune_epochs == 3
+    few = asked_int8(CompressRequest("m.pt", int8=True, widths=(0.25, 0.5, 1.0)), 2)
+    assert few is not None and few.finetune_epochs == 1
+    none = asked_int8(CompressRequest("m.pt", int8=True, widths=(0.25, 0.5, 1.0)), 0)
+    assert none is not None and none.finetune_epochs == 0
     save_program(
         tmp_path / "net.pt2",
         capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.zeros(2, 4)),

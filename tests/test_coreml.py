@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeprune.commands.export import export
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, ParityError
+from edgeprune.export import coreml as target
 from edgeprune.export.mil import layers, movement, pointwise
 from edgeprune.export.mil.registry import RULES, Call
 from edgeprune.export.targets import targets_of
@@ -23,7 +24,7 @@ from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
 from edgeprune.records import ModelInfo, Normalization
 from edgeprune.requests import ExportRequest
-from edgeprune.results import ExportRecord
+from edgeprune.results import ExportedFile, ExportRecord, LeftOut
 
 assert layers and movement and pointwise  # their rules are registered
 
@@ -253,7 +254,17 @@ def test_ids_an_lstm_and_whole_numbers(tmp_path: Path, monkeypatch: pytest.Monke
     net = tmp_path / "net.pt2"
     slim = slim_program(Tagger(), torch.randint(0, 11, (2, 5)), torch.randn(2, 5, 4))
     save_program(net, slim, ModelInfo((5,)))
-    exported(net)
+    checked = target._checked
+
+    def but_of_8_bits(package: Path, *rest: Any) -> ExportedFile:
+        if ".w8." in package.name:
+            raise ParityError(f"{package.name}: too far off")
+        return checked(package, *rest)
+
+    monkeypatch.setattr(target, "_checked", but_of_8_bits)
+    record = exported(net)
+    [float_file] = [file for file in record.files if file.path.endswith("net.mlpackage")]
+    assert float_file.left_out == (LeftOut("w8", "net.w8.mlpackage: too far off"),)
     rng = np.random.default_rng(0)
     ids, x = rng.integers(0, 11, (1, 5)), rng.standard_normal((1, 5, 4), dtype=np.float32)
     scores, best = in_pytorch(net, ids, x)

@@ -22,6 +22,7 @@ from edgeprune.commands import gatefile
 from edgeprune.commands.budgets import decide
 from edgeprune.commands.compress import compress
 from edgeprune.commands.gate import check_reachable, gate_macs, mac_shares
+from edgeprune.commands.validate import validate
 from edgeprune.commands.validate_widths import validate_widths
 from edgeprune.cost.macs import macs
 from edgeprune.data.splits import TensorSplit
@@ -329,19 +330,6 @@ def test_a_batch_is_refused_by_the_runtime_and_taken_apart_by_validate(written: 
     assert gated.mean_macs(picks) == (gated.macs[0] + gated.macs[2]) / 2 + gated.gate_macs
 
 
-@pytest.mark.parametrize(
-    "entry",
-    ["[]", "{}", '{"output": "y", "widths": ["1", "0.5"], "macs": [2], "gate_macs": 0}',
-     '{"output": "z", "widths": ["1", "0.5"], "macs": [2, 1], "gate_macs": 0}',
-     '{"output": "y", "widths": ["1", "0.5"], "macs": [2, -1], "gate_macs": 0}',
-     '{"output": ["y"], "widths": ["1"], "macs": [2], "gate_macs": 0}'],
-)  # fmt: skip
-def test_what_a_file_says_of_its_widths_is_checked(entry: str) -> None:
-    with pytest.raises(InputError, match=r"f\.onnx: edgeprune\.gate: expected an output, 2 to 8 widths"):
-        gated_in({"edgeprune.gate": entry}, ["y"], "f.onnx")
-    assert gated_in({}, ["y"], "f.onnx") is None
-
-
 def test_a_mean_time_is_that_of_each_width_by_how_often_it_is_picked() -> None:
     times, picks = np.array([1.0, 1.0, 9.0, 4.0, 4.0]), np.array([0, 0, 0, 1, 1])
     assert mean_time(times, picks, np.array([0.25, 0.75])) == 0.25 * 1 + 0.75 * 4
@@ -400,8 +388,27 @@ def test_validate_measures_the_gate_over_the_test_set(made: tuple[Path, RunRecor
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(terminal.validated(found))
     assert "mean MACs" in console.export_text()
+
+
+def test_batches_leave_the_gate_out_and_say_so_first(made: tuple[Path, RunRecord]) -> None:
+    folder, _ = made
+    events: list[str] = []
+
+    class Heard(Silent):
+        def say(self, message: str) -> None:
+            events.append(message)
+
+        def stage(self, title: str) -> None:
+            events.append(title)
+
+    asked = ValidateRequest(str(folder / "widths" / "1.onnx"), str(folder), "digits", runs=5, batch_size=4)
+    found = validate_widths(asked, Heard())
+    assert found.names == ("1", "0.6") and {one.latency.batch_size for one in found.widths} == {4}
+    assert events[0] == "left out: gate.onnx, which takes one sample at a time, of batches of 4"
+    events.clear()
     with pytest.raises(InputError, match="--batch-size: expected 1, as the width is picked for each sample, got 4"):
-        validate_widths(replace(asked, batch_size=4))
+        validate(replace(asked, slim=str(folder / "widths" / "gate.onnx")), Heard())
+    assert not any("test split" in event for event in events), "before it runs"
 
 
 def test_a_run_that_is_stopped_after_the_gate_has_learnt_goes_on(
@@ -457,5 +464,4 @@ def test_a_gate_that_cannot_be_met_is_refused(asked: dict[str, Any], message: st
 def test_what_the_gate_itself_costs_counts(nested: NestedWidths) -> None:
     least = macs(nested.programs[-1]) / macs(nested.programs[0])
     with pytest.raises(InputError, match=r"expected a mean share of at least 0\.\d+, which the narrowest width takes"):
-        check_reachable(nested.programs, GateLimit(least))
-    check_reachable(nested.programs, GateLimit(least, is_latency=True))  # nobody knows before it is measured
+        check_reachable(nested.programs, GateLimit(least), None)

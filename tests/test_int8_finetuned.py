@@ -16,6 +16,7 @@ from edgeprune.cli.app import app
 from edgeprune.commands.export import export
 from edgeprune.data import batches, first_inputs, normalize, open_data
 from edgeprune.data.splits import some_of
+from edgeprune.errors import InputError, LostProcessError, TrainingError
 from edgeprune.export import ort
 from edgeprune.export.exact import meaning
 from edgeprune.export.fakequant import FakeQuantized, OnnxModule
@@ -217,6 +218,16 @@ def test_what_is_not_needed_or_not_better_beyond_doubt_is_not_kept(uneven: Path,
 
     needless = tried(None, True, 100.0)
     assert isinstance(needless, LeftOut) and needless.reason.startswith("int8 of all layers keeps the budget without")
+    full = TrainingError("the epoch was not kept")
+    full.__cause__ = InputError("out.training: cannot be written")
+    full.__cause__.__cause__ = OSError(28, "No space left on device")
+    for outside in (full, LostProcessError("process 1 has ended")):
+
+        def stopped(module: nn.Module, teacher: nn.Module, error: Exception = outside) -> None:
+            raise error
+
+        with pytest.raises(type(outside)):
+            tried(stopped, True)
     same = tried(lambda module, teacher: None, True)
     assert isinstance(same, LeftOut) and same.reason.endswith("0 % won back: not better beyond doubt")
 

@@ -24,7 +24,8 @@ from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
 from edgeprune.records import ModelInfo
 from edgeprune.requests import ExportRequest
-from edgeprune.results import ExportRecord
+from edgeprune.results import ExportRecord, LeftOut
+from edgeprune.runrecord import to_dict
 
 MODELS = Path(__file__).parent.parent / "models"
 
@@ -208,6 +209,10 @@ def test_int8_that_loses_more_than_it_may_is_left_out_by_name(tmp_path: Path, mo
         told,
     )
     lost = "left out: int8 for LiteRT: accuracy 10.0 % (97.5 % in float), which is more than may be lost"
+    assert record.files[-1].left_out == (LeftOut("int8", lost.removeprefix("left out: int8 for LiteRT: ")),)
+    assert (
+        to_dict(record)["files"][-1]["left_out"][0]["kind"] == "int8" and "left_out" not in to_dict(record)["files"][0]
+    )
     assert lost in told.lines and not (tmp_path / "digits_mlp.int8.tflite").exists()
     assert record.targets is not None and len(record.targets.rows) == 2
     assert "litert-int8" not in (tmp_path / "features.json").read_text()

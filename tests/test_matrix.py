@@ -49,6 +49,13 @@ def test_cells_are_files_or_reasons(matrix: Any, tmp_path: Path) -> None:
     assert "- lstm, ort, dense: net.fp16: too far off" in text
 
 
+@pytest.mark.parametrize("files", [{}, {"left out": ["net.fp16: too far off"]}])
+def test_files_of_which_none_is_compared_are_said_to_be(matrix: Any, files: dict[str, Any]) -> None:
+    record = {"name": "net", "cells": {"onnx": {"dense": files, "slim": FILE}}}
+    assert matrix.row(record, ("onnx",)) == "| net | not compared, 3e-07 |"
+    assert matrix.summary([record], ("onnx",))["files"] == 1
+
+
 def test_a_page_without_marks_stays(matrix: Any, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("mine\n")

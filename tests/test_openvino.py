@@ -19,6 +19,7 @@ from edgeprune.errors import InputError, ParityError
 from edgeprune.export.openvino import with_orders_apart
 from edgeprune.export.targets import targets_of
 from edgeprune.requests import ExportRequest
+from edgeprune.results import LeftOut
 
 
 @pytest.fixture
@@ -139,6 +140,8 @@ def test_a_half_precision_file_that_is_too_far_off_is_left_out(shuffled: Path, m
     assert names[-2:] == ["net.openvino.xml", "net.openvino.bin"]
     assert sorted(path.name for path in (shuffled.parent / "out").glob("net.openvino*")) == sorted(names[-2:])
     [line] = [line for line in said.lines if "left out" in line]
+    xml, weights = record.files[-2:]
+    assert xml.left_out == (LeftOut("fp16", line.removeprefix("left out: ")),) and not weights.left_out
     assert line.startswith("left out: net.openvino.fp16.xml in OpenVINO at batch ") and "expected at most" in line
 
 

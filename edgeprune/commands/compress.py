@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeprune.commands.examples import real_inputs
-from edgeprune.commands.gatefile import written_gate
+from edgeprune.commands.gatefile import with_gate
 from edgeprune.commands.int8run import material_of, write_int8_files
 from edgeprune.commands.outcome import PARITY_SAMPLES, front_points, helped, measured
 from edgeprune.commands.preparing import Job, prepare
@@ -106,7 +106,7 @@ def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is 
         model = replace(job.model, info=info)
         shared = shared_widths(request.widths, found, folder, model, inputs, job.task)
         if request.gate is not None:
-            shared = replace(shared, gate=written_gate(job, found, record.front, folder / WIDTHS, told))
+            shared = with_gate(job, found, shared, record.front, folder / WIDTHS, told)
         record = replace(record, shared=shared)
     if job.int8 is not None:
         model = replace(job.model, program=best.program, info=info)

@@ -12,7 +12,7 @@ from edgeprune.commands.floatfiles import front_of, write_float_files
 from edgeprune.commands.resolve import RUNS, assumed_task, completed, model_and_data, newest_run, notes_of, task_of
 from edgeprune.commands.sharing import note_on_shared, shared_file, write_shared
 from edgeprune.commands.targets import RUNTIMES, Attempts, Made, networks, side_by_side
-from edgeprune.commands.variants import CALIBRATION, Int8, agreement, check_int8, variant_files, write_variants
+from edgeprune.commands.variants import Int8, agreement, check_int8, variant_files, write_variants
 from edgeprune.commands.vocabulary import check_kept
 from edgeprune.errors import InputError
 from edgeprune.export.contracts import check_contracts
@@ -21,7 +21,7 @@ from edgeprune.export.description import FEATURES_FILE, note_in, restate
 from edgeprune.export.fixed import write_fixed_batch
 from edgeprune.export.mobile.report import Network, phones
 from edgeprune.export.state import in_words, states_of
-from edgeprune.export.target import Inputs, Material, Target
+from edgeprune.export.target import CALIBRATION, Inputs, Material, Target
 from edgeprune.export.targets import ONNXRUNTIME, TARGETS, TargetOptions, targets_of
 from edgeprune.export.web.target import WEB
 from edgeprune.files import check_new, staged_files

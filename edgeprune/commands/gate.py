@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from edgeprune.cost.macs import macs
-from edgeprune.errors import InputError
+from edgeprune.errors import BudgetError, InputError
 from edgeprune.graph.capture import Program
 from edgeprune.requests import CompressRequest
+from edgeprune.search.candidate import Gauge
 from edgeprune.units import GateLimit, parse_gate
 from edgeprune.widths.gate import Gate, Pooled, gate_program
 
@@ -29,16 +32,50 @@ def check_gate(request: CompressRequest) -> None:
         )
 
 
-def check_reachable(programs: Sequence[Program], limit: GateLimit) -> None:
-    """Raise InputError where the narrowest of the widths, from wide to narrow, costs more MACs with the gate."""
+def check_reachable(programs: Sequence[Program], limit: GateLimit, gauge: Gauge | None) -> None:
+    """Raise where each of the widths, from wide to narrow, takes more than the limit with the gate.
+
+    Args:
+        gauge: what measures the time, where that is limited; training changes nothing of it.
+
+    Raises:
+        InputError: of MACs.
+        BudgetError: of the time, which is measured.
+    """
+    pooled = Pooled.of(programs[-1])
     if limit.is_latency:
+        assert gauge is not None  # several networks are measured
+        _check_times(programs, limit, gauge, gate_ms(pooled, programs, gauge))
         return
-    least = mac_shares(programs, gate_macs(Pooled.of(programs[-1]), programs))[-1]
+    least = mac_shares(programs, gate_macs(pooled, programs))[-1]
     if limit.share < least:
         raise InputError(
             f"--gate {limit}: expected a mean share of at least {least:.4f}, which the narrowest width takes with the "
             f"gate, got {limit.share:g}"
         )
+
+
+def _check_times(programs: Sequence[Program], limit: GateLimit, gauge: Gauge, picking: float) -> None:
+    """Raise BudgetError where no width keeps the limit; the narrowest, which mostly does, is timed first."""
+    widest = gauge(programs[0], True).ms
+    shares: list[float] = []
+    for program in reversed(programs[1:]):
+        shares.append((gauge(program, True).ms + picking) / widest)
+        if shares[-1] <= limit.share:
+            return
+    raise BudgetError(
+        f"--gate {limit}: expected a mean share of at least {min(shares):.3f} of the widest network's time, which a "
+        f"narrower one takes with the gate, got {limit.share:g}"
+    )
+
+
+def gate_ms(pooled: Pooled, programs: Sequence[Program], gauge: Gauge) -> float:
+    """What the gate takes for one sample, as a file of its own; with a layer of zeros, the same each time."""
+    blank = Gate.blank(pooled, programs)
+    with torch.no_grad():
+        for parameter in blank.linear.parameters():
+            parameter.zero_()
+    return gauge(gate_program(blank, programs[-1]), True).ms
 
 
 def gate_macs(pooled: Pooled, programs: Sequence[Program]) -> int:

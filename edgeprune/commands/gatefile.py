@@ -4,28 +4,49 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeprune.commands.gate import gate_macs, mac_shares
+from edgeprune.commands.gate import gate_macs, gate_ms, mac_shares
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.widths import width_name
 from edgeprune.cost.macs import macs
-from edgeprune.errors import InputError
+from edgeprune.errors import EdgepruneError, InputError, came_from_outside
 from edgeprune.export.gated import GATE
 from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.capture import Program
 from edgeprune.journal.journal import fingerprint
+from edgeprune.lines import one_line
 from edgeprune.progress import Progress
-from edgeprune.results import FrontPoint, GateFigures
+from edgeprune.results import FrontPoint, GateFigures, SharedWeights
 from edgeprune.search.candidate import Found
 from edgeprune.training import Judge
 from edgeprune.units import GateLimit, parse_gate
-from edgeprune.widths.gate import Gate, Pooled, gate_program
+from edgeprune.widths.gate import Pooled, gate_program
 from edgeprune.widths.gatefile import GatedWidth, checked_gated, write_gated
 from edgeprune.widths.gating import Learnt, learnt_gate
+
+
+def with_gate(  # noqa: PLR0913 - the job, its networks, what was written and measured of them, and who is told
+    job: Job, found: Found, shared: SharedWeights, front: Sequence[FrontPoint], folder: Path, told: Progress
+) -> SharedWeights:
+    """The widths with their gate; where that fails they are none the worse, and what is returned says why.
+
+    Args:
+        shared: what was written of the widths.
+        front: as for `written_gate`.
+        folder: as for `written_gate`.
+    """
+    try:
+        return replace(shared, gate=written_gate(job, found, front, folder, told))
+    except EdgepruneError as error:
+        if came_from_outside(error):
+            raise
+        (folder / GATE).unlink(missing_ok=True)
+        return replace(shared, no_gate=one_line(str(error)))
 
 
 def written_gate(job: Job, found: Found, front: Sequence[FrontPoint], folder: Path, told: Progress) -> GateFigures:
@@ -79,8 +100,7 @@ def written_gate(job: Job, found: Found, front: Sequence[FrontPoint], folder: Pa
 def _times(job: Job, pooled: Pooled, programs: Sequence[Program], front: Sequence[FrontPoint]) -> list[float]:
     """What a sample takes at each width, with the gate, as a share of the widest network's time."""
     assert job.gauge is not None
-    gate = gate_program(Gate.blank(pooled, programs), programs[-1])
-    own = job.gauge(gate, True).ms
+    own = gate_ms(pooled, programs, job.gauge)
     return [(point.p50_ms + own) / front[0].p50_ms for point in front]
 
 

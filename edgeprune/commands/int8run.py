@@ -8,11 +8,10 @@ from pathlib import Path
 
 from edgeprune.commands.floatfiles import front_of, write_float_files
 from edgeprune.commands.variants import Int8, check_int8, variant_files, write_variants
-from edgeprune.errors import EdgepruneError, InputError, ParityError
+from edgeprune.errors import EdgepruneError, InputError, ParityError, came_from_outside
 from edgeprune.export.quantize import check_quantizable
 from edgeprune.export.target import Material
 from edgeprune.export.variants import FLOAT
-from edgeprune.journal.journal import came_from_outside
 from edgeprune.lines import one_line
 from edgeprune.progress import Progress
 from edgeprune.records import DataSource, Metric, Model
@@ -42,7 +41,8 @@ def asked_int8(request: CompressRequest, epochs: int) -> Int8 | None:
         raise InputError(
             f"--int8: expected to judge files by the data, got --evaluate {request.evaluate}, which takes modules"
         )
-    epochs = 0 if request.finetune is not None else epochs // len(request.widths or (1,))
+    each = epochs // len(request.widths or (1,))
+    epochs = 0 if request.finetune is not None or not epochs else max(1, each)
     return Int8(request.max_drop, request.int8_for, epochs, request.allow_chance)
 
 
@@ -91,9 +91,7 @@ def write_int8_files(asked: Int8, material: Material, dense: float | None, told:
     # In a folder of their own: a set of files may come with a new folder, and nothing would hold that of the run.
     place = material.folder / "files"
     place.mkdir()
-    own = replace(material, folder=place)
-    write_float_files(own)
-    table = _table(asked, own, told)
+    table = _table(asked, replace(material, folder=place), told)
     for path in sorted(place.iterdir()):
         path.replace(material.folder / path.name)
     place.rmdir()
@@ -101,8 +99,9 @@ def write_int8_files(asked: Int8, material: Material, dense: float | None, told:
 
 
 def _table(asked: Int8, material: Material, told: Progress) -> VariantTable:
-    """The variants, by their names in the folder; without rows where they cannot be made."""
+    """The variants, by their names in the folder; without rows where they, or the float files, cannot be made."""
     try:
+        write_float_files(material)  # of which it leaves none where one fails
         table = write_variants(asked, material, told)
     except EdgepruneError as error:
         if came_from_outside(error):

@@ -160,7 +160,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     _check_answers(request, opened, assume)
     int8 = _int8(request, opened, samples, journal, told, assume)
     plain = _plain_strategy(request, budgets, plan, samples)
-    strategy = widths_of(request, opened.dense, samples, journal) or _strategy(request, plain, prober, journal)
+    strategy = widths_of(request, opened.dense, samples, journal, gauge) or _strategy(request, plain, prober, journal)
     for text in assumed:
         told.say(f"assumed: {text}")
     return Job(

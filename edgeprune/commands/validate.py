@@ -89,6 +89,7 @@ def _validated(request: ValidateRequest, spec: str | None, data: DataSource, tol
     for note in (*data.notes, *_assumed(request, spec, task)):
         told.say(f"assumed: {note}")
     dense, slim = opened(Path(request.dense), data, task), opened(Path(request.slim), data, task)
+    _check_batch(slim, request.batch_size)
     dense, slim = _normalised(dense, slim, request, data, told)
     told.stage(f"{task.metric.name} on the test split")
     found = run_both(dense, slim, data, task, told)
@@ -113,6 +114,12 @@ def _validated(request: ValidateRequest, spec: str | None, data: DataSource, tol
     return _judged(record, request, limit)
 
 
+def _check_batch(slim: NetworkFile, size: int) -> None:
+    """Raise InputError for a batch of several, where the width is picked for each sample."""
+    if is_gated(slim) and size > 1:
+        raise InputError(f"{slim.path}: --batch-size: expected 1, as the width is picked for each sample, got {size}")
+
+
 def _timed(
     dense: NetworkFile, slim: NetworkFile, data: DataSource, request: ValidateRequest, told: Progress
 ) -> tuple[LatencyComparison, GateUse | None]:
@@ -121,10 +128,6 @@ def _timed(
     if not is_gated(slim):
         size = request.batch_size
         return latency_beside(dense, slim, data, batch_size=size, threads=threads, runs=runs, progress=told), None
-    if request.batch_size > 1:
-        raise InputError(
-            f"{slim.path}: --batch-size: expected 1, as the width is picked for each sample, got {request.batch_size}"
-        )
     return gate_use(dense, slim, data, threads=threads, runs=runs, progress=told)
 
 

@@ -9,7 +9,7 @@ from edgeprune.commands.validate import validate
 from edgeprune.errors import InputError
 from edgeprune.export.gated import GATE, WIDTHS
 from edgeprune.lines import shown
-from edgeprune.progress import Progress
+from edgeprune.progress import Progress, Silent
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import ValidateWidthsRecord
 
@@ -17,16 +17,20 @@ from edgeprune.results import ValidateWidthsRecord
 def validate_widths(request: ValidateRequest, progress: Progress | None = None) -> ValidateWidthsRecord:
     """Compare the graphs in the folder `request.slim`, a run's or that of its widths, with `request.dense`.
 
-    The file in which a gate picks one of them comes last, where there is one.
+    The file in which a gate picks one of them comes last, where there is one; batches of more than one sample leave it
+    out, which is said at once.
 
     Raises:
         InputError: the folder holds no widths; and as `validate`.
     """
+    told = progress or Silent()
     files = _files(Path(request.slim))
     gate = files[0].parent / GATE
-    if gate.is_file():
+    if gate.is_file() and request.batch_size > 1:
+        told.say(f"left out: {gate.name}, which takes one sample at a time, of batches of {request.batch_size}")
+    elif gate.is_file():
         files.append(gate)
-    found = tuple(validate(replace(request, slim=str(file)), progress) for file in files)
+    found = tuple(validate(replace(request, slim=str(file)), told) for file in files)
     return ValidateWidthsRecord(tuple(file.stem for file in files), found)
 
 

@@ -21,7 +21,7 @@ from edgeprune.export.finetuned import write_finetuned
 from edgeprune.export.judging import QuantizedFile
 from edgeprune.export.quantize import write_int8
 from edgeprune.export.state import check_stateless
-from edgeprune.export.target import Inputs, Material
+from edgeprune.export.target import CALIBRATION, Inputs, Material
 from edgeprune.export.variants import FLOAT, compare_variants
 from edgeprune.journal.shared import Results
 from edgeprune.measure.chance import check_above_chance
@@ -33,7 +33,6 @@ from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification, check_logits
 from edgeprune.tasks.task import Outcomes, Task, joined, mean_share
 
-CALIBRATION = 256  # samples
 _KINDS = ("int8", "int8-finetuned", "dynamic", "fp16")
 _BATCH = 256
 _FEW = 4  # samples that tell whether the outputs fit

@@ -17,7 +17,7 @@ from edgeprune.journal.shared import Results
 from edgeprune.records import Model
 from edgeprune.requests import CompressRequest
 from edgeprune.results import SharedWeights
-from edgeprune.search.candidate import Found
+from edgeprune.search.candidate import Found, Gauge
 from edgeprune.search.datatrainer import DataTrainer
 from edgeprune.settings import ALLOCATIONS
 from edgeprune.tasks.task import Task
@@ -78,7 +78,9 @@ def width_name(share: float) -> str:
     return f"{share:g}"
 
 
-def widths_of(request: CompressRequest, dense: Program, samples: DataTrainer | None, journal: Results) -> Widths | None:
+def widths_of(
+    request: CompressRequest, dense: Program, samples: DataTrainer | None, journal: Results, gauge: Gauge | None
+) -> Widths | None:
     """What plans the widths and trains them together, its training kept in the journal; None where none are asked for.
 
     Raises:
@@ -93,7 +95,7 @@ def widths_of(request: CompressRequest, dense: Program, samples: DataTrainer | N
         return Widths(request.widths, together)
     check_gated(dense)
     limit = parse_gate(request.gate)
-    return Widths(request.widths, together, lambda programs: check_reachable(programs, limit))
+    return Widths(request.widths, together, lambda programs: check_reachable(programs, limit, gauge))
 
 
 def shared_widths(

@@ -23,8 +23,9 @@ from edgeprune.export.parity import PARITY_TOLERANCE, Sample
 from edgeprune.export.signature import Signature, scaling_of, signature_of
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Material, Runtime
+from edgeprune.lines import one_line
 from edgeprune.progress import Progress
-from edgeprune.results import ExportedFile
+from edgeprune.results import ExportedFile, LeftOut
 
 NOTE = "program checked; Apple's kernels not run"
 _CONVERT, _LOAD = (f"edgeprune.export.coreml_runtime:{name}" for name in ("convert", "load"))
@@ -68,7 +69,8 @@ class CoreMl:
         _convert(material.program, signature, package)
         given = [sample.inputs for sample in samples]
         got = apart.answers(_LOAD, package, given, f"{package.name} cannot be checked")
-        done = []
+        done: list[ExportedFile] = []
+        left_out: list[LeftOut] = []
         for place, (kind, path) in enumerate(zip(KINDS, packages(package), strict=True)):
             n_outputs = len(first.outputs)
             own = [outputs[place * n_outputs : (place + 1) * n_outputs] for outputs in got]
@@ -79,8 +81,9 @@ class CoreMl:
                     raise
                 shutil.rmtree(path)
                 told.say(f"left out: {error}")
+                left_out.append(LeftOut("fp16" if kind == "fp16" else "w8", one_line(str(error))))
         add_contract(material.folder, material.network.name, self.name, package.name, signature.described())
-        return tuple(done)
+        return (replace(done[0], left_out=tuple(left_out)), *done[1:])
 
 
 def _taken(sample: Sample) -> Sample:

@@ -18,7 +18,7 @@ import onnx
 from onnx import numpy_helper
 from torch import nn
 
-from edgeprune.errors import InputError, TrainingError
+from edgeprune.errors import InputError, TrainingError, came_from_outside
 from edgeprune.export.fakequant import FakeQuantized, OnnxModule
 from edgeprune.export.floatfile import open_float
 from edgeprune.export.judging import Judge, Judged, QuantizedFile, check_places, exact_beside, record_of
@@ -95,7 +95,7 @@ def write_finetuned(  # noqa: PLR0913 - as for `write_int8`
             module, teacher = _networks(work, finetuning.structure)
             finetuning.train(module, teacher)
         except (InputError, TrainingError) as error:
-            if isinstance(error.__cause__, OSError):  # a full disk says nothing of the network
+            if came_from_outside(error):  # a full disk says nothing of the network
                 raise
             return LeftOut(KIND, f"it cannot be trained as int8: {error_line(error)}")
         tuned = _with(work, module)

@@ -61,7 +61,7 @@ def gated_in(stated: Mapping[str, str], outputs: Sequence[str], where: str) -> G
     widths: Any = fields.get("widths")
     macs: Any = fields.get("macs")
     own: Any = fields.get("gate_macs")
-    fits = _are_texts(widths) and _are_counts(macs) and _are_counts([own]) and output in outputs
+    fits = _are_texts(widths) and _are_counts(macs, 1) and _are_counts([own], 0) and output in outputs
     if not fits or not 2 <= len(widths) == len(macs) <= MOST_WIDTHS:
         raise InputError(f"{expected}, got {shown(text, 80)}")
     return Gated(output, tuple(widths), tuple(macs), own)
@@ -71,8 +71,8 @@ def _are_texts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is str for value in values)
 
 
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value for value in values)
+def _are_counts(values: Any, least: int) -> bool:
+    return isinstance(values, list) and all(type(value) is int and least <= value < 2**63 for value in values)
 
 
 @dataclass(slots=True, eq=False)
@@ -99,16 +99,45 @@ class OneByOne:
         return self.session.get_modelmeta()
 
     def run(self, names: None, feed: Mapping[str, np.ndarray], options: Any = None) -> list[np.ndarray]:
-        """All outputs `(n, ...)` for inputs `(n, ...)`; errors are the session's."""
+        """All outputs `(n, ...)` for inputs `(n, ...)`; errors are the session's.
+
+        Raises:
+            InputError: the file picks no width that there is, or gives no single answer to a sample.
+        """
         n = min(len(array) for array in feed.values())
         rows: list[list[np.ndarray]] = []
         for row in range(n):
             one = {name: np.ascontiguousarray(array[row : row + 1]) for name, array in feed.items()}
             named = dict(zip(self._all_names, self.session.run(None, one, options), strict=True))
-            self.picked.append(int(named.pop(self.gated.output)[0]))
-            rows.append(list(named.values()))
+            self.picked.append(self._number(named.pop(self.gated.output)))
+            rows.append([_one_answer(name, value) for name, value in named.items()])
         return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+    def _number(self, picked: Any) -> int:
+        """That of the width; raises InputError where it is none: the file may be anybody's."""
+        count = len(self.gated.widths)
+        is_one = isinstance(picked, np.ndarray) and picked.shape == (1,) and np.issubdtype(picked.dtype, np.integer)
+        if not is_one or not 0 <= int(picked[0]) < count:
+            got = str(picked.tolist()) if is_one else _described(picked)
+            where = f"output {shown(self.gated.output)}"
+            raise InputError(f"{where}: expected the number of a width below {count}, of shape (1,), got {got}")
+        return int(picked[0])
 
     @property
     def _all_names(self) -> list[str]:
         return [value.name for value in self.session.get_outputs()]
+
+
+def _one_answer(name: str, value: Any) -> np.ndarray:
+    """What a file gives for one sample, `(1, ...)`; raises InputError for something else."""
+    if not isinstance(value, np.ndarray) or value.shape[:1] != (1,):
+        raise InputError(
+            f"output {shown(name)}: expected the answer to one sample, of shape (1, ...), got {_described(value)}"
+        )
+    return value
+
+
+def _described(value: Any) -> str:
+    return (
+        f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray | np.generic) else type(value).__name__
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,13 +32,13 @@ from edgeprune.export.signature import (
 )
 from edgeprune.export.silence import native_silence
 from edgeprune.export.state import check_stateless
-from edgeprune.export.target import Inputs, Material, Runner, Runtime
+from edgeprune.export.target import CALIBRATION, Inputs, Material, Runner, Runtime
 from edgeprune.export.taskjudged import judged
+from edgeprune.lines import one_line
 from edgeprune.progress import Progress
-from edgeprune.results import ExportedFile
+from edgeprune.results import ExportedFile, LeftOut
 
 _CONVERT, _LOAD, _QUANTIZE = (f"edgeprune.export.litert_runtime:{name}" for name in ("convert", "load", "quantize"))
-_CALIBRATION = 256  # samples
 _MAX_BYTES = 2**31 - 2**20
 
 
@@ -110,17 +110,17 @@ class Litert:
         out = _converted(program, signature, material.folder / f"{material.name}.tflite")
         parity = error_of(samples, _answers(out, signature, [one.inputs for one in samples]), f"{out.name} in LiteRT")
         add_contract(material.folder, material.network.name, "litert", out.name, signature.described())
-        made = (ExportedFile(str(out), out.stat().st_size, parity),)
+        made = ExportedFile(str(out), out.stat().st_size, parity)
         if not material.int8:
-            return made
+            return (made,)
         told.stage("quantise for LiteRT and run it")
         small = out.with_suffix(".int8.tflite")
         try:
-            return (*made, _quantized(material, out, small, signature, samples))
+            return (made, _quantized(material, out, small, signature, samples))
         except (InputError, ParityError) as error:
             small.unlink(missing_ok=True)
             told.say(f"left out: int8 for LiteRT: {error}")
-            return made
+            return (replace(made, left_out=(LeftOut("int8", one_line(str(error))),)),)
 
 
 def _converted(program: ExportedProgram, signature: Signature, out: Path) -> Path:
@@ -171,7 +171,7 @@ def _write_int8(source: Path, out: Path, signature: Signature, batches: Sequence
 
 def _calibration(material: Material, signature: Signature) -> list[list[np.ndarray]]:
     """Whole batches of the training split as the file takes them; the last one is filled from the start."""
-    raw = material.raw("train", _CALIBRATION)
+    raw = material.raw("train", CALIBRATION)
     assert raw is not None  # else int8 was refused before
     arrays, batch = arrays_of(material.inputs(raw).file), material.batch or 1
     places = filled(len(arrays[0]), batch)

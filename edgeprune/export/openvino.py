@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,9 @@ from edgeprune.export.parity import PARITY_TOLERANCE, Sample
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Inputs, Material, Runner, Runtime
 from edgeprune.formats.onnx.file import read_onnx
+from edgeprune.lines import one_line
 from edgeprune.progress import Progress
-from edgeprune.results import ExportedFile
+from edgeprune.results import ExportedFile, LeftOut
 
 _CONVERT, _LOAD = (f"edgeprune.export.openvino_runtime:{name}" for name in ("convert", "load"))
 
@@ -83,7 +84,7 @@ class Openvino:
             for file in names[2:]:
                 file.unlink()
             told.say(f"left out: {error}")
-            return done
+            return (replace(done[0], left_out=(LeftOut("fp16", one_line(str(error))),)), *done[1:])
 
 
 def _made(

@@ -84,6 +84,8 @@ def run_by_name(
     try:
         found = model.run(None, dict(inputs)) if bounds is None else _bounded_run(model, dict(inputs), bounds)
         return [np.asarray(output) for output in found]
+    except InputError:  # of one that looks at what it gives, see `OneByOne`
+        raise
     except Exception as error:
         shapes = ", ".join(f"input {name!r} of shape {array.shape}" for name, array in inputs.items())
         raise InputError(f"{shapes}: onnxruntime failed: {error_line(error)}") from error

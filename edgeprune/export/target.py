@@ -29,6 +29,8 @@ from edgeprune.results import ExportedFile
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Task
 
+CALIBRATION = 256  # samples that smaller numbers are calibrated on
+
 Runner = Callable[[], object]  # one inference a call
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import CheckError, EdgepruneError, InputError, LostProcessError
+from edgeprune.errors import CheckError, InputError, came_from_outside
 from edgeprune.files import write_atomically
 from edgeprune.formats.digests import update_with
 from edgeprune.formats.load import unpack
@@ -195,15 +195,3 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),
     }
-
-
-def came_from_outside(error: BaseException) -> bool:
-    """Whether a run was stopped rather than came to an end that it would come to again: a disk may be made free."""
-    if not isinstance(error, EdgepruneError) or isinstance(error, LostProcessError):
-        return True
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return True
-        cause = cause.__cause__
-    return False

@@ -73,7 +73,9 @@ def run(record: RunRecord, folder: Path) -> RenderableType:
 def _shared(record: RunRecord) -> list[RenderableType]:
     """What is told of the file of weights that several widths share, and of the gate that picks one."""
     weights = "" if record.shared is None else fmt.shared_weights(record.shared)
-    return [check_mark(told) for told in (weights, fmt.gate(record)) if told]
+    none = "" if record.shared is None else record.shared.no_gate
+    marked = [check_mark(told) for told in (weights, fmt.gate(record)) if told]
+    return [*marked, *([labelled("left out", f"the gate: {none}")] if none else [])]
 
 
 def _exactness(record: RunRecord) -> str:

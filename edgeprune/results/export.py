@@ -8,11 +8,19 @@ from edgeprune.records import ACCURACY, Int8For, Metric, VariantKind
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A variant that is not written, and why."""
+
+    kind: VariantKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ExportedFile:
     """One file that `export` wrote and checked; `parity` is the largest absolute error on the logits, or None.
 
     `p50_ms` is one inference in its runtime, `ratio` that over the dense network's there; None where it was not timed.
-    `note` is what else to know of it.
+    `note` is what else to know of it, `left_out` says which smaller ones of it are not there.
     """
 
     path: str
@@ -21,19 +29,12 @@ class ExportedFile:
     p50_ms: float | None = None
     ratio: float | None = None
     note: str = ""
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def json_names(self) -> dict[str, str | None]:
-        """What the fields are called in JSON: a note only where there is one."""
-        return {} if self.note else {"note": None}
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A variant that is not written, and why."""
-
-    kind: VariantKind
-    reason: str
+        """What the fields are called in JSON: a note, and what is left out, only where there is something."""
+        return dict.fromkeys(name for name in ("note", "left_out") if not getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)

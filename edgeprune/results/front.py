@@ -49,7 +49,8 @@ class SharedWeights:
     """The ONNX graphs `networks` of one network at several widths, from wide to narrow, and the weights they share.
 
     `size_bytes` is that of all files together, `largest_bytes` that of the widest network as one file; `parity` is the
-    largest difference of an output from PyTorch's. `gate` is the file that picks one of them, where it was asked for.
+    largest difference of an output from PyTorch's. `gate` is the file that picks one of them, where it was asked for;
+    `no_gate` says why there is none all the same.
     """
 
     weights: str
@@ -58,8 +59,9 @@ class SharedWeights:
     largest_bytes: int
     parity: float
     gate: GateFigures | None = None
+    no_gate: str = ""
 
     @property
     def json_names(self) -> dict[str, str | None]:
-        """Without a gate nothing is said of it."""
-        return {} if self.gate else {"gate": None}
+        """Where no gate was asked for nothing is said of it."""
+        return dict.fromkeys(name for name in ("gate", "no_gate") if not getattr(self, name))

@@ -33,7 +33,7 @@ def summary(records: Sequence[Record], runtimes: Sequence[str]) -> Record:
         ratios = [cell["ratio"] for _, _, cell in _installed(records, [runtime]) if "ratio" in cell]
         if ratios:
             means[runtime] = round(statistics.geometric_mean(ratios), 3)
-    n_files = sum("refused" not in files for files in cells)
+    n_files = sum(_first_error(files) is not None for files in cells)
     return {"cells": len(cells), "files": n_files, "geometric_means": means}
 
 
@@ -100,8 +100,15 @@ def _shown(cell: Record | None) -> str:
     return ratio + ", ".join(_error(cell[kind]) for kind in KINDS)
 
 
+def _first_error(files: Record) -> float | None:
+    """That of the first file that was compared with PyTorch; None where none was."""
+    return next((found["error"] for found in files.values() if isinstance(found, dict)), None)
+
+
 def _error(files: Record) -> str:
     if "refused" in files:
         return "refused"
-    first: float = next(iter(files.values()))["error"]
+    first = _first_error(files)
+    if first is None:
+        return "not compared"
     return "0" if first == 0 else f"{first:.0e}" if math.isfinite(first) else "wrong"

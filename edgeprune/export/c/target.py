@@ -31,9 +31,10 @@ from edgeprune.export.taskjudged import judged
 from edgeprune.export.writing import PREPROCESS
 from edgeprune.files import write_atomically
 from edgeprune.formats.onnx.file import read_onnx
+from edgeprune.lines import one_line
 from edgeprune.progress import Progress
 from edgeprune.records import VariantKind
-from edgeprune.results import ExportedFile
+from edgeprune.results import ExportedFile, LeftOut
 
 _LOAD, _LOAD_RAW = (f"edgeprune.export.c.runtime:{name}" for name in ("load", "load_raw"))
 _MOST_BYTES = 2**24  # of constants: beyond what a microcontroller has, compilers take gigabytes
@@ -113,6 +114,7 @@ class CSource:
                 for suffix in ("c", "h"):
                     (material.folder / f"{plain}{_INT8}.{suffix}").unlink(missing_ok=True)
                 told.say(f"left out: C of int8: {error}")
+                done = (replace(done[0], left_out=(LeftOut("int8", one_line(str(error))),)), *done[1:])
         return done
 
 
