@@ -10,6 +10,7 @@ from pathlib import Path
 from edgeprune.commands.dense import dense_network
 from edgeprune.commands.floatfiles import front_of, write_float_files
 from edgeprune.commands.resolve import RUNS, assumed_task, completed, model_and_data, newest_run, notes_of, task_of
+from edgeprune.commands.runfolder import SLIM, widths_of_run
 from edgeprune.commands.sharing import note_on_shared, shared_file, write_shared
 from edgeprune.commands.targets import RUNTIMES, Attempts, Made, networks, side_by_side
 from edgeprune.commands.variants import CALIBRATION, Int8, agreement, check_int8, variant_files, write_variants
@@ -96,10 +97,10 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
 def _resolved(request: ExportRequest) -> _Asked:
     """The request with what it left out."""
     assumed: list[str] = []
-    path = Path(request.model) if request.model else newest_run() / "slim.pt2"
+    path = Path(request.model) if request.model else newest_run() / SLIM
     if request.model is None:
         assumed.append(f"MODEL {path} (the newest run)")
-    out = Path(request.out) if request.out else path.parent if path.name == "slim.pt2" else RUNS / f"{path.stem}-onnx"
+    out = Path(request.out) if request.out else path.parent if path.name == SLIM else RUNS / f"{path.stem}-onnx"
     if request.out is None:
         assumed.append(f"--out {out}")
     names = (*request.targets, *RUNTIMES) if request.every else request.targets
@@ -141,7 +142,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
         folds=folds,
         int8=request.int8,
         max_drop=request.max_drop,
-        beside=asked.path.parent,
+        widths=widths_of_run(asked.path),
     )
     return material, assumed
 
