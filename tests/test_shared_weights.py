@@ -268,6 +268,23 @@ def test_the_small_file_answers_as_the_plain_one_and_runs_the_same_operators(exp
     np.testing.assert_allclose(ort.run(sessions[1], x), wanted, atol=1e-5)
 
 
+def test_a_small_file_that_fails_is_left_out_beside_the_right_plain_one(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unfolded(plain: Path, small: Path) -> None:
+        raise ParityError(f"{small.name}: expected onnxruntime to fold the templates, got 1 MatMul more")
+
+    monkeypatch.setattr("edgeprune.commands.sharing.check_folded", unfolded)
+    command = ["export", "--onnx", str(trained), "--data", "digits", "--out", str(tmp_path / "out")]
+    assert main([*command, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["left_out"] == ["m.shared.onnx: expected onnxruntime to fold the templates, got 1 MatMul more"]
+    assert {"m.onnx", "features.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    assert "m.shared.onnx" not in {file.name for file in (tmp_path / "out").iterdir()}
+    assert main([*command, "--force"]) == 0
+    assert "left out" in " ".join(capsys.readouterr().out.split())
+
+
 def test_validate_takes_the_small_file(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["validate", f"{exported}/m.onnx", f"{exported}/m.shared.onnx", "--data", "digits", "--normalize", "data"]
     assert main([*command, "--allow-chance", "--json"]) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,6 +70,7 @@ class _Written:
     note: str
     agreement: float | None
     targets: TargetTable | None
+    left_out: tuple[str, ...]
 
 
 @running_user_code()
@@ -212,8 +213,8 @@ def _places(out: Path, name: str, targets: Sequence[Target], with_variants: bool
 
 def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     """Everything, into the material's folder."""
-    request = asked.request
-    files, n_samples = _contracts(request, material, told)
+    request, left_out = asked.request, list[str]()
+    files, n_samples = _contracts(request, material, told, left_out.append)
     agreed = agreement(material)
     variants = write_variants(_int8(request), material, told) if request.int8 else None
     attempts = asked.attempts
@@ -223,7 +224,7 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     samples = material.samples(request.batch or 1)
     if request.batch is not None:
         files = _with_fixed_batch(files, variants, request.batch, material.answering)
-    small = write_shared(material, material.real or samples, told) if request.shared else ()
+    small = write_shared(material, material.real or samples, told, left_out.append) if request.shared else ()
     made = attempts.written(asked.targets(free_batch=False), material, told)
     files = [_as_it_is(file) for file in files] + _every(made)
     mobile = _mobile(material, made, told) if request.mobile else ()
@@ -231,7 +232,14 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     network = next(file for file in files if Path(file.path) == material.network)
     table = side_by_side(attempts, made, network, material, samples, told)
     return _Written(
-        (*files, *small, *_every(early)), n_samples, variants, mobile, note_in(material.folder), agreed, table
+        (*files, *small, *_every(early)),
+        n_samples,
+        variants,
+        mobile,
+        note_in(material.folder),
+        agreed,
+        table,
+        tuple(left_out),
     )
 
 
@@ -251,13 +259,15 @@ def _every(made: Made) -> list[ExportedFile]:
     return [file for files in made.values() for file in files]
 
 
-def _contracts(request: ExportRequest, material: Material, told: Progress) -> tuple[list[ExportedFile], int]:
+def _contracts(
+    request: ExportRequest, material: Material, told: Progress, leave_out: Callable[[str], None]
+) -> tuple[list[ExportedFile], int]:
     """The ONNX files of the contracts, and how many samples they passed."""
     told.stage("export and check")
     state = in_words(states_of(material.model.program))
     if state:
         told.say(state)
-    return write_float_files(material, opset=request.opset, simplify=request.simplify)
+    return write_float_files(material, opset=request.opset, simplify=request.simplify, leave_out=leave_out)
 
 
 def _real(material: Material) -> Inputs | None:
@@ -330,4 +340,5 @@ def _record(asked: _Asked, assumed: Sequence[str], written: _Written, folder: Pa
         note=written.note,
         agreement=written.agreement,
         targets=table,
+        left_out=written.left_out,
     )

@@ -92,7 +92,7 @@ def write_int8_files(asked: Int8, material: Material, dense: float | None, told:
     place = material.folder / "files"
     place.mkdir()
     own = replace(material, folder=place)
-    write_float_files(own)
+    write_float_files(own, leave_out=lambda why: told.say(f"left out: {why}"))
     table = _table(asked, own, told)
     for path in sorted(place.iterdir()):
         path.replace(material.folder / path.name)
