@@ -364,6 +364,16 @@ def test_templates_that_do_not_fit_are_refused(trained: Path, tmp_path: Path, ch
         load(tmp_path / "other.pt")
 
 
+def test_templates_that_are_parameters_are_read_and_exported(trained: Path, tmp_path: Path) -> None:
+    content = torch.load(trained, weights_only=True)
+    for own in content["shared"]:
+        own["templates"] = nn.Parameter(own["templates"])
+        own["coefficients"] = {name: nn.Parameter(value) for name, value in own["coefficients"].items()}
+    torch.save(content, tmp_path / "m.pt")
+    assert main(["export", "--onnx", f"{tmp_path}/m.pt", "--data", "digits", "--out", f"{tmp_path}/out"]) == 0
+    assert (tmp_path / "out" / "m.shared.onnx").is_file()
+
+
 # -- the graph ---------------------------------------------------------------------------------------------------------
 
 

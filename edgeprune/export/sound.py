@@ -27,9 +27,7 @@ from edgeprune.export.writing import SOUND, Writing
 from edgeprune.records import IDENTITY, InputFeatures
 from edgeprune.results import ExportedFile
 
-LARGEST = (
-    32_000_000  # bytes; it grows with the square of the rate and is beyond that above some 80,000 samples a second
-)
+LARGEST = 32_000_000  # bytes; beyond that from 82,000 samples a second on, as it grows with the square of the rate
 TOLERANCE = 1e-2  # of a band's logarithm, that is 1 % of its power: float32 beside float64 where a sound is loud
 _PREFIX = "sound_"
 _BANDS = f"{_PREFIX}bands"
