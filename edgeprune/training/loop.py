@@ -140,6 +140,8 @@ class _Run:
         self.team.make_same(self.module)
         subject = Subject(self.module, self.graph, n_all, self.settings.options, self.settings.seed, self.aim)
         self.method = make_method(self.settings.method, subject)
+        # What a method begins with, an SVD say, need not come out alike on all machines.
+        self.team.make_same(self.module, (own for kept in self.method.kept().values() for own in kept.values()))
         own = self.method.trained()
         self.plain_optimizer = make_optimizer(self.module, self.settings, n_all, self.graph, own)
         self.schedule = make_schedule(self.plain_optimizer, self.settings, n_all, self.first * self.n_steps)
