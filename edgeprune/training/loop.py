@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import astuple, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -304,7 +303,8 @@ class _Run:
             return
         state, path = self.checkpoint.read(content), self.checkpoint.path
         try:
-            self._check_random(state["random"], path)
+            own = random_state(self.device)
+            self.checkpoint.check_random(state, (self.team.share.n_ranks, len(own)), self.device)
             self._restore(state)
         except InputError:
             raise
@@ -313,14 +313,6 @@ class _Run:
                 f"{path}: expected this training's whole state, got a damaged one: {one_line(error_text(error), 200)}"
             ) from error
         self._say(f"resumed after epoch {len(self.records)}/{self.settings.epochs} of {path}")
-
-    def _check_random(self, random: Tensor, path: Path) -> None:
-        """Every process has a random state of its own, and each kind of device its own kind."""
-        n_ranks, n_bytes = self.team.share.n_ranks, len(random_state(self.device))
-        if len(random) != n_ranks:
-            raise InputError(f"{path}: processes: expected as many as before, {len(random)}, got {n_ranks}")
-        if random.shape[1] != n_bytes:
-            raise InputError(f"{path}: expected the kind of device that it trained on before, got {self.device.type}")
 
     def _restore(self, state: dict[str, Any]) -> None:
         asked = [group["initial_lr"] for group in self.plain_optimizer.param_groups]
