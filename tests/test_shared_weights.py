@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,6 @@ def test_the_most_that_is_named_in_a_refusal_can_be_had() -> None:
 
 
 def test_averages_and_counts_out_of_range_are_refused(digits: DataSource, capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import replace
-
     from edgeprune.settings import Recipe
 
     with pytest.raises(InputError, match="ema: expected a training without shared weights, which an average"):
@@ -251,6 +250,10 @@ def test_a_checkpoint_holds_the_weights_and_their_templates(trained: Path) -> No
     assert model.info.training is not None and model.info.training.options == {"templates": 2}
     again = model.info.training.for_finetuning()
     assert again.method is None and again.options == {}
+    asked = replace(SETTINGS, optimizer="sgd", lr=0.07, weight_decay=1e-3, options={"momentum": 0.8, "templates": 2})
+    asked = replace(asked, method="shared-weights", schedule="step")
+    assert asked.keeps_last and not asked.makes_zeros  # nothing of how it was trained was for zeros
+    assert asked.for_finetuning() == replace(asked, method=None, options={"momentum": 0.8})
 
 
 def test_the_small_file_answers_as_the_plain_one_and_runs_the_same_operators(exported: Path) -> None:

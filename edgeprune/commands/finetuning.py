@@ -59,7 +59,7 @@ def check_recipe(request: CompressRequest, data: DataSource | None) -> None:
 def trained_epochs(model: Model) -> int | None:
     """How many epochs it was trained by the settings that it is finetuned by; None where that is not known."""
     trained = model.info.training
-    return None if trained is None or trained.is_sparse else trained.epochs
+    return None if trained is None or trained.makes_zeros else trained.epochs
 
 
 def _asked(request: CompressRequest) -> Mapping[str, Any]:

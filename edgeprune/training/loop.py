@@ -67,7 +67,8 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
     """Train `module` in place for a task; it ends in eval mode with the weights of its best epoch.
 
     The best epoch does best on the validation split by the task's metric and, among equals, has the lowest loss there;
-    where the settings are sparse it is the last one, since zeros become ever more until then. With the same seed and
+    where they ask for zeros it is the last one, since those become ever more until then, and so it is where weights are
+    shared, by the templates of the last step. With the same seed and
     thread count the weights are the same, and PyTorch's random state is left as it was. Started by `torchrun`, the
     processes share every batch, and the weights are those of one process to rounding; what the network draws at random
     differs, other than dropout, and so do rules of its own that mix samples, other than batch norm.
@@ -260,7 +261,7 @@ class _Run:
 
     def _keep_best(self, score: tuple[float, float]) -> None:
         epoch, n_epochs = self.epoch, self.settings.epochs
-        late = epoch > self.settings.best_from * n_epochs and not self.settings.is_sparse
+        late = epoch > self.settings.best_from * n_epochs and not self.settings.keeps_last
         eligible = late or epoch == self.last
         if eligible and (self.best is None or score > self.best[0]):
             self.best = score, {name: value.detach().clone() for name, value in self.module.state_dict().items()}
