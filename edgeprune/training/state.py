@@ -133,7 +133,7 @@ class StateFile:
         if n_ranks > 1 and "drawn" not in state:
             raise InputError(
                 f"{self.path}: expected a state of this version, got one of several processes of an earlier version; "
-                "train anew, without --resume"
+                "begin anew"
             )
 
     def write(self, state: Mapping[str, Any]) -> None:
