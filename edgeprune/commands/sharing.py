@@ -55,18 +55,26 @@ def write_shared(
         leave_out(f"{path.name}: it would not be smaller than {material.network.name} ({size(n_plain)})")
         return ()
     write_atomically(path, content)
-    try:
-        parity = _parity(material, path, inputs)
-        check_folded(material.network, path)
-    except ParityError as error:
-        path.unlink()
-        leave_out(str(error))
+    parity = _checked(material, path, inputs, leave_out)
+    if parity is None:
         return ()
     told.say(
         f"{path.name}: {size(len(content))} in place of {size(n_plain)}, {len(content) / n_plain:.0%}; onnxruntime "
         "folds the templates when it loads it"
     )
     return (ExportedFile(str(path), len(content), parity),)
+
+
+def _checked(material: Material, path: Path, inputs: Inputs, leave_out: Callable[[str], None]) -> float | None:
+    """The largest error of the file; None where it failed and is gone."""
+    try:
+        parity = _parity(material, path, inputs)
+        check_folded(material.network, path)
+    except ParityError as error:
+        path.unlink()
+        leave_out(str(error))
+        return None
+    return parity
 
 
 def _parity(material: Material, path: Path, inputs: Inputs) -> float:
