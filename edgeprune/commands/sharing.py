@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from edgeprune.errors import ParityError
@@ -49,8 +49,7 @@ def write_shared(
     proto, shared, whole = with_templates(plain, mixtures, weights)
     content, n_plain = proto.SerializeToString(deterministic=True), material.network.stat().st_size
     if whole:
-        more = f" and {len(whole) - _MOST_NAMED} more" if len(whole) > _MOST_NAMED else ""
-        told.say(f"{path.name}: {', '.join(whole[:_MOST_NAMED])}{more} stand in full, as ONNX has them in another form")
+        told.say(f"{path.name}: {_named(whole)} stand in full, as ONNX has them in another form")
     if not shared or len(content) >= n_plain:
         leave_out(f"{path.name}: it would not be smaller than {material.network.name} ({size(n_plain)})")
         return ()
@@ -63,6 +62,11 @@ def write_shared(
         "folds the templates when it loads it"
     )
     return (ExportedFile(str(path), len(content), parity),)
+
+
+def _named(weights: Sequence[str]) -> str:
+    more = f" and {len(weights) - _MOST_NAMED} more" if len(weights) > _MOST_NAMED else ""
+    return f"{', '.join(weights[:_MOST_NAMED])}{more}"
 
 
 def _checked(material: Material, path: Path, inputs: Inputs, leave_out: Callable[[str], None]) -> float | None:
