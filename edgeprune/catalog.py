@@ -13,6 +13,8 @@ from typing import Any
 from edgeprune.errors import InputError
 from edgeprune.lines import one_line
 
+SHARED_WEIGHTS = "shared-weights"  # the method that makes no zeros
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -152,7 +154,7 @@ _METHODS = (
         defaults={"sparsity": 0.5, "gates": "channels", "prune_schedule": "cubic"},
     ),
     Entry(
-        "method", "shared-weights", "layers' weights are learned mixtures of a few templates",
+        "method", SHARED_WEIGHTS, "layers' weights are learned mixtures of a few templates",
         "Teterwak et al., WACV 2024, arXiv 2312.01280", "a smaller ONNX file at the same speed", ("templates",),
         defaults={"templates": 8},
     ),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from edgeprune.catalog import RECIPE, check_options, check_values, find, names
+from edgeprune.catalog import RECIPE, SHARED_WEIGHTS, check_options, check_values, find, names
 from edgeprune.errors import InputError
 
 ALLOCATIONS = ("greedy", "sensitivity", "predictor")  # how the widths of all groups are found together
@@ -84,9 +84,14 @@ class TrainSettings:
     recipe: Recipe = Recipe()
 
     @property
-    def is_sparse(self) -> bool:
-        """Whether weights are set to zero or shared while it trains: then the last epoch is kept, as zeros grow."""
-        return self.method is not None or find("optimizer", self.optimizer).sparse
+    def makes_zeros(self) -> bool:
+        """Whether weights are set to zero while it trains, ever more of them until the last epoch."""
+        return self.method not in (None, SHARED_WEIGHTS) or find("optimizer", self.optimizer).sparse
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last epoch is kept and not the best: the one with most zeros, or the one with the templates."""
+        return self.makes_zeros or self.method is not None
 
     @property
     def assumed(self) -> dict[str, Any]:
@@ -124,12 +129,15 @@ class TrainSettings:
         """The same without what goes with a machine: how it is run is left at its defaults.
 
         What was trained to zeros is finetuned as a network that does not say how it was trained, but for its recipe:
-        its zeros are cut out then, and what is left is to be dense.
+        its zeros are cut out then, and what is left is to be dense. What was trained with shared weights is finetuned
+        as it was trained, each weight by itself.
         """
         plain = replace(self, accumulate=1, precision="fp32", channels_last=False, workers=0, device="auto")
-        if not self.is_sparse:
-            return plain
-        return replace(plain, optimizer="adamw", lr=1e-3, weight_decay=None, schedule=None, options={}, method=None)
+        if self.makes_zeros:
+            return replace(plain, optimizer="adamw", lr=1e-3, weight_decay=None, schedule=None, options={}, method=None)
+        own = find("optimizer", self.optimizer).options
+        options = {name: value for name, value in self.options.items() if name in own}
+        return plain if self.method is None else replace(plain, method=None, options=options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,30 @@ def test_whole_numbers_beyond_32_bits_are_refused(tmp_path: Path) -> None:
         written(tmp_path / "net.onnx")
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("operator", ["AveragePool", "MaxPool"])
+def test_windows_that_hold_no_number_are_refused(tmp_path: Path, operator: str, quantized: bool) -> None:
+    """Both taps of a dilated window may lie beside a short line; its mean is one of nothing."""
+    held = [numpy_helper.from_array(np.array(one), name) for one, name in ((np.float32(0.1), "s"), (np.uint8(3), "z"))]
+    grid = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"])]
+    grid += [helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xf"])]
+    pool = helper.make_node(operator, ["xf" if quantized else "x"], ["p"], kernel_shape=[2], pads=[1, 1], dilations=[2])
+    back = [helper.make_node("QuantizeLinear", ["p", "s", "z"], ["q"])]
+    back += [helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])]
+    for size, message in ((1, rf"^C has no {operator} .* with a window that holds no number$"), (2, None)):
+        given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, size])
+        out = helper.make_tensor_value_info("y" if quantized else "p", TensorProto.FLOAT, None)
+        nodes = [*grid, pool, *back] if quantized else [pool]
+        graph = helper.make_graph(nodes, "g", [given], [out], held if quantized else [])
+        path = tmp_path / f"{size}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10), path)
+        if message is None:
+            written(path)
+            continue
+        with pytest.raises(InputError, match=message):
+            written(path)
+
+
 @pytest.mark.parametrize(
     ("operator", "told", "message"),
     [

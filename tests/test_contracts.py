@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import edgeprune.export.contracts as contracts
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.contracts import write_contracts
-from edgeprune.export.front import Preprocessing
+from edgeprune.export.front import Preprocessing, numbering_model
 from edgeprune.export.metadata import metadata_of, normalization_in
 from edgeprune.graph.capture import Program, capture
 from edgeprune.records import ModelInfo, Normalization
@@ -244,6 +244,46 @@ def test_network_that_keeps_all_inputs(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         run(tmp_path / "plain" / "slim.onnx", scaled), run(tmp_path / "scaled" / "slim.onnx", scaled), atol=1e-6
     )
+
+
+class CalledFeatures(nn.Module):
+    """Its inputs have the names that what is made of inputs has in files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("edgeprune_keep_features", torch.tensor([0, 3]))
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, features: Tensor, new_ids: Tensor) -> Tensor:
+        return self.fc(torch.cat([torch.index_select(features, 1, self.edgeprune_keep_features), new_ids], 1))
+
+
+def test_inputs_may_be_called_as_what_is_made_of_them(tmp_path: Path) -> None:
+    program = capture(CalledFeatures(), (torch.randn(2, 5), torch.randn(2, 4)))
+    write_contracts(program, ModelInfo((5,)), tmp_path)
+    made, network = (onnxruntime.InferenceSession(tmp_path / name) for name in ("preprocess.onnx", "slim.onnx"))
+    assert [one.name for one in made.get_inputs()] == ["features", "new_ids"]
+    raw = {"features": np.eye(2, 5, dtype=np.float32), "new_ids": np.ones((2, 4), np.float32)}
+    taken = made.run(None, raw)
+    got = network.run(None, {one.name: x for one, x in zip(network.get_inputs(), taken, strict=True)})[0]
+    with torch.no_grad():
+        wanted = program.frozen_module()(*map(torch.from_numpy, raw.values())).numpy()
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    stated = json.loads((tmp_path / "features.json").read_text(encoding="utf-8"))["contracts"]["preprocess"]
+    for told, values in (("inputs", made.get_inputs()), ("outputs", made.get_outputs())):
+        assert [one["name"] for one in stated[told]] == [one.name for one in values]
+
+
+@pytest.mark.parametrize("name", ["features", "new_ids", "ids"])
+def test_ids_of_any_name_are_numbered_anew(name: str) -> None:
+    ids = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", 3])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT64, ["batch", 3])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", [name], ["y"])], "g", [ids], [out])
+    network = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    model = numbering_model(network, np.array([0, 2, 1]))
+    onnx.checker.check_model(model, full_check=True)
+    [got] = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {name: np.array([[0, 1, 2]])})
+    assert got.tolist() == [[0, 2, 1]]
 
 
 def test_without_normalisation_the_features_are_only_gathered(tmp_path: Path) -> None:

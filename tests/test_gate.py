@@ -22,13 +22,14 @@ from edgeprune.commands import gatefile
 from edgeprune.commands.budgets import decide
 from edgeprune.commands.compress import compress
 from edgeprune.commands.gate import check_reachable, gate_macs, mac_shares
+from edgeprune.commands.runfolder import widths_of_run
 from edgeprune.commands.validate import validate
 from edgeprune.commands.validate_widths import validate_widths
 from edgeprune.cost.macs import macs
 from edgeprune.data.splits import TensorSplit
 from edgeprune.errors import BudgetError, InputError, ParityError
 from edgeprune.export import ort
-from edgeprune.export.gated import OneByOne, gated_in
+from edgeprune.export.gated import WEIGHTS, OneByOne, gated_in
 from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.capture import Program, capture
 from edgeprune.measure.gated import mean_time
@@ -49,7 +50,7 @@ from edgeprune.widths.gatefile import GatedWidth, checked_gated, write_gated
 from edgeprune.widths.gating import Learnt, learnt_gate, price_for
 from edgeprune.widths.nested import NestedWidths
 from edgeprune.widths.planning import nested_widths, planned_widths
-from edgeprune.widths.shared import WEIGHTS, write_widths
+from edgeprune.widths.shared import write_widths
 
 MLP = Path(__file__).parent.parent / "models" / "digits_mlp.pt"
 NAMES = ("1", "0.5", "0.25")
@@ -409,6 +410,17 @@ def test_batches_leave_the_gate_out_and_say_so_first(made: tuple[Path, RunRecord
     with pytest.raises(InputError, match="--batch-size: expected 1, as the width is picked for each sample, got 4"):
         validate(replace(asked, slim=str(folder / "widths" / "gate.onnx")), Heard())
     assert not any("test split" in event for event in events), "before it runs"
+
+
+def test_only_the_slim_network_of_a_run_has_its_widths(made: tuple[Path, RunRecord], tmp_path: Path) -> None:
+    folder, record = made
+    assert widths_of_run(folder / "slim.pt2") == folder / "widths"
+    assert widths_of_run(folder / "other.pt2") is None
+    (tmp_path / "widths").mkdir()
+    assert widths_of_run(tmp_path / "slim.pt2") is None
+    for text in (runrecord.to_json(replace(record, shared=None)), '{"format": "of something else"}'):
+        (tmp_path / "run.json").write_text(text, encoding="utf-8")
+        assert widths_of_run(tmp_path / "slim.pt2") is None
 
 
 def test_a_run_that_is_stopped_after_the_gate_has_learnt_goes_on(

@@ -19,7 +19,7 @@ from edgeprune.formats.save import save_checkpoint
 from edgeprune.graph.precision import in_float64
 from edgeprune.optim import make
 from edgeprune.records import IDENTITY, ModelInfo
-from edgeprune.training.placement import seeded
+from edgeprune.training.placement import float_type, seeded
 
 N = 200
 
@@ -123,6 +123,53 @@ def test_a_network_in_float64_leaves_the_users_weights_as_they_are() -> None:
     assert {p.dtype for p in wide.parameters()} == {torch.float64}
     held = [*module.parameters(), *(t for t in program.state_dict.values() if t.is_floating_point())]
     assert {tensor.dtype for tensor in held} == {torch.float32}
+
+
+CONVERTING = """
+from torch import nn
+
+
+class Converting(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.double())
+
+
+def net():
+    return Converting(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10)).double()
+"""
+
+
+def test_a_network_that_converts_its_inputs_to_float64_is_trained_and_compressed(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CONVERTING)
+    common = ["--data", "digits", "--threads", "1", "--json"]
+    trained = CliRunner().invoke(
+        app, ["train", "--arch", f"{tmp_path}/net.py:net", "--epochs", "1", "--out", f"{tmp_path}/m.pt", *common]
+    )
+    assert trained.exit_code == 0, trained.output
+    asked = ["--keep-macs", "0.6", "--finetune-epochs", "1", "--max-drop", "90", "--allow-chance"]
+    found = CliRunner().invoke(app, ["compress", f"{tmp_path}/m.pt", "--out", f"{tmp_path}/run", *asked, *common])
+    assert found.exit_code == 0, found.output
+    assert edgeprune.load_model(tmp_path / "run" / "slim.pt2").program.module()(torch.zeros(2, 1, 8, 8)).shape == (
+        2,
+        10,
+    )
+
+
+def test_inputs_are_of_the_type_that_a_graph_states_unless_it_was_converted_since() -> None:
+    converting = edgeprune.capture(Double(nn.Linear(3, 2).double()), torch.zeros(2, 3))
+    assert float_type(converting) == float_type(converting.frozen_module()) == torch.float32
+    plain = edgeprune.capture(nn.Linear(3, 2), torch.zeros(2, 3))
+    assert float_type(plain.own_module().double()) == float_type(nn.Linear(3, 2).double()) == torch.float64
+    assert float_type(edgeprune.capture(nn.Embedding(5, 2).double(), torch.zeros(2, 3).long())) == torch.float64
+
+
+class Double(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.double())
 
 
 def test_processes_draw_otherwise() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,6 @@ def test_the_most_that_is_named_in_a_refusal_can_be_had() -> None:
 
 
 def test_averages_and_counts_out_of_range_are_refused(digits: DataSource, capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import replace
-
     from edgeprune.settings import Recipe
 
     with pytest.raises(InputError, match="ema: expected a training without shared weights, which an average"):
@@ -251,6 +250,10 @@ def test_a_checkpoint_holds_the_weights_and_their_templates(trained: Path) -> No
     assert model.info.training is not None and model.info.training.options == {"templates": 2}
     again = model.info.training.for_finetuning()
     assert again.method is None and again.options == {}
+    asked = replace(SETTINGS, optimizer="sgd", lr=0.07, weight_decay=1e-3, options={"momentum": 0.8, "templates": 2})
+    asked = replace(asked, method="shared-weights", schedule="step")
+    assert asked.keeps_last and not asked.makes_zeros  # nothing of how it was trained was for zeros
+    assert asked.for_finetuning() == replace(asked, method=None, options={"momentum": 0.8})
 
 
 def test_the_small_file_answers_as_the_plain_one_and_runs_the_same_operators(exported: Path) -> None:
@@ -266,6 +269,23 @@ def test_the_small_file_answers_as_the_plain_one_and_runs_the_same_operators(exp
     with torch.no_grad():
         wanted = load(exported.parent / "m.pt").program.module()(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(ort.run(sessions[1], x), wanted, atol=1e-5)
+
+
+def test_a_small_file_that_fails_is_left_out_beside_the_right_plain_one(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unfolded(plain: Path, small: Path) -> None:
+        raise ParityError(f"{small.name}: expected onnxruntime to fold the templates, got 1 MatMul more")
+
+    monkeypatch.setattr("edgeprune.commands.sharing.check_folded", unfolded)
+    command = ["export", "--onnx", str(trained), "--data", "digits", "--out", str(tmp_path / "out")]
+    assert main([*command, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["left_out"] == ["m.shared.onnx: expected onnxruntime to fold the templates, got 1 MatMul more"]
+    assert {"m.onnx", "features.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    assert "m.shared.onnx" not in {file.name for file in (tmp_path / "out").iterdir()}
+    assert main([*command, "--force"]) == 0
+    assert "left out" in " ".join(capsys.readouterr().out.split())
 
 
 def test_validate_takes_the_small_file(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,6 +365,16 @@ def test_templates_that_do_not_fit_are_refused(trained: Path, tmp_path: Path, ch
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(InputError, match=message):
         load(tmp_path / "other.pt")
+
+
+def test_templates_that_are_parameters_are_read_and_exported(trained: Path, tmp_path: Path) -> None:
+    content = torch.load(trained, weights_only=True)
+    for own in content["shared"]:
+        own["templates"] = nn.Parameter(own["templates"])
+        own["coefficients"] = {name: nn.Parameter(value) for name, value in own["coefficients"].items()}
+    torch.save(content, tmp_path / "m.pt")
+    assert main(["export", "--onnx", f"{tmp_path}/m.pt", "--data", "digits", "--out", f"{tmp_path}/out"]) == 0
+    assert (tmp_path / "out" / "m.shared.onnx").is_file()
 
 
 # -- the graph ---------------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune.data import first_inputs, normalize, open_data
 from edgeprune.data.sounds import LogMel, mel_weights, read_sound
-from edgeprune.errors import InputError, ParityError
+from edgeprune.errors import InputError
 from edgeprune.export.contracts import write_contracts
+from edgeprune.export.sound import LARGEST, sound_bytes
 from edgeprune.records import DataSource, ModelInfo
 
 RATE = 8000
@@ -195,7 +196,10 @@ def test_a_file_takes_samples_and_gives_what_the_network_takes(
     stated = json.loads((out / "features.json").read_text(encoding="utf-8"))["contracts"]["sound"]
     assert (stated["file"], stated["inputs"][0]["shape"]) == ("sound.onnx", ["batch", 2000])
     assert stated["inputs"][0]["unit"] == "a sample, -1 to 1, 8000 a second"
-    operators = {node.op_type for node in onnx.load(out / "sound.onnx").graph.node}
+    model = onnx.load(out / "sound.onnx")
+    own = {entry.key.removeprefix("edgeprune."): json.loads(entry.value) for entry in model.metadata_props[1:]}
+    assert own["input_shape"] == [2000] and not {"normalization", "folded_normalization", "preprocess"} & own.keys()
+    operators = {node.op_type for node in model.graph.node}
     assert operators <= {"Reshape", "Conv", "Mul", "Log", "Flatten", "Gather", "Sub", "Div", "Identity"}
 
 
@@ -209,11 +213,25 @@ def test_samples_are_taken_at_any_rate(tmp_path: Path, mel: LogMel) -> None:
         None, {"samples": np.zeros((1, mel.n_samples), np.float32)}
     )
     np.testing.assert_allclose(taken, np.full((1, *shape), np.log(1e-6)), atol=1e-5)
-    with pytest.raises(ParityError, match=r"sound.onnx: expected the logarithms of a click within 0.01 of the data's"):
-        off = {**mel.stated, "n_mels": mel.n_mels}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("edgeprune.export.sound.hann", lambda window: np.ones(window))
-            write_contracts(network, ModelInfo(shape), tmp_path, preparation=off)
+    left_out: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgeprune.export.sound.hann", lambda window: np.ones(window))
+        files = write_contracts(network, ModelInfo(shape), tmp_path, preparation=mel.stated, leave_out=left_out.append)
+    [why] = left_out
+    assert why.startswith("sound.onnx: expected the logarithms of a click within 0.01 of the data's, got")
+    names = {"slim.onnx", "features.json"}
+    assert {Path(file.path).name for file in files} == names == {file.name for file in tmp_path.iterdir()}
+    assert "sound" not in json.loads((tmp_path / "features.json").read_text(encoding="utf-8"))["contracts"]
+
+
+def test_a_file_that_would_be_too_large_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sound_bytes(LogMel(96_000, 96_000, 64).stated) > LARGEST > sound_bytes(LogMel(48_000, 48_000, 64).stated)
+    mel, left_out = LogMel(192_000, 192_000, 64), list[str]()
+    network = edgeprune.capture(nn.ReLU().eval(), torch.zeros(2, *mel.stated["layout"]))
+    info = ModelInfo(tuple(mel.stated["layout"]))
+    files = write_contracts(network, info, tmp_path, preparation=mel.stated, leave_out=left_out.append)
+    assert left_out == ["sound.onnx: expected at most 32 MB, got 157 MB at this rate"]
+    assert "sound.onnx" not in {Path(file.path).name for file in files}
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -441,6 +441,14 @@ def test_a_state_that_this_training_would_not_write_is_refused(digits, tmp_path,
         fit(small_mlp(), digits, digits.normalization, TWO_EPOCHS, checkpoint=StateFile(file, {}, resume=True))
 
 
+def test_a_state_of_processes_of_an_earlier_version_is_told_as_such(tmp_path: Path) -> None:
+    file, state = StateFile(tmp_path / "state", {}), {"random": torch.zeros(2, 5, dtype=torch.uint8)}
+    with pytest.raises(InputError, match=r"state: expected a state of this version, got one .* of an earlier version"):
+        file.check_random(state, (2, 5), torch.device("cpu"))
+    file.check_random({**state, "drawn": torch.zeros(1)}, (2, 5), torch.device("cpu"))
+    file.check_random({"random": state["random"][:1]}, (1, 5), torch.device("cpu"))
+
+
 def test_an_optimizer_without_a_scale_is_stepped_itself() -> None:
     """The one around it would look for a package on the disk twice a step."""
     team = Team(TrainSettings(device="cpu"))

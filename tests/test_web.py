@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeprune.errors import InputError
 from edgeprune.export.web import WebNetwork, WebProbe, check_web, write_web
 from edgeprune.export.web.runtime import MODULES, web_runtime
+from edgeprune.export.web.widths import WebWidths
 
 FILES = {
     "package.json": json.dumps({"name": "onnxruntime-web", "version": "1.30.0"}).encode(),
@@ -227,6 +228,28 @@ def test_inputs_by_other_names_are_refused(tmp_path: Path, package: Path) -> Non
     given = {"image": np.zeros((2, 1, 2, 2), np.float32), "mask": np.zeros((2, 3), np.int64)}
     one = WebNetwork(tmp_path / "mixed.onnx", given)
     assert "inputs: expected image, ids, got image, mask" in refused(tmp_path, one, one, runtime=package)
+
+
+def test_weights_of_widths_have_the_one_name_that_no_other_file_has(
+    tmp_path: Path, package: Path, pair: tuple[WebNetwork, WebNetwork]
+) -> None:
+    folder = tmp_path / "widths"
+    folder.mkdir()
+
+    def page(location: str) -> WebWidths:
+        for name in ("0.5", "1"):
+            kept = {"save_as_external_data": True, "location": location, "size_threshold": 0}
+            (folder / location).unlink(missing_ok=True)
+            onnx.save(linear(8), folder / f"{name}.onnx", **kept)
+        return WebWidths(folder, pair[0].inputs)
+
+    for location in ("slim.input0.bin", "index.html"):
+        told = rf"widths: expected the graphs' weights in weights.bin beside them alone, got '{location}'"
+        with pytest.raises(InputError, match=told):
+            write_web(tmp_path / "web", *pair, title="linear", widths=page(location), runtime=package)
+        (folder / location).unlink()
+    write_web(tmp_path / "web", *pair, title="linear", widths=page("weights.bin"), runtime=package)
+    assert manifest_of(tmp_path / "web")["widths"]["weights"] == {"file": "weights.bin", "bytes": 96}
 
 
 def test_probes_lie_in_one_file_that_the_manifest_lists(

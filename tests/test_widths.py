@@ -19,6 +19,7 @@ from edgeprune.commands.budgets import decide
 from edgeprune.commands.validate_widths import validate_widths
 from edgeprune.errors import InputError, PlanError
 from edgeprune.export import ort
+from edgeprune.export.gated import WEIGHTS
 from edgeprune.formats.digests import digest
 from edgeprune.formats.load import load
 from edgeprune.graph.capture import Program, capture
@@ -41,7 +42,7 @@ from edgeprune.units import parse_widths
 from edgeprune.widths.module import WidthsModule
 from edgeprune.widths.nested import NestedWidths, check_nested
 from edgeprune.widths.planning import nested_widths, planned_widths
-from edgeprune.widths.shared import WEIGHTS, write_widths
+from edgeprune.widths.shared import write_widths
 from edgeprune.widths.slices import slice_of
 from edgeprune.widths.strategy import Widths
 from edgeprune.widths.task import Sandwich

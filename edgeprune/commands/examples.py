@@ -20,7 +20,7 @@ from edgeprune.graph.drawn import drawn_tensors, first_accepted
 from edgeprune.graph.specs import file_inputs, input_specs
 from edgeprune.graph.tokens import only_kept
 from edgeprune.records import DataSource, Model, Vocabulary
-from edgeprune.training import float_type
+from edgeprune.training import float_type, weight_type
 
 
 def real_inputs(model: Model, data: DataSource | None, count: int) -> Arrays | None:
@@ -55,7 +55,7 @@ def check_runs(model: Model) -> None:
     Raises:
         InputError: the network is of another type, and its file cannot be loaded or run.
     """
-    dtype = float_type(model.program)
+    dtype = weight_type(model.program)
     if dtype is torch.float32:
         return
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeprune.commands.dense import dense_network
 from edgeprune.commands.floatfiles import front_of, write_float_files
 from edgeprune.commands.resolve import RUNS, assumed_task, completed, model_and_data, newest_run, notes_of, task_of
+from edgeprune.commands.runfolder import SLIM, widths_of_run
 from edgeprune.commands.sharing import note_on_shared, shared_file, write_shared
 from edgeprune.commands.targets import RUNTIMES, Attempts, Made, networks, side_by_side
 from edgeprune.commands.variants import Int8, agreement, check_int8, variant_files, write_variants
@@ -69,6 +70,7 @@ class _Written:
     note: str
     agreement: float | None
     targets: TargetTable | None
+    left_out: tuple[str, ...]
 
 
 @running_user_code()
@@ -96,10 +98,10 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
 def _resolved(request: ExportRequest) -> _Asked:
     """The request with what it left out."""
     assumed: list[str] = []
-    path = Path(request.model) if request.model else newest_run() / "slim.pt2"
+    path = Path(request.model) if request.model else newest_run() / SLIM
     if request.model is None:
         assumed.append(f"MODEL {path} (the newest run)")
-    out = Path(request.out) if request.out else path.parent if path.name == "slim.pt2" else RUNS / f"{path.stem}-onnx"
+    out = Path(request.out) if request.out else path.parent if path.name == SLIM else RUNS / f"{path.stem}-onnx"
     if request.out is None:
         assumed.append(f"--out {out}")
     names = (*request.targets, *RUNTIMES) if request.every else request.targets
@@ -141,7 +143,7 @@ def _loaded(asked: _Asked, told: Progress) -> tuple[Material, list[str]]:
         folds=folds,
         int8=request.int8,
         max_drop=request.max_drop,
-        beside=asked.path.parent,
+        widths=widths_of_run(asked.path),
     )
     return material, assumed
 
@@ -211,8 +213,8 @@ def _places(out: Path, name: str, targets: Sequence[Target], with_variants: bool
 
 def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     """Everything, into the material's folder."""
-    request = asked.request
-    files, n_samples = _contracts(request, material, told)
+    request, left_out = asked.request, list[str]()
+    files, n_samples = _contracts(request, material, told, left_out.append)
     agreed = agreement(material)
     variants = write_variants(_int8(request), material, told) if request.int8 else None
     attempts = asked.attempts
@@ -222,7 +224,7 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     samples = material.samples(request.batch or 1)
     if request.batch is not None:
         files = _with_fixed_batch(files, variants, request.batch, material.answering)
-    small = write_shared(material, material.real or samples, told) if request.shared else ()
+    small = write_shared(material, material.real or samples, told, left_out.append) if request.shared else ()
     made = attempts.written(asked.targets(free_batch=False), material, told)
     files = [_as_it_is(file) for file in files] + _every(made)
     mobile = _mobile(material, made, told) if request.mobile else ()
@@ -230,7 +232,14 @@ def _write(asked: _Asked, material: Material, told: Progress) -> _Written:
     network = next(file for file in files if Path(file.path) == material.network)
     table = side_by_side(attempts, made, network, material, samples, told)
     return _Written(
-        (*files, *small, *_every(early)), n_samples, variants, mobile, note_in(material.folder), agreed, table
+        (*files, *small, *_every(early)),
+        n_samples,
+        variants,
+        mobile,
+        note_in(material.folder),
+        agreed,
+        table,
+        tuple(left_out),
     )
 
 
@@ -250,13 +259,15 @@ def _every(made: Made) -> list[ExportedFile]:
     return [file for files in made.values() for file in files]
 
 
-def _contracts(request: ExportRequest, material: Material, told: Progress) -> tuple[list[ExportedFile], int]:
+def _contracts(
+    request: ExportRequest, material: Material, told: Progress, leave_out: Callable[[str], None]
+) -> tuple[list[ExportedFile], int]:
     """The ONNX files of the contracts, and how many samples they passed."""
     told.stage("export and check")
     state = in_words(states_of(material.model.program))
     if state:
         told.say(state)
-    return write_float_files(material, opset=request.opset, simplify=request.simplify)
+    return write_float_files(material, opset=request.opset, simplify=request.simplify, leave_out=leave_out)
 
 
 def _real(material: Material) -> Inputs | None:
@@ -329,4 +340,5 @@ def _record(asked: _Asked, assumed: Sequence[str], written: _Written, folder: Pa
         note=written.note,
         agreement=written.agreement,
         targets=table,
+        left_out=written.left_out,
     )

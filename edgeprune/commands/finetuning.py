@@ -13,7 +13,7 @@ from edgeprune.records import DataSource, Model
 from edgeprune.requests import CompressRequest
 from edgeprune.settings import Recipe, TrainSettings
 from edgeprune.tasks.task import Task
-from edgeprune.training import float_type
+from edgeprune.training import weight_type
 from edgeprune.training.checks import check_settings, unfit
 
 _STEPS = 1500  # optimizer steps of one finetuning where no epochs are given
@@ -43,7 +43,7 @@ def finetuning(request: CompressRequest, model: Model, data: DataSource, task: T
         settings = _with(settings, {"warmup": settings.recipe.warmup * settings.epochs / whole})
     settings = _with(_kept(settings, asked, data, task, assume), _of_recipe(asked))
     check_settings(settings, data, task)
-    if float_type(model.program) in HALF:
+    if weight_type(model.program) in HALF:
         assume("finetuning on float32 copies of the weights, which are rounded after each step")
     return settings
 
@@ -59,7 +59,7 @@ def check_recipe(request: CompressRequest, data: DataSource | None) -> None:
 def trained_epochs(model: Model) -> int | None:
     """How many epochs it was trained by the settings that it is finetuned by; None where that is not known."""
     trained = model.info.training
-    return None if trained is None or trained.is_sparse else trained.epochs
+    return None if trained is None or trained.makes_zeros else trained.epochs
 
 
 def _asked(request: CompressRequest) -> Mapping[str, Any]:

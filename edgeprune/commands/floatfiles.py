@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from edgeprune.export.contracts import write_contracts
 from edgeprune.export.feeds import n_rows
 from edgeprune.export.namedfront import NamedFront
 from edgeprune.export.target import Material
+from edgeprune.export.writing import unheard
 from edgeprune.graph.specs import input_specs
 from edgeprune.records import DataSource, Model
 from edgeprune.results import ExportedFile
@@ -20,7 +23,12 @@ def front_of(model: Model, data: DataSource | None, folds: bool) -> NamedFront |
 
 
 def write_float_files(
-    material: Material, *, count: int | None = None, opset: int | None = None, simplify: bool = True
+    material: Material,
+    *,
+    count: int | None = None,
+    opset: int | None = None,
+    simplify: bool = True,
+    leave_out: Callable[[str], None] = unheard,
 ) -> tuple[list[ExportedFile], int]:
     """Write the ONNX files into the material's folder; returns them and how many real samples they passed.
 
@@ -28,6 +36,7 @@ def write_float_files(
         count: samples of the test split that they are checked on, None for all.
         opset: as for `write_contracts`.
         simplify: as for `write_contracts`.
+        leave_out: as for `write_contracts`.
 
     Raises:
         InputError, ParityError: as `write_contracts`.
@@ -37,6 +46,6 @@ def write_float_files(
         material.model.program, material.info, material.folder, name=material.name, raw_inputs=raw,
         opset=opset, simplify=simplify, preprocess="fold" if material.folds else "apart",
         byte_scale=None if data is None else data.byte_scale, inputs=() if data is None else data.inputs,
-        task=material.answering, preparation=None if data is None else data.preparation,
+        task=material.answering, preparation=None if data is None else data.preparation, leave_out=leave_out,
     )  # fmt: skip
     return files, 0 if raw is None else n_rows(raw)

@@ -101,7 +101,8 @@ def write_int8_files(asked: Int8, material: Material, dense: float | None, told:
 def _table(asked: Int8, material: Material, told: Progress) -> VariantTable:
     """The variants, by their names in the folder; without rows where they, or the float files, cannot be made."""
     try:
-        write_float_files(material)  # of which it leaves none where one fails
+        # It leaves none of them where one fails.
+        write_float_files(material, leave_out=lambda why: told.say(f"left out: {why}"))
         table = write_variants(asked, material, told)
     except EdgepruneError as error:
         if came_from_outside(error):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 
+from edgeprune.errors import InputError
 from edgeprune.export.front import Preprocessing
+from edgeprune.export.gated import WIDTHS
 from edgeprune.export.metadata import metadata_of, metadata_of_named
 from edgeprune.export.namedfront import NamedFront
 from edgeprune.files import write_atomically
@@ -19,15 +21,33 @@ from edgeprune.measure.keptids import stated_vocabularies
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.records import Model, ModelInfo
 from edgeprune.results import RunRecord
-from edgeprune.runrecord import to_json
+from edgeprune.runrecord import run_from_json, to_json
 
 if TYPE_CHECKING:
     from edgeprune.report.answers import Answers
 
+SLIM = "slim.pt2"
+_RECORD = "run.json"
+
+
+def widths_of_run(model: Path) -> Path | None:
+    """The folder of the widths of the run whose slim network this file is; None where it is none, or has no widths.
+
+    A folder of that name beside any other model is not its own.
+    """
+    record, folder = model.parent / _RECORD, model.parent / WIDTHS
+    if model.name != SLIM or not record.is_file() or not folder.is_dir():
+        return None
+    try:
+        run = run_from_json(record.read_bytes().decode(errors="replace"), str(record))
+    except InputError:  # the record of something else
+        return None
+    return folder if run.shared is not None else None
+
 
 def write_network(folder: Path, program: ExportedProgram, plan: PruningPlan, info: ModelInfo) -> None:
     """Write a network and the plan that leads to it."""
-    save_program(folder / "slim.pt2", program, info)
+    save_program(folder / SLIM, program, info)
     write_atomically(folder / "plan.json", plan.to_json().encode())
 
 

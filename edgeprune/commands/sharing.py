@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from edgeprune.errors import ParityError
 from edgeprune.export import ort
 from edgeprune.export.feeds import arrays_of, n_rows, repeated, rows
 from edgeprune.export.parity import largest_error, outputs_of
@@ -28,13 +29,13 @@ def shared_file(name: str) -> str:
     return f"{name}.shared.onnx"
 
 
-def write_shared(material: Material, inputs: Inputs, told: Progress) -> tuple[ExportedFile, ...]:
+def write_shared(
+    material: Material, inputs: Inputs, told: Progress, leave_out: Callable[[str], None]
+) -> tuple[ExportedFile, ...]:
     """Write it, run it beside PyTorch, and check that onnxruntime folds it; nothing where weights are not shared.
 
-    It takes and gives what the plain file does, which is there. Where it would not be smaller it is left out, and said.
-
-    Raises:
-        ParityError: it gives something else than PyTorch, or onnxruntime runs more operators of it.
+    It takes and gives what the plain file does, which is there and right. So where it would not be smaller, gives
+    something else than PyTorch, or onnxruntime runs more operators of it, it is left out, and `leave_out` told why.
     """
     if not material.model.shared:
         return ()
@@ -48,19 +49,36 @@ def write_shared(material: Material, inputs: Inputs, told: Progress) -> tuple[Ex
     proto, shared, whole = with_templates(plain, mixtures, weights)
     content, n_plain = proto.SerializeToString(deterministic=True), material.network.stat().st_size
     if whole:
-        more = f" and {len(whole) - _MOST_NAMED} more" if len(whole) > _MOST_NAMED else ""
-        told.say(f"{path.name}: {', '.join(whole[:_MOST_NAMED])}{more} stand in full, as ONNX has them in another form")
+        told.say(f"{path.name}: {_named(whole)} stand in full, as ONNX has them in another form")
     if not shared or len(content) >= n_plain:
-        told.say(f"left out: {path.name}, which would not be smaller than {material.network.name} ({size(n_plain)})")
+        leave_out(f"{path.name}: it would not be smaller than {material.network.name} ({size(n_plain)})")
         return ()
     write_atomically(path, content)
-    parity = _parity(material, path, inputs)
-    check_folded(material.network, path)
+    parity = _checked(material, path, inputs, leave_out)
+    if parity is None:
+        return ()
     told.say(
         f"{path.name}: {size(len(content))} in place of {size(n_plain)}, {len(content) / n_plain:.0%}; onnxruntime "
         "folds the templates when it loads it"
     )
     return (ExportedFile(str(path), len(content), parity),)
+
+
+def _named(weights: Sequence[str]) -> str:
+    more = f" and {len(weights) - _MOST_NAMED} more" if len(weights) > _MOST_NAMED else ""
+    return f"{', '.join(weights[:_MOST_NAMED])}{more}"
+
+
+def _checked(material: Material, path: Path, inputs: Inputs, leave_out: Callable[[str], None]) -> float | None:
+    """The largest error of the file; None where it failed and is gone."""
+    try:
+        parity = _parity(material, path, inputs)
+        check_folded(material.network, path)
+    except ParityError as error:
+        path.unlink()
+        leave_out(str(error))
+        return None
+    return parity
 
 
 def _parity(material: Material, path: Path, inputs: Inputs) -> float:

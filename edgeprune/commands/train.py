@@ -195,7 +195,7 @@ def zero_share(layers: Sequence[LayerZeros]) -> float:
 
 def _kept_epoch(epochs: Sequence[EpochRecord], settings: TrainSettings, metric: Metric) -> int:
     """The epoch whose weights `fit` ends with; 0 where there are none."""
-    if not epochs or settings.is_sparse:
+    if not epochs or settings.keeps_last:
         return len(epochs)
     sign = 1 if metric.higher_is_better else -1
     return max(epochs, key=lambda record: sign * record.val_value).epoch

@@ -19,7 +19,7 @@ input, and where that is raw there is no preprocess.onnx either.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ import onnx
 from onnx import helper
 from torch.export import ExportedProgram
 
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
 from edgeprune.export.answers import metadata as outputs_metadata
 from edgeprune.export.description import FEATURES_FILE, Described, write_description
@@ -46,9 +46,9 @@ from edgeprune.export.metadata import metadata_of
 from edgeprune.export.namedcontracts import write_named
 from edgeprune.export.onnx import check_fits_onnx
 from edgeprune.export.parity import largest_error, outputs_of
-from edgeprune.export.sound import is_of_sounds, write_sound
+from edgeprune.export.sound import LARGEST, is_of_sounds, sound_bytes, write_sound
 from edgeprune.export.state import Whole, check_stateless
-from edgeprune.export.writing import FULL, PREPROCESS, SOUND, Writing, opened
+from edgeprune.export.writing import FULL, PREPROCESS, SOUND, Writing, opened, unheard
 from edgeprune.files import check_folder, staged_files
 from edgeprune.graph.specs import fits, fitted, input_specs, row_chunks
 from edgeprune.graph.tokens import kept_vocabularies
@@ -56,6 +56,7 @@ from edgeprune.pruning.slim_inputs import gathered, slim_contract
 from edgeprune.records import InputFeatures, InputInfo, ModelInfo
 from edgeprune.results import ExportedFile
 from edgeprune.tasks.task import Task
+from edgeprune.units import size_text
 
 _FIXED_NAMES = (FULL, PREPROCESS, SOUND, FEATURES_FILE)
 _CHUNK = 256
@@ -75,6 +76,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     inputs: Sequence[InputInfo] = (),
     task: Task | None = None,
     preparation: Mapping[str, Any] | None = None,
+    leave_out: Callable[[str], None] = unheard,
 ) -> list[ExportedFile]:
     """Export every contract of `program` into `folder`, after checking that all agree in onnxruntime.
 
@@ -94,6 +96,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
         inputs: what the data say of inputs by name, their byte scales among it.
         task: what the outputs are for, see `export_onnx`.
         preparation: how raw inputs are made of files, which features.json states.
+        leave_out: is told why a file is not written that the network can do without, sound.onnx.
 
     Raises:
         InputError: the program, the inputs or the normalisation do not fit each other, or there are such files.
@@ -106,7 +109,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     earlier = check_contracts(target, name, force)
     with staged_files(target, earlier) as staged:
         fold, said = preprocess == "fold", preparation or {}
-        writing = Writing(staged, info, name, opset, simplify, fold, byte_scale, tuple(inputs), task, said)
+        writing = Writing(staged, info, name, opset, simplify, fold, byte_scale, tuple(inputs), task, said, leave_out)
         files = _write_all(writing, program, raw_inputs)
     return [ExportedFile(str(target / Path(file.path).name), file.size_bytes, file.parity) for file in files]
 
@@ -249,15 +252,29 @@ def _write_preprocess(writing: Writing, features: InputFeatures | None, network:
 def _described(
     writing: Writing, files: list[ExportedFile], features: InputFeatures | None, input_type: str
 ) -> list[ExportedFile]:
-    """The files, sound.onnx where there are sounds, and features.json, which says of each what goes in and out."""
+    """The files, sound.onnx where data are sounds, and features.json, which says of each what goes in and out."""
     if is_of_sounds(writing.preparation):
-        network = onnx.load(writing.folder / writing.network, load_external_data=False)
-        files = [*files, write_sound(writing, features, network)]
+        files = [*files, *_sound(writing, features)]
     contracts = writing.contracts(files)
     said = Described(
         writing.info, features, contracts, input_type, writing.fold, writing.byte_scale, preparation=writing.preparation
     )
     return [*files, write_description(writing.folder, said)]
+
+
+def _sound(writing: Writing, features: InputFeatures | None) -> list[ExportedFile]:
+    """sound.onnx; nothing where it would be too large or gives something else than the data: the others are right."""
+    n_bytes = sound_bytes(writing.preparation)
+    if n_bytes > LARGEST:
+        writing.leave_out(f"{SOUND}: expected at most {size_text(LARGEST)}, got {size_text(n_bytes)} at this rate")
+        return []
+    network = onnx.load(writing.folder / writing.network, load_external_data=False)
+    try:
+        return [write_sound(writing, features, network)]
+    except ParityError as error:
+        (writing.folder / SOUND).unlink(missing_ok=True)
+        writing.leave_out(str(error))
+        return []
 
 
 # --- all agree

@@ -157,10 +157,9 @@ def preprocess_model(
         front.scale()
     if not front.nodes:
         front.pass_on()
-    front.nodes[-1].output[0] = "features"
     gives = onnx.ValueInfoProto()
     gives.CopyFrom(front.network)
-    gives.name = "features"
+    gives.name = front.nodes[-1].output[0] = _other("features", front.network.name)
     if not scale:
         gives.type.tensor_type.elem_type = front.kind
     graph = helper.make_graph(
@@ -181,9 +180,9 @@ def numbering_model(network: onnx.ModelProto, numbers: np.ndarray, name: str | N
     old, gives = onnx.ValueInfoProto(), onnx.ValueInfoProto()
     old.CopyFrom(taken)
     gives.CopyFrom(taken)
-    gives.name = "features"
-    table = numpy_helper.from_array(numbers.astype(helper.tensor_dtype_to_np_dtype(kind)), "new_ids")
-    node = helper.make_node("Gather", ["new_ids", old.name], ["features"], name="new_ids_of_old", axis=0)
+    gives.name, held = _other("features", old.name), _other("new_ids", old.name)
+    table = numpy_helper.from_array(numbers.astype(helper.tensor_dtype_to_np_dtype(kind)), held)
+    node = helper.make_node("Gather", [held, old.name], [gives.name], name="new_ids_of_old", axis=0)
     graph = helper.make_graph([node], "preprocess", [old], [gives], [table])
     return helper.make_model(
         graph, opset_imports=list(network.opset_import), ir_version=network.ir_version, producer_name="edgeprune"
@@ -291,6 +290,11 @@ def _input_of(network: onnx.ModelProto, name: str | None) -> onnx.ValueInfoProto
     if len(inputs) != 1:
         raise InputError(f"preprocessing: expected a network with one input, got {[value.name for value in inputs]}")
     return inputs[0]
+
+
+def _other(wanted: str, taken: str) -> str:
+    """The name that is wanted, or another where an input has it."""
+    return f"{wanted}_1" if wanted == taken else wanted
 
 
 def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 WIDTHS = "widths"  # the folder of a run that has several
+WEIGHTS = "weights.bin"  # what their graphs share there
 GATE = "gate.onnx"  # what the file that picks one is called there
 _ENTRY = "edgeprune.gate"
 

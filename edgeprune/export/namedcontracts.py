@@ -155,7 +155,8 @@ def _chain_parity(writing: Writing, program: ExportedProgram, samples: _Samples)
 def preprocess_named(network: onnx.ModelProto, front: NamedFront) -> onnx.ModelProto:
     """The graph from every raw input to what `network`, of the slim contract, takes in its inputs.
 
-    Its outputs are in their order, `features` of a single one, else `NAME.features`, which is no name of an input's.
+    Its outputs are in their order, `features` of a single one, else `NAME.features`, which is no name of an input's;
+    of an input that is called so itself `features_1`.
     """
     held = {tensor.name for tensor in network.graph.initializer}  # a state, which nobody has to give
     names = [value.name for value in network.graph.input if value.name not in held]

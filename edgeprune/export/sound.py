@@ -27,6 +27,7 @@ from edgeprune.export.writing import SOUND, Writing
 from edgeprune.records import IDENTITY, InputFeatures
 from edgeprune.results import ExportedFile
 
+LARGEST = 32_000_000  # bytes; beyond that from 82,000 samples a second on, as it grows with the square of the rate
 TOLERANCE = 1e-2  # of a band's logarithm, that is 1 % of its power: float32 beside float64 where a sound is loud
 _PREFIX = "sound_"
 _BANDS = f"{_PREFIX}bands"
@@ -35,6 +36,12 @@ _BANDS = f"{_PREFIX}bands"
 def is_of_sounds(preparation: Mapping[str, Any]) -> bool:
     """Whether raw inputs are made of sounds."""
     return preparation.get("kind") == "log-mel"
+
+
+def sound_bytes(preparation: Mapping[str, Any]) -> int:
+    """About how large sound.onnx is: the waves of the DFT, a real and an imaginary part of each frequency, are most."""
+    mel = LogMel.of_stated(preparation)
+    return 2 * len(_used(mel_weights(mel.rate, mel.n_fft, mel.n_mels))) * mel.window * np.dtype(np.float32).itemsize
 
 
 def write_sound(writing: Writing, features: InputFeatures | None, network: onnx.ModelProto) -> ExportedFile:
@@ -57,7 +64,7 @@ def write_sound(writing: Writing, features: InputFeatures | None, network: onnx.
     model = compose.merge_models(own, front, io_map=[(own.graph.output[0].name, front.graph.input[0].name)])
     model.producer_name = "edgeprune"
     del model.metadata_props[:]
-    helper.set_model_props(model, metadata_of(writing.info, "sound", preprocessing, folded=writing.fold))
+    helper.set_model_props(model, metadata_of(writing.info, "sound", Preprocessing((mel.n_samples,))))
     onnx.checker.check_model(model, full_check=True)
     file = writing.written(SOUND, model)
     return replace(file, parity=_largest_error(Path(file.path), mel, preprocessing, scaled=not writing.fold))
@@ -66,7 +73,7 @@ def write_sound(writing: Writing, features: InputFeatures | None, network: onnx.
 def _log_mel(mel: LogMel, bands: tuple[int, ...], front: onnx.ModelProto) -> onnx.ModelProto:
     """The graph from samples to the logarithm of these bands, of the type, opset and version of what follows."""
     weights = mel_weights(mel.rate, mel.n_fft, mel.n_mels)[:, list(bands)]
-    used = np.flatnonzero(weights.any(axis=1))
+    used = _used(weights)
     angles = 2 * np.pi * np.outer(used, np.arange(mel.window)) / mel.n_fft
     waves = np.concatenate([np.cos(angles), np.sin(angles)]) * hann(mel.window)
     triangles = np.concatenate([weights[used], weights[used]]).T
@@ -101,6 +108,11 @@ def _log_mel(mel: LogMel, bands: tuple[int, ...], front: onnx.ModelProto) -> onn
     given = helper.make_tensor_value_info(_BANDS, kind, ["batch", *shape])
     graph = helper.make_graph(nodes, "sound", [taken], [given], held)
     return helper.make_model(graph, opset_imports=list(front.opset_import), ir_version=front.ir_version)
+
+
+def _used(weights: np.ndarray) -> np.ndarray:
+    """The frequencies that any of these bands `(n_frequencies, n_bands)` holds."""
+    return np.flatnonzero(weights.any(axis=1))
 
 
 def _named(name: str) -> str:

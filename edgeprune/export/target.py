@@ -56,7 +56,7 @@ class Material:
     stands for where the files take bytes. `real` holds real samples to check on, None where there are no data;
     `task` is what they are for, `front` what is done to the inputs where there are several. `folds` says that the ONNX
     files take raw values, as preprocessing is folded into them; `int8` says that smaller numbers are asked for, and
-    `max_drop` what they may lose. `beside` is the folder of the model's file, a run's or another.
+    `max_drop` what they may lose. `widths` is the folder of its run's widths, where it has some.
     """
 
     model: Model
@@ -73,7 +73,7 @@ class Material:
     folds: bool = False
     int8: bool = False
     max_drop: float | str | None = None
-    beside: Path | None = None
+    widths: Path | None = None
 
     @property
     def network(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,13 @@ FULL, PREPROCESS, SOUND = "full.onnx", "preprocess.onnx", "sound.onnx"
 _CONTRACTS = {FULL: "full", PREPROCESS: "preprocess", SOUND: "sound"}
 
 
+def unheard(why: str) -> None:
+    """Nobody asks what is left out, or why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """Where and how the files of one export are written."""
+    """Where and how the files of one export are written; `leave_out` is told of a file that is not, and why."""
 
     folder: Path
     info: ModelInfo
@@ -35,6 +39,7 @@ class Writing:
     inputs: tuple[InputInfo, ...] = ()
     task: Task | None = None
     preparation: Mapping[str, Any] = field(default_factory=dict)
+    leave_out: Callable[[str], None] = unheard
 
     @property
     def network(self) -> str:

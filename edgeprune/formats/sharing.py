@@ -50,7 +50,9 @@ def _templates(value: Any, number: int, state: Mapping[str, Tensor]) -> Template
     if not isinstance(templates, Tensor) or templates.dim() < 3 or not templates.numel():
         raise InputError(f"{where}: expected templates (n_templates, *tile), got {shown(value)}")
     check_dense(templates, f"{where} templates")
-    own = Templates(templates, tensors_of(value.get("coefficients"), f"{where} coefficients"))
+    told = tensors_of(value.get("coefficients"), f"{where} coefficients")
+    # Whoever trains on may have them as parameters; here they are numbers.
+    own = Templates(templates.detach(), {name: tensor.detach() for name, tensor in told.items()})
     for name, coefficients in own.coefficients.items():
         _check_fits(name, coefficients, templates, state, where)
     mixture = Mixture.told(own, {name: tuple(state[name].shape) for name in own.coefficients})

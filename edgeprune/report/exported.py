@@ -21,6 +21,7 @@ def export(record: ExportRecord) -> RenderableType:
         parts += variants(record.variants)
     if record.targets is not None:
         parts += _targets(record.targets)
+    parts += [labelled("left out", why) for why in record.left_out]
     if record.note:
         parts.append(labelled("inputs", record.note))
     parts += [labelled("phones", words) for words in record.mobile]

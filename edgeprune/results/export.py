@@ -148,7 +148,7 @@ class ExportRecord:
     `variants` compares fp32 with int8 and others, `mobile` says what accelerators of phones would take, `web` is the
     folder of the page, `note` what the files want of their inputs. `agreement` is the share of the answers that are
     those of PyTorch, None for a classification and where answers are no decisions. `targets` compares the files of
-    several runtimes.
+    several runtimes; `left_out` says which files the network does without, and why.
     """
 
     model: str
@@ -161,8 +161,9 @@ class ExportRecord:
     note: str = ""
     agreement: float | None = None
     targets: TargetTable | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def json_names(self) -> dict[str, str | None]:
-        """What the fields are called in JSON: an agreement and a table of targets only where there is one."""
-        return dict.fromkeys(name for name in ("agreement", "targets") if getattr(self, name) is None)
+        """What the fields are called in JSON: an agreement, targets and files left out where there are any."""
+        return dict.fromkeys(name for name in ("agreement", "targets", "left_out") if getattr(self, name) in (None, ()))

@@ -3,7 +3,7 @@
 from edgeprune.training.evaluation import evaluate, layer_zeros, predict
 from edgeprune.training.judging import Judge, outputs_of
 from edgeprune.training.loop import fit
-from edgeprune.training.placement import float_type, threads_set
+from edgeprune.training.placement import float_type, threads_set, weight_type
 from edgeprune.training.recalibration import recalibrate
 from edgeprune.training.state import StateFile
 from edgeprune.training.team import Team
@@ -20,4 +20,5 @@ __all__ = [
     "predict",
     "recalibrate",
     "threads_set",
+    "weight_type",
 ]

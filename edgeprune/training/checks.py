@@ -113,7 +113,7 @@ def _shares(settings: TrainSettings, data: DataSource, task: Task) -> str | None
 
 def _warmup(settings: TrainSettings, data: DataSource, task: Task) -> str | None:
     epochs = settings.recipe.warmup or 0
-    if epochs and settings.is_sparse and settings.method is None:
+    if epochs and settings.makes_zeros and settings.method is None:
         return f"expected the optimizer adamw or sgd, got {settings.optimizer}, whose learning rate only falls"
     if epochs > settings.epochs:
         return f"expected at most the {settings.epochs} epochs that are trained, got {epochs:g}"
@@ -121,10 +121,10 @@ def _warmup(settings: TrainSettings, data: DataSource, task: Task) -> str | None
 
 
 def _ema(settings: TrainSettings, data: DataSource, task: Task) -> str | None:
-    if not settings.is_sparse:
+    if not settings.keeps_last:
         return None
     got = settings.method or settings.optimizer
-    what = "shared weights" if got == "shared-weights" else "zeros"
+    what = "zeros" if settings.makes_zeros else "shared weights"
     return f"expected a training without {what}, which an average does not keep, got {got}"
 
 

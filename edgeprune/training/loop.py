@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import astuple, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,7 +67,8 @@ def fit(  # noqa: PLR0913 - the network, its data, how it is trained, and who wa
     """Train `module` in place for a task; it ends in eval mode with the weights of its best epoch.
 
     The best epoch does best on the validation split by the task's metric and, among equals, has the lowest loss there;
-    where the settings are sparse it is the last one, since zeros become ever more until then. With the same seed and
+    where they ask for zeros it is the last one, since those become ever more until then, and so it is where weights are
+    shared, by the templates of the last step. With the same seed and
     thread count the weights are the same, and PyTorch's random state is left as it was. Started by `torchrun`, the
     processes share every batch, and the weights are those of one process to rounding; what the network draws at random
     differs, other than dropout, and so do rules of its own that mix samples, other than batch norm.
@@ -140,6 +140,8 @@ class _Run:
         self.team.make_same(self.module)
         subject = Subject(self.module, self.graph, n_all, self.settings.options, self.settings.seed, self.aim)
         self.method = make_method(self.settings.method, subject)
+        # What a method begins with, an SVD say, need not come out alike on all machines.
+        self.team.make_same(self.module, (own for kept in self.method.kept().values() for own in kept.values()))
         own = self.method.trained()
         self.plain_optimizer = make_optimizer(self.module, self.settings, n_all, self.graph, own)
         self.schedule = make_schedule(self.plain_optimizer, self.settings, n_all, self.first * self.n_steps)
@@ -259,7 +261,7 @@ class _Run:
 
     def _keep_best(self, score: tuple[float, float]) -> None:
         epoch, n_epochs = self.epoch, self.settings.epochs
-        late = epoch > self.settings.best_from * n_epochs and not self.settings.is_sparse
+        late = epoch > self.settings.best_from * n_epochs and not self.settings.keeps_last
         eligible = late or epoch == self.last
         if eligible and (self.best is None or score > self.best[0]):
             self.best = score, {name: value.detach().clone() for name, value in self.module.state_dict().items()}
@@ -302,7 +304,8 @@ class _Run:
             return
         state, path = self.checkpoint.read(content), self.checkpoint.path
         try:
-            self._check_random(state["random"], path)
+            own = random_state(self.device)
+            self.checkpoint.check_random(state, (self.team.share.n_ranks, len(own)), self.device)
             self._restore(state)
         except InputError:
             raise
@@ -311,14 +314,6 @@ class _Run:
                 f"{path}: expected this training's whole state, got a damaged one: {one_line(error_text(error), 200)}"
             ) from error
         self._say(f"resumed after epoch {len(self.records)}/{self.settings.epochs} of {path}")
-
-    def _check_random(self, random: Tensor, path: Path) -> None:
-        """Every process has a random state of its own, and each kind of device its own kind."""
-        n_ranks, n_bytes = self.team.share.n_ranks, len(random_state(self.device))
-        if len(random) != n_ranks:
-            raise InputError(f"{path}: processes: expected as many as before, {len(random)}, got {n_ranks}")
-        if random.shape[1] != n_bytes:
-            raise InputError(f"{path}: expected the kind of device that it trained on before, got {self.device.type}")
 
     def _restore(self, state: dict[str, Any]) -> None:
         asked = [group["initial_lr"] for group in self.plain_optimizer.param_groups]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,7 +15,31 @@ from edgeprune.graph.trainable import TrainableModule
 
 
 def float_type(module: nn.Module | ExportedProgram) -> torch.dtype:
-    """The type that a network computes in, which its inputs must have: that of its first floating-point parameter."""
+    """The type that a network's floating-point inputs must have: as its graph states it, else that of its weights.
+
+    A network may convert its inputs to another type than they have; only a graph tells. One that was itself converted
+    since it was captured states types that are no longer its own.
+    """
+    own = weight_type(module)
+    if isinstance(module, ExportedProgram):
+        return next(iter(_stated(module.graph, "placeholder", module.graph_signature.user_inputs)), own)
+    if not isinstance(module, fx.GraphModule):
+        return own
+    held = _stated(module.graph, "get_attr")
+    if held and own not in held:
+        return own
+    return next(iter(_stated(module.graph, "placeholder")), own)
+
+
+def _stated(graph: fx.Graph, kind: str, names: Collection[object] | None = None) -> list[torch.dtype]:
+    """The floating-point types of a kind of nodes, of those with these names where they are said."""
+    nodes = [node for node in graph.nodes if node.op == kind and (names is None or node.name in names)]
+    values = [node.meta.get("val") for node in nodes]
+    return [value.dtype for value in values if isinstance(value, Tensor) and value.dtype.is_floating_point]
+
+
+def weight_type(module: nn.Module | ExportedProgram) -> torch.dtype:
+    """The type of a network's first floating-point parameter; float32 where it has none."""
     types = (param.dtype for param in module.parameters() if param.dtype.is_floating_point)
     return next(types, torch.float32)
 

@@ -118,6 +118,24 @@ class StateFile:
             raise InputError(f"{self.path}: this is the state of another training; {found}")
         return state
 
+    def check_random(self, state: Mapping[str, Any], shape: tuple[int, int], device: torch.device) -> None:
+        """Raise InputError for a state of other processes or another kind of device.
+
+        Args:
+            shape: of the random states of these, `(n_ranks, n_bytes)`: each process has one, each kind of device its
+                own kind. Several have one beside that they draw from alike, which earlier versions did not.
+        """
+        kept, (n_ranks, n_bytes) = state["random"], shape
+        if len(kept) != n_ranks:
+            raise InputError(f"{self.path}: processes: expected as many as before, {len(kept)}, got {n_ranks}")
+        if kept.shape[1] != n_bytes:
+            raise InputError(f"{self.path}: expected the kind of device that it trained on before, got {device.type}")
+        if n_ranks > 1 and "drawn" not in state:
+            raise InputError(
+                f"{self.path}: expected a state of this version, got one of several processes of an earlier version; "
+                "begin anew"
+            )
+
     def write(self, state: Mapping[str, Any]) -> None:
         """Replace the file: after an error or a kill there is the old one or the new one."""
         content = {"format": FORMAT, "identity": dict(self.identity), **state}

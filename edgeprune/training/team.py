@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import cached_property
@@ -138,14 +138,14 @@ class Team:
 
         return gather_object(rows)
 
-    def make_same(self, module: nn.Module) -> None:
-        """Give every process the main one's weights and buffers."""
+    def make_same(self, module: nn.Module, tensors: Iterable[Tensor] = ()) -> None:
+        """Give every process the main one's weights and buffers, and whatever other `tensors` it has beside."""
         if self.share.n_ranks == 1:
             return
         from accelerate.utils import broadcast
 
         with torch.no_grad():
-            for tensor in (*module.parameters(), *module.buffers()):
+            for tensor in (*module.parameters(), *module.buffers(), *tensors):
                 tensor.copy_(broadcast(tensor.detach().to(self.device)))
 
     # -- steps -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.export import ort
 from edgeprune.export.floatfile import all_nodes
+from edgeprune.export.gated import WEIGHTS
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.parity import PARITY_TOLERANCE, error_on, outputs_of, samples_of
 from edgeprune.files import write_atomically
@@ -27,7 +28,6 @@ from edgeprune.tasks.task import Task
 from edgeprune.widths.nested import NestedWidths
 from edgeprune.widths.slices import Slice, slice_of
 
-WEIGHTS = "weights.bin"
 _ALIGNED = 64  # bytes
 _LEAST = 512  # bytes of a tensor that is shared: a reference to a smaller one takes as much
 

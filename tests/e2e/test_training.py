@@ -173,6 +173,46 @@ if os.environ.get("RANK", "0") == "0":
 """
 
 
+SHARED = """
+import os
+import sys
+
+import torch
+from torch import nn
+
+from edgeprune.data import open_data
+from edgeprune.settings import TrainSettings
+from edgeprune.training import fit
+
+svd = torch.linalg.svd
+
+
+def other(*given, **named):
+    left, lengths, right = svd(*given, **named)
+    return left.roll(1, 1), lengths, right.roll(1, 0)  # far more than machines differ
+
+
+if os.environ.get("RANK") == "1":
+    torch.linalg.svd = other
+data = open_data("digits")
+torch.manual_seed(0)
+module = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+settings = TrainSettings(epochs=1, threads=1, optimizer="sgd", method="shared-weights", options={"templates": 1})
+fit(module, data, data.normalization, settings)
+if os.environ.get("RANK", "0") == "0":
+    torch.save({"state_dict": module.state_dict()}, sys.argv[1])
+"""
+
+
+def test_processes_share_the_templates_of_the_main_one(place: Path) -> None:
+    """On other machines the same SVD may come out otherwise."""
+    (place / "shared.py").write_text(SHARED)
+    result = torchrun(place, 2, "shared.py", "two.pt")
+    assert result.returncode == 0, result.stderr
+    subprocess.run([PYTHON, "shared.py", "one.pt"], cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    assert largest_difference(weights(place / "one.pt"), weights(place / "two.pt")) < 1e-4
+
+
 def test_an_error_in_one_process_ends_all(place: Path) -> None:
     options = ("--arch", "nets.py:fails_on_the_second", "--data", "digits", "--out", "m.pt")
     result = torchrun(place, 2, "-m", "edgeprune", "train", *options)

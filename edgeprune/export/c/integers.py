@@ -17,7 +17,7 @@ from edgeprune.export.c.pools import adjacent, axes_of, check_pool
 from edgeprune.export.c.quantities import Goal, Grid, goal_of, grid_of, multiplied, rescaling, weights_of
 from edgeprune.export.c.rules import RULES, Lowering, Quantized, options, rule
 from edgeprune.export.c.walks import aligned, walk_of
-from edgeprune.export.c.windows import window_of
+from edgeprune.export.c.windows import pool_window, window_of
 
 IntegerRule = Callable[[Lowering, onnx.NodeProto], bool]
 INTEGER_RULES: dict[str, IntegerRule] = {}
@@ -231,7 +231,7 @@ def _average_pool(low: Lowering, node: onnx.NodeProto) -> bool:
     """Where not every window has as many numbers, by a multiplier for each count."""
     x, goal = low.quantized[node.input[0]], goal_of(low, node)
     told = options(node, count_include_pad=0)
-    window = window_of(low, node, told["kernel_shape"])
+    window = pool_window(low, node)
     if goal is None or x.view.type != "uint8_t":
         return False
     most = math.prod(window.kernel)
@@ -254,7 +254,7 @@ def _max_pool(low: Lowering, node: onnx.NodeProto) -> bool:
     x = low.quantized[node.input[0]]
     if x.view.type != "uint8_t":
         return False
-    window = window_of(low, node, options(node)["kernel_shape"])
+    window = pool_window(low, node)
     out = low.made.new(low.net.shapes[node.output[0]], "uint8_t")
     low.made.add(out, Call("max_pool_u8", (x.view, out, low.sizes("window", *window.fields))))
     low.quantized[node.output[0]] = Quantized(out, x.scale, x.zero)

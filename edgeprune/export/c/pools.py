@@ -12,14 +12,14 @@ from edgeprune.export.c.graph import Call, View
 from edgeprune.export.c.layers import around
 from edgeprune.export.c.rules import Lowering, options, refusal, rule
 from edgeprune.export.c.walks import strides_of, walk_of
-from edgeprune.export.c.windows import window_of
+from edgeprune.export.c.windows import pool_window
 
 
 @rule("MaxPool", "AveragePool")
 def _pool(low: Lowering, node: onnx.NodeProto) -> None:
     check_pool(low, node)
     told = options(node, count_include_pad=0)
-    x, window = low.view(node.input[0]), window_of(low, node, told["kernel_shape"])
+    x, window = low.view(node.input[0]), pool_window(low, node)
     out, sizes = low.result(node), low.sizes("window", *window.fields)
     if node.op_type == "MaxPool":
         low.made.add(out, Call("max_pool_f32", (x, out, sizes)))

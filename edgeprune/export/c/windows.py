@@ -41,6 +41,25 @@ class Window:
         reach = [(out - 1) * stride + (kernel - 1) * apart - pad for out, stride, kernel, apart, pad in last]
         return not any(self.pad) and all(end < size for end, size in zip(reach, self.size, strict=True))
 
+    def always_holds(self, padded: bool) -> bool:
+        """Whether each place of it holds a number of the image, or of the padding too."""
+        dims = zip(self.out, self.stride, self.kernel, self.dilation, self.pad, self.end, self.size, strict=True)
+        for out, stride, kernel, apart, pad, end, size in dims:
+            first, last = (-pad, size + end) if padded else (0, size)
+            taps = [tap * apart - pad for tap in range(kernel)]
+            if not all(any(first <= place * stride + tap < last for tap in taps) for place in range(out)):
+                return False
+        return True
+
+
+def pool_window(low: Lowering, node: onnx.NodeProto) -> Window:
+    """That of a pool; raises InputError for one over volumes, and where it holds nothing to pool at some place."""
+    told = options(node, count_include_pad=0)
+    window = window_of(low, node, told["kernel_shape"])
+    if not window.always_holds(padded=bool(told["count_include_pad"])):
+        raise refusal(node, "with a window that holds no number")
+    return window
+
 
 def window_of(low: Lowering, node: onnx.NodeProto, kernel: Sequence[int]) -> Window:
     """That of a convolution or a pool; raises InputError for one over volumes."""

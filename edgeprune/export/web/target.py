@@ -11,7 +11,6 @@ from torch.export import ExportedProgram
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.errors import InputError
-from edgeprune.export.gated import WIDTHS
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.ort import Feed
 from edgeprune.export.probes import probes_of, reference_probes
@@ -91,8 +90,7 @@ def _task(material: Material) -> WebTask | None:
 
 def _widths(material: Material, inputs: Feed) -> WebWidths | None:
     """The widths of the network's run; None where it has none."""
-    folder = None if material.beside is None else material.beside / WIDTHS
-    return None if folder is None or not folder.is_dir() else WebWidths(folder, inputs)
+    return None if material.widths is None else WebWidths(material.widths, inputs)
 
 
 def _facts(dense: Model, slim: Model) -> list[tuple[str, str, str]]:

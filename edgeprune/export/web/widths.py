@@ -9,9 +9,12 @@ from typing import Any
 
 from edgeprune.errors import InputError
 from edgeprune.export import ort
-from edgeprune.export.gated import GATE, gated_in
+from edgeprune.export.gated import GATE, WEIGHTS, gated_in
 from edgeprune.export.ort import Feed
 from edgeprune.formats.onnx.file import external_files, parse_onnx
+from edgeprune.lines import shown
+
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,12 +42,13 @@ class WebWidths:
         return [*graphs, *([gate] if gate.is_file() else [])]
 
     def shared(self) -> Path:
-        """The file of weights that all graphs read; InputError where it is not one beside them."""
-        names = {name for file in self.files for name in external_files(parse_onnx(file))}
-        beside = [self.folder / name for name in names if Path(name).name == name]
-        if len(names) != 1 or not beside or not beside[0].is_file():
-            raise InputError(f"{self.folder}: expected one file of weights beside the graphs, got {len(names)}")
-        return beside[0]
+        """The file of weights that all graphs read; InputError where it is not the one of a run."""
+        names = sorted({name for file in self.files for name in external_files(parse_onnx(file))})
+        weights = self.folder / WEIGHTS
+        if names != [WEIGHTS] or not weights.is_file():
+            got = ", ".join(map(shown, names[:_MOST_NAMED])) or "none"
+            raise InputError(f"{self.folder}: expected the graphs' weights in {WEIGHTS} beside them alone, got {got}")
+        return weights
 
 
 def copied_weights(staged: Path, widths: WebWidths) -> dict[str, Any]:
