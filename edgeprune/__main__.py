@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from types import FrameType
 
 _INTERRUPTED = 130
+_OBJECTS = (10_000, 10, 10)  # what sets off searches for garbage: imports alone make a million objects that stay
 
 
 def main() -> int:
@@ -15,6 +17,7 @@ def main() -> int:
     heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heeded:
         signal.signal(signal.SIGINT, _leave)
+    gc.set_threshold(*_OBJECTS)
     from edgeprune.cli.app import main as run
 
     if heeded:

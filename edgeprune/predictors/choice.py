@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from edgeprune.predictors.base import Predict, Predictor, log_rises
 
@@ -39,6 +38,8 @@ def choose(predictors: Sequence[Predictor], x: np.ndarray, losses: np.ndarray, s
 
 def tau(predicted: np.ndarray, losses: np.ndarray) -> float:
     """Kendall's tau-b of two orders, from -1 to 1; 0 where one of them is no order at all."""
+    from scipy.stats import kendalltau  # here, because importing scipy.stats takes half a second
+
     found = float(kendalltau(predicted, losses).statistic)
     return 0.0 if np.isnan(found) else found
 

@@ -10,9 +10,9 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from edgeprune.cost.limits import Limit
@@ -195,6 +195,12 @@ class _Problem:
                 rows.add(columns, np.append(np.ones(of_one.size), -1.0), 0.0, 0.0)
 
     def _chosen(self, rows: _Rows) -> np.ndarray:
+        from scipy.optimize import (  # here, because importing it takes a sixth of a second
+            Bounds,
+            LinearConstraint,
+            milp,
+        )
+
         losses = np.zeros(rows.n_columns)
         losses[: len(self.losses)] = self.losses / max(float(self.losses.max()), 1e-30)
         whole = np.arange(rows.n_columns) < len(self.losses)
@@ -202,7 +208,7 @@ class _Problem:
             losses,
             integrality=whole.astype(int),
             bounds=Bounds(0, 1),
-            constraints=rows.constraint(),
+            constraints=LinearConstraint(*rows.bounded()),
             options={"time_limit": _SECONDS, "mip_rel_gap": 1e-4},
         )
         if found.x is None:
@@ -236,10 +242,10 @@ class _Rows:
         self._values.append(values)
         self._bounds.append((low, high))
 
-    def constraint(self) -> LinearConstraint:
-        """All of them."""
+    def bounded(self) -> tuple[Any, np.ndarray, np.ndarray]:
+        """All of them as a sparse matrix, and the bounds of each, from below and above."""
         numbers = np.repeat(np.arange(len(self._columns)), [len(columns) for columns in self._columns])
         places = (numbers, np.concatenate(self._columns))
         matrix = coo_array((np.concatenate(self._values), places), shape=(len(self._columns), self.n_columns))
         low, high = np.array(self._bounds).T
-        return LinearConstraint(matrix.tocsr(), low, high)
+        return matrix.tocsr(), low, high
