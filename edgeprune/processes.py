@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from edgeprune.errors import InputError
 
@@ -38,12 +39,13 @@ def check_alone(command: str) -> None:
         )
 
 
-def check_option_alone(option: str) -> None:
-    """Raise InputError for an option of a shared command that is for one process."""
-    if n_processes() > 1:
-        raise InputError(
-            f"{option}: expected one process, got {n_processes()}; leave it out, or start without torchrun"
-        )
+def check_options_alone(given: Mapping[str, object]) -> None:
+    """Raise InputError for an option of a shared command that is given, and is for one process."""
+    for option in (name for name, value in given.items() if value):
+        if n_processes() > 1:
+            raise InputError(
+                f"{option}: expected one process, got {n_processes()}; leave it out, or start without torchrun"
+            )
 
 
 def _number(name: str, default: int) -> int:

@@ -34,6 +34,7 @@ from edgeprune.requests import ExportRequest
 from edgeprune.results import ExportRecord, LeftOut
 from edgeprune.settings import TrainSettings
 from edgeprune.training import fit
+from tests.uneven import uneven_network
 
 MODELS = Path(__file__).parent.parent / "models"
 
@@ -144,25 +145,7 @@ def test_gradients_are_those_of_straight_through_and_of_learnt_steps(tmp_path: P
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained network whose channels were scaled up and down again between layers: in float it is the same."""
-    data = open_data("digits")
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 32, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
-    )  # fmt: skip
-    fit(net, data, data.normalization, TrainSettings(epochs=10, lr=1e-2, batch_size=64))
-    with torch.no_grad():
-        for norm, after, shape in ((net[1], net[3], (-1, 1, 1, 1)), (net[4], net[6], (1, -1, 1, 1))):
-            factors = torch.logspace(0, 2, 16)[torch.randperm(16)]
-            norm.weight *= factors
-            norm.bias *= factors
-            after.weight /= factors.reshape(shape)
-    path = tmp_path_factory.mktemp("uneven") / "uneven.pt2"
-    info = ModelInfo((1, 8, 8), normalization=data.normalization, classes=tuple(data.classes))
-    save_program(path, capture(net.eval(), torch.zeros(2, 1, 8, 8)), info)
-    return path
+    return uneven_network(tmp_path_factory.mktemp("uneven"))
 
 
 def calibration() -> np.ndarray:

@@ -42,7 +42,7 @@ from edgeprune.journal.shared import Results, measured_by_main, results_of
 from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign
 from edgeprune.measure.chance import better_normalization, check_above_chance
 from edgeprune.measure.profiling import Timing
-from edgeprune.processes import check_option_alone
+from edgeprune.processes import check_options_alone
 from edgeprune.progress import Progress
 from edgeprune.pruning.feature_rules import named_groups
 from edgeprune.pruning.held import held_layers
@@ -132,8 +132,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     assume = assumed.append
     team = team or Team(TrainSettings())
     check_share(request)
-    for option in (name for name, given in (("--gate", request.gate), ("--int8", request.int8)) if given):
-        check_option_alone(option)
+    check_options_alone({"--gate": request.gate, "--int8": request.int8})
     out = team.by_main(lambda: _place(request, told, assume))
     plan = read_plan(Path(request.plan)) if request.plan else None
     scripted = Scripted.of(request)

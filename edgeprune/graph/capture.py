@@ -227,17 +227,11 @@ def reexport_like(module: fx.GraphModule | Unlifted, program: ExportedProgram) -
 
     The module's code may lag behind its graph. An `Unlifted` is used up.
     """
-    args = captured_with(program)
-    made = lifted(module, program, args)
-    if made is not None:
-        return Program.adopt(made)
-    assert isinstance(module, fx.GraphModule)
-    module.recompile()
-    return reexport(module, args, free_ranges(program))
+    return reexport_narrowed(module, program, captured_with(program), {})
 
 
 def reexport_narrowed(
-    module: fx.GraphModule, program: ExportedProgram, args: tuple[Any, ...], sizes: InputSizes
+    module: fx.GraphModule | Unlifted, program: ExportedProgram, args: tuple[Any, ...], sizes: InputSizes
 ) -> Program:
     """An edited graph that was made of `program` and takes less of some inputs, as a program; errors as `reexport`.
 
@@ -250,12 +244,11 @@ def reexport_narrowed(
     made = lifted(module, program, args, sizes)
     if made is not None:
         return Program.adopt(made)
+    assert isinstance(module, fx.GraphModule)
     module.recompile()
     asked = zip(free_ranges(program), tree_leaves(args), strict=True)
-    free = [
-        {d: bounds for d, bounds in dims.items() if d < arg.dim()} for dims, arg in asked
-    ]  # flattened: some are gone
-    return reexport(module, args, free)
+    # A flattened input has fewer dims.
+    return reexport(module, args, [{d: of for d, of in dims.items() if d < arg.dim()} for dims, arg in asked])
 
 
 def example_inputs(program: ExportedProgram) -> tuple[Any, ...]:

@@ -136,8 +136,7 @@ def _example_args(program: ExportedProgram) -> list[tuple[str, Any]]:
 
 def _slim_shape(one: Gathered) -> tuple[int, ...]:
     """Shape without the batch of the input that holds only the kept features."""
-    n_kept = len(one.features.keep)
-    return (n_kept, *one.shape[1:]) if one.features.dim == 1 else (n_kept,)
+    return _slim_sizes(one, (BATCH, *one.shape))[1:]
 
 
 def _slim_sizes(one: Gathered, full: Sequence[Any]) -> tuple[Any, ...]:
