@@ -5,12 +5,16 @@ a callback from C) swallows it, and the work would go on. It is kept here as wel
 tells of itself.
 
 Where one of several processes has ended, `torchrun` sends the others SIGTERM, before they have said that. It is an
-exception in them, by which what they hold is left as it should be, and one of them says so.
+exception in them, by which what they hold is left as it should be, and one of them says so. Python runs a signal's
+handler between two of its own steps: a process that waits for the others inside of PyTorch hears nothing, and
+`torchrun` would kill it after half a minute. A thread hears it there.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +22,10 @@ from types import FrameType
 
 from edgeprune.processes import n_processes
 
+_HEARS_WITHIN = 2.0  # seconds in which Python's own steps come to an end
+
 _struck = threading.Event()
+_told_to_end = threading.Event()
 
 
 class Ended(BaseException):
@@ -48,11 +55,34 @@ def ended_together() -> Iterator[None]:
     if n_processes() == 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
+    _told_to_end.clear()
     before = signal.signal(signal.SIGTERM, _end)
+    try:
+        with _heard_at_once():
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _heard_at_once() -> Iterator[None]:
+    """A thread inside that ends the process where SIGTERM cannot be raised in the main one."""
+    reads, writes = socket.socketpair()
+    writes.setblocking(False)
+    before = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(reads,), daemon=True).start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.set_wakeup_fd(before)
+        writes.close()  # which the thread reads as the end
+
+
+def _listen(signals: socket.socket) -> None:
+    with signals:
+        while struck := signals.recv(64):
+            if signal.SIGTERM in struck and not _told_to_end.wait(_HEARS_WITHIN):
+                os._exit(1)
 
 
 def check() -> None:
@@ -67,6 +97,7 @@ def is_struck() -> bool:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    _told_to_end.set()
     signal.signal(number, signal.SIG_IGN)  # what is said at the end is not to be cut off
     raise Ended
 
