@@ -60,16 +60,16 @@ def _keep_out_of_searches() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of sampled tests most go to the sweep, before `-m` is looked at; then fast tests first.
+    """Of sampled tests most go to the sweep, before `-m` is looked at; then those that need no torch come first.
 
-    That is: the ones that need no torch, then the rest, then those marked slow and the end-to-end ones.
+    Those marked slow and the end-to-end ones are next: were they last, one process would wait for the other's.
     """
     _leave_to_the_sweep(items)
 
     def rank(item: pytest.Item) -> int:
         if item.path.name in _FIRST:
             return 0
-        return 2 if item.get_closest_marker("slow") or "e2e" in item.path.parts else 1
+        return 1 if item.get_closest_marker("slow") or "e2e" in item.path.parts else 2
 
     items.sort(key=rank)
 

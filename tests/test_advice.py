@@ -120,9 +120,9 @@ def options() -> dict[str, set[str]]:
     }
 
 
-def texts(path: Path) -> Iterator[str]:
+def texts(source: str) -> Iterator[str]:
     """The strings of a module that are no docstrings; a message that is put together is one text."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(source)
     bodies = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
     documentation = {id(node.body[0].value) for node in bodies if isinstance(node.body[0], ast.Expr)}
     inside: set[int] = set()
@@ -138,7 +138,8 @@ MESSAGES = [
     (name, text)
     for path in sorted(PACKAGE.rglob("*.py"))
     if not (name := str(path.relative_to(PACKAGE))).startswith("cli/") and name not in OTHERS
-    for text in texts(path)
+    if OPTION.search(source := path.read_text(encoding="utf-8"))
+    for text in texts(source)
     if OPTION.search(text)
 ]
 

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,11 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, path in MODULES.items()}
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"), str(MODULES[module]))
 
 
 def room_of(module: str) -> str:
@@ -93,7 +98,7 @@ def targets(module: str, node: ast.Import | ast.ImportFrom) -> list[str]:
 
 def internal_imports(module: str) -> list[tuple[str, int]]:
     """The edgeprune modules that `module` imports, for types too, with line numbers."""
-    nodes = imports(TREES[module], type_checking=True)
+    nodes = imports(tree_of(module), type_checking=True)
     return [
         (target, node.lineno)
         for node in nodes
@@ -156,7 +161,9 @@ def test_a_request_is_read_in_the_commands_alone() -> None:
 @pytest.mark.parametrize("module", [module for module in MODULES if room_of(module) in {"", *GROUND}])
 def test_the_ground_needs_no_heavy_package(module: str) -> None:
     found = {
-        target.split(".")[0] for node in imports(TREES[module], type_checking=False) for target in targets(module, node)
+        target.split(".")[0]
+        for node in imports(tree_of(module), type_checking=False)
+        for target in targets(module, node)
     }
     assert not found & HEAVY
 
