@@ -23,10 +23,11 @@ import os
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class Residual(nn.Module):
-    """Convolutions with batch norm, as the networks of most users have them."""
+    """Convolutions with batch norm, as the networks of most users have them; smooth, as rounding turns a ReLU that is all but zero."""
 
     def __init__(self):
         super().__init__()
@@ -35,8 +36,8 @@ class Residual(nn.Module):
         self.unused, self.fc = nn.Linear(3, 3), nn.Linear(8 * 64, 10)
 
     def forward(self, x):
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = torch.relu(self.bn2(self.conv2(x)) + x)
+        x = F.silu(self.bn1(self.conv1(x)))
+        x = F.silu(self.bn2(self.conv2(x)) + x)
         return self.fc(x.flatten(1))
 
 
