@@ -139,7 +139,8 @@ def test_a_front_goes_by_a_schedule_from_one_network_to_the_next() -> None:
 
 def test_pruner_and_command_share_their_curves() -> None:
     choices = {
-        "keep_macs": 0.25, "keep_latency": None, "max_size": None, "input_features": "off", "vocabularies": None,
+        "keep_macs": 0.25, "keep_latency": None, "max_size": None, "max_ram": None,
+        "input_features": "off", "vocabularies": None,
         "unknown_ids": None, "steps": 4, "schedule": "one-cycle", "criterion": "l2", "device": None, "align": None,
         "leave": (), "layer_ratios": None, "appliable": False, "attention": "heads", "seed": 0, "threads": 1,
     }  # fmt: skip

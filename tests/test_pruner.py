@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import edgeprune
 from edgeprune.commands.export import export
+from edgeprune.cost.activations import peak_activations
 from edgeprune.cost.device import Device, Point
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import macs
@@ -317,7 +318,23 @@ def test_a_size_is_held_by_the_file(tmp_path: Path) -> None:
     assert 1700 < edgeprune.export_onnx(pruner.program, tmp_path / "slim.onnx").size_bytes <= 2000
 
 
+@pytest.mark.parametrize("others", [{}, {"max_size": "6kB", "keep_macs": 0.9}], ids=["alone", "and others"])
+def test_live_activations_are_held(tmp_path: Path, others: dict[str, Any]) -> None:
+    model, x = net(), torch.randn(2, 3, 8, 8)
+    before = peak_activations(edgeprune.capture(model, x)).n_bytes
+    pruner = edgeprune.Pruner(model, x, max_ram=before // 2, steps=2, align=1, **others)
+    for _ in pruner:
+        pass
+    assert 0.7 * before / 2 < peak_activations(pruner.program).n_bytes <= before // 2
+    pruner.save(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["slim"]["peak_bytes"] <= before // 2 < record["dense"]["peak_bytes"]
+    assert record["asked"]["max_ram"] == before // 2
+
+
 def test_a_budget_that_cannot_be_met_is_told_at_once() -> None:
+    with pytest.raises(BudgetError, match="max_ram 20 .*cannot be met"):
+        edgeprune.Pruner(mlp(), torch.randn(2, 8), max_ram=20)
     with pytest.raises(BudgetError, match="0.001 of the MACs cannot be met.* in the way: .*second"):
         pruner_of(net(), keep_macs=0.001)
     with pytest.raises(BudgetError, match="max_size 400: .*cannot be met"):

@@ -24,6 +24,8 @@ from tests.test_pruner import Several, images, net, pruner_of, same_outputs, tra
         ({"keep_latency": "5 days"}, "keep_latency: expected one of the units"),
         ({"max_size": 0}, "max_size: expected a whole number from 1"),
         ({"max_size": "5 apples"}, "max_size: expected one of the units"),
+        ({"max_ram": -1}, "max_ram: expected a whole number from 1"),
+        ({"max_ram": "5"}, "max_ram: expected"),
         ({"steps": 0}, "steps: expected a whole number from 1, got 0"),
         ({"steps": True}, "steps: expected a whole number from 1"),
         ({"schedule": "wild"}, "schedule: expected one of geometric, linear, cubic"),

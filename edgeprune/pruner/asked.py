@@ -68,7 +68,8 @@ def asked(choices: Mapping[str, Any]) -> Asked:
         keep_macs=None if choices["keep_macs"] is None else _share("keep_macs", choices["keep_macs"]),
         **features,
         max_latency=None if choices["keep_latency"] is None else _latency(choices["keep_latency"]),
-        max_bytes=None if choices["max_size"] is None else _size(choices["max_size"]),
+        max_bytes=None if choices["max_size"] is None else _size("max_size", choices["max_size"]),
+        max_ram=None if choices["max_ram"] is None else _size("max_ram", choices["max_ram"]),
     )
     manner = Manner(
         criterion=_criterion(choices["criterion"]),
@@ -85,8 +86,8 @@ def asked(choices: Mapping[str, Any]) -> Asked:
     has_budget = budgets.has_costs or counted
     if not has_budget and not ids.keep:
         raise InputError(
-            "Pruner: expected a budget, keep_macs, keep_latency, max_size, a count of input_features or vocabularies, "
-            "got none"
+            "Pruner: expected a budget, keep_macs, keep_latency, max_size, max_ram, a count of input_features or "
+            "vocabularies, got none"
         )
     steps, ways, schedule = _course(choices["steps"], choices["schedule"], _STEPS if has_budget else 1)
     given = {**_given(choices), **ids.texts, "steps": steps}
@@ -191,11 +192,11 @@ def _latency(value: Any) -> LatencyLimit:
     return LatencyLimit(ratio=_share("keep_latency", value))
 
 
-def _size(value: Any) -> int:
-    """Bytes of the ONNX file, or a text such as `500kB`."""
+def _size(name: str, value: Any) -> int:
+    """Bytes, or a text such as `500kB`."""
     if isinstance(value, str):
-        return parse_size(value, "max_size")
-    return _whole("max_size", value, 1)
+        return parse_size(value, name)
+    return _whole(name, value, 1)
 
 
 def _device(value: Any) -> Device | None:

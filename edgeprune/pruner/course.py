@@ -16,7 +16,7 @@ from edgeprune.search.aiming import Trial, aim, hold
 from edgeprune.search.candidate import Gauge
 from edgeprune.search.landing import Goal, Shares, Targets
 
-_NAMES = {"latency": "keep_latency", "size": "max_size"}
+_NAMES = {"latency": "keep_latency", "size": "max_size", "ram": "max_ram"}
 
 
 class Course:

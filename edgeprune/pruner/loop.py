@@ -61,6 +61,7 @@ class Pruner:
         keep_macs: float | None = None,
         keep_latency: float | str | None = None,
         max_size: int | str | None = None,
+        max_ram: int | str | None = None,
         input_features: int | float | str = "off",
         vocabularies: Mapping[str, Iterable[int]] | None = None,
         unknown_ids: Mapping[str, int] | None = None,
@@ -87,6 +88,7 @@ class Pruner:
             keep_macs: largest share of the MACs to keep, in (0, 1].
             keep_latency: largest share of the dense network's time, or a time such as "5ms" or "0.5x", in onnxruntime.
             max_size: the most bytes that the ONNX file may have, or a text such as "500kB".
+            max_ram: the most bytes that live activations may take for one sample, or a text such as "256kB".
             input_features: "off", "auto" (they compete with the channels), a count or a ratio of those to keep.
             vocabularies: by input, the ids that stay, see `used_ids`; the first step cuts the others' rows of tables.
             unknown_ids: by input, the id that stands for all that are cut, which are an error otherwise.
@@ -109,7 +111,7 @@ class Pruner:
         self._told = progress or Silent()
         choices = asked(
             {
-                "keep_macs": keep_macs, "keep_latency": keep_latency, "max_size": max_size,
+                "keep_macs": keep_macs, "keep_latency": keep_latency, "max_size": max_size, "max_ram": max_ram,
                 "input_features": input_features, "vocabularies": vocabularies, "unknown_ids": unknown_ids,
                 "steps": steps, "schedule": schedule, "criterion": criterion, "device": device, "align": align,
                 "leave": leave, "layer_ratios": layer_ratios, "appliable": appliable, "attention": attention,

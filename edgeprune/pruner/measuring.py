@@ -12,6 +12,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeprune.commands.resolve import own_device
+from edgeprune.cost.activations import in_words, peak_activations
 from edgeprune.cost.models import check_known
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import draft_onnx, export_onnx
@@ -20,12 +21,12 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import InputSpec, file_inputs, input_specs
 from edgeprune.graph.tokens import only_kept
-from edgeprune.measure.candidates import OnnxGauge, foreign, is_held, timed
+from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign, is_held, timed
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
 from edgeprune.records import Vocabulary
-from edgeprune.results import LatencyComparison
+from edgeprune.results import LatencyComparison, PeakActivations
 from edgeprune.search.candidate import Gauge, Measured
 
 
@@ -75,13 +76,18 @@ def with_device(asked: Asked, dense: Program, told: Progress) -> Asked:
 
 
 def gauge_for(asked: Asked, dense: Program, told: Progress) -> Gauge | None:
-    """What measures the files, where a budget is held by measuring one."""
+    """What measures a network, where a budget is held by measuring it."""
     if not asked.budgets.is_measured:
         return None
-    if asked.budgets.max_latency is None:
-        return SizeGauge(dense)
-    feed = file_feed(dense, asked.manner.vocabularies)
-    return OnnxGauge(dense, feed, asked.threads, told, foreign(asked.manner.device))
+    of_files = _file_gauge(asked, dense, told)
+    return of_files if asked.budgets.max_ram is None else PeakGauge(dense, of_files)
+
+
+def _file_gauge(asked: Asked, dense: Program, told: Progress) -> Gauge | None:
+    if asked.budgets.max_latency is not None:
+        feed = file_feed(dense, asked.manner.vocabularies)
+        return OnnxGauge(dense, feed, asked.threads, told, foreign(asked.manner.device))
+    return None if asked.budgets.max_bytes is None else SizeGauge(dense)
 
 
 def file_feed(program: ExportedProgram, kept: Mapping[str, Vocabulary]) -> dict[str, np.ndarray]:
@@ -116,12 +122,12 @@ def measured(asked: Asked, dense: Program, slim: Program, told: Progress) -> Mea
         limit, device = asked.budgets.max_latency, asked.manner.device
         latency = timed(paths, feed, limit, device, threads=asked.threads, progress=told)
     found = Measurements(exports[0].size_bytes, exports[1].size_bytes, exports[1].parity, latency)
-    _check(asked, found)
+    _check(asked, found, peak_activations(slim))
     return found
 
 
-def _check(asked: Asked, found: Measurements) -> None:
-    latency, most = found.latency, asked.budgets.max_bytes
+def _check(asked: Asked, found: Measurements, peak: PeakActivations) -> None:
+    latency, most, most_ram = found.latency, asked.budgets.max_bytes, asked.budgets.max_ram
     if not is_held(latency, asked.budgets.max_latency, asked.manner.device):
         raise BudgetError(
             f"keep_latency {asked.budgets.max_latency}: got {latency.slim_p50_ms:.3g} ms, {latency.ratio:.3f} of the "
@@ -129,3 +135,5 @@ def _check(asked: Asked, found: Measurements) -> None:
         )
     if most is not None and found.slim_bytes > most:
         raise BudgetError(f"max_size: expected at most {most:,} bytes of ONNX, got {found.slim_bytes:,}")
+    if most_ram is not None and peak.n_bytes > most_ram:
+        raise BudgetError(f"max_ram: expected at most {most_ram:,} bytes of activations, got {in_words(peak)}")

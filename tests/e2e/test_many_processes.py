@@ -22,7 +22,7 @@ from edgeprune.data import open_data
 
 
 class Residual(nn.Module):
-    """With what sees the whole batch: batch norm, and dropout; smooth, as rounding turns a ReLU that is all but zero."""
+    """With what sees the whole batch: batch norm, and dropout. Smooth, as rounding turns a ReLU near zero."""
 
     def __init__(self):
         super().__init__()

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 
 class Residual(nn.Module):
-    """Convolutions with batch norm, as the networks of most users have them; smooth, as rounding turns a ReLU that is all but zero."""
+    """Convolutions with batch norm, as most users have them; smooth, as rounding turns a ReLU near zero."""
 
     def __init__(self):
         super().__init__()
