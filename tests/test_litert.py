@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +174,46 @@ class Said(Silent):
         self.lines.append(message)
 
 
+class Padded(torch.nn.Module):
+    """A stride of two, which is padded in a copy, and a sum of two that stay alive."""
+
+    def __init__(self, stride: int = 2) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(1, 8, 3, padding=1)
+        self.second = torch.nn.Conv2d(8, 16, 3, stride=stride, padding=1)
+        self.third, self.head = torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.head((x + torch.relu(self.third(x))).mean((2, 3)))
+
+
+def microcontrollers_arena(file: Path) -> int:
+    """What the allocator of LiteRT for Microcontrollers plans for a file's values, by its own record."""
+    code = (
+        "from tflite_micro.python.tflite_micro import runtime; import sys; "
+        "runtime.Interpreter.from_file(sys.argv[1]).print_allocations()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
+    [n_bytes] = re.findall(r"Arena allocation head (\d+)", done.stdout + done.stderr)
+    return int(n_bytes)
+
+
+@pytest.mark.usefixtures("litert")
+@pytest.mark.parametrize(("stride", "n_bytes"), [(2, 8192 + 4 * 8 * 18 * 18), (1, 3 * 4 * 16 * 16 * 16)])
+def test_the_arena_of_a_file_is_told(tmp_path: Path, stride: int, n_bytes: int) -> None:
+    torch.manual_seed(0)
+    save_program(
+        tmp_path / "net.pt2", capture(Padded(stride).eval(), torch.randn(2, 1, 16, 16)), ModelInfo((1, 16, 16))
+    )
+    record = exported(tmp_path / "net.pt2")
+    [file] = [file for file in record.files if file.path.endswith(".tflite")]
+    assert file.note == f"arena {n_bytes:,} B"
+    assert record.targets is not None and any(file.note in row.verdict for row in record.targets.rows)
+    pytest.importorskip("tflite_micro", reason="tflite-micro is not installed")
+    assert microcontrollers_arena(Path(file.path)) == n_bytes
+
+
 @pytest.mark.usefixtures("litert")
 @pytest.mark.parametrize(("layout", "batch"), [("nhwc", None), ("nchw", 3)])
 def test_int8_has_the_inputs_of_the_float_file_and_keeps_the_budget(tmp_path: Path, layout: Any, batch: Any) -> None:
@@ -192,7 +235,9 @@ def test_int8_has_the_inputs_of_the_float_file_and_keeps_the_budget(tmp_path: Pa
     assert path.stat().st_size < (tmp_path / "digits_cnn.tflite").stat().st_size / 3
     assert record.targets is not None
     [row] = [row for row in record.targets.rows if row.path == str(path)]
-    assert "int8, accuracy" in row.verdict and row.p50_ms is not None and row.ratio is not None
+    assert (
+        "int8, accuracy" in row.verdict and "arena " in row.verdict and row.p50_ms is not None and row.ratio is not None
+    )
     contracts = json.loads((tmp_path / "features.json").read_text())["contracts"]
     assert contracts["litert-int8"] == {**contracts["litert"], "file": "digits_cnn.int8.tflite"}
 

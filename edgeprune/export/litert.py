@@ -18,6 +18,7 @@ from edgeprune.export.description import add_contract
 from edgeprune.export.feeds import arrays_of, filled
 from edgeprune.export.filecheck import error_of, samples_of_network
 from edgeprune.export.installed import check_packages
+from edgeprune.export.litert_memory import arena_bytes
 from edgeprune.export.parity import Sample
 from edgeprune.export.refusals import check_weights
 from edgeprune.export.signature import (
@@ -110,7 +111,7 @@ class Litert:
         out = _converted(program, signature, material.folder / f"{material.name}.tflite")
         parity = error_of(samples, _answers(out, signature, [one.inputs for one in samples]), f"{out.name} in LiteRT")
         add_contract(material.folder, material.network.name, "litert", out.name, signature.described())
-        made = ExportedFile(str(out), out.stat().st_size, parity)
+        made = ExportedFile(str(out), out.stat().st_size, parity, note=_arena(out))
         if not material.int8:
             return (made,)
         told.stage("quantise for LiteRT and run it")
@@ -130,6 +131,12 @@ def _converted(program: ExportedProgram, signature: Signature, out: Path) -> Pat
         asked = {"program": str(source), "signature": signature.to_json(), "out": str(out)}
         apart.called(_CONVERT, asked, f"LiteRT cannot convert {out.stem}")
     return out
+
+
+def _arena(file: Path) -> str:
+    """What the file's values take at once, in words; nothing where that is not known before it runs."""
+    n_bytes = arena_bytes(file)
+    return "" if n_bytes is None else f"arena {n_bytes:,} B"
 
 
 def _answers(file: Path, signature: Signature, given: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
@@ -156,7 +163,9 @@ def _quantized(
     if not is_enough:
         raise InputError(f"{said}, which is more than may be lost")
     add_contract(material.folder, material.network.name, "litert-int8", out.name, signature.described())
-    return ExportedFile(str(out), out.stat().st_size, error, note=f"int8, {said}")
+    return ExportedFile(
+        str(out), out.stat().st_size, error, note="; ".join(filter(None, (f"int8, {said}", _arena(out))))
+    )
 
 
 def _write_int8(source: Path, out: Path, signature: Signature, batches: Sequence[Sequence[np.ndarray]]) -> None:
