@@ -48,7 +48,7 @@ from edgeprune.export.onnx import check_fits_onnx
 from edgeprune.export.parity import largest_error, outputs_of
 from edgeprune.export.sound import LARGEST, is_of_sounds, sound_bytes, write_sound
 from edgeprune.export.state import Whole, check_stateless
-from edgeprune.export.writing import FULL, PREPROCESS, SOUND, Writing, opened, unheard
+from edgeprune.export.writing import FULL, PREPROCESS, SOUND, Writing, opened, warned
 from edgeprune.files import check_folder, staged_files
 from edgeprune.graph.specs import fits, fitted, input_specs, row_chunks
 from edgeprune.graph.tokens import kept_vocabularies
@@ -76,7 +76,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
     inputs: Sequence[InputInfo] = (),
     task: Task | None = None,
     preparation: Mapping[str, Any] | None = None,
-    leave_out: Callable[[str], None] = unheard,
+    leave_out: Callable[[str], None] = warned,
 ) -> list[ExportedFile]:
     """Export every contract of `program` into `folder`, after checking that all agree in onnxruntime.
 
@@ -96,7 +96,7 @@ def write_contracts(  # noqa: PLR0913 - one argument a decision of the caller
         inputs: what the data say of inputs by name, their byte scales among it.
         task: what the outputs are for, see `export_onnx`.
         preparation: how raw inputs are made of files, which features.json states.
-        leave_out: is told why a file is not written that the network can do without, sound.onnx.
+        leave_out: is told why a file is not written that the network can do without, sound.onnx; a warning by default.
 
     Raises:
         InputError: the program, the inputs or the normalisation do not fit each other, or there are such files.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,11 @@ _CONTRACTS = {FULL: "full", PREPROCESS: "preprocess", SOUND: "sound"}
 
 def unheard(why: str) -> None:
     """Nobody asks what is left out, or why."""
+
+
+def warned(why: str) -> None:
+    """Warn a caller in Python of what is left out."""
+    warnings.warn(f"left out: {why}", stacklevel=2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,12 +122,14 @@ def test_two_processes_prune_as_one(place: Path) -> None:
     """By AdamW, with dropout, in several cuts; the budget is one that the main process alone measures."""
     options = (*ASKED, "--finetune-epochs", "2", "--distill", "features", "--max-size", "1MB", "--json")
     one = done(place, "compress", *options, "--out", "one").json
-    result = torchrun(place, 2, *COMPRESS, *options, "--out", "two")
+    # Without "--" torchrun takes --log for one of its own.
+    result = torchrun(place, 2, "-m", "edgeprune", "--", *COMPRESS[2:], *options, "--out", "two", "--log", "two.jsonl")
     assert result.returncode == 0, result.stderr
     two = json.loads(result.stdout)  # the main process's alone
+    assert (place / "two.jsonl").read_text().count('"end"') == 1
     alike(place, one, two)
     assert result.stderr.count("step 1: score and cut") == 1 and len(two["steps"]) > 1
-    assert names(place) - {"__pycache__"} == {"nets.py", "dies.py", "dense.pt", "one", "two"}
+    assert names(place) - {"__pycache__"} == {"nets.py", "dies.py", "dense.pt", "one", "two", "two.jsonl"}
     assert names(place / "two") == names(place / "one")
 
 
