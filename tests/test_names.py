@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune
+from edgeprune.formats.load import load
 from edgeprune.formats.pt2 import read_program, write_program
 from edgeprune.graph.capture import Program
 from edgeprune.graph.renaming import own_name
@@ -63,6 +64,30 @@ def test_a_tensor_that_is_called_as_what_goes_in_or_comes_out(name: str, tmp_pat
     assert edgeprune.export_onnx(program, tmp_path / "net.onnx", simplify=False).parity < 1e-5
     graph = onnx.load(tmp_path / "net.onnx").graph
     assert ([v.name for v in graph.input], [v.name for v in graph.output]) == (["input"], ["logits"])
+
+
+def scaled_and_clipped(net: Any, x: Tensor) -> Tensor:
+    """Bounds of `clamp` are values of the exporter's own, which it numbers."""
+    y = net.last(net.first(x).relu())
+    for number in range(12):
+        y = (y * net.get_parameter(f"val_{number}")).clamp(-9, 9)
+    return y
+
+
+def test_tensors_that_are_called_as_the_exporter_calls_its_values(tmp_path: Path) -> None:
+    """So are those of a file that it wrote, once that is read, cut and written again."""
+    net = Net(
+        scaled_and_clipped,
+        first=nn.Linear(4, 16),
+        last=nn.Linear(16, 3),
+        **{f"val_{number}": nn.Parameter(torch.rand(3)) for number in range(12)},
+    )
+    program = edgeprune.capture(randomized(net), torch.randn(2, 4))
+    for number in range(3):
+        path = tmp_path / f"{number}.onnx"
+        assert edgeprune.export_onnx(program, path).parity < 1e-5
+        read = load(str(path)).program
+        program = cut_randomly(read, edgeprune.analyze(read), seed=number).slim
 
 
 RETURNED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Any], list[str]]] = {

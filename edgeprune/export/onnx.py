@@ -36,6 +36,7 @@ from edgeprune.graph.renaming import renamed
 from edgeprune.graph.specs import file_inputs, input_specs
 from edgeprune.tasks.task import Task
 
+_EXPORTERS_NAME = re.compile(r"val_\d+")  # what PyTorch's exporter calls values of its own, and so files that it wrote
 # The sizes after the batch, by the number of dims of an input.
 _SIZE_NAMES = {
     3: ("length", "length"),
@@ -233,11 +234,15 @@ def _without_numbers(program: ExportedProgram) -> ExportedProgram:
 
 
 def _with_names_apart(program: ExportedProgram, taken: set[str]) -> ExportedProgram:
-    """The program without tensors called as an input or output of the file: a file has one room for all names."""
+    """The program without tensors called as an input, an output or a value of the exporter's in the file.
+
+    A file has one room for all names.
+    """
     names = {*program.state_dict, *program.constants}
-    if names.isdisjoint(taken):
+    doubled = [name for name in names if name in taken or _EXPORTERS_NAME.fullmatch(name)]
+    if not doubled:
         return program
-    free = {name: next(n for k in range(1, len(names) + 2) if (n := name + "_" * k) not in names) for name in taken}
+    free = {name: next(n for k in range(1, len(names) + 2) if (n := name + "_" * k) not in names) for name in doubled}
     apart = Program.adopt(program)
     renamed(apart, lambda name: free.get(name, name))
     return apart
