@@ -23,7 +23,7 @@ Record = dict[str, Any]
 
 _OURS = "edgeprune"
 _CELL = ("network", "by", "share", "epochs", "finetune_epochs", "images")
-_COLOURS = ("#0f8c85", "#7fc4bf", "#9a6a1f", "#6b7f9e", "#a8446a")
+_COLOURS = ("#0f8c85", "#7fc4bf", "#9a6a1f", "#6b7f9e", "#a8446a", "#4d4d4d")
 _COLOUR = dict(zip(TOOLS, _COLOURS, strict=True))
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import onnx
 from torch import nn
 
 from accuracy.networks import Dense
 from edgeprune import analyze, capture, cut, plan, reconstruct
 from edgeprune.cost.device import Device
 from edgeprune.cost.layers import layer_shapes
+from edgeprune.export.onnx import draft_onnx
+from edgeprune.formats.load import load
 from edgeprune.graph.capture import Program
 from edgeprune.measure.profiling import Timing, profile
 from edgeprune.progress import Silent
@@ -89,6 +94,28 @@ class TorchPruning:
         return model
 
 
+class Onnxsim:
+    """onnxsim's structured pruning, which takes and gives ONNX files: what it gives is read back to be trained."""
+
+    def __init__(self, dense: Dense) -> None:
+        self._data = dense.data
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "dense.onnx"
+            draft_onnx(capture(copy.deepcopy(dense.model).eval(), dense.example), path)
+            self._file = onnx.load(path)
+
+    def __call__(self, share: float) -> nn.Module:
+        """The network without this share's complement of what onnxsim counts; batch norm estimated again."""
+        import onnxsim
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "slim.onnx"
+            onnx.save(onnxsim.apply_structured_pruning(self._file, sparsity=1 - share), path)
+            module = load(str(path)).program.own_module()
+        renormalise(module.eval(), self._data)
+        return module
+
+
 def _heads(model: nn.Module) -> dict[nn.Module, int]:
     """Attention's joint projections, which Torch-Pruning is told of."""
     return {module.qkv: module.heads for module in model.modules() if hasattr(module, "qkv")}
@@ -100,4 +127,5 @@ TOOLS: Mapping[str, Callable[[Dense, str], Cut]] = {
     "torch-pruning magnitude": lambda dense, _: TorchPruning(dense, "magnitude"),
     "torch-pruning taylor": lambda dense, _: TorchPruning(dense, "taylor"),
     "torch-pruning lamp": lambda dense, _: TorchPruning(dense, "lamp"),
+    "onnxsim": lambda dense, _: Onnxsim(dense),
 }
