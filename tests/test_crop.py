@@ -56,6 +56,20 @@ def test_a_network_that_reads_its_border_has_no_crop(data: DataSource) -> None:
     assert find_crop(Corners(), replace(data, val=split), data.normalization) is None
 
 
+@pytest.mark.parametrize(("count", "alike"), [(50, False), (300, True)], ids=["few images", "one answer to all"])
+def test_nothing_is_concluded_from_what_tells_nothing(data: DataSource, count: int, alike: bool) -> None:
+    class Deaf(Middle):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 0 + torch.arange(10.0)
+
+    few = replace(data, val=torch.utils.data.Subset(data.val, range(count)))
+    module = Deaf() if alike else Middle()
+    assert find_crop(module, few, data.normalization) is None
+    patches = (Deaf() if alike else Patches()).eval()
+    windows = windows_of(Patches())
+    assert windows is not None and unneeded_patches(patches, windows, few, data.normalization) is None
+
+
 class Patches(nn.Module):
     """Four patches of 3 x 3 of an image of 8 by 8, of which the one at the lower right does not count."""
 

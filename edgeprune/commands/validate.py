@@ -20,6 +20,7 @@ from edgeprune.formats.load import load
 from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.trust import recorded_task
 from edgeprune.measure.chance import chance_text
+from edgeprune.measure.fixedbatch import stated_batch
 from edgeprune.measure.foreign import stated_in
 from edgeprune.measure.gated import gate_use, is_gated
 from edgeprune.measure.keptids import check_ids
@@ -89,7 +90,7 @@ def _validated(request: ValidateRequest, spec: str | None, data: DataSource, tol
     for note in (*data.notes, *_assumed(request, spec, task)):
         told.say(f"assumed: {note}")
     dense, slim = opened(Path(request.dense), data, task), opened(Path(request.slim), data, task)
-    _check_batch(slim, request.batch_size)
+    _check_batch(dense, slim, request.batch_size)
     dense, slim = _normalised(dense, slim, request, data, told)
     told.stage(f"{task.metric.name} on the test split")
     found = run_both(dense, slim, data, task, told)
@@ -114,8 +115,12 @@ def _validated(request: ValidateRequest, spec: str | None, data: DataSource, tol
     return _judged(record, request, limit)
 
 
-def _check_batch(slim: NetworkFile, size: int) -> None:
-    """Raise InputError for a batch of several, where the width is picked for each sample."""
+def _check_batch(dense: NetworkFile, slim: NetworkFile, size: int) -> None:
+    """Raise InputError for a batch that a file does not take: of several, where the width is picked for each sample."""
+    for network in (dense, slim):
+        stated = stated_batch(network.session)
+        if stated is not None and stated != size:
+            raise InputError(f"{network.path}: --batch-size: expected {stated}, as the file states, got {size}")
     if is_gated(slim) and size > 1:
         raise InputError(f"{slim.path}: --batch-size: expected 1, as the width is picked for each sample, got {size}")
 

@@ -16,10 +16,11 @@ from edgeprune.data.inputs import normalize
 from edgeprune.errors import InputError
 from edgeprune.export import ort
 from edgeprune.export.front import raw_bytes
-from edgeprune.export.metadata import byte_scales_in
+from edgeprune.export.metadata import byte_scale_in, byte_scales_in
 from edgeprune.export.onnxfile import spec_of
 from edgeprune.graph.specs import InputSpec
-from edgeprune.measure.foreign import bounds_of, check_file, loaded, readable
+from edgeprune.measure.fixedbatch import with_free_batch
+from edgeprune.measure.foreign import bounds_of, check_file, loaded, readable, stated_in
 from edgeprune.records import DataSource, InputInfo, Normalization
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ def with_inputs_of_file(data: DataSource, path: Path) -> DataSource:
     Raises:
         InputError: an input that is missing, that nothing takes, of another shape or type.
     """
-    values = raw_values(path)
-    if not data.inputs and len(values) == 1 and values[0].type not in _WHOLE:
+    values, scaled = raw_values(path), _scaled_bytes(path)
+    if not data.inputs and len(values) == 1 and values[0].type not in _WHOLE - scaled:
         return data
-    specs = [_raw_spec(path, value) for value in values]
+    specs = [_raw_spec(path, value, scaled) for value in values]
     if len(specs) == 1 and len(data.inputs) == 1:  # a single one has no name of its own in a file
         specs = [replace(specs[0], name=data.inputs[0].name)]
     return with_specs(data, specs, {})
@@ -94,20 +95,28 @@ def raw_values(path: Path) -> Sequence[Any]:
     beside = path.parent / _PREPROCESS
     if _takes_a_part(session) and beside.is_file():
         session = loaded(beside)
-    return list(session.get_inputs())
+    return list(with_free_batch(session).get_inputs())
 
 
 def _takes_a_part(session: InferenceSession) -> bool:
     return session.get_modelmeta().custom_metadata_map.get("edgeprune.contract") == "slim"
 
 
-_WHOLE = {"tensor(int64)", "tensor(int32)", "tensor(int16)", "tensor(int8)", "tensor(bool)"}
+_BYTES = "tensor(uint8)"
+_WHOLE = {"tensor(int64)", "tensor(int32)", "tensor(int16)", "tensor(int8)", _BYTES, "tensor(bool)"}
 
 
-def _raw_spec(path: Path, value: Any) -> InputSpec:
-    """An input as the data hold it: bytes that a file scales are raw floats."""
+def _scaled_bytes(path: Path) -> set[str]:
+    """The type of bytes, where a file of edgeprune's says how it scales them: they are raw floats in the data."""
+    metadata = stated_in(path)
+    is_scaled = byte_scale_in(metadata, str(path)) is not None or bool(byte_scales_in(metadata, str(path)))
+    return {_BYTES} if is_scaled or (path.parent / _PREPROCESS).is_file() else set()
+
+
+def _raw_spec(path: Path, value: Any, scaled: set[str]) -> InputSpec:
+    """An input as the data hold it."""
     spec = spec_of(path, value)
-    return replace(spec, dtype=torch.float32) if spec.dtype == torch.uint8 else spec
+    return replace(spec, dtype=torch.float32) if value.type in scaled else spec
 
 
 # --- what makes them
@@ -129,7 +138,7 @@ def named_file(path: Path, session: InferenceSession, data: DataSource, bounds: 
         raise InputError(
             f"{path}: expected a {_PREPROCESS} beside it, as it takes only kept features or new ids, got nothing there"
         )
-    preprocess = readable(beside, bounds_of(check_file(beside), data))
+    preprocess = with_free_batch(readable(beside, bounds_of(check_file(beside), data)))
     _check_made(beside, preprocess, path, session)
     names, scales = _checked(beside, preprocess, data)
     return NamedFile(names, own, scales, preprocess)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +27,7 @@ from edgeprune.export.metadata import (
 )
 from edgeprune.export.onnxfile import spec_of
 from edgeprune.lines import shown
+from edgeprune.measure.fixedbatch import with_free_batch
 from edgeprune.measure.foreign import batch_of, bounds_of, check_file, readable, stated_in, width_of
 from edgeprune.measure.namedfile import NamedFile, named_file
 from edgeprune.reading import parse_json
@@ -38,6 +39,9 @@ from edgeprune.tasks.task import Task
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+_FLOATS: Mapping[str, type[np.floating[Any]]] = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+}  # fmt: skip
 _SLOWER = 20  # times the time for one sample, for each of a batch
 
 
@@ -57,6 +61,7 @@ class NetworkFile:
     structure: Any = None
     preprocess: InferenceSession | None = None
     byte_scale: float | None = None
+    dtype: type[np.floating[Any]] = np.float32
     named: NamedFile | None = None
 
     def inputs(self, raw: Inputs) -> ort.Feed:
@@ -69,7 +74,7 @@ class NetworkFile:
             return ort.run(self.preprocess, handed, self.bounds)
         if self.byte_scale is not None:
             return handed
-        return np.ascontiguousarray(normalize(raw, self.normalization or IDENTITY).numpy())
+        return np.ascontiguousarray(normalize(raw, self.normalization or IDENTITY).numpy(), self.dtype)
 
     @property
     def is_told(self) -> bool:
@@ -118,10 +123,10 @@ def opened(path: Path, data: DataSource, task: Task) -> NetworkFile:
 
 
 def _plain(path: Path, session: InferenceSession) -> InferenceSession:
-    """The session; of a file that picks a width for each sample, one that takes a batch all the same."""
+    """The session; of a file with a batch of its own, or that picks a width for each sample, one that takes any."""
     names = [value.name for value in session.get_outputs()]
     gated = gated_in(session.get_modelmeta().custom_metadata_map, names, str(path))
-    return session if gated is None else cast("InferenceSession", OneByOne(session, gated))
+    return with_free_batch(session) if gated is None else cast("InferenceSession", OneByOne(session, gated))
 
 
 def _named(network: NetworkFile, data: DataSource) -> NetworkFile:
@@ -149,11 +154,18 @@ def _fed(path: Path, session: InferenceSession, network: NetworkFile, data: Data
             f"{path}: edgeprune.normalization: expected 1 or {data.input_shape[0]} values, "
             f"got {len(stated.mean)} and {len(stated.std)}"
         )
-    return replace(network, byte_scale=_byte_scale(path, session))
+    dtype = _FLOATS.get(session.get_inputs()[0].type, np.float32)
+    return replace(network, byte_scale=_byte_scale(path, session), dtype=dtype)
 
 
 def trained_normalization(network: NetworkFile) -> Normalization | None:
-    """What the network itself was trained with: where its file takes raw inputs, what is folded into it."""
+    """What the network itself was trained with: where its file takes raw inputs, what is folded into it.
+
+    Of a file that takes kept features alone, what preprocess.onnx scales all of them by.
+    """
+    if network.preprocess is not None:
+        beside = str(network.path.parent / "preprocess.onnx")
+        return normalization_in(network.preprocess.get_modelmeta().custom_metadata_map, beside)
     metadata = network.session.get_modelmeta().custom_metadata_map
     if network.named is not None:
         folded_by_name = folded_normalization_in(metadata, str(network.path))
@@ -189,7 +201,7 @@ def _preprocess(path: Path, shape: tuple[int | None, ...], data: DataSource) -> 
     expected = f"{path}: expected an input {_show(data.input_shape)} as in data {data.name}, got {_show(shape)}"
     if not beside.is_file():
         raise InputError(f"{expected}, and no preprocess.onnx beside it that would select its features")
-    session = ort.session(beside, bounds=bounds_of(check_file(beside), data))
+    session = with_free_batch(ort.session(beside, bounds=bounds_of(check_file(beside), data)))
     takes, gives = _input_shape(beside, session), tuple(session.get_outputs()[0].shape[1:])
     if not _accepts(takes, data.input_shape):
         raise InputError(f"{beside}: expected an input {_show(data.input_shape)}, got {_show(takes)}")
@@ -201,13 +213,12 @@ def _preprocess(path: Path, shape: tuple[int | None, ...], data: DataSource) -> 
 def _input_shape(path: Path, session: InferenceSession) -> tuple[int | None, ...]:
     """Shape without the batch of the only input, None where a size is free."""
     inputs = session.get_inputs()
-    takes = "tensor(float)" if _byte_scale(path, session) is None else "tensor(uint8)"
-    if len(inputs) != 1 or inputs[0].type != takes:
+    takes = {*_FLOATS} if _byte_scale(path, session) is None else {"tensor(uint8)"}
+    if len(inputs) != 1 or inputs[0].type not in takes:
         got = ", ".join(f"{value.name} {value.type}" for value in inputs) or "none"
-        expected = "float32" if takes == "tensor(float)" else "uint8"
+        expected = "uint8" if "tensor(uint8)" in takes else "float32"
         raise InputError(f"{path}: expected one {expected} input, got {got}")
-    is_gated = isinstance(session, OneByOne)
-    if not is_gated and (not inputs[0].shape or isinstance(inputs[0].shape[0], int)):
+    if not inputs[0].shape:
         raise InputError(f"{path}: expected a free batch as the first size of its input, got {inputs[0].shape}")
     return spec_of(path, inputs[0]).shape[1:]
 

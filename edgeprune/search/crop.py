@@ -14,6 +14,7 @@ from edgeprune.training import float_type
 from edgeprune.training.placement import in_eval
 
 _MAX_SAMPLES = 2000
+_MIN_SAMPLES = 100  # of fewer images nothing is concluded
 _MAX_NUMBERS = 2**26  # of all samples together, 256 MB as float32
 _BATCH = 128
 
@@ -64,6 +65,8 @@ def find_crop(module: nn.Module, data: DataSource, normalization: Normalization)
     with torch.no_grad(), in_eval(module):
         best = Crop(height, width, len(images))
         expected = predictions(module, images, mean, best.inside)
+        if not are_telling(expected):
+            return None
         for side in _SIDES:
             least, most = 0, (height if side in ("top", "bottom") else width) // 2
             while least < most:
@@ -84,6 +87,11 @@ def sample_images(data: DataSource, normalization: Normalization) -> Tensor:
     count = max(1, min(n_all, _MAX_SAMPLES, _MAX_NUMBERS // size))
     index = torch.linspace(0, n_all - 1, count).long()
     return torch.cat([normalize(one_tensor(x, "crop"), normalization) for x, _ in read(data.val, index.split(_BATCH))])
+
+
+def are_telling(classes: Tensor) -> bool:
+    """Whether predictions `(n_images,)` that stay say that something never matters: many, and not one class alone."""
+    return len(classes) >= _MIN_SAMPLES and bool((classes != classes[0]).any())
 
 
 def predictions(module: nn.Module, images: Tensor, mean: Tensor, inside: Tensor) -> Tensor:

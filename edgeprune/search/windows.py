@@ -11,7 +11,7 @@ from edgeprune.graph import binding
 from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.reconstruction.readers import Reader, readers_of
 from edgeprune.records import DataSource, Normalization
-from edgeprune.search.crop import predictions, sample_images
+from edgeprune.search.crop import are_telling, predictions, sample_images
 from edgeprune.training import float_type
 from edgeprune.training.placement import in_eval
 from edgeprune.units import ranges
@@ -105,7 +105,7 @@ def unneeded_patches(module: nn.Module, windows: Windows, data: DataSource, norm
         order = _effects(module, images, mean, patches, windows.n_patches).argsort(stable=True)
         with torch.no_grad():
             expected = predictions(module, images, mean, patches >= -1)
-            least, most = 0, len(order) - 1
+            least, most = 0, len(order) - 1 if are_telling(expected) else 0
             while least < most:
                 middle = (least + most + 1) // 2
                 inside = ~torch.isin(patches, order[:middle])
