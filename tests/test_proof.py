@@ -18,7 +18,7 @@ from edgeprune.pruning.masked import masked
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.planner import make_plan
 from tests.cases import CASES, IMAGE, TOKENS
-from tests.nets import Cut, Net, captured, cut_randomly, relative_error, residual, run, sample
+from tests.nets import Cut, Net, captured, cut_randomly, random_keep, relative_error, residual, run, sample
 
 
 def cut_of(name: str, dtype: torch.dtype = torch.float64) -> Cut:
@@ -55,6 +55,19 @@ def test_a_network_that_is_not_finite_is_no_proof() -> None:
         cut.slim.state_dict["4.weight"][0, 0, 0, 0] = float("nan")
     with pytest.raises(ProofError, match="got inf"):
         edgeprune.prove(cut.program, cut.slim, cut.plan)
+
+
+def test_a_network_that_divides_by_what_is_all_zero_is_told_so() -> None:
+    net = Net(
+        lambda m, x: m.last((h := m.first(x).relu()) / h.norm(dim=1, keepdim=True)),
+        first=nn.Linear(4, 6),
+        last=nn.Linear(6, 3),
+    )
+    program = captured(net, (4,))
+    graph = edgeprune.analyze(program)
+    plan = make_plan(program, graph, random_keep(graph, 0.2, seed=0))
+    with pytest.raises(ProofError, match=r"gives NaN where the dense one does not: it has a division, .*epsilon"):
+        edgeprune.prove(program, edgeprune.cut(program, plan, graph), plan)
 
 
 def test_another_output_shape_is_found() -> None:

@@ -142,9 +142,13 @@ def _zeroing(kept: Mapping[int, Sequence[int]]) -> Callable[[Tensor], Tensor]:
 
 def _divide_by_removed(module: fx.GraphModule) -> None:
     """Let 0 / 0 (and the like) be 0: a removed divisor is zero now, and what it gives is removed too."""
-    for node in module.graph.nodes:
-        if node.op == "call_function" and operator_name(node.target) in _SINGULAR:
-            node.target = _finite(node.target)
+    for node in divisions(module.graph):
+        node.target = _finite(node.target)  # type: ignore[arg-type]
+
+
+def divisions(graph: fx.Graph) -> list[fx.Node]:
+    """The calls that need not be finite at 0: divisions, roots, logarithms."""
+    return [node for node in graph.nodes if node.op == "call_function" and operator_name(node.target) in _SINGULAR]
 
 
 def _finite(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:

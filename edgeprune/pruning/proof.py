@@ -30,7 +30,7 @@ from edgeprune.lines import error_reason
 from edgeprune.pruning.blocks import gated, without_blocks
 from edgeprune.pruning.folding import fold
 from edgeprune.pruning.lowrank import joined, product, with_products
-from edgeprune.pruning.masked import masked
+from edgeprune.pruning.masked import divisions, masked
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.reach import Reach
 from edgeprune.pruning.vocabulary import with_kept_ids
@@ -229,7 +229,7 @@ class _Pair:
         if not self._is_rounding(errors):
             errors = self._told_from_rounding(samples, errors)
         if not self._is_rounding(errors):
-            raise ProofError(self._difference(errors))
+            raise ProofError(self._not_a_number(got) or self._difference(errors))
         doubt = self.reach.doubt(self.slim, samples, got)
         if doubt:
             raise _ShowsNothing(f"on the inputs {doubt}")
@@ -252,6 +252,18 @@ class _Pair:
 
     def _is_rounding(self, errors: Sequence[Sequence[float]]) -> bool:
         return all(error <= self._tolerance(place) for each in errors for place, error in enumerate(each))
+
+    def _not_a_number(self, got: Sequence[Sequence[Tensor]]) -> str | None:
+        """What is said where the slim network gives NaN and the reference does not, to which 0 / 0 is 0."""
+        places = [place for results in got for place, result in enumerate(results) if bool(result.isnan().any())]
+        if not places or not divisions(self.program.graph):
+            return None
+        where = f" in output {self.names[places[0]]}" if len(self.names) > 1 else ""
+        return (
+            f"the slim network gives NaN{where} where the dense one does not: it has a division, a root or a logarithm "
+            "whose kept units can all be 0, as x / x.norm() after a ReLU; add an epsilon to it, or keep more of the "
+            "layers before it"
+        )
 
     def _difference(self, errors: Sequence[Sequence[float]]) -> str:
         pairs = [(error / self._tolerance(place), error, place) for each in errors for place, error in enumerate(each)]
