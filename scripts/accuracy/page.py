@@ -114,8 +114,8 @@ def _cell(figures: Record | None) -> str:
 
 
 def draw(rows: Sequence[Record], path: Path) -> None:
-    """A panel a network: points lost after finetuning over the share of the dense latency."""
-    names = list(dict.fromkeys(one["network"] for one in rows))
+    """A panel a network and cost: points lost after finetuning over the share of the dense network's cost."""
+    names = list(dict.fromkeys((one["network"], one["by"]) for one in rows))
     columns = min(3, len(names))
     height = -(-len(names) // columns)
     figure = Figure(figsize=(max(4.8, 3.4 * columns), 2.8 * height + 0.8), layout="constrained")
@@ -123,22 +123,22 @@ def draw(rows: Sequence[Record], path: Path) -> None:
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     for panel, name in zip(panels, names, strict=False):
-        _draw_network(panel, name, [one["tools"] for one in rows if one["network"] == name])
+        _draw_network(panel, *name, [one["tools"] for one in rows if (one["network"], one["by"]) == name])
     handles = {label: h for p in panels for h, label in zip(*p.get_legend_handles_labels(), strict=True)}
     where = {"loc": "outside upper left", "ncols": columns + 1 if columns > 1 else 2}
     figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, **where)
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
-def _draw_network(panel: Axes, name: str, tools: Sequence[Mapping[str, Record]]) -> None:
+def _draw_network(panel: Axes, name: str, by: str, tools: Sequence[Mapping[str, Record]]) -> None:
     for tool, colour in _COLOUR.items():
         found = [one[tool] for one in tools if "finetuned" in one.get(tool, {})]
-        points = sorted((figures["latency"], figures["finetuned"] - figures["dense"]) for figures in found)
+        points = sorted((figures[by], figures["finetuned"] - figures["dense"]) for figures in found)
         if points:
             panel.plot(*np.array(points).T, marker="o", ms=4, lw=1, color=colour, label=tool)
     panel.axhline(0, color="#d8dcdc", lw=1)
     panel.set_title(name, fontsize=9, loc="left")
-    panel.set_xlabel("share of the dense latency", fontsize=8)
+    panel.set_xlabel(f"share of the dense {'MACs' if by == 'macs' else by}", fontsize=8)
     panel.set_ylabel("points to dense", fontsize=8)
     panel.tick_params(labelsize=8)
     panel.spines[["top", "right"]].set_visible(False)
