@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -210,3 +211,20 @@ def test_a_rule_gives_what_onnxruntime_gives(name: str) -> None:
     found = network_of(graph_of(proto)).run([torch.from_numpy(x)]).detach().numpy()
     assert found.shape == wanted[0].shape
     np.testing.assert_allclose(found, wanted[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("counted", [None, 0, 1])
+def test_pools_have_as_many_windows_as_onnxruntime_gives(counted: int | None) -> None:
+    """None starts behind the input, in its padding, whether windows are counted upwards or not."""
+    x = w(1, 2, 6, 7)
+    for kernel, stride, ceil in itertools.product((2, 3, 4), (2, 3), (0, 1)):
+        for begin, end in itertools.product(range(kernel), range(kernel)):
+            attributes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "ceil_mode": ceil,
+                          "pads": [begin, begin, end, end]}  # fmt: skip
+            op = "MaxPool" if counted is None else "AveragePool"
+            attributes |= {} if counted is None else {"count_include_pad": counted}
+            proto = model([(op, "x", "y", attributes)], {"x": x.shape}, opset=19)
+            proto.graph.output[0].type.tensor_type.elem_type = 1
+            (wanted,) = judged(proto.SerializeToString(), [x])
+            found = network_of(graph_of(proto)).run([torch.from_numpy(x)]).numpy()
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5, err_msg=str(attributes), strict=True)
