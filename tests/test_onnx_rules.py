@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx_nets import judged, model
@@ -201,6 +202,31 @@ CASES |= {
     for op, n_gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1))
     for direction, n in (("forward", 1), ("reverse", 1), ("bidirectional", 2))
 }
+
+
+TYPED = {f"{op}_{kind}": ((op, "x", "y", {"axes": [1]}), kind, {}, kind) for kind in ("int32", "int64") for op in
+         ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceSumSquare")}  # fmt: skip
+TYPED |= {
+    "pow_whole_base": (("Pow", "c x", "y"), "float32", {"c": np.array(3)}, "int64"),
+    "pow_whole_bases": (("Pow", "c x", "y"), "float32", {"c": np.array([3, 5, 2, 1, 7], np.int32)}, "int32"),
+    "pow_fraction": (("Pow", "x c", "y"), "int64", {"c": 1.7}, "int64"),
+    "pow_fractions": (("Pow", "x c", "y"), "int32", {"c": np.array([0.5, 1.7, 2, 3, 0], np.float32)}, "int32"),
+}
+TYPED |= {f"eye_{kind}": (("EyeLike", "x", "y", {"dtype": code}), "float32", {}, kind)
+          for kind, code in (("int32", 6), ("int64", 7), ("float64", 11))}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_a_rule_gives_the_type_that_onnxruntime_gives(name: str) -> None:
+    node, taken, weights, given = TYPED[name]
+    proto = model([node], {"x": (3, 5)}, weights)
+    x = np.random.default_rng(0).integers(1, 300, (3, 5)).astype(taken)
+    x = x / np.float32(100) if taken == "float32" else x
+    for value, kind in ((proto.graph.input[0], taken), (proto.graph.output[0], given)):
+        value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    (wanted,) = judged(proto.SerializeToString(), [x])
+    found = network_of(graph_of(proto)).run([torch.from_numpy(x)]).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, strict=True)
 
 
 @pytest.mark.parametrize("name", CASES)
