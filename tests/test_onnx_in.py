@@ -165,36 +165,6 @@ def test_shapes_that_are_computed_follow_the_batch(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, judged(path, [x.numpy()])[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch", ["n", 1, 2])
-def test_outputs_that_are_the_same_for_all_rows_are_read(tmp_path: Path, batch: int | str) -> None:
-    """A detector's anchors, and single numbers, as CLIP's scale."""
-    nodes: list[Node]
-    nodes = [("MatMul", "x wa", "h"), ("Exp", "k", "scale"), ("Sigmoid", "p", "anchors"), ("ReduceMean", "p", "mean")]
-    nodes[3] = (*nodes[3], {"keepdims": 0})
-    weights = {"wa": w(6, 4), "k": 0.5, "p": w(8, 4)}
-    path = written(tmp_path / "net.onnx", model(nodes, {"x": (batch, 6)}, weights, ("h", "scale", "anchors", "mean")))
-    x = torch.randn(4, 6)
-    found = load(path).program.module()(x)
-    n_rows = batch if isinstance(batch, int) else 4
-    runs = [judged(path, [rows.numpy()]) for rows in x.split(n_rows)]
-    np.testing.assert_allclose(found["h"].detach(), np.concatenate([run[0] for run in runs]), rtol=1e-4, atol=1e-5)
-    for name, wanted in zip(("scale", "anchors", "mean"), runs[0][1:], strict=True):
-        assert tuple(found[name].shape) == wanted.shape
-        np.testing.assert_allclose(found[name].detach(), wanted, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("batch", ["n", 1])
-def test_a_single_number_of_all_rows_is_read_of_a_free_batch_alone(tmp_path: Path, batch: int | str) -> None:
-    nodes = [("MatMul", "x wa", "h"), ("ReduceMean", "h", "y", {"keepdims": 0})]
-    path = written(tmp_path / "net.onnx", model(nodes, {"x": (batch, 6)}, {"wa": w(6, 4)}))
-    if batch == 1:
-        with pytest.raises(InputError, match="'y': expected a batch that can be freed, got one number of all rows"):
-            load(path)
-        return
-    found = load(path).program.module()(x := torch.randn(4, 6))
-    np.testing.assert_allclose(found.detach(), judged(path, [x.numpy()])[0], rtol=1e-4, atol=1e-5)
-
-
 # -- inputs
 
 

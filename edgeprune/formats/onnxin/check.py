@@ -146,10 +146,7 @@ def _rows(name: str, parts: Sequence[np.ndarray], own: tuple[int, ...]) -> np.nd
     if parts[0].shape == own and all(np.array_equal(part, parts[0], equal_nan=True) for part in parts[1:]):
         return parts[0]
     if not parts[0].ndim:
-        raise InputError(
-            f"output {shown(name)}: expected a batch that can be freed, got one number of all rows of a batch; export "
-            "it with a free batch"
-        )
+        raise InputError(f"output {shown(name)}: expected one number of any batch, got others of other rows")
     more = [dim for dim, (size, part) in enumerate(zip(own, parts[0].shape, strict=False)) if size != part]
     return np.concatenate(parts, axis=more[0] if len(more) == 1 else 0)
 
