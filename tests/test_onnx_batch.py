@@ -55,6 +55,26 @@ def test_a_single_number_of_all_rows_is_read_of_a_free_batch_alone(tmp_path: Pat
     np.testing.assert_allclose(found.detach(), judged(path, [x.numpy()])[0], rtol=1e-4, atol=1e-5)
 
 
+# -- a batch that is freed
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0, 8)])
+def test_a_shape_that_is_expanded_to_follows_the_batch(tmp_path: Path, batch: int, shape: tuple[int, ...]) -> None:
+    """As PyTorch's exporter writes F.normalize: the norm of each row, repeated to the shape of all rows (0 here)."""
+    nodes: list[Node] = [
+        ("MatMul", "x wa", "h"), ("ReduceL2", "h", "n", {"axes": [1]}), ("Expand", "n s", "e"), ("Div", "h e", "d"),
+        ("ReduceSum", "d a", "y", {"keepdims": 0}) if len(shape) == 3 else ("Relu", "d", "y"),
+    ]  # fmt: skip
+    weights = {"wa": w(6, 8), "s": [size or batch for size in shape], "a": [0]}
+    if len(shape) == 2:
+        del weights["a"]
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": (batch, 6)}, weights))
+    found = load(path).program.module()(x := torch.randn(8, 6)).detach()
+    wanted = np.concatenate([judged(path, [rows.numpy()])[0] for rows in x.split(batch)])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 # -- a batch that cannot be freed
 
 
