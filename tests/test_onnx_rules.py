@@ -116,6 +116,17 @@ CASES |= {
     "squeeze_old": net(
         [("Unsqueeze", "x", "u", {"axes": [1]}), ("Squeeze", "u", "y", {"axes": [1]})], (2, 3), opset=11
     ),
+    "reshape_power": net(
+        [
+            ("Shape", "x", "s"),
+            ("Gather", "s a", "n"),
+            ("Pow", "n h", "m"),
+            ("Concat", "r m m", "t", {"axis": 0}),
+            ("Reshape", "x t", "y"),
+        ],
+        (2, 9),
+        {"a": [1], "h": 0.5, "r": [-1]},
+    ),
     "transpose": net(("Transpose", "x", "y", {"perm": [0, 2, 1]}), (2, 3, 4)),
     "expand": net(("Expand", "x s", "y"), (2, 1, 4), {"s": [1, 3, 1]}),
     "tile": net(("Tile", "x s", "y"), (2, 3), {"s": [1, 2]}),
