@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx_nets import judged, model
@@ -68,6 +70,9 @@ CASES |= {
     ),
     "gemm": net(("Gemm", "x w b", "y", {"transB": 1}), (2, 3), {"w": w(4, 3), "b": w(4)}),
     "gemm_plain": net(("Gemm", "x w b", "y", {"alpha": 0.5, "beta": 2.0}), (2, 3), {"w": w(3, 4), "b": w(1, 4)}),
+    "gemm_column": net(("Gemm", "x w b", "y"), (4, 3), {"w": w(3, 4), "b": w(4, 1)}),
+    "gemm_one": net(("Gemm", "x w b", "y"), (4, 3), {"w": w(3, 1), "b": np.array(0.5, np.float32)}),
+    "gemm_column_one": net(("Gemm", "x w b", "y"), (4, 3), {"w": w(3, 1), "b": w(4, 1)}),
     "matmul": net(("MatMul", "x w", "y"), (2, 5, 3), {"w": w(3, 4)}),
     "matmul_left": net(("MatMul", "w x", "y"), (2, 5, 3), {"w": w(4, 5)}),
     "einsum": net(("Einsum", "x w", "y", {"equation": "bij,jk->bik"}), (2, 5, 3), {"w": w(3, 4)}),
@@ -110,6 +115,17 @@ CASES |= {
     "squeeze": net([("Unsqueeze", "x a", "u"), ("Squeeze", "u a", "y")], (2, 3), {"a": [1]}),
     "squeeze_old": net(
         [("Unsqueeze", "x", "u", {"axes": [1]}), ("Squeeze", "u", "y", {"axes": [1]})], (2, 3), opset=11
+    ),
+    "reshape_power": net(
+        [
+            ("Shape", "x", "s"),
+            ("Gather", "s a", "n"),
+            ("Pow", "n h", "m"),
+            ("Concat", "r m m", "t", {"axis": 0}),
+            ("Reshape", "x t", "y"),
+        ],
+        (2, 9),
+        {"a": [1], "h": 0.5, "r": [-1]},
     ),
     "transpose": net(("Transpose", "x", "y", {"perm": [0, 2, 1]}), (2, 3, 4)),
     "expand": net(("Expand", "x s", "y"), (2, 1, 4), {"s": [1, 3, 1]}),
@@ -199,6 +215,31 @@ CASES |= {
 }
 
 
+TYPED = {f"{op}_{kind}": ((op, "x", "y", {"axes": [1]}), kind, {}, kind) for kind in ("int32", "int64") for op in
+         ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceSumSquare")}  # fmt: skip
+TYPED |= {
+    "pow_whole_base": (("Pow", "c x", "y"), "float32", {"c": np.array(3)}, "int64"),
+    "pow_whole_bases": (("Pow", "c x", "y"), "float32", {"c": np.array([3, 5, 2, 1, 7], np.int32)}, "int32"),
+    "pow_fraction": (("Pow", "x c", "y"), "int64", {"c": 1.7}, "int64"),
+    "pow_fractions": (("Pow", "x c", "y"), "int32", {"c": np.array([0.5, 1.7, 2, 3, 0], np.float32)}, "int32"),
+}
+TYPED |= {f"eye_{kind}": (("EyeLike", "x", "y", {"dtype": code}), "float32", {}, kind)
+          for kind, code in (("int32", 6), ("int64", 7), ("float64", 11))}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_a_rule_gives_the_type_that_onnxruntime_gives(name: str) -> None:
+    node, taken, weights, given = TYPED[name]
+    proto = model([node], {"x": (3, 5)}, weights)
+    x = np.random.default_rng(0).integers(1, 300, (3, 5)).astype(taken)
+    x = x / np.float32(100) if taken == "float32" else x
+    for value, kind in ((proto.graph.input[0], taken), (proto.graph.output[0], given)):
+        value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    (wanted,) = judged(proto.SerializeToString(), [x])
+    found = network_of(graph_of(proto)).run([torch.from_numpy(x)]).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, strict=True)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_rule_gives_what_onnxruntime_gives(name: str) -> None:
     nodes, shape, weights, opset, more = CASES[name]
@@ -210,3 +251,20 @@ def test_a_rule_gives_what_onnxruntime_gives(name: str) -> None:
     found = network_of(graph_of(proto)).run([torch.from_numpy(x)]).detach().numpy()
     assert found.shape == wanted[0].shape
     np.testing.assert_allclose(found, wanted[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("counted", [None, 0, 1])
+def test_pools_have_as_many_windows_as_onnxruntime_gives(counted: int | None) -> None:
+    """None starts behind the input, in its padding, whether windows are counted upwards or not."""
+    x = w(1, 2, 6, 7)
+    for kernel, stride, ceil in itertools.product((2, 3, 4), (2, 3), (0, 1)):
+        for begin, end in itertools.product(range(kernel), range(kernel)):
+            attributes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "ceil_mode": ceil,
+                          "pads": [begin, begin, end, end]}  # fmt: skip
+            op = "MaxPool" if counted is None else "AveragePool"
+            attributes |= {} if counted is None else {"count_include_pad": counted}
+            proto = model([(op, "x", "y", attributes)], {"x": x.shape}, opset=19)
+            proto.graph.output[0].type.tensor_type.elem_type = 1
+            (wanted,) = judged(proto.SerializeToString(), [x])
+            found = network_of(graph_of(proto)).run([torch.from_numpy(x)]).numpy()
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5, err_msg=str(attributes), strict=True)

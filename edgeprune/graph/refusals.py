@@ -159,7 +159,7 @@ def explain_fixed(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> str:
         told = f"at shape {fixed.shapes[fixed.leaf]} it fails: {_told(model, error)}"
     what = "batch" if fixed.dim == 0 else "size"
     advice = (
-        "capture it with dynamic_batch=False to leave it fixed"
+        getattr(model, "free_batch_advice", "capture it with dynamic_batch=False to leave it fixed")
         if fixed.dim == 0
         else "capture it without dynamic_size, or name the dims that are free"
     )

@@ -134,13 +134,19 @@ def _expected(
             raise InputError(f"onnxruntime cannot run it: {one_line(first_line(error), 200)}") from error
     if len(runs) == 1:
         return runs[0]
-    return [_rows(parts, tuple(output.shape)) for parts, output in zip(zip(*runs, strict=True), own, strict=True)]
+    outputs = zip(graph.outputs, zip(*runs, strict=True), own, strict=True)
+    return [_rows(name, parts, tuple(output.shape)) for name, parts, output in outputs]
 
 
-def _rows(parts: Sequence[np.ndarray], own: tuple[int, ...]) -> np.ndarray:
-    """One array of all rows, along the dim that holds them: it may be the second, as in `(steps, batch, classes)`."""
-    if not parts[0].ndim:
+def _rows(name: str, parts: Sequence[np.ndarray], own: tuple[int, ...]) -> np.ndarray:
+    """One array of all rows, along the dim that holds them: it may be the second, as in `(steps, batch, classes)`.
+
+    What is the same for all rows, such as a detector's anchors, stands for them once.
+    """
+    if parts[0].shape == own and all(np.array_equal(part, parts[0], equal_nan=True) for part in parts[1:]):
         return parts[0]
+    if not parts[0].ndim:
+        raise InputError(f"output {shown(name)}: expected one number of any batch, got others of other rows")
     more = [dim for dim, (size, part) in enumerate(zip(own, parts[0].shape, strict=False)) if size != part]
     return np.concatenate(parts, axis=more[0] if len(more) == 1 else 0)
 
@@ -151,7 +157,7 @@ def _compare(name: str, own: Tensor, wanted: np.ndarray, rounding: float = 0.0) 
         raise InputError(f"{where}, of shape {list(wanted.shape)}, got {list(own.shape)}")
     if wanted.size == 0:
         return
-    expected = torch.from_numpy(np.ascontiguousarray(wanted))
+    expected = torch.from_numpy(np.array(wanted))  # not ascontiguousarray, which makes a single number a list of one
     if not expected.is_floating_point():
         n_other = int((own.to(expected.dtype) != expected).sum())
         if n_other:

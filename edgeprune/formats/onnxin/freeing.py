@@ -59,6 +59,22 @@ def _batch_among(target: Sequence[int], place: int, size: int, batch: int) -> in
     return next((k for k in range(place, end) if target[k] == batch), place)
 
 
+def freed_expansion(call: Call, x: Tensor, target: list[Size]) -> list[Size]:
+    """The shape that an Expand repeats up to, in which a dim that has grown with the batch is as large as the input's.
+
+    E.g. (4, 1) to (4, 8) in a file of batch 4 is (b, 1) to (b, 8).
+    """
+    base = call.base_of(call.node.inputs[0])
+    if base is None or len(base) != x.dim():
+        return target
+    freed = list(target)
+    for dim in grown_dims(x.shape, base):
+        place = dim - x.dim() + len(target)
+        if place >= 0 and not is_symbol(target[place]) and target[place] == base[dim]:
+            freed[place] = x.shape[dim]
+    return freed
+
+
 def _scaled(size: int, have: Size, was: int) -> Size:
     if size % was == 0:
         return have if size == was else have * (size // was)

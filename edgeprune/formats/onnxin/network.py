@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from edgeprune.errors import InputError
 from edgeprune.formats.onnxin import rules
 from edgeprune.formats.onnxin.call import Call, Value
-from edgeprune.formats.onnxin.freeing import BATCH
+from edgeprune.formats.onnxin.freeing import BATCH, grown_dims
 from edgeprune.formats.onnxin.known import Known
 from edgeprune.formats.onnxin.nodes import Graph, Node
 from edgeprune.formats.onnxin.weights import Weights, is_float
@@ -26,6 +26,10 @@ _MOVES = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"}
 class OnnxNetwork(Weights):
     """The network of an ONNX file; takes its inputs in their order, gives a dict where it has several outputs."""
 
+    free_batch_advice = (
+        "export it again with a batch that is free throughout its graph"  # where a capture finds it fixed
+    )
+
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph.constants, graph.uses)
         self.graph = graph
@@ -34,15 +38,39 @@ class OnnxNetwork(Weights):
 
     def run(self, inputs: Sequence[Tensor], record: bool = False) -> Any:
         """What the network gives out; with `record` the shapes are kept as those of the batch that the file states."""
-        values: dict[str, Value] = {given.name: tensor for given, tensor in zip(self.graph.inputs, inputs, strict=True)}
-        for node in self.steps:
-            results = self._results(node, Call(node, self.graph.opset, values, self, self.base))
-            values.update(zip(node.outputs, results, strict=False))
+        values = self._values(inputs)
         if record:
             tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
             self.base = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             self.base[BATCH] = tuple(inputs[0].shape[:1])
         return self._outputs(values)
+
+    def end_of_batch(self, inputs: Sequence[Tensor]) -> Node | None:
+        """The first operator that is given another batch than the file's and gives none on, e.g. a Gather of a row.
+
+        It is of a file that states its batch, whose shapes were recorded.
+        """
+        values = self._values(inputs)
+        for node in self.steps:
+            given = [name for name in node.outputs if isinstance(values.get(name), Tensor)]
+            taken = any(self._follows(name, values) for name in node.inputs)
+            if given and taken and not any(self._follows(name, values) for name in given):
+                return node
+        return None
+
+    def _follows(self, name: str, values: Mapping[str, Value]) -> bool:
+        """Whether a tensor has the dims that the file says, one of them grown with the batch."""
+        value, base = values.get(name), self.base.get(name)
+        if not isinstance(value, Tensor) or base is None or value.dim() != len(base):
+            return False
+        return bool(grown_dims(value.shape, base))
+
+    def _values(self, inputs: Sequence[Tensor]) -> dict[str, Value]:
+        values: dict[str, Value] = {given.name: tensor for given, tensor in zip(self.graph.inputs, inputs, strict=True)}
+        for node in self.steps:
+            results = self._results(node, Call(node, self.graph.opset, values, self, self.base))
+            values.update(zip(node.outputs, results, strict=False))
+        return values
 
     def _results(self, node: Node, call: Call) -> tuple[Value, ...]:
         try:

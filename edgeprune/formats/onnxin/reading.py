@@ -25,6 +25,7 @@ from edgeprune.memory import bounded_memory
 from edgeprune.records import InputInfo
 
 _ROWS = 2  # that a network is checked on, times the batch which a file states
+_DIMS, _MOST_NEEDED, _TRIES = 8, 64, 8  # of shapes in a graph, the largest batch that they may need, and how many
 _SPARE_BYTES = 2**30
 _COPIES = 8  # of its weights, while constants are folded and it runs
 _ACTIVATIONS = 2048  # times the bytes of a batch
@@ -92,13 +93,16 @@ def program_of(
     with torch.no_grad(), bounded_memory(memory):
         network = network_of(file.graph)
         stated = _stated_batch(file.graph)
-        network.run(_examples(file.graph, infos, stated or _ROWS), record=stated is not None)
+        _run_first(network, file.graph, infos, stated)
         network.sealed = True
         _check_freed(network, file.graph, infos, stated)
     program = _captured(network, infos, dynamic_size, dynamic)
     with torch.no_grad(), bounded_memory(memory):
         drawn = first_accepted(program.frozen_module(), drawn_arguments(program, _ROWS * (stated or 1)))
-        check_equal(str(file.path), file.graph, program.frozen_module(), drawn)
+        try:
+            check_equal(str(file.path), file.graph, program.frozen_module(), drawn)
+        except InputError as error:
+            raise _unfreed(network, drawn, stated, error) from error
     return program
 
 
@@ -179,6 +183,40 @@ def _stated_batch(graph: Graph) -> int | None:
     return stated.pop()
 
 
+def _run_first(network: OnnxNetwork, graph: Graph, infos: Sequence[InputInfo], stated: int | None) -> None:
+    """Run a network at the batch that its file states, whose shapes are recorded, or at one that it leaves free.
+
+    Raises:
+        InputError: what an operator does not take; where it takes another batch, that the graph needs it.
+    """
+    try:
+        network.run(_examples(graph, infos, stated or _ROWS), record=stated is not None)
+    except InputError as error:
+        sizes = _written_sizes(graph) if stated is None else []
+        needed = next((size for size in sizes if _runs(network, graph, infos, size)), None)
+        if needed is None:
+            raise
+        raise InputError(
+            "expected a graph for any batch, as the file leaves it free, got one that a batch of "
+            f"{needed} goes through, not one of {_ROWS}: {error}; {network.free_batch_advice}"
+        ) from error
+
+
+def _written_sizes(graph: Graph) -> list[int]:
+    """The first sizes that stand in a graph's shapes, and 1: batches that it may need."""
+    shapes = [tensor for tensor in graph.constants.values() if tensor.dtype is torch.int64 and tensor.numel() <= _DIMS]
+    sizes = {int(size) for tensor in shapes for size in tensor.flatten() if _ROWS < size <= _MOST_NEEDED}
+    return [*sorted(sizes)[:_TRIES], 1]
+
+
+def _runs(network: OnnxNetwork, graph: Graph, infos: Sequence[InputInfo], batch: int) -> bool:
+    try:
+        network.run(_examples(graph, infos, batch))
+    except InputError:
+        return False
+    return True
+
+
 def _check_freed(network: OnnxNetwork, graph: Graph, infos: Sequence[InputInfo], stated: int | None) -> None:
     """Raise InputError where the batch that a file states is written into it for good."""
     if stated is None:
@@ -190,6 +228,17 @@ def _check_freed(network: OnnxNetwork, graph: Graph, infos: Sequence[InputInfo],
             f"expected a batch that can be freed, got a file for a batch of {stated}, which another one does not go "
             f"through: {error}; export it with a free batch"
         ) from error
+
+
+def _unfreed(network: OnnxNetwork, inputs: Sequence[Tensor], stated: int | None, error: InputError) -> InputError:
+    """Why a program is not what its file is: where an operator ends the batch that the file states, that one."""
+    node = None if stated is None else network.end_of_batch(inputs)
+    if node is None:
+        return error
+    return InputError(
+        f"expected a batch that can be freed, got a file for a batch of {stated}, of which {node.told} gives no batch "
+        f"on: {error}; export it with a free batch"
+    )
 
 
 def _examples(graph: Graph, infos: Sequence[InputInfo], batch: int) -> list[Tensor]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from edgeprune.errors import InputError
 from edgeprune.formats.onnxin.call import Call
-from edgeprune.formats.onnxin.known import Size
+from edgeprune.formats.onnxin.known import Size, is_symbol
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +69,20 @@ def padded_by(x: Tensor, begins: Sequence[Size], ends: Sequence[Size], value: fl
         return x
     flat = [size for pair in reversed(list(zip(begins, ends, strict=True))) for size in pair]
     return F.pad(x, flat, "constant", value)
+
+
+def cut_to_windows(pooled: Tensor, sizes: Sequence[Size], window: Window) -> Tensor:
+    """Without the last of windows counted upwards where it starts behind an input of these sizes, in its padding.
+
+    PyTorch leaves such a one out of padding that it does itself alone.
+    """
+    for dim, size in enumerate(sizes):
+        begin, end, stride = window.begins[dim], window.ends[dim], window.strides[dim]
+        reach = window.dilations[dim] * (window.kernel[dim] - 1) + 1
+        if not is_symbol(end) and end + stride <= reach:
+            continue
+        rounded = -(-(size + begin + end - reach) // stride) + 1
+        n_windows = torch.sym_min(rounded, (size + begin - 1) // stride + 1)
+        if is_symbol(n_windows) or n_windows != pooled.shape[2 + dim]:
+            pooled = pooled[(*[slice(None)] * (2 + dim), slice(None, n_windows))]
+    return pooled

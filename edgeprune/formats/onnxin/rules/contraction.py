@@ -70,7 +70,8 @@ def gemm(call: Call) -> Tensor:
     a = a.t() if call.attribute("transA", 0) else a
     weight = call.weight(1) if call.attribute("transB", 0) else call.weight(1, "weight", "transposed", Tensor.t)
     stored = call.constant(2)
-    if alpha == beta == 1.0 and stored is not None and stored.numel() == weight.shape[0]:
+    is_row = stored is not None and stored.numel() == stored.shape[-1:].numel() == weight.shape[0]
+    if alpha == beta == 1.0 and stored is not None and is_row:
         return F.linear(a, weight, call.weight(2, "bias", "" if stored.dim() == 1 else "flat", _flat))
     return _plus(call.optional(2), beta, F.linear(a, weight) * alpha if alpha != 1.0 else F.linear(a, weight))
 

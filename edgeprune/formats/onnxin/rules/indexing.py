@@ -9,6 +9,7 @@ from torch import Tensor
 
 from edgeprune.formats.onnxin.call import Call, axis_of
 from edgeprune.formats.onnxin.known import Size, is_symbol, product
+from edgeprune.formats.onnxin.nodes import torch_dtype
 from edgeprune.formats.onnxin.registry import rule
 
 
@@ -141,5 +142,6 @@ def eye_like(call: Call) -> Tensor:
     """Ones on a diagonal."""
     x = call.tensor(0)
     rows, columns = (int(size) for size in x.shape)
-    dtype = x.dtype if call.attribute("dtype") is None else torch.float32
+    code = call.attribute("dtype")
+    dtype = x.dtype if code is None else torch_dtype(code, "attribute 'dtype'")
     return torch.from_numpy(np.eye(rows, columns, call.attribute("k", 0))).to(dtype)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeprune.formats.onnxin.call import Call, axes_of, axis_of
-from edgeprune.formats.onnxin.freeing import common_batch, freed_target
+from edgeprune.formats.onnxin.freeing import common_batch, freed_expansion, freed_target
 from edgeprune.formats.onnxin.known import Size, is_symbol, product
 from edgeprune.formats.onnxin.registry import rule
 
@@ -69,8 +69,9 @@ def unsqueeze(call: Call) -> Tensor:
 
 @rule("Expand")
 def expand(call: Call) -> Tensor:
-    """Dims of one repeated up to a shape; what is larger than the shape stays."""
-    return expanded(call.operand(0, "weight"), call.ints(1))
+    """Dims of one repeated up to a shape; what is larger than it stays, and a batch in it becomes the input's."""
+    x = call.operand(0, "weight")
+    return expanded(x, freed_expansion(call, x, call.ints(1)))
 
 
 def expanded(x: Tensor, target: list[Size]) -> Tensor:

@@ -26,7 +26,7 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh,
 }  # fmt: skip
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
-    "Add": lambda a, b: a + b, "Sub": lambda a, b: a - b, "Mul": lambda a, b: a * b, "Pow": lambda a, b: a**b,
+    "Add": lambda a, b: a + b, "Sub": lambda a, b: a - b, "Mul": lambda a, b: a * b,
     "Equal": lambda a, b: a == b, "Greater": lambda a, b: a > b, "Less": lambda a, b: a < b,
     "GreaterOrEqual": lambda a, b: a >= b, "LessOrEqual": lambda a, b: a <= b,
 }  # fmt: skip
@@ -66,7 +66,21 @@ def binary(call: Call) -> Tensor:
     """A function of each pair of numbers, of which shapes of one are repeated."""
     left, right = operands(call)
     result: Tensor = _BINARY[call.node.op](left, right)
-    return result.to(left.dtype) if call.node.op == "Pow" and isinstance(left, Tensor) else result
+    return result
+
+
+@rule("Pow")
+def power(call: Call) -> Tensor:
+    """A power, of the base's type; that of a whole number by a fraction is cut to a whole one."""
+    left, right = operands(call)
+    base, exponent = (
+        (side if isinstance(side, Tensor) else call.known(position)).dtype
+        for position, side in enumerate((left, right))
+    )
+    if exponent.is_floating_point and not base.is_floating_point:
+        left, right = (side.double() if isinstance(side, Tensor) else side for side in (left, right))
+    result: Tensor = left**right
+    return result.to(base)
 
 
 @rule("Div")

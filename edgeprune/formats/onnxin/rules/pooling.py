@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeprune.formats.onnxin.call import Call
 from edgeprune.formats.onnxin.registry import rule
-from edgeprune.formats.onnxin.windows import Window, padded, padded_by, window_of
+from edgeprune.formats.onnxin.windows import Window, cut_to_windows, padded, padded_by, window_of
 
 _MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _MEAN = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -28,14 +28,15 @@ def max_pool(call: Call) -> Tensor:
     """The largest of each window."""
     call.refuse_if(len([name for name in call.node.outputs if name]) > 1, "one output", "the places of the largest too")
     x = call.tensor(0)
-    window, ceil = _window(call, x), bool(call.attribute("ceil_mode", 0))
+    window, ceil, sizes = _window(call, x), bool(call.attribute("ceil_mode", 0)), x.shape[2:]
     if any(
         isinstance(size, int) and 2 * size > reach for size, reach in zip(window.begins, window.kernel, strict=True)
     ):
         x, padding = padded_by(x, window.begins, window.ends, -math.inf), [0] * len(window.kernel)
     else:
         x, padding = padded(x, window, -math.inf)
-    return _MAX[len(window.kernel)](x, window.kernel, window.strides, padding, window.dilations, ceil)
+    largest = _MAX[len(window.kernel)](x, window.kernel, window.strides, padding, window.dilations, ceil)
+    return cut_to_windows(largest, sizes, window) if ceil else largest
 
 
 @rule("AveragePool")
@@ -45,15 +46,18 @@ def average_pool(call: Call) -> Tensor:
     window, ceil = _window(call, x), bool(call.attribute("ceil_mode", 0))
     call.refuse_if(set(window.dilations) != {1}, "windows without dilation", list(window.dilations))
     counted = bool(call.attribute("count_include_pad", 0))
-    operator, n_dims = _MEAN[len(window.kernel)], len(window.kernel)
     if window.is_even and all(2 * size <= reach for size, reach in zip(window.begins, window.kernel, strict=True)):
-        return operator(x, window.kernel, window.strides, list(window.begins), ceil, counted)
+        return _MEAN[len(window.kernel)](x, window.kernel, window.strides, list(window.begins), ceil, counted)
+    mean = _mean(x, window, ceil)
+    return mean if counted else mean / _mean(torch.ones_like(x[:1, :1]), window, ceil)
+
+
+def _mean(x: Tensor, window: Window, ceil: bool) -> Tensor:
+    """The mean of each window, padding included."""
+    n_dims = len(window.kernel)
     grown = padded_by(x, window.begins, window.ends, 0.0)
-    mean = operator(grown, window.kernel, window.strides, [0] * n_dims, ceil)
-    if counted:
-        return mean
-    inside = padded_by(torch.ones_like(x[:1, :1]), window.begins, window.ends, 0.0)
-    return mean / operator(inside, window.kernel, window.strides, [0] * n_dims, ceil)
+    mean = _MEAN[n_dims](grown, window.kernel, window.strides, [0] * n_dims, ceil)
+    return cut_to_windows(mean, x.shape[2:], window) if ceil else mean
 
 
 @rule("GlobalAveragePool")

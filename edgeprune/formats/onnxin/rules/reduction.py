@@ -39,6 +39,7 @@ _REDUCED: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
     "ReduceLogSumExp": torch.logsumexp,
     "ReduceSumSquare": lambda x, axes, keep: (x * x).sum(axes, keep),
 }
+_FRACTIONS = {"ReduceL2", "ReduceLogSum", "ReduceLogSumExp"}  # what they give of whole numbers is cut to whole ones
 
 
 def _count(x: Tensor, axes: list[int]) -> int:
@@ -50,14 +51,16 @@ def _count(x: Tensor, axes: list[int]) -> int:
 
 @rule(*_REDUCED)
 def reduce(call: Call) -> Tensor:
-    """Sums, means and the like over some axes, or over all."""
+    """Sums, means and the like over some axes, or over all; of the input's type."""
     x, axes = call.tensor(0), call.listed("axes", 1)
     if not axes and call.attribute("noop_with_empty_axes", 0):
         return x
     chosen = axes_of(axes, x.dim()) if axes else list(range(x.dim()))
     if not chosen:
         return x
-    return _REDUCED[call.node.op](x, chosen, bool(call.attribute("keepdims", 1)))
+    given = x.double() if call.node.op in _FRACTIONS and not x.is_floating_point() else x
+    reduced = _REDUCED[call.node.op](given, chosen, bool(call.attribute("keepdims", 1)))
+    return reduced if reduced.dtype is x.dtype else reduced.to(x.dtype)
 
 
 @rule("ArgMax", "ArgMin")

@@ -46,7 +46,9 @@ def arithmetic(call: Call) -> Known:
     total = call.known(0).values
     for position in range(1, len(call)):
         total = _each(_ARITHMETIC[call.node.op], total, call.known(position).values)
-    return Known(total, call.known(0).dtype)
+    dtype = call.known(0).dtype
+    is_cut = call.node.op == "Pow" and not dtype.is_floating_point  # a power is of its base's type
+    return Known(_each(torch.sym_int, total) if is_cut else total, dtype)
 
 
 @size_rule("Div")

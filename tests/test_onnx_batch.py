@@ -1,0 +1,133 @@
+"""ONNX in: the batch that a file states or leaves free, outputs without one, and graphs that end it or need one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx_nets import Node, judged, model, written
+
+from edgeprune.errors import InputError
+from edgeprune.formats.load import load
+
+R = np.random.default_rng(2)
+
+
+def w(*shape: int) -> np.ndarray:
+    return R.standard_normal(shape).astype(np.float32) / 3
+
+
+# -- outputs without a batch
+
+
+@pytest.mark.parametrize("batch", ["n", 1, 2])
+def test_outputs_that_are_the_same_for_all_rows_are_read(tmp_path: Path, batch: int | str) -> None:
+    """A detector's anchors, and single numbers, as CLIP's scale."""
+    nodes: list[Node]
+    nodes = [("MatMul", "x wa", "h"), ("Exp", "k", "scale"), ("Sigmoid", "p", "anchors"), ("ReduceMean", "p", "mean")]
+    nodes[3] = (*nodes[3], {"keepdims": 0})
+    weights = {"wa": w(6, 4), "k": 0.5, "p": w(8, 4)}
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": (batch, 6)}, weights, ("h", "scale", "anchors", "mean")))
+    x = torch.randn(4, 6)
+    found = load(path).program.module()(x)
+    n_rows = batch if isinstance(batch, int) else 4
+    runs = [judged(path, [rows.numpy()]) for rows in x.split(n_rows)]
+    np.testing.assert_allclose(found["h"].detach(), np.concatenate([run[0] for run in runs]), rtol=1e-4, atol=1e-5)
+    for name, wanted in zip(("scale", "anchors", "mean"), runs[0][1:], strict=True):
+        assert tuple(found[name].shape) == wanted.shape
+        np.testing.assert_allclose(found[name].detach(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", ["n", 1])
+def test_a_single_number_of_all_rows_is_read_of_a_free_batch_alone(tmp_path: Path, batch: int | str) -> None:
+    nodes = [("MatMul", "x wa", "h"), ("ReduceMean", "h", "y", {"keepdims": 0})]
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": (batch, 6)}, {"wa": w(6, 4)}))
+    if batch == 1:
+        with pytest.raises(
+            InputError, match=r"expected a batch that can be freed.*'n1' \(ReduceMean\) gives no batch on: output 'y'"
+        ):
+            load(path)
+        return
+    found = load(path).program.module()(x := torch.randn(4, 6))
+    np.testing.assert_allclose(found.detach(), judged(path, [x.numpy()])[0], rtol=1e-4, atol=1e-5)
+
+
+# -- a batch that is freed
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0, 8)])
+def test_a_shape_that_is_expanded_to_follows_the_batch(tmp_path: Path, batch: int, shape: tuple[int, ...]) -> None:
+    """As PyTorch's exporter writes F.normalize: the norm of each row, repeated to the shape of all rows (0 here)."""
+    nodes: list[Node] = [
+        ("MatMul", "x wa", "h"), ("ReduceL2", "h", "n", {"axes": [1]}), ("Expand", "n s", "e"), ("Div", "h e", "d"),
+        ("ReduceSum", "d a", "y", {"keepdims": 0}) if len(shape) == 3 else ("Relu", "d", "y"),
+    ]  # fmt: skip
+    weights = {"wa": w(6, 8), "s": [size or batch for size in shape], "a": [0]}
+    if len(shape) == 2:
+        del weights["a"]
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": (batch, 6)}, weights))
+    found = load(path).program.module()(x := torch.randn(8, 6)).detach()
+    wanted = np.concatenate([judged(path, [rows.numpy()])[0] for rows in x.split(batch)])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+# -- a batch that cannot be freed
+
+
+ENDS: dict[str, tuple[Node, Any]] = {
+    "squeeze": (("Squeeze", "h", "y"), {}),
+    "gather": (("Gather", "h i", "y", {"axis": 0}), {"i": 0}),
+    "gather_list": (("Gather", "h i", "y", {"axis": 0}), {"i": [0]}),
+    "slice": (("Slice", "h s e a", "y"), {"s": [0], "e": [1], "a": [0]}),
+    "mean": (("ReduceMean", "h", "y", {"axes": [0], "keepdims": 0}), {}),
+    "argmax": (("ArgMax", "h", "y", {"axis": 0, "keepdims": 0}), {}),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_operator_that_ends_a_batch_is_named(tmp_path: Path, name: str) -> None:
+    node, weights = ENDS[name]
+    path = written(
+        tmp_path / "net.onnx", model([("MatMul", "x wa", "h"), node], {"x": (1, 6)}, {"wa": w(6, 5)} | weights)
+    )
+    told = rf"a batch that can be freed.* of 1.*'n1' \({node[0]}\).*output 'y'.*; export it with a free batch$"
+    with pytest.raises(InputError, match=told):
+        load(path)
+
+
+def test_a_batch_that_ends_and_comes_back_is_freed(tmp_path: Path) -> None:
+    nodes: list[Node] = [
+        ("MatMul", "x wa", "h"),
+        ("Squeeze", "h", "s"),
+        ("Reshape", "s t", "r"),
+        ("MatMul", "r wb", "y"),
+    ]
+    weights = {"wa": w(6, 5), "t": [-1, 5], "wb": w(5, 3)}
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": (1, 6)}, weights))
+    found = load(path).program.module()(x := torch.randn(4, 6)).detach()
+    wanted = np.concatenate([judged(path, [row.numpy()])[0] for row in x.split(1)])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("needed", [1, 2, 8])
+@pytest.mark.parametrize("op", ["Reshape", "Expand"])
+def test_a_graph_that_needs_a_batch_in_a_file_that_leaves_it_free_is_refused(
+    tmp_path: Path, op: str, needed: int
+) -> None:
+    shape = {"s": [needed, 5]}
+    nodes: list[Node] = [("MatMul", "x wa", "h")]
+    nodes += [("Reshape", "h s", "y")] if op == "Reshape" else [("Expand", "b s", "e"), ("Sub", "h e", "y")]
+    weights = {"wa": w(6, 5)} | shape | ({"b": w(1, 5)} if op == "Expand" else {})
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": ("n", 6)}, weights))
+    if op == "Expand" and needed == 1:
+        assert load(path).program.module()(torch.randn(4, 6)).shape == (4, 5)
+        return
+    told = rf"node 'n\d' \({'Reshape' if op == 'Reshape' else 'Sub'}\).*; export it again with a batch that is free"
+    with pytest.raises(InputError, match=told) as caught:
+        load(path)
+    assert "dynamic_batch" not in str(caught.value)
+    assert needed == 2 or f"a batch of {needed} goes through" in str(caught.value)
