@@ -83,6 +83,8 @@ SAID_BY = {
     "report/exported.py": {"export"},
     "catalog.py": {"export"},
     "report/terminal.py --attention": {"inspect"},
+    "report/terminal.py --device": {"compress"},
+    "report/terminal.py --onnx": {"export"},
     "runtimes.py": {"export"},
     "serving.py": {"serve"},
     "commands/resuming.py": {"train"},

@@ -98,6 +98,7 @@ def finished(
         layers=layers,
         metric=task.metric,
         beside=beside_of(task, test),
+        task=request.task,
     )
 
 

@@ -94,6 +94,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         layers=layers,
         metric=task.metric,
         beside=beside_of(task, test),
+        task=request.task,
     )
 
 
@@ -238,4 +239,5 @@ def _done_before(  # noqa: PLR0913 - what was asked, for what, and who is told
     team.disband()
     out, arch, spec = request.out, request.arch, request.data
     zeros = zero_share(layers)
-    return TrainRecord(out, arch, spec, int(params), (), 0, val, test, 0.0, zeros, layers, task.metric, beside)
+    shown = TrainRecord(out, arch, spec, int(params), (), 0, val, test, 0.0, zeros, layers, task.metric, beside)
+    return replace(shown, task=request.task)
