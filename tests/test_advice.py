@@ -82,6 +82,8 @@ SAID_BY = {
     "report/formats.py --int8-for": {"compress", "export"},
     "report/exported.py": {"export"},
     "catalog.py": {"export"},
+    "settings.py --clients": {"federate"},
+    "settings.py --per-round": {"federate"},
     "report/terminal.py --attention": {"inspect"},
     "report/terminal.py --device": {"compress"},
     "report/terminal.py --onnx": {"export"},

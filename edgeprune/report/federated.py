@@ -27,7 +27,7 @@ def federate(record: FederateRecord) -> RenderableType:
     return Sheet(
         table,
         labelled("test", f"{record.metric.name} {record.metric.shown(record.test_value)}{zeros}"),
-        labelled("clients", f"{own.per_round} of {own.clients} a round, samples shared out {shared}"),
+        labelled("clients", f"{own.n_per_round} of {own.n_clients} a round, samples shared out {shared}"),
         labelled("bytes", f"{_mb(last)} up, {last.downloaded_bytes / 1e6:.3g} MB down, {fmt.seconds(record.seconds)}"),
         *left_out,
         following("compress", record.out, data=record.data, task=record.task),
