@@ -37,7 +37,11 @@ class UnsafeFileError(InputError):
 
 
 class CaptureError(InputError):
-    """A model that `torch.export` cannot trace."""
+    """A model that `torch.export` cannot trace; `fact` is what the message says without its advice."""
+
+    def __init__(self, fact: str, advice: str = "") -> None:
+        super().__init__(f"{fact}; {advice}" if advice else fact)
+        self.fact = fact
 
 
 class PlanError(InputError):

@@ -10,6 +10,8 @@ from typing import Any
 from edgeprune.catalog import RECIPE, SHARED_WEIGHTS, check_options, check_values, find, names
 from edgeprune.errors import InputError
 
+_CLIENTS, _PER_ROUND = 100, 10  # of a federation, where nobody says how many
+
 ALLOCATIONS = ("greedy", "sensitivity", "predictor")  # how the widths of all groups are found together
 DISTILLATIONS = ("outputs", "features", "off")
 MOST_FINETUNINGS = 10  # finetunings' worth of training that a search takes where nothing is said
@@ -145,13 +147,13 @@ class FederatedSettings:
     """How clients train a network together, with `sparsity` of its weights out at any time; 0 is federated averaging.
 
     `alpha` is that of the Dirichlet distribution which classes are shared out by, None shares samples out evenly. In
-    each of the `rounds` `per_round` of the `clients` train for `local_epochs` with SGD. Every `readjust_every` rounds,
-    in the first three quarters, they move a share of their weights, at first `moved`. `leaving` of them, a share, do
-    not come to the end of a round.
+    each of the `rounds` `per_round` of the `clients` train for `local_epochs` with SGD; None are as many as usual, or
+    as there can be. Every `readjust_every` rounds, in the first three quarters, they move a share of their weights, at
+    first `moved`. `leaving` of them, a share, do not come to the end of a round.
     """
 
-    clients: int = 100
-    per_round: int = 10
+    clients: int | None = None
+    per_round: int | None = None
     rounds: int = 100
     sparsity: float = 0.8
     alpha: float | None = None
@@ -165,12 +167,42 @@ class FederatedSettings:
     leaving: float = 0.0
     seed: int = 0
 
+    @property
+    def n_clients(self) -> int:
+        """How many clients there are."""
+        return _CLIENTS if self.clients is None else self.clients
+
+    @property
+    def n_per_round(self) -> int:
+        """How many of them train in each round."""
+        return min(_PER_ROUND, self.n_clients) if self.per_round is None else self.per_round
+
+    def fitted(self, n_samples: int) -> tuple[FederatedSettings, tuple[str, ...]]:
+        """The settings for so many samples to train with, two for each client, and what is assumed but not as usual.
+
+        What was asked for stays as it is.
+
+        Raises:
+            InputError: more are asked for in a round than there are clients.
+        """
+        clients = max(1, min(_CLIENTS, n_samples // 2)) if self.clients is None else self.clients
+        per_round = min(_PER_ROUND, clients) if self.per_round is None else self.per_round
+        found = replace(self, clients=clients, per_round=per_round)
+        found.check()
+        fewer = clients < _CLIENTS and self.clients is None
+        told: tuple[str, ...] = (
+            (f"--clients {clients}, as there are {n_samples} samples to train with",) if fewer else ()
+        )
+        if self.per_round is None and per_round < _PER_ROUND:
+            told += (f"--per-round {per_round}, all clients",)
+        return found, told
+
     def check(self) -> None:
         """Raise InputError where a value is out of its range."""
         counts = ("clients", "per_round", "rounds", "local_epochs", "batch_size", "readjust_every")
         for name in counts:
-            self._check(name, getattr(self, name) >= 1, "a number of at least 1")
-        self._check("per_round", self.per_round <= self.clients, f"at most the number of clients, {self.clients}")
+            self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "a number of at least 1")
+        self._check("per_round", self.n_per_round <= self.n_clients, f"at most the number of clients, {self.n_clients}")
         self._check("sparsity", 0 <= self.sparsity < 1, "a share of at least 0 and below 1")
         self._check("alpha", self.alpha is None or 0 < self.alpha < math.inf, "a number above 0")
         self._check("lr", 0 < self.lr < math.inf, "a number above 0")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,13 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.cli.values import parse_dynamic
+from edgeprune.commands.train import train
 from edgeprune.errors import CaptureError, InputError
 from edgeprune.formats.load import load, load_model
 from edgeprune.formats.save import save_program
 from edgeprune.graph.sizes import free_ranges, grown_shapes
 from edgeprune.records import ModelInfo
+from edgeprune.requests import TrainRequest
 from tests.nets import cut_randomly, randomized
 
 BOUNDED: Any = {"tokens": {0: None, 1: (1, 12)}, "mask": (0, 1)}
@@ -73,12 +78,35 @@ def test_another_size_is_within_the_bounds(example: int, other: int) -> None:
 )
 def test_a_longer_length_is_refused_with_the_range_to_give(how: str, tokens: Any) -> None:
     with pytest.raises(
-        CaptureError, match=r"test_bounds\.py:\d+.*give it that range: .*--dynamic tokens:1<=12$"
+        CaptureError, match=r"test_bounds\.py:\d+.*give it that range: .*compress --dynamic 'tokens:1<=12'$"
     ) as told:
         edgeprune.capture(Positions(how), ARGS, dynamic={"tokens": tokens, "mask": (0, 1)})
     assert "dynamic={'tokens': {0: None, 1: (1, 12)}}" in str(told.value)
     if how != "sliced":
         assert "'table.weight' has" in str(told.value)
+
+
+class Distances(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.centres = nn.Linear(64, 16), nn.Parameter(torch.randn(10, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(self.first(x.flatten(1)).relu(), self.centres)
+
+
+def test_a_bounded_batch_is_refused_with_advice_that_holds(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match="fixes the batch of input 'x', dim 0") as told:
+        edgeprune.capture(Distances(), torch.randn(2, 1, 8, 8))
+    _, _, advice = str(told.value).partition("give it that range: dynamic=")
+    free, _, command = advice.partition(", or edgeprune compress --dynamic ")
+    assert ast.literal_eval(free) == parse_dynamic(shlex.split(command)) == {"x": {0: (1, 25)}}
+    program = edgeprune.capture(Distances(), torch.randn(2, 1, 8, 8), dynamic=ast.literal_eval(free))
+    assert free_ranges(program) == ({0: (1, 25)},)
+    imports, factory = "import torch\nfrom torch import Tensor, nn\n\n", "\n\ndef net():\n    return Distances()\n"
+    (tmp_path / "own.py").write_text(imports + inspect.getsource(Distances) + factory)
+    with pytest.raises(CaptureError, match="expected at most 25$"):  # to train with fewer is nothing that can be asked
+        train(TrainRequest(f"{tmp_path}/own.py:net", "digits", str(tmp_path / "net.pt")))
 
 
 @pytest.mark.parametrize("bounds", [(0, 4), (3, 2), (1,), "1..4", (1, 2.5), (1, 4), (6, 12)])

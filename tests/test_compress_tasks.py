@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from edgeprune.cli.app import app
 from edgeprune.commands.preparing import Job, prepare
+from edgeprune.cost.device import Device
 from edgeprune.formats.load import load
 from edgeprune.formats.save import save_checkpoint
 from edgeprune.graph.capture import capture
@@ -339,3 +341,54 @@ def test_a_detector_is_halved_within_its_average_precision(place):
     assert record["slim"]["val_mAP50"] >= record["dense"]["val_mAP50"] - 0.1 > 0.8
     low, high = record["comparison"]["drop_interval"]
     assert low < high and record["comparison"]["n_samples"] == 40
+
+
+# -- what is to be done next -------------------------------------------------------------------------------------------
+
+OWN = """
+import numpy as np
+from torch import nn
+
+def rows(n=60):
+    x = np.random.default_rng(0).normal(size=(n, 6)).astype(np.float32)
+    return x, x[:, 0] - x[:, 1]
+
+def net():
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
+"""
+
+
+def followed(arguments: list[str], *more: str) -> list[str]:
+    """Run a command; the arguments of the one that it says to run next."""
+    found = CliRunner().invoke(app, [*arguments, *more])
+    assert found.exit_code == 0, found.output
+    _, _, told = found.stdout.partition("  next    edgeprune ")
+    return shlex.split(told.splitlines()[0]) if told else []
+
+
+def test_what_is_to_be_run_next_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my task.py").write_text(TASK)
+    (tmp_path / "my rows.py").write_text(OWN)
+    named = ["--data", "my rows.py:rows?n=90", "--task", "my task.py:quantile"]
+    trained = ["train", "--arch", "my rows.py:net", *named, "--epochs", "1", "--threads", "1"]
+    compress = followed(trained, "--out", "my net.pt")
+    assert compress == ["compress", "my net.pt", *named]
+    export = followed(compress, *QUICK, "--out", "run")
+    assert export == ["export", "--onnx", "run/slim.pt2", *named]
+    assert followed(export) == []
+    assert (tmp_path / "run/slim.onnx").is_file()
+
+
+def test_data_and_tasks_of_ones_own_are_named_again_after_profile_and_federate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.py").write_text(TASK)
+    (tmp_path / "own.py").write_text(OWN)
+    own = ["--data", "own.py:rows", "--task", "task.py:quantile"]
+    federate = ["federate", "--arch", "own.py:net", *own, "--clients", "2", "--per-round", "2", "--rounds", "1"]
+    assert followed(federate, "--out", "net.pt", "--threads", "1") == ["compress", "net.pt", *own]
+    monkeypatch.setattr("edgeprune.commands.profile.own_device", lambda *_: Device("runtime", "cpu", 1, 1, ()))
+    profiled = followed(["profile", "net.pt", "--out", "d.json"])
+    assert profiled == ["compress", "net.pt", "--device", "d.json", *own]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,33 @@ def test_names_numbers_and_ranges(tmp_path: Path) -> None:
     assert feature_rules(None, str(groups), ("ax", "gx-gy", "c", "d", "e", "f"), 6).together == ((0, 1, 4, 5),)
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("c,d", (1,)),
+        ("a b, c,d", (0, 1)),
+        ("c,d,5,a b", (0, 1, 5)),
+        ("d,c", (2, 3)),
+        ("e, f,,g", (4,)),
+        ("1-2,c,d", (1, 2)),
+        ("7,e, f,,g,d,a b", (0, 3, 4, 7)),
+    ],
+)
+def test_a_name_may_have_commas(tmp_path: Path, asked: str, found: tuple[int, ...]) -> None:
+    names = ("a b", "c,d", "c", "d", "e, f,,g", "h", "i", "j")
+    assert feature_rules(asked, None, names, 8).always_keep == found
+    (tmp_path / "groups.json").write_text(json.dumps([asked, ["h", "i"]] if 5 not in found else [asked]))
+    assert feature_rules(None, str(tmp_path / "groups.json"), names, 8).together[0] == found
+    with pytest.raises(InputError, match=re.escape("'e, f': expected one of 'a b', 'c,d', 'c', 'd', 'e, f,,g'")):
+        feature_rules(None, str(groups_of(tmp_path, ["e, f"])), names, 8)
+
+
+def groups_of(folder: Path, *groups: list[str]) -> Path:
+    path = folder / "other.json"
+    path.write_text(json.dumps(groups))
+    return path
+
+
 def test_the_names_of_groups_are_kept(tmp_path: Path) -> None:
     rules = FeatureRules((), ((0, 2), (3,)), ("sensor é", "b"))
     info = ModelInfo((4,), feature_groups=named_groups(rules))
@@ -190,7 +218,7 @@ def test_the_names_of_groups_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("always_keep", "groups", "message"),
     [
-        ("wind", None, "no input feature 'wind': expected one of ax, ay"),
+        ("wind", None, "no input feature 'wind': expected one of 'ax', 'ay'"),
         ("8", None, "expected features from 0 to 7, got 8"),
         ("5-3", None, "expected features from 0 to 7, got 5-3"),
         (" , ", None, "expected features separated by commas, got none"),
@@ -361,7 +389,7 @@ def test_columns_by_name_are_kept_or_go_together(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--always-keep", "wind"), "no input feature 'wind': expected one of ax, ay, az"),
+        (("--always-keep", "wind"), "no input feature 'wind': expected one of 'ax', 'ay', 'az'"),
         (
             ("--always-keep", "ax", "--input-features", "off"),
             "expected --input-features auto, a count or a ratio, got off",

@@ -397,6 +397,43 @@ def test_where_no_update_can_be_used_it_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "model.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "n_samples", "found", "told"),
+    [
+        ({}, 50_000, (100, 10), ()),
+        ({}, 144, (72, 10), ("--clients 72, as there are 144 samples to train with",)),
+        ({}, 9, (4, 4), ("--clients 4, as there are 9 samples to train with", "--per-round 4, all clients")),
+        ({"clients": 3}, 144, (3, 3), ("--per-round 3, all clients",)),
+        ({"clients": 30, "per_round": 3}, 144, (30, 3), ()),
+        ({"per_round": 40}, 144, (72, 40), ("--clients 72, as there are 144 samples to train with",)),
+    ],
+)
+def test_what_nobody_asks_for_is_as_much_as_there_can_be(
+    asked: dict[str, int], n_samples: int, found: tuple[int, int], told: tuple[str, ...]
+) -> None:
+    settings, assumed = FederatedSettings(**asked).fitted(n_samples)  # type: ignore[arg-type]
+    assert (settings.clients, settings.per_round) == found
+    assert assumed == told
+    with pytest.raises(InputError, match="--per-round: expected at most the number of clients, 72, got 73"):
+        FederatedSettings(per_round=73).fitted(144)
+
+
+@pytest.mark.parametrize(("options", "found"), [((), (50, 10)), (("--clients", "3"), (3, 3))])
+def test_the_command_takes_as_many_clients_as_the_samples_allow(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: tuple[str, ...], found: tuple[int, int]
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(168, 5)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=rows, y=(rows[:, 0] > 0).astype(np.int64))
+    asked = ["--arch", "models/mlp.py:mlp?hidden=8,8&n_inputs=5&n_classes=2", "--data", f"npz:{tmp_path}/rows.npz"]
+    out = ["--rounds", "1", "--threads", "1", "--json", "--out", str(tmp_path / "model.pt")]
+    assert main(["federate", *asked, *options, *out]) == 0
+    told = capfd.readouterr()
+    settings = json.loads(told.out)["settings"]
+    assert (settings["clients"], settings["per_round"]) == found
+    assert ("assumed: --clients 50, as there are 100 samples" in told.err) == (not options)
+    assert ("assumed: --per-round 3, all clients" in told.err) == bool(options)
+
+
 def test_statistics_of_batch_norm_are_averaged_too() -> None:
     state = state_of(small_net())
     assert {"1.running_mean", "1.running_var"} <= set(state)

@@ -103,6 +103,32 @@ def test_one_value_is_ignored(root: Path) -> None:
     assert len(every.classes) == 256 and every.notes == ()
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("splits", [("",), ("train", "test")])
+def test_white_is_class_1_of_black_and_white_masks(tmp_path: Path, splits: tuple[str, ...], fit: str) -> None:
+    for split in splits:
+        for number in range(10):
+            white = np.full((SIZE, SIZE // 2), 255, np.uint8)
+            white[: SIZE // 2] = 0
+            white = white[::-1] if number % 2 else white
+            pair(tmp_path / split, str(number), white * (split != "test"), np.repeat(white[..., None] // 255, 3, 2))
+    data = open_data(f"imagefolder:{tmp_path}?size={SIZE}&fit={fit}")
+    assert (
+        data.classes == ("0", "255")
+        and "255 in the masks is read as class 1, as they hold 0 and 255 alone" in data.notes
+    )
+    for split in (data.train, data.val, data.test):
+        for x, y in batches(split, 4):
+            wanted = (x[:, 0] > 0).long()
+            inside = slice(SIZE // 4, -SIZE // 4) if fit == "pad" else slice(None)
+            if split is data.test and "test" in splits:
+                wanted = wanted * 0
+            assert torch.equal(y[:, :, inside], wanted[:, :, inside])
+            assert (y == 255).any() == (fit == "pad")  # the border alone
+    with pytest.raises(InputError, match="at least 2 classes, got 1 beside 255, which is ignored"):
+        open_data(f"imagefolder:{tmp_path}?size={SIZE}", wanted=WantedTargets("masks", ignore_asked=True))
+
+
 def turned(root: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

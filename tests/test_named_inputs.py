@@ -12,14 +12,18 @@ import pytest
 import torch
 from torch import nn
 
+from edgeprune.commands.preparing import model_and_data
 from edgeprune.data import batches, first_inputs, open_data, order, prepared, read
 from edgeprune.data.capturing import capture_named, captured
 from edgeprune.data.fitting import limits_of, with_inputs_of, with_stated_inputs
 from edgeprune.data.inputs import arguments_of, as_arrays, fed
 from edgeprune.errors import InputError
 from edgeprune.formats.info import info_from_dict, info_to_dict
+from edgeprune.formats.save import save_checkpoint
+from edgeprune.graph.capture import capture
 from edgeprune.graph.specs import input_specs
 from edgeprune.records import DataSource, InputInfo, ModelInfo, Normalization
+from edgeprune.requests import CompressRequest
 from edgeprune.tasks.wanted import WantedTargets
 
 N = 40
@@ -248,6 +252,61 @@ def test_a_network_says_order_and_types(three: DataSource) -> None:
     assert list(x) == ["ids", "table", "image"] and x["ids"].dtype == torch.int32
     assert x["image"].dtype == torch.uint8 and x["image"].max() > 1, "bytes stay whole where they are taken so"
     assert set(dict(data.normalization.inputs)) == {"table"}
+
+
+class CalledX(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+class CalledSignal(nn.Sequential):
+    def forward(self, signal: torch.Tensor) -> torch.Tensor:
+        return super().forward(signal)
+
+
+class CalledCapital(nn.Sequential):
+    def forward(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803 - as some call it
+        return super().forward(X)
+
+
+WHOLE, CUT = {"x": TABLE, "y": Y}, {"x_train": TABLE, "y_train": Y, "x_test": TABLE[:9], "y_test": Y[:9]}
+LISTS = {"feature_names": ["p", "q", "r"], "class_names": ["no", "yes"]}
+
+
+@pytest.mark.parametrize("called", [CalledX, CalledSignal, CalledCapital])
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        WHOLE,
+        WHOLE | LISTS,
+        CUT | LISTS,
+        {"X": TABLE, "y": Y} | LISTS,
+        WHOLE | {"class_names": LISTS["class_names"]},
+        WHOLE | {"weight": AGE},
+        WHOLE | {"feature_names": LISTS["feature_names"], "ids": IDS},
+    ],
+    ids=["plain", "names", "splits", "capital", "classes", "more", "names-and-more"],
+)
+@pytest.mark.parametrize("form", ["npz", "factory"])
+@pytest.mark.sampled(3)
+def test_a_lone_x_is_read_from_the_record_as_it_was_for_training(
+    tmp_path: Path, form: str, arrays: dict[str, Any], called: type[nn.Module]
+) -> None:
+    spec = saved(tmp_path, **arrays)
+    if form == "factory":
+        (tmp_path / "own.py").write_text(f"import numpy as np\ndef made():\n    return dict(np.load({spec[4:]!r}))\n")
+        spec = f"{tmp_path / 'own.py'}:made"
+    trained = open_data(spec)
+    program = capture(called(nn.Linear(3, 4), nn.Linear(4, 2)).eval(), (torch.zeros(2, 3),))
+    info = ModelInfo((3,), data=spec, classes=trained.classes, feature_names=trained.feature_names)
+    save_checkpoint(tmp_path / "m.pt", program, info)
+    for asked in (None, spec):
+        _, data = model_and_data(CompressRequest(str(tmp_path / "m.pt"), data=asked, trust_recorded=True))
+        assert data is not None and not data.inputs
+        assert (data.feature_names, data.classes) == (trained.feature_names, trained.classes)
+        for split, same in ((data.train, trained.train), (data.val, trained.val), (data.test, trained.test)):
+            for (x, y), (wanted, label) in zip(batches(split, 100), batches(same, 100), strict=True):
+                assert torch.equal(x, wanted) and torch.equal(y, label)
 
 
 def test_graphs_and_modules_are_fed_alike(three: DataSource) -> None:

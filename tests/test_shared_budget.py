@@ -215,7 +215,7 @@ def test_prices_by_name_number_range_and_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("p.json", '{"wind": 2}', "no input feature 'wind': expected one of ax, ay"),
+        ("p.json", '{"wind": 2}', "no input feature 'wind': expected one of 'ax', 'ay'"),
         ("p.json", '{"ax": -2}', "'ax': expected a price above 0, got -2"),
         ("p.json", '{"ax": 0}', "'ax': expected a price above 0, got 0"),
         ("p.json", '{"ax": NaN}', "NaN"),

@@ -9,6 +9,7 @@ import torch
 from edgeprune.data import batches, open_data
 from edgeprune.errors import InputError
 from edgeprune.records import Targets
+from edgeprune.tasks.registry import open_task, wanted_targets
 from edgeprune.tasks.wanted import WantedTargets
 
 RNG = np.random.default_rng(0)
@@ -66,6 +67,59 @@ def test_the_spread_of_values_is_that_of_the_training_split(tmp_path):
     assert opened(tmp_path, x=X, y=np.full(50, 2.5)).targets.spread == (1.0,)
 
 
+BLACK_AND_WHITE = (MASKS > 1) * np.uint8(255)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "task", "classes"),
+    [
+        ({"y": BLACK_AND_WHITE}, None, ("0", "255")),
+        ({"y": BLACK_AND_WHITE.astype(np.int64)}, "segmentation", ("0", "255")),
+        ({"y": BLACK_AND_WHITE}, "segmentation?ignore=none", ("0", "255")),
+        ({"y": BLACK_AND_WHITE, "class_names": np.array(["a", "b"])}, None, ("a", "b")),
+        ({"y_train": BLACK_AND_WHITE, "y_test": BLACK_AND_WHITE * 0}, None, ("0", "255")),
+    ],
+)
+def test_255_is_class_1_of_masks_that_are_black_and_white(tmp_path, arrays, task, classes):
+    rows = {"x": X} if "y" in arrays else {"x_train": X, "x_test": X}
+    np.savez(tmp_path / "a.npz", **rows, **arrays)
+    data = open_data(f"npz:{tmp_path / 'a.npz'}", wanted=wanted_targets(task))
+    assert data.classes == classes and data.notes == (
+        "255 in the masks is read as class 1, as they hold 0 and 255 alone",
+    )
+    for x, y in (sample for split in (data.train, data.val) for sample in split):
+        row = int((X == x.numpy()).all(axis=1).argmax())
+        np.testing.assert_array_equal(y.numpy(), MASKS[row] > 1)
+    assert sum(int(y.sum()) for _, y in data.test) == (0 if "y_test" in arrays else int((data.test.y > 0).sum()))
+    two, three = (torch.zeros(2, n, 4, 6) for n in (2, 3))
+    open_task(task, data).check(two, data)
+    if classes == ("0", "255") and task != "segmentation?ignore=none":
+        with pytest.raises(InputError, match="expected outputs of 2 classes, as the masks hold 0 and 255 alone"):
+            open_task(task, data).check(three, data)  # where 255 may be what is ignored of more classes
+    else:
+        open_task(task, data).check(three, data)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "task", "n_classes"),
+    [
+        ({"y": np.where(MASKS == 2, 255, MASKS)}, None, 2),
+        ({"y_train": BLACK_AND_WHITE, "y_test": MASKS}, None, 3),
+        ({"y": BLACK_AND_WHITE, "class_names": np.array(["a", "b", "c"])}, None, 3),
+        ({"y": BLACK_AND_WHITE, "class_names": np.array(["a", "b"])}, "segmentation?ignore=255", 2),
+    ],
+)
+def test_255_is_ignored_beside_other_classes_or_where_it_is_asked_for(tmp_path, arrays, task, n_classes):
+    rows = {"x": X} if "y" in arrays else {"x_train": X, "x_test": X}
+    np.savez(tmp_path / "a.npz", **rows, **arrays)
+    data = open_data(f"npz:{tmp_path / 'a.npz'}", wanted=wanted_targets(task))
+    assert len(data.classes) == n_classes and data.notes == ("pixels of value 255 in the masks are ignored",)
+    assert max(int(y.max()) for _, y in data.train) == 255
+    np.savez(tmp_path / "b.npz", x=X, y=BLACK_AND_WHITE)
+    with pytest.raises(InputError, match="at least 2 classes, got 1 beside 255, which is ignored"):
+        open_data(f"npz:{tmp_path / 'b.npz'}", wanted=wanted_targets("segmentation?ignore=255"))
+
+
 def test_masks_name_what_they_ignore(tmp_path):
     masks = MASKS.copy()
     masks[:, 0] = 255
@@ -88,7 +142,6 @@ def test_masks_name_what_they_ignore(tmp_path):
         ({"x": X, "y": MASKS.astype(np.int64) - 1}, None, "expected values from 0 to 99999, or 255.*, got -1"),
         ({"x": X, "y": MASKS, "class_names": np.array(["a", "b"])}, None, "values from 0 to 1, or 255, .* got 2"),
         ({"x": X, "y": MASKS * 0}, None, "expected masks of at least 2 classes, got 1"),
-        ({"x": X, "y": (MASKS > 1) * np.uint8(255)}, None, "at least 2 classes, got 1 beside 255, which is ignored"),
         ({"x": X, "y": X.reshape(50, 3, 1)}, "masks", r"whole numbers \(n, height, width\), got float32 \(50, 3, 1\)"),
         ({"x_train": X, "y_train": MASKS, "x_test": X, "y_test": MASKS[:, 1:]}, None, "targets of one shape in every"),
         ({"x": X, "y": FLAGS, "class_names": np.array(["a", "b"])}, None, "expected 4 class_names, one a flag, got 2"),

@@ -20,7 +20,7 @@ from edgeprune.errors import InputError
 from edgeprune.formats.info import info_to_dict
 from edgeprune.formats.load import load
 from edgeprune.formats.save import save_checkpoint, save_program
-from edgeprune.formats.trust import quoted, recorded_arch, recorded_data, recorded_file, same_arch
+from edgeprune.formats.trust import asked_again, quoted, recorded_arch, recorded_data, recorded_file, same_arch
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
 from edgeprune.records import ModelInfo, Normalization
@@ -113,6 +113,21 @@ def test_libraries_networks_with_sizes_alone(spec: str, allowed: bool) -> None:
         return
     with pytest.raises(InputError, match="run.json: expected torchvision:NAME or timm:NAME without weights on record"):
         recorded_arch(spec, "run.json", False)
+
+
+@pytest.mark.parametrize(
+    ("data", "task", "named"),
+    [
+        ("digits", None, []),
+        ("npz:rows.npz", "regression?unit=mm", []),
+        ("npz:rows.npz", "t.py:own?q=0.9", ["--task", "t.py:own?q=0.9"]),
+        ("rows.py:made?n=3", "regression", ["--data", "rows.py:made?n=3"]),
+        ("rows.py:made", "t.py:own", ["--data", "rows.py:made", "--task", "t.py:own"]),
+        ("imagefolder:/", None, ["--data", "imagefolder:/"]),
+    ],
+)
+def test_what_would_be_refused_on_record_is_to_be_named_again(data: str, task: str | None, named: list[str]) -> None:
+    assert asked_again(data, task) == named
 
 
 def test_a_long_spec_is_shown_by_its_ends() -> None:

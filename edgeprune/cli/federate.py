@@ -33,17 +33,23 @@ def federate(
         ),
     ] = None,
     clients: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="N", help="Among which samples are shared out.", parser=opt.positive_count, rich_help_panel=CLIENTS
+            metavar="N",
+            help="Among which samples are shared out. Default: 100, or as many as have two samples each.",
+            parser=opt.positive_count,
+            rich_help_panel=CLIENTS,
         ),
-    ] = 100,
+    ] = None,
     per_round: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="N", help="How many train in each round.", parser=opt.positive_count, rich_help_panel=CLIENTS
+            metavar="N",
+            help="How many train in each round. Default: 10, or all clients.",
+            parser=opt.positive_count,
+            rich_help_panel=CLIENTS,
         ),
-    ] = 10,
+    ] = None,
     alpha: Annotated[
         float | None,
         typer.Option(

@@ -77,7 +77,7 @@ class Output:
 
         from edgeprune.report import terminal
 
-        Console(highlight=False).print(table(terminal))
+        Console(highlight=False).print(table(terminal), crop=False)  # a line that is to be copied may be longer
         sys.stdout.flush()
 
     def fail(self, message: str) -> None:

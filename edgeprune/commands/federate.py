@@ -66,12 +66,13 @@ def prepared_rounds(request: FederateRequest, told: Progress) -> tuple[Rounds, M
     asked = replace(asked, task=with_class_weights(asked.task, asked.class_weights))
     check_new(request.out, request.force, "file")
     model, program, data, task, info = begun(asked)
-    for note in data.notes:
+    settings, assumed = request.settings.fitted(len(data.train))  # type: ignore[arg-type]
+    for note in (*data.notes, *assumed):
         told.say(f"assumed: {note}")
     threads = threads_of(request.threads, program).training or own_cores()
     # How it was trained is nothing that finetuning could go by.
     info = replace(info, training=None)
-    return Rounds(model, data, Judge(task, data.normalization), request.settings, told), info, threads
+    return Rounds(model, data, Judge(task, data.normalization), settings, told), info, threads
 
 
 def finished(
@@ -89,7 +90,7 @@ def finished(
         arch=request.arch,
         data=request.data,
         params=count_parameters(program),
-        settings=request.settings,
+        settings=rounds.settings,
         rounds=records,
         val_value=val.value,
         test_value=test.value,
@@ -98,6 +99,7 @@ def finished(
         layers=layers,
         metric=task.metric,
         beside=beside_of(task, test),
+        task=request.task,
     )
 
 

@@ -27,7 +27,8 @@ def profile(request: ProfileRequest, progress: Progress | None = None) -> Profil
     timing.check()
     check_new(request.out, request.force, "file")
     told.stage("load")
-    program = opened(request, told).program
+    model = opened(request, told)
+    program = model.program
     device = own_device(program, timing, told, request.fresh)
     write_atomically(request.out, device.to_json().encode())
     shapes = [shape for shape in layer_shapes(analyze(program)).values() if device.knows(shape)]
@@ -49,4 +50,6 @@ def profile(request: ProfileRequest, progress: Progress | None = None) -> Profil
         kinds=tuple(kinds),
         seconds=time.perf_counter() - start,
         arch=request.model if is_architecture(request) else request.arch,
+        data=model.info.data,
+        task=model.info.task,
     )

@@ -15,7 +15,7 @@ from edgeprune.cost.macs import count_parameters
 from edgeprune.data import check_fits, open_data
 from edgeprune.data.capturing import captured
 from edgeprune.data.fitting import by_name, with_inputs_of, with_stated_inputs
-from edgeprune.errors import InputError
+from edgeprune.errors import CaptureError, InputError
 from edgeprune.formats.architectures import build
 from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.pt2 import write_program
@@ -94,6 +94,7 @@ def train(request: TrainRequest, progress: Progress | None = None) -> TrainRecor
         layers=layers,
         metric=task.metric,
         beside=beside_of(task, test),
+        task=request.task,
     )
 
 
@@ -207,7 +208,8 @@ def _captured(model: nn.Module, request: TrainRequest, data: DataSource) -> Prog
         return captured(model, data)
     except InputError as error:
         shape = ", ".join(f"{info.name} {info.shape}" for info in data.inputs) or str(tuple(data.input_shape))
-        raise type(error)(f"{request.arch} on inputs {shape} of data {data.name}: {error}") from error
+        told = error.fact if isinstance(error, CaptureError) else error  # how else to capture it is no choice here
+        raise type(error)(f"{request.arch} on inputs {shape} of data {data.name}: {told}") from error
 
 
 def _check_task(model: nn.Module, program: Program, data: DataSource, task: Task) -> None:
@@ -238,4 +240,5 @@ def _done_before(  # noqa: PLR0913 - what was asked, for what, and who is told
     team.disband()
     out, arch, spec = request.out, request.arch, request.data
     zeros = zero_share(layers)
-    return TrainRecord(out, arch, spec, int(params), (), 0, val, test, 0.0, zeros, layers, task.metric, beside)
+    shown = TrainRecord(out, arch, spec, int(params), (), 0, val, test, 0.0, zeros, layers, task.metric, beside)
+    return replace(shown, task=request.task)

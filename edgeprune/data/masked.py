@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from edgeprune.data.binarymasks import NOTE, from_binary, is_binary
 from edgeprune.data.folders import PathList, add_files, check_inside
 from edgeprune.data.framing import Framing
 from edgeprune.data.images import EXTENSIONS, ImageFiles, opened
@@ -23,7 +24,7 @@ from edgeprune.data.splits import LazySplit, build, stratified
 from edgeprune.data.targets import check_mask_values
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource, Targets
-from edgeprune.tasks.wanted import WantedTargets
+from edgeprune.tasks.wanted import BINARY, WantedTargets
 
 FOLDERS = ("images", "masks")
 _IDS = ("1", "L", "P")  # modes of 8 bits whose numbers are ids; a palette's colours only show them
@@ -44,17 +45,28 @@ def open_masked_folder(name: str, base: Path, framing: Framing, wanted: WantedTa
         InputError: an image without a mask or the other way round, of another size, or a mask of colours; a border
             beside images whose masks have no value that is ignored.
     """
-    ignore = (wanted or WantedTargets()).ignore
-    border = _border(name, framing, ignore)
+    wanted = wanted or WantedTargets()
+    border = _border(name, framing, wanted.ignore)
     found = [_paired(base, folder, framing, border) for folder in split_folders(base)]
-    seen = [_looked(files, ignore) for files in found]
-    n_classes, ignores = 1 + max(one.largest for one in seen), any(one.ignores for one in seen)
+    held = [_looked(files, wanted.ignore) for files in found]
+    binary = is_binary(held, 0, wanted)
+    if binary:
+        found = [replace(files, is_binary=True) for files in found]
+    classes, notes = (BINARY, (NOTE,)) if binary else _classes_of(held, wanted.ignore, base)
+    targets, told = Targets("masks", framing.shape[1:]), (*_image_notes(found), *notes)
+    return build(name, _three(found), classes, notes=told, targets=targets, preparation=framing.stated)
+
+
+def _classes_of(held: Sequence[np.ndarray], ignore: int | None, base: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The classes that the values of masks are the numbers of, and what is told of the others."""
+    values = np.unique(np.concatenate(held))
+    kept = values if ignore is None else values[values != ignore]
+    n_classes, ignores = 1 + int(kept.max(initial=-1)), len(kept) < len(values)
     if n_classes < 2:
         beside = f" beside {ignore}, which is ignored" * ignores
         raise InputError(f"{base}: expected masks of at least 2 classes, got {n_classes}{beside}")
-    classes, targets = [str(number) for number in range(n_classes)], Targets("masks", framing.shape[1:])
-    told = (*_image_notes(found), *(f"pixels of value {ignore} in the masks are ignored",) * ignores)
-    return build(name, _three(found), classes, notes=told, targets=targets, preparation=framing.stated)
+    told = (f"pixels of value {ignore} in the masks are ignored",) * ignores
+    return tuple(map(str, range(n_classes))), told
 
 
 def _border(name: str, framing: Framing, ignore: int | None) -> int:
@@ -82,31 +94,41 @@ def _three(found: Sequence[MaskedImages]) -> list[Dataset[Any]]:
     return [*(LazySplit(found[0], part) for part in parts), *found[1:]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class MaskedImages(Dataset[Any]):
     """Images and their masks; a sample is x float32 `(channels, height, width)` in 0..1 and y int64 `(height, width)`.
 
-    `border` is what a mask holds where its image does not fill the frame.
+    `border` is what a mask holds where its image does not fill the frame; `is_binary` masks hold 0 and 255.
     """
 
-    def __init__(self, images: ImageFiles, masks: Sequence[Path], root: Path, border: int) -> None:
-        self.images, self.masks, self.root, self.border = images, masks, root, border
-        self.byte_scale = images.byte_scale
+    images: ImageFiles
+    masks: Sequence[Path]
+    root: Path
+    border: int
+    is_binary: bool = False
+
+    @property
+    def byte_scale(self) -> float | None:
+        """What a byte is multiplied by; None where the samples are no bytes."""
+        return self.images.byte_scale
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index][0], read_mask(self.masks[index], self.root, self.images.framing, self.border)
+        how = self.images.framing, self.border, self.is_binary
+        return self.images[index][0], read_mask(self.masks[index], self.root, *how)
 
 
-def read_mask(path: Path, root: Path, framing: Framing, border: int = 0) -> Tensor:
+def read_mask(path: Path, root: Path, framing: Framing, border: int = 0, is_binary: bool = False) -> Tensor:
     """A mask as int64 `(height, width)`, framed as its image is, each pixel the number of the nearest.
 
     Raises:
         InputError: as `read_image`, or a mask of colours.
     """
     pil = need("PIL.Image", "'edgeprune[vision]'")
-    whole = pil.fromarray(numbers_of(path, root).astype(np.int32))
+    numbers = numbers_of(path, root)
+    whole = pil.fromarray((from_binary(numbers) if is_binary else numbers).astype(np.int32))
     framed = framing.framed(whole, pil.Resampling.NEAREST, border)
     return torch.from_numpy(np.array(framed)).long()
 
@@ -123,17 +145,9 @@ def numbers_of(path: Path, root: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What masks hold: the largest number of a class, -1 where there is none, and whether some pixels count nowhere."""
-
-    largest: int
-    ignores: bool
-
-
-def _looked(files: MaskedImages, ignore: int | None) -> _Seen:
-    """Every mask beside its image's header."""
-    largest, ignores = -1, False
+def _looked(files: MaskedImages, ignore: int | None) -> np.ndarray:
+    """The values in all masks, ascending int64; each is looked at beside its image's header."""
+    found = np.empty(0, np.int64)
     for index, mask in enumerate(files.masks):
         numbers = numbers_of(mask, files.root)
         with opened(files.images.paths[index], files.root) as image:
@@ -150,8 +164,8 @@ def _looked(files: MaskedImages, ignore: int | None) -> _Seen:
         values = np.unique(numbers).astype(np.int64)
         kept = values if ignore is None else values[values != ignore]
         check_mask_values(kept, str(mask), 0, ignore)
-        largest, ignores = max(largest, int(kept.max(initial=-1))), ignores or len(kept) < len(values)
-    return _Seen(largest, ignores)
+        found = np.union1d(found, values)
+    return found
 
 
 def _paired(root: Path, folder: Path, framing: Framing, border: int) -> MaskedImages:

@@ -33,13 +33,17 @@ def is_named(names: Iterable[str], wanted: WantedTargets | None) -> bool:
     """Whether arrays of these names are inputs by name, rather than one `x`.
 
     They are where a network with several inputs wants them, or one whose input is among them; else where there is no
-    `x`, but several inputs, or one beside `y`.
+    `x`, but several inputs, or one beside `y`. An `x` beside which other arrays or `feature_names` stand is the one
+    input of a network whatever that calls it: so it is read where no network is known yet.
     """
     stems = {_stem(name)[0] for name in names}
     inputs = {stem for stem in stems if stem.lower() not in _BESIDE}
     asked = wanted.inputs if wanted is not None else ()
+    if len(asked) > 1:
+        return bool(inputs)
     if asked:
-        return bool(inputs) and (len(asked) > 1 or asked[0] in inputs)
+        alone = len(inputs) == 1 and "feature_names" not in map(str.lower, stems)
+        return asked[0] in inputs and (asked[0].lower() != "x" or alone)
     return bool(inputs) and "x" not in map(str.lower, inputs) and len(inputs | ({"y"} & stems)) > 1
 
 

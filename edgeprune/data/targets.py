@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from edgeprune.data.binarymasks import NOTE, from_binary, is_binary
 from edgeprune.data.labels import class_labels, is_one_hot
 from edgeprune.data.limits import MAX_CLASSES
 from edgeprune.data.splits import check_finite
 from edgeprune.errors import InputError
 from edgeprune.records import CLASSES, TargetKind, Targets
-from edgeprune.tasks.wanted import WantedTargets
+from edgeprune.tasks.wanted import BINARY, WantedTargets
 
 _KEPT = ("uint8", "int8", "int16", "int32", "int64")  # masks are held as they come, where PyTorch has the type
 
@@ -40,7 +41,7 @@ def found_targets(
         whole numbers or texts (n,), one-hot rows      classes
         floats                                         values
         rows (n, k) of 0 and 1                         flags
-        whole numbers (n, height, width)               masks
+        whole numbers (n, height, width)               masks; of 0 and 255 alone, 255 is class 1
         no array                                       none
 
     Args:
@@ -60,7 +61,7 @@ def found_targets(
         return _values(given, name)
     if kind == "flags":
         return _flags(given, name, classes)
-    return _masks(given, name, classes, wanted.ignore) if kind == "masks" else _classes(given, name, classes)
+    return _masks(given, name, classes, wanted) if kind == "masks" else _classes(given, name, classes)
 
 
 def _classes(given: Mapping[str, np.ndarray], name: str, classes: Sequence[str]) -> FoundTargets:
@@ -137,14 +138,35 @@ def _flags(given: Mapping[str, np.ndarray], name: str, classes: Sequence[str]) -
     return FoundTargets({**found}, Targets("flags", shape), tuple(classes) or tuple(map(str, range(shape[0]))))
 
 
-def _masks(given: Mapping[str, np.ndarray], name: str, classes: Sequence[str], ignore: int | None) -> FoundTargets:
+def _masks(given: Mapping[str, np.ndarray], name: str, classes: Sequence[str], wanted: WantedTargets) -> FoundTargets:
+    held = {split: _mask_values(y, f"{name}, {split}, masks") for split, y in given.items()}
+    if not is_binary(held.values(), len(classes), wanted):
+        return _of_classes(given, held, name, classes, wanted.ignore)
+    given = {split: from_binary(y) for split, y in given.items()}
+    held = {split: from_binary(values).astype(np.int64) for split, values in held.items()}
+    found = _of_classes(given, held, name, classes or BINARY, None)
+    return replace(found, notes=(*found.notes, NOTE))
+
+
+def _mask_values(y: np.ndarray, where: str) -> np.ndarray:
+    """The values in masks, ascending int64."""
+    if y.ndim < 2 or y.dtype.kind not in "iub":
+        raise InputError(f"{where}: expected whole numbers (n, height, width), got {y.dtype} {y.shape}")
+    return np.unique(y).astype(np.int64)
+
+
+def _of_classes(
+    given: Mapping[str, np.ndarray],
+    held: Mapping[str, np.ndarray],
+    name: str,
+    classes: Sequence[str],
+    ignore: int | None,
+) -> FoundTargets:
+    """Masks whose numbers are the classes; `held` are the values in them."""
     found: dict[str, Tensor | None] = {}
     largest, ignored = -1, False
     for split, y in given.items():
-        where = f"{name}, {split}, masks"
-        if y.ndim < 2 or y.dtype.kind not in "iub":
-            raise InputError(f"{where}: expected whole numbers (n, height, width), got {y.dtype} {y.shape}")
-        values = np.unique(y).astype(np.int64)
+        where, values = f"{name}, {split}, masks", held[split]
         kept = values[values != ignore] if ignore is not None else values
         ignored |= len(kept) < len(values)
         check_mask_values(kept, where, len(classes), ignore)

@@ -88,7 +88,7 @@ def simulate(rounds: Rounds, clients: Mapping[int, AClient]) -> tuple[Global, tu
     records: list[RoundRecord] = []
     for number in range(1, settings.rounds + 1):
         asked = order_of(network, number, settings)
-        who = chosen(list(clients), settings.per_round, number, settings.seed)
+        who = chosen(list(clients), settings.n_per_round, number, settings.seed)
         leaving = _leaving(settings, number)
         replies = [_left(i) if gone else clients[i](asked) for i, gone in zip(who, leaving, strict=True)]
         found = merged(network, replies)
@@ -117,10 +117,10 @@ def shared_out(data: DataSource, settings: FederatedSettings) -> list[np.ndarray
         InputError: not two for each, or an alpha for data without classes.
     """
     if settings.alpha is None:
-        return even(len(data.train), settings.clients, settings.seed)  # type: ignore[arg-type]
+        return even(len(data.train), settings.n_clients, settings.seed)  # type: ignore[arg-type]
     if data.targets.kind != "classes":
         raise InputError(f"--alpha: data {data.name}: expected classes to share out by, got {data.targets.kind}")
-    return dirichlet(_labels(data.train), settings.clients, settings.alpha, settings.seed)
+    return dirichlet(_labels(data.train), settings.n_clients, settings.alpha, settings.seed)
 
 
 def _labels(split: Dataset[Any]) -> np.ndarray:
@@ -129,9 +129,9 @@ def _labels(split: Dataset[Any]) -> np.ndarray:
 
 
 def _leaving(settings: FederatedSettings, number: int) -> np.ndarray:
-    """Which of a round's clients leave, `(per_round,)`."""
+    """Which of a round's clients leave, `(n_per_round,)`."""
     draws = np.random.default_rng(np.random.SeedSequence((settings.seed, number, 1)))
-    return draws.random(settings.per_round) < settings.leaving
+    return draws.random(settings.n_per_round) < settings.leaving
 
 
 def _left(client: int) -> Reply:

@@ -69,6 +69,18 @@ def recorded_task(spec: str, where: str, trusted: bool) -> str:
     raise _names_code("task", "a task of edgeprune's", spec, where)
 
 
+def asked_again(data: str, task: str | None) -> list[str]:
+    """The options that a command needs beside a file of the user's own that records these, which it would not run."""
+    found = []
+    for option, spec, check in (("data", data, recorded_data), ("task", task, recorded_task)):
+        try:
+            if spec is not None:
+                check(spec, "", trusted=False)
+        except InputError:
+            found += [f"--{option}", spec or ""]
+    return found
+
+
 def recorded_file(path: str, where: str, folder: Path, trusted: bool) -> Path:
     """A file that another file records, once it may be read: it lies in the working folder, or in `folder`.
 

@@ -26,10 +26,10 @@ from edgeprune.graph.refusals import (
     check_program,
     error_on,
     explain,
-    explain_fixed,
     failure_on,
     has_other_type,
     quiet_torch,
+    refused_size,
 )
 from edgeprune.graph.regions import flattened
 from edgeprune.graph.renaming import free_names, own_name
@@ -319,10 +319,10 @@ def _export(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:
     except Exception as error:
         if _makes_outputs_known(model, args):
             return _export(model, args, free)
-        raise CaptureError(_why_not(model, args, free, error)) from error
+        raise _refusal(model, args, free, error) from error
     fixed = first_fixed(program, free)
     if fixed is not None:
-        raise CaptureError(explain_fixed(model, args, fixed))
+        raise refused_size(model, args, fixed)
     free_names(program)
     return Program.adopt(flattened(program))
 
@@ -341,13 +341,13 @@ def _exported(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch:
         return torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
 
 
-def _why_not(model: nn.Module, args: tuple[Any, ...], free: Free, error: Exception) -> str:
+def _refusal(model: nn.Module, args: tuple[Any, ...], free: Free, error: Exception) -> CaptureError:
     """Whether it fixes a size, which an export that lets sizes be fixed shows, or fails for another reason."""
     try:
         fixed = first_fixed(_exported(model, args, free, strict_batch=False), free)
     except Exception:  # it fails anyhow: the first error says why
         fixed = None
-    return explain(model, args, error) if fixed is None else explain_fixed(model, args, fixed)
+    return CaptureError(explain(model, args, error)) if fixed is None else refused_size(model, args, fixed)
 
 
 def _positional(example_inputs: Any) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import io
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from shlex import quote
 from typing import Any
 
 import torch
@@ -150,8 +151,8 @@ def _advice(model: nn.Module) -> str:
     return f"; a part can be taken alone: edgeprune compress --module NAME, with one of {shown}"
 
 
-def explain_fixed(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> str:
-    """One line: which size the model fixes, and where."""
+def refused_size(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> CaptureError:
+    """Which size the model fixes, and where, in one line with how to capture it all the same."""
     name, _ = named_leaves(model, args)[fixed.leaf]
     error = _failure_at(model, args, fixed.shapes)
     told = fixed.why + (f" (at {fixed.line})" if fixed.line else "")
@@ -164,11 +165,12 @@ def explain_fixed(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> str:
         else "capture it without dynamic_size, or name the dims that are free"
     )
     if fixed.most is not None:
-        free, option = f"{{0: None, {fixed.dim}: (1, {fixed.most})}}", f"--dynamic {name}:{fixed.dim}<={fixed.most}"
-        advice = f"give it that range: dynamic={{{name!r}: {free}}}, {option}"
-    return (
-        f"{type(model).__name__} fixes the {what} of input {name!r}, dim {fixed.dim}, "
-        f"that was to be free: {told}; {advice}"
+        free = f"{{{'0: None, ' if fixed.dim else ''}{fixed.dim}: (1, {fixed.most})}}"
+        option = quote(f"{name}:{fixed.dim}<={fixed.most}")
+        advice = f"give it that range: dynamic={{{name!r}: {free}}}, or edgeprune compress --dynamic {option}"
+    return CaptureError(
+        f"{type(model).__name__} fixes the {what} of input {name!r}, dim {fixed.dim}, that was to be free: {told}",
+        advice,
     )
 
 

@@ -75,8 +75,8 @@ class SparseAveraging(Strategy):
     ) -> Iterable[Message]:
         """Draw the clients of a round; the first one waits until all have come, the others for one."""
         settings = self.rounds.settings
-        nodes = _wait_for(settings.clients if server_round == 1 else 1, grid)
-        self.asked = tuple(chosen(nodes, min(settings.per_round, len(nodes)), server_round, settings.seed))
+        nodes = _wait_for(settings.n_clients if server_round == 1 else 1, grid)
+        self.asked = tuple(chosen(nodes, min(settings.n_per_round, len(nodes)), server_round, settings.seed))
         order = order_of(self.network, server_round, settings)
         self.downloaded_bytes = len(self.asked) * size_bytes(order.arrays)
         asked = ConfigRecord({"round": order.number, "moved": order.moved})
@@ -170,7 +170,8 @@ def _client(context: Context) -> tuple[Client, int | None]:
     if own:
         name, indices = str(context.node_id), np.arange(len(data.train))  # type: ignore[arg-type]
     else:
-        name = str(_partition(node, settings.clients))
+        settings, _ = settings.fitted(len(data.train))  # type: ignore[arg-type]  # as the server does
+        name = str(_partition(node, settings.n_clients))
         indices = shared_out(data, settings)[int(name)]
     like = initial(model, settings.sparsity, settings.seed)
     judge = Judge(task, data.normalization)

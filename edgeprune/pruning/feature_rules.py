@@ -25,7 +25,8 @@ def feature_rules(
     """The rules by feature numbers.
 
     Args:
-        always_keep: features separated by commas, each a name, a number from 0 or a range such as `3-7`.
+        always_keep: features separated by commas, each a name, a number from 0 or a range such as `3-7`; a name with
+            commas of its own goes before the names that these part it into.
         groups_file: a JSON file: a list of groups, or an object of them by name; a group is a list of names, numbers
             and ranges, or a text of them with commas between.
         names: those of all features, or none.
@@ -36,7 +37,7 @@ def feature_rules(
     """
     kept: tuple[int, ...] = ()
     if always_keep is not None:
-        parts = _split(always_keep)
+        parts = _split(always_keep, names)
         if not parts:
             raise InputError("--always-keep: expected features separated by commas, got none")
         kept = tuple(
@@ -84,7 +85,7 @@ def _read_groups(
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
     """The groups by feature numbers, and their names, where the file gives some."""
     document = read_json(path, "groups")
-    named = _named_groups(document, path)
+    named = _named_groups(document, path, names)
     found: list[tuple[int, ...]] = []
     owner: dict[int, str] = {}
     for name, members in named:
@@ -98,22 +99,29 @@ def _read_groups(
     return tuple(found), tuple(map(str, document)) if isinstance(document, dict) else ()
 
 
-def _named_groups(document: object, path: Path) -> list[tuple[str, list[object]]]:
+def _named_groups(document: object, path: Path, names: Sequence[str]) -> list[tuple[str, list[object]]]:
     if isinstance(document, dict):
         named = [(shown(name), members) for name, members in document.items()]
     elif isinstance(document, list):
         named = [(f"group {number}", members) for number, members in enumerate(document)]
     else:
         raise InputError(f"{path}: expected a list or an object of groups, got {type(document).__name__}")
-    named = [(name, _split(members) if isinstance(members, str) else members) for name, members in named]
+    named = [(name, _split(members, names) if isinstance(members, str) else members) for name, members in named]
     for name, members in named:
         if not isinstance(members, list) or not members:
             raise InputError(f"{path}: {name}: expected a list of feature names or numbers, got {shown(members)}")
     return named
 
 
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _split(text: str, names: Sequence[str]) -> list[str]:
+    """The features between commas; of a name that has commas itself, the longest that there is."""
+    known, pieces, parts = set(names), text.split(","), []
+    most = 1 + max((name.count(",") for name in names), default=0)
+    while pieces:
+        n = next((n for n in range(most, 1, -1) if ",".join(pieces[:n]).strip() in known), 1)
+        parts.append(",".join(pieces[:n]).strip())
+        pieces = pieces[n:]
+    return [part for part in parts if part]
 
 
 def _member(member: object, names: Sequence[str], n_features: int, where: str) -> Sequence[int]:
@@ -132,7 +140,8 @@ def named_features(text: str, names: Sequence[str], n_features: int, where: obje
         return [names.index(text)]
     match = _RANGE.fullmatch(text)
     if match is None:
-        known = f"one of {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "a number or a range"
+        some = ", ".join(map(shown, names[:8])) + ", ..." * (len(names) > 8)
+        known = f"one of {some}" if names else "a number or a range"
         raise InputError(f"{where}: no input feature {shown(text)}: expected {known}")
     first, last = int(match[1]), int(match[2] or match[1])
     if not first <= last < n_features:

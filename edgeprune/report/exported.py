@@ -10,7 +10,8 @@ from rich.text import Text
 
 from edgeprune.records import Metric
 from edgeprune.report import formats as fmt
-from edgeprune.report.sheet import Sheet, assumptions, check_mark, labelled, titled_table, unbroken
+from edgeprune.report.following import following
+from edgeprune.report.sheet import Sheet, assumptions, check_mark, labelled, titled_table
 from edgeprune.results import ExportedFile, ExportRecord, TargetTable, VariantTable
 
 
@@ -26,7 +27,7 @@ def export(record: ExportRecord) -> RenderableType:
         parts.append(labelled("inputs", record.note))
     parts += [labelled("phones", words) for words in record.mobile]
     if record.web is not None:
-        parts += [unbroken("  next    ", f"edgeprune serve {fmt.quoted(record.web)}", "bold")]
+        parts += [following("serve", record.web)]
     return Sheet(_files(record), *parts, *assumptions(record.assumed))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import RenderableType
 
 from edgeprune.report import formats as fmt
-from edgeprune.report.sheet import Sheet, labelled, titled_table, unbroken
+from edgeprune.report.following import following
+from edgeprune.report.sheet import Sheet, labelled, titled_table
 from edgeprune.results import FederateRecord, RoundRecord
 
 _SHOWN = 10  # rounds, evenly spaced
@@ -26,10 +27,10 @@ def federate(record: FederateRecord) -> RenderableType:
     return Sheet(
         table,
         labelled("test", f"{record.metric.name} {record.metric.shown(record.test_value)}{zeros}"),
-        labelled("clients", f"{own.per_round} of {own.clients} a round, samples shared out {shared}"),
+        labelled("clients", f"{own.n_per_round} of {own.n_clients} a round, samples shared out {shared}"),
         labelled("bytes", f"{_mb(last)} up, {last.downloaded_bytes / 1e6:.3g} MB down, {fmt.seconds(record.seconds)}"),
         *left_out,
-        unbroken("  next    ", f"edgeprune compress {fmt.quoted(record.out)}", "bold"),
+        following("compress", record.out, data=record.data, task=record.task),
     )
 
 

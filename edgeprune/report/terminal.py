@@ -18,6 +18,7 @@ from edgeprune.report.certified import certify as certify
 from edgeprune.report.exported import export as export
 from edgeprune.report.exported import variants
 from edgeprune.report.federated import federate as federate
+from edgeprune.report.following import following
 from edgeprune.report.sheet import Sheet, assumptions, check_mark, labelled, titled_table, unbroken
 from edgeprune.results import (
     GroupRow,
@@ -102,7 +103,8 @@ def _next(record: RunRecord, folder: Path) -> RenderableType:
     ship = record.variants.shipped if record.variants else None
     if ship is not None:
         return unbroken("  file    ", str(folder / ship.path), "bold")
-    return unbroken("  next    ", f"edgeprune export --onnx {fmt.quoted(folder / 'slim.pt2')}", "bold")
+    data, task = (record.asked.get(name) or record.model.get(name) for name in ("data", "task"))
+    return following("export --onnx", folder / "slim.pt2", data=data, task=task)
 
 
 def _front(record: RunRecord) -> Table:
@@ -133,7 +135,7 @@ def train(record: TrainRecord) -> RenderableType:
     if record.zero_share:
         table.add_row("weights exactly zero", fmt.percent(record.zero_share))
     table.add_row("time", fmt.seconds(record.seconds))
-    return Sheet(table, unbroken("  next    ", f"edgeprune compress {fmt.quoted(record.out)}", "bold"))
+    return Sheet(table, following("compress", record.out, data=record.data, task=record.task))
 
 
 def methods(record: MethodsRecord) -> RenderableType:
@@ -162,12 +164,12 @@ def profile(record: ProfileRecord) -> RenderableType:
         stairs = f"{kind.step} channels" if kind.step > 1 else "smooth"
         table.add_row(kind.kind, str(kind.n_layers), stairs, f"{kind.ms:.3g} ms", f"{kind.share:.0%}")
     how = f"{record.runtime}, {record.threads} thread{'s' * (record.threads > 1)}, batch {record.batch_size}"
-    model = "model.pt" if record.arch == record.model else fmt.quoted(record.model)
-    arch = f" --arch {fmt.quoted(record.arch)}" if record.arch else ""
+    model = "model.pt" if record.arch == record.model else record.model
+    words = (model, *(("--arch", record.arch) if record.arch else ()), "--device", record.out)
     return Sheet(
         table,
         check_mark(f"{record.n_points:,} measurements in {record.seconds:.0f} s ({how})"),
-        unbroken("  next    ", f"edgeprune compress {model}{arch} --device {fmt.quoted(record.out)}", "bold"),
+        following("compress", *words, data=record.data, task=record.task),
     )
 
 

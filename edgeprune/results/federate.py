@@ -37,7 +37,7 @@ class FederateRecord:
     """What `edgeprune federate` did, by the metric of the task; the network is that of the last round.
 
     `zero_share` is the share of weights that are exactly zero, biases and other 1-D parameters not counted; `layers`
-    says it of each tensor. `beside` are the task's further figures on the test split.
+    says it of each tensor. `beside` are the task's further figures on the test split; `task` is what was asked for.
     """
 
     out: str
@@ -53,11 +53,12 @@ class FederateRecord:
     layers: tuple[LayerZeros, ...]
     metric: Metric = ACCURACY
     beside: tuple[Figure, ...] = ()
+    task: str | None = None
 
     @property
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON: values by the name of the metric."""
-        return {**values_of(self.metric.name)}
+        return {**values_of(self.metric.name), "task": None}
 
     @property
     def n_left_out(self) -> int:

@@ -79,7 +79,8 @@ class ProfiledKind:
 class ProfileRecord:
     """What `edgeprune profile` measured and wrote; `ms` is what the layers take together, one batch.
 
-    `arch` is the architecture that was named, beside a file of weights or, the same as `model`, without one.
+    `arch` is the architecture that was named, beside a file of weights or, the same as `model`, without one; `data` and
+    `task` are what the file has on record.
     """
 
     model: str
@@ -93,3 +94,10 @@ class ProfileRecord:
     kinds: tuple[ProfiledKind, ...]
     seconds: float
     arch: str | None = None
+    data: str | None = None
+    task: str | None = None
+
+    @property
+    def json_names(self) -> dict[str, str | None]:
+        """What the fields are called in JSON, which is about times."""
+        return {"data": None, "task": None}

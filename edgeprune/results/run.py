@@ -239,7 +239,7 @@ class TrainRecord:
 
     `best_epoch` is the one whose weights were kept. `zero_share` is the share of weights that are exactly zero, biases
     and other 1-D parameters not counted; `layers` says it of each tensor. `beside` are the task's further figures on
-    the test split.
+    the test split; `task` is what was asked for.
     """
 
     out: str
@@ -255,11 +255,12 @@ class TrainRecord:
     layers: tuple[LayerZeros, ...] = ()
     metric: Metric = ACCURACY
     beside: tuple[Figure, ...] = ()
+    task: str | None = None
 
     @property
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON: values by the name of the metric."""
-        names: dict[str, str | None] = {**values_of(self.metric.name)}
+        names: dict[str, str | None] = {**values_of(self.metric.name), "task": None}
         return names if self.metric != ACCURACY else {**names, "metric": None, "beside": None}
 
 

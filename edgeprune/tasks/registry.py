@@ -120,7 +120,7 @@ def wanted_targets(spec: str | None, inputs: tuple[str, ...] = ()) -> WantedTarg
     if _FACTORY.fullmatch(head):
         return WantedTargets(inputs=inputs)
     _check_known(spec, head, options)
-    return WantedTargets(TARGETS[head], _ignored_value(options), inputs)
+    return WantedTargets(TARGETS[head], _ignored_value(options), inputs, ignore_asked="ignore" in options)
 
 
 def _ignored_value(options: Mapping[str, str]) -> int | None:

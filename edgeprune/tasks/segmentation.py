@@ -15,6 +15,7 @@ from edgeprune.records import DataSource, Metric
 from edgeprune.tasks.outputs import described, n_other_classes, only_tensor, shape_of, to_array, to_tensor
 from edgeprune.tasks.task import BaseTask, Outcomes
 from edgeprune.tasks.torchmetric import functional
+from edgeprune.tasks.wanted import BINARY
 from edgeprune.tasks.wholebatch import batch_count
 
 IGNORED = 255  # what masks of bytes hold where nobody knows
@@ -45,6 +46,11 @@ class Segmentation(BaseTask):
             raise InputError(
                 f"data {data.name}: expected outputs (batch, {n_classes}, {_sizes(wanted)}) as the masks are "
                 f"(batch, {_sizes(wanted)}), got {described(outputs)}"
+            )
+        if self.ignore is not None and data.classes == BINARY and _n_classes(found) > n_classes:
+            raise InputError(
+                f"data {data.name}: expected outputs of 2 classes, as the masks hold 0 and 255 alone, got "
+                f"{described(outputs)}; segmentation?ignore=none takes 255 for class 1 of those all the same"
             )
         if _n_classes(found) < n_classes:
             raise InputError(
