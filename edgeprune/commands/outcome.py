@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune.commands.answers import Pair, Told, told_of
-from edgeprune.commands.examples import example_feed, real_inputs
+from edgeprune.commands.examples import PARITY_SAMPLES, example_feed, real_inputs
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.runfolder import model_facts
 from edgeprune.commands.widths import width_name
@@ -47,7 +47,6 @@ from edgeprune.versions import versions
 if TYPE_CHECKING:
     from edgeprune.report.answers import Answers
 
-PARITY_SAMPLES = 256
 _UNTOLD = ("command", "resume")  # of what was asked: a run that was stopped is told as one that was not
 
 
@@ -156,14 +155,11 @@ def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int,
     inputs = real_inputs(job.model, job.data, PARITY_SAMPLES)
     one = example_feed(job.model, inputs, kept_vocabularies(best.program))
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-        dense, slim = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
-        exports = [
-            export_onnx(program, path, inputs=inputs, task=job.task)
-            for program, path in zip((job.model.program, best.program), (dense, slim), strict=True)
-        ]
+        slim = Path(folder) / "slim.onnx"
+        exported = export_onnx(best.program, slim, inputs=inputs, task=job.task)
         limit, threads = job.budgets.max_latency, job.threads.runtime
-        latency = timed((dense, slim), one, limit, job.device, threads=threads, progress=told)
-    return (exports[0].size_bytes, exports[1].size_bytes), exports[1].parity, latency
+        latency = timed((job.dense.path, slim), one, limit, job.device, threads=threads, progress=told)
+    return (job.dense.n_bytes, exported.size_bytes), exported.parity, latency
 
 
 def _check_measured(job: Job, best: Candidate, slim_bytes: int, latency: LatencyComparison) -> None:
