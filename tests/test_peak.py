@@ -256,6 +256,17 @@ class Sensor(nn.Module):
         return self.last(self.second(self.first(x).relu()).relu().mean(2))
 
 
+class Transposed(nn.Module):
+    """Steps in another order than they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(60, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((x * 2).transpose(1, 2).flatten(1))
+
+
 class Both(nn.Module):
     """A table beside ids."""
 
@@ -284,9 +295,10 @@ IDS, SIGNAL = torch.randint(0, 9, (2, 20)), torch.randn(2, 24, 16)
         (Sensor(), (SIGNAL,), {"input_features": 23}, (23 + 4) * 16),
         (Sensor(), (SIGNAL,), {"input_features": 3}, (4 + 4) * 16 - 8),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (torch.randn(2, 1, 8, 8),), {"input_features": 10}, 10 + 4),
+        (Transposed(), (torch.randn(2, 5, 12),), {"input_features": 59}, 59 + 3),
         (Both(), (IDS, torch.randn(2, 30)), {"input_features": 5, "vocabularies": {"ids": range(9)}}, 2 * 20 + 160 + 5),
     ],
-    ids=["few go", "most go", "flattened", "ids too"],
+    ids=["few go", "most go", "flattened", "transposed", "ids too"],
 )
 def test_dropped_inputs_never_raise_the_peak(
     net: nn.Module, inputs: tuple[Tensor, ...], asked: dict[str, Any], floats: int

@@ -20,7 +20,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program, reexport_narrowed
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained
-from edgeprune.graph.names import GATHER, NUMBERS
+from edgeprune.graph.names import GATHER, NUMBERS, ORDER
 from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.tokens import kept_vocabularies, numbered
 from edgeprune.pruning.gathers import (
@@ -292,7 +292,7 @@ def _instead(values: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
 def _constant(module: fx.GraphModule, tensor: Tensor) -> fx.Node:
     """A new buffer of the module, read where the graph is being edited."""
     number = 0
-    while hasattr(module, f"edgeprune_order_{number}"):
+    while hasattr(module, f"{ORDER}{number}"):
         number += 1
-    module.register_buffer(f"edgeprune_order_{number}", tensor)
-    return module.graph.get_attr(f"edgeprune_order_{number}")
+    module.register_buffer(f"{ORDER}{number}", tensor)
+    return module.graph.get_attr(f"{ORDER}{number}")
