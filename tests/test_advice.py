@@ -32,6 +32,8 @@ SAID_BY = {
     "commands/finetuning.py": {"compress"},
     "commands/featurerules.py": {"compress"},
     "commands/int8run.py": {"compress"},
+    "commands/gauges.py": {"compress"},
+    "commands/opening.py": {"compress"},
     "commands/preparing.py": {"compress"},
     "commands/scripted.py": {"compress"},
     "search/ownscript.py": {"compress"},

@@ -11,6 +11,7 @@ import pytest
 import torch
 from target_nets import in_pytorch, slim_program
 from test_c import COMPILERS, shallow
+from torch import Tensor, nn
 
 from edgeprune.commands.export import export
 from edgeprune.errors import InputError, ParityError
@@ -19,6 +20,7 @@ from edgeprune.export.c.runtime import Library
 from edgeprune.export.target import Inputs
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
+from edgeprune.measure.peaks import device_peak
 from edgeprune.records import ModelInfo
 from edgeprune.requests import ExportRequest
 
@@ -51,6 +53,32 @@ def test_an_export_is_checked_timed_and_described(saved: Path) -> None:
     assert stated and f"arena {int(stated[1]):,} B" in record.targets.rows[1].verdict
     library.fill([x])
     np.testing.assert_allclose(library.run()[0], in_pytorch(saved, x)[0], rtol=1e-4, atol=1e-6)
+
+
+class TwoGathered(nn.Module):
+    """Both inputs have lost features."""
+
+    edgeprune_keep_u: Tensor
+    edgeprune_keep_v: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("edgeprune_keep_u", torch.tensor([1, 2]))
+        self.register_buffer("edgeprune_keep_v", torch.tensor([0, 3, 8]))
+        self.f = nn.Linear(5, 2)
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        kept = torch.index_select(u, 1, self.edgeprune_keep_u), torch.index_select(v, 1, self.edgeprune_keep_v)
+        return self.f(torch.cat(kept, 1))
+
+
+def test_of_several_inputs_the_kept_features_are_taken(tmp_path: Path) -> None:
+    program = capture(TwoGathered().eval(), (torch.randn(2, 20), torch.randn(2, 30)))
+    save_program(tmp_path / "net.pt2", program, ModelInfo(()))
+    exported(tmp_path / "net.pt2")
+    header, n_bytes = (tmp_path / "out" / "net.h").read_text(), device_peak(program).n_bytes
+    assert n_bytes == 4 * 10 and f"_ARENA_BYTES {n_bytes} " in header
+    assert "_INPUT0_SIZE 2\n" in header and "_INPUT1_SIZE 3\n" in header
 
 
 def test_what_no_microcontroller_holds_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.errors import BudgetError, InputError
+from edgeprune.errors import BudgetError, InputError, ParityError
 from edgeprune.journal.journal import Journal
 from edgeprune.journal.kept import KeptProber, KeptTrainer, kept_gauge
 from edgeprune.journal.place import Place
@@ -321,6 +321,22 @@ def test_what_stops_it_from_outside_leaves_the_state(tmp_path: Path, error: Base
 def test_what_would_come_to_the_same_again_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
     assert ends_with(tmp_path / "new", error) == []
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [BudgetError("slow today"), InputError("no such operator"), ParityError("far off")],
+    ids=lambda e: type(e).__name__,
+)  # fmt: skip
+def test_what_fails_once_the_search_is_over_leaves_the_state(tmp_path: Path, error: BaseException) -> None:
+    for resume in (False, True):
+        own, progress = journal(tmp_path, resume), Told()
+        with pytest.raises(type(error)), own.held(progress):
+            assert own.kept("probe", "a", lambda: 1) == 1
+            own.found()
+            raise error
+        path = tmp_path / "run.compressing"
+        assert progress.lines[-1] == f"{path} holds what the search has come to; --resume goes on with it"
+        assert len((path / "results.jsonl").read_text().splitlines()) == 1
 
 
 def test_outside_of_a_run_nothing_is_kept(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+import edgeprune
 from edgeprune.cli.app import app, main
 from edgeprune.cost.activations import peak_activations, peak_int8_activations
 from edgeprune.cost.liveness import Lifetimes, Operation
 from edgeprune.errors import BudgetError
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
+from edgeprune.measure.peaks import device_peak, device_peaks
 from edgeprune.records import ModelInfo
 from edgeprune.results import PeakActivations
 from edgeprune.search.aiming import Trial, aim
@@ -238,3 +240,90 @@ def test_inspect_tells_the_peak(network: Path) -> None:
     assert "peak activations 448 bytes at linear_1" in " ".join(told.output.split()), told.output
     document = json.loads(invoked("inspect", str(network), "--json").stdout)
     assert document["peak"]["n_bytes"] == 448 and document["peak_int8"]["n_bytes"] == 112
+
+
+# --- what a device runs
+
+
+class Sensor(nn.Module):
+    """Most of the peak is the input, beside what the first convolution makes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv1d(24, 4, 3, padding=1), nn.Conv1d(4, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x).relu()).relu().mean(2))
+
+
+class Transposed(nn.Module):
+    """Steps in another order than they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(60, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((x * 2).transpose(1, 2).flatten(1))
+
+
+class Both(nn.Module):
+    """A table beside ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.words, self.last = nn.Linear(30, 8), nn.Embedding(40, 8), nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        return self.last(torch.cat([self.words(ids).sum(1), self.table(x).relu()], 1))
+
+
+def cut(net: nn.Module, *inputs: Tensor, **asked: Any) -> edgeprune.Pruner:
+    """What is left when input features and ids alone have gone: no unit is less important than its cost asks for."""
+    pruner = edgeprune.Pruner(net, inputs, keep_macs=1.0, steps=1, align=1, **asked)
+    for _ in pruner:
+        pass
+    return pruner
+
+
+IDS, SIGNAL = torch.randint(0, 9, (2, 20)), torch.randn(2, 24, 16)
+
+
+@pytest.mark.parametrize(
+    ("net", "inputs", "asked", "floats"),
+    [
+        (Sensor(), (SIGNAL,), {"input_features": 23}, (23 + 4) * 16),
+        (Sensor(), (SIGNAL,), {"input_features": 3}, (4 + 4) * 16 - 8),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (torch.randn(2, 1, 8, 8),), {"input_features": 10}, 10 + 4),
+        (Transposed(), (torch.randn(2, 5, 12),), {"input_features": 59}, 59 + 3),
+        (Both(), (IDS, torch.randn(2, 30)), {"input_features": 5, "vocabularies": {"ids": range(9)}}, 2 * 20 + 160 + 5),
+    ],
+    ids=["few go", "most go", "flattened", "transposed", "ids too"],
+)
+def test_dropped_inputs_never_raise_the_peak(
+    net: nn.Module, inputs: tuple[Tensor, ...], asked: dict[str, Any], floats: int
+) -> None:
+    """Counted is the contract that a device gets, without the whole input beside its Gather."""
+    program, dense = cut(net, *inputs, **asked).program, capture(net.eval(), inputs if len(inputs) > 1 else inputs[0])
+    slim = edgeprune.slim_contract(program)
+    assert device_peak(dense) == peak_activations(dense)
+    assert device_peak(program).n_bytes <= device_peak(dense).n_bytes
+    assert device_peaks(program) == device_peaks(slim) == (peak_activations(slim), peak_int8_activations(slim))
+    assert device_peak(program).n_bytes == 4 * floats
+
+
+def test_compress_a_pruner_and_inspect_tell_what_a_device_takes(tmp_path: Path) -> None:
+    """10 of 24 channels stay: 640 bytes of input, where the whole input alone has 1,536."""
+    torch.manual_seed(0)
+    net, asked = Sensor(), ("--keep-macs", "1.0", "--align", "1", "--input-features", "10")
+    save_program(tmp_path / "net.pt2", capture(net.eval(), SIGNAL), ModelInfo((24, 16)))
+    told = invoked("compress", str(tmp_path / "net.pt2"), "--max-ram", "900B", *asked, "--out", str(tmp_path / "run"))
+    assert told.exit_code == 0, told.output
+    cut(net, SIGNAL, input_features=10, max_ram="900B").save(tmp_path / "loop")
+    for run in ("run", "loop"):
+        record = json.loads((tmp_path / run / "run.json").read_text())
+        peaks = record["slim"]["peak_bytes"], record["slim"]["peak_int8_bytes"]
+        assert record["dense"]["peak_bytes"] == 1792 and 640 < peaks[0] <= 900 and peaks[0] == 4 * peaks[1]
+        document = json.loads(invoked("inspect", str(tmp_path / run / "slim.pt2"), "--json").stdout)
+        assert (document["peak"]["n_bytes"], document["peak_int8"]["n_bytes"]) == peaks
+        assert ["x", 640] in document["peak"]["tensors"]

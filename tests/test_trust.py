@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgeprune.commands.dense import dense_network
-from edgeprune.commands.preparing import model_and_data
+from edgeprune.commands.resolve import model_and_data
 from edgeprune.data import specs
 from edgeprune.errors import InputError
 from edgeprune.formats.info import info_to_dict

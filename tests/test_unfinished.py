@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from edgeprune.commands.compress import compress
 from edgeprune.commands.unfinished import identity
 from edgeprune.data import open_data
+from edgeprune.errors import BudgetError, EdgepruneError, InputError
+from edgeprune.export.onnx import export_onnx
 from edgeprune.formats.load import load
-from edgeprune.records import DataSource
+from edgeprune.formats.save import save_program
+from edgeprune.graph.capture import capture
+from edgeprune.progress import Silent
+from edgeprune.records import DataSource, ModelInfo
 from edgeprune.requests import CompressRequest
 from edgeprune.training.state import different
 
-MODEL = load(Path(__file__).parents[1] / "models" / "digits_mlp.pt")
+MODELS = Path(__file__).parents[1] / "models"
+MODEL = load(MODELS / "digits_mlp.pt")
 DATA = open_data("digits")
 
 
@@ -98,3 +108,87 @@ def test_samples_that_are_drawn_at_random_do_not_count_and_the_generators_stay_a
     assert np.array_equal(np.random.get_state()[1], states[2])  # type: ignore[index]  # noqa: NPY002
     torch.rand(3), random.random()  # noqa: S311
     assert different(first, identity(CompressRequest("m.pt"), MODEL, data, 1)) == ""
+
+
+# --- what fails at the start and at the end
+
+
+class Told(Silent):
+    """Keeps the stages and what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def stage(self, title: str) -> None:
+        self.lines.append(title)
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+class Bessel(nn.Module):
+    """ONNX has no such function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.special.i0e(self.first(x.flatten(1))))
+
+
+class Distances(nn.Module):
+    """To learnt points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.points = nn.Linear(64, 32), nn.Parameter(torch.randn(10, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mode = "donot_use_mm_for_euclid_dist"
+        return -torch.cdist(self.first(x.flatten(1)).relu(), self.points, compute_mode=mode)
+
+
+@pytest.mark.parametrize("net", [Bessel, Distances])
+def test_what_onnx_cannot_express_is_refused_before_the_search(net: type[nn.Module], tmp_path: Path) -> None:
+    program = capture(net().eval(), torch.randn(2, 1, 8, 8))
+    save_program(tmp_path / "net.pt2", program, ModelInfo((1, 8, 8)))
+    asked = CompressRequest(str(tmp_path / "net.pt2"), "digits", str(tmp_path / "run"), keep_macs=0.5, threads=1)
+    said = Told()
+    with pytest.raises(InputError, match=r"^ONNX cannot express \S+; replace it in the model, or export the part"):
+        compress(replace(asked, allow_chance=True), said)
+    assert said.lines[-1] == "export the dense network", said.lines
+    assert {path.name for path in tmp_path.iterdir()} == {"net.pt2"}
+
+
+@pytest.mark.parametrize(
+    ("where", "fault", "error"),
+    [("export_onnx", partial(export_onnx, opset=300), InputError), ("is_held", lambda *_: False, BudgetError)],
+    ids=["a file that cannot be written", "a busy machine"],
+)
+def test_what_fails_after_the_last_training_costs_none(
+    where: str, fault: Any, error: type[EdgepruneError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = CompressRequest(
+        str(MODELS / "digits_mlp.pt"), "digits", str(tmp_path / "run"), keep_macs=0.5, finetune_epochs=1, threads=1
+    )
+
+    whole, _ = compress(replace(asked, out=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"edgeprune.commands.outcome.{where}", fault)
+        for resume in (False, True):
+            said = Told()
+            with pytest.raises(error):
+                compress(replace(asked, resume=resume), said)
+            assert "measure in onnxruntime" in said.lines
+            assert said.lines[-1].endswith(
+                "run.compressing holds what the search has come to; --resume goes on with it"
+            )
+            assert {path.name for path in tmp_path.iterdir()} == {"whole", "run.compressing"}
+    monkeypatch.setattr(
+        "edgeprune.search.datatrainer.DataTrainer.finetune", Mock(side_effect=AssertionError)
+    )  # it is not trained again
+    folder, _ = compress(replace(asked, resume=True))
+    for name in ("plan.json", "slim.pt2"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "run"}

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from edgeprune.commands.examples import real_inputs
+from edgeprune.commands.examples import PARITY_SAMPLES, real_inputs
 from edgeprune.commands.gatefile import with_gate
 from edgeprune.commands.int8run import material_of, write_int8_files
-from edgeprune.commands.outcome import PARITY_SAMPLES, front_points, helped, measured
+from edgeprune.commands.outcome import front_points, helped, measured
 from edgeprune.commands.preparing import Job, prepare
 from edgeprune.commands.resolve import completed
 from edgeprune.commands.runfolder import write_network, write_record
@@ -41,14 +41,14 @@ from edgeprune.usercode import running_user_code
 def compress(request: CompressRequest, progress: Progress | None = None) -> tuple[Path, RunRecord]:
     """Prune a model to its budgets, finetune, prove, measure, and write the run folder; returns it and the record.
 
-    What the search comes to is kept beside the folder until it is written. Processes that `torchrun` started together
-    all call this with the same request: they search together, by the same plan, and the main one alone measures files,
-    writes and speaks.
+    What the search comes to is kept beside the folder until that is written: `resume` goes on with it, also where what
+    was found fails a check. Processes that `torchrun` started together all call this with the same request: they search
+    together, by the same plan, and the main one alone measures files, writes and speaks.
 
     Raises:
         InputError: the model, the data, an option or the output place is wrong; nothing is written.
-        BudgetError: a budget cannot be met; says what stood in the way; nothing is written.
-        ProofError, ParityError, TrainingError: a check failed; nothing is written.
+        BudgetError: a budget cannot be met; says what stood in the way; no folder is written.
+        ProofError, ParityError, TrainingError: a check failed; no folder is written.
     """
     told, start = progress or Silent(), time.perf_counter()
     team = Team(TrainSettings())
@@ -65,6 +65,7 @@ def _compressed(request: CompressRequest, told: Progress, team: Team, start: flo
         found = job.strategy.search(job.step, job.budgets)
         best = _chosen(job, found)
         check_same(team, lambda: _digests(found, best), "the networks of")
+        job.journal.found()
         if not team.is_main:
             helped(job, found, best, told)
         record = team.by_main(lambda: _written(job, found, best, folder, told, start))

@@ -22,6 +22,8 @@ from edgeprune.graph.tokens import only_kept
 from edgeprune.records import DataSource, Model, Vocabulary
 from edgeprune.training import float_type, weight_type
 
+PARITY_SAMPLES = 256  # real ones that the file of a network is checked on
+
 
 def real_inputs(model: Model, data: DataSource | None, count: int) -> Arrays | None:
     """The first normalised test inputs `(count, ...)`, by name where they have such; None where there are no data."""

@@ -8,6 +8,7 @@ from edgeprune.commands.resolve import opened
 from edgeprune.files import check_new, write_atomically
 from edgeprune.inspection.drawing import draw
 from edgeprune.inspection.table import inspect_program
+from edgeprune.measure.peaks import device_peaks
 from edgeprune.progress import Progress, Silent
 from edgeprune.report.diagram import dot, svg
 from edgeprune.requests import InspectRequest
@@ -34,4 +35,4 @@ def inspect(request: InspectRequest, progress: Progress | None = None) -> Inspec
         picture = draw(found)
         for path, render_as in drawings.items():
             write_atomically(path, render_as(picture).encode())
-    return replace(found.record, files=tuple(drawings))
+    return replace(found.record, files=tuple(drawings), **device_peaks(model.program)._asdict())

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune.commands.answers import Pair, Told, told_of
-from edgeprune.commands.examples import example_feed, real_inputs
+from edgeprune.commands.examples import PARITY_SAMPLES, example_feed, real_inputs
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.runfolder import model_facts
 from edgeprune.commands.widths import width_name
-from edgeprune.cost.activations import in_words, peak_activations, peak_int8_activations
+from edgeprune.cost.activations import in_words
 from edgeprune.cost.macs import count_parameters
 from edgeprune.cost.widths import told as told_widths
 from edgeprune.errors import BudgetError
@@ -25,6 +25,7 @@ from edgeprune.inspection.features import kept_fields
 from edgeprune.inspection.table import explained, locked_rows, widths
 from edgeprune.inspection.tokens import cut_vocabularies
 from edgeprune.measure.candidates import is_held, timed
+from edgeprune.measure.peaks import device_peak, device_peaks
 from edgeprune.progress import Progress
 from edgeprune.records import MetricComparison
 from edgeprune.requests import CompressRequest
@@ -46,7 +47,6 @@ from edgeprune.versions import versions
 if TYPE_CHECKING:
     from edgeprune.report.answers import Answers
 
-PARITY_SAMPLES = 256
 _UNTOLD = ("command", "resume")  # of what was asked: a run that was stopped is told as one that was not
 
 
@@ -138,14 +138,15 @@ def _compared(
 
 
 def _figures(candidate: Candidate, onnx_bytes: int, test_value: float | None) -> NetworkFigures:
+    peaks = device_peaks(candidate.program)
     return NetworkFigures(
         macs=candidate.macs,
         params=count_parameters(candidate.program),
         onnx_bytes=onnx_bytes,
         val_value=candidate.val_value,
         test_value=test_value,
-        peak_bytes=peak_activations(candidate.program).n_bytes,
-        peak_int8_bytes=peak_int8_activations(candidate.program).n_bytes,
+        peak_bytes=peaks.peak.n_bytes,
+        peak_int8_bytes=peaks.peak_int8.n_bytes,
     )
 
 
@@ -154,14 +155,11 @@ def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int,
     inputs = real_inputs(job.model, job.data, PARITY_SAMPLES)
     one = example_feed(job.model, inputs, kept_vocabularies(best.program))
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-        dense, slim = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
-        exports = [
-            export_onnx(program, path, inputs=inputs, task=job.task)
-            for program, path in zip((job.model.program, best.program), (dense, slim), strict=True)
-        ]
+        slim = Path(folder) / "slim.onnx"
+        exported = export_onnx(best.program, slim, inputs=inputs, task=job.task)
         limit, threads = job.budgets.max_latency, job.threads.runtime
-        latency = timed((dense, slim), one, limit, job.device, threads=threads, progress=told)
-    return (exports[0].size_bytes, exports[1].size_bytes), exports[1].parity, latency
+        latency = timed((job.dense.path, slim), one, limit, job.device, threads=threads, progress=told)
+    return (job.dense.n_bytes, exported.size_bytes), exported.parity, latency
 
 
 def _check_measured(job: Job, best: Candidate, slim_bytes: int, latency: LatencyComparison) -> None:
@@ -174,7 +172,7 @@ def _check_measured(job: Job, best: Candidate, slim_bytes: int, latency: Latency
         )
     if budgets.max_bytes is not None and slim_bytes > budgets.max_bytes:
         raise BudgetError(f"--max-size: expected at most {budgets.max_bytes:,} bytes of ONNX, got {slim_bytes:,}")
-    peak = None if budgets.max_ram is None else peak_activations(best.program)
+    peak = None if budgets.max_ram is None else device_peak(best.program)
     if peak is not None and budgets.max_ram is not None and peak.n_bytes > budgets.max_ram:
         raise BudgetError(f"--max-ram: expected at most {budgets.max_ram:,} bytes of activations, got {in_words(peak)}")
 

@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeprune.commands.budgets import KEEP_LAYER, LAYER_RATIO, check_share, decide
-from edgeprune.commands.examples import check_runs, example_feed
-from edgeprune.commands.featurerules import asked_rules
+from edgeprune.commands.examples import check_runs
 from edgeprune.commands.finetuning import check_recipe, finetuning, trained_epochs
+from edgeprune.commands.gauges import DenseFile, dense_file, device_of, gauge_of
 from edgeprune.commands.int8run import asked_int8, assumed_int8, check_quantizes
-from edgeprune.commands.resolve import (
-    Threads,
-    assumed_task,
-    model_and_data,
-    next_run,
-    notes_of,
-    own_device,
-    task_of,
-    threads_of,
-)
-from edgeprune.commands.resuming import own_cores
+from edgeprune.commands.opening import Assume, Opened, open_all
+from edgeprune.commands.resolve import Threads, next_run
 from edgeprune.commands.scripted import Scripted
-from edgeprune.commands.sharing import no_longer_shared
 from edgeprune.commands.unfinished import SUFFIX, check_alike, check_place, identity, place_of, shared_identity
 from edgeprune.commands.variants import Int8
-from edgeprune.commands.vocabulary import asked_vocabularies, check_data
 from edgeprune.commands.widths import widths_of
-from edgeprune.cost.device import Device, device_in, read_device
-from edgeprune.cost.models import check_known
+from edgeprune.cost.device import Device
 from edgeprune.errors import InputError
 from edgeprune.files import real_path
-from edgeprune.formats.normalizing import with_normalization
 from edgeprune.graph.capture import Program
-from edgeprune.graph.groups import analyze
 from edgeprune.graph.state import state_buffers
-from edgeprune.journal.kept import KeptProber, KeptTrainer, kept_gauge
-from edgeprune.journal.shared import Results, measured_by_main, results_of
-from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign
+from edgeprune.journal.kept import KeptProber, KeptTrainer
+from edgeprune.journal.shared import Results, results_of
 from edgeprune.measure.chance import better_normalization, check_above_chance
-from edgeprune.measure.profiling import Timing
 from edgeprune.processes import check_options_alone
 from edgeprune.progress import Progress
-from edgeprune.pruning.feature_rules import named_groups
 from edgeprune.pruning.held import held_layers
 from edgeprune.pruning.plan import PruningPlan, read_plan
-from edgeprune.records import DataSource, Model, Vocabulary
+from edgeprune.records import DataSource, Model
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Gauge, Manner
 from edgeprune.search.checks import check
@@ -64,16 +45,13 @@ from edgeprune.search.shrink import Shrink
 from edgeprune.search.step import Step
 from edgeprune.search.strategy import Strategy
 from edgeprune.search.structure import Structure
-from edgeprune.settings import FeatureRules, TrainSettings
-from edgeprune.tasks.classification import Classification, check_logits
+from edgeprune.settings import TrainSettings
+from edgeprune.tasks.classification import Classification
 from edgeprune.tasks.task import Task
 from edgeprune.training import Judge, Team, float_type, threads_set
 from edgeprune.training.dropout import drawn_apart
-from edgeprune.units import LatencyLimit
 
 _LEAST = 0.2  # of the cost: the smallest of several networks, where nothing is said
-
-Assume = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,8 +61,8 @@ class Job:
     What the search comes to is kept in the `journal` while that is held. Several processes of a `team` each have such a
     job, and do it together.
 
-    `device` is the one that is planned with, `gauge` measures a network as a file, `int8` says how that is asked for;
-    None where nothing asks for it.
+    `dense` is the file of the network as it was. `device` is the one that is planned with, `gauge` measures a network
+    as a file, `int8` says how that is asked for; None where nothing asks for it.
     """
 
     request: CompressRequest
@@ -96,30 +74,13 @@ class Job:
     budgets: Budgets
     device: Device | None
     gauge: Gauge | None
+    dense: DenseFile
     out: Path
     threads: Threads
     assumed: tuple[str, ...]
     journal: Results
     team: Team
     int8: Int8 | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Opened:
-    """The model, the data that fit it and the task.
-
-    `rules` say which input features stay, `vocabularies` which ids; `is_guess` is set where nobody said how the inputs
-    are normalised.
-    """
-
-    model: Model
-    dense: Program
-    data: DataSource | None
-    task: Task | None
-    rules: FeatureRules | None
-    threads: Threads
-    is_guess: bool
-    vocabularies: Mapping[str, Vocabulary]
 
 
 def prepare(request: CompressRequest, told: Progress, team: Team | None = None) -> Job:
@@ -137,7 +98,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     plan = read_plan(Path(request.plan)) if request.plan else None
     scripted = Scripted.of(request)
     told.stage("load")
-    opened = _opened(request, plan, assume)
+    opened = open_all(request, plan, assume)
     check_runs(opened.model)
     assumed += scripted.told_inputs(opened.model.info)
     assumed += _drawn_apart(opened.dense, team)
@@ -149,13 +110,15 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     journal = _journal(request, opened, out, team)
     samples = _trainer(request, opened, journal, team, told, assume)
     trainer = scripted.trainer(request, figure, samples, told, assume)
-    device = _device(request, decision.budgets.max_latency, opened, journal, team, told, assume)
-    gauge = _gauge(request, decision.budgets, device, opened, journal, team, told)
+    device = device_of(request, decision.budgets.max_latency, opened, journal, team, told, assume)
+    gauge = gauge_of(request, decision.budgets, device, opened, journal, team, told)
+    kept = None if trainer is None else KeptTrainer(trainer, journal)
     prober = None if samples is None else KeptProber(samples, journal)
     cutter = Cutter(opened.dense, _manner(decision.manner, opened, device, assume), samples, team)
     budgets = decision.budgets.counted(cutter.dense.n_features)
     held_layers(cutter.graph, decision.manner.leave, decision.manner.layer_ratios, (KEEP_LAYER, LAYER_RATIO))
     check(cutter, budgets, plan)
+    file = dense_file(opened, team, told)
     _check_answers(request, opened, assume)
     int8 = _int8(request, opened, samples, journal, told, assume)
     plain = _plain_strategy(request, budgets, plan, samples)
@@ -167,17 +130,12 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
         model=opened.model,
         data=opened.data,
         task=opened.task,
-        step=Step(
-            cutter,
-            None if trainer is None else KeptTrainer(trainer, journal),
-            told,
-            gauge,
-            _structure(request, cutter, prober, told),
-        ),
+        step=Step(cutter, kept, told, gauge, _structure(request, cutter, prober, told)),
         strategy=strategy,
         budgets=budgets,
         device=device,
         gauge=gauge,
+        dense=file,
         out=out,
         threads=opened.threads,
         assumed=tuple(assumed),
@@ -193,7 +151,7 @@ def _drawn_apart(dense: Program, team: Team) -> list[str]:
     return [f"random numbers of {', '.join(names)} that each process draws for itself"] if names else []
 
 
-def _journal(request: CompressRequest, opened: _Opened, out: Path, team: Team) -> Results:
+def _journal(request: CompressRequest, opened: Opened, out: Path, team: Team) -> Results:
     """Where the search keeps its results; InputError where the processes of the team were given different things."""
     asked = identity(request, opened.model, opened.data, opened.threads.training)
     check_alike(team, asked)
@@ -206,7 +164,7 @@ def _structure(request: CompressRequest, cutter: Cutter, prober: Prober | None, 
     return Structure(cutter, prober, told, depth=depth, lowrank=lowrank) if prober and (depth or lowrank) else None
 
 
-def _manner(manner: Manner, opened: _Opened, device: Device | None, assume: Assume) -> Manner:
+def _manner(manner: Manner, opened: Opened, device: Device | None, assume: Assume) -> Manner:
     """What was decided, with what the model and its data say."""
     if manner.reconstruct and opened.data is not None and state_buffers(opened.dense):
         assume("--no-reconstruct (the network keeps a state from run to run)")
@@ -227,33 +185,9 @@ def _place(request: CompressRequest, told: Progress, assume: Assume) -> Path:
     return out
 
 
-def _opened(request: CompressRequest, plan: PruningPlan | None, assume: Assume) -> _Opened:
-    model, data = model_and_data(request, request.seed)
-    task = task_of(request, model, data)
-    if data is not None:
-        if isinstance(task, Classification):
-            check_logits(model.program, data)
-        if request.data is None:
-            assume(f"--data {model.info.data} (the data that the model was trained on)")
-    for text in assumed_task(request, model, task):
-        assume(text)
-    for note in (*notes_of(model, data), *no_longer_shared(model)):
-        assume(note)
-    is_guess = request.normalize is None and model.info.normalization is None
-    model = with_normalization(model, data, request.normalize, assume)
-    rules = asked_rules(request, model, data)
-    model = replace(model, info=replace(model.info, feature_groups=named_groups(rules) or model.info.feature_groups))
-    threads = threads_of(request.threads, model.program)
-    threads = replace(threads, training=threads.training or own_cores())
-    asked = asked_vocabularies(request, model.program, data)
-    vocabularies = asked if plan is None else plan.vocabularies
-    check_data(vocabularies, model.program, data)
-    return _Opened(model, Program.adopt(model.program), data, task, rules, threads, is_guess, vocabularies)
-
-
 def _int8(  # noqa: PLR0913 - what was asked for, of what, how it is trained, what is kept and who is told
     request: CompressRequest,
-    opened: _Opened,
+    opened: Opened,
     samples: DataTrainer | None,
     journal: Results,
     told: Progress,
@@ -292,7 +226,7 @@ def _plain_strategy(
     return Shrink(schedule) if budgets.has_costs else Descent()
 
 
-def _check_answers(request: CompressRequest, opened: _Opened, assume: Assume) -> None:
+def _check_answers(request: CompressRequest, opened: Opened, assume: Assume) -> None:
     """Raise InputError where the network does not do its task; tell what would do better than a guess."""
     if opened.data is None or opened.task is None:
         return
@@ -307,65 +241,8 @@ def _check_answers(request: CompressRequest, opened: _Opened, assume: Assume) ->
         assume(hint)
 
 
-def _device(  # noqa: PLR0913 - what was asked for, of what, what is known of it and who is told
-    request: CompressRequest,
-    limit: LatencyLimit | None,
-    opened: _Opened,
-    journal: Results,
-    team: Team,
-    told: Progress,
-    assume: Assume,
-) -> Device | None:
-    """The profile that is planned with: the one given, or this machine's where a latency is asked for."""
-    if request.device is not None:
-        device = read_device(request.device)
-        graph = analyze(opened.dense, attention=request.attention)
-        check_known(graph, device, request.device, f"make it with: edgeprune profile {request.model}")
-        return device
-    if limit is None:
-        return None
-    assume("--device this machine")
-    if "device" not in journal.facts:
-        timing = Timing(threads=opened.threads.runtime)
-        found = team.by_main(lambda: own_device(opened.dense, timing, told).to_json())
-        journal.facts["device"] = json.loads(found)
-    return device_in(journal.facts["device"])  # as it was when the run began: no two measurements are alike
-
-
-def _gauge(  # noqa: PLR0913 - what was asked, what it is asked of, and what it is measured with
-    request: CompressRequest,
-    budgets: Budgets,
-    device: Device | None,
-    opened: _Opened,
-    journal: Results,
-    team: Team,
-    told: Progress,
-) -> Gauge | None:
-    """What measures networks, where a budget or a front asks for it; what is measured of files is kept."""
-    has_several = request.pareto is not None or request.widths is not None
-    if not budgets.is_measured and not has_several:
-        return None
-    of_files: Gauge | None = None
-    if has_several or budgets.max_latency is not None or budgets.max_bytes is not None:
-        by_main = measured_by_main(team, lambda: _file_gauge(request, budgets, device, opened, told))
-        of_files = kept_gauge(by_main, journal)
-    return of_files if budgets.max_ram is None else PeakGauge(opened.dense, of_files)
-
-
-def _file_gauge(
-    request: CompressRequest, budgets: Budgets, device: Device | None, opened: _Opened, told: Progress
-) -> Gauge:
-    """What measures networks as files."""
-    other = foreign(device)
-    if other is not None and budgets.max_latency is not None:
-        told.say(f"--max-latency is judged by what {request.device} foretells: it is of another device than this one")
-    example = example_feed(opened.model, kept=opened.vocabularies)
-    told.stage("export the dense network to measure it")
-    return OnnxGauge(opened.dense, example, opened.threads.runtime, told, other)
-
-
 def _trainer(  # noqa: PLR0913 - what was asked for, of what, what is kept, who shares and who is told
-    request: CompressRequest, opened: _Opened, journal: Results, team: Team, told: Progress, assume: Assume
+    request: CompressRequest, opened: Opened, journal: Results, team: Team, told: Progress, assume: Assume
 ) -> DataTrainer | None:
     """What finetunes and judges by the data, and has the samples that units are scored by; None without data."""
     model, data, task = opened.model, opened.data, opened.task

@@ -160,7 +160,7 @@ def _data_digest(data: DataSource) -> str:
     for name in ("train", "val", "test"):
         split = getattr(data, name)
         total.update(f"{name} {len(split)}".encode())
-        with _generators_kept():
+        with generators_kept():
             first, second = _samples_digest(split), _samples_digest(split)
         if first == second:
             total.update(first)
@@ -168,7 +168,7 @@ def _data_digest(data: DataSource) -> str:
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
     """Put back what a data set of the user's may draw from."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

@@ -1,8 +1,9 @@
 """The most memory that a network's values take at once, for one sample, in float and in int8.
 
 Weights are not counted: a file has them. Inputs and outputs are, and what operators compute. Reshapes, transposes and
-slices share the memory of what they show; an elementwise operator, batch norm among them, may write over what it is the
-last to read. What a runtime needs beside (im2col, packed weights) is its own affair.
+slices share the memory of what they show, and so does what puts kept input features in the order that a network's own
+transposes gave them; an elementwise operator, batch norm among them, may write over what it is the last to read. What a
+runtime needs beside (im2col, packed weights) is its own affair.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.cost.liveness import Lifetimes, Operation, Peak
+from edgeprune.graph.names import ORDER
 from edgeprune.graph.sizes import input_values, size_hint
 from edgeprune.results import PeakActivations
 
@@ -78,6 +80,19 @@ def _numbers(program: ExportedProgram) -> dict[Any, Any]:
     return numbers
 
 
+def _orders(program: ExportedProgram) -> frozenset[str]:
+    """The nodes of the buffers by which a slim contract puts its features in order, those that leave none out."""
+    tensors = {**program.constants, **program.state_dict}
+    named = {
+        node: tensors[name]
+        for node, name in program.graph_signature.inputs_to_buffers.items()
+        if name.startswith(ORDER)
+    }
+    return frozenset(
+        node for node, index in named.items() if torch.equal(index.flatten().sort().values, torch.arange(index.numel()))
+    )
+
+
 @dataclass(slots=True, eq=False)
 class _Values:
     """The values of a program by number, and what reads and writes them."""
@@ -89,11 +104,12 @@ class _Values:
     kept: list[int] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     operators: list[str] = field(default_factory=list)
+    orders: frozenset[str] = frozenset()
     _stands: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)  # the values that a node's outputs are
 
     @classmethod
     def of(cls, program: ExportedProgram) -> _Values:
-        values = cls(_numbers(program))
+        values = cls(_numbers(program), orders=_orders(program))
         inputs = set(program.graph_signature.user_inputs)
         outputs = set(program.graph_signature.user_outputs)
         for node in program.graph.nodes:
@@ -119,11 +135,19 @@ class _Values:
             return
         if node.target is operator.getitem:
             self._stands[node] = self._picked(node, read[0])
-        elif _is_view(node, results):
+        elif _is_view(node, results) or self._is_transpose(node, results):
             shown = self._stands[read[0]]
             self._stands[node] = shown * len(results) if len(shown) == 1 else shown
         else:
             self._write(node, read, results)
+
+    def _is_transpose(self, node: fx.Node, results: list[Tensor]) -> bool:
+        """Whether it puts all features of its input in another order, in place of the dense network's transposes."""
+        if node.target is not torch.ops.aten.index_select.default:
+            return False
+        source, _, index = node.args
+        assert isinstance(source, fx.Node)
+        return isinstance(index, fx.Node) and index.name in self.orders and results[0].shape == source.meta["val"].shape
 
     def _picked(self, node: fx.Node, several: fx.Node) -> tuple[int, ...]:
         """One of several results; all of them where they are no plain list of tensors."""

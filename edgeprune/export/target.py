@@ -23,7 +23,7 @@ from edgeprune.export.ort import Feed
 from edgeprune.graph.specs import exactly, input_specs, row_chunks
 from edgeprune.graph.tokens import kept_vocabularies, with_numbers
 from edgeprune.progress import Progress
-from edgeprune.pruning.slim_inputs import gathered, slim_contract
+from edgeprune.pruning.slim_inputs import gathered, on_device
 from edgeprune.records import DataSource, Model, ModelInfo
 from edgeprune.results import ExportedFile
 from edgeprune.tasks.classification import CLASSIFICATION
@@ -83,9 +83,7 @@ class Material:
     @property
     def program(self) -> ExportedProgram:
         """The program of the network's contract: without the Gather, and with new ids, where it has those."""
-        program = self.model.program
-        is_whole = gathered(program) is None and not kept_vocabularies(program)
-        return program if is_whole else slim_contract(program)
+        return on_device(self.model.program)
 
     @property
     def answering(self) -> Task | None:

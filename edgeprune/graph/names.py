@@ -4,6 +4,7 @@ from __future__ import annotations
 
 ADDED = "edgeprune_"
 GATHER = ADDED + "keep_"  # + the input's name: the kept features' indices
+ORDER = ADDED + "order_"  # + a number: the places of kept features in what reads them
 NUMBERS = ADDED + "ids_"  # + the input's name: the new number of every old id, CUT_ID where it has none
 UNKNOWN = "_else_"  # + an old id, behind such a name: what the ids that were cut stand for
 OLD_IDS = ADDED + "old_ids_"  # + the input's name: the old id of every new number

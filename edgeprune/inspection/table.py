@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from edgeprune.cost.activations import peak_activations, peak_int8_activations
 from edgeprune.cost.macs import count_parameters
 from edgeprune.cost.models import CostModel, macs_model
 from edgeprune.graph.binding import static_nodes
@@ -41,10 +40,7 @@ def inspect_program(program: ExportedProgram, name: str, attention: str = "heads
     order = sorted(range(len(graph.groups)), key=lambda number: not graph.groups[number].is_input)
     rows = [_group_row(graph, cost, number, heads, n_params) for number in order]
     found = (*rows, *locked_rows(graph))
-    record = InspectRecord(
-        name, round(cost.total), n_params, found, tokens=token_rows(graph.analysis.program),
-        peak=peak_activations(program), peak_int8=peak_int8_activations(program),
-    )  # fmt: skip
+    record = InspectRecord(name, round(cost.total), n_params, found, tokens=token_rows(graph.analysis.program))
     return Inspection(record, graph, {number: row for row, number in enumerate(order)})
 
 

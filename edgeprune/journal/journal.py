@@ -43,7 +43,7 @@ class Journal:
         self.facts: dict[str, Any] = dict(found or {})
         self._entries: list[Entry] = []
         self._reached = 0  # results that the search has come to
-        self._is_held = False
+        self._is_held = self._is_found = False
         self._underway: str | None = None
         self._pace = Pace()
         self._started, self._before = time.perf_counter(), 0.0
@@ -66,7 +66,8 @@ class Journal:
     def held(self, told: Progress) -> Iterator[None]:
         """Keep what the search comes to inside; it goes when the body ends, and where going on cannot help.
 
-        What ends the body from outside (Ctrl-C, a full disk) leaves it, and that is said.
+        What ends the body from outside (Ctrl-C, a full disk), or once the search has `found` what it was to, leaves it,
+        and that is said.
 
         Raises:
             InputError: another process works on it, or it is damaged.
@@ -92,10 +93,14 @@ class Journal:
             told.say(f"{self._place.path}: {len(self._entries)} results are there; the search goes on after them")
 
     def _leave(self, error: BaseException, told: Progress) -> None:
-        if self._place.is_begun and came_from_outside(error):
+        if self._place.is_begun and (self._is_found or came_from_outside(error)):
             told.say(f"{self._place.path} holds what the search has come to; --resume goes on with it")
         elif not self._goes_on or isinstance(error, CheckError):
             self._place.remove()  # nothing is there, or it would come to the same again
+
+    def found(self) -> None:
+        """The search is over: what fails from here on, a file or a measurement, can be tried again without it."""
+        self._is_found = True
 
     # -- results ---------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,9 @@ class Results(Protocol):
     def held(self, told: Progress) -> contextlib.AbstractContextManager[None]:
         """Keep what the search comes to inside."""
 
+    def found(self) -> None:
+        """The search is over; what it came to stays whatever fails from here on."""
+
     def comes_to(self, kind: str) -> bool:
         """Whether the next result is there, and of this kind."""
 
@@ -97,6 +100,11 @@ class SharedJournal:
         """Keep what the search comes to inside, in the main process."""
         with self._own.held(told) if self._own else contextlib.nullcontext():
             yield
+
+    def found(self) -> None:
+        """As of the main process's; the others keep nothing."""
+        if self._own is not None:
+            self._own.found()
 
     def comes_to(self, kind: str) -> bool:
         """Whether the next result is there, and of this kind."""

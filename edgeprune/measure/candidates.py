@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeprune.cost.activations import peak_activations
 from edgeprune.cost.device import Device
 from edgeprune.cost.models import latency_model
 from edgeprune.export import ort
@@ -16,6 +15,7 @@ from edgeprune.export.onnx import draft_onnx
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.measure.latency import compare_latency, measure_files, ratio_interval
+from edgeprune.measure.peaks import device_peak
 from edgeprune.measure.profiling import is_here
 from edgeprune.progress import Progress
 from edgeprune.results import LatencyComparison
@@ -70,12 +70,12 @@ class PeakGauge:
     """
 
     def __init__(self, dense: Program, of_files: Gauge | None) -> None:
-        self._dense_peak, self._of_files = peak_activations(dense), of_files
+        self._dense_peak, self._of_files = device_peak(dense), of_files
 
     def __call__(self, program: Program, surely: bool) -> Measured:
         """The peak is sure at once."""
         measured = Measured(1.0, 1.0, 1, 1) if self._of_files is None else self._of_files(program, surely)
-        return replace(measured, peak=peak_activations(program), dense_peak=self._dense_peak)
+        return replace(measured, peak=device_peak(program), dense_peak=self._dense_peak)
 
 
 def steady_times(

@@ -12,7 +12,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeprune.commands.resolve import own_device
-from edgeprune.cost.activations import in_words, peak_activations
+from edgeprune.cost.activations import in_words
 from edgeprune.cost.models import check_known
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import draft_onnx, export_onnx
@@ -22,11 +22,12 @@ from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import InputSpec, file_inputs, input_specs
 from edgeprune.graph.tokens import only_kept
 from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign, is_held, timed
+from edgeprune.measure.peaks import device_peak
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
 from edgeprune.records import Vocabulary
-from edgeprune.results import LatencyComparison, PeakActivations
+from edgeprune.results import LatencyComparison
 from edgeprune.search.candidate import Gauge, Measured
 
 
@@ -122,11 +123,11 @@ def measured(asked: Asked, dense: Program, slim: Program, told: Progress) -> Mea
         limit, device = asked.budgets.max_latency, asked.manner.device
         latency = timed(paths, feed, limit, device, threads=asked.threads, progress=told)
     found = Measurements(exports[0].size_bytes, exports[1].size_bytes, exports[1].parity, latency)
-    _check(asked, found, peak_activations(slim))
+    _check(asked, found, slim)
     return found
 
 
-def _check(asked: Asked, found: Measurements, peak: PeakActivations) -> None:
+def _check(asked: Asked, found: Measurements, slim: Program) -> None:
     latency, most, most_ram = found.latency, asked.budgets.max_bytes, asked.budgets.max_ram
     if not is_held(latency, asked.budgets.max_latency, asked.manner.device):
         raise BudgetError(
@@ -135,5 +136,6 @@ def _check(asked: Asked, found: Measurements, peak: PeakActivations) -> None:
         )
     if most is not None and found.slim_bytes > most:
         raise BudgetError(f"max_size: expected at most {most:,} bytes of ONNX, got {found.slim_bytes:,}")
-    if most_ram is not None and peak.n_bytes > most_ram:
+    peak = None if most_ram is None else device_peak(slim)
+    if peak is not None and most_ram is not None and peak.n_bytes > most_ram:
         raise BudgetError(f"max_ram: expected at most {most_ram:,} bytes of activations, got {in_words(peak)}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.commands.runfolder import model_facts, write_network, write_record
-from edgeprune.cost.activations import peak_activations, peak_int8_activations
 from edgeprune.cost.macs import count_parameters, macs
 from edgeprune.cost.widths import told as told_widths
 from edgeprune.files import staged_folder
@@ -19,6 +18,7 @@ from edgeprune.inspection.features import kept_fields
 from edgeprune.inspection.table import explained, locked_rows, widths
 from edgeprune.inspection.tokens import cut_vocabularies
 from edgeprune.lines import shown
+from edgeprune.measure.peaks import device_peaks
 from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
 from edgeprune.pruner.measuring import Measurements, measured
@@ -93,10 +93,11 @@ def _call(given: Mapping[str, Any]) -> str:
 
 def _figures(program: Program, onnx_bytes: int) -> NetworkFigures:
     """What a network costs; the loop's own measure of quality is not told."""
+    peaks = device_peaks(program)
     return NetworkFigures(
         macs=macs(program),
         params=count_parameters(program),
         onnx_bytes=onnx_bytes,
-        peak_bytes=peak_activations(program).n_bytes,
-        peak_int8_bytes=peak_int8_activations(program).n_bytes,
+        peak_bytes=peaks.peak.n_bytes,
+        peak_int8_bytes=peaks.peak_int8.n_bytes,
     )

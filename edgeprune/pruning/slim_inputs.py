@@ -20,9 +20,9 @@ from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program, reexport_narrowed
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained
-from edgeprune.graph.names import GATHER, NUMBERS
+from edgeprune.graph.names import GATHER, NUMBERS, ORDER
 from edgeprune.graph.sizes import size_hint
-from edgeprune.graph.tokens import numbered
+from edgeprune.graph.tokens import kept_vocabularies, numbered
 from edgeprune.pruning.gathers import (
     BATCH,
     Gather,
@@ -54,6 +54,14 @@ def gathered(program: ExportedProgram) -> InputFeatures | None:
 def gathered_inputs(program: ExportedProgram) -> dict[str, InputFeatures]:
     """The gathered features of every input that has them, by input name."""
     return {name: found.features for name, found in find_gathers(_module(program)).items()}
+
+
+def on_device(program: ExportedProgram) -> ExportedProgram:
+    """What a device runs of a program: its slim contract where it gathers features or numbers ids anew, else itself."""
+    added = {*program.state_dict, *program.constants}
+    if not any(name.startswith((GATHER, NUMBERS)) for name in added):
+        return program  # known at once, without a module of it
+    return slim_contract(program) if kept_vocabularies(program) or gathered_inputs(program) else program
 
 
 @public("slim_contract")
@@ -284,7 +292,7 @@ def _instead(values: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
 def _constant(module: fx.GraphModule, tensor: Tensor) -> fx.Node:
     """A new buffer of the module, read where the graph is being edited."""
     number = 0
-    while hasattr(module, f"edgeprune_order_{number}"):
+    while hasattr(module, f"{ORDER}{number}"):
         number += 1
-    module.register_buffer(f"edgeprune_order_{number}", tensor)
-    return module.graph.get_attr(f"edgeprune_order_{number}")
+    module.register_buffer(f"{ORDER}{number}", tensor)
+    return module.graph.get_attr(f"{ORDER}{number}")

@@ -24,8 +24,8 @@ def networks(folder: Path) -> tuple[bytes, bytes]:
 
 def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path: Path) -> None:
     done(tmp_path, *ASKED, "whole")
-    # The second file that is put in its place is a training's state, the third one what it left.
-    assert killed_at(tmp_path, "os.replace", 3, *ASKED, "run") == -9
+    # Files put in their places: the dense network's, what is asked for, a training's state, what that left.
+    assert killed_at(tmp_path, "os.replace", 4, *ASKED, "run") == -9
     state = tmp_path / "run.compressing"
     assert (state / "asked.json").is_file() and (state / "000000.training").is_file()
     assert not (tmp_path / "run").exists()
