@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.commands.preparing import model_and_data
+from edgeprune.commands.resolve import model_and_data
 from edgeprune.data import batches, first_inputs, open_data, order, prepared, read
 from edgeprune.data.capturing import capture_named, captured
 from edgeprune.data.fitting import limits_of, with_inputs_of, with_stated_inputs

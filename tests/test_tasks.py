@@ -539,7 +539,7 @@ def test_options_reach_the_task():
     assert open_task("segmentation?ignore=0", data("masks", (2, 2), 3)) == Segmentation(0, 3)
     assert open_task("regression?unit=mmol", data("values", (), 0, (4.0,))) == Regression((4.0,), "mmol")
     assert wanted_targets("regression?unit=mmol").kind == "values" and wanted_targets(None) == WantedTargets()
-    assert wanted_targets("segmentation?ignore=none") == WantedTargets("masks", None)
+    assert wanted_targets("segmentation?ignore=none") == WantedTargets("masks", None, ignore_asked=True)
     with pytest.raises(InputError, match="expected options unit"):
         wanted_targets("regression?units=mmol")
 

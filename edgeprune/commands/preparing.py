@@ -118,11 +118,11 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     budgets = decision.budgets.counted(cutter.dense.n_features)
     held_layers(cutter.graph, decision.manner.leave, decision.manner.layer_ratios, (KEEP_LAYER, LAYER_RATIO))
     check(cutter, budgets, plan)
-    file = dense_file(opened, team, told)
     _check_answers(request, opened, assume)
     int8 = _int8(request, opened, samples, journal, told, assume)
     plain = _plain_strategy(request, budgets, plan, samples)
     strategy = widths_of(request, opened.dense, samples, journal, gauge) or _strategy(request, plain, prober, journal)
+    file = dense_file(opened, team, told)  # the last check, as it takes the longest
     for text in assumed:
         told.say(f"assumed: {text}")
     return Job(

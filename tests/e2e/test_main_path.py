@@ -198,7 +198,7 @@ def test_a_real_process_says_no_more_than_its_progress(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "slim = masked dense (exact)" in out and "next    edgeprune export --onnx run/slim.pt2" in out
-    said = ("load", "assumed: --data digits", "step ", "measure ")
+    said = ("load", "export the dense network", "assumed: --data digits", "step ", "measure ")
     assert [line for line in err.splitlines() if not line.startswith(said)] == []
     assert assumed(err) == ["--data digits (the data that the model was trained on)"]
     assert names(tmp_path / "run") == FILES
