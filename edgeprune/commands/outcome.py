@@ -14,7 +14,6 @@ from edgeprune.commands.examples import PARITY_SAMPLES, example_feed, real_input
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.runfolder import model_facts
 from edgeprune.commands.widths import width_name
-from edgeprune.cost.activations import in_words
 from edgeprune.cost.macs import count_parameters
 from edgeprune.cost.widths import told as told_widths
 from edgeprune.errors import BudgetError
@@ -25,7 +24,7 @@ from edgeprune.inspection.features import kept_fields
 from edgeprune.inspection.table import explained, locked_rows, widths
 from edgeprune.inspection.tokens import cut_vocabularies
 from edgeprune.measure.candidates import is_held, timed
-from edgeprune.measure.peaks import device_peak, device_peaks
+from edgeprune.measure.peaks import check_peak, device_peaks
 from edgeprune.progress import Progress
 from edgeprune.records import MetricComparison
 from edgeprune.requests import CompressRequest
@@ -172,9 +171,7 @@ def _check_measured(job: Job, best: Candidate, slim_bytes: int, latency: Latency
         )
     if budgets.max_bytes is not None and slim_bytes > budgets.max_bytes:
         raise BudgetError(f"--max-size: expected at most {budgets.max_bytes:,} bytes of ONNX, got {slim_bytes:,}")
-    peak = None if budgets.max_ram is None else device_peak(best.program)
-    if peak is not None and budgets.max_ram is not None and peak.n_bytes > budgets.max_ram:
-        raise BudgetError(f"--max-ram: expected at most {budgets.max_ram:,} bytes of activations, got {in_words(peak)}")
+    check_peak(best.program, budgets.max_ram, "--max-ram")
 
 
 def _data_facts(job: Job) -> dict[str, Any] | None:

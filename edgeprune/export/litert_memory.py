@@ -35,12 +35,19 @@ def arena_bytes(file: Path) -> int | None:
     states = [place for place, tensor in enumerate(tensors) if tensor.IsVariable()]
     operators = (graph.Operators(place) for place in range(graph.OperatorsLength()))
     operations = [
-        Operation(frozenset(place for place in one.InputsAsNumpy() if place >= 0), tuple(one.OutputsAsNumpy()))
-        for one in operators
+        Operation(frozenset(place for place in _inputs(one) if place >= 0), tuple(_outputs(one))) for one in operators
     ]
-    given, kept = (places.tolist() for places in (graph.InputsAsNumpy(), graph.OutputsAsNumpy()))
-    life = Lifetimes(sizes, [*given, *states], [*kept, *states], operations)
+    life = Lifetimes(sizes, [*_inputs(graph), *states], [*_outputs(graph), *states], operations)
     return life.peak_of(range(len(operations)))
+
+
+def _inputs(of: Any) -> list[int]:
+    """The numbers of the tensors that an operator or a graph takes; a vector that is left out has no array."""
+    return [of.Inputs(place) for place in range(of.InputsLength())]
+
+
+def _outputs(of: Any) -> list[int]:
+    return [of.Outputs(place) for place in range(of.OutputsLength())]
 
 
 def _is_weight(buffer: Any) -> bool:

@@ -12,7 +12,6 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeprune.commands.resolve import own_device
-from edgeprune.cost.activations import in_words
 from edgeprune.cost.models import check_known
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import draft_onnx, export_onnx
@@ -22,7 +21,7 @@ from edgeprune.graph.groups import analyze
 from edgeprune.graph.specs import InputSpec, file_inputs, input_specs
 from edgeprune.graph.tokens import only_kept
 from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign, is_held, timed
-from edgeprune.measure.peaks import device_peak
+from edgeprune.measure.peaks import check_peak
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
@@ -128,7 +127,7 @@ def measured(asked: Asked, dense: Program, slim: Program, told: Progress) -> Mea
 
 
 def _check(asked: Asked, found: Measurements, slim: Program) -> None:
-    latency, most, most_ram = found.latency, asked.budgets.max_bytes, asked.budgets.max_ram
+    latency, most = found.latency, asked.budgets.max_bytes
     if not is_held(latency, asked.budgets.max_latency, asked.manner.device):
         raise BudgetError(
             f"keep_latency {asked.budgets.max_latency}: got {latency.slim_p50_ms:.3g} ms, {latency.ratio:.3f} of the "
@@ -136,6 +135,4 @@ def _check(asked: Asked, found: Measurements, slim: Program) -> None:
         )
     if most is not None and found.slim_bytes > most:
         raise BudgetError(f"max_size: expected at most {most:,} bytes of ONNX, got {found.slim_bytes:,}")
-    peak = None if most_ram is None else device_peak(slim)
-    if peak is not None and most_ram is not None and peak.n_bytes > most_ram:
-        raise BudgetError(f"max_ram: expected at most {most_ram:,} bytes of activations, got {in_words(peak)}")
+    check_peak(slim, asked.budgets.max_ram, "max_ram")
