@@ -25,21 +25,22 @@ OF_PART = "--input-features off (what a part takes comes from the rest of the ne
 AUTO = {"prune_features": True}
 
 CASES: list[tuple[dict[str, Any], bool, dict[str, Any], tuple[str, ...]]] = [
-    ({}, True, {"max_drop": MaxDrop(1.0), **AUTO}, (DROP, TAYLOR)),
+    ({}, True, {"max_drop": MaxDrop(1.0), **AUTO}, (DROP,)),
     ({}, False, {"keep_macs": 0.5}, (KEEP, L2, OFF)),
-    ({"keep_macs": 0.3}, True, {"keep_macs": 0.3, **AUTO}, (TAYLOR,)),
-    ({"keep_macs": 0.3, "max_drop": 0.0}, True, {"keep_macs": 0.3, "max_drop": MaxDrop(0.0), **AUTO}, (TAYLOR,)),
-    ({"max_latency": "0.5x"}, True, {"max_latency": LatencyLimit(ratio=0.5), **AUTO}, (TAYLOR,)),
+    ({"keep_macs": 0.3}, True, {"keep_macs": 0.3, **AUTO}, ()),
+    ({"keep_macs": 0.3, "max_drop": 0.0}, True, {"keep_macs": 0.3, "max_drop": MaxDrop(0.0), **AUTO}, ()),
+    ({"max_latency": "0.5x"}, True, {"max_latency": LatencyLimit(ratio=0.5), **AUTO}, ()),
     ({"max_size": "2kB", "criterion": "l1"}, True, {"max_bytes": 2000, **AUTO}, ()),
-    ({"input_features": "20"}, True, {"max_drop": MaxDrop(1.0), "n_features": 20}, (DROP, TAYLOR)),
-    ({"input_features": "0.25"}, True, {"max_drop": MaxDrop(1.0), "feature_ratio": 0.25}, (DROP, TAYLOR)),
-    ({"input_features": "1.0", "keep_macs": 1.0}, True, {"keep_macs": 1.0, "feature_ratio": 1.0}, (TAYLOR,)),
-    ({"input_features": "off"}, True, {"max_drop": MaxDrop(1.0)}, (DROP, TAYLOR)),
-    ({"module": "backbone"}, True, {"max_drop": MaxDrop(1.0)}, (DROP, TAYLOR, OF_PART)),
+    ({"input_features": "20"}, True, {"max_drop": MaxDrop(1.0), "n_features": 20}, (DROP,)),
+    ({"input_features": "0.25"}, True, {"max_drop": MaxDrop(1.0), "feature_ratio": 0.25}, (DROP,)),
+    ({"input_features": "1.0", "keep_macs": 1.0}, True, {"keep_macs": 1.0, "feature_ratio": 1.0}, ()),
+    ({"input_features": "off"}, True, {"max_drop": MaxDrop(1.0)}, (DROP,)),
+    ({"module": "backbone"}, True, {"max_drop": MaxDrop(1.0)}, (DROP, OF_PART)),
     ({"plan": "plan.json"}, False, AUTO, (L2,)),
     ({"plan": "plan.json"}, True, AUTO, (TAYLOR,)),
-    ({"pareto": 3}, True, AUTO, (OF_FRONT, TAYLOR)),
-    ({"pareto": 3, "max_drop": 2.0}, True, AUTO, (TAYLOR,)),
+    ({"keep_macs": 0.3, "reconstruct": False}, True, {"keep_macs": 0.3, **AUTO}, (TAYLOR,)),
+    ({"pareto": 3}, True, AUTO, (OF_FRONT,)),
+    ({"pareto": 3, "max_drop": 2.0}, True, AUTO, ()),
     ({"pareto": 3, "keep_macs": 0.4}, False, {"keep_macs": 0.4}, (L2, OFF)),
 ]
 

@@ -190,7 +190,11 @@ def compress(
     dynamic: opt.Dynamic = None,
     criterion: Annotated[
         str | None,
-        opt.named("criterion", f"How channels are scored; {NEED_DATA} need data. Default: taylor with data, else l2."),
+        opt.named(
+            "criterion",
+            f"How channels are scored; {NEED_DATA} need data. Default: taylor or l2, the one whose cut loses less "
+            "before anything is trained; without data l2.",
+        ),
     ] = None,
     class_weights: opt.ClassWeights = None,
     finetune_epochs: Annotated[

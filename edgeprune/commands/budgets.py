@@ -13,6 +13,7 @@ from edgeprune.pruning.held import parse_ratios
 from edgeprune.records import Metric
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Manner
+from edgeprune.search.criterion import CHOICES
 from edgeprune.settings import ALLOCATIONS
 from edgeprune.tasks.budget import drop_of
 from edgeprune.units import parse_latency, parse_size
@@ -206,11 +207,17 @@ def _check_front(request: CompressRequest) -> None:
             raise InputError(f"--pareto: expected no {option}, got {got}; the networks go down to --keep-macs")
 
 
+def criterion_is_open(request: CompressRequest, has_data: bool) -> bool:
+    """Whether the search finds out by which criterion units go: cuts can be judged untrained, once they took over."""
+    chooses = request.plan is None and request.widths is None
+    return request.criterion is None and has_data and request.reconstruct and chooses
+
+
 def _criterion(request: CompressRequest, has_data: bool) -> tuple[str, tuple[str, ...]]:
     if request.criterion is not None:
         return request.criterion, ()
-    criterion = "taylor" if has_data else "l2"
-    return criterion, (f"--criterion {criterion}",)
+    criterion = CHOICES[0] if has_data else "l2"
+    return criterion, () if criterion_is_open(request, has_data) else (f"--criterion {criterion}",)
 
 
 def _features(request: CompressRequest, has_data: bool) -> tuple[str, tuple[str, ...]]:

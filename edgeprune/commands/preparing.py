@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeprune.commands.budgets import KEEP_LAYER, LAYER_RATIO, check_share, decide
+from edgeprune.commands.budgets import KEEP_LAYER, LAYER_RATIO, check_share, criterion_is_open, decide
 from edgeprune.commands.examples import check_runs
 from edgeprune.commands.finetuning import check_recipe, finetuning, trained_epochs
 from edgeprune.commands.gauges import DenseFile, dense_file, device_of, gauge_of
@@ -32,6 +32,7 @@ from edgeprune.records import DataSource, Model
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Gauge, Manner
 from edgeprune.search.checks import check
+from edgeprune.search.criterion import BestCriterion
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.datatrainer import DataTrainer
 from edgeprune.search.descent import Descent
@@ -122,6 +123,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     int8 = _int8(request, opened, samples, journal, told, assume)
     plain = _plain_strategy(request, budgets, plan, samples)
     strategy = widths_of(request, opened.dense, samples, journal, gauge) or _strategy(request, plain, prober, journal)
+    strategy = _by_criterion(request, strategy, cutter.manner, prober, assume)
     file = dense_file(opened, team, told)  # the last check, as it takes the longest
     for text in assumed:
         told.say(f"assumed: {text}")
@@ -212,6 +214,18 @@ def _strategy(request: CompressRequest, found: Strategy, prober: Prober | None, 
         return Sensitivity(found, prober)
     reach = found.least if isinstance(found, Front) else None
     return Predicted(found, prober, reach=reach, clock=journal.clock)
+
+
+def _by_criterion(
+    request: CompressRequest, found: Strategy, manner: Manner, prober: Prober | None, assume: Assume
+) -> Strategy:
+    """What searches, with the criterion found out first where it is open."""
+    if prober is None or not criterion_is_open(request, has_data=True):
+        return found
+    if manner.reconstruct:
+        return BestCriterion(found, prober)
+    assume(f"--criterion {manner.criterion}")
+    return found
 
 
 def _plain_strategy(

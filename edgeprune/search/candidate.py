@@ -134,7 +134,8 @@ class Candidate:
 class Found:
     """What a search came to: the `networks` from large to small, beside the dense one and its channel groups.
 
-    `steps` tells what was tried, `selection` how the input features became fewer.
+    `steps` tells what was tried, `selection` how the input features became fewer, `assumed` what the search decided
+    that nobody asked for.
     """
 
     dense: Candidate
@@ -142,3 +143,4 @@ class Found:
     steps: tuple[StepRecord, ...]
     selection: tuple[FeatureCount, ...]
     graph: ChannelGraph
+    assumed: tuple[str, ...] = ()

@@ -61,7 +61,7 @@ class Cutter:
         self.dense = Candidate(dense, None, macs(dense), self.graph.n_features, None)
         self._features = feature_counts(self.graph.analysis)
         self.costs = Costs(self.dense, self.graph_of, manner.device)
-        self._latest_scores: tuple[Program, Scores] | None = None
+        self._latest_scores: tuple[Program, dict[str, Scores]] | None = None
         self._latest_seen: tuple[Program, dict[str, Tensor]] | None = None
         self._losses: Losses | None = None
         self._allocation: Allocation | None = None
@@ -150,6 +150,10 @@ class Cutter:
         """Choose all widths from now on by what the dense network's groups were seen to lose."""
         self._losses = losses
 
+    def score_by(self, criterion: str) -> None:
+        """Score units by it from now on."""
+        self.manner = replace(self.manner, criterion=criterion)
+
     def allocate_by(self, allocation: Allocation) -> None:
         """Let it choose all widths from now on."""
         self._allocation = allocation
@@ -232,15 +236,19 @@ class Cutter:
 
     def _scores(self, candidate: Candidate) -> Scores:
         """What each unit matters, worked out once for as long as a search goes on from a candidate."""
-        program = candidate.program
+        program, how = candidate.program, self.manner
         if self._latest_scores is None or self._latest_scores[0] is not program:
-            samples, how = self._samples, self.manner
+            self._latest_scores = (program, {})
+        known = self._latest_scores[1]
+        if how.criterion not in known:
+            samples = self._samples
             own = samples.score_batches(self._ranks.share) if samples else ()
             task = samples.task if samples else CLASSIFICATION
             graph = self.graph_of(candidate)
-            found = score(program, graph, how.criterion, batches=own, seed=how.seed, task=task, ranks=self._ranks)
-            self._latest_scores = (program, found)
-        return self._latest_scores[1]
+            known[how.criterion] = score(
+                program, graph, how.criterion, batches=own, seed=how.seed, task=task, ranks=self._ranks
+            )
+        return known[how.criterion]
 
     def _aligned(self, graph: ChannelGraph) -> Alignment:
         return Alignment.asked(self.manner.align, main_step(graph, self.manner.device))

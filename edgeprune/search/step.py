@@ -54,6 +54,7 @@ class Step:
         self.gauge, self._structure = gauge, structure
         self._failed: set[str] = set()
         self._said: set[str] = set()
+        self._assumed: list[str] = []
 
     @property
     def metric(self) -> Metric:
@@ -298,6 +299,11 @@ class Step:
         )
         self._teller.tell(self.records[-1], self.dense.val_value, self.metric, n_left)
 
+    def assume(self, text: str) -> None:
+        """Say what the search decides that nobody asked for, and keep it for the record."""
+        self.progress.say(f"assumed: {text}")
+        self._assumed.append(text)
+
     def _say_once(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
@@ -305,7 +311,8 @@ class Step:
 
     def found(self, *networks: Candidate) -> Found:
         """What the search came to: networks from large to small."""
-        return Found(self.dense, networks, tuple(self.records), tuple(self.selection), self.cutter.graph)
+        told = tuple(self.records), tuple(self.selection)
+        return Found(self.dense, networks, *told, self.cutter.graph, tuple(self._assumed))
 
 
 def _n_cuts(shares: Shares) -> int:

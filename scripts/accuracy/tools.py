@@ -20,7 +20,9 @@ from edgeprune.formats.load import load
 from edgeprune.graph.capture import Program
 from edgeprune.measure.profiling import Timing, profile
 from edgeprune.progress import Silent
-from measure.training import renormalise, samples
+from edgeprune.search.criterion import CHOICES
+from edgeprune.search.datatrainer import N_PROBED
+from measure.training import loss, renormalise, samples
 
 N_CLASSES = 10
 _ROUNDED = 8
@@ -32,25 +34,29 @@ class Ours:
     """edgeprune on one network, by MACs or by what its layers take on this machine.
 
     Args:
-        criterion: None for the default of `compress`.
+        criterion: None for the default of `compress`: of several cuts the one that loses least untrained.
     """
 
     def __init__(self, dense: Dense, by: str, criterion: str | None = None) -> None:
         self._dense = dense
         self._program: Program = capture(dense.model, dense.example)
         self._graph = analyze(self._program)
-        self._criterion = criterion or "taylor"
+        self._criteria = CHOICES if criterion is None else (criterion,)
         self._device: Device | None = None
         if by == "latency":
             self._device = profile(list(layer_shapes(self._graph).values()), Timing(), Silent())
 
     def __call__(self, share: float) -> nn.Module:
         """The network at a share of the cost, its layers solved again."""
+        made = [self._made(share, criterion) for criterion in self._criteria]
+        return made[0] if len(made) == 1 else min(made, key=lambda module: loss(module, self._dense.data, N_PROBED))
+
+    def _made(self, share: float, criterion: str) -> nn.Module:
         batches = samples(self._dense.data, 16)
         wanted: dict[str, Any] = {"keep_macs": share}
         if self._device is not None:
             wanted = {"keep_macs": None, "keep_latency": share, "device": self._device}
-        made = plan(self._program, self._graph, criterion=self._criterion, batches=batches, **wanted)
+        made = plan(self._program, self._graph, criterion=criterion, batches=batches, **wanted)
         slim = cut(self._program, made, self._graph)
         return reconstruct(self._program, slim, made, [x for x, _ in batches]).own_module().eval()
 
@@ -123,6 +129,7 @@ def _heads(model: nn.Module) -> dict[nn.Module, int]:
 
 TOOLS: Mapping[str, Callable[[Dense, str], Cut]] = {
     "edgeprune": lambda dense, by: Ours(dense, by),
+    "edgeprune taylor": lambda dense, by: Ours(dense, by, "taylor"),
     "edgeprune l2": lambda dense, by: Ours(dense, by, "l2"),
     "torch-pruning magnitude": lambda dense, _: TorchPruning(dense, "magnitude"),
     "torch-pruning taylor": lambda dense, _: TorchPruning(dense, "taylor"),

@@ -41,6 +41,19 @@ def correct(network: nn.Module, data: DataSource) -> np.ndarray:
     return np.concatenate(found)
 
 
+def loss(network: nn.Module, data: DataSource, n_samples: int) -> float:
+    """The mean cross entropy on the first samples of the validation split."""
+    found, seen = 0.0, 0
+    with torch.no_grad():
+        for x, y in batches(data.val, 500):
+            x, y = x[: n_samples - seen], y[: n_samples - seen]
+            found += nn.functional.cross_entropy(network(normalize(x, data.normalization)), y, reduction="sum").item()
+            seen += len(y)
+            if seen >= n_samples:
+                break
+    return found / seen
+
+
 def samples(data: DataSource, size: int) -> list[tuple[Tensor, Any]]:
     """The training samples that a cut network sees, normalised, with labels for what needs them."""
     stream = batches(data.train, size, shuffle=True, seed=0)
