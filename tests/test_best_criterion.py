@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from fakes import Told
 from torch import Tensor, nn
 
 from edgeprune.commands.preparing import prepare
@@ -19,13 +20,12 @@ from edgeprune.search.candidate import Budgets, Found
 from edgeprune.search.criterion import BestCriterion, stated_share
 from edgeprune.search.step import Step
 from edgeprune.units import LatencyLimit
-from fakes import Told
 
 N_FEATURES, N_HIDDEN = 12, 16
 
 
 def network(size: Tensor, read: Tensor) -> nn.Sequential:
-    """Hidden units that each take features with weights of a size, and that the outputs read with weights of another."""
+    """Hidden units that take features with weights of one size, and are read with weights of another."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(N_FEATURES, N_HIDDEN), nn.Tanh(), nn.Linear(N_HIDDEN, 3))
     with torch.no_grad():
