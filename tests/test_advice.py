@@ -38,7 +38,6 @@ SAID_BY = {
     "commands/scripted.py": {"compress"},
     "search/ownscript.py": {"compress"},
     "search/step.py": {"compress"},
-    "search/criterion.py": {"compress"},
     "search/structure.py": {"compress"},
     "search/datatrainer.py": {"compress"},
     "commands/resolve.py --data": {"compress", "export", "certify"},

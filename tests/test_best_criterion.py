@@ -1,8 +1,9 @@
-"""The criterion that nobody named: found out by what a cut loses before anything is trained."""
+"""The criterion that nobody named: found out in each cut by what it loses before anything is trained."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -12,14 +13,14 @@ from fakes import Told
 from torch import Tensor, nn
 
 from edgeprune.commands.preparing import prepare
-from edgeprune.errors import BudgetError
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
+from edgeprune.report import formats as fmt
 from edgeprune.requests import CompressRequest
-from edgeprune.search.candidate import Budgets, Found
-from edgeprune.search.criterion import BestCriterion, stated_share
-from edgeprune.search.step import Step
-from edgeprune.units import LatencyLimit
+from edgeprune.results import StepRecord
+from edgeprune.search.candidate import Found
+from edgeprune.search.criterion import OpenCriterion
+from edgeprune.search.landing import Shares
 
 N_FEATURES, N_HIDDEN = 12, 16
 
@@ -50,7 +51,7 @@ def misleads_taylor() -> nn.Sequential:
     return net
 
 
-def searched(place: Path, net: nn.Sequential, **asked: Any) -> Found:
+def searched(place: Path, net: nn.Sequential, told: Told | None = None, **asked: Any) -> Found:
     """What `compress` comes to without training, of a network that gives its targets but for some noise."""
     torch.manual_seed(1)
     x = torch.randn(600, N_FEATURES)
@@ -65,68 +66,72 @@ def searched(place: Path, net: nn.Sequential, **asked: Any) -> Found:
         task="regression",
         **{"keep_macs": 0.5, "align": 1, "threads": 1, "finetune_epochs": 0, "input_features": "off", **asked},
     )
-    job = prepare(request, Silent())
+    job = prepare(request, told or Silent())
     found = job.strategy.search(job.step, job.budgets)
-    told = [*job.assumed, *found.assumed]
-    assert sum(text.startswith("--criterion ") for text in told) == (request.criterion is None), "said once"
+    assert sum(text.startswith("--criterion ") for text in job.assumed) == (request.criterion is None), "said once"
     return found
 
 
-@pytest.mark.parametrize(("make", "better"), [(misleads_l2, "taylor"), (misleads_taylor, "l2")])
-def test_the_criterion_whose_cut_loses_less_is_taken(tmp_path: Path, make: Any, better: str) -> None:
-    net = make()
-    found = searched(tmp_path, net)
-    [said] = found.assumed
-    other = "l2" if better == "taylor" else "taylor"
-    assert said.startswith(f"--criterion {better} (untrained, at 50% of the MACs, the loss is ")
-    assert said.endswith(f" by {other})")
-    same = searched(tmp_path, net, criterion=better)
+@pytest.mark.parametrize(
+    ("make", "better", "other"), [(misleads_l2, "taylor", "l2"), (misleads_taylor, "l2", "taylor")]
+)
+def test_a_cut_goes_by_the_criterion_that_loses_less(tmp_path: Path, make: Any, better: str, other: str) -> None:
+    net, told = make(), Told()
+    found = searched(tmp_path, net, told)
+    assert {step.criterion for step in found.steps} == {better}
+    said = [line for line in told.lines if line.startswith("channels go by ")]
+    assert len(said) == len(found.steps) >= 1
+    for line in said:
+        assert line.startswith(f"channels go by {better}: untrained the loss of such a cut is ") and line.endswith(
+            other
+        )
+    same, worse = searched(tmp_path, net, criterion=better), searched(tmp_path, net, criterion=other)
     assert found.networks[-1].plan == same.networks[-1].plan
-    assert found.networks[-1].val_value == pytest.approx(cast(float, same.networks[-1].val_value), rel=1e-6)
-    worse = searched(tmp_path, net, criterion=other)
-    assert found.steps and cast(float, found.networks[-1].val_value) < cast(float, worse.networks[-1].val_value)
+    values = [cast(float, one.networks[-1].val_value) for one in (found, same, worse)]
+    assert values[0] == pytest.approx(values[1], rel=1e-6) and values[0] < values[2]
+    assert same.steps[-1].criterion is None, "it was not found out"
+
+
+def test_each_cut_has_its_own_and_the_report_counts_them(tmp_path: Path) -> None:
+    told = Told()
+    found = searched(tmp_path, misleads_l2(), told, keep_macs=0.4, finetune_epochs=1, max_drop=1e9)
+    cuts = [line for line in told.lines if line.startswith("channels go by ")]
+    assert len(found.steps) > 1 and len(cuts) == len(found.steps)
+    assert all(step.criterion in line.split(": ")[0] for step, line in zip(found.steps, cuts, strict=True))
 
 
 @pytest.mark.parametrize("asked", [{"reconstruct": False}, {"criterion": "l1"}])
 def test_where_it_is_named_or_nothing_takes_over_none_is_looked_for(tmp_path: Path, asked: dict[str, Any]) -> None:
-    assert searched(tmp_path, misleads_taylor(), **asked).assumed == ()
+    found = searched(tmp_path, misleads_taylor(), **asked)
+    assert {step.criterion for step in found.steps} == {None}
 
 
-class Inner:
-    """A strategy that only tells by which criterion it was asked to go."""
+def test_the_report_counts_the_cuts_of_each() -> None:
+    def steps(*criteria: str | None) -> list[StepRecord]:
+        return [StepRecord(k, 0.5, None, 1.0, True, criterion=one) for k, one in enumerate(criteria)]
 
-    name = "inner"
-
-    def search(self, step: Step, budgets: Budgets) -> Found:
-        return cast(Found, step.cutter.manner.criterion)
+    assert fmt.criteria(steps(None, None)) is None
+    assert fmt.criteria(steps("l2")) == "l2 in 1 cut: what lost less untrained"
+    assert fmt.criteria(steps("l2", "taylor", "taylor")) == "taylor in 2 cuts, l2 in 1: what lost less untrained"
+    assert fmt.criteria([StepRecord(1, 0.5, None, 0.1, accepted=False, criterion="l2")]) is None
 
 
 class CutterOf:
-    """A cutter that comes down to some share of the MACs, whose cuts by each criterion lose what they are said to."""
+    """A cutter whose cuts by each criterion lose what they are said to."""
 
-    def __init__(self, least: float, losses: dict[str, float]) -> None:
-        self.least, self.losses, self.shares = least, losses, list[float]()
-        self.manner, self.dense = type("M", (), {"criterion": "taylor"})(), None
+    def __init__(self, losses: dict[str, float]) -> None:
+        self.losses, self.n_cuts = losses, 0
+        self.manner = SimpleNamespace(criterion="taylor")
 
     def score_by(self, criterion: str) -> None:
         self.manner.criterion = criterion
 
-    def planned(self, _: Any, shares: Any) -> float:
-        if shares.macs < self.least:
-            raise BudgetError("groups at their least width")
-        self.shares.append(shares.macs)
+    def planned(self, *_: Any) -> float:
+        self.n_cuts += 1
         return self.losses[self.manner.criterion]
 
-    def tried(self, loss: float) -> tuple[Any, bool]:
-        return type("P", (), {"own_module": lambda _: loss})(), True
-
-
-class StepOf:
-    """What a strategy asks of a step, and what it was told to assume."""
-
-    def __init__(self, cutter: CutterOf) -> None:
-        self.cutter, self.progress, self.assumed = cutter, Told(), list[str]()
-        self.assume = self.assumed.append
+    def tried(self, loss: float, _: Any) -> tuple[Any, bool]:
+        return SimpleNamespace(own_module=lambda: loss), True
 
 
 class Losses:
@@ -137,28 +142,18 @@ class Losses:
 
 
 @pytest.mark.parametrize(
-    ("least", "losses", "budgets", "criterion", "share"),
+    ("losses", "criterion"),
     [
-        (0.1, {"taylor": 1.0, "l2": 0.5}, Budgets(keep_macs=0.2), "l2", 0.2),
-        (0.1, {"taylor": 0.5, "l2": 0.5}, Budgets(max_latency=LatencyLimit(ratio=0.4)), "taylor", 0.4),  # the first
-        (0.1, {"taylor": float("nan"), "l2": 9.0}, Budgets(), "l2", 0.5),
-        (0.1, {"taylor": float("inf"), "l2": float("nan")}, Budgets(max_bytes=1000), "taylor", 0.5),
-        (0.7, {"taylor": 1.0, "l2": 0.5}, Budgets(), "l2", 0.8),  # nearer, where half is not to be had
-        (0.9, {"taylor": 1.0, "l2": 0.5}, Budgets(), "taylor", None),  # nothing can be told
+        ({"taylor": 1.0, "l2": 0.5}, "l2"),
+        ({"taylor": 0.5, "l2": 0.5}, "taylor"),  # the first
+        ({"taylor": float("nan"), "l2": 9.0}, "l2"),
+        ({"taylor": float("inf"), "l2": float("nan")}, "taylor"),
     ],
 )
-def test_it_is_compared_at_the_share_that_is_asked_for(
-    least: float, losses: dict[str, float], budgets: Budgets, criterion: str, share: float | None
-) -> None:
-    step = StepOf(CutterOf(least, losses))
-    taken = BestCriterion(cast(Any, Inner()), cast(Any, Losses())).search(cast(Any, step), budgets)
-    assert taken == criterion
-    assert set(step.cutter.shares) == (set() if share is None else {share})
-    [said] = step.assumed
-    assert said.startswith(f"--criterion {criterion}") and (share is None) == (said == f"--criterion {criterion}")
-
-
-def test_the_least_share_that_is_stated_counts() -> None:
-    assert stated_share(Budgets(keep_macs=0.6, max_latency=LatencyLimit(ratio=0.5))) == 0.5
-    assert stated_share(Budgets(keep_macs=0.6, max_latency=LatencyLimit(ms=0.5))) == 0.6
-    assert stated_share(Budgets()) is None
+def test_a_loss_that_is_no_number_is_the_largest(losses: dict[str, float], criterion: str) -> None:
+    cutter = CutterOf(losses)
+    found_out = OpenCriterion(cast(Any, cutter), cast(Any, Losses()), Silent())
+    first, second = (cast(Any, SimpleNamespace(program=object())) for _ in range(2))
+    assert found_out.settle(first, Shares(macs=0.5)) == criterion == cutter.manner.criterion
+    assert found_out.settle(first, Shares(macs=0.3)) == criterion and cutter.n_cuts == 2, "once for a candidate"
+    assert found_out.settle(second, Shares(macs=0.3)) == criterion and cutter.n_cuts == 4

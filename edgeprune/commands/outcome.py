@@ -67,7 +67,7 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
         command=job.request.command,
         versions=versions(),
         asked=_asked(job.request),
-        assumed=(*job.assumed, *found.assumed, *told_widths(plan.aligned)),
+        assumed=(*job.assumed, *told_widths(plan.aligned)),
         model=model_facts(job.model.info, job.model.name, job.request.model, job.model.sha256),
         data=_data_facts(job),
         dense=_figures(dense, sizes[0], comparison.dense if comparison else None),

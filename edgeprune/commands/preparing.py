@@ -32,7 +32,7 @@ from edgeprune.records import DataSource, Model
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Gauge, Manner
 from edgeprune.search.checks import check
-from edgeprune.search.criterion import BestCriterion
+from edgeprune.search.criterion import CHOICES, OpenCriterion
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.datatrainer import DataTrainer
 from edgeprune.search.descent import Descent
@@ -123,7 +123,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     int8 = _int8(request, opened, samples, journal, told, assume)
     plain = _plain_strategy(request, budgets, plan, samples)
     strategy = widths_of(request, opened.dense, samples, journal, gauge) or _strategy(request, plain, prober, journal)
-    strategy = _by_criterion(request, strategy, cutter.manner, prober, assume)
+    criterion = _criterion(request, cutter, prober, told, assume)
     file = dense_file(opened, team, told)  # the last check, as it takes the longest
     for text in assumed:
         told.say(f"assumed: {text}")
@@ -132,7 +132,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
         model=opened.model,
         data=opened.data,
         task=opened.task,
-        step=Step(cutter, kept, told, gauge, _structure(request, cutter, prober, told)),
+        step=Step(cutter, kept, told, gauge, _structure(request, cutter, prober, told), criterion),
         strategy=strategy,
         budgets=budgets,
         device=device,
@@ -164,6 +164,19 @@ def _structure(request: CompressRequest, cutter: Cutter, prober: Prober | None, 
     """What lets more go than channels, where that is asked for."""
     depth, lowrank = bool(request.depth), bool(request.lowrank)
     return Structure(cutter, prober, told, depth=depth, lowrank=lowrank) if prober and (depth or lowrank) else None
+
+
+def _criterion(
+    request: CompressRequest, cutter: Cutter, prober: Prober | None, told: Progress, assume: Assume
+) -> OpenCriterion | None:
+    """What finds out the criterion of each cut, where that is open."""
+    if prober is None or not criterion_is_open(request, has_data=True):
+        return None
+    if not cutter.manner.reconstruct:
+        assume(f"--criterion {cutter.manner.criterion}")
+        return None
+    assume(f"--criterion {' or '.join(CHOICES)} (in each cut the one that loses less before anything is trained)")
+    return OpenCriterion(cutter, prober, told)
 
 
 def _manner(manner: Manner, opened: Opened, device: Device | None, assume: Assume) -> Manner:
@@ -214,18 +227,6 @@ def _strategy(request: CompressRequest, found: Strategy, prober: Prober | None, 
         return Sensitivity(found, prober)
     reach = found.least if isinstance(found, Front) else None
     return Predicted(found, prober, reach=reach, clock=journal.clock)
-
-
-def _by_criterion(
-    request: CompressRequest, found: Strategy, manner: Manner, prober: Prober | None, assume: Assume
-) -> Strategy:
-    """What searches, with the criterion found out first where it is open."""
-    if prober is None or not criterion_is_open(request, has_data=True):
-        return found
-    if manner.reconstruct:
-        return BestCriterion(found, prober)
-    assume(f"--criterion {manner.criterion}")
-    return found
 
 
 def _plain_strategy(

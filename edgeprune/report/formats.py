@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from edgeprune.records import POINTS, KeptInput
@@ -152,6 +153,16 @@ def ratio_interval(interval: tuple[float, float]) -> str:
 def error(value: float) -> str:
     """A small error, e.g. "3.1e-07"."""
     return f"{value:.1e}" if value else "0"
+
+
+def criteria(steps: Sequence[StepRecord]) -> str | None:
+    """By what units went in the cuts that were taken, where that was found out, e.g. "taylor in 3 cuts, l2 in 1"."""
+    found = Counter(step.criterion for step in steps if step.accepted and step.criterion is not None)
+    if not found:
+        return None
+    [(first, count), *others] = found.most_common()
+    told = [f"{first} in {count} cut{'' if count == 1 else 's'}", *(f"{name} in {number}" for name, number in others)]
+    return f"{', '.join(told)}: what lost less untrained"
 
 
 def reconstruction(steps: Sequence[StepRecord]) -> str | None:

@@ -93,6 +93,8 @@ def _cuts(record: RunRecord) -> list[RenderableType]:
         lines.append(labelled("split", told))
     if record.blocks:
         lines.append(labelled("blocks", f"{', '.join(record.blocks)} went whole"))
+    if scored := fmt.criteria(record.steps):
+        lines.append(labelled("scored", scored))
     if taken := fmt.reconstruction(record.steps):
         lines.append(labelled("layers", taken))
     return lines

@@ -116,7 +116,10 @@ class LayerWidth:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One pruning step: the share of dense MACs kept, what the layers took over, and the metric after finetuning."""
+    """One pruning step: the share of dense MACs kept, what the layers took over, and the metric after finetuning.
+
+    `criterion` is the one that its units went by, where that was found out.
+    """
 
     step: int
     macs_ratio: float
@@ -124,6 +127,7 @@ class StepRecord:
     val_value: float | None
     accepted: bool
     reconstruction: Reconstruction | None = None
+    criterion: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

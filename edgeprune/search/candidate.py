@@ -112,7 +112,8 @@ class Candidate:
     """A network on the way: the program, the plan that leads to it from the dense one, and what it does.
 
     `val` is what it makes of the validation split; None where nobody has looked. `reconstruction` tells what its layers
-    have taken over since it was cut. Of one network at several widths, `within` leads from the widest one to this.
+    have taken over since it was cut, `criterion` by what its units went where that was found out. Of one network at
+    several widths, `within` leads from the widest one to this.
     """
 
     program: Program
@@ -123,6 +124,7 @@ class Candidate:
     proof_error: float = 0.0
     reconstruction: Reconstruction | None = None
     within: PruningPlan | None = None
+    criterion: str | None = None
 
     @property
     def val_value(self) -> float | None:
@@ -134,8 +136,7 @@ class Candidate:
 class Found:
     """What a search came to: the `networks` from large to small, beside the dense one and its channel groups.
 
-    `steps` tells what was tried, `selection` how the input features became fewer, `assumed` what the search decided
-    that nobody asked for.
+    `steps` tells what was tried, `selection` how the input features became fewer.
     """
 
     dense: Candidate
@@ -143,4 +144,3 @@ class Found:
     steps: tuple[StepRecord, ...]
     selection: tuple[FeatureCount, ...]
     graph: ChannelGraph
-    assumed: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from edgeprune.pruning.plan import PruningPlan
 from edgeprune.records import ACCURACY, Metric
 from edgeprune.results import FeatureCount, StepRecord
 from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge
+from edgeprune.search.criterion import OpenCriterion
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.effort import Effort
 from edgeprune.search.landing import Shares
@@ -32,7 +33,7 @@ class Step:
     It holds no budgets: what a candidate may lose, in the metric's unit, is handed to it. `records` tells what was
     tried, `selection` how the input features became fewer, `effort` how much was trained. Without a trainer nothing is
     trained and every drop is within any limit; without a gauge nothing is measured as a file; without `structure` no
-    block goes whole and no layer is split.
+    block goes whole and no layer is split; with a `criterion` that is open, it is found out for each cut.
     """
 
     def __init__(  # noqa: PLR0913 - what cuts, what trains, who watches, what measures
@@ -42,6 +43,7 @@ class Step:
         progress: Progress,
         gauge: Gauge | None = None,
         structure: Structure | None = None,
+        criterion: OpenCriterion | None = None,
     ) -> None:
         self.cutter = cutter
         self.trainer = trainer
@@ -51,10 +53,9 @@ class Step:
         self.selection: list[FeatureCount] = []
         self.effort = Effort(cutter.manner.max_finetunings, progress, is_free=not self.trains)
         self._teller = Teller(progress, self.effort)
-        self.gauge, self._structure = gauge, structure
+        self.gauge, self._structure, self._criterion = gauge, structure, criterion
         self._failed: set[str] = set()
         self._said: set[str] = set()
-        self._assumed: list[str] = []
 
     @property
     def metric(self) -> Metric:
@@ -113,6 +114,7 @@ class Step:
 
     def pruned(self, best: Candidate, shares: Shares, n_features: int | None = None) -> Candidate:
         """Prune what was accepted once more and prove the cut; what it loses is not known yet."""
+        criterion = self._settled(best, shares)
         self.progress.stage(f"step {len(self.records) + 1}: score and cut")
         if self._structure is None or n_features is not None or shares == Shares():
             fresh = self.cutter.pruned(best, shares, n_features)
@@ -120,11 +122,16 @@ class Step:
             fresh = self._structure.pruned(best, shares)
         for line in told_widths(fresh.plan.aligned if fresh.plan is not None else None):
             self._say_once(line)
-        return fresh
+        return replace(fresh, criterion=criterion)
 
     def trial(self, best: Candidate, shares: Shares) -> Candidate:
         """What a cut would come to, to be looked at and thrown away: not proved."""
+        self._settled(best, shares)
         return (self._structure or self.cutter).trial(best, shares)
+
+    def _settled(self, best: Candidate, shares: Shares) -> str | None:
+        """The criterion for a cut, found out where it is open; None where it is not, or the cut is for no cost."""
+        return None if self._criterion is None or shares == Shares() else self._criterion.settle(best, shares)
 
     def replayed(self, plan: PruningPlan) -> Candidate:
         """Cut the dense network by a plan, prove it, finetune, look."""
@@ -277,6 +284,7 @@ class Step:
 
     def has_failed(self, best: Candidate, shares: Shares) -> bool:
         """Whether the very units that these shares would keep were kept by a network that lost too much."""
+        self._settled(best, shares)
         return bool(self._failed) and self.cutter.kept(best, shares).to_json() in self._failed
 
     def record(self, candidate: Candidate, accepted: bool, n_left: int | None = None) -> None:
@@ -295,14 +303,10 @@ class Step:
                 val_value=candidate.val_value,
                 accepted=accepted,
                 reconstruction=candidate.reconstruction,
+                criterion=candidate.criterion,
             )
         )
         self._teller.tell(self.records[-1], self.dense.val_value, self.metric, n_left)
-
-    def assume(self, text: str) -> None:
-        """Say what the search decides that nobody asked for, and keep it for the record."""
-        self.progress.say(f"assumed: {text}")
-        self._assumed.append(text)
 
     def _say_once(self, line: str) -> None:
         if line not in self._said:
@@ -311,8 +315,7 @@ class Step:
 
     def found(self, *networks: Candidate) -> Found:
         """What the search came to: networks from large to small."""
-        told = tuple(self.records), tuple(self.selection)
-        return Found(self.dense, networks, *told, self.cutter.graph, tuple(self._assumed))
+        return Found(self.dense, networks, tuple(self.records), tuple(self.selection), self.cutter.graph)
 
 
 def _n_cuts(shares: Shares) -> int:
