@@ -45,7 +45,7 @@ from edgeprune.graph.sizes import (
 )
 from edgeprune.graph.ties import without_ties
 from edgeprune.graph.tokens import kept_vocabularies
-from edgeprune.graph.trainable import TrainableModule
+from edgeprune.graph.trainable import TrainableModule, let_state_train
 from edgeprune.graph.unlift import direct_assignment, uncompiled
 from edgeprune.graph.weights import check_answers, taken_weights
 from edgeprune.usercode import UsersSettings, running_user_code
@@ -69,11 +69,18 @@ class Program(ExportedProgram):
         Training it does not reach the program: `with_weights` gives one with what it has learnt.
         """
         module = self._module(check_guards, shared=False)
+        let_state_train(module)
         give(self, module)
         return module
 
     def own_module(self) -> fx.GraphModule:
         """As `module`, for who brings the weights back and does not need to be reminded."""
+        module = self.editable_module()
+        let_state_train(module)
+        return module
+
+    def editable_module(self) -> fx.GraphModule:
+        """A module whose graph is the program's, node by node, for who edits it."""
         return self._module(check_guards=False, shared=False)
 
     def frozen_module(self) -> fx.GraphModule:
