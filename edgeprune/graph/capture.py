@@ -15,6 +15,7 @@ from torch.utils._pytree import SUPPORTED_NODES, tree_flatten, tree_leaves, tree
 from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
 from edgeprune.graph.containers import register_dataclasses
+from edgeprune.graph.distances import DistancesBySize
 from edgeprune.graph.drawn import drawn_arguments, example_values
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained, forget_given, give
@@ -185,7 +186,8 @@ def capture(
 ) -> Program:
     """Export `model` in eval mode with a dynamic batch (the first dim of every input tensor).
 
-    Dataclasses in its outputs are registered with PyTorch, as `torch.export.register_dataclass` does.
+    Dataclasses in its outputs are registered with PyTorch, as `torch.export.register_dataclass` does. `torch.cdist`,
+    which picks one of two forms by its number of rows, keeps that of the example where this number is free.
 
     Args:
         model: the network; left as it was.
@@ -344,7 +346,7 @@ def _makes_outputs_known(model: nn.Module, args: tuple[Any, ...]) -> bool:
 
 def _exported(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch: bool) -> ExportedProgram:
     shapes = dynamic_shapes(model, args, free, strict_batch)
-    with torch.no_grad(), quiet_torch(), not_unrolled():
+    with torch.no_grad(), quiet_torch(), not_unrolled(), DistancesBySize():
         return torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
 
 
