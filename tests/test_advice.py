@@ -54,6 +54,7 @@ SAID_BY = {
     "search/effort.py": {"compress"},
     "graph/apply.py": {"compress"},
     "graph/refusals.py --dynamic": {"compress", "export", "inspect"},
+    "graph/refusals.py --dynamic-size": {"compress", "export", "inspect"},
     "commands/dense.py --dense": {"export", "certify"},
     "commands/bench.py": {"bench"},
     "commands/dense.py": {"export"},
@@ -180,6 +181,19 @@ def test_a_message_names_options_of_its_command_alone(name: str) -> None:
         if lacking and (name, option) not in GIVEN:
             wrong.append(f"{option} is none of {', '.join(lacking)}: {text[:90]!r}")
     assert not wrong
+
+
+# What a keyword of the Python interface is to who sits at the command line: its option, or that it is Python's.
+KEYWORD = re.compile(r"\bdynamic_(batch|size)\b|\bdynamic=")
+AT_THE_COMMAND_LINE = re.compile(r"--dynamic|in Python")
+
+
+def test_a_message_on_capturing_says_what_to_do_at_the_command_line() -> None:
+    paths = [PACKAGE / "formats" / "load.py", *sorted((PACKAGE / "graph").rglob("*.py"))]
+    told = [text for path in paths for text in texts(path.read_text(encoding="utf-8")) if " " in text]
+    said = [text for text in told if KEYWORD.search(text)]
+    assert len(said) >= 3
+    assert not [text for text in said if not AT_THE_COMMAND_LINE.search(text)]
 
 
 def test_the_commands_that_a_message_names_exist() -> None:

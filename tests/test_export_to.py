@@ -216,6 +216,23 @@ def test_all_takes_what_there_is_and_says_what_is_not(net: Path) -> None:
     assert "ship net.onnx" in text and "wrong: wrong: largest error" in text
 
 
+@pytest.mark.usefixtures("fakes")
+def test_all_minds_what_lies_in_the_place_of_what_is_written_alone(net: Path) -> None:
+    out = net.parent / "out"
+    out.mkdir()
+    for name in ("absent", "narrow"):
+        (out / f"net.{name}.net").write_text("old")
+    export(request(net, every=True))
+    assert (out / "net.good.net").is_file() and (out / "net.absent.net").read_text() == "old"
+    for file in out.iterdir():
+        if file.name in ("net.onnx", "features.json"):
+            file.unlink()
+    with pytest.raises(InputError, match="net.good.net"):
+        export(request(net, every=True))
+    with pytest.raises(InputError, match="net.good.net"):
+        export(request(net, targets=("good",)))
+
+
 def _printed(record: Any) -> str:
     import io
 

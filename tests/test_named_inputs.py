@@ -239,6 +239,16 @@ def test_arrays_that_cannot_be_used(tmp_path: Path, arrays: dict[str, Any], frag
         open_data(saved(tmp_path, **arrays))
 
 
+@pytest.mark.parametrize("names", ["['p', 'q', 'r']", "{'a': ['p', 'q', 'r']}"])
+def test_a_factory_with_named_inputs_loses_no_names_of_features_in_silence(tmp_path: Path, names: str) -> None:
+    (tmp_path / "own.py").write_text(
+        f"import numpy as np\ndef made():\n    part = ({{'a': np.zeros((9, 3))}}, np.arange(9) % 2)\n"
+        f"    return {{'train': part, 'val': part, 'test': part, 'feature_names': {names}}}\n"
+    )
+    with pytest.raises(InputError, match="own.py:made: expected feature_names (beside x alone|as texts)"):
+        open_data(f"{tmp_path / 'own.py'}:made")
+
+
 # -- beside a network -------------------------------------------------------------------------------------------------
 
 

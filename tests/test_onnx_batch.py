@@ -75,6 +75,34 @@ def test_a_shape_that_is_expanded_to_follows_the_batch(tmp_path: Path, batch: in
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+EXPANDED: dict[str, tuple[list[Node], dict[str, Any], tuple[int, ...]]] = {
+    "expand": (
+        [("Expand", "c s", "e"), ("Concat", "e x", "y", {"axis": 1})],
+        {"c": w(1, 1, 5), "s": [4, 1, 5]},
+        (3, 5),
+    ),
+    "tile": ([("Tile", "c s", "e"), ("Concat", "e x", "y", {"axis": 1})], {"c": w(1, 1, 5), "s": [4, 2, 1]}, (3, 5)),
+    "folded": ([("Concat", "c x", "y", {"axis": 1})], {"c": np.repeat(w(1, 1, 5), 4, 0)}, (3, 5)),
+    "a row": ([("Expand", "c s", "e"), ("Concat", "x e", "y", {"axis": 1})], {"c": w(5), "s": [4, 5]}, (5,)),
+    "added": ([("Expand", "c s", "e"), ("Add", "x e", "y")], {"c": w(1, 3, 5), "s": [4, 3, 5]}, (3, 5)),
+    "product": ([("Expand", "c s", "e"), ("MatMul", "x e", "y")], {"c": w(1, 5, 2), "s": [4, 5, 2]}, (3, 5)),
+    "weight": ([("MatMul", "x c", "y")], {"c": np.ones((4, 2), np.float32)}, (4,)),  # as many columns as rows come in
+}
+
+
+@pytest.mark.parametrize("name", EXPANDED)
+def test_a_constant_that_is_repeated_for_the_batch_follows_any_other(tmp_path: Path, name: str) -> None:
+    nodes, weights, sizes = EXPANDED[name]
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": (4, *sizes)}, weights))
+    program = load(path).program
+    x = torch.randn(8, *sizes)
+    wanted = np.concatenate([judged(path, [rows.numpy()])[0] for rows in x.split(4)])
+    np.testing.assert_allclose(program.module()(x).detach(), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(program.module()(x[:3]).detach(), wanted[:3], rtol=1e-5, atol=1e-6)
+    shapes = {tuple(tensor.shape) for tensor in program.state_dict.values()}
+    assert not [shape for shape in shapes if shape[0] == 4 and name != "weight"], "one row is held"
+
+
 # -- a batch that cannot be freed
 
 

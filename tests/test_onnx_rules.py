@@ -181,6 +181,9 @@ CASES |= {
     "mean_pool_same": net(
         ("AveragePool", "x", "y", {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "SAME_UPPER"}), (2, 3, 7, 8)
     ),
+    "average_pool_apart": net(
+        ("AveragePool", "x", "y", {"kernel_shape": [2, 1], "strides": [3, 2], "auto_pad": "SAME_LOWER"}), (2, 3, 7, 9)
+    ),
     "upsample": net(("Upsample", "x s", "y", {"mode": "nearest"}), (2, 3, 4, 5), {"s": [1.0, 1.0, 2.0, 2.0]}, opset=9),
     "attention": net(
         [

@@ -163,6 +163,38 @@ def test_inputs_are_of_the_type_that_a_graph_states_unless_it_was_converted_sinc
     assert float_type(edgeprune.capture(nn.Embedding(5, 2).double(), torch.zeros(2, 3).long())) == torch.float64
 
 
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other, self.last = nn.Linear(8, 32), nn.Linear(4, 32), nn.Linear(32, 2)
+
+    def forward(self, half: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+        return self.last((self.first(half.float()) + self.other(wide.float())).relu())
+
+
+@pytest.mark.parametrize("other", [torch.float32, torch.float64])
+def test_inputs_of_several_types_are_each_fed_in_their_own(tmp_path: Path, other: torch.dtype) -> None:
+    torch.manual_seed(0)
+    half, wide = torch.randn(N, 8).half(), torch.randn(N, 4, dtype=other)
+    y = (half[:, 0] + wide[:, 0] > 0).long()
+    net = Mixed()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        cross_entropy(net(half, wide), y).backward()
+        optimizer.step()
+    np.savez(tmp_path / "data.npz", half=half.numpy(), wide=wide.numpy(), y=y.numpy())
+    program = edgeprune.capture(net, (half[:4], wide[:4]))
+    assert float_type(program) == float_type(program.module()) == {"half": torch.float16, "wide": other}
+    save_checkpoint(tmp_path / "net.pt", program, ModelInfo(()))
+    spec, run = f"npz:{tmp_path / 'data.npz'}", str(tmp_path / "run")
+    asked = [str(tmp_path / "net.pt"), "--data", spec, "--keep-macs", "0.5", "--finetune-epochs", "1", "--out", run]
+    done = CliRunner().invoke(app, ["compress", *asked])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["export", "--onnx", f"{run}/slim.pt2", "--data", spec, "--out", run])
+    assert done.exit_code == 0, done.output
+
+
 class Double(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -252,6 +252,21 @@ def test_weights_of_widths_have_the_one_name_that_no_other_file_has(
     assert manifest_of(tmp_path / "web")["widths"]["weights"] == {"file": "weights.bin", "bytes": 96}
 
 
+def test_widths_whose_weights_are_all_small_share_no_file(
+    tmp_path: Path, package: Path, pair: tuple[WebNetwork, WebNetwork]
+) -> None:
+    folder = tmp_path / "widths"
+    folder.mkdir()
+    (folder / "weights.bin").touch()  # as a run has it
+    for name in ("0.5", "1"):
+        onnx.save(linear(8), folder / f"{name}.onnx")
+    widths = WebWidths(folder, pair[0].inputs)
+    write_web(tmp_path / "web", *pair, title="linear", widths=widths, runtime=package)
+    told = manifest_of(tmp_path / "web")["widths"]
+    assert told["weights"] is None and [one["name"] for one in told["networks"]] == ["0.5", "1"]
+    assert not (tmp_path / "web" / "weights.bin").exists()
+
+
 def test_probes_lie_in_one_file_that_the_manifest_lists(
     tmp_path: Path, package: Path, pair: tuple[WebNetwork, WebNetwork]
 ) -> None:

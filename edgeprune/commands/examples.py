@@ -20,7 +20,7 @@ from edgeprune.graph.drawn import drawn_tensors, first_accepted
 from edgeprune.graph.specs import file_inputs, input_specs
 from edgeprune.graph.tokens import only_kept
 from edgeprune.records import DataSource, Model, Vocabulary
-from edgeprune.training import float_type, weight_type
+from edgeprune.training import float_type, one_float_type, weight_type
 
 PARITY_SAMPLES = 256  # real ones that the file of a network is checked on
 
@@ -45,7 +45,7 @@ def example_feed(model: Model, real: Arrays | None = None, kept: Mapping[str, Vo
     if real is not None:
         rows = [real[spec.name][:1] for spec in specs]
     elif len(specs) == 1 and specs[0].dtype.is_floating_point:
-        return as_arrays(torch.zeros(1, *model.info.input_shape, dtype=float_type(model.program)))
+        return as_arrays(torch.zeros(1, *model.info.input_shape, dtype=one_float_type(model.program)))
     else:
         rows = _drawn_rows(model.program, kept or {})
     return rows[0] if len(rows) == 1 else dict(zip(file_inputs(model.program), rows, strict=True))

@@ -87,6 +87,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     asked.attempts.each(lambda target: target.check_installed())  # before anything takes long
     told.stage("load")
     material, assumed = _loaded(asked, told)
+    _check_new(asked, asked.attempts.targets)  # of what is left: nothing else will be written
     with staged_files(asked.out, earlier) as folder:
         written = _write(asked, replace(material, folder=folder), told)
     return _record(asked, assumed, written, folder)
@@ -195,9 +196,15 @@ def _check_places(asked: _Asked) -> list[Path]:
     if request.force:
         every = _places(out, asked.name, targets_of(TARGETS), with_variants=True, with_shared=True)
         earlier += [place.path for place in every if place.is_taken]
-    for place in _places(out, asked.name, asked.attempts.targets, request.int8, request.shared):
-        check_new(place.path, request.force, "folder" if place.is_folder else "file")
+    _check_new(asked, [target for target in asked.attempts.targets if target.name in request.targets])
     return earlier
+
+
+def _check_new(asked: _Asked, targets: Sequence[Target]) -> None:
+    """Raise InputError where something lies in the place of these targets' files, or beside them, without `--force`."""
+    request = asked.request
+    for place in _places(asked.out, asked.name, targets, request.int8, request.shared):
+        check_new(place.path, request.force, "folder" if place.is_folder else "file")
 
 
 def _places(out: Path, name: str, targets: Sequence[Target], with_variants: bool, with_shared: bool) -> list[_Place]:

@@ -51,11 +51,20 @@ def open_npz(file: str, wanted: WantedTargets | None = None) -> DataSource:
 
 def named_source(name: str, arrays: Mapping[str, np.ndarray], where: str, wanted: WantedTargets | None) -> DataSource:
     """A data set from arrays by the names of the network's inputs, `y`, and `class_names` beside them."""
-    classes, features = names_in(arrays, where)
-    if features:
-        raise InputError(f"{where}: expected feature_names beside x alone, got them beside inputs by name")
+    classes = classes_beside(names_in(arrays, where), where)
     inputs = {key: array for key, array in arrays.items() if key not in NAMES}
     return from_named(name, named_parts(inputs, where), classes, wanted)
+
+
+def classes_beside(names: tuple[tuple[str, ...], tuple[str, ...]], where: str) -> tuple[str, ...]:
+    """The names of the classes beside inputs by name, which have no names of features.
+
+    Raises:
+        InputError: there are names of features, of which nobody says whose they are.
+    """
+    if names[1]:
+        raise InputError(f"{where}: expected feature_names beside x alone, got them beside inputs by name")
+    return names[0]
 
 
 def pairs(arrays: Mapping[str, np.ndarray], where: str) -> dict[str, Pair]:

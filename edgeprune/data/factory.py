@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeprune.data.arrays import NAMES, Pair, from_arrays, named_source, names_in, pairs
+from edgeprune.data.arrays import NAMES, Pair, classes_beside, from_arrays, named_source, names_in, pairs
 from edgeprune.data.namedarrays import NamedPart, from_named, is_named
 from edgeprune.data.usersplit import described, guarded
 from edgeprune.errors import InputError
@@ -29,7 +29,8 @@ def open_factory(
 
     It returns a DataSource; or (x, y) arrays of train, val and test as a tuple of three pairs or as a dict; or
     one pair, which is cut 60/20/20; or x alone, without targets; or a dict named as in an .npz file. A dict may have
-    `class_names` and `feature_names` too. Where a network has named inputs, x is a dict of arrays by their names.
+    `class_names` and `feature_names` too. Where a network has named inputs, x is a dict of arrays by their names, and
+    `feature_names` are refused.
     """
     where = f"{file}:{function}"
     factory = load_function(Path(file), function)
@@ -44,7 +45,7 @@ def open_factory(
             return named_source(where, {str(key): _array(value) for key, value in made.items()}, where, wanted)
         named = _by_inputs(made)
         if named is not None:
-            return from_named(where, named, _names(made, where)[0], wanted)
+            return from_named(where, named, classes_beside(_names(made, where), where), wanted)
         parts, names = _parts(made, where), _names(made, where)
     return from_arrays(where, parts, *names, wanted)
 

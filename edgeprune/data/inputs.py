@@ -19,16 +19,22 @@ from edgeprune.records import Normalization
 
 Inputs = Tensor | Mapping[str, Tensor]
 Arrays = np.ndarray | dict[str, np.ndarray]
+FloatTypes = torch.dtype | Mapping[str, torch.dtype]  # of all inputs of floats, or of each by its name
 
 
-def prepared(raw: Inputs, normalization: Normalization, device: torch.device, dtype: torch.dtype) -> Inputs:
+def prepared(raw: Inputs, normalization: Normalization, device: torch.device, dtype: FloatTypes) -> Inputs:
     """Raw inputs as a network takes them: on its device, floats in its type and normalised.
 
     Whole numbers and truth values among named inputs stay what they are.
     """
     if isinstance(raw, Tensor):
-        return normalize(raw.to(device, dtype), normalization)
-    return {name: _prepared(x, normalization.of(name), device, dtype) for name, x in raw.items()}
+        return normalize(raw.to(device, _type_of(raw, dtype)), normalization)
+    return {name: _prepared(x, normalization.of(name), device, _type_of(x, dtype, name)) for name, x in raw.items()}
+
+
+def _type_of(x: Tensor, types: FloatTypes, name: str = "") -> torch.dtype:
+    """The type that one input is to have; its own where nobody states it."""
+    return types if isinstance(types, torch.dtype) else types.get(name, x.dtype)
 
 
 def _prepared(x: Tensor, normalization: Normalization | None, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeprune.export.parity import quiet
-from edgeprune.graph.capture import reexport
+from edgeprune.graph.capture import Program, reexport
 from edgeprune.graph.sizes import arguments, input_values
 from edgeprune.graph.specs import input_specs
 
@@ -18,7 +18,7 @@ def with_fixed_sizes(program: ExportedProgram, batch: Sequence[np.ndarray]) -> E
     """The program traced again at the sizes of one batch, all its inputs in their order."""
     args = arguments(program, [torch.from_numpy(array) for array in batch])
     with quiet():
-        return reexport(program.module(), args, tuple({} for _ in input_values(program)))
+        return reexport(Program.adopt(program).editable_module(), args, tuple({} for _ in input_values(program)))
 
 
 def at_shapes(program: ExportedProgram, shapes: Sequence[Sequence[int]]) -> ExportedProgram:

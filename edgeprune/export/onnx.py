@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.answers import metadata as outputs_metadata
 from edgeprune.export.attention import with_plain_attention
+from edgeprune.export.distances import with_distances_apart
 from edgeprune.export.lookups import with_lookups
 from edgeprune.export.padding import with_padding_apart
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, parity_of, quiet, samples_of
@@ -189,7 +190,7 @@ def _translate(told: _Translation, optimize: bool) -> onnx.ModelProto:
     try:
         with quiet(), signatures_read_once():
             plain = with_lookups(with_plain_attention(_without_numbers(program)))
-            ready = _without_projections(with_padding_apart(plain))
+            ready = _without_projections(with_distances_apart(with_padding_apart(plain)))
             apart = _with_names_apart(ready, {*(input_names or file_inputs(program)), *names})
             exported = torch.onnx.export(
                 Plainly.adopt(apart) if optimize else apart,

@@ -98,7 +98,7 @@ def with_state_apart(program: ExportedProgram, states: Sequence[State]) -> Progr
     """The program without a state, which takes its values and gives the new ones."""
     module = program.module()
     args = first_accepted(module, drawn_arguments(program, _BATCH))
-    network = _Apart(program.module(), [state.buffer for state in states])
+    network = _Apart(Program.adopt(program).editable_module(), [state.buffer for state in states])
     free = [*free_ranges(program), *[{}] * len(states)]
     with quiet():
         return reexport(network, (args, tuple(state.start.clone() for state in states)), free)

@@ -308,8 +308,8 @@ class Analysis:
         if values and not binding.holds_tensor(node.meta.get("val")):
             return size_hint(node.meta.get("val"))  # a size, or an assertion
         if all(value.const is not None for value in values):
-            args = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
-            return self._constant(binding.run(node, tree_map_only(Value, lambda v: v.const, args)))
+            known = {n: tree_map_only(Value, lambda v: v.const, self.env[n]) for n in node.all_input_nodes}
+            return self._constant(binding.computed(node, known))
         return self._by_rule(node)
 
     def _by_rule(self, node: fx.Node) -> Any:

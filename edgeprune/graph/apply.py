@@ -246,7 +246,8 @@ def _compared(model: nn.Module, slim: fx.GraphModule, args: tuple[Any, ...], sha
     """Why the module is not the slim program (nothing where it is), and the largest relative difference."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     with evaluated(model):
-        raised = error_on(model, args)
+        with restored(model):  # a state that it writes to: both run from the same one
+            raised = error_on(model, args)
         if raised is not None:
             told = explain_run(model, args, raised) + _to_leave(failing_layer(model, raised)[0], slim.graph, shapes)
             return f"its forward has sizes of the dense network written into it: {told}", float("inf")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,17 @@ def run(node: fx.Node, args: Any) -> Any:
     target: Any = node.target
     with torch.no_grad():
         return target(*args[0], **args[1])
+
+
+def spared(node: fx.Node, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """The values of a node's arguments, with copies of the program's own tensors that it writes to."""
+    own = [target for target in mutated(node) if target.op == "placeholder"]
+    return {**values, **{target: values[target].clone() for target in own}}
+
+
+def computed(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """What a node gives on these values of its arguments, which stay as they are where they are the program's own."""
+    return run(node, fx.node.map_arg((node.args, dict(node.kwargs)), spared(node, values).__getitem__))
 
 
 def shapes_of(node: fx.Node) -> Any:

@@ -15,6 +15,7 @@ from torch.utils._pytree import SUPPORTED_NODES, tree_flatten, tree_leaves, tree
 from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
 from edgeprune.graph.containers import register_dataclasses
+from edgeprune.graph.distances import DistancesBySize
 from edgeprune.graph.drawn import drawn_arguments, example_values
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained, forget_given, give
@@ -45,7 +46,7 @@ from edgeprune.graph.sizes import (
 )
 from edgeprune.graph.ties import without_ties
 from edgeprune.graph.tokens import kept_vocabularies
-from edgeprune.graph.trainable import TrainableModule
+from edgeprune.graph.trainable import TrainableModule, let_state_train
 from edgeprune.graph.unlift import direct_assignment, uncompiled
 from edgeprune.graph.weights import check_answers, taken_weights
 from edgeprune.usercode import UsersSettings, running_user_code
@@ -69,11 +70,18 @@ class Program(ExportedProgram):
         Training it does not reach the program: `with_weights` gives one with what it has learnt.
         """
         module = self._module(check_guards, shared=False)
+        let_state_train(module)
         give(self, module)
         return module
 
     def own_module(self) -> fx.GraphModule:
         """As `module`, for who brings the weights back and does not need to be reminded."""
+        module = self.editable_module()
+        let_state_train(module)
+        return module
+
+    def editable_module(self) -> fx.GraphModule:
+        """A module whose graph is the program's, node by node, for who edits it."""
         return self._module(check_guards=False, shared=False)
 
     def frozen_module(self) -> fx.GraphModule:
@@ -178,7 +186,8 @@ def capture(
 ) -> Program:
     """Export `model` in eval mode with a dynamic batch (the first dim of every input tensor).
 
-    Dataclasses in its outputs are registered with PyTorch, as `torch.export.register_dataclass` does.
+    Dataclasses in its outputs are registered with PyTorch, as `torch.export.register_dataclass` does. `torch.cdist`,
+    which picks one of two forms by its number of rows, keeps that of the example where this number is free.
 
     Args:
         model: the network; left as it was.
@@ -337,7 +346,7 @@ def _makes_outputs_known(model: nn.Module, args: tuple[Any, ...]) -> bool:
 
 def _exported(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch: bool) -> ExportedProgram:
     shapes = dynamic_shapes(model, args, free, strict_batch)
-    with torch.no_grad(), quiet_torch(), not_unrolled():
+    with torch.no_grad(), quiet_torch(), not_unrolled(), DistancesBySize():
         return torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
 
 

@@ -211,7 +211,7 @@ class IndexWalk:
 
 def _run(node: fx.Node, values: dict[fx.Node, Any], added: int | None = None) -> Any:
     """The operator's result on values in place of the nodes that it takes; a padding adds `added` where it is given."""
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), binding.spared(node, values).__getitem__)
     position = _PADS.get(operator_name(node.target)) if added is not None else None
     if position is not None and position < len(args) and args[position] is not None:
         args = (*args[:position], added, *args[position + 1 :])

@@ -24,6 +24,10 @@ from edgeprune.usercode import causes, user_line
 
 _QUANTIZED = ("quantized", "quantized_decomposed", "_quantized", "torchao", "quantization")
 _DATA = "what runs next depends on the values in a tensor (an if, a loop or .item() on it)"
+_FREE_BATCH = (
+    "every command needs it free: let the forward take the batch from its input (x.shape[0]) in place of a number; in "
+    "Python, edgeprune.capture(..., dynamic_batch=False) leaves it fixed"
+)
 _WAY_OUT = "compress the float model, and quantise what comes out"
 
 
@@ -160,9 +164,9 @@ def refused_size(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> Captu
         told = f"at shape {fixed.shapes[fixed.leaf]} it fails: {_told(model, error)}"
     what = "batch" if fixed.dim == 0 else "size"
     advice = (
-        getattr(model, "free_batch_advice", "capture it with dynamic_batch=False to leave it fixed")
+        getattr(model, "free_batch_advice", _FREE_BATCH)
         if fixed.dim == 0
-        else "capture it without dynamic_size, or name the dims that are free"
+        else "leave it fixed: leave out dynamic_size (--dynamic-size), or its dim in dynamic (--dynamic INPUT:DIMS)"
     )
     if fixed.most is not None:
         free = f"{{{'0: None, ' if fixed.dim else ''}{fixed.dim}: (1, {fixed.most})}}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from edgeprune.graph import binding
 from edgeprune.graph.given import give_copy
+from edgeprune.graph.memory import is_in_place, is_view
 from edgeprune.graph.modes import recompile
 
 _TRAIN_FLAGS = {"train", "training", "use_input_stats"}
@@ -21,6 +23,9 @@ class TrainableModule(fx.GraphModule):
     meant to stay on) are left alone. A batch norm whose momentum is 0 never learns statistics: it goes by those that it
     has in training too, or it would be trained by others than it is judged by. `has_trained` says whether it ever was
     in training mode; without `draws` only batch norm follows, and what is drawn at random stays out, as in eval mode.
+
+    What is written to a buffer takes no gradient along: a state that a forward leaves is a number to the next one, as
+    where it is written under `torch.no_grad()`, which a captured graph does not tell.
     """
 
     has_trained: bool = False
@@ -51,6 +56,53 @@ class TrainableModule(fx.GraphModule):
         copied.__dict__["has_trained"] = self.has_trained
         give_copy(self, copied)
         return copied
+
+
+def let_state_train(module: fx.GraphModule) -> None:
+    """Let a graph that writes to buffers run forward and backward again and again, in place.
+
+    What is written takes no gradient along: a state that a forward leaves is a number to the next one, as where it is
+    written under `torch.no_grad()`, which a captured graph does not tell. What is read of it before is a copy, as the
+    backward pass still needs it.
+    """
+    writes = [node for node in module.graph.nodes if is_in_place(node) and _root(node).op == "get_attr"]
+    for write in writes:
+        _write_numbers_alone(write)
+        _read_a_copy(_root(write), write)
+    if writes:
+        recompile(module)
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """What an in-place operator writes to in the end: the tensor that its target shows, or was written to before."""
+    while is_in_place(node) or is_view(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _write_numbers_alone(write: fx.Node) -> None:
+    """Detach what an in-place operator takes beside its target."""
+    target = write.args[0]
+    for source in write.all_input_nodes:
+        if source is target or source.target is torch.ops.aten.detach.default:
+            continue
+        with write.graph.inserting_before(write):
+            detached = write.graph.call_function(torch.ops.aten.detach.default, (source,))
+        detached.meta = dict(source.meta)
+        write.replace_input_with(source, detached)
+
+
+def _read_a_copy(buffer: fx.Node, write: fx.Node) -> None:
+    """Let what reads a buffer of floats before the write read a copy, which the write does not change."""
+    readers = [user for user in buffer.users if user < write and not (is_in_place(user) or is_view(user))]
+    readers = [user for user in readers if user.target is not torch.ops.aten.clone.default]
+    if not readers:
+        return
+    with buffer.graph.inserting_after(buffer):
+        copied = buffer.graph.call_function(torch.ops.aten.clone.default, (buffer,))
+    copied.meta = dict(buffer.meta)
+    for reader in readers:
+        reader.replace_input_with(buffer, copied)
 
 
 def _following(graph: fx.Graph) -> list[tuple[fx.Node, int]]:

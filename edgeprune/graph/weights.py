@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from edgeprune.errors import InputError
 from edgeprune.graph.apply import evaluated
 from edgeprune.graph.comparison import TOLERANCE, outputs, relative_error
+from edgeprune.graph.modulestate import restored
 from edgeprune.graph.refusals import failure_on
 from edgeprune.graph.renaming import own_name
 
@@ -156,7 +157,8 @@ def check_answers(own: nn.Module, module: nn.Module, args: tuple[Any, ...]) -> N
     device = next((tensor.device for tensor in inner.parameters()), torch.device("cpu"))
     args = tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, args)
     with evaluated(inner), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        failure = failure_on(inner, args)
+        with restored(inner):  # a state that it writes to: both networks run from the same one
+            failure = failure_on(inner, args)
         if failure:
             raise InputError(f"with_weights: the module does not run on the program's inputs: {failure}")
         torch.manual_seed(0)

@@ -15,7 +15,7 @@ from edgeprune.graph.prepare import prepared
 def editable(program: ExportedProgram) -> fx.GraphModule | Unlifted:
     """A copy of a program to edit; its tensors are to be replaced, and not written to."""
     ready = prepared(program)
-    return unlifted(ready) or Program.adopt(ready).own_module()
+    return unlifted(ready) or Program.adopt(ready).editable_module()
 
 
 def forget(module: fx.GraphModule | Unlifted, gone: Iterable[str]) -> None:

@@ -65,7 +65,7 @@ def fold(program: ExportedProgram) -> Program:
     explore(ready, tree_leaves(example_inputs(ready)), look)
     if not found:
         return dense
-    module = dense.own_module()
+    module = dense.editable_module()
     counterparts = {node.name: other for node, other in binding.counterparts(dense, module.graph).items()}
     layers = _Layers(module)
     changed = [layers.fold(counterparts[one.node], one) for one in found if one.node in counterparts]

@@ -52,7 +52,7 @@ def not_taken(graph: ChannelGraph, keep: np.ndarray) -> set[int]:
         keep: bool `(n_labels,)`, which units stay.
     """
     ready = graph.analysis.program
-    edit = Edit(unlifted(ready) or Program.adopt(ready).module(), graph.analysis, keep)
+    edit = Edit(unlifted(ready) or Program.adopt(ready).editable_module(), graph.analysis, keep)
     calls = list(graph.analysis.calls.values())
     before = [_form(edit.node(call)) for call in calls]
     readers = [set(edit.node(call).users) for call in calls]

@@ -114,8 +114,7 @@ def _drop_unread(module: fx.GraphModule) -> None:
 
 
 def _module(program: ExportedProgram) -> fx.GraphModule:
-    module = program.module()
-    assert isinstance(module, fx.GraphModule)
+    module = Program.adopt(program).editable_module()
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     for node in module.graph.nodes:
         # The target is the input's own name; the node's is another where that name is Python's, e.g. `input`.

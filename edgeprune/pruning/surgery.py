@@ -75,7 +75,7 @@ def _narrowed(program: ExportedProgram, plan: PruningPlan, graph: ChannelGraph |
     keep = kept_units(graph, plan)
     ready = graph.analysis.program
     narrower = plan.state.keys() & plan.inputs.keys()
-    module = (None if narrower else unlifted(ready)) or Program.adopt(ready).own_module()
+    module = (None if narrower else unlifted(ready)) or Program.adopt(ready).editable_module()
     _slice_tensors(module, graph, plan)
     edit = Edit(module, graph.analysis, keep)
     edit.rewrite()

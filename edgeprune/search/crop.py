@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from edgeprune.data import normalize, read
 from edgeprune.data.inputs import one_tensor
 from edgeprune.records import DataSource, Normalization
-from edgeprune.training import float_type
+from edgeprune.training import one_float_type
 from edgeprune.training.placement import in_eval
 
 _MAX_SAMPLES = 2000
@@ -60,7 +60,7 @@ def find_crop(module: nn.Module, data: DataSource, normalization: Normalization)
         module: takes normalised images `(batch, channels, height, width)`, gives logits `(batch, n_classes)`.
         normalization: of the inputs.
     """
-    images = sample_images(data, normalization).to(float_type(module))
+    images = sample_images(data, normalization).to(one_float_type(module))
     mean, (height, width) = images.mean(0), images.shape[-2:]
     with torch.no_grad(), in_eval(module):
         best = Crop(height, width, len(images))

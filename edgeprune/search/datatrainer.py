@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from edgeprune.cost.limits import Aim
 from edgeprune.data import Inputs, Share, batches, order, prepared, read
+from edgeprune.data.inputs import FloatTypes
 from edgeprune.data.ranks import ALONE
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Progress, Silent
@@ -52,7 +53,7 @@ class DataTrainer:
     settings: TrainSettings
     task: Task
     teacher: nn.Module | None = None
-    dtype: torch.dtype = torch.float32
+    dtype: FloatTypes = torch.float32
     progress: Progress = Silent()  # noqa: RUF009 - it has no state
     trained_epochs: int | None = None
     running: Callable[[], StateFile | None] = _nowhere

@@ -12,7 +12,7 @@ from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.reconstruction.readers import Reader, readers_of
 from edgeprune.records import DataSource, Normalization
 from edgeprune.search.crop import are_telling, predictions, sample_images
-from edgeprune.training import float_type
+from edgeprune.training import one_float_type
 from edgeprune.training.placement import in_eval
 from edgeprune.units import ranges
 
@@ -99,7 +99,7 @@ def unneeded_patches(module: nn.Module, windows: Windows, data: DataSource, norm
     """
     if windows.n_patches < 2:
         return None
-    images = sample_images(data, normalization).to(float_type(module))
+    images = sample_images(data, normalization).to(one_float_type(module))
     mean, patches = images.mean(0), windows.patches()
     with in_eval(module):
         order = _effects(module, images, mean, patches, windows.n_patches).argsort(stable=True)

@@ -3,7 +3,7 @@
 from edgeprune.training.evaluation import evaluate, layer_zeros, predict
 from edgeprune.training.judging import Judge, outputs_of
 from edgeprune.training.loop import fit
-from edgeprune.training.placement import float_type, threads_set, weight_type
+from edgeprune.training.placement import float_type, one_float_type, threads_set, weight_type
 from edgeprune.training.recalibration import recalibrate
 from edgeprune.training.state import StateFile
 from edgeprune.training.team import Team
@@ -15,6 +15,7 @@ __all__ = [
     "evaluate",
     "fit",
     "float_type",
+    "one_float_type",
     "layer_zeros",
     "outputs_of",
     "predict",

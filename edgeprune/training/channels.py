@@ -14,7 +14,7 @@ from edgeprune.methods import NEED_GROUPS
 from edgeprune.pruning.feature_prices import priced
 from edgeprune.records import DataSource
 from edgeprune.settings import FeatureRules, TrainSettings
-from edgeprune.training.placement import device_of, float_type
+from edgeprune.training.placement import device_of, one_float_type
 
 
 def channel_graph(module: nn.Module, data: DataSource, settings: TrainSettings) -> ChannelGraph | None:
@@ -27,7 +27,7 @@ def channel_graph(module: nn.Module, data: DataSource, settings: TrainSettings) 
     if not needed and settings.options.get("structure") != "channel-group":
         return None
     there = module if device_of(module).type == "cpu" else copy.deepcopy(module).to("cpu")
-    program = captured(there, data, float_type(module))
+    program = captured(there, data, one_float_type(module))
     return analyze(program, inputs=needed, rules=_rules(program, data, settings))
 
 

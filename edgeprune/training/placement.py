@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,31 +11,48 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn.modules.dropout import _DropoutNd
 
+from edgeprune.data.inputs import FloatTypes
 from edgeprune.graph.trainable import TrainableModule
 
 
-def float_type(module: nn.Module | ExportedProgram) -> torch.dtype:
+def float_type(module: nn.Module | ExportedProgram) -> FloatTypes:
     """The type that a network's floating-point inputs must have: as its graph states it, else that of its weights.
 
-    A network may convert its inputs to another type than they have; only a graph tells. One that was itself converted
-    since it was captured states types that are no longer its own.
+    By their names where a graph states several. A network may convert its inputs to another type than they have; only a
+    graph tells. One that was itself converted since it was captured states types that are no longer its own.
     """
     own = weight_type(module)
     if isinstance(module, ExportedProgram):
-        return next(iter(_stated(module.graph, "placeholder", module.graph_signature.user_inputs)), own)
+        return _common(_stated(module.graph, "placeholder", module.graph_signature.user_inputs), own)
     if not isinstance(module, fx.GraphModule):
         return own
     held = _stated(module.graph, "get_attr")
-    if held and own not in held:
+    if held and own not in held.values():
         return own
-    return next(iter(_stated(module.graph, "placeholder")), own)
+    return _common(_stated(module.graph, "placeholder"), own)
 
 
-def _stated(graph: fx.Graph, kind: str, names: Collection[object] | None = None) -> list[torch.dtype]:
-    """The floating-point types of a kind of nodes, of those with these names where they are said."""
+def one_float_type(module: nn.Module | ExportedProgram) -> torch.dtype:
+    """That of the inputs whose own type nobody states: float32 where the graph states several."""
+    types = float_type(module)
+    return types if isinstance(types, torch.dtype) else torch.float32
+
+
+def _common(types: Mapping[str, torch.dtype], own: torch.dtype) -> FloatTypes:
+    """The one type of all, `own` where there are none; else all."""
+    found = set(types.values())
+    return types if len(found) > 1 else next(iter(found), own)
+
+
+def _stated(graph: fx.Graph, kind: str, names: Collection[object] | None = None) -> dict[str, torch.dtype]:
+    """The floating-point types of a kind of nodes by name, of those with these names where they are said."""
     nodes = [node for node in graph.nodes if node.op == kind and (names is None or node.name in names)]
-    values = [node.meta.get("val") for node in nodes]
-    return [value.dtype for value in values if isinstance(value, Tensor) and value.dtype.is_floating_point]
+    values = {node.name: node.meta.get("val") for node in nodes}
+    return {
+        name: value.dtype
+        for name, value in values.items()
+        if isinstance(value, Tensor) and value.dtype.is_floating_point
+    }
 
 
 def weight_type(module: nn.Module | ExportedProgram) -> torch.dtype:

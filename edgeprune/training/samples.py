@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.data import Inputs, Share, prepared, read
-from edgeprune.data.inputs import changed
+from edgeprune.data.inputs import FloatTypes, changed
 from edgeprune.records import DataSource
 from edgeprune.settings import TrainSettings
 from edgeprune.training.augment import Augmentation
@@ -27,7 +27,7 @@ class Samples:
     settings: TrainSettings
     share: Share
     device: torch.device
-    dtype: torch.dtype
+    dtype: FloatTypes
 
     @property
     def mixing(self) -> Mixing:

@@ -15,6 +15,7 @@ from edgeprune.export.c.movement import put
 from edgeprune.export.c.places import BY_PLACES
 from edgeprune.export.c.pools import adjacent, axes_of, check_pool
 from edgeprune.export.c.quantities import Goal, Grid, goal_of, grid_of, multiplied, rescaling, weights_of
+from edgeprune.export.c.resizing import is_nearest
 from edgeprune.export.c.rules import RULES, Lowering, Quantized, options, rule
 from edgeprune.export.c.walks import aligned, walk_of
 from edgeprune.export.c.windows import pool_window, window_of
@@ -278,6 +279,12 @@ def _move(low: Lowering, node: onnx.NodeProto) -> bool:
     if before is not None:
         low.views[name] = before
     return True
+
+
+@integer_rule("Resize")
+def _resize(low: Lowering, node: onnx.NodeProto) -> bool:
+    """To the nearest, which makes no new numbers."""
+    return is_nearest(node) and _move(low, node)
 
 
 @integer_rule("Concat")

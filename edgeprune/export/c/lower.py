@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeprune.export.c import choices, layers, movement, places, pointwise, pools, recurrent
+from edgeprune.export.c import choices, layers, movement, places, pointwise, pools, recurrent, resizing
 from edgeprune.export.c.graph import Lowered
 from edgeprune.export.c.integers import on_integers
 from edgeprune.export.c.reading import Network
@@ -17,6 +17,7 @@ __all__ = [
     "pointwise",
     "pools",
     "recurrent",
+    "resizing",
 ]  # importing them registers their rules
 _DOMAINS = ("", "ai.onnx")
 

@@ -7,20 +7,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.export.c.graph import Call, kind_of
-from edgeprune.export.c.rules import Lowering, options, refusal, rule
+from edgeprune.export.c.rules import Lowering, refusal, rule
 from edgeprune.lines import error_line
 
 _IR = 10  # of ONNX 1.16, which every onnxruntime that is supported reads
 _MOST = 2**24  # numbers, whose places a float32 holds
-BY_PLACES = ("GatherND", "GatherElements", "DepthToSpace", "SpaceToDepth", "Tile", "Resize", "ReverseSequence")
+BY_PLACES = ("GatherND", "GatherElements", "DepthToSpace", "SpaceToDepth", "Tile", "ReverseSequence")
 
 
 @rule(*BY_PLACES)
 def by_places(low: Lowering, node: onnx.NodeProto) -> None:
-    """A gather of single numbers; raises InputError for an operator that makes new ones of them."""
-    told = options(node, mode="nearest")
-    if node.op_type == "Resize" and told["mode"] != "nearest":
-        raise refusal(node, f"of mode {told['mode']}")
+    """A gather of single numbers, for an operator that makes no new ones of them."""
     x = low.view(node.input[0])
     places = _places(low, node, x.n_elements, x.shape)
     out, held = low.result(node), low.made.hold(places, "int32_t")

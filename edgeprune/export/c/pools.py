@@ -92,6 +92,15 @@ def _axes(low: Lowering, node: onnx.NodeProto, rank: int) -> set[int]:
     return {int(axis) % rank for axis in given}
 
 
+@rule("ArgMax", "ArgMin")
+def _places_of_extremes(low: Lowering, node: onnx.NodeProto) -> None:
+    low.check_floats(node, node.input)
+    x, told = low.view(node.input[0]), options(node, axis=0, select_last_index=0)
+    out, sign = low.result(node), "1.0f" if node.op_type == "ArgMax" else "-1.0f"
+    sizes = map(str, around(x, told["axis"] % len(x.shape)))
+    low.made.add(out, Call("arg_f32", (x, out, *sizes, sign, str(told["select_last_index"]))))
+
+
 @rule("Softmax", "LogSoftmax")
 def _softmax(low: Lowering, node: onnx.NodeProto) -> None:
     x = low.view(node.input[0])

@@ -94,7 +94,11 @@ class Lowering:
 
     def check_float(self, node: onnx.NodeProto, n_read: int | None = None) -> None:
         """Raise InputError for an operator that gives something else than float32, or reads it first of all."""
-        for name in (*node.input[:n_read], *node.output):
+        self.check_floats(node, (*node.input[:n_read], *node.output))
+
+    def check_floats(self, node: onnx.NodeProto, names: Sequence[str]) -> None:
+        """Raise InputError for an operator of which one of these values is something else than float32."""
+        for name in names:
             if name and self.net.types[name] != "float32":
                 raise refusal(node, f"of {self.net.types[name]}")
 

@@ -41,19 +41,27 @@ class WebWidths:
             ) from error
         return [*graphs, *([gate] if gate.is_file() else [])]
 
-    def shared(self) -> Path:
-        """The file of weights that all graphs read; InputError where it is not the one of a run."""
+    def shared(self) -> Path | None:
+        """The file of weights that all graphs read; None where all are so small that each graph holds its own.
+
+        Raises:
+            InputError: it is not the one of a run.
+        """
         names = sorted({name for file in self.files for name in external_files(parse_onnx(file))})
         weights = self.folder / WEIGHTS
+        if not names:
+            return None
         if names != [WEIGHTS] or not weights.is_file():
             got = ", ".join(map(shown, names[:_MOST_NAMED])) or "none"
             raise InputError(f"{self.folder}: expected the graphs' weights in {WEIGHTS} beside them alone, got {got}")
         return weights
 
 
-def copied_weights(staged: Path, widths: WebWidths) -> dict[str, Any]:
-    """Copy the shared weights; returns their part of the manifest."""
+def copied_weights(staged: Path, widths: WebWidths) -> dict[str, Any] | None:
+    """Copy the shared weights; returns their part of the manifest, None where the graphs hold all of theirs."""
     weights = widths.shared()
+    if weights is None:
+        return None
     copy = Path(shutil.copyfile(weights, staged / weights.name))
     return {"file": copy.name, "bytes": copy.stat().st_size}
 

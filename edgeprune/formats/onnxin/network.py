@@ -20,6 +20,11 @@ from edgeprune.formats.onnxin.nodes import Graph, Node
 from edgeprune.formats.onnxin.weights import Weights, is_float
 from edgeprune.lines import first_line
 
+# What takes one row in the place of equal ones: a batch of a constant.
+_SPREADING = {
+    "Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "Mean", "Sum", "Where", "And", "Or", "Xor", "Equal",
+    "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "MatMul", "Concat",
+}  # fmt: skip
 _MOVES = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"}
 
 
@@ -57,6 +62,33 @@ class OnnxNetwork(Weights):
             if given and taken and not any(self._follows(name, values) for name in given):
                 return node
         return None
+
+    def free_constants(self) -> None:
+        """Let constants that were repeated for the batch which the file states, e.g. a class token, follow any other.
+
+        Of one with equal rows the first is kept, where all that read it spread it over the batch again.
+        """
+        (batch,) = self.base[BATCH]
+        if batch == 1:
+            return
+        for name in dict.fromkeys(name for node in self.steps for name in node.inputs if name in self.constants):
+            if self._is_repeated(name, batch) and self.has_one_form(name) and name not in self.graph.outputs:
+                self.keep_first_row(name)
+
+    def _is_repeated(self, name: str, batch: int) -> bool:
+        """Whether a constant has so many equal rows, and one would do for all that read it."""
+        constant = self.constants[name]
+        if constant.dim() < 2 or constant.shape[0] != batch or not constant.equal(constant[:1].expand_as(constant)):
+            return False
+        readers = (node for node in self.steps if name in node.inputs)
+        return all(self._spreads(node, constant.dim(), batch) for node in readers)
+
+    def _spreads(self, node: Node, n_dims: int, batch: int) -> bool:
+        """Whether a node gives the batch to one row of a constant of so many dims, as another of its inputs has it."""
+        shapes = [self.base[name] for name in node.inputs if name in self.base]
+        beside = any(len(shape) == n_dims and shape[0] == batch for shape in shapes)
+        axis = node.attributes.get("axis", 0) if node.op == "Concat" else 1
+        return node.op in _SPREADING and beside and axis % n_dims != 0 and (node.op != "MatMul" or n_dims > 2)
 
     def _follows(self, name: str, values: Mapping[str, Value]) -> bool:
         """Whether a tensor has the dims that the file says, one of them grown with the batch."""

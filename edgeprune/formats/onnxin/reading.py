@@ -94,6 +94,8 @@ def program_of(
         network = network_of(file.graph)
         stated = _stated_batch(file.graph)
         _run_first(network, file.graph, infos, stated)
+        if stated is not None:
+            network.free_constants()
         network.sealed = True
         _check_freed(network, file.graph, infos, stated)
     program = _captured(network, infos, dynamic_size, dynamic)

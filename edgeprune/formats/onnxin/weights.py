@@ -44,6 +44,20 @@ class Weights(nn.Module):
         tensor: Tensor = getattr(self.get_submodule(owner), leaf)
         return tensor
 
+    def keep_first_row(self, key: str) -> None:
+        """Hold the first row `(1, ...)` alone of a constant whose rows are all the same, in its one form."""
+        self.constants[key] = row = self.constants[key][:1]
+        place = self._places.get((key, ""))
+        if place is not None:
+            owner, _, leaf = place.rpartition(".")
+            tensor = getattr(self.get_submodule(owner), leaf)
+            kept = nn.Parameter(row.clone()) if isinstance(tensor, nn.Parameter) else row.clone()
+            setattr(self.get_submodule(owner), leaf, kept)
+
+    def has_one_form(self, key: str) -> bool:
+        """Whether a constant is held as the file has it, or not held."""
+        return all(form == "" for other, form in self._places if other == key)
+
     def numbers(self, key: str) -> Known:
         """The numbers of a constant, kept once they were read: while it is exported, no tensor tells any."""
         if key not in self._numbers:

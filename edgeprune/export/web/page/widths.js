@@ -1,4 +1,5 @@
-// One network at several widths: each graph reads the same file of weights, and a gate picks one for each input.
+// One network at several widths: graphs read the same file of weights, where there is one, and a gate picks one for each
+// input.
 
 import { timeTogether } from "./measure.js";
 import { checkParity, fetchBytes, openNetwork } from "./networks.js";
@@ -8,9 +9,13 @@ import { median } from "./statistics.js";
 export async function runWidth(ort, manifest, which, timing, tell) {
   const { weights, networks } = manifest.widths;
   const network = networks[which];
-  const data = await fetchBytes(weights.file, weights.bytes, (done) => tell("Fetching the weights", done / weights.bytes));
+  const shared = [];
+  if (weights) {
+    const fetched = (done) => tell("Fetching the weights", done / weights.bytes);
+    shared.push({ path: weights.file, data: await fetchBytes(weights.file, weights.bytes, fetched) });
+  }
   const what = (doing, share) => tell(`${doing} width ${network.name}`, share);
-  const opened = await openNetwork(ort, network, what, [{ path: weights.file, data }]);
+  const opened = await openNetwork(ort, network, what, shared);
   const dense = await openNetwork(ort, manifest.networks.dense, (doing, share) => tell(`${doing} the dense network`, share));
   const parity = await checkParity(opened, network, manifest.tolerance, manifest.task, (done, of) => what("Checking", done / of));
   const picked = network.picks ? await picksOf(opened, network.picks) : null;
