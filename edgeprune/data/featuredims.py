@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from torch.export import ExportedProgram
 
+from edgeprune.data.inputs import size_along
 from edgeprune.data.named import measured_inputs, shown_shape
 from edgeprune.data.splits import measure
 from edgeprune.graph.groups import analyze
@@ -41,6 +42,16 @@ def along_features(data: DataSource, program: ExportedProgram) -> DataSource:
 def told_dims(program: ExportedProgram) -> dict[str, int | None]:
     """By input the dim that a program tells features apart by; None where it tells none, or each element, apart."""
     return {name: grid.told_dim for name, grid in feature_grids(analyze(program, inputs=True).analysis).items()}
+
+
+def placed(own: Normalization, info: InputInfo) -> Normalization:
+    """Numbers of the user's along the dim of as many features: the known one, dim 1, or the last of `(steps, sensors)`.
+
+    Where none has as many, they stay along their own, for `check_width` to refuse.
+    """
+    dims = [info.feature_dim, own.dim, 1, *([2] if len(info.shape) == 2 else [])]
+    fitting = (dim for dim in dims if dim is not None and own.count == size_along(dim, info.shape))
+    return own if own.count == 1 else replace(own, dim=next(fitting, own.dim))
 
 
 def said_of_dims(data: DataSource) -> tuple[str, ...]:

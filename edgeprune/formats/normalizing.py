@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from edgeprune.data.featuredims import said_of_dims, told_dims
+from edgeprune.data.featuredims import placed, said_of_dims, told_dims
 from edgeprune.data.inputs import size_along
 from edgeprune.errors import InputError
 from edgeprune.formats.pretrained import (
@@ -130,15 +130,6 @@ def _by_name(names: Iterable[str], found: Mapping[str, Normalization], rest: Nor
     return Normalization(IDENTITY.mean, IDENTITY.std, scaled)
 
 
-def _placed(own: Normalization, taken: InputInfo | None) -> Normalization:
-    """Numbers along the dim of as many features: the known one, else dim 1, else the last of `(steps, sensors)`."""
-    if taken is None:
-        return own
-    dims = [taken.feature_dim, 1, *([2] if len(taken.shape) == 2 else [])]
-    fitting = [dim for dim in dims if dim is not None and own.count in (1, size_along(dim, taken.shape))]
-    return replace(own, dim=fitting[0] if fitting and own.count > 1 else 1)
-
-
 def _meant(
     asked: str, data: DataSource | None, arch: str | None, taken: InputInfo | None, name: str | None = None
 ) -> Normalization:
@@ -146,7 +137,8 @@ def _meant(
     option = "--normalize" if name is None else f"--normalize {name}"
     given = parse_normalization(asked, option)
     if given is not None:
-        return _placed(Normalization(*given), taken)
+        own = Normalization(*given)
+        return own if taken is None else placed(own, taken)
     if asked == "none":
         return IDENTITY
     if asked == "weights":
