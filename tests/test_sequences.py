@@ -23,6 +23,7 @@ from edgeprune.data.featuredims import said_of_dims
 from edgeprune.data.fitting import with_inputs_of
 from edgeprune.data.splits import measure
 from edgeprune.errors import InputError, PlanError
+from edgeprune.export.contracts import write_contracts
 from edgeprune.export.front import Preprocessing, feature_scaling, kept
 from edgeprune.export.metadata import metadata_of, normalization_in
 from edgeprune.formats.info import info_from_dict, info_to_dict
@@ -304,6 +305,32 @@ def test_inputs_by_name_have_their_own_dims(place: Path) -> None:
     assert len(said_of_dims(data)) == 1
 
 
+def test_the_files_of_several_inputs_take_whole_sensors_of_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    program = edgeprune.capture(Two(), (torch.randn(2, 3, SENSORS), torch.randn(2, SENSORS)))
+    graph = edgeprune.analyze(program, inputs=True)
+    units = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
+    units[feature_grids(graph.analysis)["series"].units[[0, 2, 5]]] = False
+    slim = edgeprune.cut(program, make_plan(program, graph, units), graph)
+    own, draws = Normalization(OFFSETS, SCALES, dim=2), np.random.default_rng(0)
+    info = ModelInfo((), normalization=Normalization((0.0,), (1.0,), (("series", own),)))
+    write_contracts(slim, info, tmp_path, None, simplify=False)
+    raw = {"series": (draws.normal(size=(4, 3, SENSORS)) * SCALES + OFFSETS).astype(np.float32)}
+    raw["row"] = draws.normal(size=(4, SENSORS)).astype(np.float32)
+    made = onnxruntime.InferenceSession(tmp_path / "preprocess.onnx").run(None, raw)
+    assert [one.shape for one in made] == [(4, 3, 3), (4, SENSORS)]
+    session = onnxruntime.InferenceSession(tmp_path / "slim.onnx")
+    fed = dict(zip((value.name for value in session.get_inputs()), made, strict=True))
+    series = normalize(torch.from_numpy(raw["series"]), own)
+    with torch.no_grad():
+        want = program.module()(series * torch.tensor([0, 1, 0, 1, 1, 0]), torch.from_numpy(raw["row"]))
+    np.testing.assert_allclose(session.run(None, fed)[0], want.numpy(), atol=1e-5)
+    [stated] = [one for one in json.loads((tmp_path / "features.json").read_text())["contracts"]["slim"]["inputs"]
+                if one["name"] == "series"]  # fmt: skip
+    assert stated["features"] == {"size": SENSORS, "dim": 2, "indices": [1, 3, 4]}
+    assert (stated["scaling"]["dim"], stated["scaling"]["std"]) == (2, [SCALES[index] for index in (1, 3, 4)])
+
+
 def test_a_stated_normalisation_finds_its_dim(tmp_path: Path, place: Path) -> None:
     (tmp_path / "data.py").write_text(
         "from dataclasses import replace\nfrom edgeprune.data import open_data\n"
@@ -363,7 +390,7 @@ def compressed(request: pytest.FixtureRequest, place: Path) -> tuple[str, Path]:
     kind: str = request.param
     arch = f"{place / 'nets.py'}:reader?sensors_first={kind == 'channels'}"
     data, dense, out = ("--data", f"npz:{place / kind}.npz"), str(place / f"{kind}.pt"), place / f"run_{kind}"
-    run("train", "--arch", arch, *data, "--epochs", "6", "--lr", "0.02", "--threads", "1", "--out", dense)
+    run("train", "--arch", arch, *data, "--epochs", "20", "--lr", "0.02", "--threads", "1", "--out", dense)
     quick = ("--finetune-epochs", "2", "--max-drop", "20", "--keep-macs", "0.6", "--threads", "1")
     run("compress", dense, "--arch", arch, *data, "--input-features", "3", *quick, "--out", str(out))
     run("export", "--onnx", str(out / "slim.pt2"), "--out", str(out))
