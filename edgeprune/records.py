@@ -19,14 +19,20 @@ if TYPE_CHECKING:
 class Normalization:
     """What is applied to raw inputs before the network: `(x - mean) / std`.
 
-    `mean` and `std` hold one value, or one per index of the first dim after the batch
-    (colour channels of an image, columns of a table). `inputs` are those of a network with named inputs, in place of
-    both; an input without one goes in as it is.
+    `mean` and `std` hold one value, or one per index of `dim`, the batch counted: 1 for colour channels of an image and
+    columns of a table, 2 for the sensors of `(batch, steps, sensors)`. `inputs` are those of a network with named
+    inputs, in place of all three; an input without one goes in as it is.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     inputs: tuple[tuple[str, Normalization], ...] = ()
+    dim: int = 1
+
+    @property
+    def count(self) -> int:
+        """How many indices of `dim` it tells apart; 1 where one value serves all."""
+        return max(len(self.mean), len(self.std))
 
     def of(self, name: str) -> Normalization | None:
         """That of a named input; None where it goes in as it is."""
@@ -92,7 +98,7 @@ class InputInfo:
 
     `shape` is without the batch, None where a size is free. `dtype` is PyTorch's, e.g. `"int64"`: a data set's floats
     are `"float32"`. `least` and `largest` are the numbers that whole ones were seen to lie between. `byte_scale` is
-    what a byte is multiplied by, None where the data are no bytes.
+    what a byte is multiplied by, None where the data are no bytes. `feature_dim` is as of a DataSource.
     """
 
     name: str
@@ -101,6 +107,7 @@ class InputInfo:
     least: int | None = None
     largest: int | None = None
     byte_scale: float | None = None
+    feature_dim: int | None = None
 
     @property
     def is_float(self) -> bool:
@@ -140,6 +147,9 @@ class DataSource:
     `measured` is the mean and std of `train` where they were measured: another `normalization` is one that somebody
     states. `notes` say what was decided about the files, for the user to be told. `preparation` is what makes raw
     values of a file, e.g. an image's size, as features.json states it; empty where the files hold them.
+
+    `feature_dim` is the dim of a batch of x along which its features (channels, sensors, columns) lie, as the data or
+    the network that takes them say; None where neither does.
     """
 
     name: str
@@ -156,6 +166,7 @@ class DataSource:
     targets: Targets = CLASSES
     inputs: tuple[InputInfo, ...] = ()
     preparation: Mapping[str, Any] = field(default_factory=dict)
+    feature_dim: int | None = None
 
     @property
     def states_normalization(self) -> bool:
@@ -177,7 +188,8 @@ class InputFeatures:
     """The input features that a plan keeps.
 
     `size` counts all features, `keep` lists the kept ones, ascending. `dim` is the input dim that they index
-    (1 for channels of an image or columns of a table), or None when they index the flattened input.
+    (1 for channels of an image or columns of a table, 2 for the sensors of `(batch, steps, sensors)`), or None when
+    they index the flattened input.
     """
 
     size: int

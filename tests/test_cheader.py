@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune import analyze, cut, plan, vocabularies
+from edgeprune.data import normalize
 from edgeprune.errors import InputError
 from edgeprune.export.cheader import header_text, write_header
 from edgeprune.export.contracts import write_contracts
@@ -31,10 +32,13 @@ FIRMWARE = """
 #include <stdio.h>
 #include "features.h"
 #include "features.h"
+#ifndef EDGEPRUNE_N_BLOCKS
+#define EDGEPRUNE_N_BLOCKS 1
+#endif
 int main(void)
 {
     static edgeprune_raw raw[EDGEPRUNE_RAW_SIZE];
-    static edgeprune_feature features[EDGEPRUNE_N_FEATURES * EDGEPRUNE_FEATURE_SIZE];
+    static edgeprune_feature features[EDGEPRUNE_N_BLOCKS * EDGEPRUNE_N_FEATURES * EDGEPRUNE_FEATURE_SIZE];
     size_t i;
     while (fread(raw, sizeof raw, 1, stdin) == 1) {
         edgeprune_features(raw, features);
@@ -123,6 +127,44 @@ def test_bytes_become_what_the_network_takes(build: Any, fold: bool, tmp_path: P
         want = program.module()((torch.from_numpy(raw / np.float32(255)) - mean) / std).numpy()
     np.testing.assert_allclose(answers, want, atol=1e-5)
     assert texts[-3:] == [b"slim.onnx", b"input", str(want.shape[1]).encode()]
+
+
+class Picked(nn.Module):
+    """Gathers `keep` along a dim."""
+
+    def __init__(self, keep: tuple[int, ...], dim: int, tail: nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("edgeprune_keep_x", torch.tensor(keep))
+        self.dim, self.tail = dim, tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(torch.index_select(x, self.dim, self.edgeprune_keep_x))
+
+
+@pytest.mark.parametrize("scaled", [1, 2, 3, None])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_features_along_any_dim_are_scaled_along_any(
+    dim: int, scaled: int | None, tmp_path: Path, firmware: Any
+) -> None:
+    shape, draws = (4, 3, 5), np.random.default_rng(dim)
+    keep, sizes = (0, 2), [4, 3, 5]
+    sizes[dim - 1] = 2
+    tail = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(sizes)), 3))
+    program = capture(Picked(keep, dim, tail), torch.randn(2, *shape))
+    count = 1 if scaled is None else shape[scaled - 1]
+    mean, std = (tuple(values.tolist()) for values in (draws.normal(size=count), draws.uniform(0.5, 2, count)))
+    own = Normalization(mean, std, dim=scaled or 1)
+    raw = draws.normal(size=(6, *shape)).astype(np.float32)
+    write_contracts(program, ModelInfo(shape, normalization=own), tmp_path, raw, simplify=False)
+    write_header(tmp_path)
+    features, texts = firmware(tmp_path, raw, np.float32)
+    want = normalize(torch.from_numpy(raw), own)
+    taken = want.index_select(dim, torch.tensor(keep)).numpy()
+    np.testing.assert_allclose(features, taken.reshape(6, -1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(tmp_path / "preprocess.onnx", raw), taken, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        np.testing.assert_allclose(run(tmp_path / "slim.onnx", taken), program.module()(want).numpy(), atol=1e-5)
+    assert texts[:2] == [f"x[{':,' * (dim - 1)}{index}]".encode() for index in keep]
 
 
 def test_a_table_with_hostile_names_compiles_and_keeps_them(tmp_path: Path, firmware: Any) -> None:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from edgeprune.certify import operators as ops
 from edgeprune.certify.forms import Form, MixesSamplesError, RowCount, mapped, variable
 from edgeprune.certify.network import Layer, Network
+from edgeprune.data.inputs import normalize
 from edgeprune.errors import InputError, InternalError
 from edgeprune.graph.call import operator_name
 from edgeprune.graph.capture import Program
@@ -92,12 +93,8 @@ class _Reader:
 
     def _input(self) -> Form:
         """The input as the network takes it, of raw values: `(x - mean) / std`."""
-        mean, std = (
-            torch.tensor(numbers, dtype=torch.float64).reshape(-1, *(1,) * (len(self._shape) - 1))
-            for numbers in (self._normalization.mean, self._normalization.std)
-        )
         raw = variable(0, self._shape)
-        return mapped(lambda given: (given[0] - mean) / std, [raw]) if self._shape else raw
+        return mapped(lambda given: normalize(given[0], self._normalization), [raw]) if self._shape else raw
 
     def _network(self, outputs: list[Any]) -> Network:
         if len(outputs) != 1 or not isinstance(outputs[0], Form):
@@ -195,11 +192,8 @@ def _check_same(network: Network, module: fx.GraphModule, shape: tuple[int, ...]
     """Raise InternalError unless the network computes what the program does, in float64."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(8, *shape, generator=generator, dtype=torch.float64) * 2 - 0.5
-    mean, std = (
-        torch.tensor(n, dtype=torch.float64).reshape(-1, *(1,) * (len(shape) - 1)) for n in (how.mean, how.std)
-    )
     with torch.no_grad():
-        (want,) = (leaf for leaf in tree_leaves(module((x - mean) / std)) if isinstance(leaf, Tensor))
+        (want,) = (leaf for leaf in tree_leaves(module(normalize(x, how))) if isinstance(leaf, Tensor))
     got = network(x.flatten(1).T.numpy()).T
     wanted = want.flatten(1).numpy()
     error = float(np.abs(got - wanted).max() / max(1.0, np.abs(wanted).max()))

@@ -131,7 +131,7 @@ def _write(folder: Path, candidate: Candidate, info: ModelInfo) -> None:
 def _advice(job: Job, found: Found, told: Progress) -> tuple[str, ...]:
     """What could be done beside: what of images can be left out whose pixels cannot go one by one."""
     is_image = job.budgets.prune_features and len(job.model.info.input_shape) == 3
-    by_pixel = None in {grid.dim for grid in feature_grids(found.graph.analysis).values()}
+    by_pixel = any(grid.dim != 1 for grid in feature_grids(found.graph.analysis).values())
     # Images of whole numbers, which are read by name, have no mean image that the network takes.
     if by_pixel or not is_image or not isinstance(job.task, Classification) or job.data is None or job.data.inputs:
         return ()

@@ -14,6 +14,7 @@ from edgeprune.commands.resuming import check_places, check_same, interruptible,
 from edgeprune.cost.macs import count_parameters
 from edgeprune.data import check_fits, open_data
 from edgeprune.data.capturing import captured
+from edgeprune.data.featuredims import said_of_dims
 from edgeprune.data.fitting import by_name, with_inputs_of, with_stated_inputs
 from edgeprune.errors import CaptureError, InputError
 from edgeprune.formats.architectures import build
@@ -159,6 +160,7 @@ def _assumed(request: TrainRequest, data: DataSource, task: Task, settings: Trai
     default = request.task is None and data.targets.kind != "classes"
     return (
         *data.notes,
+        *said_of_dims(data),
         *((f"--task {task.name}, as the targets are",) if default else ()),
         *(f"--{name.replace('_', '-')} {value}" for name, value in settings.assumed.items()),
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeprune.commands.runfolder import stated_of
 from edgeprune.data import open_data
+from edgeprune.data.featuredims import said_of_dims
 from edgeprune.errors import InputError
 from edgeprune.export.metadata import task_in
 from edgeprune.export.onnx import export_onnx
@@ -186,6 +187,8 @@ def _normalised(
         asked = asked_normalization(request.normalize, data, None, data.inputs, asked)
         why = f"--normalize {request.normalize}"
         check_inputs(asked, data.input_shape, data)
+        for text in said_of_dims(data) if asked == data.measured else ():
+            progress.say(f"assumed: {text}")
     both = []
     for network in (dense, slim):
         if not network.is_told:

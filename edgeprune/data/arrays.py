@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,14 @@ _SPLITS = ("train", "val", "test")
 NAMES = ("class_names", "feature_names")
 
 
-def open_npz(file: str, wanted: WantedTargets | None = None) -> DataSource:
+def open_npz(file: str, wanted: WantedTargets | None = None, features: str | None = None) -> DataSource:
     """A .npz file with `x` and `y`, or `x_train`, `y_train` and the same for `test` and, if wanted, `val`.
 
     `x` is `(n, ...)`, floats as they are or bytes that are read as 0..1; `y` holds the targets, as `found_targets`
     takes them, and may be left out; `class_names` and `feature_names` are texts. `X` is taken for `x`. `x` and `y`
     alone are cut 60/20/20. Without `x`, or where inputs are wanted by name, every other array is an input of its name,
-    see `namedarrays`. Sizes are checked in the headers before any array is read.
+    see `namedarrays`. Sizes are checked in the headers before any array is read. `features` is the dim of x that its
+    features lie along, the batch being dim 0: a number, or `last`.
     """
     path = Path(file)
     with open_file(path, "npz") as stream:
@@ -44,9 +45,11 @@ def open_npz(file: str, wanted: WantedTargets | None = None) -> DataSource:
         infos = [found[key] for key in keys]
         check_unpacked(sum(i.file_size for i in infos), sum(i.compress_size for i in infos), str(path))
         arrays = {_plain(key, named): read_array(archive, found[key], f"{path}, {key}") for key in keys}
-    if named:
-        return named_source(f"npz:{file}", arrays, str(path), wanted)
-    return from_arrays(f"npz:{file}", pairs(arrays, str(path)), *names_in(arrays, str(path)), wanted)
+    if not named:
+        return from_arrays(f"npz:{file}", pairs(arrays, str(path)), *names_in(arrays, str(path)), wanted, features)
+    if features is not None:
+        raise InputError(f"{path}: expected features={features} beside x alone, got it beside inputs by name")
+    return named_source(f"npz:{file}", arrays, str(path), wanted)
 
 
 def named_source(name: str, arrays: Mapping[str, np.ndarray], where: str, wanted: WantedTargets | None) -> DataSource:
@@ -101,17 +104,19 @@ def names_in(arrays: Mapping[str, np.ndarray], where: str) -> tuple[tuple[str, .
     return found[0], found[1]
 
 
-def from_arrays(
+def from_arrays(  # noqa: PLR0913 - what a data set is made of
     name: str,
     parts: Mapping[str, Pair],
     classes: tuple[str, ...] = (),
     feature_names: tuple[str, ...] = (),
     wanted: WantedTargets | None = None,
+    features: str | None = None,
 ) -> DataSource:
     """A data set from split name -> (x, y): "all", or "train" with "val" or "test" or both; y None without targets.
 
-    `classes` are the names of classes or flags, which int labels count in; `feature_names` those of the columns
-    (or channels), or of the flattened input.
+    `classes` are the names of classes or flags, which int labels count in; `feature_names` those of the columns,
+    channels or sensors, one for each index of a dim, or those of the flattened input. `features` is as for `open_npz`;
+    else the dim that there are as many names for is the features' one.
 
     Where one of val and test is missing, the other is the test split and a tenth of train is held out.
 
@@ -125,9 +130,25 @@ def from_arrays(
     if len(set(shapes.values())) > 1:
         raise InputError(f"{name}: expected samples of one shape in every split, got {shapes}")
     shape = next(iter(shapes.values()))
-    if feature_names and len(feature_names) not in (shape[0], math.prod(shape)):
-        raise InputError(f"{name}: expected {shape[0]} feature names for inputs {shape}, got {len(feature_names)}")
-    return build(name, _three(tensors, name), found.classes, feature_names, notes=found.notes, targets=found.info)
+    dim = _feature_dim(features, shape, len(feature_names), name)
+    splits = _three(tensors, name)
+    return build(name, splits, found.classes, feature_names, notes=found.notes, targets=found.info, feature_dim=dim)
+
+
+def _feature_dim(asked: str | None, shape: tuple[int, ...], n_names: int, where: str) -> int | None:
+    """The dim of a batch that features lie along, as asked or by their names; None where neither tells one."""
+    dims: Sequence[int] = range(1, len(shape) + 1)
+    if asked is not None:
+        dims = [dim for dim in dims if asked in (str(dim), "last" if dim == len(shape) else None)]
+        if not dims:
+            raise InputError(f"{where}: expected features=1 to {len(shape)} or last for inputs {shape}, got {asked!r}")
+    fitting = [dim for dim in dims if n_names in (0, shape[dim - 1])]
+    if not fitting and n_names != math.prod(shape):
+        counts = dict.fromkeys((*(shape[dim - 1] for dim in dims), math.prod(shape)))
+        expected = " or ".join(map(str, counts))
+        raise InputError(f"{where}: expected {expected} feature names for inputs {shape}, got {n_names}")
+    told = fitting if asked is None else dims
+    return told[0] if len(told) == 1 else None
 
 
 def _three(tensors: Mapping[str, _Samples], name: str) -> list[Dataset[object]]:

@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils.data import Dataset
 
+from edgeprune.data.featuredims import along_features
 from edgeprune.data.named import Column, NamedSplit, check_names, check_shape, with_inputs, without_name
 from edgeprune.data.splits import TensorSplit, each_split
 from edgeprune.errors import InputError
@@ -24,13 +25,14 @@ def with_inputs_of(data: DataSource, program: ExportedProgram) -> DataSource:
     """The data with their named inputs in the order and the types of a program's; others as they are.
 
     Bytes are read as 0 to 1 where floats are taken, and stay whole where whole numbers are. A lone `x` that a program
-    takes as whole numbers becomes its input; a lone input of floats needs no name.
+    takes as whole numbers becomes its input; a lone input of floats needs no name. Mean and std that are measured go
+    along the features of the program, where the data do not say which dim those have.
 
     Raises:
         InputError: an input that is missing, that nothing takes, of another shape or type, or with numbers that index
             more rows than there are.
     """
-    return with_specs(data, input_specs(program), limits_of(program))
+    return along_features(with_specs(data, input_specs(program), limits_of(program)), program)
 
 
 def with_specs(data: DataSource, specs: Sequence[InputSpec], limits: Mapping[str, tuple[int, int]]) -> DataSource:

@@ -45,24 +45,38 @@ def _prepared(x: Tensor, normalization: Normalization | None, device: torch.devi
 
 
 def normalize(x: Tensor, normalization: Normalization) -> Tensor:
-    """`(x - mean) / std` with mean and std along dim 1 of the batch `x` `(batch, n, ...)`; one value serves all.
+    """`(x - mean) / std` with mean and std along their dim of the batch `x` `(batch, ...)`; one value serves all.
 
     Of single numbers `(batch,)` there is one mean and std.
 
     Raises:
-        InputError: neither 1 nor `n` values.
+        InputError: neither 1 nor as many values as that dim has indices.
     """
-    shape = (1, -1) + (1,) * (x.dim() - 2) if x.dim() > 1 else (-1,)
-    width = x.shape[1] if x.dim() > 1 else 1
+    width = size_along(normalization.dim, tuple(x.shape[1:]))
     for name, values in (("mean", normalization.mean), ("std", normalization.std)):
         if len(values) not in (1, width):
             raise InputError(
                 f"normalisation: expected 1 or {width} values of {name} for inputs {tuple(x.shape[1:])}, "
                 f"got {len(values)}"
             )
-    mean = torch.tensor(normalization.mean, dtype=x.dtype, device=x.device)
-    std = torch.tensor(normalization.std, dtype=x.dtype, device=x.device)
-    return (x - mean.reshape(shape)) / std.reshape(shape)
+    mean, std = (
+        torch.tensor(values, dtype=x.dtype, device=x.device).reshape(
+            spread_shape(len(values), normalization.dim, x.dim())
+        )
+        for values in (normalization.mean, normalization.std)
+    )
+    return (x - mean) / std
+
+
+def size_along(dim: int, shape: Sequence[int | None]) -> int:
+    """How many values a normalisation along `dim` has for inputs of this shape, without the batch; 1 where none fit."""
+    size = shape[dim - 1] if dim <= len(shape) else None
+    return 1 if size is None else size
+
+
+def spread_shape(count: int, dim: int, n_dims: int) -> tuple[int, ...]:
+    """The shape that lets `count` values along `dim` meet a batch of `n_dims` dims, e.g. 6 along 2 of 3 `(1, 1, 6)`."""
+    return (1,) * (n_dims - 1) + (count,) if count == 1 else (1,) * dim + (count,) + (1,) * (n_dims - dim - 1)
 
 
 def fed(module: nn.Module, inputs: Inputs) -> Any:

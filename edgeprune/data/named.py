@@ -268,9 +268,9 @@ def build_named(  # noqa: PLR0913 - the fields of a DataSource
 
 
 def measured_inputs(split: Dataset[Any], infos: Sequence[InputInfo]) -> Normalization:
-    """Mean and std of every input of floats."""
-    floats = [info for info in infos if info.is_float]
-    return Normalization((0.0,), (1.0,), tuple((info.name, measure(_one_input(split, info))) for info in floats))
+    """Mean and std of every input of floats, along its features' dim or dim 1."""
+    own = [(info.name, measure(_one_input(split, info), info.feature_dim or 1)) for info in infos if info.is_float]
+    return Normalization((0.0,), (1.0,), tuple(own))
 
 
 def _one_input(split: Dataset[Any], info: InputInfo) -> Dataset[Any]:
@@ -286,7 +286,13 @@ def without_name(data: DataSource) -> DataSource:
     shape = tuple(plain.train[0][0].shape)
     scaled = [one.of(info.name) or IDENTITY for one in (data.normalization, data.measured or IDENTITY)]
     return replace(
-        plain, input_shape=shape, inputs=(), normalization=scaled[0], measured=scaled[1], byte_scale=info.byte_scale
+        plain,
+        input_shape=shape,
+        inputs=(),
+        normalization=scaled[0],
+        measured=scaled[1],
+        byte_scale=info.byte_scale,
+        feature_dim=info.feature_dim,
     )
 
 

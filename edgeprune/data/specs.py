@@ -81,7 +81,10 @@ _OPENERS: dict[str, tuple[Callable[[_Spec], DataSource], tuple[str, ...]]] = {
         lambda spec: shards.open_shards(spec.required_place(), spec.options, spec.framing(), spec.wanted),
         (*shards.OPTIONS, *framing.OPTIONS),
     ),
-    "npz": (lambda spec: open_npz(spec.required_place(), spec.wanted), ()),
+    "npz": (
+        lambda spec: open_npz(spec.required_place(), spec.wanted, spec.options.get("features")),
+        ("features",),
+    ),
     "parquet": (
         lambda spec: open_parquet(spec.required_place(), spec.options.get("target"), spec.wanted),
         ("target",),

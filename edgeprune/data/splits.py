@@ -196,8 +196,8 @@ def check_finite(x: np.ndarray, where: str) -> None:
         raise InputError(f"{where}: expected finite values, got {x[index]} at index {list(index)}")
 
 
-def measure(split: Dataset[Any]) -> Normalization:
-    """Mean and std over a split, one per index of the dim after the batch; std 0 is replaced by 1.
+def measure(split: Dataset[Any], dim: int = 1) -> Normalization:
+    """Mean and std over a split, one per index of a dim of the batch; std 0 is replaced by 1.
 
     Bytes of shape `(n, height, width)` are grey images without a channel dim and take one mean and std.
     """
@@ -206,7 +206,7 @@ def measure(split: Dataset[Any]) -> Normalization:
     # Sums are taken of x - origin: a column of large, nearly equal values keeps its digits.
     origin: Tensor | None = None
     for x in _chunks(split):
-        columns = x.reshape(1, -1) if grey else x.transpose(0, 1).reshape(x.shape[1], -1)
+        columns = x.reshape(1, -1) if grey else x.movedim(dim, 0).reshape(x.shape[dim], -1)
         columns = columns.double()
         origin = columns.mean(dim=1, keepdim=True) if origin is None else origin
         columns = columns - origin
@@ -220,7 +220,7 @@ def measure(split: Dataset[Any]) -> Normalization:
     # What rounding leaves of a constant column is not a spread.
     mean = shift + origin.squeeze(1)
     std = torch.where(std > 1e-9 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))
-    return Normalization(tuple(mean.tolist()), tuple(std.tolist()))
+    return Normalization(tuple(mean.tolist()), tuple(std.tolist()), dim=1 if grey else dim)
 
 
 def _chunks(split: Dataset[Any]) -> Iterator[Tensor]:
@@ -256,8 +256,9 @@ def build(  # noqa: PLR0913 - the fields of a DataSource
     notes: Sequence[str] = (),
     targets: Targets = CLASSES,
     preparation: Mapping[str, Any] | None = None,
+    feature_dim: int | None = None,
 ) -> DataSource:
-    """A DataSource from train, val and test; the normalisation is measured on train.
+    """A DataSource from train, val and test; the normalisation is measured on train, along the features' dim or dim 1.
 
     Raises:
         InputError: an empty split, fewer than two classes, or samples without a feature dim.
@@ -267,7 +268,7 @@ def build(  # noqa: PLR0913 - the fields of a DataSource
     shape = tuple(train[0][0].shape)
     if not shape or 0 in shape:
         raise InputError(f"{name}: expected samples with at least one feature, got shape {shape}")
-    measured = measure(train)
+    measured = measure(train, feature_dim or 1)
     return DataSource(
         name=name,
         train=train,
@@ -282,6 +283,7 @@ def build(  # noqa: PLR0913 - the fields of a DataSource
         notes=tuple(notes),
         targets=targets,
         preparation=preparation or {},
+        feature_dim=feature_dim,
     )
 
 

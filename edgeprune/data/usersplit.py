@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from edgeprune.data.featuredims import placed
 from edgeprune.data.named import (
     NamedSamples,
     NamedSplit,
@@ -47,7 +48,15 @@ def described(source: DataSource) -> DataSource:
 
     Without names of classes they are no class labels. The spread of values is measured on some of train, evenly spaced.
     """
-    return _with_targets(_with_inputs(source))
+    return _with_targets(_with_inputs(_with_placed(source)))
+
+
+def _with_placed(source: DataSource) -> DataSource:
+    """With the mean and std that it states along the dim that has as many features."""
+    if source.inputs or not source.input_shape:
+        return source
+    info = InputInfo("x", tuple(source.input_shape), feature_dim=source.feature_dim)
+    return replace(source, normalization=placed(source.normalization, info))
 
 
 def _with_inputs(source: DataSource) -> DataSource:

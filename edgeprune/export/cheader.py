@@ -7,7 +7,8 @@
 
 Of a network with several inputs each has a section of its own, in the file's order: `edgeprune_input0_raw`,
 `EDGEPRUNE_INPUT0_RAW_SIZE`, `edgeprune_input0_features(raw, features)` and so on. Sizes that are free in the file are
-to be defined before the header is read, e.g. `EDGEPRUNE_INPUT0_SIZE_1`.
+to be defined before the header is read, e.g. `EDGEPRUNE_INPUT0_SIZE_1`. Features that lie along another dim than the
+first (sensors of steps) come in `EDGEPRUNE_N_BLOCKS` blocks, which `features` is as many times longer for.
 
 All identifiers are edgeprune's own; names of features and classes stand in string literals alone, as UTF-8.
 """
@@ -51,6 +52,21 @@ static inline int64_t {p}new_id(int64_t id)
             high = middle;
     }}
     return low < {P}N_IDS && {p}ids[low] == id ? (int64_t)low : {P}UNKNOWN_ID;
+}}"""
+_BLOCKS = """/* From one raw input to what the network takes: N_BLOCKS * N_FEATURES * FEATURE_SIZE numbers. */
+static inline void {p}features(const {p}raw *raw, {p}feature *features)
+{{
+    size_t block, i, j;
+    for (block = 0; block < {P}N_BLOCKS; block++) {{
+        for (i = 0; i < {P}N_FEATURES; i++) {{
+            const size_t from = block * {P}BLOCK_SIZE + {index} * {P}FEATURE_SIZE;
+            const size_t to = (block * {P}N_FEATURES + i) * {P}FEATURE_SIZE;
+            for (j = 0; j < {P}FEATURE_SIZE; j++) {{
+                const {p}feature x = ({p}feature)raw[from + j];
+                features[to + j] = {value};
+            }}
+        }}
+    }}
 }}"""
 _FUNCTION = """/* From one raw input to what the network takes: N_FEATURES * FEATURE_SIZE numbers. */
 static inline void {p}features(const {p}raw *raw, {p}feature *features)
@@ -103,7 +119,9 @@ def write_header(folder: Path) -> ExportedFile:
 class _Input:
     """What the header says of one input; sizes are numbers, or expressions where they are free.
 
-    `number` is its place among several, None of a single one. `indices` of None are all along dim 1, which is free.
+    `number` is its place among several, None of a single one. `dim` is the one that features lie along, `n_blocks` how
+    many numbers the dims before it have together, of `block_size` numbers each; `indices` of None are all along it: it
+    is free.
     """
 
     number: int | None
@@ -114,6 +132,9 @@ class _Input:
     feature_size: int | str
     indices: Sequence[int] | None
     vocabulary: Mapping[str, Any] | None
+    dim: int = 1
+    n_blocks: int | str = 1
+    block_size: int | str = 0
 
     @property
     def prefixes(self) -> dict[str, str]:
@@ -124,7 +145,13 @@ class _Input:
     @property
     def sizes(self) -> dict[str, int | str]:
         """The macros of its sizes."""
-        return {"RAW_SIZE": self.raw_size, "N_FEATURES": self.n_features, "FEATURE_SIZE": self.feature_size}
+        sizes = {"RAW_SIZE": self.raw_size, "N_FEATURES": self.n_features, "FEATURE_SIZE": self.feature_size}
+        return {**sizes, "N_BLOCKS": self.n_blocks, "BLOCK_SIZE": self.block_size} if self.in_blocks else sizes
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether its features do not lie one behind the other."""
+        return self.n_blocks != 1
 
 
 def header_text(document: Mapping[str, Any]) -> str:
@@ -144,9 +171,9 @@ def _of_one(document: Mapping[str, Any], network: Mapping[str, Any]) -> list[str
     [taken] = network["inputs"]
     scaling, shape = taken.get("scaling"), document["input_shape"]
     raw = scaling["x_type"] if scaling else document["input_type"]
-    per_feature = math.prod(shape[1:]) if document["dim"] == 1 else 1
     indices, vocabulary = document["indices"], document.get("vocabularies", {}).get(taken["name"])
-    own = _Input(None, taken, raw, math.prod(shape), len(indices), per_feature, indices, vocabulary)
+    laid = _laid(shape, document["dim"])
+    own = _Input(None, taken, raw, math.prod(shape), len(indices), laid[0], indices, vocabulary, *laid[1:])
     macros = {
         "FILE": literal(network["file"]),
         "INPUT_NAME": literal(taken["name"]),
@@ -155,7 +182,7 @@ def _of_one(document: Mapping[str, Any], network: Mapping[str, Any]) -> list[str
         "N_OUTPUTS": len(network["outputs"]),
     }
     free = [size for size in taken["shape"][1:] if isinstance(size, str)]
-    lines = ["/* One raw input has RAW_SIZE numbers, row by row: N_FEATURES of FEATURE_SIZE numbers are kept. */"]
+    lines = [f"/* One raw input has RAW_SIZE numbers, row by row: {_kept_in_words(own)} are kept. */"]
     if free:
         lines.append(f"/* {len(free)} of its sizes are free in the file; here they are as captured. */")
     return [
@@ -193,19 +220,21 @@ def _section(
     """One of several inputs: `taken` by the file, `whole` where nothing of it went."""
     macro = f"EDGEPRUNE_INPUT{number}_"
     shape, taken_shape = (_sized(one["shape"][1:], macro) for one in (whole, taken))
-    scaling, (indices, feature_size) = taken.get("scaling"), _placed(taken.get("features"), shape)
+    scaling, (indices, dim) = taken.get("scaling"), _placed(taken, shape)
+    laid = _laid(shape, dim)
     own = _Input(
         number,
         taken,
         scaling["x_type"] if scaling else whole["type"],
         _product(shape),
-        shape[0] if indices is None else len(indices),
-        feature_size,
+        shape[laid[1] - 1] if indices is None else len(indices),
+        laid[0],
         indices,
         vocabulary,
+        *laid[1:],
     )
     macros = {"NAME": literal(taken["name"]), "TYPE": literal(taken["type"]), "N_DIMS": len(taken_shape), **own.sizes}
-    says = "One raw input of this name has RAW_SIZE numbers, row by row: N_FEATURES of FEATURE_SIZE numbers are kept."
+    says = f"One raw input of this name has RAW_SIZE numbers, row by row: {_kept_in_words(own)} are kept."
     said = "what the file takes of one input, dim by dim"
     return [
         "\n".join([f"/* {says} */", *_asked(shape), *_defines(macro, macros)]),
@@ -221,12 +250,26 @@ def _sized(shape: Sequence[int | str], macro: str) -> list[int | str]:
     return [f"{macro}SIZE_{dim}" if isinstance(size, str) else size for dim, size in enumerate(shape, 1)]
 
 
-def _placed(features: Mapping[str, Any] | None, shape: Sequence[int | str]) -> tuple[Sequence[int] | None, int | str]:
-    """Where the kept features of an input lie, and the numbers in each: by dim 1 where all are kept."""
+def _placed(taken: Mapping[str, Any], shape: Sequence[int | str]) -> tuple[Sequence[int] | None, int | None]:
+    """Which features of an input are kept, and along which dim: by that of its scaling where all are kept."""
+    features = taken.get("features")
     if features is not None:
-        return features["indices"], _product(shape[1:]) if features["dim"] == 1 else 1
-    first = shape[0] if shape else 1
-    return list(range(first)) if isinstance(first, int) else None, _product(shape[1:])
+        return features["indices"], features["dim"]
+    dim = (taken.get("scaling") or {}).get("dim", 1)
+    size = shape[dim - 1] if shape else 1
+    return list(range(size)) if isinstance(size, int) else None, dim
+
+
+def _laid(shape: Sequence[int | str], dim: int | None) -> tuple[int | str, int, int | str, int | str]:
+    """The numbers in a feature, the dim, and the blocks that features lie in: how many, of how many numbers each."""
+    if dim is None:
+        return 1, 1, 1, _product(shape)
+    return _product(shape[dim:]), dim, _product(shape[: dim - 1]), _product(shape[dim - 1 :])
+
+
+def _kept_in_words(own: _Input) -> str:
+    kept = "N_FEATURES of FEATURE_SIZE numbers"
+    return f"of each of N_BLOCKS blocks of BLOCK_SIZE numbers {kept}" if own.in_blocks else kept
 
 
 def _asked(shape: Sequence[int | str]) -> list[str]:
@@ -297,11 +340,15 @@ def _made_of_raw(own: _Input) -> list[str]:
 def _scaling(own: _Input) -> list[str]:
     """Mean and std of each kept feature, and the scale of a byte, in the network's own precision."""
     scaling, kind = own.taken["scaling"], own.taken["type"]
-    numbers = {name: [number(value, kind) for value in scaling[name]] for name in ("mean", "std")}
+    numbers: dict[str, Sequence[str]] = {
+        name: [number(value, kind) for value in scaling[name]] for name in ("mean", "std")
+    }
     if any(float(value.rstrip("f")) <= 0 for value in numbers["std"]):
         raise InputError(f"--c-header: expected every std above 0 in {kind}, got {min(scaling['std']):.3g}")
     at = "i"
-    if own.indices is None:  # as many as whoever includes it says: they can be but one number
+    if scaling.get("dim", 1) != own.dim:
+        numbers, at = _by_number(own, numbers)
+    elif own.indices is None:  # as many as whoever includes it says: they can be but one number
         if any(len(set(values)) > 1 for values in numbers.values()):
             raise InputError(
                 f"--c-header: {own.taken['name']}: expected a fixed size along dim 1, which its mean and std go by, "
@@ -315,6 +362,19 @@ def _scaling(own: _Input) -> list[str]:
         *(array(f"{p}feature {p}{name}", values) for name, values in numbers.items()),
         _function(own, _SCALED, at),
     ]
+
+
+def _by_number(own: _Input, numbers: Mapping[str, Sequence[str]]) -> tuple[dict[str, Sequence[str]], str]:
+    """Mean and std along another dim than that of the features: one where all are the same, else for every number."""
+    if all(len(set(values)) == 1 for values in numbers.values()):
+        return {name: values[:1] for name, values in numbers.items()}, "0"
+    dim, shape = own.taken["scaling"].get("dim", 1), own.taken["shape"][1:]
+    if any(isinstance(size, str) for size in shape):
+        raise InputError(f"--c-header: {own.taken['name']}: expected fixed sizes beside dim {dim}'s mean and std")
+    behind = math.prod(shape[dim:])
+    places = [number // behind % shape[dim - 1] for number in range(math.prod(shape))]
+    at = f"{'to' if own.in_blocks else 'i * {P}FEATURE_SIZE'} + j"
+    return {name: [values[place] for place in places] for name, values in numbers.items()}, at
 
 
 def _numbering(own: _Input, vocabulary: Mapping[str, Any]) -> list[str]:
@@ -333,4 +393,5 @@ def _numbering(own: _Input, vocabulary: Mapping[str, Any]) -> list[str]:
 
 def _function(own: _Input, value: str, at: str = "i") -> str:
     index = "i" if own.indices is None else f"(size_t){own.prefixes['p']}index[i]"
-    return _FUNCTION.format(**own.prefixes, index=index, value=value.format(**own.prefixes, at=at))
+    text = value.format(**own.prefixes, at=at.format(**own.prefixes))
+    return (_BLOCKS if own.in_blocks else _FUNCTION).format(**own.prefixes, index=index, value=text)

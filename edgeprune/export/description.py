@@ -2,7 +2,8 @@
 
     input_shape, input_type      one raw input, without the batch
     size, dim, indices, names    which of its features the network takes: along `dim`, or of the flattened input
-    scaling                      mean and std of those, as `contracts` says for each file
+    scaling                      mean and std, as `contracts` says for each file: of those features, or of the whole
+                                 input along `dim` where that is another than theirs
     preparation                  how raw inputs are made of files, where the data are images or sounds
     classes                      in the order of the outputs
     contracts                    by name (full, slim, preprocess, sound): the file, its inputs and its outputs
@@ -14,7 +15,8 @@ that it takes, where some went; the outputs of its preprocess.onnx are what the 
 An input of ids whose vocabulary was cut says under `ids` whether it takes the `old` or the `new` ones, and how many.
 Other runtimes' files have a contract by their target's name, e.g. litert; what has four dims says its `layout` there.
 An input's `values` are raw, in its `unit`, or normalised; its `scaling` says how they are made of what a device hands
-over, by the numbers along its dim 1, or the last of `nhwc`. Where no features went, `indices` counts all along dim 1.
+over, by the numbers along its dim 1, or the last of `nhwc`; another is its `dim`, counted as of `nchw`. Where no
+features went, `indices` counts all along dim 1, or the dim that they have names or a mean each along.
 Files of version 1 had neither `classes` nor `contracts`, and were written only where features went.
 """
 
@@ -30,7 +32,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from edgeprune.export.front import Preprocessing, feature_scaling, is_identity
+from edgeprune.data.inputs import size_along
+from edgeprune.export.front import Preprocessing, feature_scaling, is_identity, numbers_of
 from edgeprune.files import write_atomically
 from edgeprune.pruning.feature_rules import kept_groups
 from edgeprune.records import IDENTITY, InputFeatures, InputInfo, ModelInfo, Normalization, Vocabulary
@@ -155,8 +158,8 @@ def _opened(path: Path) -> onnx.ModelProto:
 def _single_input(described: Described) -> dict[str, Any]:
     """What there is to say of the one raw input: the kept features, by their positions along `dim`."""
     info, features = described.info, described.features
-    kept = features or InputFeatures(info.input_shape[0], tuple(range(info.input_shape[0])), 1)
-    mean, std = feature_scaling(Preprocessing(tuple(info.input_shape), described.normalization, features))
+    kept = features or _all_features(info)
+    scaling = feature_scaling(Preprocessing(tuple(info.input_shape), described.normalization, kept))
     names = _names(info, kept)
     return {
         "input_shape": list(info.input_shape),
@@ -166,16 +169,33 @@ def _single_input(described: Described) -> dict[str, Any]:
         "indices": list(kept.keep),
         "names": names,
         "groups": kept_groups(info, kept.keep, names),
-        "scaling": {"mean": mean.tolist(), "std": std.tolist()},
+        "scaling": {
+            "mean": list(scaling.mean),
+            "std": list(scaling.std),
+            **({} if scaling.dim == (kept.dim or 1) else {"dim": scaling.dim}),
+        },
     }
 
 
+def _all_features(info: ModelInfo) -> InputFeatures:
+    """All features, along the dim that they have a mean or a name each along, else along dim 1."""
+    shape, scaled = tuple(info.input_shape), info.normalization or IDENTITY
+    named = [dim for dim, size in enumerate(shape, 1) if size == len(info.feature_names)]
+    dim = scaled.dim if scaled.count > 1 or not named else named[0]
+    size = size_along(dim, shape)
+    return InputFeatures(size, tuple(range(size)), dim)
+
+
 def _names(info: ModelInfo, features: InputFeatures) -> list[str]:
-    """The data's names where it has them, else the position, e.g. `x[0,3,5]`: channel 0, row 3, column 5."""
+    """The data's names where it has them, else the position, e.g. `x[0,3,5]`: channel 0, row 3, column 5.
+
+    Of whole slices that is `x[2]` along dim 1, `x[:,2]` along dim 2.
+    """
     if len(info.feature_names) == features.size:
         return [info.feature_names[index] for index in features.keep]
-    shape = (features.size,) if features.dim == 1 else tuple(info.input_shape)
-    places = (np.unravel_index(index, shape) for index in features.keep)
+    if features.dim is not None:
+        return ["x[" + ":," * (features.dim - 1) + f"{index}]" for index in features.keep]
+    places = (np.unravel_index(index, tuple(info.input_shape)) for index in features.keep)
     return ["x[" + ",".join(str(int(place)) for place in position) + "]" for position in places]
 
 
@@ -262,16 +282,15 @@ def _unit(described: Described) -> str:
 
 
 def _scaling(described: Described, contract: str) -> dict[str, Any]:
-    """How an input is made of what a device hands over, `x`: one mean and std for each index along dim 1."""
+    """How an input is made of what a device hands over, `x`: one mean and std for each index along dim 1, or `dim`."""
     features = described.features if contract == "slim" else None
-    mean, std = feature_scaling(Preprocessing(tuple(described.info.input_shape), described.normalization, features))
+    scaling = feature_scaling(Preprocessing(tuple(described.info.input_shape), described.normalization, features))
     return {
         "formula": FORMULA,
         "x": _OWN if described.byte_scale is None else _BYTE,
         "x_type": described.input_type if described.byte_scale is None else "uint8",
         "byte_scale": 1.0 if described.byte_scale is None else described.byte_scale,
-        "mean": mean.tolist(),
-        "std": std.tolist(),
+        **numbers_of(scaling),
     }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.export import ExportedProgram
 
 from edgeprune.data import normalize
+from edgeprune.data.inputs import size_along, spread_shape
 from edgeprune.errors import InputError
 from edgeprune.graph.drawn import drawn_input
 from edgeprune.records import IDENTITY, InputFeatures, Normalization
@@ -52,9 +54,10 @@ class Preprocessing:
             raise InputError(f"byte scale: expected a number above 0, e.g. 1/255, got {self.byte_scale}")
         if self.normalization is None:
             return
+        width = size_along(self.normalization.dim, self.shape)
         for name, values in (("mean", self.normalization.mean), ("std", self.normalization.std)):
-            if len(values) not in (1, self.shape[0]):
-                raise InputError(f"normalisation: expected 1 or {self.shape[0]} values of {name}, got {len(values)}")
+            if len(values) not in (1, width):
+                raise InputError(f"normalisation: expected 1 or {width} values of {name}, got {len(values)}")
         if not all(value > 0 for value in self.normalization.std):
             raise InputError(f"normalisation: expected every std above 0, got {self.normalization.std}")
 
@@ -67,6 +70,12 @@ class Preprocessing:
             )
 
 
+def numbers_of(normalization: Normalization) -> dict[str, Any]:
+    """Mean and std as files state them, and `dim` where these go along another than dim 1."""
+    numbers: dict[str, Any] = {"mean": list(map(float, normalization.mean)), "std": list(map(float, normalization.std))}
+    return numbers if normalization.dim == 1 else {**numbers, "dim": normalization.dim}
+
+
 def is_identity(normalization: Normalization | None) -> bool:
     """Whether it leaves every number as it is; None stands for that too."""
     return normalization is None or not (any(normalization.mean) or any(value != 1.0 for value in normalization.std))
@@ -75,9 +84,21 @@ def is_identity(normalization: Normalization | None) -> bool:
 # --- the same in numpy
 
 
-def along_dim_1(values: np.ndarray, n_dims: int) -> np.ndarray:
-    """`(n,)` to `(1, n, 1, ...)` with `n_dims` dims; of one dim, the batch, `(1,)` stays."""
-    return values.reshape(1, -1, *(1,) * (n_dims - 2)) if n_dims > 1 else values.reshape(-1)
+def spread_numbers(normalization: Normalization, n_dims: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std in float64, of the shape that meets a batch of `n_dims` dims: `(1, n, 1, 1)` along dim 1 of 4."""
+    mean, std = (
+        np.asarray(values, np.float64).reshape(spread_shape(len(values), normalization.dim, n_dims))
+        for values in (normalization.mean, normalization.std)
+    )
+    return mean, std
+
+
+def denormalized(drawn: np.ndarray, normalization: Normalization | None) -> np.ndarray:
+    """The raw inputs `(n, ...)` that are normalised to these; of their type, or wider."""
+    if normalization is None:
+        return drawn
+    mean, std = spread_numbers(normalization, drawn.ndim)
+    return np.asarray(drawn * std + mean)
 
 
 def normalized(raw: np.ndarray, normalization: Normalization | None) -> np.ndarray:
@@ -96,19 +117,22 @@ def drawn_raw(
 ) -> np.ndarray:
     """Raw inputs `(count, *sizes)` that are as drawn for the program once they are normalised; bytes times a scale."""
     drawn = drawn_input(program, count, sizes)
-    raw = drawn
-    if normalization is not None:
-        mean, std = (along_dim_1(np.asarray(values), drawn.ndim) for values in (normalization.mean, normalization.std))
-        raw = raw * std + mean
+    raw = denormalized(drawn, normalization)
     if byte_scale is not None:
         raw = np.clip(np.rint(raw / byte_scale), 0, 255) * byte_scale
     return raw.astype(drawn.dtype)
 
 
 def kept(inputs: np.ndarray, features: InputFeatures) -> np.ndarray:
-    """The slim input: `(n, k, ...)` for channels and columns, `(n, k)` for features of the flattened input."""
-    source = inputs if features.dim == 1 else inputs.reshape(len(inputs), -1)
-    return np.ascontiguousarray(source[:, list(features.keep)])
+    """The slim input: the whole one with `k` along the features' dim, `(n, k)` for those of the flattened input."""
+    source = inputs if features.dim is not None else inputs.reshape(len(inputs), -1)
+    return np.ascontiguousarray(source.take(features.keep, axis=features.dim or 1))
+
+
+def slim_shape(shape: tuple[int, ...], features: InputFeatures) -> tuple[int, ...]:
+    """The shape without the batch of what holds only the kept features."""
+    n_kept, dim = len(features.keep), features.dim
+    return (n_kept,) if dim is None else (*shape[: dim - 1], n_kept, *shape[dim:])
 
 
 def raw_bytes(raw: np.ndarray, byte_scale: float) -> np.ndarray:
@@ -128,16 +152,22 @@ def raw_bytes(raw: np.ndarray, byte_scale: float) -> np.ndarray:
     return whole.astype(np.uint8)
 
 
-def feature_scaling(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std `(k,)`, one per kept feature; per channel where all inputs are kept."""
+def feature_scaling(preprocessing: Preprocessing) -> Normalization:
+    """What is done to the kept features, along a dim of the slim input: one mean and std for each of its indices.
+
+    Where all features are kept, or are counted along another dim than mean and std, that is the normalisation's own.
+    """
     normalization, features = preprocessing.normalization or IDENTITY, preprocessing.features
-    channels = preprocessing.shape[0]
-    mean, std = (np.broadcast_to(values, (channels,)) for values in (normalization.mean, normalization.std))
-    if features is None:
-        return mean, std
-    per_channel = features.size // channels if features.dim is None else 1
-    index = np.asarray(features.keep) // per_channel
-    return mean[index], std[index]
+    dim, keep = normalization.dim, None if features is None else np.asarray(features.keep)
+    if features is not None and features.dim is not None and normalization.count == 1:
+        dim = features.dim
+    width = size_along(dim, preprocessing.shape)
+    mean, std = (np.broadcast_to(values, (width,)) for values in (normalization.mean, normalization.std))
+    if features is not None and features.dim is None:
+        keep, dim = np.unravel_index(features.keep, preprocessing.shape)[dim - 1], 1
+    elif features is None or features.dim != dim:
+        keep = np.arange(width)
+    return Normalization(tuple(mean[keep].tolist()), tuple(std[keep].tolist()), dim=dim)
 
 
 # --- in ONNX
@@ -241,8 +271,10 @@ class _Front:
         sizes = [size.dim_param or size.dim_value for size in self.network.type.tensor_type.shape.dim]
         if gathers:
             features, shape = self.preprocessing.features, self.preprocessing.shape
-            behind = sizes[2:] if features is not None and features.dim == 1 else shape[1:]
-            sizes = [sizes[0], shape[0], *behind]
+            if features is None or features.dim is None:
+                sizes = [sizes[0], *shape]
+            else:
+                sizes[features.dim] = shape[features.dim - 1]
         return helper.make_tensor_value_info(self.network.name, self.kind, sizes)
 
     def gather(self) -> None:
@@ -250,7 +282,7 @@ class _Front:
         assert features is not None
         if features.dim is None and len(self.preprocessing.shape) > 1:
             self._add("Flatten", axis=1)
-        self._add("Gather", np.asarray(features.keep, dtype=np.int64), axis=1)
+        self._add("Gather", np.asarray(features.keep, dtype=np.int64), axis=features.dim or 1)
 
     def scale(self) -> None:
         """What the scaling of a byte adds is taken into mean and std, in float64."""
@@ -261,12 +293,12 @@ class _Front:
             raise InputError(f"preprocessing: expected a network that takes floats, got {got} {self.network.name!r}")
         if self.kind != self.wanted:
             self._add("Cast", to=self.wanted)
-        mean, std = feature_scaling(self.preprocessing)
-        unit = self.preprocessing.byte_scale or 1.0
         n_dims, array_type = len(self.network.type.tensor_type.shape.dim), helper.tensor_dtype_to_np_dtype(self.wanted)
+        mean, std = spread_numbers(feature_scaling(self.preprocessing), n_dims)
+        unit = self.preprocessing.byte_scale or 1.0
         if mean.any():
-            self._add("Sub", along_dim_1(mean / unit, n_dims).astype(array_type))
-        self._add("Div", along_dim_1(std / unit, n_dims).astype(array_type))
+            self._add("Sub", (mean / unit).astype(array_type))
+        self._add("Div", (std / unit).astype(array_type))
 
     def pass_on(self) -> None:
         """Hand the input on as it is."""

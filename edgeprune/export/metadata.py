@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import InputError
-from edgeprune.export.front import Preprocessing, feature_scaling
+from edgeprune.export.front import Preprocessing, feature_scaling, numbers_of, slim_shape
 from edgeprune.export.namedfront import NamedFront
 from edgeprune.lines import shown
 from edgeprune.reading import parse_json
@@ -28,10 +28,10 @@ def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bo
     shape, normalization = slim_input(front) if is_narrower else (front.shape, front.normalization)
     entries = {"input_shape": list(shape), **_common(info, contract)}
     if normalization is not None:
-        entries["normalization"] = _numbers(normalization)
+        entries["normalization"] = numbers_of(normalization)
     if folded:
-        entries["folded_normalization"] = _numbers(normalization or IDENTITY)
-        entries["normalization"] = _numbers(IDENTITY)
+        entries["folded_normalization"] = numbers_of(normalization or IDENTITY)
+        entries["normalization"] = numbers_of(IDENTITY)
         entries["preprocess"] = "folded"
         if front.byte_scale is not None:
             entries["byte_scale"] = front.byte_scale
@@ -65,18 +65,7 @@ def slim_input(front: Preprocessing) -> tuple[tuple[int, ...], Normalization | N
     """Shape without the batch of what holds only the kept features, and mean and std of each of them."""
     features = front.features
     assert features is not None
-    shape = (len(features.keep), *(front.shape[1:] if features.dim == 1 else ()))
-    if front.normalization is None:
-        return shape, None
-    mean, std = feature_scaling(front)
-    return shape, Normalization(tuple(mean.tolist()), tuple(std.tolist()))
-
-
-def _numbers(normalization: Normalization) -> dict[str, list[float]]:
-    return {
-        "mean": [float(value) for value in normalization.mean],
-        "std": [float(value) for value in normalization.std],
-    }
+    return slim_shape(front.shape, features), None if front.normalization is None else feature_scaling(front)
 
 
 def normalization_in(metadata: Mapping[str, str], where: str) -> Normalization | None:
@@ -125,7 +114,10 @@ def _read_numbers(entry: Any, expected: str, text: str) -> Normalization:
         raise InputError(f"{expected}, got {shown(text, 80)}") from error
     if not mean or not std or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
         raise InputError(f"{expected} of finite values, std above 0, got {shown(text, 80)}")
-    return Normalization(mean, std)
+    dim = entry.get("dim", 1)
+    if type(dim) is not int or dim < 1:
+        raise InputError(f"{expected} and a dim from 1, got {shown(text, 80)}")
+    return Normalization(mean, std, dim=dim)
 
 
 def task_in(metadata: Mapping[str, str], where: str) -> str | None:

@@ -14,7 +14,15 @@ from torch.export import ExportedProgram
 
 from edgeprune.data.inputs import normalize
 from edgeprune.errors import InputError
-from edgeprune.export.front import Preprocessing, along_dim_1, feature_scaling, fold_preprocessing, kept, raw_bytes
+from edgeprune.export.front import (
+    Preprocessing,
+    denormalized,
+    feature_scaling,
+    fold_preprocessing,
+    kept,
+    numbers_of,
+    raw_bytes,
+)
 from edgeprune.graph.drawn import drawn_tensors, first_accepted
 from edgeprune.graph.sizes import arguments
 from edgeprune.graph.specs import InputSpec, file_inputs, fitted, input_specs
@@ -90,11 +98,7 @@ class NamedFront:
         part = self.parts.get(name)
         if part is None:
             return drawn
-        raw = drawn
-        if part.normalization is not None:
-            own = part.normalization
-            mean, std = (along_dim_1(np.asarray(values), drawn.ndim) for values in (own.mean, own.std))
-            raw = raw * std + mean
+        raw = denormalized(drawn, part.normalization)
         if part.byte_scale is not None:
             raw = np.clip(np.rint(raw / part.byte_scale), 0, 255) * part.byte_scale
         return np.asarray(raw.astype(drawn.dtype))
@@ -131,11 +135,11 @@ class NamedFront:
                 network = fold_preprocessing(network, part, name=name)
         return network
 
-    def told(self, contract: str) -> dict[str, dict[str, list[float]]]:
+    def told(self, contract: str) -> dict[str, dict[str, Any]]:
         """What is left to do for whoever feeds the files, by input: mean and std, none where the files do it."""
         return {} if self.fold else self._numbers(contract)
 
-    def told_folded(self, contract: str) -> dict[str, dict[str, list[float]]]:
+    def told_folded(self, contract: str) -> dict[str, dict[str, Any]]:
         """What the files do by themselves."""
         return self._numbers(contract) if self.fold else {}
 
@@ -143,14 +147,12 @@ class NamedFront:
         """What a byte stands for, where the files take bytes."""
         return {name: part.byte_scale for name, part in self.parts.items() if part.byte_scale is not None}
 
-    def _numbers(self, contract: str) -> dict[str, dict[str, list[float]]]:
-        found = {}
-        for name, part in self._parts_of(contract).items():
-            if part.normalization is not None:
-                own = part.normalization
-                mean, std = (own.mean, own.std) if part.features is None else map(_floats, feature_scaling(part))
-                found[name] = {"mean": list(mean), "std": list(std)}
-        return found
+    def _numbers(self, contract: str) -> dict[str, dict[str, Any]]:
+        return {
+            name: numbers_of(part.normalization if part.features is None else feature_scaling(part))
+            for name, part in self._parts_of(contract).items()
+            if part.normalization is not None
+        }
 
     def _parts_of(self, contract: str) -> dict[str, Preprocessing]:
         """The full contract takes all features, and gathers inside."""
@@ -178,8 +180,3 @@ def _check_foldable(parts: Mapping[str, Preprocessing]) -> None:
             "--preprocess fold: the model takes its inputs as they are and its data are no bytes, so there is "
             "nothing to fold; leave the option out"
         )
-
-
-def _floats(values: np.ndarray) -> list[float]:
-    found: list[float] = values.tolist()
-    return found

@@ -18,14 +18,15 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
+from edgeprune.data.inputs import spread_shape
 from edgeprune.export.front import Preprocessing, feature_scaling
 from edgeprune.export.target import Material
 from edgeprune.graph.sizes import arguments, size_hint
 from edgeprune.graph.specs import file_inputs, input_specs, output_names
 from edgeprune.pruning.slim_inputs import gathered
+from edgeprune.records import Normalization
 
 Layout = Literal["nhwc", "nchw"]
-Numbers = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std along dim 1
 _TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # the channels of an image
 _RANK_OF_IMAGES = 4
 NARROWED = {"int64": "int32", "float64": "float32"}  # by converters
@@ -33,13 +34,16 @@ NARROWED = {"int64": "int32", "float64": "float32"}  # by converters
 
 @dataclass(frozen=True, slots=True)
 class FileValue:
-    """An input or an output of a file: its shape with the batch, as numpy names its type, `scaled` by mean and std."""
+    """An input or an output of a file: its shape with the batch, as numpy names its type, `scaled` by mean and std.
+
+    Their dim counts as in the program, whose images have their channels first.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: str
     channels_last: bool = False
-    scaled: Numbers | None = None
+    scaled: Normalization | None = None
 
     @property
     def described(self) -> dict[str, Any]:
@@ -89,8 +93,8 @@ class Signature:
 
 def _value_of(plain: dict[str, Any]) -> FileValue:
     scaled = plain["scaled"]
-    numbers = None if scaled is None else (tuple(scaled[0]), tuple(scaled[1]))
-    return FileValue(plain["name"], tuple(plain["shape"]), plain["type"], plain["channels_last"], numbers)
+    own = None if scaled is None else Normalization(tuple(scaled["mean"]), tuple(scaled["std"]), dim=scaled["dim"])
+    return FileValue(plain["name"], tuple(plain["shape"]), plain["type"], plain["channels_last"], own)
 
 
 def signature_of(
@@ -98,7 +102,7 @@ def signature_of(
     inputs: Sequence[np.ndarray],
     outputs: Sequence[np.ndarray],
     layout: Layout = "nchw",
-    scaling: Sequence[Numbers | None] | None = None,
+    scaling: Sequence[Normalization | None] | None = None,
 ) -> Signature:
     """That of a file of a program.
 
@@ -120,7 +124,7 @@ def signature_of(
     return Signature(tuple(taken), tuple(_value(name, array, of_images) for name, array in given))
 
 
-def _value(name: str, array: np.ndarray, of_images: bool, scaled: Numbers | None = None) -> FileValue:
+def _value(name: str, array: np.ndarray, of_images: bool, scaled: Normalization | None = None) -> FileValue:
     channels_last = of_images and array.ndim == _RANK_OF_IMAGES
     shape = tuple(array.shape[dim] for dim in _TO_LAST) if channels_last else array.shape
     return FileValue(name, tuple(map(int, shape)), array.dtype.name, channels_last, scaled)
@@ -137,7 +141,7 @@ def _plain_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
     return found
 
 
-def scaling_of(material: Material) -> list[Numbers | None]:
+def scaling_of(material: Material) -> list[Normalization | None]:
     """What the files of a network do to each input first: nothing unless preprocessing is folded into them."""
     names = file_inputs(material.program)
     if not material.folds:
@@ -150,13 +154,13 @@ def scaling_of(material: Material) -> list[Numbers | None]:
     return [_numbers(Preprocessing(tuple(info.input_shape), info.normalization, features, material.byte_scale))]
 
 
-def _numbers(preprocessing: Preprocessing) -> Numbers | None:
+def _numbers(preprocessing: Preprocessing) -> Normalization | None:
     """What the scaling of a byte adds is taken into mean and std."""
     if not preprocessing.scales:
         return None
-    unit = preprocessing.byte_scale or 1.0
-    mean, std = ((values / unit).tolist() for values in feature_scaling(preprocessing))
-    return tuple(mean), tuple(std)
+    unit, own = preprocessing.byte_scale or 1.0, feature_scaling(preprocessing)
+    mean, std = (tuple(value / unit for value in values) for values in (own.mean, own.std))
+    return Normalization(mean, std, dim=own.dim)
 
 
 def example_inputs(program: ExportedProgram, batch: int) -> list[np.ndarray]:
@@ -205,5 +209,8 @@ def _taken(x: Tensor, value: FileValue, dtype: torch.dtype) -> Tensor:
     x = (x.permute(_TO_FIRST) if value.channels_last else x).to(dtype)
     if value.scaled is None:
         return x
-    mean, std = (torch.tensor(one, dtype=dtype).reshape(1, -1, *[1] * (x.dim() - 2)) for one in value.scaled)
+    mean, std = (
+        torch.tensor(one, dtype=dtype).reshape(spread_shape(len(one), value.scaled.dim, x.dim()))
+        for one in (value.scaled.mean, value.scaled.std)
+    )
     return (x - mean) / std

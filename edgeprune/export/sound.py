@@ -20,7 +20,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from edgeprune.data.sounds import FLOOR, LogMel, hann, mel_weights
 from edgeprune.errors import ParityError
 from edgeprune.export import ort
-from edgeprune.export.front import Preprocessing, along_dim_1, feature_scaling, kept, normalized, preprocess_model
+from edgeprune.export.front import Preprocessing, feature_scaling, kept, normalized, preprocess_model, spread_numbers
 from edgeprune.export.metadata import metadata_of, slim_input
 from edgeprune.export.parity import outputs_of
 from edgeprune.export.writing import SOUND, Writing
@@ -123,14 +123,15 @@ def _largest_error(path: Path, mel: LogMel, preprocessing: Preprocessing, scaled
     """The largest difference of a logarithm from the pipeline's own; ParityError above the tolerance."""
     session, worst = ort.session(path), 0.0
     normalization = preprocessing.normalization if scaled else IDENTITY
-    _, std = feature_scaling(replace(preprocessing, normalization=normalization))
+    scaling = feature_scaling(replace(preprocessing, normalization=normalization))
     for name, sound in _sounds(mel):
         bands = mel.of(sound)
         wanted = normalized((bands if mel.layout == "bands" else bands[None])[None], normalization)
         if preprocessing.features is not None:
             wanted = kept(wanted, preprocessing.features)
         [got] = outputs_of(session, [sound[None]])
-        error = float((np.abs(got.astype(np.float64) - wanted) * along_dim_1(std, wanted.ndim)).max())
+        _, std = spread_numbers(scaling, wanted.ndim)
+        error = float((np.abs(got.astype(np.float64) - wanted) * std).max())
         if not error <= TOLERANCE:
             raise ParityError(
                 f"{path.name}: expected the logarithms of {name} within {TOLERANCE:g} of the data's, got {error:.2g}"

@@ -40,6 +40,8 @@ def info_to_dict(info: ModelInfo) -> dict[str, Any]:
 
 def _scaling(normalization: Normalization) -> dict[str, Any]:
     own: dict[str, Any] = {"mean": list(normalization.mean), "std": list(normalization.std)}
+    if normalization.dim != 1:  # as files were before there were others
+        own["dim"] = normalization.dim
     inputs = {name: _scaling(one) for name, one in normalization.inputs}
     return {**own, "inputs": inputs} if inputs else own
 
@@ -163,4 +165,7 @@ def _mean_and_std(value: Any) -> Normalization:
     fits = bool(mean and std) and (len(mean) == len(std) or 1 in (len(mean), len(std)))
     if not fits or not all(map(math.isfinite, mean + std)) or not all(number > 0 for number in std):
         raise InputError(f"model info: expected finite means and stds above 0, got {shown(value, 80)}")
-    return Normalization(mean, std)
+    dim = value.get("dim", 1)
+    if type(dim) is not int or not 1 <= dim <= _MAX_DIMS:
+        raise InputError(f"model info: expected normalization's dim as a number from 1, got {shown(dim)}")
+    return Normalization(mean, std, dim=dim)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from edgeprune.data.featuredims import placed, said_of_dims, told_dims
+from edgeprune.data.inputs import size_along
 from edgeprune.errors import InputError
 from edgeprune.formats.pretrained import (
     option_text,
@@ -46,6 +48,9 @@ def with_normalization(
     inputs = _inputs_of(model, data)
     chosen = asked_normalization(asked, data, model.info.arch, inputs, rest or IDENTITY)
     check_inputs(chosen, model.info.input_shape, data)
+    if data is not None and "data" in (asked, *split_normalization(asked).values()):
+        for text in said_of_dims(data):
+            assume(text)
     for text in _instead(asked, chosen, recorded) if rest is not None else _as_held(asked, inputs):
         assume(text)
     return replace(model, info=replace(model.info, normalization=chosen))
@@ -99,16 +104,23 @@ def asked_normalization(
     """
     parts = split_normalization(asked)
     if not parts:
-        return _meant(asked, data, arch)
+        return _meant(asked, data, arch, _alone(data, inputs))
     known = {info.name: info for info in inputs}
     for name in parts:
         _check_scaled(name, known)
     if len(inputs) == 1 and (data is None or not data.inputs):
-        return _meant(parts[inputs[0].name], data, arch)
-    found = {name: _meant(how, data, arch, name) for name, how in parts.items()}
+        return _meant(parts[inputs[0].name], data, arch, _alone(data, inputs))
+    found = {name: _meant(how, data, arch, known[name], name) for name, how in parts.items()}
     for name, own in found.items():
         check_width(own, known[name].shape, f"--normalize {name}")
     return _by_name(known, found, rest)
+
+
+def _alone(data: DataSource | None, inputs: Sequence[InputInfo]) -> InputInfo | None:
+    """The only input, as the data hold it, else as the network takes it; None of several."""
+    if data is not None and not data.inputs:
+        return InputInfo("x", tuple(data.input_shape), feature_dim=data.feature_dim)
+    return inputs[0] if len(inputs) == 1 else None
 
 
 def _by_name(names: Iterable[str], found: Mapping[str, Normalization], rest: Normalization) -> Normalization:
@@ -118,12 +130,15 @@ def _by_name(names: Iterable[str], found: Mapping[str, Normalization], rest: Nor
     return Normalization(IDENTITY.mean, IDENTITY.std, scaled)
 
 
-def _meant(asked: str, data: DataSource | None, arch: str | None, name: str | None = None) -> Normalization:
-    """What is asked of all inputs, or of one by name."""
+def _meant(
+    asked: str, data: DataSource | None, arch: str | None, taken: InputInfo | None, name: str | None = None
+) -> Normalization:
+    """What is asked of all inputs, or of one by name, as it is `taken`."""
     option = "--normalize" if name is None else f"--normalize {name}"
     given = parse_normalization(asked, option)
     if given is not None:
-        return Normalization(*given)
+        own = Normalization(*given)
+        return own if taken is None else placed(own, taken)
     if asked == "none":
         return IDENTITY
     if asked == "weights":
@@ -149,8 +164,11 @@ def _inputs_of(model: Model, data: DataSource | None) -> tuple[InputInfo, ...]:
     """Those of the data by name, else of the network."""
     if data is not None and data.inputs:
         return data.inputs
-    specs = input_specs(model.program)
-    return tuple(InputInfo(spec.name, spec.shape[1:], str(spec.dtype).removeprefix("torch.")) for spec in specs)
+    specs, told = input_specs(model.program), told_dims(model.program) if data is None else {}
+    return tuple(
+        InputInfo(spec.name, spec.shape[1:], str(spec.dtype).removeprefix("torch."), feature_dim=told.get(spec.name))
+        for spec in specs
+    )
 
 
 def other_normalizations(model: Model, data: DataSource) -> dict[str, Normalization]:
@@ -164,8 +182,8 @@ def other_normalizations(model: Model, data: DataSource) -> dict[str, Normalizat
     if data.byte_scale is not None:
         as_bytes = Normalization((0.0,), (data.byte_scale,))  # e.g. 0..255, as an image file holds them
         others |= {f"'{option_text(one)}'": one for one in (as_bytes, *_USUAL)}
-    width = model.info.input_shape[0]
-    fitting = {name: value for name, value in others.items() if {len(value.mean), len(value.std)} <= {1, width}}
+    shape = model.info.input_shape
+    fitting = {name: value for name, value in others.items() if value.count in (1, size_along(value.dim, shape))}
     return {name: value for name, value in fitting.items() if value != model.info.normalization}
 
 
@@ -194,7 +212,7 @@ def check_inputs(normalization: Normalization, shape: tuple[int, ...], data: Dat
 def check_width(normalization: Normalization, shape: tuple[int | None, ...], option: str = "--normalize") -> None:
     """Raise InputError unless it has one mean and std, or one for each channel or column of `shape`."""
     counts = {len(normalization.mean), len(normalization.std)}
-    widths = {1, shape[0] if shape and shape[0] is not None else 1}
+    widths = {1, size_along(normalization.dim, shape)}
     if not counts <= widths:
         expected = " or ".join(map(str, sorted(widths)))
         raise InputError(f"{option}: expected {expected} means and stds for inputs {shape}, got {max(counts)}")
@@ -234,4 +252,6 @@ def _about(normalization: Normalization) -> str:
 
 def _short(normalization: Normalization) -> Normalization:
     inputs = tuple((name, _short(own)) for name, own in normalization.inputs)
-    return Normalization(normalization.mean[:_MOST_SHOWN], normalization.std[:_MOST_SHOWN], inputs)
+    return replace(
+        normalization, mean=normalization.mean[:_MOST_SHOWN], std=normalization.std[:_MOST_SHOWN], inputs=inputs
+    )

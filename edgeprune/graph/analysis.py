@@ -24,7 +24,7 @@ from edgeprune.graph.ops.registry import Kind, Operator, lookup
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.solve import Reason, Solver
-from edgeprune.graph.sources import Sources
+from edgeprune.graph.sources import Sources, unit_sizes
 from edgeprune.graph.state import state_partners
 from edgeprune.graph.tensors import Tensors
 
@@ -260,15 +260,14 @@ class Analysis:
     def _user_input(self, name: str, val: Tensor, shape: tuple[int, ...]) -> Value:
         """An input's elements are units of their own; rules unite those that only go together.
 
-        Where sizes behind dim 1 are free, its indices (channels, columns) are the units.
+        Where sizes are free, the indices of the first dim of a fixed one (channels, columns, sensors) are the units.
         """
         if name in self.state:
             return self._sources.labelled("state", name, val.shape, Value(shape))
-        labelled = val.dim() >= 2 and isinstance(val.shape[1], int) and val.is_floating_point()
+        labelled = any(isinstance(size, int) for size in val.shape[1:]) and val.is_floating_point()
         if not self.label_inputs or not labelled:
             return self._sources.remembered("input", name, (), lambda _: Value(shape, raw=True))
-        fixed_size = all(isinstance(size, int) for size in val.shape[2:])
-        units = shape[1:] if fixed_size else (shape[1], *(1 for _ in shape[2:]))
+        units = unit_sizes(val.shape[1:])
 
         def build(labels: list[Tensor]) -> Value:
             layer = pack(labels[0].reshape(1, *units).expand(shape), zero=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 
 from edgeprune.errors import InputError
 from edgeprune.graph.analysis import Analysis
-from edgeprune.graph.labels import FIXED, Value
+from edgeprune.graph.labels import FIXED
 from edgeprune.graph.solve import Reason
+from edgeprune.graph.sources import unit_sizes
 from edgeprune.records import InputFeatures
 from edgeprune.settings import FeatureRules
 
@@ -23,8 +25,8 @@ class FeatureGrid:
     """The features of one input: `elements` int64 `(n_features, n)` are the ids of the elements of each.
 
     `units` int64 `(n_features,)` is the unit that a feature belongs to, 0 where it is locked and -1 where nothing reads
-    it. `dim` is 1 where features are indices of dim 1 (channels, columns), None where they are those of the flattened
-    input.
+    it. `dim` is the dim whose indices the features are: 1 for channels and columns, 2 for the sensors of `(batch,
+    steps, sensors)`; None where they are the elements of the flattened input.
     """
 
     elements: np.ndarray
@@ -34,26 +36,43 @@ class FeatureGrid:
     def __len__(self) -> int:
         return len(self.units)
 
+    @property
+    def told_dim(self) -> int | None:
+        """The dim that the network tells features apart by; None where it tells none, or each element, apart."""
+        return self.dim if (self.units != self.units[:1]).any() else None
+
 
 def feature_grid(analysis: Analysis, name: str) -> FeatureGrid | None:
     """The features of input `name`, or None where its elements have no labels.
 
-    Features count along dim 1 where every unit fills slices of it, else over the flattened input.
+    Features count along the first dim that every unit fills whole slices of, else over the flattened input.
     """
     source = analysis.sources.get(("input", name, None))
     if source is None:
         return None
     node = next(node for node in analysis.program.graph.nodes if node.name == name)
-    value = analysis.env[node]
-    assert isinstance(value, Value)
     canonical = analysis.solver.canonical
     elsewhere = [canonical[other.ids] for other in analysis.sources.values() if other.kind != "input"]
     labels = canonical[source.ids]
     units = np.where(np.isin(labels, np.concatenate([[FIXED], *elsewhere])), labels, _UNREAD)
-    rows = units.reshape(value.shape[1], -1)
-    if (rows == rows[:, :1]).all():
-        return FeatureGrid(source.ids.reshape(rows.shape), rows[:, 0], dim=1)
+    sizes = node.meta["val"].shape[1:]
+    for dim in (dim for dim, size in enumerate(sizes, 1) if isinstance(size, int)):
+        places = feature_places(unit_sizes(sizes), dim)
+        slices = units[places]
+        if (slices == slices[:, :1]).all():
+            return FeatureGrid(source.ids[places], slices[:, 0], dim)
     return FeatureGrid(source.ids.reshape(-1, 1), units, dim=None)
+
+
+def feature_places(shape: Sequence[int], dim: int | None) -> np.ndarray:
+    """Where the elements of each feature lie in a flattened input, int64 `(n_features, n)`, ascending in each.
+
+    Args:
+        shape: of the input, without the batch.
+        dim: the dim of the batch that features are the indices of; None for those of the flattened input.
+    """
+    places = np.arange(math.prod(shape)).reshape(shape)
+    return places.reshape(-1, 1) if dim is None else np.moveaxis(places, dim - 1, 0).reshape(shape[dim - 1], -1)
 
 
 def feature_grids(analysis: Analysis) -> dict[str, FeatureGrid]:

@@ -15,6 +15,17 @@ from edgeprune.graph.labels import Value, pack, spread
 from edgeprune.graph.solve import Solver
 
 
+def unit_sizes(sizes: Sequence[Any]) -> tuple[int, ...]:
+    """How many units an input has along each dim behind the batch: one an element.
+
+    Where any of the `sizes` is free (no int), the units are the indices of the first that is fixed, and other dims
+    have one: `(None, 6)` is `(1, 6)`. All ones where none is fixed.
+    """
+    fixed = [dim for dim, size in enumerate(sizes) if isinstance(size, int)]
+    told = fixed if len(fixed) == len(sizes) else fixed[:1]
+    return tuple(size if dim in told else 1 for dim, size in enumerate(sizes))
+
+
 class Sources:
     """The sources that were met, by kind, name and dim, as `found`."""
 

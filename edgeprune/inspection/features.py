@@ -9,7 +9,8 @@ import numpy as np
 from torch.export import ExportedProgram
 
 from edgeprune.graph.groups import ChannelGraph, analyze
-from edgeprune.graph.inputs import feature_grids
+from edgeprune.graph.inputs import feature_grids, feature_places
+from edgeprune.graph.sources import unit_sizes
 from edgeprune.graph.specs import input_specs
 from edgeprune.importance import score
 from edgeprune.records import InputFeatures, KeptInput
@@ -37,7 +38,7 @@ def kept_inputs(dense: ChannelGraph, slim: ExportedProgram, cut: Mapping[str, In
             spec.name,
             spec.example[1:] if spec.batched else spec.example,
             features[spec.name],
-            _weights(norms.get(spec.name), features[spec.name]),
+            _weights(norms.get(spec.name), features[spec.name], unit_sizes(spec.shape[1:])),
         )
         for spec in input_specs(program)
         if spec.name in features
@@ -54,7 +55,8 @@ def kept_fields(dense: ChannelGraph, slim: ExportedProgram, cut: Mapping[str, In
 
 def feature_weights(slim: ExportedProgram, name: str, features: InputFeatures) -> tuple[float, ...]:
     """The L2 norm of the weights that read each of the `features.keep` of an input, relative to the largest."""
-    return _weights(_norms(slim).get(name), features)
+    [sizes] = [unit_sizes(spec.shape[1:]) for spec in input_specs(slim) if spec.name == name]
+    return _weights(_norms(slim).get(name), features, sizes)
 
 
 def _norms(slim: ExportedProgram) -> dict[str, np.ndarray]:
@@ -69,8 +71,9 @@ def _norms(slim: ExportedProgram) -> dict[str, np.ndarray]:
     return found
 
 
-def _weights(norms: np.ndarray | None, features: InputFeatures) -> tuple[float, ...]:
-    """Those of the kept features, the largest 1; all 1 where nothing is known of any."""
-    kept = np.zeros(0) if norms is None else norms.reshape(features.size, -1)[list(features.keep), -1]
+def _weights(norms: np.ndarray | None, features: InputFeatures, sizes: tuple[int, ...]) -> tuple[float, ...]:
+    """Those of the kept features of an input with so many units, the largest 1; all 1 where nothing is known of any."""
+    last = feature_places(sizes, features.dim)[list(features.keep), -1]
+    kept = np.zeros(0) if norms is None else norms[last]
     largest = kept.max(initial=0.0)
     return tuple((kept / largest).round(4).tolist()) if largest > 0 else (1.0,) * len(features.keep)

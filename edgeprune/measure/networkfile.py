@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from edgeprune.data import batches, normalize
-from edgeprune.data.inputs import Inputs
+from edgeprune.data.inputs import Inputs, size_along
 from edgeprune.data.labels import with_classes_of
 from edgeprune.errors import InputError
 from edgeprune.export import ort
@@ -149,9 +149,10 @@ def _fed(path: Path, session: InferenceSession, network: NetworkFile, data: Data
     if not _accepts(shape, data.input_shape):
         preprocess = _preprocess(path, shape, data)
         return replace(network, preprocess=preprocess, byte_scale=_byte_scale(path, preprocess))
-    if stated is not None and not {len(stated.mean), len(stated.std)} <= {1, data.input_shape[0]}:
+    width = 1 if stated is None else size_along(stated.dim, data.input_shape)
+    if stated is not None and not {len(stated.mean), len(stated.std)} <= {1, width}:
         raise InputError(
-            f"{path}: edgeprune.normalization: expected 1 or {data.input_shape[0]} values, "
+            f"{path}: edgeprune.normalization: expected 1 or {width} values, "
             f"got {len(stated.mean)} and {len(stated.std)}"
         )
     dtype = _FLOATS.get(session.get_inputs()[0].type, np.float32)

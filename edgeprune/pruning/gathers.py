@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from edgeprune.graph.inputs import feature_places
 from edgeprune.graph.names import GATHER
 from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.graph.sizes import size_hint
@@ -102,9 +103,9 @@ def _read(module: fx.GraphModule, placeholder: fx.Node) -> Gathered | None:
 
 def _keeps_sizes(placeholder: fx.Node, sizes: Sequence[Any], features: InputFeatures) -> bool:
     """Whether what holds the kept features alone has the sizes that are free or asked for; a flat one has none."""
-    if features.dim == 1:
-        return isinstance(sizes[0], int)
-    return all(isinstance(size, int) for size in sizes) and not any(map(_is_other_size, placeholder.users))
+    lost = range(1, len(sizes) + 1) if features.dim is None else (features.dim,)
+    asked = {user.args[1] for user in placeholder.users if _is_other_size(user)}
+    return all(isinstance(sizes[dim - 1], int) for dim in lost) and asked.isdisjoint(lost)
 
 
 # -- from the input to its gathers ------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ def is_batch_size(node: fx.Node) -> bool:
 
 def _is_other_size(node: fx.Node) -> bool:
     """Whether the node asks for the height, say, which channels that are taken out leave as it is."""
-    return node.target is _aten.sym_size.int and isinstance(node.args[1], int) and node.args[1] > 1
+    return node.target is _aten.sym_size.int and isinstance(node.args[1], int) and node.args[1] > 0
 
 
 def is_assertion(node: fx.Node) -> bool:
@@ -283,24 +284,31 @@ def _batch_dim(labels: Tensor, n_elements: int) -> int | None:
 
 
 def _features(shape: tuple[int, ...], gathers: list[Gather]) -> InputFeatures:
-    """Along dim 1 where whole channels are gathered, else over the flattened input."""
+    """Along the first dim of which whole slices (channels, sensors) are gathered, else over the flattened input."""
+    n_elements = int(torch.Size(shape).numel())
     kept = torch.cat([gather.labels.flatten() for gather in gathers]).unique()
     kept = kept[kept >= 0]
-    per_channel = int(torch.Size(shape[1:]).numel())
-    channels = kept.div(per_channel, rounding_mode="floor").unique()
-    if len(shape) == 1 or _are_whole(gathers, per_channel, len(channels)):
-        return InputFeatures(shape[0], tuple(channels.tolist()), 1)
-    return InputFeatures(shape[0] * per_channel, tuple(kept.tolist()), None)
+    for dim, size in enumerate(shape, 1):
+        slice_of = torch.empty(n_elements, dtype=torch.long)
+        slice_of[torch.from_numpy(feature_places(shape, dim))] = torch.arange(size)[:, None]
+        slices = slice_of[kept].unique()
+        if len(shape) == 1 or _are_whole(gathers, slice_of, n_elements // size, len(slices)):
+            return InputFeatures(size, tuple(slices.tolist()), dim)
+    return InputFeatures(n_elements, tuple(kept.tolist()), None)
 
 
-def _are_whole(gathers: list[Gather], per_channel: int, n_channels: int) -> bool:
-    """Whether every index of every gather holds elements of one channel alone, and each channel is whole somewhere."""
+def _are_whole(gathers: list[Gather], slice_of: Tensor, n_in_slice: int, n_slices: int) -> bool:
+    """Whether every index of every gather holds elements of one slice alone, and each slice is whole somewhere.
+
+    `slice_of` `(n_elements,)` is the slice of each element of the flattened input, `n_slices` are those with any kept.
+    """
     whole: set[int] = set()
     for gather in gathers:
         lines = gather.lines(gather.labels).sort(1).values
-        channels = lines.div(per_channel, rounding_mode="floor").clamp(min=-1)
-        if bool(((channels != channels[:, -1:]) & (channels >= 0)).any()):
+        slices = torch.where(lines >= 0, slice_of[lines.clamp(min=0)], -1)
+        last = slices[:, -1:]  # of an index that holds any: what a padding adds is below 0
+        if bool(((slices != last) & (slices >= 0)).any()):
             return False
         first_of_each = torch.nn.functional.pad(lines.diff(dim=1) != 0, (1, 0), value=True) & (lines >= 0)
-        whole.update(channels[first_of_each.sum(1) == per_channel, -1].tolist())
-    return len(whole) == n_channels
+        whole.update(last[first_of_each.sum(1) == n_in_slice, 0].tolist())
+    return len(whole) == n_slices

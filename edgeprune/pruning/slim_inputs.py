@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -20,6 +21,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program, reexport_narrowed
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained
+from edgeprune.graph.inputs import feature_places
 from edgeprune.graph.names import GATHER, NUMBERS, ORDER
 from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.tokens import kept_vocabularies, numbered
@@ -45,7 +47,8 @@ def gathered(program: ExportedProgram) -> InputFeatures | None:
     """The features that a program gathers from its input, or None.
 
     None also where several inputs are gathered (see `gathered_inputs`), or where the input is used beside the gather.
-    `dim` is 1 for columns `(batch, n)` and for whole channels `(batch, n, ...)`, None for the flattened input.
+    `dim` is 1 for columns `(batch, n)` and for whole channels `(batch, n, ...)`, 2 for whole sensors of `(batch, steps,
+    n)`, None for the flattened input.
     """
     found = gathered_inputs(program)
     return next(iter(found.values())) if len(found) == 1 else None
@@ -66,7 +69,7 @@ def on_device(program: ExportedProgram) -> ExportedProgram:
 
 @public("slim_contract")
 def slim_contract(program: ExportedProgram) -> Program:
-    """The program that takes only the kept features, ascending: `(batch, k)`, or `(batch, k, ...)` for channels.
+    """The program that takes only the kept features, ascending: `(batch, k)`, or the input with `k` along their dim.
 
     Of a token input whose vocabulary was cut it takes the new ids, the positions of the old ones among those kept.
 
@@ -148,9 +151,8 @@ def _slim_shape(one: Gathered) -> tuple[int, ...]:
 
 def _slim_sizes(one: Gathered, full: Sequence[Any]) -> tuple[Any, ...]:
     """The sizes of that input, those that are free among them, where the whole one has the sizes `full`."""
-    batch, _, *others = full
-    n_kept = len(one.features.keep)
-    return (batch, n_kept, *others) if one.features.dim == 1 else (batch, n_kept)
+    n_kept, dim = len(one.features.keep), one.features.dim
+    return (full[0], n_kept) if dim is None else (*full[:dim], n_kept, *full[dim + 1 :])
 
 
 def _take_kept_only(module: fx.GraphModule, one: Gathered, gather: Gather) -> None:
@@ -184,7 +186,7 @@ def _replayed(module: fx.GraphModule, one: Gathered, gather: Gather) -> fx.Node 
         return None
     n_elements = int(torch.Size(one.shape).numel())
     labels = torch.arange(n_elements).view(1, *one.shape).expand(BATCH, *one.shape)
-    kept = labels.index_select(1, torch.tensor(one.features.keep))
+    kept = labels.index_select(one.features.dim, torch.tensor(one.features.keep))
     try:
         out = moved(module, (one.placeholder, *gather.chain), kept, checked=False)
     except RuntimeError:
@@ -214,7 +216,7 @@ def _order(moved_labels: Tensor, gather: Gather) -> Tensor | None:
 def _by_elements(module: fx.GraphModule, one: Gathered, gather: Gather) -> fx.Node:
     """The kept elements one by one, in the order and the shape that the gather gave; the input itself where it fits."""
     graph, value = module.graph, one.placeholder
-    if one.features.dim == 1 and len(one.shape) > 1:
+    if one.features.dim is not None and len(one.shape) > 1:
         value = graph.call_function(_aten.flatten.using_ints, (value, 1))
     order = _positions(one, gather)
     if not torch.equal(order, torch.arange(int(torch.Size(_slim_shape(one)).numel()))):
@@ -229,12 +231,10 @@ def _by_elements(module: fx.GraphModule, one: Gathered, gather: Gather) -> fx.No
 def _positions(one: Gathered, gather: Gather) -> Tensor:
     """For everything that the gather gives, its position in the flattened slim input; the first for what is added."""
     labels = gather.labels.flatten().clamp(min=0)
-    keep = torch.tensor(one.features.keep)
-    if one.features.dim is None:
-        return torch.searchsorted(keep, labels) * (gather.labels.flatten() >= 0)
-    width = int(torch.Size(one.shape[1:]).numel())
-    positions = torch.searchsorted(keep, labels.div(width, rounding_mode="floor")) * width + labels % width
-    return positions * (gather.labels.flatten() >= 0)
+    places = feature_places(one.shape, one.features.dim)[list(one.features.keep)]
+    # Ascending, the kept elements lie as in the flattened slim input, whichever dim is narrower.
+    kept = torch.from_numpy(np.sort(places, axis=None))
+    return torch.searchsorted(kept, labels) * (gather.labels.flatten() >= 0)
 
 
 def _mapped(module: fx.GraphModule, one: Gathered, gather: Gather, value: fx.Node, is_replayed: bool) -> fx.Node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,10 @@ from edgeprune.graph.faults import public
 from edgeprune.graph.garbage import no_collection
 from edgeprune.graph.given import check_untrained
 from edgeprune.graph.groups import ChannelGraph, ChannelGroup, Slot, analyze
+from edgeprune.graph.inputs import feature_places
 from edgeprune.graph.lift import Unlifted, unlifted
 from edgeprune.graph.sizes import arguments, free_ranges
+from edgeprune.graph.sources import unit_sizes
 from edgeprune.graph.specs import input_specs
 from edgeprune.pruning.blocks import without_blocks
 from edgeprune.pruning.folding import fold
@@ -155,13 +157,13 @@ def kept_units(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
     keep = np.ones(len(graph.analysis.solver.canonical), dtype=bool)
     shapes = _known_shapes(graph, plan)
     _check_inputs(graph, plan)
-    masks: _Masks = {}
+    masks = _input_masks(graph, plan)
     for group, slot in graph.slots():
         mask = _kept_mask(slot, plan, masks)
         if mask is not None:
             keep[group.units[slot.unit[(slot.unit >= 0) & ~mask]]] = False
     for name in plan.inputs.keys() - plan.state.keys():  # features that no layer reads are in no group
-        keep[_removed_features(graph, name, plan.inputs[name])] = False
+        keep[_removed_features(graph, name, masks["input", name, None])] = False
     _check_rows(graph, plan, keep)
     _check_couplings(graph, plan, keep, shapes, masks)
     return keep
@@ -208,12 +210,11 @@ def _kept_mask(slot: Slot, plan: PruningPlan, masks: _Masks) -> np.ndarray | Non
 
 def _new_mask(slot: Slot, plan: PruningPlan) -> np.ndarray:
     mask = np.ones(len(slot.unit), dtype=bool)
-    if slot.kind == "input":
-        features = plan.inputs.get(slot.name)
-        return mask if features is None else _kept_elements(features, len(mask))
+    if slot.kind == "input":  # those of which some go have masks
+        return mask
     if slot.kind == "state":
         features = plan.inputs.get(slot.name)
-        return mask if features is None or features.dim != slot.dim else _kept_elements(features, len(mask))
+        return mask if features is None or features.dim != slot.dim else _marked(features)
     assert slot.dim is not None
     kept = plan.tensors.get(slot.name, {}).get(slot.dim)
     if kept is not None:
@@ -222,18 +223,29 @@ def _new_mask(slot: Slot, plan: PruningPlan) -> np.ndarray:
     return mask
 
 
-def _kept_elements(features: InputFeatures, n_elements: int) -> np.ndarray:
-    """Which elements of a flattened input are kept; features along dim 1 are blocks of them."""
-    chosen = np.zeros(features.size, dtype=bool)
-    chosen[list(features.keep)] = True
-    return np.repeat(chosen, n_elements // features.size)
+def _input_masks(graph: ChannelGraph, plan: PruningPlan) -> _Masks:
+    """Which units of the inputs that lose features are kept."""
+    masks: _Masks = {}
+    for node in graph.analysis.program.graph.nodes:
+        if node.op == "placeholder" and node.name in plan.inputs.keys() - plan.state.keys():
+            features, sizes = plan.inputs[node.name], unit_sizes(node.meta["val"].shape[1:])
+            mask = masks["input", node.name, None] = np.zeros(math.prod(sizes), dtype=bool)
+            mask[feature_places(sizes, features.dim)[list(features.keep)]] = True
+    return masks
 
 
-def _removed_features(graph: ChannelGraph, name: str, features: InputFeatures) -> np.ndarray:
-    """The units of the features that a plan does not keep of an input."""
+def _marked(features: InputFeatures) -> np.ndarray:
+    """Which features are kept, bool `(size,)`."""
+    kept = np.zeros(features.size, dtype=bool)
+    kept[list(features.keep)] = True
+    return kept
+
+
+def _removed_features(graph: ChannelGraph, name: str, kept: np.ndarray) -> np.ndarray:
+    """What a plan does not keep of the units of an input, `kept` bool by unit."""
     labels = graph.labels("input", name, None)
     assert labels is not None
-    removed = labels[~_kept_elements(features, len(labels))]
+    removed = labels[~kept]
     if not removed.all():
         raise PlanError(f"the plan removes features of input {name!r} that are locked: expected it to keep them")
     return removed
@@ -254,13 +266,20 @@ def _check_inputs(graph: ChannelGraph, plan: PruningPlan) -> None:
         if ("input", name, None) not in graph.analysis.sources:
             raise PlanError(f"the plan removes features of input {name!r}, of which the model has none to remove")
         shape = shape_of(placeholders[name].meta["val"])
-        size = {None: math.prod(shape[1:]), 1: shape[1]}.get(features.dim)
-        if size != features.size:
+        if _size_along(features.dim, placeholders[name].meta["val"].shape[1:]) != features.size:
             where = "the flattened input" if features.dim is None else f"dim {features.dim}"
             raise PlanError(
                 f"the plan counts {features.size} features over {where} of input {name!r}: "
                 f"expected them to fit its shape {('batch', *shape[1:])}"
             )
+
+
+def _size_along(dim: int | None, sizes: Sequence[Any]) -> int | None:
+    """How many features an input of these sizes, None or symbolic where free, has along a dim; None where no units."""
+    units = unit_sizes(sizes)
+    if dim is None:
+        return math.prod(units) if all(isinstance(size, int) for size in sizes) else None
+    return units[dim - 1] if dim <= len(units) and isinstance(sizes[dim - 1], int) else None
 
 
 def _check_couplings(

@@ -45,7 +45,7 @@ def identity(
     facts = {
         "input shape": list(data.input_shape),
         "classes": list(data.classes),
-        "normalisation": [list(data.normalization.mean), list(data.normalization.std)],
+        "normalisation": _numbers(data.normalization),
         **{f"input {info.name}": _account(info, data.normalization) for info in data.inputs},
     }
     asked = {} if task is None else {"task": task}
@@ -55,7 +55,12 @@ def identity(
 def _account(info: InputInfo, normalization: Normalization) -> list[Any]:
     """A named input and its normalisation, as plain values."""
     own = normalization.of(info.name)
-    return [list(info.shape), info.dtype, *([] if own is None else [list(own.mean), list(own.std)])]
+    return [list(info.shape), info.dtype, *([] if own is None else _numbers(own))]
+
+
+def _numbers(own: Normalization) -> list[Any]:
+    """Mean and std, and along which dim these are where that is not dim 1: states of earlier versions say none."""
+    return [list(own.mean), list(own.std), *([] if own.dim == 1 else [own.dim])]
 
 
 class Pace:
