@@ -477,6 +477,23 @@ def test_a_solve_that_does_no_better_elsewhere_is_not_taken() -> None:
     assert isinstance(found.change, Change) and not found.change.matrix.any() and not found.change.bias.any()
 
 
+@pytest.mark.parametrize("n_moving", [0, 3])
+def test_what_differs_in_its_last_bits_is_constant(n_moving: int) -> None:
+    """As kernels give the rows of a batch: the same inputs in other vector lanes are rounded otherwise."""
+    eps = float(torch.finfo(torch.float32).eps)
+    moments = [Moments.none(1, 6, 2) for _ in range(2)]
+    for number, one in enumerate(moments):
+        noise = random(40, 1, 6, seed=number) * eps
+        level = torch.tensor([1e4, 1.0, -3.0, 1e-2, 5.0, 7.0]).double()
+        rows = level * (1 + noise)
+        rows[:, :, :n_moving] += random(40, 1, n_moving, seed=20 + number)
+        told = noise @ torch.full((6, 2), 1 / eps).double()  # the noise would explain all of it
+        one.add(rows, told + rows[:, :, :n_moving].sum(2, keepdim=True) + 3.0)
+    found = solved(moments[0], moments[1], centred=True, rounding=(8 * eps) ** 2)
+    assert not found.change.matrix[0, n_moving:].any()
+    assert bool(found.change.matrix[0, :n_moving].all()) and found.helps
+
+
 def test_a_network_whose_outputs_come_no_nearer_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_of_reconstruct, "errors", lambda *_: [0.5, 0.5])
     slim, better, record = reconstruction(untrained(), [torch.randn(64, 6)])

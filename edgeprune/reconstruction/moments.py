@@ -95,10 +95,12 @@ def no_change(rows: Moments) -> Change:
     return Change(torch.zeros_like(rows.xr), torch.zeros_like(rows.r))
 
 
-def ridge(rows: Moments, penalty: float, centred: bool) -> Change | None:
+def ridge(rows: Moments, penalty: float, centred: bool, rounding: float = 0.0) -> Change | None:
     """The change with the least error plus `penalty` times the mean variance of the inputs times its squares.
 
-    With the penalty on the change, weights that need none are left alone. None where it cannot be solved.
+    With the penalty on the change, weights that need none are left alone. None where it cannot be solved. What varies
+    by no more than `rounding` of its mean square counts as constant, of which nothing can be learnt: kernels round
+    the rows of a batch differently.
     """
     n = max(1, rows.n)
     xx, xr = rows.xx / n, rows.xr / n
@@ -106,8 +108,11 @@ def ridge(rows: Moments, penalty: float, centred: bool) -> Change | None:
     if centred:
         xx = xx - x.unsqueeze(2) * x.unsqueeze(1)
         xr = xr - x.unsqueeze(2) * r.unsqueeze(1)
+    variance, size = xx.diagonal(dim1=1, dim2=2), rows.xx.diagonal(dim1=1, dim2=2) / n
+    varies = (variance > rounding * size) & (variance.mean(1) > rounding * size.mean(1)).unsqueeze(1)
+    xx, xr = xx * (varies.unsqueeze(2) & varies.unsqueeze(1)), xr * varies.unsqueeze(2)
     scale = xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=0)
-    weight = torch.where(scale > 0, penalty * scale, 1.0)  # of inputs that are constant nothing can be learnt
+    weight = torch.where(scale > 0, penalty * scale, 1.0)
     xx = xx + torch.diag_embed(weight.unsqueeze(1).expand(xx.shape[:2]))
     factor, failed = torch.linalg.cholesky_ex(xx)
     if bool(failed.any()):
@@ -135,20 +140,23 @@ class Solution:
         return self.after < self.before
 
 
-def solved(fit: Moments, held: Moments, centred: bool) -> Solution:
-    """The change whose penalty does best on rows that it was not solved on, solved then on all of them."""
+def solved(fit: Moments, held: Moments, centred: bool, rounding: float = 0.0) -> Solution:
+    """The change whose penalty does best on rows that it was not solved on, solved then on all of them.
+
+    `rounding` is the share of its mean square that a value varies by when nothing but its last bits do.
+    """
     nothing = no_change(fit)
     before = nothing.error(held)
-    best = _helpful(_best(fit, held, centred, before), nothing)
-    whole = ridge(fit.plus(held), best.penalty, centred) if best.helps else None
+    best = _helpful(_best(fit, held, centred, before, rounding), nothing)
+    whole = ridge(fit.plus(held), best.penalty, centred, rounding) if best.helps else None
     return best if whole is None else Solution(whole, best.penalty, best.before, best.after)
 
 
-def _best(fit: Moments, held: Moments, centred: bool, before: float) -> Solution:
+def _best(fit: Moments, held: Moments, centred: bool, before: float, rounding: float) -> Solution:
     """Penalties from high to low, as far as they help; where rounding alone decides, the lowest."""
     best, n_worse = Solution(no_change(fit), math.inf, before, before), 0
     for penalty in _RIDGES[:: 2 if fit.xx.shape[1] > _LARGE else 1]:
-        change = ridge(fit, penalty, centred)
+        change = ridge(fit, penalty, centred, rounding)
         if change is None:
             break
         error = change.error(held)

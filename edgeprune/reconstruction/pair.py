@@ -23,6 +23,7 @@ from edgeprune.records import LayerReconstruction
 
 _ROWS, _MORE_ROWS = 4, 4096  # as many times as there are unknowns, and so many more
 _FEWEST = 3  # rows held out: by fewer, what helps on them alone is taken for help
+_VARIES, _MISSES = 8, 64  # units in the last place: what values that are the same, and sums of them, may be apart
 _MOST = 4096  # unknowns that are solved at once
 _MOST_TAPS = 2304  # the same of a convolution, whose channels alone are solved for where there are more
 
@@ -135,10 +136,10 @@ class Pair:
             return LayerReconstruction(layer, 0.0, 0.0, "left alone: its values are not finite")
         if problem.held.n < _FEWEST:
             return LayerReconstruction(layer, 0.0, 0.0, f"left alone: {problem.held.n} rows held out are too few")
-        found = solved(problem.fit, problem.held, reader.is_centred)
+        eps = torch.finfo(weight.dtype).eps
+        found = solved(problem.fit, problem.held, reader.is_centred, (_VARIES * eps) ** 2)
         scale = problem.variance or 1.0
-        rounding = (64 * torch.finfo(weight.dtype).eps) ** 2
-        if found.before <= rounding * scale:
+        if found.before <= (_MISSES * eps) ** 2 * scale:
             return LayerReconstruction(layer, 0.0, 0.0)
         if found.helps:
             put = self._put_by_channel if by_channel else self._put
