@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from edgeprune.commands.preparing import prepare
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
+from edgeprune.reconstruction.reconstruct import reconstructed
 from edgeprune.report import formats as fmt
 from edgeprune.requests import CompressRequest
 from edgeprune.results import StepRecord
+from edgeprune.search import cutter
 from edgeprune.search.candidate import Found
 from edgeprune.search.criterion import OpenCriterion
 from edgeprune.search.landing import Shares
@@ -157,3 +159,12 @@ def test_a_loss_that_is_no_number_is_the_largest(losses: dict[str, float], crite
     assert found_out.settle(first, Shares(macs=0.5)) == criterion == cutter.manner.criterion
     assert found_out.settle(first, Shares(macs=0.3)) == criterion and cutter.n_cuts == 2, "once for a candidate"
     assert found_out.settle(second, Shares(macs=0.3)) == criterion and cutter.n_cuts == 4
+
+
+def test_the_cut_that_is_made_is_not_solved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    solved: list[object] = []
+    monkeypatch.setattr(cutter, "reconstructed", lambda *given, **how: solved.append(0) or reconstructed(*given, **how))
+    told = Told()
+    searched(tmp_path, misleads_l2(), told)
+    n_cuts = sum(line.startswith("channels go by ") for line in told.lines)
+    assert len(solved) == 2 * n_cuts > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -33,7 +34,7 @@ from edgeprune.pruning.planner import plan as make_step_plan
 from edgeprune.pruning.proof import prove, prove_on_data
 from edgeprune.pruning.surgery import cut
 from edgeprune.reconstruction.directions import directions
-from edgeprune.reconstruction.reconstruct import N_SAMPLES, reconstructed
+from edgeprune.reconstruction.reconstruct import N_SAMPLES, Reconstructed, reconstructed
 from edgeprune.search.allocation import Allocation
 from edgeprune.search.candidate import Candidate, Manner
 from edgeprune.search.costs import Costs
@@ -44,6 +45,7 @@ from edgeprune.search.trainer import Samples
 from edgeprune.tasks.classification import CLASSIFICATION
 
 Piece = PlannedBlock | PlannedSplit
+_TRIED = 2  # cuts of a network that are remembered, as one that was looked at may be made next
 
 
 class Cutter:
@@ -62,6 +64,7 @@ class Cutter:
         self._features = feature_counts(self.graph.analysis)
         self.costs = Costs(self.dense, self.graph_of, manner.device)
         self._latest_scores: tuple[Program, dict[str, Scores]] | None = None
+        self._solved: deque[tuple[tuple[Program, str, int], Reconstructed]] = deque(maxlen=_TRIED)
         self._latest_seen: tuple[Program, dict[str, Tensor]] | None = None
         self._losses: Losses | None = None
         self._allocation: Allocation | None = None
@@ -340,7 +343,11 @@ class Cutter:
             return slim
         samples = (x for x, _ in self._samples.score_batches())
         program, plan = (before.program, step) if self._samples.trains else (self.dense.program, slim.plan or step)
-        found = reconstructed(program, slim.program, plan, samples, n_samples=n_samples, ranks=self._ranks)
+        asked = before.program, _sha256(plan), n_samples
+        found = next((one for key, one in self._solved if key[0] is asked[0] and key[1:] == asked[1:]), None)
+        if found is None:
+            found = reconstructed(program, slim.program, plan, samples, n_samples=n_samples, ranks=self._ranks)
+            self._solved.append((asked, found))
         return replace(slim, program=found.program, reconstruction=found.record)
 
     def _made(self, before: Candidate, slim: Program, step: PruningPlan, error: float) -> Candidate:
