@@ -309,6 +309,18 @@ def test_layers_are_split_for_as_long_as_less_is_lost() -> None:
     assert told.lines == ["2 at rank 2 is split: loss 0.700, 1.000 by channels alone"]
 
 
+def test_a_layer_that_is_split_beside_a_norm_that_loses_channels_is_proved() -> None:
+    net = nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 3))
+    cutter = Cutter(captured(net, (8,)), Manner(align=1), None)
+    loss = Loss(lambda ranks: 1 + sum(-0.1 if layer == "2" else 0.5 for layer, _ in ranks))
+    found = Structure(cutter, loss, Told(), lowrank=True).pruned(cutter.dense, Shares(macs=0.2))
+    assert found.plan is not None and [one.weight for one in found.plan.splits] == ["2.weight"]
+    assert found.proof_error < 1e-9
+    normed = [group for group in found.plan.groups if group.name == "0"]
+    assert [group.exact for group in normed] == [False] and normed[0].after < normed[0].before == 32
+    assert not found.plan.exact and edgeprune.prove(cutter.dense.program, found.program, found.plan) < 1e-9
+
+
 def test_where_no_layer_pays_it_is_said_once() -> None:
     program = captured(nn.Sequential(nn.Linear(12, 2), nn.ReLU(), nn.Linear(2, 40), nn.ReLU(), nn.Linear(40, 2)), ROW)
     told, cutter = Told(), Cutter(program, Manner(align=1), None)

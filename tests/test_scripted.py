@@ -101,7 +101,7 @@ value = 3
 """
 
 
-OPEN_CRITERION = "--criterion taylor or l2 (in each cut the one that loses less before anything is trained)"
+OPEN_CRITERION = "--criterion taylor or l2 (in each cut of channels the one that loses less untrained)"
 
 
 @pytest.fixture(autouse=True)

@@ -80,6 +80,23 @@ class NanInEval(nn.Module):
         return self.net(x) * (1.0 if self.training else float("nan"))
 
 
+class RunningMean(nn.Module):
+    """Takes off a running mean that it writes itself; `lets_go` of the gradients that it is made of, or does not."""
+
+    def __init__(self, lets_go: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.lets_go = nn.Linear(64, 16), nn.Linear(16, 10), lets_go
+        self.register_buffer("mean", torch.zeros(16))
+
+    def forward(self, x):
+        h = self.first(x.flatten(1)).relu()
+        if self.lets_go:
+            self.mean = self.mean.detach()
+        self.mean = 0.9 * self.mean + 0.1 * h.mean(0)
+        return self.last(h - self.mean)
+
+
 class NanAfter(nn.Module):
     """Logits that become NaN in the `n`-th training step."""
 
@@ -108,6 +125,14 @@ def test_the_shipped_networks_train(digits, zoo, make):
     module = getattr(zoo, make)()
     fit(module, digits, digits.normalization, TrainSettings(epochs={"mlp": 15, "cnn": 5}[make]))
     assert evaluate(module, digits.val, digits.normalization).value > 0.93
+
+
+def test_a_state_that_a_forward_leaves_is_numbers_to_the_next_one(digits):
+    settings = TrainSettings(epochs=2, threads=1, accumulate=2)
+    modules = [RunningMean(lets_go) for lets_go in (True, False)]
+    for module in modules:
+        fit(module, digits, digits.normalization, settings)
+    assert equal(state(modules[0]), state(modules[1])) and modules[1].mean.any()
 
 
 def test_the_same_seed_gives_the_same_weights(digits):

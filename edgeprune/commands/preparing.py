@@ -175,7 +175,7 @@ def _criterion(
     if not cutter.manner.reconstruct:
         assume(f"--criterion {cutter.manner.criterion}")
         return None
-    assume(f"--criterion {' or '.join(CHOICES)} (in each cut the one that loses less before anything is trained)")
+    assume(f"--criterion {' or '.join(CHOICES)} (in each cut of channels the one that loses less untrained)")
     return OpenCriterion(cutter, prober, told)
 
 

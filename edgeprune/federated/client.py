@@ -16,6 +16,7 @@ from edgeprune.data import Inputs, fed, order, prepared, read
 from edgeprune.federated.masks import Global, put, readjusted, state_of, trained
 from edgeprune.federated.messages import Order, Reply, packed, unpacked
 from edgeprune.settings import FederatedSettings
+from edgeprune.training.carried import let_state_go
 from edgeprune.training.judging import Judge
 from edgeprune.training.placement import begin_training, device_of, float_type, seeded
 
@@ -107,6 +108,7 @@ class Client:
             y = self.judge.targets(x, targets)
             outputs = fed(self.module, x)
             yield len(batch), self.judge.task.loss(outputs, y)
+            let_state_go(self.module)
 
 
 def _zero_outside(params: dict[str, nn.Parameter], masks: dict[str, Tensor]) -> None:

@@ -51,7 +51,10 @@ def _composed_inputs(first: PruningPlan, second: PruningPlan) -> dict[str, Input
 
 
 def _composed_groups(first: PruningPlan, second: PruningPlan) -> Iterator[PlannedGroup]:
-    """The groups of the first plan that are left; without a block channels may be coupled in others."""
+    """The groups of the first plan that are left, and those that only the second one has.
+
+    Without a block channels may be coupled in others, and a plan that only takes blocks or splits layers has none.
+    """
     after = {group.name: group for group in second.groups}
     layers = {tensor.rpartition(".")[0] for tensor in second.block_tensors}
     for group in first.groups:
@@ -62,8 +65,7 @@ def _composed_groups(first: PruningPlan, second: PruningPlan) -> Iterator[Planne
             yield group
         else:
             yield PlannedGroup(group.name, group.before, later.after, group.exact and later.exact)
-    if first.blocks or second.blocks:
-        yield from after.values()
+    yield from after.values()
 
 
 # -- layers that were split -------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ class OpenCriterion:
             self._progress.stage("compare what a cut loses by each criterion")
             losses = {criterion: self._loss(best, shares, criterion) for criterion in CHOICES}
             chosen = min(losses, key=losses.__getitem__)
-            others = ", ".join(f"{loss:.3f} by {name}" for name, loss in losses.items() if name != chosen)
-            told = f"untrained the loss of such a cut is {losses[chosen]:.3f}, {others}"
+            others = ", ".join(f"{loss:.4g} by {name}" for name, loss in losses.items() if name != chosen)
+            told = f"untrained the loss of such a cut is {losses[chosen]:.4g}, {others}"
             self._progress.say(f"channels go by {chosen}: {told}")
             self._cutter.score_by(chosen)
             self._latest = best.program

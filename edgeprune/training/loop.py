@@ -23,6 +23,7 @@ from edgeprune.results import EpochRecord
 from edgeprune.settings import TrainSettings
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Outcomes, Task, joined
+from edgeprune.training.carried import let_state_go
 from edgeprune.training.channels import channel_graph
 from edgeprune.training.checks import check_settings
 from edgeprune.training.ema import Average
@@ -233,6 +234,7 @@ class _Run:
                 loss = self._loss(x, outputs, y)
             weight = n_own / n_batch  # a mean over few samples counts less
             self.team.backward(loss * weight)
+            let_state_go(self.module)
             total += loss.detach().double() * weight
             if self.task.in_training and n_own:
                 classes = y.argmax(dim=1) if self.samples.mixing.softens else y
