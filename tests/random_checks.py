@@ -238,16 +238,21 @@ def _input_names(program: Program) -> list[str]:
 def _zeros_but(x: Tensor, features: InputFeatures | None) -> Tensor:
     if features is None:
         return x
-    shown = x.flatten(1) if features.dim is None else x
+    shown, dim = _along(x, features)
     keep = torch.tensor(features.keep)
-    return torch.zeros_like(shown).index_copy(1, keep, shown.index_select(1, keep)).reshape(x.shape)
+    return torch.zeros_like(shown).index_copy(dim, keep, shown.index_select(dim, keep)).reshape(x.shape)
 
 
 def _kept(x: Tensor, features: InputFeatures | None) -> Tensor:
     if features is None:
         return x
-    shown = x.flatten(1) if features.dim is None else x
-    return shown.index_select(1, torch.tensor(features.keep))
+    shown, dim = _along(x, features)
+    return shown.index_select(dim, torch.tensor(features.keep))
+
+
+def _along(x: Tensor, features: InputFeatures) -> tuple[Tensor, int]:
+    """The input as its features are counted, and the dim that they lie along."""
+    return (x.flatten(1), 1) if features.dim is None else (x, features.dim)
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
