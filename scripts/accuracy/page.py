@@ -157,7 +157,9 @@ def _draw_network(panel: Axes, name: str, by: str, tools: Sequence[Mapping[str, 
         found = [one[tool] for one in tools if "finetuned" in one.get(tool, {})]
         points = sorted((figures[by], figures["finetuned"] - figures["dense"]) for figures in found)
         if points:
-            panel.plot(*np.array(points).T, marker="o", ms=4, lw=1, color=colour, label=tool)
+            panel.plot(
+                *np.array(points).T, marker="o", ms=4, lw=1, color=colour, label=tool, zorder=2 + (tool == _OURS)
+            )
     panel.axhline(0, color="#d8dcdc", lw=1)
     panel.set_title(name, fontsize=9, loc="left")
     panel.set_xlabel(f"share of the dense {'MACs' if by == 'macs' else by}", fontsize=8)
