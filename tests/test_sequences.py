@@ -397,6 +397,16 @@ def compressed(request: pytest.FixtureRequest, place: Path) -> tuple[str, Path]:
     return kind, out
 
 
+@pytest.mark.parametrize(("asked", "kept"), [(3, 3), (3 * STEPS, 3), (4 * STEPS - 1, 3), (SENSORS + 1, 1)])
+def test_a_count_above_all_sensors_is_of_the_numbers_in_them(asked: int, kept: int) -> None:
+    program = program_of("lstm")
+    plan = edgeprune.plan(program, graph_of("lstm"), keep_macs=None, criterion="random", n_features=asked)
+    [features] = plan.inputs.values()
+    assert (len(features.keep), features.size, features.dim) == (kept, SENSORS, 2)
+    with pytest.raises(InputError, match=f"expected to keep 1 to {SENSORS}, got {STEPS * SENSORS + 1}"):
+        edgeprune.plan(program, graph_of("lstm"), criterion="random", n_features=STEPS * SENSORS + 1)
+
+
 @pytest.mark.slow
 def test_the_sensors_that_tell_stay_in_either_layout(compressed: tuple[str, Path]) -> None:
     kind, out = compressed

@@ -87,6 +87,18 @@ def feature_counts(analysis: Analysis) -> dict[str, int]:
     return {name: int((grid.units >= 0).sum()) for name, grid in feature_grids(analysis).items()}
 
 
+def whole_features(analysis: Analysis, n: int) -> int:
+    """How many features come to at most `n`; a count above all of them is one of the numbers that they are made of.
+
+    So features that lie along a later dim than the first, such as sensors of `(batch, steps, sensors)`, can be counted
+    as those of the flattened input.
+    """
+    grids = feature_grids(analysis).values()
+    n_features, n_numbers = sum(map(len, grids)), sum(grid.elements.size for grid in grids)
+    is_along = any(grid.dim not in (1, None) for grid in grids)
+    return max(1, n * n_features // n_numbers) if is_along and n_features < n <= n_numbers else n
+
+
 def count_kept(counts: dict[str, int], cut: Mapping[str, InputFeatures]) -> int:
     """How many features are left of all inputs, which have so `counts` many before a cut."""
     return sum((counts | {name: len(features.keep) for name, features in cut.items()}).values())

@@ -17,7 +17,7 @@ from edgeprune.errors import BudgetError, InputError, PlanError
 from edgeprune.formats.digests import digest
 from edgeprune.graph.faults import public
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.graph.inputs import features_after
+from edgeprune.graph.inputs import features_after, whole_features
 from edgeprune.importance import EFFECTS, Batches, Scores, score
 from edgeprune.pruning.choosing import Chooser, Pruning
 from edgeprune.pruning.held import Held, held_layers
@@ -71,7 +71,8 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         exact_only: leave units alone whose removal changes the statistics of a normalisation.
         n_features: how many input features to keep at most: exactly so many where they go one by one, fewer where they
             are a layer's channels too (a depthwise first layer) and the costs are not met otherwise; None lets them
-            compete with the channels.
+            compete with the channels. Of features along a later dim than the first a count above all of them is of the
+            numbers in them, as of the flattened input.
         batches: normalised inputs and the task's targets, for the criteria that look at data.
         seed: for "random".
         device: what a unit saves is then milliseconds on this device, whatever the budget is in.
@@ -103,6 +104,8 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     scores = [own / factor for own, factor in zip(scores, graph.price_factors(), strict=True)]
     by_saving = criterion in EFFECTS
     chosen_by = _allocation(losses, allocate)
+    if n_features is not None:
+        n_features = whole_features(graph.analysis, n_features)
     choice = _Choice(
         program, graph, scores, shares, device, held, n_features, by_saving, exact_only, appliable, chosen_by
     )
