@@ -129,12 +129,6 @@ def kept(inputs: np.ndarray, features: InputFeatures) -> np.ndarray:
     return np.ascontiguousarray(source.take(features.keep, axis=features.dim or 1))
 
 
-def slim_shape(shape: tuple[int, ...], features: InputFeatures) -> tuple[int, ...]:
-    """The shape without the batch of what holds only the kept features."""
-    n_kept, dim = len(features.keep), features.dim
-    return (n_kept,) if dim is None else (*shape[: dim - 1], n_kept, *shape[dim:])
-
-
 def raw_bytes(raw: np.ndarray, byte_scale: float) -> np.ndarray:
     """The uint8 that raw inputs `(n, ...)` were read from, e.g. 0.2 to 51 for a scale of 1/255.
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import InputError
-from edgeprune.export.front import Preprocessing, feature_scaling, numbers_of, slim_shape
+from edgeprune.export.front import Preprocessing, feature_scaling, numbers_of
 from edgeprune.export.namedfront import NamedFront
+from edgeprune.graph.inputs import slim_shape
 from edgeprune.lines import shown
 from edgeprune.reading import parse_json
 from edgeprune.records import IDENTITY, ModelInfo, Normalization

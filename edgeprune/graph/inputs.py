@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +74,12 @@ def feature_places(shape: Sequence[int], dim: int | None) -> np.ndarray:
     """
     places = np.arange(math.prod(shape)).reshape(shape)
     return places.reshape(-1, 1) if dim is None else np.moveaxis(places, dim - 1, 0).reshape(shape[dim - 1], -1)
+
+
+def slim_shape(shape: Sequence[Any], features: InputFeatures) -> tuple[Any, ...]:
+    """The shape without the batch of what holds only the kept features; sizes that are free stay what they are."""
+    n_kept, dim = len(features.keep), features.dim
+    return (n_kept,) if dim is None else (*shape[: dim - 1], n_kept, *shape[dim:])
 
 
 def feature_grids(analysis: Analysis) -> dict[str, FeatureGrid]:

@@ -23,9 +23,6 @@ class TrainableModule(fx.GraphModule):
     meant to stay on) are left alone. A batch norm whose momentum is 0 never learns statistics: it goes by those that it
     has in training too, or it would be trained by others than it is judged by. `has_trained` says whether it ever was
     in training mode; without `draws` only batch norm follows, and what is drawn at random stays out, as in eval mode.
-
-    What is written to a buffer takes no gradient along: a state that a forward leaves is a number to the next one, as
-    where it is written under `torch.no_grad()`, which a captured graph does not tell.
     """
 
     has_trained: bool = False

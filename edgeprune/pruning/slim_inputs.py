@@ -7,7 +7,6 @@ on the kept features alone in the *slim* contract.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program, reexport_narrowed
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained
-from edgeprune.graph.inputs import feature_places
+from edgeprune.graph.inputs import feature_places, slim_shape
 from edgeprune.graph.names import GATHER, NUMBERS, ORDER
 from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.tokens import kept_vocabularies, numbered
@@ -88,8 +87,11 @@ def slim_contract(program: ExportedProgram) -> Program:
     sizes: dict[str, tuple[Any, ...]] = {}
     for name, one in found.items():
         n_rows = BATCH if len(args) == 1 else len(args[name])  # as many as of the others
-        args[name] = torch.zeros((n_rows, *_slim_shape(one)), dtype=one.placeholder.meta["val"].dtype)
-        sizes[name] = _slim_sizes(one, values[name].shape)
+        args[name] = torch.zeros(
+            (n_rows, *slim_shape(one.shape, one.features)), dtype=one.placeholder.meta["val"].dtype
+        )
+        batch, *whole = values[name].shape
+        sizes[name] = (batch, *slim_shape(whole, one.features))
         for gather in one.gathers:
             _take_kept_only(module, one, gather)
     _drop_unread(module)
@@ -142,17 +144,6 @@ def _example_args(program: ExportedProgram) -> list[tuple[str, Any]]:
 
 
 # -- rewrite ----------------------------------------------------------------------------------------------------------
-
-
-def _slim_shape(one: Gathered) -> tuple[int, ...]:
-    """Shape without the batch of the input that holds only the kept features."""
-    return _slim_sizes(one, (BATCH, *one.shape))[1:]
-
-
-def _slim_sizes(one: Gathered, full: Sequence[Any]) -> tuple[Any, ...]:
-    """The sizes of that input, those that are free among them, where the whole one has the sizes `full`."""
-    n_kept, dim = len(one.features.keep), one.features.dim
-    return (full[0], n_kept) if dim is None else (*full[:dim], n_kept, *full[dim + 1 :])
 
 
 def _take_kept_only(module: fx.GraphModule, one: Gathered, gather: Gather) -> None:
@@ -219,7 +210,7 @@ def _by_elements(module: fx.GraphModule, one: Gathered, gather: Gather) -> fx.No
     if one.features.dim is not None and len(one.shape) > 1:
         value = graph.call_function(_aten.flatten.using_ints, (value, 1))
     order = _positions(one, gather)
-    if not torch.equal(order, torch.arange(int(torch.Size(_slim_shape(one)).numel()))):
+    if not torch.equal(order, torch.arange(int(torch.Size(slim_shape(one.shape, one.features)).numel()))):
         value = graph.call_function(_aten.index_select.default, (value, 1, _constant(module, order)))
     if gather.labels.dim() > 1:
         value = graph.call_function(_aten.reshape.default, (value, [-1, *gather.labels.shape]))
