@@ -46,7 +46,7 @@ class TargetEntry:
 TARGETS = (
     TargetEntry(
         "c-header",
-        "Write features.json as C too: features.h, kept inputs, scaling and classes for firmware.",
+        "Write features.json as C too: edgeprune_features.h, kept inputs, scaling and classes for firmware.",
         is_runtime=False,
     ),
     TargetEntry("ort", "Write the ORT format too, and the list of operators for a reduced build."),

@@ -244,7 +244,7 @@ def sanitized(source: Path, given: np.ndarray) -> np.ndarray:
     folder, p = source.parent, source.stem
     (folder / "main.c").write_text(FIRMWARE.format(p=p, P=p.upper()))
     checks = ("-fsanitize=undefined,address", "-fno-sanitize-recover=all", "-g", "-O1")
-    command = [COMPILERS[0], *STRICT, *checks, "-o", folder / "main", folder / "main.c", source, "-lm"]
+    command = [COMPILERS[0], *STRICT, *checks, f"-I{folder}", "-o", folder / "main", folder / "main.c", source, "-lm"]
     subprocess.run(command, check=True)
     env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     told = subprocess.run([folder / "main"], input=given.tobytes(), capture_output=True, env=env)
@@ -296,7 +296,8 @@ def test_raw_inputs_are_gathered_and_scaled(preprocess: Any, byte_scale: float |
     ("name", "plain"),
     [
         ("slim", "slim"), ("2-fast", "net_2_fast"), ("a.b c", "a_b_c"), ("größe", "gruf6udfe"), ("math", "net_math"),
-        ("Features", "net_Features"), ('x"; int y; /*', "x_int_y"), ("__", "net"), ("温", "u6e29"), ("\udcff", "udcff"),
+        ("Features", "net_Features"), ("strings", "net_strings"),
+        ('x"; int y; /*', "x_int_y"), ("__", "net"), ("温", "u6e29"), ("\udcff", "udcff"),
     ],
 )  # fmt: skip
 def test_names_become_identifiers(name: str, plain: str) -> None:

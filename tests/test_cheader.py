@@ -1,4 +1,4 @@
-"""features.h: compiled by a strict C99 compiler, it makes of raw inputs what gives PyTorch's answers in onnxruntime."""
+"""The C header of features.json: compiled as strict C99, it makes of raw inputs what gives PyTorch's answers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-O1")
 # Reads raw inputs from stdin, writes what the network takes to stdout, and every name to stderr, by its bytes.
 FIRMWARE = """
 #include <stdio.h>
-#include "features.h"
-#include "features.h"
+#include "edgeprune_features.h"
+#include "edgeprune_features.h"
 #ifndef EDGEPRUNE_N_BLOCKS
 #define EDGEPRUNE_N_BLOCKS 1
 #endif
@@ -102,7 +102,7 @@ def firmware(tmp_path: Path) -> Any:
 
     def compiled(folder: Path, raw: np.ndarray, kind: Any) -> tuple[np.ndarray, list[bytes]]:
         (folder / "firmware.c").write_text(FIRMWARE)
-        command = [str(GCC), *STRICT, "-o", str(folder / "firmware"), str(folder / "firmware.c")]
+        command = [str(GCC), *STRICT, f"-I{folder}", "-o", str(folder / "firmware"), str(folder / "firmware.c")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         ran = subprocess.run([folder / "firmware"], input=raw.tobytes(), capture_output=True, check=True)
@@ -179,7 +179,7 @@ def test_a_table_with_hostile_names_compiles_and_keeps_them(tmp_path: Path, firm
     np.testing.assert_allclose(run(tmp_path / "slim.onnx", features), want, atol=1e-5)
     names = [name.encode("utf-8", "surrogatepass").split(b"\0") for name in (*HOSTILE, *HOSTILE[:3])]
     assert [text for text in texts[:-3]] == [part for name in names for part in name[:1]]
-    assert (tmp_path / "features.h").read_bytes().isascii()
+    assert (tmp_path / "edgeprune_features.h").read_bytes().isascii()
 
 
 def test_raw_floats_and_whole_numbers_pass_unscaled(tmp_path: Path, firmware: Any) -> None:
@@ -238,7 +238,7 @@ def test_what_c_does_not_have_is_refused(change: dict[str, Any], message: str, d
 # Reads one sample of every input from stdin, one after the other, and writes what the network takes of each.
 SEVERAL = """
 #include <stdio.h>
-#include "features.h"
+#include "edgeprune_features.h"
 int main(void)
 {
     for (;;) {
@@ -262,7 +262,7 @@ def handed_over(folder: Path, raw: dict[str, np.ndarray], *defined: str) -> dict
     taken = onnxruntime.InferenceSession(folder / "slim.onnx").get_inputs()
     each = "".join(ONE.replace("INPUTK", f"INPUT{k}").replace("inputK", f"input{k}") for k in range(len(taken)))
     (folder / "several.c").write_text(SEVERAL.replace("ALL", each))
-    command = [str(GCC), *STRICT, *defined, "-o", str(folder / "several"), str(folder / "several.c")]
+    command = [str(GCC), *STRICT, *defined, f"-I{folder}", "-o", str(folder / "several"), str(folder / "several.c")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     n = len(next(iter(raw.values())))
@@ -325,7 +325,7 @@ def test_several_inputs_have_a_section_each(tmp_path: Path, fold: bool) -> None:
         program, info, tmp_path, given, simplify=False, preprocess="fold" if fold else "apart", inputs=infos
     )
     write_header(tmp_path)
-    assert "is free in the file" in (tmp_path / "features.h").read_text()
+    assert "is free in the file" in (tmp_path / "edgeprune_features.h").read_text()
     made = handed_over(tmp_path, raw, "-DEDGEPRUNE_INPUT2_SIZE_1=6")
     assert [x.dtype.name for x in made.values()] == ["uint8" if fold else "float32", "float32", "int64", "float32"]
     session = onnxruntime.InferenceSession(tmp_path / "slim.onnx", providers=["CPUExecutionProvider"])
@@ -345,7 +345,7 @@ def test_a_free_size_that_is_not_said_stops_the_compiler(tmp_path: Path) -> None
     program = capture(Three(), example_of_three(), dynamic={"ids": (0, 1)})
     write_contracts(program, ModelInfo(()), tmp_path, simplify=False)
     write_header(tmp_path)
-    (tmp_path / "x.c").write_text('#include "features.h"\nint main(void) { return 0; }\n')
+    (tmp_path / "x.c").write_text('#include "edgeprune_features.h"\nint main(void) { return 0; }\n')
     done = subprocess.run(
         [str(GCC), *STRICT, str(tmp_path / "x.c")], cwd=tmp_path, capture_output=True, text=True, check=False
     )

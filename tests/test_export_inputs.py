@@ -160,7 +160,7 @@ def test_the_page_has_all_inputs(place: Path, tmp_path: Path, arguments: tuple[s
     package = unpacked(tmp_path)
     options = ("--dense", str(place / "net.pt2"), "--web-runtime", str(package), *arguments)
     export(place, "--web", "--c-header", *options)
-    header = (place / "out" / "features.h").read_text()
+    header = (place / "out" / "edgeprune_features.h").read_text()
     assert "EDGEPRUNE_INPUT0_NAME" in header and 'EDGEPRUNE_INPUT3_NAME "age"' in header
     manifest = manifest_of(place / "out" / "web")
     told = {name: {one["name"]: one for one in network["inputs"]} for name, network in manifest["networks"].items()}

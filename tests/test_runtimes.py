@@ -176,7 +176,7 @@ def test_files_of_an_earlier_export_go_whoever_wrote_them(net: Path, monkeypatch
     with pytest.raises(InputError, match="expected no file of an earlier export, got one; use --force to replace it"):
         export(request(net))
     export(request(net, targets=("c-header",), force=True))  # another target: what is stale goes
-    assert names(out) == {"net.onnx", "features.json", "features.h"}
+    assert names(out) == {"net.onnx", "features.json", "edgeprune_features.h"}
     (out / "notes").mkdir()
     (out / "notes" / "mine.txt").write_text("kept")
     export(request(net, targets=(), force=True))  # a folder that is none of ours stays

@@ -112,6 +112,18 @@ def test_several_inputs_have_both_contracts(tmp_path: Path) -> None:
     assert ["ids" in value for value in told["contracts"]["slim"]["inputs"]] == [False, True]
 
 
+def test_files_of_a_fixed_batch_are_checked_on_ids_that_are_kept(model: Path, tmp_path: Path) -> None:
+    program = load_model(model).program
+    graph = edgeprune.analyze(program, vocabularies=edgeprune.vocabularies(program, {"inputs_0": range(3, 60, 2)}))
+    slim = edgeprune.cut(program, edgeprune.plan(program, graph, keep_macs=None), graph)
+    save_program(tmp_path / "slim.pt2", slim, ModelInfo((6,)))
+    result = run("export", tmp_path / "slim.pt2", "--onnx", "--ort", "--batch", 2, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    ids = np.array([[3, 5, 59, 21, 3, 57], [7, 9, 11, 13, 15, 17]])
+    [got] = onnxruntime.InferenceSession(tmp_path / "out" / "full.onnx").run(None, {"input": ids})
+    np.testing.assert_allclose(got, slim.module()(torch.tensor(ids)).detach(), atol=1e-5)
+
+
 def test_inspect_shows_the_tables_of_an_input_of_ids(model: Path, tmp_path: Path) -> None:
     [row] = json.loads(run("inspect", model, "--json").stdout)["tokens"]
     assert row == {"input": "inputs_0", "n_ids": N_IDS, "tables": ["emb.weight"], "params": 8 * N_IDS, "reason": None}

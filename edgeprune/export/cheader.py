@@ -1,6 +1,6 @@
-"""features.h: what features.json says of the network's file, as a C99 header that needs no library.
+"""edgeprune_features.h: what features.json says of the network's file, as a C99 header that needs no library.
 
-    #include "features.h"
+    #include "edgeprune_features.h"
     edgeprune_raw raw[EDGEPRUNE_RAW_SIZE];                                /* one input, row by row */
     edgeprune_feature features[EDGEPRUNE_N_FEATURES * EDGEPRUNE_FEATURE_SIZE];
     edgeprune_features(raw, features);                                    /* what slim.onnx takes */
@@ -33,7 +33,7 @@ from edgeprune.graph.names import CUT_ID
 from edgeprune.progress import Progress
 from edgeprune.results import ExportedFile
 
-HEADER_FILE = "features.h"
+HEADER_FILE = "edgeprune_features.h"
 _TYPES = {
     "float32": "float", "float64": "double", "bool": "uint8_t",
     **{name: f"{name}_t" for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")},
@@ -83,7 +83,7 @@ static inline void {p}features(const {p}raw *raw, {p}feature *features)
 
 
 class CHeader:
-    """features.h as a target; a compiler reads it, and nothing on this machine runs it."""
+    """edgeprune_features.h as a target; a compiler reads it, and nothing on this machine runs it."""
 
     name = "c-header"
     runtime: Runtime | None = None
@@ -100,12 +100,12 @@ class CHeader:
         """What it refuses is told by features.json, see `write_header`."""
 
     def write(self, material: Material, told: Progress) -> tuple[ExportedFile, ...]:
-        """Write features.h; errors as `write_header`."""
+        """Write edgeprune_features.h; errors as `write_header`."""
         return (write_header(material.folder),)
 
 
 def write_header(folder: Path) -> ExportedFile:
-    """Write features.h beside the features.json in `folder`.
+    """Write edgeprune_features.h beside the features.json in `folder`.
 
     Raises:
         InputError: numbers, types or names that C does not have.

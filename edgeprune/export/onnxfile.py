@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
-from edgeprune.export.onnxindices import index_bounds
+from edgeprune.export.onnxindices import index_bounds, kept_ids
 from edgeprune.export.parity import Sample, error_on, outputs_of
 from edgeprune.formats.onnx.file import parse_onnx
 from edgeprune.graph.drawn import Leaf, drawn_tensor
@@ -81,12 +81,14 @@ def parity_with(session: InferenceSession, samples: Sequence[Sample], what: str,
 
 def _drawn(path: Path, session: InferenceSession) -> Iterator[list[Tensor]]:
     """Seeded inputs that the file accepts, with the largest batch that is checked; several, best first."""
-    bounds = index_bounds(parse_onnx(path).graph)
+    graph = parse_onnx(path).graph
+    bounds, kept = index_bounds(graph), kept_ids(graph)
     leaves = []
     for value in session.get_inputs():
         shape = _shape(path, session, value)
         bound = torch.full(shape, bounds.get(value.name, UNBOUNDED))
-        leaves.append(Leaf(_type(path, value), shape, frozenset(), None, IndexRange(torch.zeros_like(bound), bound)))
+        indices = IndexRange(torch.zeros_like(bound), bound)
+        leaves.append(Leaf(_type(path, value), shape, frozenset(), None, indices, kept.get(value.name)))
     for surely in (False, True):
         generator = torch.Generator().manual_seed(0)
         yield [drawn_tensor(leaf, generator, surely) for leaf in leaves]

@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx
 from onnx import numpy_helper
 
+from edgeprune.graph.names import CUT_ID
+from edgeprune.records import Vocabulary
+
 _SAME = {"Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice", "Split"}
 _INDEXED = {"Gather", "GatherElements", "GatherND"}
+_WHOLE = {onnx.TensorProto.INT64, onnx.TensorProto.INT32}
 
 
 def index_bounds(graph: onnx.GraphProto) -> dict[str, int]:
     """For every input that indexes a dim of a tensor the least of their sizes: its numbers are below that."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    origin = {value.name: value.name for value in graph.input if value.name not in constants}
+    constants = _constants(graph)
     bounds: dict[str, float] = {}
+    for name, node in _indexed_by_inputs(graph):
+        bounds[name] = min(_bound(node, constants), bounds.get(name, math.inf))
+    return {name: int(bound) for name, bound in bounds.items() if bound < math.inf}
+
+
+def kept_ids(graph: onnx.GraphProto) -> dict[str, Vocabulary]:
+    """The ids that every input may hold of which others were cut, without one that stands for them."""
+    constants = _constants(graph)
+    found = {}
+    for name, node in _indexed_by_inputs(graph):
+        table = constants.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is None or table.data_type not in _WHOLE or math.prod(table.dims) != _bound(node, constants):
+            continue
+        numbers = numpy_helper.to_array(table).reshape(-1)  # (n,), or a table of one column
+        keep = (numbers != CUT_ID).nonzero()[0]
+        if len(keep) < len(numbers):
+            found[name] = Vocabulary(len(numbers), tuple(keep.tolist()))
+    return found
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def _indexed_by_inputs(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """The inputs whose own numbers a node may index by, with the node."""
+    constants = _constants(graph)
+    origin = {value.name: value.name for value in graph.input if value.name not in constants}
     for node in graph.node:
         name = origin.get(_index(node))
         if name is not None:
-            bounds[name] = min(_bound(node, constants), bounds.get(name, math.inf))
+            yield name, node
         if node.op_type in _SAME and node.input[0] in origin:
             origin.update(dict.fromkeys(node.output, origin[node.input[0]]))
-    return {name: int(bound) for name, bound in bounds.items() if bound < math.inf}
 
 
 def _index(node: onnx.NodeProto) -> str:

@@ -30,7 +30,7 @@ def exported(quick_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_files_are_there_and_are_what_the_document_says(exported: Path) -> None:
     document = json.loads((exported / "document.json").read_text())
     written = {Path(file["path"]).name for file in document["files"]}
-    assert {"slim.onnx", "full.onnx", "preprocess.onnx", "features.json", "features.h", "slim.ort"} < written
+    assert {"slim.onnx", "full.onnx", "preprocess.onnx", "features.json", "edgeprune_features.h", "slim.ort"} < written
     assert written | {"slim.int8.onnx", "slim.dynamic.onnx"} == names(exported / "out")
     timed = {Path(file["path"]).name: file["ratio"] for file in document["files"] if file["ratio"] is not None}
     assert set(timed) == {"slim.onnx", "slim.ort"}
@@ -70,7 +70,7 @@ def test_firmware_is_told_of_the_fixed_batch(exported: Path) -> None:
     entry, n_kept = document["contracts"]["slim"], len(document["indices"])
     assert [(value["type"], value["shape"]) for value in entry["inputs"]] == [("uint8", [1, n_kept])]
     assert [value["shape"] for value in entry["outputs"]] == [[1, 10]]
-    header = (exported / "out" / "features.h").read_text()
+    header = (exported / "out" / "edgeprune_features.h").read_text()
     assert f"#define EDGEPRUNE_N_FEATURES {n_kept}\n" in header and "typedef uint8_t edgeprune_feature;" in header
 
 

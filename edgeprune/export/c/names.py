@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-# Headers of C, which a file of that name in the folder would stand in for, and features.h, which is another target's.
+# Headers of C and of its libraries, which a file of that name in the folder would stand in for where `-I` names it, and
+# edgeprune_features.h, which is another target's.
 _TAKEN = frozenset(
     "assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdarg stdbool stddef "
-    "stdint stdio stdlib string tgmath time wchar wctype features".split()
+    "stdint stdio stdlib string tgmath time wchar wctype alloca endian features strings edgeprune_features".split()
 )
 
 
