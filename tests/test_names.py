@@ -6,17 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 import edgeprune
+from edgeprune.errors import CaptureError
 from edgeprune.formats.load import load
 from edgeprune.formats.pt2 import read_program, write_program
 from edgeprune.graph.capture import Program
 from edgeprune.graph.renaming import own_name
 from tests.nets import Net, cut_randomly, randomized
+from tests.onnx_nets import model, written
 
 
 def with_parts(**parts: Any) -> nn.Module:
@@ -33,8 +36,11 @@ def with_parts(**parts: Any) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("names", "buffer"),
-    [(("meta", "code"), False), (("graph", "meta_"), True), (("code", "graph"), True), (("meta_", "meta"), False)],
-)
+    [
+        (("meta", "code"), False), (("graph", "meta_"), True), (("code", "graph"), True), (("meta_", "meta"), False),
+        (("in", "lambda"), False), (("class_", "class"), True),
+    ],
+)  # fmt: skip
 def test_names_that_a_graphs_module_has_taken(names: tuple[str, str], buffer: bool) -> None:
     layer, scale = names
     tensor = torch.rand(16) if buffer else nn.Parameter(torch.rand(16))
@@ -47,6 +53,34 @@ def test_names_that_a_graphs_module_has_taken(names: tuple[str, str], buffer: bo
     assert {own_name(name) for name in program.state_dict} == set(net.state_dict())
     assert f"{layer}.0.weight" in slim.apply_to(net).tensors
     torch.testing.assert_close(net.eval()(x), slim.module()(x))
+
+
+def test_layers_may_be_called_as_words_of_python_anywhere() -> None:
+    parts = nn.ModuleDict({"from": nn.Linear(4, 16), "from_": nn.Linear(16, 16), "else": nn.Linear(16, 3)})
+    net = Net(lambda m, x: m.net["else"](m.net["from_"](m.net["from"](x)).relu()), net=parts)
+    program = edgeprune.capture(randomized(net), torch.randn(2, 4))
+    slim = cut_randomly(program, edgeprune.analyze(program)).slim
+    assert {own_name(name) for name in program.state_dict} == set(net.state_dict())
+    x = torch.randn(3, 4)
+    want = slim.module()(x)
+    slim.apply_to(net)
+    torch.testing.assert_close(net.eval()(x), want)
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb"])
+def test_names_that_no_code_can_hold_are_refused(name: str) -> None:
+    parts = nn.ModuleDict({name: nn.Linear(4, 16)})
+    with pytest.raises(CaptureError, match=r"tensor 'net\..*: expected a name without double quotes"):
+        edgeprune.capture(Net(lambda m, x: m.net[name](x), net=parts), torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("name", ["self", "lambda", "if.weight", "layer.in.weight"])
+def test_weights_of_onnx_files_may_have_such_names(name: str, tmp_path: Path) -> None:
+    nodes = [("Gemm", f"x {name}", "a", {"transB": 1}), ("Gemm", "a last", "y", {"transB": 1})]
+    weights = {name: np.eye(6, 4), "last": np.ones((3, 6))}
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": ["n", 4]}, weights))
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(load(str(path)).program.module()(x), x.sum(1, keepdim=True).expand(5, 3))
 
 
 def test_a_file_of_others_may_have_such_names_too() -> None:
