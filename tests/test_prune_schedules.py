@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from edgeprune import catalog
 from edgeprune.cli.app import main
 from edgeprune.methods.schedules import LEFT
 from edgeprune.pruner.asked import asked
+from edgeprune.records import Reconstruction
 from edgeprune.search.candidate import Budgets
 from edgeprune.search.pareto import Front
 from edgeprune.search.schedules import OneCycle, OneShot, Stepwise, schedule_of
@@ -158,6 +160,26 @@ CASES = [
     ("one-cycle", "--max-size", "90kB"),
     pytest.param("iterative", "--keep-macs", "0.4", marks=pytest.mark.slow),
 ]
+
+
+def test_a_step_that_only_trains_tells_of_no_cut(tmp_path: Path) -> None:
+    out, model = tmp_path / "run", MODELS / "digits_mlp.pt"
+    asked = "--prune-schedule one-cycle --keep-macs 0.7 --align 16 --finetune-epochs 6 --threads 1"
+    assert main(f"compress {model} --data digits {asked} --out {out}".split()) == 0
+    steps = json.loads((out / "run.json").read_text())["steps"]
+    shares = [1.0, *(step["macs_ratio"] for step in steps)]
+    cut = [after < before for before, after in pairwise(shares)]
+    assert [step["reconstruction"] is not None for step in steps] == cut and 0 < sum(cut) < len(steps) == 6
+    assert [step["criterion"] is not None for step in steps] == cut
+
+
+def test_what_is_trained_once_more_took_over_once() -> None:
+    search, _, _ = followed("one-shot", Budgets(keep_macs=0.4))
+    taken = Reconstruction(512, 0.5, 0.1, 0.4, 0.2, 1.5, ())
+    tried = replace(search.step.dense, reconstruction=taken)
+    for _ in range(2):
+        search.step.record(tried, accepted=True)
+    assert [record.reconstruction.seconds for record in search.step.records[-2:]] == [1.5, 0.0]
 
 
 @pytest.mark.sampled(3)

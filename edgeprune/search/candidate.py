@@ -131,6 +131,10 @@ class Candidate:
         """The task's metric on the validation split."""
         return None if self.val is None else self.val.value
 
+    def uncut(self) -> Candidate:
+        """The same on the way to a step that cuts nothing, which tells nothing of a cut."""
+        return replace(self, reconstruction=None, criterion=None)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:

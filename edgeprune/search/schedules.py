@@ -150,4 +150,6 @@ def legged(step: Step, best: Candidate, leg: Leg) -> Candidate | None:
         best = step.pruned(best, costs.toward(best, leg.shares, 0.0 if step.cuts_at_once else leg.least))
     elif not leg.goes_on:
         return None
+    else:
+        best = best.uncut()
     return step.finetuned(best, leg.training)
