@@ -61,6 +61,7 @@ def test_shrink_finetunes_the_last_network_ever_longer_and_takes_the_best() -> N
     [
         ({"layer_ratios": {"hidden": 0.5}}, False, "--layer-ratio leaves out"),
         ({}, True, "--allocation leaves out"),
+        ({"named": True, "criterion": "l2"}, False, "--criterion leaves out"),
         ({"appliable": True}, True, "--keep-equal-chunks and --allocation leave out"),
     ],
 )

@@ -57,6 +57,7 @@ def decide(request: CompressRequest, metric: Metric | None, has_data: bool | Non
     _check_features(request, has_data)
     manner = Manner(
         criterion=criterion,
+        named=request.criterion is not None,
         align=request.align,
         seed=request.seed,
         attention=request.attention,

@@ -22,6 +22,7 @@ class Lent:
         self.network, self.device = network, device
         self._module: nn.Module | None = None
         self._giver: Program | None = None
+        self._replaced: dict[str, nn.Parameter] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -33,8 +34,8 @@ class Lent:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Those of the module that is out, by name; none where nothing is."""
-        return {} if self._module is None else parameters_of(self._module, self.network.program)
+        """Those of the module that is out, or was until others' weights were taken, by name; none where none ever was."""
+        return self._replaced if self._module is None else parameters_of(self._module, self.network.program)
 
     def taken_back(self) -> Network:
         """The network with what the module that is out has learnt.
@@ -59,4 +60,5 @@ class Lent:
         giver = self._giver or self.network.program
         check_origin(module, giver)
         program = giver.with_weights(module)
+        self._replaced = self.parameters  # an optimizer may train them still
         self.network, self._module, self._giver = replace(self.network, program=program), None, None

@@ -66,14 +66,16 @@ class Budgets:
 class Manner:
     """How a network is made smaller, whatever the budgets.
 
-    `features` may go where it is set, and `compete` with the channels; `rules` say which of them stay, or stay
-    together. `appliable` cuts are those that the class's own forward takes; layers in `leave` stay whole, others keep
-    what `layer_ratios` say of the dense network's units. With a `device`, units go by the milliseconds that they save
-    on it. `max_finetunings` bounds the training of a search that has no cost to reach. With `reconstruct`, what is left
-    of a cut takes over what went, where there are samples. `vocabularies` are the ids of token inputs that stay.
+    The criterion is `named` where a user asked for it. `features` may go where it is set, and `compete` with the
+    channels; `rules` say which of them stay, or stay together. `appliable` cuts are those that the class's own forward
+    takes; layers in `leave` stay whole, others keep what `layer_ratios` say of the dense network's units. With a
+    `device`, units go by the milliseconds that they save on it. `max_finetunings` bounds the training of a search that
+    has no cost to reach. With `reconstruct`, what is left of a cut takes over what went, where there are samples.
+    `vocabularies` are the ids of token inputs that stay.
     """
 
     criterion: str = "l2"
+    named: bool = False
     align: int | None = None
     seed: int = 0
     attention: str = "heads"

@@ -159,6 +159,7 @@ class Step:
         options = {
             "--keep-equal-chunks": how.appliable,
             "--layer-ratio": bool(how.layer_ratios),
+            "--criterion": how.named,
             "--allocation": chosen_otherwise,
             **{option: True for option in (self._structure.options if self._structure else ())},
         }
