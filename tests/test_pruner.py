@@ -255,6 +255,20 @@ def test_an_optimizer_goes_on_with_its_state_cut() -> None:
     assert not torch.equal(head, following.get_parameter("head.weight"))
 
 
+def test_an_optimizer_goes_on_where_an_average_was_taken_back() -> None:
+    pruner = pruner_of(net())
+    module = next(pruner)
+    optimizer, average = torch.optim.Adam(module.parameters(), lr=1e-2), AveragedModel(module)
+    train(module, optimizer)
+    average.update_parameters(module)
+    pruner.take(average)
+    following = next(pruner)
+    assert set(pruner.migrate(optimizer).carried) == {name for name, _ in following.named_parameters()}
+    head = following.get_parameter("head.weight").detach().clone()
+    train(following, optimizer)
+    assert not torch.equal(head, following.get_parameter("head.weight"))
+
+
 def test_state_of_another_shape_begins_afresh_and_other_networks_stay() -> None:
     pruner, other = pruner_of(net()), nn.Linear(3, 3)
     module = next(pruner)

@@ -34,7 +34,7 @@ class Lent:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Those of the module that is out, or was until others' weights were taken, by name; none where none ever was."""
+        """Those of the module that is out, or was until other weights were taken, by name; none where none ever was."""
         return self._replaced if self._module is None else parameters_of(self._module, self.network.program)
 
     def taken_back(self) -> Network:
