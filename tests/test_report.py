@@ -145,7 +145,13 @@ def test_pictures_name_features_and_do_not_share_ids(make_run: MakeRun) -> None:
     [
         (InputFeatures(64, (0, 63)), [1, 8, 8], "8 × 8 pixels: the stronger the colour"),
         (InputFeatures(3 * 16, (1, 17, 40)), [3, 4, 4], "3 values"),
-        (InputFeatures(3, (0, 2), dim=1), [3, 32, 32], "Coloured columns"),
+        (InputFeatures(3, (0, 2), dim=1), [3, 32, 32], "Coloured channels are kept"),
+        (InputFeatures(4, (0, 2), dim=1), [4], "Coloured columns are kept"),
+        (InputFeatures(6, (0, 2), dim=2), [20, 6], "Coloured sensors are kept"),
+        (InputFeatures(6, (0, 2), dim=1), [6, 20], "Coloured channels are kept"),
+        (InputFeatures(8, (0, 2), dim=3), [3, 8, 8], "Coloured columns are kept"),
+        (InputFeatures(5, (0, 2), dim=4), [2, 3, 4, 5], "Coloured features are kept"),
+        (InputFeatures(120, (0, 7), dim=None), [20, 6], "The input of 20 × 6 numbers"),
         (InputFeatures(500, tuple(range(0, 500, 3))), [500], "reading order"),
     ],
 )
