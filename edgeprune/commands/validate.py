@@ -12,15 +12,16 @@ import numpy as np
 
 from edgeprune.commands.runfolder import stated_of
 from edgeprune.data import open_data
-from edgeprune.data.featuredims import said_of_dims
+from edgeprune.data.featuredims import along_recorded, said_of_dims, told_dims
 from edgeprune.errors import InputError
-from edgeprune.export.metadata import task_in
+from edgeprune.export.metadata import feature_dims_entry, task_in
 from edgeprune.export.onnx import export_onnx
 from edgeprune.files import named_as
 from edgeprune.formats.load import load
 from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.trust import recorded_task
 from edgeprune.measure.chance import chance_text
+from edgeprune.measure.filedims import recorded_dims
 from edgeprune.measure.fixedbatch import stated_batch
 from edgeprune.measure.foreign import stated_in
 from edgeprune.measure.gated import gate_use, is_gated
@@ -29,7 +30,7 @@ from edgeprune.measure.namedfile import names_of_file, with_inputs_of_file
 from edgeprune.measure.networkfile import NetworkFile, opened, trained_normalization, with_classes_of_file
 from edgeprune.measure.validation import latency_beside, run_both
 from edgeprune.progress import Progress, Silent
-from edgeprune.records import IDENTITY, DataSource, Normalization
+from edgeprune.records import IDENTITY, DataSource, Model, Normalization
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import GateUse, LatencyComparison, ValidateRecord
 from edgeprune.tasks.budget import RELATIVE, MaxDrop, drop_of, is_within
@@ -153,12 +154,19 @@ def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[ValidateReque
             told.stage(f"export {given.name}")
             model = load(str(given))
             paths[name] = str(folder / f"{name}.onnx")
-            export_onnx(model.program, paths[name], metadata=stated_of(model))
+            export_onnx(model.program, paths[name], metadata=stated_of(model) | _dims_of(model, request.normalize))
             stack.enter_context(named_as(given, Path(paths[name])))
             if model.info.task is not None and request.task is None:
                 spec = recorded_task(model.info.task, str(given), request.trust_recorded)
                 request = replace(request, task=spec)
         yield replace(request, dense=paths["dense"], slim=paths["slim"])
+
+
+def _dims_of(model: Model, asked: str | None) -> dict[str, str]:
+    """Along which dims a program tells its features apart, where its file does not say what they are scaled by."""
+    if asked is None or not _asks_data(asked) or model.info.normalization is not None:
+        return {}
+    return feature_dims_entry({name: dim for name, dim in told_dims(model.program).items() if dim is not None})
 
 
 def _task_spec(request: ValidateRequest) -> str | None:
@@ -184,10 +192,11 @@ def _normalised(
         raise InputError("--normalize: expected none, data or numbers, as an ONNX file names no weights; got weights")
     asked, why = _stated(dense, slim, data)
     if request.normalize is not None:
+        data, files = _along_recorded(dense, slim, request.normalize, data)
         asked = asked_normalization(request.normalize, data, None, data.inputs, asked)
         why = f"--normalize {request.normalize}"
         check_inputs(asked, data.input_shape, data)
-        for text in said_of_dims(data) if asked == data.measured else ():
+        for text in said_of_dims(data, files) if _asks_data(request.normalize) else ():
             progress.say(f"assumed: {text}")
     both = []
     for network in (dense, slim):
@@ -196,6 +205,21 @@ def _normalised(
             network = replace(network, normalization=asked)
         both.append(network)
     return both[0], both[1]
+
+
+def _asks_data(asked: str) -> bool:
+    return "data" in (asked, *split_normalization(asked).values())
+
+
+def _along_recorded(
+    dense: NetworkFile, slim: NetworkFile, asked: str, data: DataSource
+) -> tuple[DataSource, dict[str, str]]:
+    """The data measured along the dims of their features as one of the files records them, and which file that is."""
+    if not _asks_data(asked):
+        return data, {}
+    found = recorded_dims(slim, data) | recorded_dims(dense, data)
+    files = {name: where for name, (_, where) in found.items()}
+    return along_recorded(data, {name: dim for name, (dim, _) in found.items()}), files
 
 
 def _stated(dense: NetworkFile, slim: NetworkFile, data: DataSource) -> tuple[Normalization, str]:

@@ -6,6 +6,7 @@ then mean and std go along dim 1, which is told.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch.export import ExportedProgram
@@ -26,14 +27,27 @@ def along_features(data: DataSource, program: ExportedProgram) -> DataSource:
 
     What the data say themselves goes before that, a normalisation that is stated as well.
     """
-    if _is_settled(data) or not any(info.feature_dim is None and _is_open(info) for info in _inputs(data)):
+    if _is_settled(data) or not any(_is_untold(info) for info in _inputs(data)):
         return data
     told = told_dims(program)
     if not data.inputs:
         told = {_ALONE: next(iter(told.values()), None)}
-    found = tuple(_along(info, told.get(info.name)) for info in _inputs(data))
+    return _measured_along(data, {info.name: told.get(info.name) for info in _inputs(data) if _is_untold(info)})
+
+
+def along_recorded(data: DataSource, recorded: Mapping[str, int]) -> DataSource:
+    """The data measured along the dims by input (a lone one is `x`) that a network's file records its features along.
+
+    A normalisation that is stated goes before that.
+    """
+    return data if _is_settled(data) else _measured_along(data, recorded)
+
+
+def _measured_along(data: DataSource, dims: Mapping[str, int | None]) -> DataSource:
+    before = _inputs(data)
+    found = tuple(replace(info, feature_dim=dims.get(info.name, info.feature_dim)) for info in before)
     changed = replace(data, inputs=found) if data.inputs else replace(data, feature_dim=found[0].feature_dim)
-    if all(info.feature_dim in (None, 1) for info in found):
+    if all((one.feature_dim or 1) == (other.feature_dim or 1) for one, other in zip(found, before, strict=True)):
         return changed
     own = measured_inputs(data.train, found) if data.inputs else measure(data.train, found[0].feature_dim or 1)
     return replace(changed, normalization=own, measured=own)
@@ -54,13 +68,21 @@ def placed(own: Normalization, info: InputInfo) -> Normalization:
     return own if own.count == 1 else replace(own, dim=next(fitting, own.dim))
 
 
-def said_of_dims(data: DataSource) -> tuple[str, ...]:
-    """Along which dims mean and std were measured, for the user to be told, where that could be another than dim 1."""
+def said_of_dims(data: DataSource, recorded: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Along which dims mean and std were measured, for the user to be told, where that could be another than dim 1.
+
+    Args:
+        data: what they were measured on.
+        recorded: by input the file that records the dim of its features.
+    """
     if _is_settled(data):
         return ()
+    files = recorded or {}
     named = [(info, data.normalization.of(info.name) if data.inputs else data.normalization) for info in _inputs(data)]
     return tuple(
-        _said(info, own) for info, own in named if own is not None and info.feature_dim != 1 and _is_open(info)
+        _said(info, own, files.get(info.name))
+        for info, own in named
+        if own is not None and (info.name in files or (info.feature_dim != 1 and _is_open(info)))
     )
 
 
@@ -75,8 +97,9 @@ def _is_settled(data: DataSource) -> bool:
     return data.states_normalization or bool(data.preparation)
 
 
-def _along(info: InputInfo, told: int | None) -> InputInfo:
-    return replace(info, feature_dim=told) if info.feature_dim is None and _is_open(info) else info
+def _is_untold(info: InputInfo) -> bool:
+    """Whether nothing says yet along which of several dims the features of an input lie."""
+    return info.feature_dim is None and _is_open(info)
 
 
 def _is_open(info: InputInfo) -> bool:
@@ -89,9 +112,9 @@ def _is_open(info: InputInfo) -> bool:
     return info.byte_scale is None if len(info.shape) == 2 else (info.shape[0] or 0) > _MOST_CHANNELS
 
 
-def _said(info: InputInfo, own: Normalization) -> str:
+def _said(info: InputInfo, own: Normalization, file: str | None) -> str:
     """E.g. "mean and std of the data: one for each of the 6 along dim 2 of x (20, 6), its features"."""
-    why = "its features"
+    why = "its features" if file is None else f"its features as {file} says"
     if info.feature_dim is None:
         why = "as nothing says which dim has the features; npz:FILE?features=last takes the last"
     where = f"dim {own.dim} of {info.name} {shown_shape(info.shape)}"
