@@ -49,7 +49,7 @@ def _measured_along(data: DataSource, dims: Mapping[str, int | None]) -> DataSou
     changed = replace(data, inputs=found) if data.inputs else replace(data, feature_dim=found[0].feature_dim)
     if all((one.feature_dim or 1) == (other.feature_dim or 1) for one, other in zip(found, before, strict=True)):
         return changed
-    own = measured_inputs(data.train, found) if data.inputs else measure(data.train, found[0].feature_dim or 1)
+    own = measured_inputs(data.train, found) if data.inputs else measure(data.train, found[0].feature_dim)
     return replace(changed, normalization=own, measured=own)
 
 
