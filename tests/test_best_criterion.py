@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgeprune.commands.compress import compress
 from edgeprune.commands.preparing import prepare
+from edgeprune.errors import BudgetError
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
 from edgeprune.reconstruction.reconstruct import reconstructed
@@ -26,6 +27,7 @@ from edgeprune.search import cutter
 from edgeprune.search.candidate import Found
 from edgeprune.search.criterion import OpenCriterion
 from edgeprune.search.landing import Shares
+from edgeprune.search.step import Step
 
 N_FEATURES, N_HIDDEN = 12, 16
 
@@ -148,7 +150,8 @@ class CutterOf:
 
     def __init__(self, losses: dict[str, float]) -> None:
         self.losses, self.n_cuts = losses, 0
-        self.manner = SimpleNamespace(criterion="taylor")
+        self.manner = SimpleNamespace(criterion="taylor", max_finetunings=1)
+        self.dense, self.measures_cuts = None, False
 
     def score_by(self, criterion: str) -> None:
         self.manner.criterion = criterion
@@ -184,6 +187,58 @@ def test_a_loss_that_is_no_number_is_the_largest(losses: dict[str, float], crite
     assert found_out.settle(first, Shares(macs=0.5)) == criterion == cutter.manner.criterion
     assert found_out.settle(first, Shares(macs=0.3)) == criterion and cutter.n_cuts == 2, "once for a candidate"
     assert found_out.settle(second, Shares(macs=0.3)) == criterion and cutter.n_cuts == 4
+
+
+class NoChannels(CutterOf):
+    """A cutter that cannot do it by channels: by those of the second criterion."""
+
+    def planned(self, *_: Any) -> float:
+        if self.manner.criterion == "l2":
+            raise BudgetError("expected fewer")
+        return super().planned()
+
+
+class Blocks:
+    """Whole blocks go."""
+
+    def trial(self, best: Any, shares: Shares) -> str:
+        return "without a block"
+
+
+def test_what_is_compared_is_told_as_what_it_is() -> None:
+    for structure, measures, kind in (
+        (None, False, "such a cut"),
+        (None, True, "a cut of as much to greedy widths"),
+        (Blocks(), False, "a cut of as much by channels alone"),
+    ):
+        cutter, told = CutterOf({"taylor": 1.0, "l2": 0.5}), Told()
+        cutter.measures_cuts, cutter.trial = measures, lambda best, shares: "cut"  # type: ignore[attr-defined]
+        found_out = OpenCriterion(cast(Any, cutter), cast(Any, Losses()), told)
+        step = Step(cast(Any, cutter), None, told, structure=cast(Any, structure), criterion=found_out)
+        step.trial(cast(Any, SimpleNamespace(program=object())), Shares(macs=0.5))
+        assert told.lines[-1] == f"channels go by l2: untrained the loss of {kind} is 0.5, 1 by taylor"
+
+
+def test_blocks_go_where_channels_alone_cannot_be_compared() -> None:
+    cutter, told = NoChannels({"taylor": 1.0}), Told()
+    found_out = OpenCriterion(cast(Any, cutter), cast(Any, Losses()), told)
+    step = Step(cast(Any, cutter), None, told, structure=cast(Any, Blocks()), criterion=found_out)
+    best = cast(Any, SimpleNamespace(program=object()))
+    assert step.trial(best, Shares(macs=0.1)) == step.trial(best, Shares(macs=0.1)) == "without a block"
+    assert cutter.manner.criterion == "taylor"
+    said = [line for line in told.lines if line.startswith("channels go by")]
+    assert said == ["channels go by taylor where they alone cannot do it: no such cuts are compared"]
+    with pytest.raises(BudgetError):
+        Step(cast(Any, cutter), None, told, criterion=found_out).trial(best, Shares(macs=0.1))
+
+
+def test_a_predictor_measures_its_widths_beside_the_greedy_ones_that_were_compared(tmp_path: Path) -> None:
+    told = Told()
+    found = searched(tmp_path, misleads_l2(), told, allocation="predictor")
+    assert {step.criterion for step in found.steps} == {"taylor"}
+    said = [line for line in told.lines if line.startswith("channels go by ")]
+    assert said and all("the loss of a cut of as much to greedy widths is" in line for line in said)
+    assert sum(line.startswith("predictor: ") for line in told.lines) == 1 + len(said), "once for each cut"
 
 
 def test_the_cut_that_is_made_is_not_solved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
