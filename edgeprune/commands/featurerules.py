@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeprune.errors import InputError
 from edgeprune.pruning.feature_prices import priced
-from edgeprune.pruning.feature_rules import feature_rules, ruled_grid
+from edgeprune.pruning.feature_rules import feature_rules, qualified, ruled_grids
 from edgeprune.records import DataSource, Model
 from edgeprune.requests import CompressRequest
 from edgeprune.settings import FeatureRules
@@ -21,8 +21,13 @@ def asked_rules(request: CompressRequest, model: Model, data: DataSource | None)
     if not asked:
         return None
     _check_choice(request, asked)
-    n_features = len(ruled_grid(model.program, asked))
-    names = model.info.feature_names or (data.feature_names if data else ())
+    sizes = {name: len(grid) for name, grid in ruled_grids(model.program, asked).items()}
+    by_input = dict(model.info.input_feature_names or (data.input_feature_names if data else ()))
+    if len(sizes) > 1:
+        rules = feature_rules(request.always_keep, request.feature_groups, qualified(sizes, by_input), 0)
+        return priced(request.feature_price, rules, model.program)
+    [(name, n_features)] = sizes.items()
+    names = by_input.get(name) or model.info.feature_names or (data.feature_names if data else ())
     fitting = names if len(names) == n_features else ()
     rules = feature_rules(request.always_keep, request.feature_groups, fitting, n_features)
     return priced(request.feature_price, rules, model.program, fitting)

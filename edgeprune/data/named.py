@@ -293,6 +293,7 @@ def without_name(data: DataSource) -> DataSource:
         measured=scaled[1],
         byte_scale=info.byte_scale,
         feature_dim=info.feature_dim,
+        feature_names=info.feature_names or data.feature_names,
     )
 
 
