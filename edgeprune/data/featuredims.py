@@ -6,7 +6,7 @@ then mean and std go along dim 1, which is told.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from torch.export import ExportedProgram
@@ -14,8 +14,9 @@ from torch.export import ExportedProgram
 from edgeprune.data.inputs import size_along
 from edgeprune.data.named import measured_inputs, shown_shape
 from edgeprune.data.splits import measure
+from edgeprune.errors import InputError
 from edgeprune.graph.groups import analyze
-from edgeprune.graph.inputs import feature_grids
+from edgeprune.graph.inputs import FeatureGrid, feature_grids
 from edgeprune.records import DataSource, InputInfo, Normalization
 
 _MOST_CHANNELS = 4  # of an image, beside its height and width
@@ -84,6 +85,55 @@ def said_of_dims(data: DataSource, recorded: Mapping[str, str] | None = None) ->
         for info, own in named
         if own is not None and (info.name in files or (info.feature_dim != 1 and _is_open(info)))
     )
+
+
+def check_counts(data: DataSource, grids: Mapping[str, FeatureGrid], option: str) -> None:
+    """Raise InputError where the data say that features lie along another dim than a network tells them apart by.
+
+    So many of them are asked for by the `option`: those of the data cannot be removed, and steps are no sensors.
+    """
+    for info, grid in _counted(data, grids):
+        if _says_another(info, grid):
+            where = f"{info.name} {shown_shape(info.shape)}"
+            raise InputError(
+                f"{option}: expected a network that tells features along dim {info.feature_dim} of {where} apart, as "
+                f"data {data.name} say, got one that tells the {len(grid)} along dim {grid.told_dim} apart; to count "
+                "those, leave the names of features and ?features= out"
+            )
+
+
+def said_of_counts(data: DataSource, grids: Mapping[str, FeatureGrid], option: str) -> tuple[str, ...]:
+    """What an `option` for input features counts, where they could lie along another dim."""
+    return tuple(
+        f"{option} counts {_what(info, grid)}"
+        for info, grid in _counted(data, grids)
+        if len(info.feature_names or data.feature_names) != len(grid) or _says_another(info, grid)
+    )
+
+
+def differs(data: DataSource, grids: Mapping[str, FeatureGrid]) -> bool:
+    """Whether the data say that features lie along another dim than a network tells them apart by."""
+    return any(_says_another(info, grid) for info, grid in _counted(data, grids))
+
+
+def _what(info: InputInfo, grid: FeatureGrid) -> str:
+    """E.g. "the 20 along dim 1 of x (20, 6), which the network tells apart"."""
+    counted = f"the {len(grid)} single numbers" if grid.dim is None else f"the {len(grid)} along dim {grid.dim}"
+    other = f", not those along dim {info.feature_dim} that the data say" if _says_another(info, grid) else ""
+    return f"{counted} of {info.name} {shown_shape(info.shape)}, which the network tells apart{other}"
+
+
+def _says_another(info: InputInfo, grid: FeatureGrid) -> bool:
+    return info.feature_dim is not None and grid.told_dim not in (None, info.feature_dim)
+
+
+def _counted(data: DataSource, grids: Mapping[str, FeatureGrid]) -> Iterator[tuple[InputInfo, FeatureGrid]]:
+    """The inputs whose features may lie along several dims, and how a network counts them where it tells some apart."""
+    known = grids if data.inputs else dict(zip([_ALONE], grids.values(), strict=False))
+    for info in _inputs(data):
+        grid = known.get(info.name)
+        if grid is not None and _is_open(info) and (grid.units != grid.units[:1]).any():
+            yield info, grid
 
 
 def _inputs(data: DataSource) -> tuple[InputInfo, ...]:
