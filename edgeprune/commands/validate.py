@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from edgeprune.measure.keptids import check_ids
 from edgeprune.measure.namedfile import names_of_file, with_inputs_of_file
 from edgeprune.measure.networkfile import NetworkFile, opened, trained_normalization, with_classes_of_file
 from edgeprune.measure.validation import latency_beside, run_both
-from edgeprune.progress import Progress, Silent
+from edgeprune.progress import Passing, Progress, Silent
 from edgeprune.records import IDENTITY, DataSource, Model, Normalization
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import GateUse, LatencyComparison, ValidateRecord
@@ -52,7 +52,7 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
         InputError: a file or the data is wrong or they do not fit each other.
     """
     told = progress or Silent()
-    with _as_onnx(request, told) as asked:
+    with _as_onnx(request, told) as (asked, told):
         spec = _task_spec(asked)
         wanted = wanted_targets(spec, names_of_file(Path(asked.dense)))
         return _validated(asked, spec, open_data(asked.data, wanted=wanted), told)
@@ -78,7 +78,7 @@ def validate_files(
             metric has not the unit of the budget; the dense network is no better than guessing.
     """
     told = progress or Silent()
-    with _as_onnx(request, told) as asked:
+    with _as_onnx(request, told) as (asked, told):
         return _validated(asked, _task_spec(asked), data, told)
 
 
@@ -139,14 +139,14 @@ def _timed(
 
 
 @contextmanager
-def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[ValidateRequest]:
-    """The request with ONNX files in the place of programs, each exported and checked beside PyTorch.
+def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[tuple[ValidateRequest, Progress]]:
+    """The request with ONNX files in the place of programs, each exported and checked beside PyTorch, and who is told.
 
-    What goes wrong is told by the name of the file that was given.
+    All is told by the names of the files that were given.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-")))
-        paths = {name: str(getattr(request, name)) for name in ("dense", "slim")}
+        paths, given_of = {name: str(getattr(request, name)) for name in ("dense", "slim")}, {}
         for name, path in paths.items():
             given = Path(path)
             if given.suffix != _PROGRAM:
@@ -155,11 +155,26 @@ def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[ValidateReque
             model = load(str(given))
             paths[name] = str(folder / f"{name}.onnx")
             export_onnx(model.program, paths[name], metadata=stated_of(model) | _dims_of(model, request.normalize))
+            given_of[paths[name]] = path
             stack.enter_context(named_as(given, Path(paths[name])))
             if model.info.task is not None and request.task is None:
                 spec = recorded_task(model.info.task, str(given), request.trust_recorded)
                 request = replace(request, task=spec)
-        yield replace(request, dense=paths["dense"], slim=paths["slim"])
+        yield replace(request, dense=paths["dense"], slim=paths["slim"]), _AsGiven(told, given_of)
+
+
+class _AsGiven(Passing):
+    """Tells of the files that were given in the place of those that stand for them."""
+
+    def __init__(self, progress: Progress, given_of: Mapping[str, str]) -> None:
+        super().__init__(progress)
+        self._given_of = given_of
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        for path, given in self._given_of.items():
+            message = message.replace(path, given)
+        super().say(message)
 
 
 def _dims_of(model: Model, asked: str | None) -> dict[str, str]:
