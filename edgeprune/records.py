@@ -48,7 +48,8 @@ class ModelInfo:
 
     `input_shape` is without the batch, e.g. `(1, 8, 8)`; `training` is how it was trained, which finetuning goes by;
     `module` is the part of the network that it is, e.g. `"backbone"`; `feature_groups` are inputs that come together,
-    e.g. `(("accelerometer", (0, 1, 2)),)`, as the user named them; `task` is the one that was asked for.
+    e.g. `(("accelerometer", (0, 1, 2)),)`, as the user named them, counted over all inputs in their order;
+    `input_feature_names` are those of several inputs, by input; `task` is the one that was asked for.
     What a file does not say is None or empty.
     """
 
@@ -62,6 +63,7 @@ class ModelInfo:
     module: str | None = None
     feature_groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
     task: str | None = None
+    input_feature_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +100,8 @@ class InputInfo:
 
     `shape` is without the batch, None where a size is free. `dtype` is PyTorch's, e.g. `"int64"`: a data set's floats
     are `"float32"`. `least` and `largest` are the numbers that whole ones were seen to lie between. `byte_scale` is
-    what a byte is multiplied by, None where the data are no bytes. `feature_dim` is as of a DataSource.
+    what a byte is multiplied by, None where the data are no bytes. `feature_dim` and `feature_names` are as of a
+    DataSource.
     """
 
     name: str
@@ -108,6 +111,7 @@ class InputInfo:
     largest: int | None = None
     byte_scale: float | None = None
     feature_dim: int | None = None
+    feature_names: tuple[str, ...] = ()
 
     @property
     def is_float(self) -> bool:
@@ -167,6 +171,11 @@ class DataSource:
     inputs: tuple[InputInfo, ...] = ()
     preparation: Mapping[str, Any] = field(default_factory=dict)
     feature_dim: int | None = None
+
+    @property
+    def input_feature_names(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The names of features by input, as of a ModelInfo."""
+        return tuple((info.name, info.feature_names) for info in self.inputs if info.feature_names)
 
     @property
     def states_normalization(self) -> bool:

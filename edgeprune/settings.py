@@ -218,7 +218,7 @@ class FederatedSettings:
 
 @dataclass(frozen=True, slots=True)
 class FeatureRules:
-    """What a choice of input features must respect, by their numbers in the dense network's input.
+    """What a choice of input features must respect, by their numbers over the dense network's inputs in their order.
 
     `always_keep` lists features that stay, `together` features that stay or go as one: a sensor's axes, say; `names`
     are what those groups are called, where they are. `prices`, one for each feature or none, say how many times dearer

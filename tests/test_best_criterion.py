@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,17 +14,20 @@ import torch
 from fakes import Told
 from torch import Tensor, nn
 
+from edgeprune.commands.compress import compress
 from edgeprune.commands.preparing import prepare
+from edgeprune.errors import BudgetError
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
 from edgeprune.reconstruction.reconstruct import reconstructed
 from edgeprune.report import formats as fmt
 from edgeprune.requests import CompressRequest
-from edgeprune.results import StepRecord
+from edgeprune.results import RunRecord, StepRecord
 from edgeprune.search import cutter
 from edgeprune.search.candidate import Found
 from edgeprune.search.criterion import OpenCriterion
 from edgeprune.search.landing import Shares
+from edgeprune.search.step import Step
 
 N_FEATURES, N_HIDDEN = 12, 16
 
@@ -53,21 +58,26 @@ def misleads_taylor() -> nn.Sequential:
     return net
 
 
-def searched(place: Path, net: nn.Sequential, told: Told | None = None, **asked: Any) -> Found:
-    """What `compress` comes to without training, of a network that gives its targets but for some noise."""
+def request_of(place: Path, net: nn.Sequential, **asked: Any) -> CompressRequest:
+    """To compress a network that gives its targets but for some noise, without training."""
     torch.manual_seed(1)
     x = torch.randn(600, N_FEATURES)
     with torch.no_grad():
         y = net(x) + 0.3 * torch.randn(600, 3)
     np.savez(place / "data.npz", x=x.numpy(), y=y.numpy())
     torch.export.save(capture(net, x[:2]), place / "net.pt2")
-    request = CompressRequest(
+    return CompressRequest(
         str(place / "net.pt2"),
         data=f"npz:{place / 'data.npz'}",
         out=str(place / "run"),
         task="regression",
         **{"keep_macs": 0.5, "align": 1, "threads": 1, "finetune_epochs": 0, "input_features": "off", **asked},
     )
+
+
+def searched(place: Path, net: nn.Sequential, told: Told | None = None, **asked: Any) -> Found:
+    """What a search for it comes to."""
+    request = request_of(place, net, **asked)
     job = prepare(request, told or Silent())
     found = job.strategy.search(job.step, job.budgets)
     assert sum(text.startswith("--criterion ") for text in job.assumed) == (request.criterion is None), "said once"
@@ -108,14 +118,31 @@ def test_where_it_is_named_or_nothing_takes_over_none_is_looked_for(tmp_path: Pa
     assert {step.criterion for step in found.steps} == {None}
 
 
-def test_the_report_counts_the_cuts_of_each() -> None:
-    def steps(*criteria: str | None) -> list[StepRecord]:
-        return [StepRecord(k, 0.5, None, 1.0, True, criterion=one) for k, one in enumerate(criteria)]
+def test_the_report_counts_the_cuts_of_each(make_run: Callable[..., RunRecord]) -> None:
+    def told(*criteria: str | None, accepted: bool = True) -> str | None:
+        steps = [StepRecord(k, 0.5, None, 1.0, accepted, criterion=one) for k, one in enumerate(criteria)]
+        return fmt.criteria(make_run(steps=tuple(steps)))
 
-    assert fmt.criteria(steps(None, None)) is None
-    assert fmt.criteria(steps("l2")) == "l2 in 1 cut: what lost less untrained"
-    assert fmt.criteria(steps("l2", "taylor", "taylor")) == "taylor in 2 cuts, l2 in 1: what lost less untrained"
-    assert fmt.criteria([StepRecord(1, 0.5, None, 0.1, accepted=False, criterion="l2")]) is None
+    assert told(None, None) is None
+    assert told("l2") == "l2 in 1 cut: what lost less untrained"
+    assert told("l2", "taylor", "taylor") == "taylor in 2 cuts, l2 in 1: what lost less untrained"
+    assert told("l2", accepted=False) is None
+
+
+def test_of_several_networks_each_has_the_cuts_that_made_it(tmp_path: Path) -> None:
+    request = request_of(tmp_path, misleads_l2(), pareto=2, keep_macs=0.25)
+    _, run = compress(request)
+    assert [step.macs_ratio for step in run.steps] == [0.6875, 0.5, 0.3125, 0.25]
+    assert [point.macs_ratio for point in run.front] == [0.5, 0.25]
+    steps = [replace(step, criterion=one) for step, one in zip(run.steps, ("taylor", "l2", "l2", "l2"), strict=True)]
+    run = replace(run, steps=tuple(steps))
+    assert fmt.criteria(run) == (
+        "pareto/1: taylor in 1 cut, l2 in 1; pareto/2: l2 in 2 cuts: what lost less untrained, each network on from "
+        "the one before"
+    )
+    for number, n_cuts in enumerate((2, 4)):
+        front = tuple(replace(point, chosen=place == number) for place, point in enumerate(run.front))
+        assert str(fmt.reconstruction(replace(run, front=front))).startswith(f"after the last of {n_cuts} cuts the ")
 
 
 class CutterOf:
@@ -123,7 +150,8 @@ class CutterOf:
 
     def __init__(self, losses: dict[str, float]) -> None:
         self.losses, self.n_cuts = losses, 0
-        self.manner = SimpleNamespace(criterion="taylor")
+        self.manner = SimpleNamespace(criterion="taylor", max_finetunings=1)
+        self.dense, self.measures_cuts = None, False
 
     def score_by(self, criterion: str) -> None:
         self.manner.criterion = criterion
@@ -159,6 +187,58 @@ def test_a_loss_that_is_no_number_is_the_largest(losses: dict[str, float], crite
     assert found_out.settle(first, Shares(macs=0.5)) == criterion == cutter.manner.criterion
     assert found_out.settle(first, Shares(macs=0.3)) == criterion and cutter.n_cuts == 2, "once for a candidate"
     assert found_out.settle(second, Shares(macs=0.3)) == criterion and cutter.n_cuts == 4
+
+
+class NoChannels(CutterOf):
+    """A cutter that cannot do it by channels: by those of the second criterion."""
+
+    def planned(self, *_: Any) -> float:
+        if self.manner.criterion == "l2":
+            raise BudgetError("expected fewer")
+        return super().planned()
+
+
+class Blocks:
+    """Whole blocks go."""
+
+    def trial(self, best: Any, shares: Shares) -> str:
+        return "without a block"
+
+
+def test_what_is_compared_is_told_as_what_it_is() -> None:
+    for structure, measures, kind in (
+        (None, False, "such a cut"),
+        (None, True, "a cut of as much to greedy widths"),
+        (Blocks(), False, "a cut of as much by channels alone"),
+    ):
+        cutter, told = CutterOf({"taylor": 1.0, "l2": 0.5}), Told()
+        cutter.measures_cuts, cutter.trial = measures, lambda best, shares: "cut"  # type: ignore[attr-defined]
+        found_out = OpenCriterion(cast(Any, cutter), cast(Any, Losses()), told)
+        step = Step(cast(Any, cutter), None, told, structure=cast(Any, structure), criterion=found_out)
+        step.trial(cast(Any, SimpleNamespace(program=object())), Shares(macs=0.5))
+        assert told.lines[-1] == f"channels go by l2: untrained the loss of {kind} is 0.5, 1 by taylor"
+
+
+def test_blocks_go_where_channels_alone_cannot_be_compared() -> None:
+    cutter, told = NoChannels({"taylor": 1.0}), Told()
+    found_out = OpenCriterion(cast(Any, cutter), cast(Any, Losses()), told)
+    step = Step(cast(Any, cutter), None, told, structure=cast(Any, Blocks()), criterion=found_out)
+    best = cast(Any, SimpleNamespace(program=object()))
+    assert step.trial(best, Shares(macs=0.1)) == step.trial(best, Shares(macs=0.1)) == "without a block"
+    assert cutter.manner.criterion == "taylor"
+    said = [line for line in told.lines if line.startswith("channels go by")]
+    assert said == ["channels go by taylor where they alone cannot do it: no such cuts are compared"]
+    with pytest.raises(BudgetError):
+        Step(cast(Any, cutter), None, told, criterion=found_out).trial(best, Shares(macs=0.1))
+
+
+def test_a_predictor_measures_its_widths_beside_the_greedy_ones_that_were_compared(tmp_path: Path) -> None:
+    told = Told()
+    found = searched(tmp_path, misleads_l2(), told, allocation="predictor")
+    assert {step.criterion for step in found.steps} == {"taylor"}
+    said = [line for line in told.lines if line.startswith("channels go by ")]
+    assert said and all("the loss of a cut of as much to greedy widths is" in line for line in said)
+    assert sum(line.startswith("predictor: ") for line in told.lines) == 1 + len(said), "once for each cut"
 
 
 def test_the_cut_that_is_made_is_not_solved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

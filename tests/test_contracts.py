@@ -184,6 +184,36 @@ def test_images_of_bytes_say_what_a_byte_stands_for(tmp_path: Path) -> None:
         assert document["indices"] == [0, 1, 2] and document["names"] == ["x[0]", "x[1]", "x[2]"]
 
 
+class Sensors(nn.Module):
+    """Gathers sensors of `(batch, steps, sensors)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("edgeprune_keep_x", torch.tensor((0, 2)))
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.index_select(x, 2, self.edgeprune_keep_x).flatten(1))
+
+
+@pytest.mark.parametrize("preprocess", ["apart", "fold"])
+@pytest.mark.parametrize("is_image", [True, False], ids=["image", "sequence"])
+def test_bytes_are_taken_alike_of_images_and_sequences(tmp_path: Path, is_image: bool, preprocess: Any) -> None:
+    steps = ModelInfo((5, 3), normalization=Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), dim=2))
+    program, info = (colours(), COLOURS) if is_image else (capture(Sensors(), torch.randn(2, 5, 3)), steps)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, *info.input_shape)).astype(np.uint8)
+    raw = pixels.astype(np.float32) / 255
+    write_contracts(program, info, tmp_path, raw, preprocess=preprocess, byte_scale=1 / 255)
+    document = json.loads((tmp_path / "features.json").read_text())
+    takes = {name: entry["inputs"][0] for name, entry in document["contracts"].items()}
+    folds = preprocess == "fold"
+    types = ("uint8", "uint8", "uint8") if folds else ("float32", "float32", "float32")
+    assert tuple(takes[name]["type"] for name in ("preprocess", "slim", "full")) == types
+    assert takes["preprocess"]["unit"] == ("a byte, 0 to 255" if folds else "a byte times 0.00392156863")
+    session = onnxruntime.InferenceSession(tmp_path / "preprocess.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].type == ("tensor(uint8)" if folds else "tensor(float)")
+
+
 def test_sizes_that_are_free_are_free_in_every_file(tmp_path: Path) -> None:
     tail = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     program = capture(Gathering((0, 2), tail, flat=False), torch.randn(2, 3, 6, 6), dynamic_size=True)

@@ -193,7 +193,7 @@ def test_columns_in_another_order_are_refused(tmp_path):
     file = tmp_path / "t.csv"
     file.write_text("a,b,kind\n" + "".join(f"{i},{-i},{'xy'[i % 2]}\n" for i in range(20)))
     data = open_data(f"csv:{file}?target=kind")
-    with pytest.raises(InputError, match="column 0 differs from the model's: expected 'b', got 'a'"):
+    with pytest.raises(InputError, match="feature 0 differs from the model's: expected 'b', got 'a'"):
         check_fits(data, ModelInfo((2,), feature_names=("b", "a")), 2)
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import edgeprune
 from edgeprune.cli.app import app
 from edgeprune.formats.save import save_checkpoint
+from edgeprune.graph.comparison import outputs_in_float64, own_rounding
 from edgeprune.graph.precision import in_float64
 from edgeprune.optim import make
 from edgeprune.records import IDENTITY, ModelInfo
@@ -212,3 +213,27 @@ def test_processes_draw_otherwise() -> None:
     torch.manual_seed(7)
     assert torch.equal(drawn[0], torch.rand(4))
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+
+
+class Cancels(nn.Module):
+    """Large numbers that take each other away: float32 rounds the fractions off."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 1e7) - torch.full_like(x, 1e7)
+
+
+class Fixed(nn.Module):
+    """Runs in float32 alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ torch.eye(3, dtype=torch.float32)
+
+
+def test_float64_tells_what_a_network_rounds_itself() -> None:
+    x = torch.tensor([[1.0, 2.5, 3.0]])
+    exact = outputs_in_float64(Cancels(), (x,))
+    assert exact is not None and torch.equal(exact[0], x.double())
+    assert own_rounding(Cancels()(x), exact[0]) == 0.5 and own_rounding(x, x) == 0
+    assert outputs_in_float64(Fixed(), (x,)) is None
+    assert own_rounding(x, exact[0][:, :2]) == own_rounding(x.int(), exact[0]) == 0
+    assert own_rounding(torch.tensor([1.0, torch.inf]), torch.tensor([1.5, torch.nan])) == 0.5

@@ -145,7 +145,13 @@ def test_pictures_name_features_and_do_not_share_ids(make_run: MakeRun) -> None:
     [
         (InputFeatures(64, (0, 63)), [1, 8, 8], "8 × 8 pixels: the stronger the colour"),
         (InputFeatures(3 * 16, (1, 17, 40)), [3, 4, 4], "3 values"),
-        (InputFeatures(3, (0, 2), dim=1), [3, 32, 32], "Coloured columns"),
+        (InputFeatures(3, (0, 2), dim=1), [3, 32, 32], "Coloured channels are kept"),
+        (InputFeatures(4, (0, 2), dim=1), [4], "Coloured columns are kept"),
+        (InputFeatures(6, (0, 2), dim=2), [20, 6], "Coloured sensors are kept"),
+        (InputFeatures(6, (0, 2), dim=1), [6, 20], "Coloured channels are kept"),
+        (InputFeatures(8, (0, 2), dim=3), [3, 8, 8], "Coloured columns are kept"),
+        (InputFeatures(5, (0, 2), dim=4), [2, 3, 4, 5], "Coloured features are kept"),
+        (InputFeatures(120, (0, 7), dim=None), [20, 6], "The input of 20 × 6 numbers"),
         (InputFeatures(500, tuple(range(0, 500, 3))), [500], "reading order"),
     ],
 )
@@ -346,13 +352,14 @@ def test_long_names_do_not_widen_the_page(make_run: MakeRun) -> None:
 def test_what_layers_took_over_is_told_of_the_cuts_that_were_taken(make_run: MakeRun) -> None:
     found = [Reconstruction(100, 1, 0.1, 0.5 + k / 10, 0.01 * k, 2.0, ()) for k in range(3)]
     steps = [StepRecord(k, 0.9, None, 0.9, accepted=k < 2, reconstruction=found[k]) for k in range(3)]
-    said = fmt.reconstruction(steps)
+    run = make_run(steps=tuple(steps))
+    said = fmt.reconstruction(run)
     assert said == (
         "after the last of 2 cuts the outputs were 60.00 % off, and 1.00 % once the layers were solved again "
         "(100 samples, 6.0 s)"
     )
-    assert said in " ".join(render(replace(make_run(), steps=tuple(steps))).split())
-    assert fmt.reconstruction(steps[2:]) is None
+    assert said in " ".join(render(run).split())
+    assert fmt.reconstruction(make_run(steps=tuple(steps[2:]))) is None
 
 
 def test_steps_say_whether_they_train(make_run: MakeRun) -> None:

@@ -230,6 +230,18 @@ def test_the_user_says_it(asked: str, dim: int, place: Path) -> None:
     assert with_inputs_of(data, program_of("lstm")).normalization == data.normalization
 
 
+def test_bytes_are_grey_images_unless_their_dim_is_said(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (90, STEPS, SENSORS), np.uint8)
+    np.savez(tmp_path / "x.npz", x=x, y=np.arange(90) % 3)
+    np.savez(tmp_path / "named.npz", x=x, y=np.arange(90) % 3, feature_names=np.array(NAMES))
+    assert open_data(f"npz:{tmp_path / 'x.npz'}").normalization.count == 1
+    for spec in ("x.npz?features=last", "named.npz"):
+        data = open_data(f"npz:{tmp_path / spec}")
+        own = data.normalization
+        assert (data.byte_scale, data.feature_dim, own.dim, own.count) == (1 / 255, 2, 2, SENSORS)
+        np.testing.assert_allclose(own.mean, data.train.x.double().mean((0, 1)) / 255)
+
+
 @pytest.mark.parametrize("asked", ["0", "3", "first", ""])
 def test_a_dim_that_is_not_there_is_refused(asked: str, place: Path) -> None:
     with pytest.raises(InputError, match=r"expected features=1 to 2 or last for inputs \(20, 6\), got"):

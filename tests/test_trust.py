@@ -200,7 +200,7 @@ def run(**options):
 INFO = ModelInfo(
     input_shape=(4,), arch="torchvision:resnet18", classes=("a", "b", "c"), normalization=Normalization((0.0,), (1.0,)),
     data="digits", feature_names=("p", "q", "r", "s"), training=TrainSettings(options={"lam": 0.1}), module="part",
-    feature_groups=(("axes", (0, 1)),), task="regression",
+    feature_groups=(("axes", (0, 1)),), task="regression", input_feature_names=(("x", ("p", "q")),),
 )  # fmt: skip
 
 

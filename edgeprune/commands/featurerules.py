@@ -1,12 +1,19 @@
-"""What a compress request says of input features: which always stay, which only go together, what each costs."""
+"""What a compress request says of input features: which always stay, which only go together, what each costs.
+
+And along which dim they are counted, where it says how many stay.
+"""
 
 from __future__ import annotations
 
+from edgeprune.data.featuredims import check_counts, differs, said_of_counts
 from edgeprune.errors import InputError
+from edgeprune.graph.groups import ChannelGraph
+from edgeprune.graph.inputs import feature_grids
 from edgeprune.pruning.feature_prices import priced
-from edgeprune.pruning.feature_rules import feature_rules, ruled_grid
+from edgeprune.pruning.feature_rules import feature_rules, qualified, ruled_grids
 from edgeprune.records import DataSource, Model
 from edgeprune.requests import CompressRequest
+from edgeprune.search.candidate import Budgets
 from edgeprune.settings import FeatureRules
 
 
@@ -21,11 +28,33 @@ def asked_rules(request: CompressRequest, model: Model, data: DataSource | None)
     if not asked:
         return None
     _check_choice(request, asked)
-    n_features = len(ruled_grid(model.program, asked))
-    names = model.info.feature_names or (data.feature_names if data else ())
+    sizes = {name: len(grid) for name, grid in ruled_grids(model.program, asked).items()}
+    by_input = dict(model.info.input_feature_names or (data.input_feature_names if data else ()))
+    if len(sizes) > 1:
+        rules = feature_rules(request.always_keep, request.feature_groups, qualified(sizes, by_input), 0)
+        return priced(request.feature_price, rules, model.program)
+    [(name, n_features)] = sizes.items()
+    names = by_input.get(name) or model.info.feature_names or (data.feature_names if data else ())
     fitting = names if len(names) == n_features else ()
     rules = feature_rules(request.always_keep, request.feature_groups, fitting, n_features)
     return priced(request.feature_price, rules, model.program, fitting)
+
+
+def counted_along(
+    request: CompressRequest, budgets: Budgets, graph: ChannelGraph, data: DataSource | None
+) -> tuple[str, ...]:
+    """Along which dim input features go, for the user to be told, where that could be another than is meant.
+
+    Raises:
+        InputError: so many are asked for, and the data say that they lie along another dim.
+    """
+    if data is None or not budgets.features or request.plan is not None:
+        return ()
+    grids, option = feature_grids(graph.analysis), f"--input-features {request.input_features}"
+    if budgets.prune_features:  # no number that could be of something else
+        return said_of_counts(data, grids, option) if differs(data, grids) else ()
+    check_counts(data, grids, option)
+    return said_of_counts(data, grids, option)
 
 
 def _check_choice(request: CompressRequest, asked: str) -> None:

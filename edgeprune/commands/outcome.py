@@ -12,6 +12,7 @@ import numpy as np
 from edgeprune.commands.answers import Pair, Told, told_of
 from edgeprune.commands.examples import PARITY_SAMPLES, example_feed, real_inputs
 from edgeprune.commands.preparing import Job
+from edgeprune.commands.resolve import with_names_of
 from edgeprune.commands.runfolder import model_facts
 from edgeprune.commands.widths import width_name
 from edgeprune.cost.macs import count_parameters
@@ -68,7 +69,7 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
         versions=versions(),
         asked=_asked(job.request),
         assumed=(*job.assumed, *told_widths(plan.aligned)),
-        model=model_facts(job.model.info, job.model.name, job.request.model, job.model.sha256),
+        model=model_facts(with_names_of(job.model.info, job.data), job.model.name, job.request.model, job.model.sha256),
         data=_data_facts(job),
         dense=_figures(dense, sizes[0], comparison.dense if comparison else None),
         slim=_figures(best, sizes[1], comparison.slim if comparison else None),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgeprune.commands.budgets import KEEP_LAYER, LAYER_RATIO, check_share, criterion_is_open, decide
 from edgeprune.commands.examples import check_runs
+from edgeprune.commands.featurerules import counted_along
 from edgeprune.commands.finetuning import check_recipe, finetuning, trained_epochs
 from edgeprune.commands.gauges import DenseFile, dense_file, device_of, gauge_of
 from edgeprune.commands.int8run import asked_int8, assumed_int8, check_quantizes
@@ -118,6 +119,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     cutter = Cutter(opened.dense, _manner(decision.manner, opened, device, assume), samples, team)
     budgets = decision.budgets.counted(cutter.dense.n_features)
     held_layers(cutter.graph, decision.manner.leave, decision.manner.layer_ratios, (KEEP_LAYER, LAYER_RATIO))
+    assumed += counted_along(request, budgets, cutter.graph, opened.data)
     check(cutter, budgets, plan)
     _check_answers(request, opened, assume)
     int8 = _int8(request, opened, samples, journal, told, assume)

@@ -216,11 +216,21 @@ def _is_left(end: str, unfinished: str) -> bool:
 def completed(info: ModelInfo, data: DataSource, spec: str | None, task: str | None = None) -> ModelInfo:
     """What a model's file says of it, and what its data say where it says nothing."""
     return replace(
-        info,
+        with_names_of(info, data),
         data=spec or info.data,
         task=task or info.task,
         classes=info.classes or data.classes,
+    )
+
+
+def with_names_of(info: ModelInfo, data: DataSource | None) -> ModelInfo:
+    """What a model's file says of it, its features called as the data do where it says nothing of that."""
+    if data is None:
+        return info
+    return replace(
+        info,
         feature_names=info.feature_names or data.feature_names,
+        input_feature_names=info.input_feature_names or data.input_feature_names,
     )
 
 

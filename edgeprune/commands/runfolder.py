@@ -60,12 +60,13 @@ def write_record(folder: Path, record: RunRecord, answers: Answers | None = None
 
 
 def model_facts(info: ModelInfo, name: str, path: str | None, sha256: str) -> dict[str, Any]:
-    """What run.json says of the dense model; its task only where it has one, as runs were before there were tasks."""
+    """What run.json says of the dense model; a task and names by input only where it has such."""
     facts = {**asdict(info), "name": name, "path": path, "sha256": sha256}
     if info.training is not None:
         facts["training"] = info.training.as_plain
-    if info.task is None:
-        del facts["task"]
+    for name in ("task", "input_feature_names"):
+        if not facts[name]:
+            del facts[name]
     return facts
 
 

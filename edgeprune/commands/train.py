@@ -150,6 +150,7 @@ def _info(request: TrainRequest, data: DataSource) -> ModelInfo:
         normalization=data.normalization,
         data=request.data,
         feature_names=data.feature_names,
+        input_feature_names=data.input_feature_names,
         training=request.settings,
         task=request.task,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +12,16 @@ import numpy as np
 
 from edgeprune.commands.runfolder import stated_of
 from edgeprune.data import open_data
-from edgeprune.data.featuredims import said_of_dims
+from edgeprune.data.featuredims import along_recorded, said_of_dims, told_dims
 from edgeprune.errors import InputError
-from edgeprune.export.metadata import task_in
+from edgeprune.export.metadata import feature_dims_entry, task_in
 from edgeprune.export.onnx import export_onnx
 from edgeprune.files import named_as
 from edgeprune.formats.load import load
 from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.trust import recorded_task
 from edgeprune.measure.chance import chance_text
+from edgeprune.measure.filedims import recorded_dims
 from edgeprune.measure.fixedbatch import stated_batch
 from edgeprune.measure.foreign import stated_in
 from edgeprune.measure.gated import gate_use, is_gated
@@ -28,8 +29,8 @@ from edgeprune.measure.keptids import check_ids
 from edgeprune.measure.namedfile import names_of_file, with_inputs_of_file
 from edgeprune.measure.networkfile import NetworkFile, opened, trained_normalization, with_classes_of_file
 from edgeprune.measure.validation import latency_beside, run_both
-from edgeprune.progress import Progress, Silent
-from edgeprune.records import IDENTITY, DataSource, Normalization
+from edgeprune.progress import Passing, Progress, Silent
+from edgeprune.records import IDENTITY, DataSource, Model, Normalization
 from edgeprune.requests import ValidateRequest
 from edgeprune.results import GateUse, LatencyComparison, ValidateRecord
 from edgeprune.tasks.budget import RELATIVE, MaxDrop, drop_of, is_within
@@ -51,7 +52,7 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
         InputError: a file or the data is wrong or they do not fit each other.
     """
     told = progress or Silent()
-    with _as_onnx(request, told) as asked:
+    with _as_onnx(request, told) as (asked, told):
         spec = _task_spec(asked)
         wanted = wanted_targets(spec, names_of_file(Path(asked.dense)))
         return _validated(asked, spec, open_data(asked.data, wanted=wanted), told)
@@ -77,7 +78,7 @@ def validate_files(
             metric has not the unit of the budget; the dense network is no better than guessing.
     """
     told = progress or Silent()
-    with _as_onnx(request, told) as asked:
+    with _as_onnx(request, told) as (asked, told):
         return _validated(asked, _task_spec(asked), data, told)
 
 
@@ -138,14 +139,14 @@ def _timed(
 
 
 @contextmanager
-def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[ValidateRequest]:
-    """The request with ONNX files in the place of programs, each exported and checked beside PyTorch.
+def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[tuple[ValidateRequest, Progress]]:
+    """The request with ONNX files in the place of programs, each exported and checked beside PyTorch, and who is told.
 
-    What goes wrong is told by the name of the file that was given.
+    All is told by the names of the files that were given.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-")))
-        paths = {name: str(getattr(request, name)) for name in ("dense", "slim")}
+        paths, given_of = {name: str(getattr(request, name)) for name in ("dense", "slim")}, {}
         for name, path in paths.items():
             given = Path(path)
             if given.suffix != _PROGRAM:
@@ -153,12 +154,34 @@ def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[ValidateReque
             told.stage(f"export {given.name}")
             model = load(str(given))
             paths[name] = str(folder / f"{name}.onnx")
-            export_onnx(model.program, paths[name], metadata=stated_of(model))
+            export_onnx(model.program, paths[name], metadata=stated_of(model) | _dims_of(model, request.normalize))
+            given_of[paths[name]] = path
             stack.enter_context(named_as(given, Path(paths[name])))
             if model.info.task is not None and request.task is None:
                 spec = recorded_task(model.info.task, str(given), request.trust_recorded)
                 request = replace(request, task=spec)
-        yield replace(request, dense=paths["dense"], slim=paths["slim"])
+        yield replace(request, dense=paths["dense"], slim=paths["slim"]), _AsGiven(told, given_of)
+
+
+class _AsGiven(Passing):
+    """Tells of the files that were given in the place of those that stand for them."""
+
+    def __init__(self, progress: Progress, given_of: Mapping[str, str]) -> None:
+        super().__init__(progress)
+        self._given_of = given_of
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        for path, given in self._given_of.items():
+            message = message.replace(path, given)
+        super().say(message)
+
+
+def _dims_of(model: Model, asked: str | None) -> dict[str, str]:
+    """Along which dims a program tells its features apart, where its file does not say what they are scaled by."""
+    if asked is None or not _asks_data(asked) or model.info.normalization is not None:
+        return {}
+    return feature_dims_entry({name: dim for name, dim in told_dims(model.program).items() if dim is not None})
 
 
 def _task_spec(request: ValidateRequest) -> str | None:
@@ -184,10 +207,11 @@ def _normalised(
         raise InputError("--normalize: expected none, data or numbers, as an ONNX file names no weights; got weights")
     asked, why = _stated(dense, slim, data)
     if request.normalize is not None:
+        data, files = _along_recorded(dense, slim, request.normalize, data)
         asked = asked_normalization(request.normalize, data, None, data.inputs, asked)
         why = f"--normalize {request.normalize}"
         check_inputs(asked, data.input_shape, data)
-        for text in said_of_dims(data) if asked == data.measured else ():
+        for text in said_of_dims(data, files) if _asks_data(request.normalize) else ():
             progress.say(f"assumed: {text}")
     both = []
     for network in (dense, slim):
@@ -196,6 +220,21 @@ def _normalised(
             network = replace(network, normalization=asked)
         both.append(network)
     return both[0], both[1]
+
+
+def _asks_data(asked: str) -> bool:
+    return "data" in (asked, *split_normalization(asked).values())
+
+
+def _along_recorded(
+    dense: NetworkFile, slim: NetworkFile, asked: str, data: DataSource
+) -> tuple[DataSource, dict[str, str]]:
+    """The data measured along the dims of their features as one of the files records them, and which file that is."""
+    if not _asks_data(asked):
+        return data, {}
+    found = recorded_dims(slim, data) | recorded_dims(dense, data)
+    files = {name: where for name, (_, where) in found.items()}
+    return along_recorded(data, {name: dim for name, (dim, _) in found.items()}), files
 
 
 def _stated(dense: NetworkFile, slim: NetworkFile, data: DataSource) -> tuple[Normalization, str]:

@@ -199,13 +199,20 @@ def check_fits(data: DataSource, info: ModelInfo, n_outputs: int | None, classes
         )
     if classes and data.targets.kind == "classes":
         _check_classes(data, info, n_outputs)
-    if info.feature_names and data.feature_names and info.feature_names != data.feature_names:
-        pairs = zip(info.feature_names, data.feature_names, strict=False)
-        at = next(i for i, (expected, got) in enumerate(pairs) if expected != got)
-        raise InputError(
-            f"data {data.name}: column {at} differs from the model's: expected {info.feature_names[at]!r}, "
-            f"got {data.feature_names[at]!r}"
-        )
+    _check_names(info.feature_names, data.feature_names, f"data {data.name}")
+    known = dict(info.input_feature_names)
+    for one in data.inputs:
+        _check_names(known.get(one.name, ()), one.feature_names, f"data {data.name}, input {one.name}")
+
+
+def _check_names(expected: Sequence[str], got: Sequence[str], where: str) -> None:
+    """Raise InputError where features are called otherwise than the model's; as both say it."""
+    if not expected or not got or tuple(expected) == tuple(got):
+        return
+    if len(expected) != len(got):
+        raise InputError(f"{where}: expected {len(expected)} feature names as the model has, got {len(got)}")
+    at = next(i for i, (own, other) in enumerate(zip(expected, got, strict=True)) if own != other)
+    raise InputError(f"{where}: feature {at} differs from the model's: expected {expected[at]!r}, got {got[at]!r}")
 
 
 def _check_classes(data: DataSource, info: ModelInfo, n_outputs: int | None) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeprune.data.arrays import NAMES, Pair, classes_beside, from_arrays, named_source, names_in, pairs
+from edgeprune.data.arrays import Pair, from_arrays, named_source, pairs
+from edgeprune.data.featurenames import class_names, expanded, is_beside, lone_names
 from edgeprune.data.namedarrays import NamedPart, from_named, is_named
 from edgeprune.data.usersplit import described, guarded
 from edgeprune.errors import InputError
@@ -30,7 +31,7 @@ def open_factory(
     It returns a DataSource; or (x, y) arrays of train, val and test as a tuple of three pairs or as a dict; or
     one pair, which is cut 60/20/20; or x alone, without targets; or a dict named as in an .npz file. A dict may have
     `class_names` and `feature_names` too. Where a network has named inputs, x is a dict of arrays by their names, and
-    `feature_names` are refused.
+    `feature_names` of several inputs are a dict of such by input.
     """
     where = f"{file}:{function}"
     factory = load_function(Path(file), function)
@@ -38,16 +39,16 @@ def open_factory(
     with calling_user_code(f"{where}: the factory raised"), RandomStateKept():
         if "seed" in inspect.signature(factory).parameters:
             arguments.setdefault("seed", seed)
-        made = factory(**arguments)
+        made = expanded(factory(**arguments))
         if isinstance(made, DataSource):
             return _checked(guarded(described(made), where), where)
         if _is_named_dict(made, wanted):
             return named_source(where, {str(key): _array(value) for key, value in made.items()}, where, wanted)
         named = _by_inputs(made)
         if named is not None:
-            return from_named(where, named, classes_beside(_names(made, where), where), wanted)
-        parts, names = _parts(made, where), _names(made, where)
-    return from_arrays(where, parts, *names, wanted)
+            return from_named(where, named, class_names(_beside(made), where), wanted, _beside(made))
+        parts, names = _parts(made, where), _beside(made)
+    return from_arrays(where, parts, class_names(names, where), lone_names(names, where), wanted)
 
 
 def _is_named_dict(made: Any, wanted: WantedTargets | None) -> bool:
@@ -68,7 +69,11 @@ def _by_inputs(made: Any) -> dict[str, NamedPart] | None:
 def _split_parts(made: Any) -> dict[str, Any]:
     """What a factory returned by split, "all" where it says none; nothing of another kind."""
     if isinstance(made, Mapping):
-        return {str(key): part for key, part in made.items() if key not in NAMES} if set(_SPLITS) & set(made) else {}
+        return (
+            {str(key): part for key, part in made.items() if not is_beside(str(key))}
+            if set(_SPLITS) & set(made)
+            else {}
+        )
     if not isinstance(made, tuple | list):
         return {}
     return dict(zip(_SPLITS, made, strict=True)) if len(made) == 3 else {"all": made}
@@ -95,7 +100,7 @@ def _parts(made: Any, where: str) -> dict[str, Pair]:
         )
     if not any(key in made for key in _SPLITS):
         return pairs({str(key).lower(): _array(value) for key, value in made.items()}, where)
-    parts = {key: part for key, part in made.items() if key not in NAMES}
+    parts = {key: part for key, part in made.items() if not is_beside(str(key))}
     for key in parts:
         if key not in _SPLITS or not _is_part(parts[key]):
             raise InputError(f"{where}: expected (x, y) arrays under train, val and test, got {key!r}")
@@ -111,10 +116,9 @@ def _named(made: Any) -> Any:
     return {"x": made} if isinstance(made, np.ndarray | torch.Tensor) else made
 
 
-def _names(made: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """`class_names` and `feature_names`, where the factory returned a dict that has them."""
-    found = {key: np.asarray(made[key]) for key in NAMES if key in made} if isinstance(made, Mapping) else {}
-    return names_in(found, where)
+def _beside(made: Any) -> dict[str, Any]:
+    """The names of classes and features, where the factory returned a dict that has them."""
+    return {str(key): made[key] for key in made if is_beside(str(key))} if isinstance(made, Mapping) else {}
 
 
 def _is_pair(value: Any) -> bool:

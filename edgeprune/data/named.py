@@ -269,7 +269,7 @@ def build_named(  # noqa: PLR0913 - the fields of a DataSource
 
 def measured_inputs(split: Dataset[Any], infos: Sequence[InputInfo]) -> Normalization:
     """Mean and std of every input of floats, along its features' dim or dim 1."""
-    own = [(info.name, measure(_one_input(split, info), info.feature_dim or 1)) for info in infos if info.is_float]
+    own = [(info.name, measure(_one_input(split, info), info.feature_dim)) for info in infos if info.is_float]
     return Normalization((0.0,), (1.0,), tuple(own))
 
 
@@ -293,6 +293,7 @@ def without_name(data: DataSource) -> DataSource:
         measured=scaled[1],
         byte_scale=info.byte_scale,
         feature_dim=info.feature_dim,
+        feature_names=info.feature_names or data.feature_names,
     )
 
 

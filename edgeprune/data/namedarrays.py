@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from edgeprune.data.featurenames import is_beside, with_names
 from edgeprune.data.named import Column, NamedSplit, build_named, described_inputs, held_tensor, own_type, spanned
 from edgeprune.data.splits import parts_of
 from edgeprune.data.targets import found_targets
@@ -18,7 +19,6 @@ from edgeprune.records import DataSource, InputInfo
 from edgeprune.tasks.wanted import WantedTargets
 
 SPLITS = ("train", "val", "test")
-_BESIDE = ("y", "class_names", "feature_names")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,13 +36,14 @@ def is_named(names: Iterable[str], wanted: WantedTargets | None) -> bool:
     `x`, but several inputs, or one beside `y`. An `x` beside which other arrays or `feature_names` stand is the one
     input of a network whatever that calls it: so it is read where no network is known yet.
     """
-    stems = {_stem(name)[0] for name in names}
-    inputs = {stem for stem in stems if stem.lower() not in _BESIDE}
+    names = list(names)
+    stems = {_stem(name)[0] for name in names if not is_beside(name)}
+    inputs = {stem for stem in stems if stem.lower() != "y"}
     asked = wanted.inputs if wanted is not None else ()
     if len(asked) > 1:
         return bool(inputs)
     if asked:
-        alone = len(inputs) == 1 and "feature_names" not in map(str.lower, stems)
+        alone = len(inputs) == 1 and "feature_names" not in map(str.lower, names)
         return asked[0] in inputs and (asked[0].lower() != "x" or alone)
     return bool(inputs) and "x" not in map(str.lower, inputs) and len(inputs | ({"y"} & stems)) > 1
 
@@ -83,11 +84,13 @@ def from_named(
     parts: Mapping[str, NamedPart],
     classes: tuple[str, ...] = (),
     wanted: WantedTargets | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> DataSource:
     """A data set with named inputs from split name -> its arrays: "all", or "train" with "val" or "test" or both.
 
     Bytes are quantities from 0 to 1 and other whole numbers stay whole, until a network says what it takes. Where one
-    of val and test is missing, the other is the test split and a tenth of train is held out.
+    of val and test is missing, the other is the test split and a tenth of train is held out. `beside` may hold the
+    names of features, see `featurenames`.
 
     Raises:
         InputError: parts that do not make three splits, inputs of different names, lengths or shapes, targets that are
@@ -96,7 +99,7 @@ def from_named(
     _check_alike(name, parts)
     found = found_targets({split: part.y for split, part in parts.items()}, name, classes, wanted)
     held = {split: _held(part, found.values[split], f"{name}, {split}") for split, part in parts.items()}
-    infos = _infos(name, held)
+    infos = with_names(_infos(name, held), beside or {}, name)
     splits = {
         split: NamedSplit([Column(tensors[info.name], info) for info in infos], found.values[split])
         for split, tensors in held.items()

@@ -196,17 +196,19 @@ def check_finite(x: np.ndarray, where: str) -> None:
         raise InputError(f"{where}: expected finite values, got {x[index]} at index {list(index)}")
 
 
-def measure(split: Dataset[Any], dim: int = 1) -> Normalization:
-    """Mean and std over a split, one per index of a dim of the batch; std 0 is replaced by 1.
+def measure(split: Dataset[Any], dim: int | None = None) -> Normalization:
+    """Mean and std over a split, one per index of a dim of the batch, by default the first; std 0 is replaced by 1.
 
-    Bytes of shape `(n, height, width)` are grey images without a channel dim and take one mean and std.
+    Bytes of shape `(n, height, width)` are grey images without a channel dim, unless a dim is said: they take one mean
+    and std.
     """
     count, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    grey = isinstance(split, TensorSplit) and split.x.dtype == torch.uint8 and split.x.dim() == 3
+    grey = dim is None and isinstance(split, TensorSplit) and split.x.dtype == torch.uint8 and split.x.dim() == 3
+    along = dim or 1
     # Sums are taken of x - origin: a column of large, nearly equal values keeps its digits.
     origin: Tensor | None = None
     for x in _chunks(split):
-        columns = x.reshape(1, -1) if grey else x.movedim(dim, 0).reshape(x.shape[dim], -1)
+        columns = x.reshape(1, -1) if grey else x.movedim(along, 0).reshape(x.shape[along], -1)
         columns = columns.double()
         origin = columns.mean(dim=1, keepdim=True) if origin is None else origin
         columns = columns - origin
@@ -220,7 +222,7 @@ def measure(split: Dataset[Any], dim: int = 1) -> Normalization:
     # What rounding leaves of a constant column is not a spread.
     mean = shift + origin.squeeze(1)
     std = torch.where(std > 1e-9 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))
-    return Normalization(tuple(mean.tolist()), tuple(std.tolist()), dim=1 if grey else dim)
+    return Normalization(tuple(mean.tolist()), tuple(std.tolist()), dim=along)
 
 
 def _chunks(split: Dataset[Any]) -> Iterator[Tensor]:
@@ -268,7 +270,7 @@ def build(  # noqa: PLR0913 - the fields of a DataSource
     shape = tuple(train[0][0].shape)
     if not shape or 0 in shape:
         raise InputError(f"{name}: expected samples with at least one feature, got shape {shape}")
-    measured = measure(train, feature_dim or 1)
+    measured = measure(train, feature_dim)
     return DataSource(
         name=name,
         train=train,

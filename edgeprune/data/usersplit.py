@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from edgeprune.data.featuredims import placed
+from edgeprune.data.featurenames import with_names
 from edgeprune.data.named import (
     NamedSamples,
     NamedSplit,
@@ -66,11 +67,12 @@ def _with_inputs(source: DataSource) -> DataSource:
     first = input_of(source.train[0])
     if not isinstance(first, Mapping) and not source.inputs:
         return source
-    infos = source.inputs or _infos(source, first)
+    beside = {"feature_names": source.feature_names} if source.feature_names else {}
+    infos = with_names(source.inputs or _infos(source, first), beside, f"data {source.name}")
     checked = each_split(source, lambda split, name: NamedSamples(split, infos, f"data {source.name}, {name}"))
     measured = measured_inputs(checked.train, infos)
     given = source.normalization if source.normalization.inputs else measured
-    return replace(checked, input_shape=(), inputs=infos, normalization=given, measured=measured)
+    return replace(checked, input_shape=(), inputs=infos, feature_names=(), normalization=given, measured=measured)
 
 
 def _infos(source: DataSource, first: Mapping[str, Any]) -> tuple[InputInfo, ...]:

@@ -241,6 +241,7 @@ def _section(
         _types(own),
         array(f"size_t edgeprune_input{number}_shape", map(str, taken_shape), said) if taken_shape else "",
         _index(own),
+        strings(f"edgeprune_input{number}_feature_names", taken["feature_names"]) if "feature_names" in taken else "",
         *_made_of_raw(own),
     ]
 

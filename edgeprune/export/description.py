@@ -11,7 +11,8 @@
                                  one, ascending; `unknown` the old id that all cut ones stand for, null: an error
 
 Of a network with several inputs, each of the slim file says under `features` the `size`, `dim` and `indices` of those
-that it takes, where some went; the outputs of its preprocess.onnx are what the slim file takes, in the same order.
+that it takes, where some went; `feature_names` are those of what any file takes of an input, where the data name them.
+The outputs of its preprocess.onnx are what the slim file takes, in the same order.
 An input of ids whose vocabulary was cut says under `ids` whether it takes the `old` or the `new` ones, and how many.
 Other runtimes' files have a contract by their target's name, e.g. litert; what has four dims says its `layout` there.
 An input's `values` are raw, in its `unit`, or normalised; its `scaling` says how they are made of what a device hands
@@ -243,6 +244,7 @@ def _said_of(described: Described, contract: str, value: Mapping[str, Any]) -> d
         "unit": _unit(own) if raw else None,
         "scaling": None if by_itself else _scaling(own, contract),
         **(_features(part.features) if contract == "slim" else {}),
+        **_names_of(described.info, name, part.features if contract == "slim" else None),
     }
 
 
@@ -251,6 +253,14 @@ def _features(features: InputFeatures | None) -> dict[str, Any]:
     if features is None:
         return {}
     return {"features": {"size": features.size, "dim": features.dim, "indices": list(features.keep)}}
+
+
+def _names_of(info: ModelInfo, name: str, features: InputFeatures | None) -> dict[str, Any]:
+    """What the features are called that one of several inputs takes, in their order; nothing where no data say it."""
+    names = dict(info.input_feature_names).get(name, ())
+    if not names or (features is not None and len(names) != features.size):
+        return {}
+    return {"feature_names": list(names) if features is None else [names[index] for index in features.keep]}
 
 
 def _ids(described: Described, contract: str, value: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,6 +133,25 @@ def task_in(metadata: Mapping[str, str], where: str) -> str | None:
     return stated
 
 
+def feature_dims_entry(dims: Mapping[str, int]) -> dict[str, str]:
+    """The entry that says along which dim of the batch the features of each input lie; none where nothing is known."""
+    return {"edgeprune.feature_dims": json.dumps(dict(dims))} if dims else {}
+
+
+def feature_dims_in(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+    """What that entry says by input, which is still to be held against the inputs' shapes.
+
+    Raises:
+        InputError: the entry is malformed; `where` names the file.
+    """
+    expected = f"{where}: edgeprune.feature_dims: expected dims by input"
+    text = metadata.get("edgeprune.feature_dims", "{}")
+    entries = parse_json(text, expected)
+    if not isinstance(entries, dict):
+        raise InputError(f"{expected}, got {shown(text, 80)}")
+    return entries
+
+
 def byte_scale_in(metadata: Mapping[str, str], where: str) -> float | None:
     """What a byte that a file takes is multiplied by to be a raw input, or None where it takes floats.
 

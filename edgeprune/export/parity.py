@@ -21,17 +21,16 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export import ort
-from edgeprune.graph.comparison import TOLERANCE, output_types
+from edgeprune.graph.comparison import TIMES_ROUNDING, TOLERANCE, output_types, outputs_in_float64, own_rounding
 from edgeprune.graph.decisions import Choice, Recording, chosen_outputs
 from edgeprune.graph.drawn import drawn_tensors
-from edgeprune.graph.precision import HALF, float64_by_default, in_float64
+from edgeprune.graph.precision import HALF
 from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import BATCHES, batches_of, fitted, input_specs
 from edgeprune.lines import error_reason
 from edgeprune.tasks.task import Task
 
 PARITY_TOLERANCE = 1e-4
-_TIMES_ROUNDING = 4.0  # another order of the same sums rounds otherwise, by about as much
 _FEW = 2  # rows at other sizes
 _CHATTY = ("torch.onnx", "torch.onnx._internal", "onnxscript", "onnx_ir", "onnx")
 
@@ -123,13 +122,10 @@ class Reference:
 
     def _exact(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...] | None:
         """The outputs in float64; None for a network that does not run so."""
-        wide = [array.astype(np.float64) if array.dtype.kind == "f" else array for array in inputs]
-        try:
-            with quiet(), float64_by_default():
-                network = in_float64(self._program.module())
-                return torch_outputs(lambda *tensors: network(*arguments(self._program, tensors)), wide)
-        except Exception:  # it has another type written into it: what was computed in its own type decides alone
-            return None
+        tensors = [torch.from_numpy(array.copy()) for array in inputs]  # a graph may write into its input
+        with quiet():
+            exact = outputs_in_float64(self._program.module(), arguments(self._program, tensors))
+        return None if exact is None else tuple(output.numpy() for output in exact)
 
 
 def torch_outputs(module: Callable[..., Any], inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -223,18 +219,14 @@ def _error_of(sample: Sample, place: int, got: np.ndarray, what: str, tolerance:
         rounding = _rounding(sample, place)
         if not rounding:
             raise
-        return check_parity(want, got, what, allowed, _TIMES_ROUNDING * rounding, task)
+        return check_parity(want, got, what, allowed, TIMES_ROUNDING * rounding, task)
 
 
 def _rounding(sample: Sample, place: int) -> float:
     """The largest error of PyTorch's own float output; 0 where it is not known."""
     want = sample.outputs[place]
     exact = sample.exact() if want.dtype.kind == "f" else None
-    if exact is None or exact[place].shape != want.shape:
-        return 0.0
-    with np.errstate(invalid="ignore"):
-        error = np.abs(exact[place] - want.astype(np.float64))
-    return float(error[np.isfinite(error)].max(initial=0.0))
+    return 0.0 if exact is None else own_rounding(torch.from_numpy(want), torch.from_numpy(exact[place]))
 
 
 def check_parity(  # noqa: PLR0913 - two arrays, what they are, and what is allowed

@@ -31,8 +31,10 @@ def info_to_dict(info: ModelInfo) -> dict[str, Any]:
     fields["feature_groups"] = {name: list(members) for name, members in info.feature_groups}
     if info.training is not None:
         fields["training"] = info.training.as_plain
-    if info.task is None:  # as files were before there were tasks
-        del fields["task"]
+    fields["input_feature_names"] = {name: list(names) for name, names in info.input_feature_names}
+    for name in ("task", "input_feature_names"):  # as files were before there were such
+        if not fields[name]:
+            del fields[name]
     if info.normalization is not None:
         fields["normalization"] = _scaling(info.normalization)
     return fields
@@ -62,7 +64,14 @@ def info_from_dict(value: Any) -> ModelInfo:
         module=_text(value, "module"),
         feature_groups=_groups(value.get("feature_groups") or {}),
         task=_text(value, "task"),
+        input_feature_names=_names_by_input(value.get("input_feature_names") or {}),
     )
+
+
+def _names_by_input(value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    if not isinstance(value, Mapping) or len(value) > _MAX_INPUTS or not all(map(_is_text, value)):
+        raise InputError(f"model info: expected input_feature_names by input, got {shown(value, 80)}")
+    return tuple((name, _short_texts(names, f"input_feature_names of {name}")) for name, names in value.items())
 
 
 def _groups(value: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -142,7 +151,10 @@ def _text(value: Mapping[str, Any], name: str) -> str | None:
 
 
 def _texts(value: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    texts = value.get(name) or ()
+    return _short_texts(value.get(name) or (), name)
+
+
+def _short_texts(texts: Any, name: str) -> tuple[str, ...]:
     if not isinstance(texts, (list, tuple)) or not all(map(_is_text, texts)):
         raise InputError(f"model info: expected {name} as a list of short texts, got {shown(texts)}")
     return tuple(texts)

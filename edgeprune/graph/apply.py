@@ -19,12 +19,11 @@ from torch.utils._pytree import tree_map
 
 from edgeprune.errors import ApplyError
 from edgeprune.graph.attributes import Shapes, attribute_changes
-from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, relative_error
+from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, outputs_in_float64, relative_error
 from edgeprune.graph.drawn import first_accepted
 from edgeprune.graph.modulestate import restored
 from edgeprune.graph.names import GATHER, split_names
 from edgeprune.graph.ops.registry import Kind, kind_of
-from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
 from edgeprune.graph.refusals import error_on, explain_run, failing_layer, quiet_torch
 from edgeprune.graph.renaming import own_name
 
@@ -323,10 +322,9 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
 def _error_in_double(model: nn.Module, slim: nn.Module, args: tuple[Any, ...]) -> float | None:
     """The same with copies in float64, which tells rounding from a difference; None where they do not run so."""
-    args = arguments_in_float64(args)
     try:
-        exact = in_float64(copy.deepcopy(slim)), in_float64(copy.deepcopy(model))
-        with float64_by_default():
-            return relative_error(*(outputs(network, args) for network in exact))
-    except Exception:  # a model that cannot be copied or has float32 written into it: float32 decides alone
+        copies = copy.deepcopy(slim), copy.deepcopy(model)
+    except Exception:  # whatever a model's own copying raises: float32 decides alone
         return None
+    exact = [outputs_in_float64(network, args) for network in copies]
+    return None if exact[0] is None or exact[1] is None else relative_error(exact[0], exact[1])

@@ -6,17 +6,38 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
+
+from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
 
 # Largest relative difference that rounding explains, from the coarsest type to the finest.
 TOLERANCE = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-10}
+TIMES_ROUNDING = 4.0  # another order of the same sums rounds otherwise, by about as much as the network itself
 
 
 def outputs(network: Callable[..., Any], args: Sequence[Any]) -> list[Tensor]:
     """All output tensors of a network, in the order of its output tree."""
     with torch.no_grad():
         return [leaf for leaf in tree_leaves(network(*args)) if isinstance(leaf, Tensor)]
+
+
+def outputs_in_float64(network: nn.Module, args: Sequence[Any]) -> list[Tensor] | None:
+    """The same in float64, which the network becomes for good; None for one that does not run so."""
+    try:
+        with float64_by_default():
+            return outputs(in_float64(network), arguments_in_float64(tuple(args)))
+    except Exception:  # it has another type written into it: what was computed in its own type decides alone
+        return None
+
+
+def own_rounding(own: Tensor, exact: Tensor) -> float:
+    """The largest error of a float output beside the same in float64; 0 where that tells nothing."""
+    if not own.is_floating_point() or own.shape != exact.shape:
+        return 0.0
+    error = (own.double() - exact.double()).abs()
+    finite = error[torch.isfinite(error)]
+    return float(finite.max()) if finite.numel() else 0.0
 
 
 def output_types(graph: fx.Graph) -> list[torch.dtype]:

@@ -127,36 +127,45 @@ def apply_rules(analysis: Analysis, rules: FeatureRules) -> None:
     """Unite the features that come together, and lock those that are always kept.
 
     Raises:
-        InputError: a rule names a feature that the input does not have, or the network has not one such input.
+        InputError: a rule names a feature that the inputs do not have, or the network has no such input, or several
+            where there are prices.
     """
     if not rules.always_keep and not rules.together and not rules.prices:
         return
-    grid = _ruled_grid(analysis, rules)
-    if rules.prices and len(rules.prices) != len(grid):
-        raise InputError(f"rules for input features: expected {len(grid)} prices, got {len(rules.prices)}")
+    features = _ruled_features(analysis, rules)
     node = next(node.name for node in analysis.program.graph.nodes if node.op == "placeholder")
-    elements = torch.from_numpy(analysis.solver.canonical[grid.elements])
     for group in rules.together:
         reason = Reason("goes together with a feature that is locked", node)
         for index in group[1:]:
-            analysis.solver.unite(elements[group[0]], elements[index], reason)
+            _unite(analysis, features[group[0]], features[index], reason)
     if rules.always_keep:
         reason = Reason("always kept", node, "leave the feature out of those that are always kept")
-        analysis.solver.lock(elements[list(rules.always_keep)], reason)
+        analysis.solver.lock(torch.cat([features[index] for index in rules.always_keep]), reason)
     if analysis.solver.merge():
         analysis.solve()  # the values carry the labels of the last pass
 
 
-def _ruled_grid(analysis: Analysis, rules: FeatureRules) -> FeatureGrid:
-    """The features of the one input that the rules are for, which has all that they name."""
+def _unite(analysis: Analysis, one: torch.Tensor, other: torch.Tensor, reason: Reason) -> None:
+    """Two features stand or fall together; of inputs that they lie otherwise in, all of their elements do."""
+    if one.shape != other.shape:
+        both = torch.cat([one, other])
+        one, other = both[:1].expand_as(both), both
+    analysis.solver.unite(one, other, reason)
+
+
+def _ruled_features(analysis: Analysis, rules: FeatureRules) -> list[torch.Tensor]:
+    """The labels of each feature's elements, one input after the other, which has all that the rules name."""
     grids = list(feature_grids(analysis).values())
-    if len(grids) != 1:
+    if not grids or (rules.prices and len(grids) > 1):
+        n_inputs = "one input" if rules.prices else "inputs"
         raise InputError(
-            f"rules for input features: expected a network with one input whose features can be removed, "
+            f"rules for input features: expected a network with {n_inputs} whose features can be removed, "
             f"got {len(grids) or 'none'}"
         )
-    [grid] = grids
+    features = [own for grid in grids for own in torch.from_numpy(analysis.solver.canonical[grid.elements])]
+    if rules.prices and len(rules.prices) != len(features):
+        raise InputError(f"rules for input features: expected {len(features)} prices, got {len(rules.prices)}")
     highest = max((*rules.always_keep, *(index for group in rules.together for index in group)), default=0)
-    if highest >= len(grid):
-        raise InputError(f"rules for input features: expected features below {len(grid)}, got {highest}")
-    return grid
+    if highest >= len(features):
+        raise InputError(f"rules for input features: expected features below {len(features)}, got {highest}")
+    return features

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch.export import ExportedProgram
@@ -30,7 +30,7 @@ def feature_rules(
         groups_file: a JSON file: a list of groups, or an object of them by name; a group is a list of names, numbers
             and ranges, or a text of them with commas between.
         names: those of all features, or none.
-        n_features: how many features the input has.
+        n_features: how many features the input has; 0 of several inputs, where a number says none.
 
     Raises:
         InputError: a feature that does not exist, a feature in two groups, or a file that is no such list.
@@ -48,18 +48,41 @@ def feature_rules(
     return FeatureRules(kept, *_read_groups(Path(groups_file), names, n_features))
 
 
-def ruled_grid(program: ExportedProgram, asked: str) -> FeatureGrid:
-    """The features of the one input that rules are for; `asked` names the options.
+def ruled_grids(program: ExportedProgram, asked: str) -> dict[str, FeatureGrid]:
+    """The features of every input that has some, by input; `asked` names the options that rules are given by.
 
     Raises:
-        InputError: the network has not one such input.
+        InputError: the network has none.
     """
-    grids = list(feature_grids(analyze(program, inputs=True).analysis).values())
+    grids = feature_grids(analyze(program, inputs=True).analysis)
+    if not grids:
+        raise InputError(f"{asked}: expected a network with inputs whose features can be removed, got none")
+    return grids
+
+
+def ruled_grid(program: ExportedProgram, asked: str) -> FeatureGrid:
+    """The features of the one input that rules are for; errors as `ruled_grids`, or it has several."""
+    grids = list(ruled_grids(program, asked).values())
     if len(grids) != 1:
-        raise InputError(
-            f"{asked}: expected a network with one input whose features can be removed, got {len(grids) or 'none'}"
-        )
+        raise InputError(f"{asked}: expected a network with one input whose features can be removed, got {len(grids)}")
     return grids[0]
+
+
+def qualified(sizes: Mapping[str, int], names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """What the features of several inputs are called in rules, one input after the other, e.g. "table.mass".
+
+    Those without names go by their numbers, e.g. "series.3".
+
+    Args:
+        sizes: how many features each input has.
+        names: those of all features of an input, where it has some.
+    """
+    own = {name: names.get(name, ()) for name in sizes}
+    return tuple(
+        f"{name}.{one}"
+        for name, size in sizes.items()
+        for one in (own[name] if len(own[name]) == size else range(size))
+    )
 
 
 def named_groups(rules: FeatureRules | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -139,7 +162,7 @@ def named_features(text: str, names: Sequence[str], n_features: int, where: obje
     if text in names:
         return [names.index(text)]
     match = _RANGE.fullmatch(text)
-    if match is None:
+    if match is None or not n_features:
         some = ", ".join(map(shown, names[:8])) + ", ..." * (len(names) > 8)
         known = f"one of {some}" if names else "a number or a range"
         raise InputError(f"{where}: no input feature {shown(text)}: expected {known}")

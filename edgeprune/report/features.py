@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from markupsafe import Markup
 
-from edgeprune.records import KeptInput
+from edgeprune.records import InputFeatures, KeptInput
 from edgeprune.report import formats as fmt
 from edgeprune.report import plots
 from edgeprune.results import RunRecord
@@ -30,12 +31,16 @@ class ShownInput:
 
 def shown_inputs(run: RunRecord) -> tuple[ShownInput, ...]:
     """Every input of which features are counted."""
-    return tuple(_shown(run, one) for one in fmt.kept_of(run))
+    kept, starts = fmt.kept_of(run), [0]
+    starts += accumulate(one.features.size for one in kept)
+    return tuple(_shown(run, one, start) for one, start in zip(kept, starts, strict=False))
 
 
-def _shown(run: RunRecord, one: KeptInput) -> ShownInput:
+def _shown(run: RunRecord, one: KeptInput, start: int) -> ShownInput:
+    """One input, whose features are counted from `start` on where those of all inputs are."""
     features = one.features
-    names = () if one.input else tuple(map(str, run.model.get("feature_names") or ()))
+    given = dict(run.model.get("input_feature_names") or ()).get(one.input) if one.input else None
+    names = tuple(map(str, given or (() if one.input else run.model.get("feature_names") or ())))
     svg, caption = plots.features_svg(features, one.weights, one.shape, names, f"features{fmt.of_input(one)}")
     return ShownInput(
         fmt.of_input(one),
@@ -44,7 +49,7 @@ def _shown(run: RunRecord, one: KeptInput) -> ShownInput:
         Markup(svg),
         caption,
         _names(one, names),
-        () if one.input else _groups(run, features.keep),
+        _groups(run, features, start),
     )
 
 
@@ -56,8 +61,13 @@ def _names(one: KeptInput, names: Sequence[str]) -> tuple[str, ...]:
     return (*kept, "…") if len(keep) > _MAX_LISTED else kept
 
 
-def _groups(run: RunRecord, keep: Sequence[int]) -> tuple[str, ...]:
+def _groups(run: RunRecord, features: InputFeatures, start: int) -> tuple[str, ...]:
     """Of each named group how many features are left, e.g. "accelerometer: 3 of 3"; it stays or goes as one."""
-    kept = set(keep)
-    groups = run.model.get("feature_groups") or ()
-    return tuple(f"{name}: {len(kept.intersection(members))} of {len(members)}" for name, members in groups)
+    kept, whole = {start + index for index in features.keep}, range(start, start + features.size)
+    groups = [(name, [index for index in members if index in whole]) for name, members in _named_groups(run)]
+    return tuple(f"{name}: {len(kept.intersection(own))} of {len(own)}" for name, own in groups if own)
+
+
+def _named_groups(run: RunRecord) -> Sequence[tuple[str, Sequence[int]]]:
+    groups: Sequence[tuple[str, Sequence[int]]] = run.model.get("feature_groups") or ()
+    return groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -155,18 +156,47 @@ def error(value: float) -> str:
     return f"{value:.1e}" if value else "0"
 
 
-def criteria(steps: Sequence[StepRecord]) -> str | None:
-    """By what units went in the cuts that were taken, where that was found out, e.g. "taylor in 3 cuts, l2 in 1"."""
+def criteria(run: RunRecord) -> str | None:
+    """By what units went in the cuts that were taken, where that was found out, e.g. "taylor in 3 cuts, l2 in 1".
+
+    Of a front it is told for each network, from the one before on.
+    """
+    if not run.front:
+        told = _counted(run.steps)
+    else:
+        counted = [(point.folder, _counted(own)) for point, own in zip(run.front, _legs(run), strict=True)]
+        told = "; ".join(f"{folder}: {own}" for folder, own in counted if own)
+    each = ", each network on from the one before" if run.front else ""
+    return f"{told}: what lost less untrained{each}" if told else None
+
+
+def _counted(steps: Sequence[StepRecord]) -> str:
+    """What was found out in the steps that were taken, the most frequent first; "" where nothing was."""
     found = Counter(step.criterion for step in steps if step.accepted and step.criterion is not None)
     if not found:
-        return None
+        return ""
     [(first, count), *others] = found.most_common()
-    told = [f"{first} in {count} cut{'' if count == 1 else 's'}", *(f"{name} in {number}" for name, number in others)]
-    return f"{', '.join(told)}: what lost less untrained"
+    return ", ".join(
+        [f"{first} in {count} cut{'' if count == 1 else 's'}", *(f"{name} in {number}" for name, number in others)]
+    )
 
 
-def reconstruction(steps: Sequence[StepRecord]) -> str | None:
-    """How far the cuts that were taken put the outputs off, and what the layers took over; None where they did not."""
+def _legs(run: RunRecord) -> list[tuple[StepRecord, ...]]:
+    """The steps from each network of a front to the next one, which has fewer MACs."""
+    ends = [point.macs_ratio for point in run.front]
+    return [
+        tuple(step for step in run.steps if end <= step.macs_ratio < start)
+        for start, end in zip((math.inf, *ends), ends, strict=False)
+    ]
+
+
+def reconstruction(run: RunRecord) -> str | None:
+    """How far the cuts that were taken put the outputs off, and what the layers took over; None where they did not.
+
+    Of a front they are those that led to the network that was chosen.
+    """
+    chosen = min((point.macs_ratio for point in run.front if point.chosen), default=0.0)
+    steps = [step for step in run.steps if step.macs_ratio >= chosen]
     tried = [(step.accepted, step.reconstruction) for step in steps if step.reconstruction is not None]
     found = [one for accepted, one in tried if accepted]
     if not found:

@@ -59,7 +59,7 @@ def render(run: RunRecord, answers: Answers | None = None) -> str:
         headline=_headline(run),
         figures=_figures(run),
         asked=_listed({key: value for key, value in run.asked.items() if value is not None}),
-        model=_listed(run.model, leave_out=("name", "feature_names", "feature_groups")),
+        model=_listed(run.model, leave_out=("name", "feature_names", "feature_groups", "input_feature_names")),
         data=_listed(run.data or {}),
         widest=max((width.before for width in run.widths), default=1),
         features=shown_inputs(run),

@@ -28,6 +28,7 @@ ACCENT_RGB = (0.06, 0.55, 0.52)  # of bitmaps, which cannot follow the page; rea
 WIDTH_INCHES = 4.4  # some 320 px: the text stays readable on a phone
 _LEAST = 0.25  # a kept feature with hardly any weight is still told from a removed one
 _MAX_NAMED_BARS = 40
+_WORDS = {1: ("column",), 2: ("channel", "sensor"), 3: ("channel", "row", "column")}  # features, by an input's dims
 _MAX_GRID_SIDE = 64
 _MAX_NAME = 24
 
@@ -222,7 +223,7 @@ def features_svg(
     names: Sequence[str],
     salt: str = "features",
 ) -> tuple[str, str]:
-    """The kept features as a picture, and a caption: a heat map for images, bars for columns.
+    """The kept features as a picture, and a caption: a heat map for single numbers, bars for what lies along a dim.
 
     `weights` in [0, 1] goes with `features.keep`: how strongly the network reads each; empty where that is not known.
     `salt` makes the picture's ids its own in a page.
@@ -230,19 +231,36 @@ def features_svg(
     strength = np.zeros(features.size)
     strength[list(features.keep)] = _LEAST + (1 - _LEAST) * np.asarray(weights or 1.0)
     if features.dim is None and len(input_shape) in (2, 3) and np.prod(input_shape) == features.size:
-        return _heat_map(strength.reshape(-1, *input_shape[-2:]), salt)
+        return _heat_map(strength.reshape(-1, *input_shape[-2:]), salt, is_image=len(input_shape) == 3)
     if features.size <= _MAX_NAMED_BARS:
-        return _bars(strength, _names(names, features, input_shape), salt)
+        word = feature_word(input_shape, features.dim)
+        return _bars(strength, _names(names, features.size, word), word, salt)
     return _strip(strength, salt)
 
 
-def _heat_map(strength: np.ndarray, salt: str) -> tuple[str, str]:
-    """`strength` is `(channels, height, width)` in [0, 1]; a pixel's shade is the mean over its channels."""
+def feature_word(input_shape: Sequence[int], dim: int | None) -> str:
+    """What a feature along a dim of the batch is, e.g. "sensor" of `(steps, sensors)` along dim 2."""
+    words = _WORDS.get(len(input_shape), ())
+    place = 1 if dim is None and len(words) == 1 else dim or 0  # the numbers of a table are its columns
+    return words[place - 1] if 1 <= place <= len(words) else "feature"
+
+
+def _heat_map(strength: np.ndarray, salt: str, is_image: bool) -> tuple[str, str]:
+    """`strength` is `(channels, height, width)` in [0, 1]; a pixel's shade is the mean over its channels.
+
+    Two dims may as well be the steps of sensors: nothing but numbers is told of those.
+    """
     channels, height, width = strength.shape
     with style(salt):
         figure = Figure(figsize=(3.6, max(0.6, 3.6 * height / width)), layout="constrained")
         _grid(figure.subplots(), strength.mean(axis=0))
-        svg = as_svg(figure, f"The kept pixels of a {height} by {width} image")
+        what = f"pixels of a {height} by {width} image" if is_image else f"numbers of {height} by {width}"
+        svg = as_svg(figure, f"The kept {what}")
+    if not is_image:
+        return svg, (
+            f"The input of {height} × {width} numbers: the stronger the colour, the more weight the network gives a "
+            "number; grey ones are never read."
+        )
     values = "" if channels == 1 else f" (its {channels} values together)"
     return svg, (
         f"The image of {height} × {width} pixels: the stronger the colour, the more weight the network gives a pixel"
@@ -271,8 +289,8 @@ def _grid(axes: Axes, share: np.ndarray) -> None:
         spine.set_visible(False)
 
 
-def _bars(strength: np.ndarray, names: Sequence[str], salt: str) -> tuple[str, str]:
-    """One bar a column, the longer the stronger; none where it is removed."""
+def _bars(strength: np.ndarray, names: Sequence[str], word: str, salt: str) -> tuple[str, str]:
+    """One bar a feature, the longer the stronger; none where it is removed."""
     kept = strength > 0
     with style(salt):
         figure = Figure(figsize=(WIDTH_INCHES, 0.3 + 0.25 * kept.size), layout="constrained")
@@ -289,13 +307,13 @@ def _bars(strength: np.ndarray, names: Sequence[str], salt: str) -> tuple[str, s
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return as_svg(figure, "The kept columns"), (
-            "Coloured columns are kept, the longer the bar the more weight they get; grey ones are never read."
+        return as_svg(figure, f"The kept {word}s"), (
+            f"Coloured {word}s are kept, the longer the bar the more weight they get; grey ones are never read."
         )
 
 
 def _strip(strength: np.ndarray, salt: str) -> tuple[str, str]:
-    """Many columns, as rows of cells in reading order."""
+    """Many features, as rows of cells in reading order."""
     columns = 32 if strength.size <= 2048 else 128
     rows = -(-strength.size // columns)
     share = np.full(rows * columns, np.nan)
@@ -307,12 +325,8 @@ def _strip(strength: np.ndarray, salt: str) -> tuple[str, str]:
     return svg, f"The {strength.size:,} features in reading order, {columns} a row: coloured ones are kept."
 
 
-def _names(names: Sequence[str], features: InputFeatures, input_shape: Sequence[int]) -> list[str]:
-    if len(names) == features.size:
-        return list(names)
-    kinds = {1: "channel", 2: "row", 3: "column"} if len(input_shape) == 3 else {}
-    kind = kinds.get(features.dim or 0, "feature")
-    return [f"{kind} {index}" for index in range(features.size)]
+def _names(names: Sequence[str], n_features: int, word: str) -> list[str]:
+    return list(names) if len(names) == n_features else [f"{word} {index}" for index in range(n_features)]
 
 
 def shortened(name: str) -> str:

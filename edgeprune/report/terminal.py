@@ -93,9 +93,9 @@ def _cuts(record: RunRecord) -> list[RenderableType]:
         lines.append(labelled("split", told))
     if record.blocks:
         lines.append(labelled("blocks", f"{', '.join(record.blocks)} went whole"))
-    if scored := fmt.criteria(record.steps):
+    if scored := fmt.criteria(record):
         lines.append(labelled("scored", scored))
-    if taken := fmt.reconstruction(record.steps):
+    if taken := fmt.reconstruction(record):
         lines.append(labelled("layers", taken))
     return lines
 

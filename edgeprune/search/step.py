@@ -6,12 +6,13 @@ import math
 from dataclasses import replace
 
 from edgeprune.cost.widths import told as told_widths
+from edgeprune.errors import BudgetError
 from edgeprune.progress import Progress
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.records import ACCURACY, Metric, Reconstruction
 from edgeprune.results import FeatureCount, StepRecord
 from edgeprune.search.candidate import Budgets, Candidate, Found, Gauge
-from edgeprune.search.criterion import OpenCriterion
+from edgeprune.search.criterion import CHOICES, OpenCriterion
 from edgeprune.search.cutter import Cutter
 from edgeprune.search.effort import Effort
 from edgeprune.search.landing import Shares
@@ -131,7 +132,16 @@ class Step:
 
     def _settled(self, best: Candidate, shares: Shares) -> str | None:
         """The criterion for a cut, found out where it is open; None where it is not, or the cut is for no cost."""
-        return None if self._criterion is None or shares == Shares() else self._criterion.settle(best, shares)
+        if self._criterion is None or shares == Shares():
+            return None
+        if self._structure is None:
+            kind = "a cut of as much to greedy widths" if self.cutter.measures_cuts else "such a cut"
+            return self._criterion.settle(best, shares, kind)
+        try:
+            return self._criterion.settle(best, shares, "a cut of as much by channels alone")
+        except BudgetError:
+            self._say_once(f"channels go by {CHOICES[0]} where they alone cannot do it: no such cuts are compared")
+            return None
 
     def replayed(self, plan: PruningPlan) -> Candidate:
         """Cut the dense network by a plan, prove it, finetune, look."""

@@ -7,9 +7,11 @@ import copy
 from torch import nn
 
 from edgeprune.data.capturing import captured
+from edgeprune.data.featuredims import check_counts
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph, analyze
+from edgeprune.graph.inputs import feature_grids
 from edgeprune.methods import NEED_GROUPS
 from edgeprune.pruning.feature_prices import priced
 from edgeprune.records import DataSource
@@ -21,14 +23,18 @@ def channel_graph(module: nn.Module, data: DataSource, settings: TrainSettings) 
     """The channel groups of the network as it is, which may lie on a GPU; None where nothing asks for them.
 
     Raises:
-        InputError: prices of features that the network has not, or that stay.
+        InputError: prices of features that the network has not, or that stay; a count of features that lie along
+            another dim than those of the data.
     """
     needed = settings.method in NEED_GROUPS
     if not needed and settings.options.get("structure") != "channel-group":
         return None
     there = module if device_of(module).type == "cpu" else copy.deepcopy(module).to("cpu")
     program = captured(there, data, one_float_type(module))
-    return analyze(program, inputs=needed, rules=_rules(program, data, settings))
+    graph = analyze(program, inputs=needed, rules=_rules(program, data, settings))
+    if needed and "n_features" in settings.options:
+        check_counts(data, feature_grids(graph.analysis), f"n_features={settings.options['n_features']}")
+    return graph
 
 
 def _rules(program: Program, data: DataSource, settings: TrainSettings) -> FeatureRules | None:

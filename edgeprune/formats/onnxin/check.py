@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from edgeprune.errors import InputError
 from edgeprune.formats.onnxin.beneath import file_beneath, graph_beneath, is_faint
 from edgeprune.formats.onnxin.network import network_of
 from edgeprune.formats.onnxin.nodes import Graph
-from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
+from edgeprune.graph.comparison import TIMES_ROUNDING, outputs_in_float64, own_rounding
+from edgeprune.graph.comparison import outputs as outputs_of
 from edgeprune.lines import first_line, one_line, shown
 
 TOLERANCE = 1e-4  # of the largest number of an output
-_TIMES_ROUNDING = 4  # how much more onnxruntime may round than PyTorch
 _MOST = 1e-2  # beyond which right and wrong cannot be told apart
 _TINY = 1e-12
 _FATAL_ONLY = 4
@@ -41,17 +42,17 @@ def check_equal(
     session = _session(source)
     states = graph.inputs[0].sizes[:1]
     stated = states[0] if states else None
-    outputs = _outputs(network, inputs)
+    outputs = outputs_of(network, inputs)
     expected = _expected(session, graph, inputs, stated, outputs)
-    exact: list[Tensor] | None = None
+    in_float64 = cache(lambda: outputs_in_float64(network, inputs))
     for place, (name, own, wanted) in enumerate(zip(graph.outputs, outputs, expected, strict=True)):
         try:
             _compare(name, own, wanted)
         except InputError:
             if _is_right_beneath(source, graph, name, own, wanted, inputs):
                 continue
-            exact = _exact(network, inputs) if exact is None else exact
-            rounding = _rounding(own, exact[place]) if exact else 0.0
+            exact = in_float64()
+            rounding = own_rounding(own, exact[place]) if exact else 0.0
             if not rounding:
                 raise
             _compare(name, own, wanted, rounding)
@@ -76,31 +77,6 @@ def _is_right_beneath(  # noqa: PLR0913 - a file, an output of it, and what was 
         return False
     check_equal(file_beneath(os.fspath(source), inner), inner, network_of(inner), inputs)
     return True
-
-
-def _outputs(network: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
-    found = network(*inputs)
-    return [output.detach() for output in (found.values() if isinstance(found, dict) else [found])]
-
-
-def _exact(network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs in float64; none of a network that does not run so."""
-    try:
-        with float64_by_default():
-            return _outputs(in_float64(network), arguments_in_float64(tuple(inputs)))
-    except Exception:  # it has another type written into it: what was computed in its own type decides alone
-        return []
-
-
-def _rounding(own: Tensor, exact: Tensor) -> float:
-    """The largest error of an output in its own type, as a share of its largest number; 0 where that tells nothing."""
-    if not own.is_floating_point() or own.shape != exact.shape:
-        return 0.0
-    own, exact = own.double(), exact.double()
-    finite = torch.isfinite(own) & torch.isfinite(exact)
-    if not bool(finite.any()):
-        return 0.0
-    return float((own - exact)[finite].abs().max()) / max(float(exact[finite].abs().max()), _TINY)
 
 
 def _session(source: bytes | str | os.PathLike[str]) -> Any:
@@ -174,6 +150,6 @@ def _compare_floats(where: str, own: Tensor, expected: Tensor, rounding: float) 
         raise InputError(f"{where}, which is NaN or infinity everywhere")
     error = float((own - expected)[finite].abs().max())
     scale = max(float(expected[finite].abs().max()), _TINY)
-    allowed = max(TOLERANCE, min(_TIMES_ROUNDING * rounding, _MOST))
+    allowed = max(TOLERANCE, min(TIMES_ROUNDING * rounding / scale, _MOST))
     if not error <= allowed * scale:
         raise InputError(f"{where} within {allowed:.2g} of its largest number, got {error / scale:.2g}")
