@@ -1,4 +1,4 @@
-"""Names of features of several inputs: from data of every form into rules, the report, features.json and features.h."""
+"""Names of features of several inputs: from data of every form into rules, the report, features.json and the C header."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_they_reach_rules_and_all_that_is_written(place: Path) -> None:
         for taken in contracts[contract]["inputs"]:
             own = NAMES[taken["name"]]
             assert taken["feature_names"] == [own[index] for index in wanted[taken["name"]]]
-    header = (place / "run" / "features.h").read_text()
+    header = (place / "run" / "edgeprune_features.h").read_text()
     assert "edgeprune_input1_feature_names" in header and '"mass, dry"' in header
 
 
