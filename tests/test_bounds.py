@@ -139,5 +139,5 @@ def test_a_file_keeps_the_bounds(tmp_path: Path) -> None:
     asked = parse_dynamic(["input:2<=40"])
     loaded = load(tmp_path / "net.pt", arch=f"{factory}:make", input_shape=(3, 9), dynamic=asked)
     assert free_ranges(loaded.program) == ({0: (1, None), 2: (2, 40)},)
-    with pytest.raises(InputError, match="--dynamic input: expected weights beside --arch"):
+    with pytest.raises(InputError, match="--dynamic input: expected a program with dims 0 and 1 of input free, got"):
         load(tmp_path / "net.pt2", dynamic=parse_dynamic(["input:1"]))

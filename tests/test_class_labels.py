@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from edgeprune.data import batches, open_data
+from edgeprune.data import batches, check_fits, open_data
 from edgeprune.data.labels import with_classes_of
 from edgeprune.data.places import found_from
 from edgeprune.data.splits import LazySplit
 from edgeprune.errors import InputError
+from edgeprune.records import ModelInfo
 from edgeprune.tasks.classification import CLASSIFICATION
+from edgeprune.tasks.registry import wanted_targets
 
 X = np.random.default_rng(0).normal(size=(50, 3))
 Y = np.arange(50) % 5
@@ -44,6 +46,35 @@ def test_npz_labels_are_the_values_that_occur(tmp_path, labels, classes, told):
     for x, y in data.test:
         name = wanted[x.numpy().tobytes()]
         assert data.classes[y] == (name.decode() if isinstance(name, bytes) else str(name))
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+@pytest.mark.parametrize(
+    ("targets", "npz_refused", "csv_refused"),
+    [
+        (np.arange(50) * 1000, "the val split is empty", "the val split is empty"),
+        (np.arange(50) - 20, "expected labels from 0, got -20 at index 0", "the val split is empty"),
+        (np.arange(50) // 5, "the model has 1 classes, got 10", "the model has 1 classes, got 10"),
+    ],
+)
+def test_whole_numbers_that_may_be_values_are_told_of_a_regression(tmp_path, kind, targets, npz_refused, csv_refused):
+    np.savez(tmp_path / "a.npz", x=X, y=targets)
+    rows = np.column_stack([X, targets]).tolist()
+    (tmp_path / "a.csv").write_text("a,b,c,y\n" + "".join(f"{a},{b},{c},{y:.0f}\n" for a, b, c, y in rows))
+    spec = f"npz:{tmp_path / 'a.npz'}" if kind == "npz" else f"csv:{tmp_path / 'a.csv'}?target=y"
+    with pytest.raises(InputError, match=npz_refused if kind == "npz" else csv_refused) as refusal:
+        check_fits(open_data(spec), ModelInfo((3,)), 1)
+    told = f"whole numbers were read as {len(np.unique(targets))} classes: if they are values, give --task regression"
+    assert told in str(refusal.value)
+    assert open_data(spec, wanted=wanted_targets("regression")).targets.kind == "values"
+
+
+@pytest.mark.parametrize("labels", [np.array([f"id{k}" for k in range(50)]), np.zeros(50, bool)])
+def test_what_is_no_whole_number_is_not_told_of_a_regression(tmp_path, labels):
+    np.savez(tmp_path / "a.npz", x=X, y=labels)
+    with pytest.raises(InputError) as refusal:
+        open_data(f"npz:{tmp_path / 'a.npz'}")
+    assert "regression" not in str(refusal.value)
 
 
 def test_splits_share_their_classes(tmp_path):

@@ -187,6 +187,30 @@ def test_a_rare_class_is_learnt_recorded_and_judged(tmp_path: Path, monkeypatch:
     assert load("run/slim.pt2").info.task == "classification?metric=balanced-accuracy&weights=balanced"
 
 
+@pytest.mark.parametrize(
+    ("targets", "got"),
+    [
+        (np.stack([np.arange(60) % 2, np.arange(60) % 3 > 0, np.ones(60)], 1).astype(np.int64), "rows of 0 and 1"),
+        (np.linspace(0, 1, 60), "floats"),
+        (np.arange(60 * 16).reshape(60, 4, 4) % 3, "masks"),
+    ],
+)
+def test_weights_beside_other_targets_than_classes_are_what_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: np.ndarray, got: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(NETS, encoding="utf-8")
+    np.savez("d.npz", x=np.zeros((60, 4), np.float32), y=targets)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    torch.save(net.state_dict(), "n.pt")
+    given = ("--arch", "nets.py:net", "--data", "npz:d.npz", "--class-weights", "balanced", "--out", "out")
+    said = f"--class-weights: expected one class a sample, which has a weight in the loss, got {got} as targets in data"
+    for command in (("train",), ("federate",), ("compress", "n.pt", "--keep-macs", "0.5")):
+        found = CliRunner().invoke(app, [*command, *given])
+        assert found.exit_code == 2
+        assert f"{said} npz:d.npz; leave the option out" in " ".join(found.stderr.split())
+
+
 def ran(*command: str) -> dict:
     found = CliRunner().invoke(app, [*command, "--json"])
     assert found.exit_code == 0, found.output

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import edgeprune
+from edgeprune.graph import lines
 from edgeprune.graph.groups import ChannelGraph, LockedUnits
+from edgeprune.graph.lines import source_line
 from tests.cases import CASES, IMAGE, TOKENS, between, conv
 from tests.nets import Net, captured, cnn, image_mlp, mlp, n_units, residual
 
@@ -151,12 +153,33 @@ class MaxOverChannels(nn.Module):
 def test_a_lock_names_the_operator_and_the_source_line() -> None:
     graph = graph_of(MaxOverChannels(), IMAGE)
     lock = lock_of(graph, "first.weight")
-    lines, start = inspect.getsourcelines(MaxOverChannels)
-    line = start + next(i for i, text in enumerate(lines) if "amax" in text)
+    text, start = inspect.getsourcelines(MaxOverChannels)
+    line = start + next(i for i, row in enumerate(text) if "amax" in row)
     assert lock.reason == "amax depends on all units of this dim"
     assert lock.node == "amax"
     assert lock.where == f"{__file__}:{line}"
     assert lock.indices.tolist() == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("/home/me/nets.py", "/home/me/nets.py:7"),
+        ("/home/me/torch/net.py", "/home/me/torch/net.py:7"),
+        ("/home/me/edgeprune/net.py", "/home/me/edgeprune/net.py:7"),
+        (lines.__file__, ""),
+        ("/elsewhere/edgeprune/formats/onnxin/network.py", ""),
+        (r"C:\py\Lib\site-packages\torch\nn\functional.py", ""),
+        ("torch/fx/passes/runtime_assert.py", ""),
+        ("<string>", ""),
+    ],
+)
+def test_no_line_of_pytorch_or_edgeprune_is_given_as_the_users(path: str, line: str) -> None:
+    node = torch.fx.Graph().placeholder("x")
+    node.meta["stack_trace"] = f'File "{path}", line 7, in forward\n    x'
+    assert source_line(node) == line
+    node.meta["stack_trace"] = f'File "/home/me/own.py", line 3, in forward\n    x\n{node.meta["stack_trace"]}'
+    assert source_line(node) == (line or "/home/me/own.py:3")
 
 
 def test_the_output_is_locked() -> None:

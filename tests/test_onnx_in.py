@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from onnx_nets import Node, judged, model, written
 from torch import Tensor, nn
 
+import edgeprune
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.export.onnx import export_onnx
 from edgeprune.formats.load import load
@@ -171,6 +172,13 @@ def test_shapes_that_are_computed_follow_the_batch(tmp_path: Path) -> None:
 def mlp(shape: tuple[int | str, ...] = ("n", 6), **more: Any) -> onnx.ModelProto:
     nodes = [("Gemm", "x w1 b1", "h", {"transB": 1}), ("Relu", "h", "r"), ("Gemm", "r w2 b2", "y", {"transB": 1})]
     return model(nodes, {"x": shape}, {"w1": w(16, 6), "b1": w(16), "w2": w(3, 16), "b2": w(3)}, **more)
+
+
+def test_what_is_locked_has_no_line_of_source_in_a_file(tmp_path: Path) -> None:
+    nodes = [("Conv", "x wc", "c"), ("ReduceMax", "c", "y", {"axes": [1], "keepdims": 0})]
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": ("n", 3, 8, 8)}, {"wc": w(4, 3, 3, 3)}))
+    (lock,) = [lock for lock in edgeprune.analyze(load(path).program).locked if lock.name == "wc" and lock.dim == 0]
+    assert (lock.operator, lock.where) == ("amax", "")
 
 
 def test_open_sizes_are_asked_for(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from edgeprune.errors import InputError, UnsafeFileError
 from edgeprune.formats.load import load
 from edgeprune.formats.pt2 import read_program, write_program
 from edgeprune.formats.pt2.archive import write_records
-from edgeprune.formats.pt2.document import checked, parsed
+from edgeprune.formats.pt2.document import _metadata, checked, parsed
 from edgeprune.formats.pt2.expressions import checked_expression
 from edgeprune.formats.pt2.operators import checked_operator
 from edgeprune.graph.capture import capture, example_inputs
@@ -799,3 +799,17 @@ def test_paths_of_the_machine_that_exported_it_stay_there() -> None:
     loaded, _ = read_program(data)
     traces = [str(node.meta["stack_trace"]) for node in loaded.graph.nodes if node.name == "linear"]
     assert 'File "site-packages/torch/nn/modules/linear.py"' in traces[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ("/home/me/edgeprune/edgeprune/formats/onnxin/network.py", "edgeprune/formats/onnxin/network.py"),
+        ("/src/pytorch/torch/nn/modules/rnn.py", "torch/nn/modules/rnn.py"),
+        (r"C:\py\Lib\site-packages\timm\layers\mlp.py", "site-packages/timm/layers/mlp.py"),
+        ("/home/me/torch/nets/net.py", "nets/net.py"),
+    ],
+)
+def test_a_file_of_a_library_is_told_by_its_whole_place_in_it(path: str, kept: str) -> None:
+    trace = f'File "{path}", line 177, in forward'
+    assert _metadata({"stack_trace": trace}, "node")["stack_trace"] == f'File "{kept}", line 177, in forward'

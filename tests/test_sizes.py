@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import edgeprune
-from edgeprune.errors import CaptureError
+from edgeprune.errors import CaptureError, InputError
 from edgeprune.export.contracts import write_contracts
+from edgeprune.formats import architectures
 from edgeprune.formats.load import load
-from edgeprune.formats.save import save_program
+from edgeprune.formats.save import save_checkpoint, save_program
 from edgeprune.graph.sizes import free_dims, free_ranges, grown_shapes
 from edgeprune.records import ModelInfo, Normalization
 from tests.nets import Net, cut_randomly, randomized, sample
@@ -244,7 +245,7 @@ def test_a_size_of_one_cannot_stand_for_any() -> None:
 def test_programs_of_fixed_size_are_not_opened(tmp_path: Path) -> None:
     save_program(tmp_path / "net.pt2", edgeprune.capture(classifier(), torch.zeros(2, *IMAGE)), ModelInfo(IMAGE))
     assert free_dims(load(tmp_path / "net.pt2").program) == ({0},)
-    with pytest.raises(edgeprune.errors.InputError, match="--dynamic-size: expected weights beside --arch, or a prog"):
+    with pytest.raises(InputError, match="--dynamic-size: expected a program with a height and a"):
         load(tmp_path / "net.pt2", dynamic_size=True)
 
 
@@ -284,3 +285,81 @@ def test_a_network_of_squares_stays_one() -> None:
     program = edgeprune.capture(Squares().eval(), torch.randn(2, 2, 6, 6), dynamic_size=True)
     x = torch.randn(1, 2, 5, 5)
     torch.testing.assert_close(program.module()(x), Squares()(x))
+
+
+# -- a file that fixes what is asked for ------------------------------------------------------------------------------
+
+RECURRENT = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, hidden=4):
+        super().__init__()
+        self.cells, self.out = nn.LSTM(3, hidden, batch_first=True, bidirectional=True), nn.Linear(2 * hidden, 2)
+
+    def forward(self, x, scale):
+        return self.out(self.cells(x)[0].mean(1)) * scale.SUM(1, keepdim=True)
+
+def net(hidden=4):
+    return Net(hidden)
+"""
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A network that a checkpoint and a .pt2 hold with free batches alone; its file is code."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(RECURRENT.replace("SUM", "sum"))
+    net = architectures.build("own.py:net").eval()
+    program = edgeprune.capture(net, (torch.randn(2, 6, 3), torch.randn(2, 5)))
+    save_checkpoint("net.pt", program, ModelInfo((), arch="own.py:net"))
+    save_program("net.pt2", program, ModelInfo((), arch="own.py:net"))
+    return net
+
+
+@pytest.mark.parametrize("file", ["net.pt", "net.pt2"])
+def test_a_file_beside_its_architecture_is_captured_anew(recorded: nn.Module, file: str) -> None:
+    model = load(file, arch="own.py:net", dynamic={"x": {0: None, 1: None}})
+    assert free_dims(model.program) == ({0, 1}, {0}) and model.info.arch == "own.py:net"
+    for length in (6, 9):
+        inputs = torch.randn(3, length, 3), torch.randn(3, 5)
+        torch.testing.assert_close(model.program.module()(*inputs), recorded(*inputs))
+
+
+@pytest.mark.parametrize("file", ["net.pt", "net.pt2"])
+def test_code_that_a_file_records_is_named_and_not_run(recorded: nn.Module, file: str) -> None:
+    Path("own.py").write_text("raise SystemExit('run')")
+    said = (
+        f"{file}: --dynamic x: expected a program with dims 0 and 1 of x free, got one that was captured with others; "
+        "--arch own.py:net beside it captures its weights anew"
+    )
+    with pytest.raises(InputError) as refusal:
+        load(file, dynamic={"x": (0, 1)})
+    assert str(refusal.value) == said
+
+
+def test_what_is_free_is_so_of_the_input_that_is_named(recorded: nn.Module) -> None:
+    load("net.pt", arch="own.py:net", dynamic={"x": (0, 1)})
+    program = edgeprune.capture(recorded, (torch.randn(2, 6, 3), torch.randn(2, 5)), dynamic={"x": (0, 1)})
+    save_program("free.pt2", program, ModelInfo((), arch="own.py:net"))
+    assert free_dims(load("free.pt2", dynamic={"x": (0, 1)}).program) == ({0, 1}, {0})
+    with pytest.raises(InputError, match="--dynamic scale: expected a program with dims 0 and 1 of scale free"):
+        load("free.pt2", dynamic={"scale": (0, 1)})
+    with pytest.raises(InputError, match=r"--dynamic: expected names of inputs \(x, scale\), got y"):
+        load("free.pt2", dynamic={"y": (0, 1)})
+    both = load("free.pt2", arch="own.py:net", dynamic={"scale": (0, 1)})
+    assert free_dims(both.program) == ({0, 1}, {0, 1})
+
+
+@pytest.mark.parametrize(
+    ("code", "refused"),
+    [
+        (RECURRENT.replace("SUM", "prod"), "one that computes something else of its weights"),
+        (RECURRENT.replace("SUM", "sum").replace("hidden=4", "hidden=5"), "a network that was cut keeps the sizes"),
+    ],
+)
+def test_code_that_was_changed_is_no_longer_the_network(recorded: nn.Module, code: str, refused: str) -> None:
+    Path("own.py").write_text(code)
+    with pytest.raises(InputError, match=refused):
+        load("net.pt", arch="own.py:net", dynamic={"x": (0, 1)})

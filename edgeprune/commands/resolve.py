@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch.export import ExportedProgram
 
+from edgeprune.commands.weighing import weighing
 from edgeprune.cost.device import Device
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.cost.macs import macs
@@ -52,10 +53,11 @@ def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> t
     try:
         task = _task_spec(request, model) if request.data or recorded else None
         names = tuple(spec.name for spec in input_specs(model.program))
-        data = asked.read_for(task, names)
-        if recorded is not None:
-            data = _opened_recorded(recorded, model.info.data, seed, wanted_targets(task, names))
-        return model, None if data is None else _fitting(data, model, task)
+        with weighing(_class_weights(request), request.data or recorded):
+            data = asked.read_for(task, names)
+            if recorded is not None:
+                data = _opened_recorded(recorded, model.info.data, seed, wanted_targets(task, names))
+            return model, None if data is None else _fitting(data, model, task)
     except InputError as error:
         if request.data:
             raise
@@ -128,10 +130,11 @@ def task_of(request: CompressRequest | ExportRequest, model: Model, data: DataSo
         InputError: as `open_task`, or one is asked for without data.
     """
     if data is not None:
-        return open_task(_task_spec(request, model), data)
+        with weighing(_class_weights(request), request.data or data.name):
+            return open_task(_task_spec(request, model), data)
     if request.task is not None:
         raise InputError(f"--task {request.task}: expected data to do it on, got none; give --data")
-    if isinstance(request, CompressRequest) and request.class_weights is not None:
+    if _class_weights(request) is not None:
         raise InputError("--class-weights: expected data whose classes weigh so much, got none; give --data")
     return None
 
@@ -150,7 +153,11 @@ def _task_spec(request: CompressRequest | ExportRequest, model: Model) -> str | 
     spec = request.task
     if spec is None and model.info.task is not None:
         spec = recorded_task(model.info.task, str(request.model), request.trust_recorded)
-    return with_class_weights(spec, request.class_weights) if isinstance(request, CompressRequest) else spec
+    return with_class_weights(spec, _class_weights(request))
+
+
+def _class_weights(request: CompressRequest | ExportRequest) -> str | None:
+    return request.class_weights if isinstance(request, CompressRequest) else None
 
 
 def _opened_recorded(found: str, recorded: str | None, seed: int, wanted: WantedTargets) -> DataSource:

@@ -11,6 +11,7 @@ from torch import nn
 
 from edgeprune.commands.resolve import threads_of
 from edgeprune.commands.resuming import check_places, check_same, interruptible, is_done, own_cores, state_file
+from edgeprune.commands.weighing import weighing
 from edgeprune.cost.macs import count_parameters
 from edgeprune.data import check_fits, open_data
 from edgeprune.data.capturing import captured
@@ -105,8 +106,9 @@ def begun(request: TrainRequest) -> tuple[nn.Module, Program, DataSource, Task, 
     Raises:
         InputError: the architecture or the data are wrong, or do not fit each other or the task.
     """
-    data = _opened(request)
-    task = _task(request, data)
+    with weighing(request.class_weights, request.data):
+        data = _opened(request)
+        task = _task(request, data)
     torch.manual_seed(request.settings.seed)
     model = build(request.arch)
     program = _captured(model, request, data)

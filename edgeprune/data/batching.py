@@ -17,6 +17,7 @@ from edgeprune.data.splits import Taking, check_finite
 from edgeprune.data.usersplit import UserSplit
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.records import DataSource, ModelInfo
+from edgeprune.tasks.wanted import or_values
 from edgeprune.usercode import calling_user_code, running_user_code
 
 _AT_ONCE = (Taking, NamedSplit)
@@ -219,7 +220,8 @@ def _check_classes(data: DataSource, info: ModelInfo, n_outputs: int | None) -> 
     n_classes = len(info.classes) or n_outputs
     for expected in {n_outputs, n_classes} - {None}:
         if expected != len(data.classes):
-            raise InputError(f"data {data.name}: the model has {expected} classes, got {len(data.classes)}")
+            may_be = or_values(data.classes) if n_outputs == 1 < len(data.classes) - 1 else ""
+            raise InputError(f"data {data.name}: the model has {expected} classes, got {len(data.classes)}{may_be}")
 
 
 def first_inputs(split: Dataset[Any], count: int | None) -> Arrays:

@@ -14,6 +14,7 @@ from edgeprune.data.limits import MAX_CLASSES
 from edgeprune.data.splits import Taking
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource
+from edgeprune.tasks.wanted import or_values
 
 _SHOWN = 5
 _PLUS_MINUS = (-1, 1)
@@ -103,12 +104,13 @@ def _counted(flat: Mapping[str, np.ndarray], name: str, n_classes: int) -> dict[
 
 def _check_values(unique: np.ndarray, flat: Mapping[str, np.ndarray], name: str) -> None:
     if len(unique) > MAX_CLASSES:
-        raise InputError(f"{name}: expected at most {MAX_CLASSES:,} classes, got {len(unique):,} different labels")
+        wrong = f"{name}: expected at most {MAX_CLASSES:,} classes, got {len(unique):,} different labels"
+        raise InputError(f"{wrong}{or_values(list(map(_name, unique.tolist())))}")
     if unique.dtype.kind == "i" and len(unique) and unique[0] < 0 and tuple(unique.tolist()) != _PLUS_MINUS:
         split, value = next((split, value) for split, value in flat.items() if value.min() == unique[0])
         raise InputError(
             f"{name}, {split}: expected labels from 0, got {unique[0]} at index {int(value.argmin())}; leave out "
-            "samples without a class"
+            f"samples without a class{or_values(list(map(_name, unique.tolist())))}"
         )
 
 

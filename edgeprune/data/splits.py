@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from edgeprune.errors import InputError
 from edgeprune.records import CLASSES, DataSource, Normalization, Targets
+from edgeprune.tasks.wanted import or_values
 
 SPLIT_SEED = 20240229  # never the user's seed: train and compress must agree on what the test split is
 MAX_STATISTICS_SAMPLES = 2000  # a lazily read set is measured on this many samples, evenly spaced
@@ -247,6 +248,7 @@ def check_parts(name: str, splits: Sequence[Dataset[Any]], classes: Sequence[str
             raise InputError(
                 f"{name}: the {split_name} split is empty; expected at least one sample there, got {total} in all: "
                 f"too few to cut, so give more of each class, or the splits themselves"
+                f"{or_values(classes) if targets.kind == 'classes' else ''}"
             )
 
 

@@ -18,7 +18,7 @@ from edgeprune.errors import InputError
 from edgeprune.lines import error_text, one_line, shown
 from edgeprune.reading import open_file
 from edgeprune.records import CLASSES, DataSource, Targets
-from edgeprune.tasks.wanted import WantedTargets
+from edgeprune.tasks.wanted import WantedTargets, or_values
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -135,6 +135,7 @@ def _classes(values: Any, path: Path, target: str) -> tuple[torch.Tensor, list[s
     if len(unique) > MAX_CLASSES:
         raise InputError(
             f"{path}, column {shown(target)}: expected at most {MAX_CLASSES:,} classes, got {len(unique):,}"
+            f"{or_values(list(map(str, unique)))}"
         )
     ordered = sorted(unique)
     index = {value: i for i, value in enumerate(ordered)}

@@ -25,6 +25,7 @@ from edgeprune.formats.modelinputs import checked_inputs
 from edgeprune.formats.onnxin import OnnxFile, is_onnx, program_of, read_network
 from edgeprune.formats.plain import tensors_of
 from edgeprune.formats.pt2 import check_names, list_records, read_program, zip_names
+from edgeprune.formats.recapture import check_size_free, with_free
 from edgeprune.formats.shards import shards_of
 from edgeprune.formats.sharing import templates_in
 from edgeprune.formats.statedict import StateChoice, fitted_weights, module_in
@@ -32,7 +33,7 @@ from edgeprune.formats.trust import same_arch
 from edgeprune.graph.capture import Program
 from edgeprune.graph.faults import public
 from edgeprune.graph.single import capture_single
-from edgeprune.graph.sizes import Asked, free_dims
+from edgeprune.graph.sizes import Asked
 from edgeprune.graph.weights import unfinite
 from edgeprune.lines import error_line, shown
 from edgeprune.reading import parse_json, read_file
@@ -105,7 +106,7 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         content = _whole(file, data, unsafe_pickle)
         program, info = _from_content(content, request)
         _check_finite(program)
-        _check_free(program, dynamic_size, dynamic or {})
+        check_size_free(program, dynamic_size)
         shared = templates_in(content, program.state_dict)
         program, info = checked_inputs(program, info, input_shape, request.inputs)
     except EdgepruneError as error:
@@ -273,16 +274,22 @@ def _from_checkpoint(value: Mapping[str, Any], request: _Request) -> tuple[Progr
     weights = tensors_of(state)
     program, _ = read_program(carried.numpy().tobytes(), weights)
     info = info_from_dict(value)
-    _check_arch(info, request)
-    return Program.adopt(program), info
+    return _stored(program, info, request), info
 
 
 def _from_pt2(value: _Pt2, request: _Request) -> tuple[Program, ModelInfo]:
     info = ModelInfo(input_shape=())
     if INFO_FILE in value.extra:
         info = info_from_dict(parse_json(value.extra[INFO_FILE], f"{INFO_FILE}: expected what a model says of itself"))
+    return _stored(value.program, info, request), info
+
+
+def _stored(program: ExportedProgram, info: ModelInfo, request: _Request) -> Program:
+    """A file's own program, or one of its weights with the sizes free that are asked for."""
     _check_arch(info, request)
-    return Program.adopt(value.program), info
+    found = with_free(program, info, request.arch, request.dynamic_size, request.dynamic or {})
+    check_names(found)
+    return found
 
 
 def _from_onnx(file: OnnxFile, request: _Request) -> tuple[Program, ModelInfo]:
@@ -348,19 +355,3 @@ def _check_finite(program: ExportedProgram) -> None:
         got = unfinite(tensor)
         if got:
             raise InputError(f"tensor {name!r}: expected finite values, got {got}")
-
-
-def _check_free(program: Program, dynamic_size: bool, dynamic: Mapping[str, Asked]) -> None:
-    """What a program fixes stays fixed: its graph may hold numbers that were made of the size."""
-    if dynamic_size and not any(dims - {0} for dims in free_dims(program)):
-        raise InputError(
-            "--dynamic-size: expected weights beside --arch, or a program that was captured with dynamic_size=True, "
-            "got a program of fixed height and width"
-        )
-    known = {dim for dims in free_dims(program) for dim in dims}
-    for name, dims in dynamic.items():
-        if not known.issuperset(dims):
-            raise InputError(
-                f"--dynamic {name}: expected weights beside --arch, or a program that was captured with these dims "
-                f"free, got one with {sorted(known)} free"
-            )

@@ -18,6 +18,7 @@ from edgeprune.records import ACCURACY, DataSource, MetricComparison
 from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.tasks.outputs import described, n_other_classes, only_tensor, to_array
 from edgeprune.tasks.task import BaseTask, Outcomes, Task
+from edgeprune.tasks.wanted import or_values
 
 _WITHOUT_DATA = "without data `edgeprune compress --keep-macs` can cut it"
 _SCORES = "expected logits (batch, n_classes) as output"
@@ -42,7 +43,7 @@ class Classification(BaseTask):
         if logits.shape[1] != len(data.classes):
             raise InputError(
                 f"data {data.name}: expected outputs (batch, {len(data.classes)}), the scores of the classes, got "
-                f"{described(outputs)}"
+                f"{described(outputs)}{or_values(data.classes) if logits.shape[1] == 1 < len(data.classes) - 1 else ''}"
             )
 
     def targets(self, raw: Any) -> Tensor:

@@ -26,7 +26,7 @@ from edgeprune.usercode import RandomStateKept, calling_user_code
 from edgeprune.userfile import literal, load_function
 
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
-_WHAT = {
+WHAT = {
     "classes": "class labels",
     "values": "floats",
     "flags": "rows of 0 and 1",
@@ -87,7 +87,7 @@ def open_task(spec: str | None, data: DataSource) -> Task:
         return _users(os.path.expanduser(match["file"]), match["function"], options, data)
     _check_known(spec, head, options)
     if head != "match" and data.targets.kind != TARGETS[head]:
-        wanted, got = _WHAT[TARGETS[head]], _WHAT[data.targets.kind]
+        wanted, got = WHAT[TARGETS[head]], WHAT[data.targets.kind]
         raise InputError(f"task {head}: expected {wanted} as targets, got {got} in data {data.name}")
     return _BUILDERS[head][0](data, options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeprune.records import TargetKind
@@ -21,3 +22,10 @@ class WantedTargets:
     ignore: int | None = 255
     inputs: tuple[str, ...] = ()
     ignore_asked: bool = False
+
+
+def or_values(classes: Sequence[str]) -> str:
+    """What a refusal adds where whole numbers were read as classes, as they may be values; else the empty string."""
+    if not classes or not all(name.removeprefix("-").isdecimal() for name in classes):
+        return ""
+    return f"; whole numbers were read as {len(classes):,} classes: if they are values, give --task regression"

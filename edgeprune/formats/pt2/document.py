@@ -13,6 +13,7 @@ from typing import Any
 from edgeprune.errors import InputError, UnsafeFileError
 from edgeprune.formats.pt2.expressions import SYMBOL, checked_expression
 from edgeprune.formats.pt2.trees import IDENTIFIER, checked_input_tree, checked_output_tree, typed
+from edgeprune.graph.lines import library_part
 from edgeprune.lines import one_line, shown
 from edgeprune.reading import parse_json
 
@@ -271,9 +272,10 @@ def _metadata(value: Any, where: str) -> dict[str, str]:
 
 def _short_path(match: re.Match[str]) -> str:
     """Enough of a source file's path to know it by; where it lay on its machine is nobody's business."""
-    parts = match[1].replace("\\", "/").split("/")
-    start = parts.index("site-packages") if "site-packages" in parts else max(0, len(parts) - 2)
-    return f'File "{"/".join(parts[start:])}"'
+    path = match[1].replace("\\", "/")
+    parts = path.split("/")
+    known = library_part(path) or "/".join(parts[-2:])
+    return f'File "{"/".join(parts[parts.index("site-packages") :]) if "site-packages" in parts else known}"'
 
 
 def _is_stack_entry(entry: str) -> bool:
