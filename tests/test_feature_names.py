@@ -1,4 +1,4 @@
-"""Names of features of several inputs: from data of every form into rules, the report, features.json and the C header."""
+"""Names of features of several inputs: from data of every form into rules, report, features.json and the C header."""
 
 from __future__ import annotations
 

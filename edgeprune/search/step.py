@@ -296,7 +296,10 @@ class Step:
     def has_failed(self, best: Candidate, shares: Shares) -> bool:
         """Whether the very units that these shares would keep were kept by a network that lost too much."""
         self._settled(best, shares)
-        return bool(self._failed) and self.cutter.kept(best, shares).to_json() in self._failed
+        try:
+            return bool(self._failed) and self.cutter.kept(best, shares).to_json() in self._failed
+        except BudgetError:  # channels alone do not come down so far, whole blocks may
+            return False
 
     def record(self, candidate: Candidate, accepted: bool, n_left: int | None = None) -> None:
         """Note what was tried, and whether the search goes on from it; and say so.
