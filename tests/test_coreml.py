@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from target_nets import Bessel, Shuffled, Tagger, in_pytorch, slim_program
+from target_nets import (
+    Bessel,
+    Shuffled,
+    Tagger,
+    in_pytorch,
+    kept_sensors,
+    of_sensors,
+    raw_sensors,
+    saved_sensors,
+    slim_program,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -275,6 +285,22 @@ def test_ids_an_lstm_and_whole_numbers(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.delitem(RULES, "lstm")
     with pytest.raises(InputError, match=r"^the check of Core ML programs does not know lstm \(\w+\)$"):
         MilProgram(tmp_path / "out" / "net.mlpackage")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("coreml")
+def test_raw_sensors_are_scaled_before_they_are_halved(tmp_path: Path) -> None:
+    """Half precision has no 30,005."""
+    from edgeprune.export.mil.program import MilProgram
+
+    net, raw = saved_sensors(tmp_path), raw_sensors(9)
+    record = exported(net, preprocess="fold")
+    assert not any(file.left_out for file in record.files)
+    want = of_sensors(net, raw)
+    for name, share in (("net.mlpackage", 1e-5), ("net.fp16.mlpackage", 5e-3), ("net.w8.mlpackage", 5e-2)):
+        program = MilProgram(tmp_path / "out" / name)
+        got = np.concatenate([program([row[None]])[0] for row in kept_sensors(raw)])
+        assert np.abs(got - want).max() <= share * np.abs(want).max(), name
 
 
 @pytest.mark.slow

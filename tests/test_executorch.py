@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from target_nets import of_sensors, raw_sensors, saved_sensors
 from torch import Tensor, nn
 
 import edgeprune.export.executorch as exporter
+from edgeprune.commands.export import export
 from edgeprune.errors import InputError, ParityError
 from edgeprune.export.attention_steps import write_out_attention
 from edgeprune.export.executorch import ExecutorchFile, write_executorch
@@ -23,6 +26,7 @@ from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.groups import analyze
 from edgeprune.pruning.planner import plan
 from edgeprune.pruning.surgery import cut
+from edgeprune.requests import ExportRequest
 
 MODELS = Path(__file__).parents[1] / "models"
 
@@ -109,6 +113,17 @@ def test_a_slim_network_gives_what_pytorch_gives(slim_mlp: tuple[Program, Path, 
     assert done.words == f"XNNPACK runs all {n_operators} operators in 1 partition; batch fixed at 2"
     assert os.listdir(path.parent) == ["slim.pte"]
     assert str(MODELS.parent).encode() not in path.read_bytes() and b"site-packages" not in path.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("executorch")
+def test_it_takes_what_preprocess_makes_of_raw_sensors(tmp_path: Path) -> None:
+    net, raw = saved_sensors(tmp_path), raw_sensors(4)
+    out = tmp_path / "out"
+    export(ExportRequest(model=str(net), out=str(out), targets=("executorch",), batch=4))
+    [made] = onnxruntime.InferenceSession(out / "preprocess.onnx").run(None, {"input": raw})
+    [got] = in_runtime(out / "net.pte", torch.from_numpy(made))
+    np.testing.assert_allclose(got.numpy(), of_sensors(net, raw), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

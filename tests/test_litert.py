@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from target_nets import Bessel, Tagger, in_pytorch, saved_shuffled, slim_program
+from target_nets import (
+    Bessel,
+    Tagger,
+    in_pytorch,
+    kept_sensors,
+    of_sensors,
+    raw_sensors,
+    saved_sensors,
+    saved_shuffled,
+    slim_program,
+)
 
 from edgeprune.commands.export import export
 from edgeprune.data import batches, normalize, open_data
@@ -25,7 +35,7 @@ from edgeprune.formats.load import load
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
-from edgeprune.records import ModelInfo
+from edgeprune.records import ModelInfo, Normalization
 from edgeprune.requests import ExportRequest
 from edgeprune.results import ExportRecord, LeftOut
 from edgeprune.runrecord import to_dict
@@ -89,9 +99,14 @@ def exported(net: Path, **changes: Any) -> ExportRecord:
 
 def signature_answers(path: Path, **arrays: np.ndarray) -> dict[str, np.ndarray]:
     """By the interpreter's own signature, as an app calls it."""
+    return signature_runner(path)(**arrays)
+
+
+def signature_runner(path: Path) -> Any:
+    """Takes and gives arrays by name."""
     from ai_edge_litert.interpreter import Interpreter
 
-    return Interpreter(model_path=str(path), num_threads=1).get_signature_runner()(**arrays)
+    return Interpreter(model_path=str(path), num_threads=1).get_signature_runner()
 
 
 def contract(net: Path) -> dict[str, Any]:
@@ -146,6 +161,29 @@ def test_folded_preprocessing_is_in_the_file(shuffled: Path) -> None:
     np.testing.assert_allclose(got["scores"], scores, atol=1e-5, rtol=1e-4)
     [given] = contract(shuffled)["inputs"]
     assert given["values"] == "raw" and given["scaling"] is None
+
+
+@pytest.mark.usefixtures("litert")
+@pytest.mark.parametrize(("kind", "layout"), [("steps", "nhwc"), ("grid", "nhwc"), ("grid", "nchw")])
+def test_kept_sensors_are_scaled_in_the_files_of_8_bits_too(tmp_path: Path, kind: str, layout: str) -> None:
+    """Raw values of all sensors in the same 8 bits would be those of the largest alone."""
+    pytest.importorskip("ai_edge_quantizer", reason="edgeprune[litert] is not installed")
+    net, raw = saved_sensors(tmp_path, kind), raw_sensors(120, kind)
+    want = of_sensors(net, raw)
+    np.savez(tmp_path / "data.npz", x=raw, y=want.argmax(1))
+    asked = {"preprocess": "fold", "layout": layout, "int8": True, "max_drop": 20.0}
+    record = exported(net, data=f"npz:{tmp_path / 'data.npz'}", **asked)
+    given = kept_sensors(raw)[:40]
+    given = given.transpose(0, 2, 3, 1) if kind == "grid" and layout == "nhwc" else given
+    [stated] = contract(net)["inputs"]
+    assert stated["shape"] == [1, *given.shape[1:]] and stated["values"] == "raw" and stated["scaling"] is None
+    for name, share in (("net.tflite", 1e-5), ("net.int8.tflite", 0.05)):
+        runner = signature_runner(tmp_path / "out" / name)
+        got = np.concatenate([runner(**{stated["name"]: row[None]})["logits"] for row in given])
+        assert np.abs(got - want[:40]).max() <= share * np.abs(want).max(), name
+    pytest.importorskip("tflite_micro", reason="tflite-micro is not installed")
+    files = {Path(file.path): file.note for file in record.files if file.path.endswith(".tflite")}
+    assert len(files) == 2 and all(f"arena {microcontrollers_arena(path):,} B" in note for path, note in files.items())
 
 
 @pytest.mark.usefixtures("litert")
@@ -212,6 +250,20 @@ def test_the_arena_of_a_file_is_told(tmp_path: Path, stride: int, n_bytes: int) 
     assert record.targets is not None and any(file.note in row.verdict for row in record.targets.rows)
     pytest.importorskip("tflite_micro", reason="tflite-micro is not installed")
     assert microcontrollers_arena(Path(file.path)) == n_bytes
+
+
+@pytest.mark.usefixtures("litert")
+def test_the_gaps_of_an_arena_count(tmp_path: Path) -> None:
+    """448 bytes are alive at once; LiteRT's planner leaves a gap."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv1d(9, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.AvgPool1d(6))
+    net = torch.nn.Sequential(*net, torch.nn.Flatten(), torch.nn.Linear(8, 3))
+    info = ModelInfo((9, 6), normalization=Normalization((0.5,), (0.25,)))
+    save_program(tmp_path / "net.pt2", capture(net.eval(), torch.randn(2, 9, 6)), info)
+    record = exported(tmp_path / "net.pt2", preprocess="fold")
+    [file] = [file for file in record.files if file.path.endswith(".tflite")]
+    pytest.importorskip("tflite_micro", reason="tflite-micro is not installed")
+    assert file.note == f"arena {microcontrollers_arena(Path(file.path)):,} B"
 
 
 @pytest.mark.usefixtures("litert")

@@ -12,7 +12,16 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from target_nets import Tagger, in_pytorch, saved_shuffled, slim_program
+from target_nets import (
+    Tagger,
+    in_pytorch,
+    kept_sensors,
+    of_sensors,
+    raw_sensors,
+    saved_sensors,
+    saved_shuffled,
+    slim_program,
+)
 from torch import Tensor, nn
 
 import edgeprune.export.ncnn as target
@@ -102,6 +111,16 @@ def test_a_shuffled_network_gives_what_pytorch_gives(shuffled: Path, preprocess:
     assert record.targets is not None
     row = record.targets.rows[1]
     assert row.size_bytes == sum((out / name).stat().st_size for name in ("net.ncnn.param", "net.ncnn.bin"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ncnn")
+@pytest.mark.parametrize("kind", ["steps", "grid"])
+def test_kept_sensors_are_scaled_in_the_file(tmp_path: Path, kind: str) -> None:
+    net, raw = saved_sensors(tmp_path, kind), raw_sensors(3, kind)
+    exported(net, preprocess="fold")
+    got = [answers(tmp_path / "out" / "net.ncnn.param", row[None])[0].reshape(1, 3) for row in kept_sensors(raw)]
+    np.testing.assert_allclose(np.concatenate(got), of_sensors(net, raw), atol=1e-5, rtol=1e-4)
 
 
 class Looked(nn.Module):

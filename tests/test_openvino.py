@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from target_nets import in_pytorch, saved_shuffled
+from target_nets import in_pytorch, kept_sensors, of_sensors, raw_sensors, saved_sensors, saved_shuffled
 from test_runtimes import Said
 
 import edgeprune.export.openvino as target
@@ -167,3 +167,15 @@ def test_folded_preprocessing_takes_raw_values(shuffled: Path) -> None:
     got = answers(shuffled.parent / "out" / "net.openvino.xml", x)[0]
     np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-4)
     assert record.targets is not None and record.targets.rows[1].parity is not None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("openvino")
+def test_the_mean_of_raw_sensors_is_not_halved(tmp_path: Path) -> None:
+    net, raw = saved_sensors(tmp_path), raw_sensors(9)
+    record = export(request(net, preprocess="fold"))
+    assert not any(file.left_out for file in record.files)
+    want = of_sensors(net, raw)
+    for name, share in (("net.openvino.xml", 1e-4), ("net.openvino.fp16.xml", 5e-3)):
+        [got] = answers(tmp_path / "out" / name, kept_sensors(raw))
+        assert np.abs(got - want).max() <= share * np.abs(want).max(), name

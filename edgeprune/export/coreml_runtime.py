@@ -55,7 +55,17 @@ def convert(program: str, signature: dict[str, Any], outs: dict[str, str]) -> No
     whole.save(outs["fp32"])
     config = OptimizationConfig(OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8"))
     linear_quantize_weights(whole, config).save(outs["w8"])
-    converted(ct.precision.FLOAT16).save(outs["fp16"])
+    half = ct.transform.FP16ComputePrecision(op_selector=lambda operation: not _is_scaling(operation))
+    converted(half).save(outs["fp16"])
+
+
+def _is_scaling(operation: Any) -> bool:
+    """Whether an operator is of what a file does to a raw input, which half precision cannot tell from its mean."""
+    from coremltools.converters.mil.mil.scope import ScopeSource
+
+    from edgeprune.export.signature import Taken
+
+    return any(Taken.__name__ in kind for kind in operation.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_TYPE, ()))
 
 
 def _operator(error: NotImplementedError) -> str:

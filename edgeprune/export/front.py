@@ -10,6 +10,7 @@ are other raw values than 0, so the border pixels would come out wrong.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -321,6 +322,11 @@ def _input_of(network: onnx.ModelProto, name: str | None) -> onnx.ValueInfoProto
 def _other(wanted: str, taken: str) -> str:
     """The name that is wanted, or another where an input has it."""
     return f"{wanted}_1" if wanted == taken else wanted
+
+
+def is_scaling(name: str) -> bool:
+    """Whether a constant of a file into which preprocessing is folded is a mean or std, by its name."""
+    return re.fullmatch(r"front_(\d+_)?(sub|div)_by", name) is not None
 
 
 def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from edgeprune.cost.liveness import Lifetimes, Operation
 
 _ALIGNED = 16  # bytes, where each value of an arena begins
 _BITS = {"FLOAT64": 64, "INT64": 64, "UINT64": 64, "FLOAT16": 16, "INT16": 16, "UINT16": 16,
@@ -13,10 +13,24 @@ _BITS = {"FLOAT64": 64, "INT64": 64, "UINT64": 64, "FLOAT16": 16, "INT16": 16, "
 _USUAL_BITS = 32
 
 
-def arena_bytes(file: Path) -> int | None:
-    """The most bytes that inputs, outputs and what is between them take at once, in the order of the file's operators.
+@dataclass(frozen=True, slots=True)
+class _Buffer:
+    """The memory of one tensor from one operator to another; 0 is before the first."""
 
-    What is copied for a padded or a transposed convolution counts, as the file has operators of their own for it; what
+    n_bytes: int
+    first: int
+    last: int
+
+    def meets(self, other: _Buffer) -> bool:
+        """Whether both are in use at some operator."""
+        return self.first <= other.last and other.first <= self.last
+
+
+def arena_bytes(file: Path) -> int | None:
+    """The bytes that inputs, outputs and what is between them take, where LiteRT for Microcontrollers puts them.
+
+    That is what is alive at once, in the order of the file's operators, and the gaps that are left between. What is
+    copied for a padded or a transposed convolution counts, as the file has operators of their own for it; what
     a kernel takes beside (CMSIS-NN's scratch) does not. None for files with loops or branches.
     """
     from ai_edge_litert import schema_py_generated as schema
@@ -32,13 +46,38 @@ def arena_bytes(file: Path) -> int | None:
         0 if weight else _n_bytes(tensor, names[tensor.Type()])
         for tensor, weight in zip(tensors, is_weight, strict=True)
     ]
-    states = [place for place, tensor in enumerate(tensors) if tensor.IsVariable()]
-    operators = (graph.Operators(place) for place in range(graph.OperatorsLength()))
-    operations = [
-        Operation(frozenset(place for place in _inputs(one) if place >= 0), tuple(_outputs(one))) for one in operators
+    return _placed(_buffers(graph, sizes, [place for place, tensor in enumerate(tensors) if tensor.IsVariable()]))
+
+
+def _buffers(graph: Any, sizes: Sequence[int], states: Sequence[int]) -> list[_Buffer]:
+    """What is in use from when to when, in the order of the tensors; what nothing reads is so at its operator alone."""
+    first, last = dict.fromkeys([*_inputs(graph), *states], 0), dict[int, int]()
+    for number in range(1, graph.OperatorsLength() + 1):
+        operator = graph.Operators(number - 1)
+        for place in _outputs(operator):
+            first.setdefault(place, number)
+        last.update(dict.fromkeys([*_inputs(operator), *_outputs(operator)], number))
+    last.update(dict.fromkeys([*_outputs(graph), *states], graph.OperatorsLength()))
+    return [
+        _Buffer(size, first[place], last.get(place, 0)) for place, size in enumerate(sizes) if size and place in first
     ]
-    life = Lifetimes(sizes, [*_inputs(graph), *states], [*_outputs(graph), *states], operations)
-    return life.peak_of(range(len(operations)))
+
+
+def _placed(buffers: Sequence[_Buffer]) -> int:
+    """The end of the last one by LiteRT's greedy planner: the largest first, each in the first gap that it fits.
+
+    Of those of a size the last one comes first, as in tflite-micro.
+    """
+    placed: list[tuple[int, _Buffer]] = []
+    for buffer in sorted(reversed(buffers), key=lambda one: -one.n_bytes):
+        offset = 0
+        for start, other in sorted(placed, key=lambda pair: pair[0]):
+            if other.meets(buffer):
+                if start - offset >= buffer.n_bytes:
+                    break
+                offset = max(offset, start + other.n_bytes)
+        placed.append((offset, buffer))
+    return max((offset + buffer.n_bytes for offset, buffer in placed), default=0)
 
 
 def _inputs(of: Any) -> list[int]:

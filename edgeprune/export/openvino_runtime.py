@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgeprune.export.apart import Answer
+from edgeprune.export.front import is_scaling
 
 # Else it computes in bfloat16 where the CPU can, which is not what the file says.
 _OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
@@ -19,7 +21,29 @@ def convert(source: str, out: str, half: bool) -> None:
 
     # Not openvino.convert_model: it reports what it is used for, to a server.
     model = openvino.Core().read_model(source)
-    openvino.save_model(model, out, compress_to_fp16=half)
+    if half:
+        _halve(model)
+    openvino.save_model(model, out, compress_to_fp16=False)
+
+
+def _halve(model: Any) -> None:
+    """Hold what numbers fit in half precision, but for the mean and std of raw inputs, whose difference would be lost.
+
+    OpenVINO's own way halves all of them: 101,325, a mean of a barometer, is infinite then.
+    """
+    from openvino import Type, opset13
+
+    for node in model.get_ordered_ops():
+        is_float = node.get_type_name() == "Constant" and node.get_element_type() == Type.f32
+        if not is_float or is_scaling(node.get_friendly_name()):
+            continue
+        with np.errstate(over="ignore"):
+            held = node.get_data()
+            half = held.astype(np.float16)
+        if np.array_equal(np.isfinite(half), np.isfinite(held)):
+            whole = opset13.convert(opset13.constant(half), "f32")
+            whole.set_friendly_name(node.get_friendly_name())
+            node.output(0).replace(whole.output(0))
 
 
 def load(file: Path, threads: int) -> Answer:

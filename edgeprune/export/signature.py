@@ -191,12 +191,13 @@ class Wrapped(nn.Module):
         self.network = program.module()
         self.training = False  # a program's module cannot be told
         self._program, self._signature = program, signature
-        self._types = [spec.dtype for spec in input_specs(program)]
+        types = [spec.dtype for spec in input_specs(program)]
+        self.taken = nn.ModuleList(Taken(*one) for one in zip(signature.inputs, types, strict=True))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """All outputs that are tensors, for all inputs."""
-        given = zip(inputs, self._signature.inputs, self._types, strict=True)
-        leaves = pytree.tree_leaves(self.network(*arguments(self._program, [_taken(*one) for one in given])))
+        given = [taken(x) for taken, x in zip(self.taken, inputs, strict=True)]
+        leaves = pytree.tree_leaves(self.network(*arguments(self._program, given)))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         return tuple(
             tensor.permute(_TO_LAST) if value.channels_last else tensor
@@ -204,13 +205,21 @@ class Wrapped(nn.Module):
         )
 
 
-def _taken(x: Tensor, value: FileValue, dtype: torch.dtype) -> Tensor:
-    """What the program takes of an input of the file."""
-    x = (x.permute(_TO_FIRST) if value.channels_last else x).to(dtype)
-    if value.scaled is None:
-        return x
-    mean, std = (
-        torch.tensor(one, dtype=dtype).reshape(spread_shape(len(one), value.scaled.dim, x.dim()))
-        for one in (value.scaled.mean, value.scaled.std)
-    )
-    return (x - mean) / std
+class Taken(nn.Module):
+    """What the program takes of an input of the file: a module, whose name converters give to what it does."""
+
+    def __init__(self, value: FileValue, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._value, self._dtype = value, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input of the file with its channels first, of the program's type and scaled."""
+        x = (x.permute(_TO_FIRST) if self._value.channels_last else x).to(self._dtype)
+        own = self._value.scaled
+        if own is None:
+            return x
+        mean, std = (
+            torch.tensor(one, dtype=self._dtype).reshape(spread_shape(len(one), own.dim, x.dim()))
+            for one in (own.mean, own.std)
+        )
+        return (x - mean) / std
