@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import InputError
 from edgeprune.formats import architectures
 from edgeprune.graph.capture import Program, capture, captured_with
+from edgeprune.graph.comparison import outputs
 from edgeprune.graph.drawn import drawn_arguments, first_accepted
+from edgeprune.graph.renaming import own_name
 from edgeprune.graph.sizes import Asked, free_dims, free_ranges
 from edgeprune.lines import error_line, one_line
 from edgeprune.records import ModelInfo
@@ -102,7 +103,7 @@ def _recaptured(
     model = architectures.build(arch)
     if info.module is not None:
         model = architectures.part_of(model, info.module)
-    weights = program.state_dict
+    weights = {own_name(name): tensor for name, tensor in program.state_dict.items()}
     if {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float64}:
         model = model.double()
     try:
@@ -126,9 +127,8 @@ def _check_same(program: ExportedProgram, fresh: ExportedProgram, arch: str) -> 
     """Raise InputError unless both compute the same: a file of code may have been changed since."""
     networks = program.module(), fresh.module()
     args = first_accepted(networks[0], drawn_arguments(program, _BATCH))
-    with torch.no_grad():
-        pairs = [[leaf for leaf in tree_leaves(network(*args)) if isinstance(leaf, Tensor)] for network in networks]
-    if len(pairs[0]) == len(pairs[1]) and all(map(_is_close, *pairs)):
+    stored, anew = (outputs(network, args) for network in networks)
+    if len(stored) == len(anew) and all(map(_is_close, stored, anew)):
         return
     raise InputError(
         f"--arch {arch}: expected the network that the file holds, to capture it anew, got one that computes something "
