@@ -139,6 +139,6 @@ def _check_same(program: ExportedProgram, fresh: ExportedProgram, arch: str) -> 
 def _is_close(want: Tensor, got: Tensor) -> bool:
     if want.shape != got.shape or not want.numel():
         return want.shape == got.shape
-    wide = [tensor.to(torch.float64) for tensor in (want, got)]
-    largest = float(wide[0].nan_to_num(posinf=0.0, neginf=0.0).abs().max())
-    return torch.allclose(*wide, rtol=_TOLERANCE, atol=_TOLERANCE * largest, equal_nan=True)
+    want, got = want.to(torch.float64), got.to(torch.float64)
+    largest = float(want.nan_to_num(posinf=0.0, neginf=0.0).abs().max())
+    return torch.allclose(want, got, rtol=_TOLERANCE, atol=_TOLERANCE * largest, equal_nan=True)
