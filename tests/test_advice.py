@@ -104,14 +104,17 @@ SAID_BY = {
     "journal/kept.py": {"compress"},
     "journal/place.py": {"compress"},
     "tasks/budget.py": {"compress", "export", "validate"},
+    "commands/weighing.py": {"compress", "federate", "train"},
+    "tasks/wanted.py": {"compress", "export", "federate", "train", "validate"},
     "tasks/weights.py": {"compress", "train"},
     "training/loop.py": {"train"},
     "files.py": {"compress", "export", "inspect", "profile", "train"},
 }
 # What is said only where the option itself was given, or where another of the same command was.
 GIVEN = {
-    ("formats/architectures.py", "--module"), ("formats/load.py", "--module"), ("formats/load.py", "--dynamic-size"),
-    ("formats/load.py", "--unsafe-pickle"), ("commands/featurerules.py", "--module"), ("formats/load.py", "--dynamic"),
+    ("formats/architectures.py", "--module"), ("formats/load.py", "--module"), ("formats/load.py", "--unsafe-pickle"),
+    ("commands/featurerules.py", "--module"), ("formats/recapture.py", "--dynamic"),
+    ("formats/recapture.py", "--dynamic-size"),
 }  # fmt: skip
 
 

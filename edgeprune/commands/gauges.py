@@ -11,8 +11,8 @@ from edgeprune.commands.examples import PARITY_SAMPLES, example_feed, real_input
 from edgeprune.commands.opening import Assume, Opened
 from edgeprune.commands.resolve import own_device
 from edgeprune.commands.unfinished import generators_kept
+from edgeprune.cost.coverage import check_known
 from edgeprune.cost.device import Device, device_in, read_device
-from edgeprune.cost.models import check_known
 from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.groups import analyze
 from edgeprune.journal.kept import kept_gauge
@@ -20,6 +20,7 @@ from edgeprune.journal.shared import Results, measured_by_main
 from edgeprune.measure.candidates import OnnxGauge, PeakGauge, foreign
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
+from edgeprune.report.formats import quoted
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets, Gauge
 from edgeprune.training import Team
@@ -75,7 +76,7 @@ def device_of(  # noqa: PLR0913 - what was asked for, of what, what is known of 
     if request.device is not None:
         device = read_device(request.device)
         graph = analyze(opened.dense, attention=request.attention)
-        check_known(graph, device, request.device, f"make it with: edgeprune profile {request.model}")
+        check_known(graph, device, request.device, f"make it with: {_profiling(request, opened)}")
         return device
     if limit is None:
         return None
@@ -85,6 +86,16 @@ def device_of(  # noqa: PLR0913 - what was asked for, of what, what is known of 
         found = team.by_main(lambda: own_device(opened.dense, timing, told).to_json())
         journal.facts["device"] = json.loads(found)
     return device_in(journal.facts["device"])  # as it was when the run began: no two measurements are alike
+
+
+def _profiling(request: CompressRequest, opened: Opened) -> str:
+    """The command that profiles the network of a request."""
+    words = ["edgeprune", "profile", str(request.model)]
+    if request.arch is not None:
+        words += ["--arch", request.arch]
+        shape = opened.model.info.input_shape
+        words += ["--input-shape", ",".join(map(str, shape))] if shape else []
+    return " ".join(map(quoted, words))
 
 
 def gauge_of(  # noqa: PLR0913 - what was asked, what it is asked of, and what it is measured with

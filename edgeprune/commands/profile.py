@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from edgeprune.commands.resolve import is_architecture, opened, own_device
+from edgeprune.cost.coverage import coverage
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.files import check_new, write_atomically
 from edgeprune.graph.groups import analyze
@@ -31,13 +32,14 @@ def profile(request: ProfileRequest, progress: Progress | None = None) -> Profil
     program = model.program
     device = own_device(program, timing, told, request.fresh)
     write_atomically(request.out, device.to_json().encode())
-    shapes = [shape for shape in layer_shapes(analyze(program)).values() if device.knows(shape)]
+    graph = analyze(program)
+    shapes, covered = [shape for shape in layer_shapes(graph).values() if device.knows(shape)], coverage(graph, device)
     total = sum(map(device.milliseconds, shapes))
     kinds = []
     for kind in dict.fromkeys(shape.kind for shape in shapes):
         own = [shape for shape in shapes if shape.kind == kind]
         ms = sum(map(device.milliseconds, own))
-        kinds.append(ProfiledKind(kind, len(own), device.step(kind) or 1, ms, ms / total))
+        kinds.append(ProfiledKind(kind, len(own), device.step(kind) or 1, ms, ms / total, covered.by_kind[kind]))
     return ProfileRecord(
         model=request.model,
         out=request.out,
@@ -52,4 +54,7 @@ def profile(request: ProfileRequest, progress: Progress | None = None) -> Profil
         arch=request.model if is_architecture(request) else request.arch,
         data=model.info.data,
         task=model.info.task,
+        unmeasured=covered.unmeasured,
+        is_enough=covered.is_enough,
+        input_shape=request.input_shape,
     )

@@ -37,9 +37,19 @@ _SMALL = 20_000_000  # MACs below which more than one thread costs more than it 
 
 
 def own_device(program: ExportedProgram, timing: Timing, told: Progress, fresh: bool = False) -> Device:
-    """This machine's profile for the layers of a program, measured as far as it is not known from before."""
+    """This machine's profile for the layers of a program, measured as far as it is not known from before.
+
+    Raises:
+        InputError: none of them can be measured.
+    """
     told.stage("profile the layers on this machine")
-    return profile(list(layer_shapes(analyze(program)).values()), timing, told, fresh)
+    shapes = [shape for shape in layer_shapes(analyze(program)).values() if shape.is_measured]
+    if not shapes:
+        raise InputError(
+            "expected a network with a layer whose time is measured (convolutions, linear and recurrent layers, "
+            "attention, activations), got none; plan by the MACs"
+        )
+    return profile(shapes, timing, told, fresh)
 
 
 def model_and_data(request: CompressRequest | ExportRequest, seed: int = 0) -> tuple[Model, DataSource | None]:

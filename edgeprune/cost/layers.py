@@ -19,6 +19,8 @@ from edgeprune.graph.sizes import input_values, size_hint
 
 Setting = int | str | tuple[int, ...]
 ONE_WIDTH = ("depthwise", "grouped", "attention", "pointwise")  # kinds whose inputs and outputs become fewer together
+_MAX_WEIGHTS = 2**27  # of one layer: half a gigabyte
+RECURRENT = {"lstm": 4, "gru": 3}  # gates of the layers that are one operator in a file
 POINTWISE = ("add", "elu", "gelu", "hardsigmoid", "hardswish", "layer_norm", "mul", "sigmoid", "silu", "tanh")
 
 
@@ -26,11 +28,12 @@ POINTWISE = ("add", "elu", "gelu", "hardsigmoid", "hardswish", "layer_norm", "mu
 class LayerShape:
     """What a layer computes for one sample, but for its weights.
 
-    `kind` is "convolution", "depthwise", "grouped", "linear", "attention" or "pointwise"; `settings` holds what else
-    its time depends on: `kernel`, `stride`, `pads` (before and after), `dilation` and `size` (of the input) of a
-    convolution, `group_in` and `group_out` (channels of one group) of a grouped one, `rows` of a linear layer,
-    `windows`, `tokens`, `keys`, `dim` and `value_dim` of an attention, whose width is its number of heads, `op` and
-    `size` (positions) of one that works on each number by itself, or on all channels of a position ("pointwise").
+    `kind` is "convolution", "depthwise", "grouped", "linear", "recurrent", "attention" or "pointwise"; `settings` holds
+    what else its time depends on: `kernel`, `stride`, `pads` (before and after), `dilation` and `size` (of the input)
+    of a convolution, `group_in` and `group_out` (channels of one group) of a grouped one, `rows` of a linear layer,
+    `op`, `steps` and `directions` of a recurrent one, whose width is the hidden units of one direction, `windows`,
+    `tokens`, `keys`, `dim` and `value_dim` of an attention, whose width is its number of heads, `op` and `size`
+    (positions) of one that works on each number by itself, or on all channels of a position ("pointwise").
     Inputs and outputs of a convolution with groups, an attention and a pointwise layer become fewer together:
     `in_labels` is None. Labels are those of the channels, `(width_in,)` and `(width_out,)`; where both are None, the
     time goes with the MACs.
@@ -58,9 +61,17 @@ class LayerShape:
         """How many weights it has."""
         if self.kind in ("attention", "pointwise"):
             return 0
+        if self.kind == "recurrent":
+            rows = RECURRENT[str(self.settings["op"])] * self.width_out * int(str(self.settings["directions"]))
+            return rows * (self.width_in + self.width_out)
         kernel = self.settings.get("kernel", ())
         n_taps = math.prod(kernel) if isinstance(kernel, tuple) else 1
         return n_taps * self.width_out * (self.width_in // self.groups(self.width_in))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a device's profile holds such a layer; of one of very many weights the MACs stand for it."""
+        return self.n_weights <= _MAX_WEIGHTS
 
     def groups(self, width_in: int) -> int:
         """The groups of a convolution when it has so many input channels."""
@@ -111,6 +122,23 @@ def _linear(call: Call, batch: int) -> LayerShape | None:
     return LayerShape("linear", {"rows": rows}, weight.shape[1], weight.shape[0], _along(weight, 1), _along(weight, 0))
 
 
+def _recurrent(call: Call, batch: int) -> LayerShape | None:
+    """A recurrent layer over all steps; packed sequences and projections are no operator of a file's."""
+    if call.name not in RECURRENT or "input" not in call.args or call["num_layers"] != 1:
+        return None
+    x, (ih, hh, *_) = call["input"], call["params"]
+    hidden = ih.shape[0] // RECURRENT[call.name]
+    if hh.shape[1] != hidden:
+        return None
+    settings: dict[str, Setting] = {
+        "op": call.name,
+        "steps": x.shape[1 if call["batch_first"] else 0],
+        "directions": 2 if call["bidirectional"] else 1,
+    }
+    # Every gate has the same units.
+    return LayerShape("recurrent", settings, ih.shape[1], hidden, _along(ih, 1), _along(ih, 0)[:hidden])
+
+
 def _pointwise(call: Call, batch: int) -> LayerShape | None:
     """Activations, sums and norms; what runtimes fuse into the layer before (ReLU, batch norm) is not among them."""
     x = max(call.values, key=lambda value: math.prod(value.shape))
@@ -146,6 +174,7 @@ _MAKERS: dict[Kind | None, Callable[[Call, int], LayerShape | None]] = {
     Kind.CONVOLUTION: _convolution,
     Kind.LINEAR: _linear,
     Kind.ATTENTION: _attention,
+    Kind.RECURRENT: _recurrent,
 }
 
 

@@ -12,7 +12,6 @@ from torch.export import ExportedProgram
 from edgeprune.cost.device import Device
 from edgeprune.cost.layers import LayerShape, layer_shapes
 from edgeprune.cost.macs import macs_by_node
-from edgeprune.errors import InputError
 from edgeprune.graph.groups import ChannelGraph
 
 Orders = Sequence[np.ndarray]
@@ -191,8 +190,8 @@ def _of_tensors(graph: ChannelGraph, sizes: Mapping[str, int], orders: Orders | 
 def latency_model(graph: ChannelGraph, device: Device, orders: Orders | None = None) -> CostModel:
     """Milliseconds of one batch on a device, by the stairs measured on it.
 
-    Layers that were not measured (matrix products, transposed convolutions) cost as much per MAC as the measured ones
-    do together; others that were not count for nothing.
+    Layers that were not measured (matrix products, transposed convolutions, recurrent cells) cost as much per MAC as
+    the measured ones do together; others that were not count for nothing.
     """
     by_node = macs_by_node(graph.analysis.program)
     shapes = {name: shape for name, shape in layer_shapes(graph).items() if device.knows(shape)}
@@ -203,25 +202,6 @@ def latency_model(graph: ChannelGraph, device: Device, orders: Orders | None = N
     products = [product for name, shape in shapes.items() for product in _timed(make, name, shape, device)]
     others = {name: base * per_mac for name, base in by_node.items() if name not in shapes}
     return CostModel([*products, *make.by_node(others)], len(graph.groups))
-
-
-_LEAST_KNOWN = 0.5  # of a network's MACs: what a device's profile must cover to plan with it
-
-
-def known_share(graph: ChannelGraph, device: Device) -> float:
-    """The share of the MACs whose layers were measured on a device."""
-    by_node = macs_by_node(graph.analysis.program)
-    known = sum(by_node.get(name, 0) for name, shape in layer_shapes(graph).items() if device.knows(shape))
-    return known / max(1, sum(by_node.values()))
-
-
-def check_known(graph: ChannelGraph, device: Device, where: str, how: str) -> None:
-    """Raise InputError where a profile has too few of a network's layers to plan with; `how` says how to make one."""
-    known = known_share(graph, device)
-    if known < _LEAST_KNOWN:
-        raise InputError(
-            f"{where}: expected measurements of this network's layers, got those of {known:.0%} of its MACs; {how}"
-        )
 
 
 def main_step(graph: ChannelGraph, device: Device | None) -> int:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.cost.device import STEPS
-from edgeprune.cost.layers import LayerShape, Setting
+from edgeprune.cost.layers import RECURRENT, LayerShape, Setting
 
 _OPSET, _IR = 20, 9
 _WEIGHT = 0.01
 _SHARES = (0.25, 0.5, 0.75)  # of a width: where it is measured beside its whole
 _REFERENCE_WIDTHS = tuple(range(4, 100, 4))
-_MAX_WEIGHTS = 2**27  # of one layer: half a gigabyte
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,8 @@ class Probe:
         s = self.shape.settings
         if self.shape.kind == "linear":
             return {"x": (self.batch * _one(s["rows"]), self.width_in)}
+        if self.shape.kind == "recurrent":
+            return {"x": (_one(s["steps"]), self.batch, self.width_in)}
         if self.shape.kind == "pointwise":
             return dict.fromkeys(("x", "z")[: 1 + (s["op"] in _SUMS)], (self.batch, _one(s["size"]), self.width_in))
         if self.shape.kind == "attention":
@@ -51,9 +53,7 @@ def probes_of(shapes: Sequence[LayerShape], batch: int = 1) -> list[Probe]:
 
     Layers of more than 2^27 weights are left out: their MACs stand for them.
     """
-    distinct = {
-        (shape.key, shape.width_in, shape.width_out): shape for shape in shapes if shape.n_weights <= _MAX_WEIGHTS
-    }
+    distinct = {(shape.key, shape.width_in, shape.width_out): shape for shape in shapes if shape.is_measured}
     return [Probe(shape, *widths, batch) for shape in distinct.values() for widths in _widths(shape)]
 
 
@@ -80,6 +80,7 @@ _REFERENCES = {
     "convolution": LayerShape("convolution", _conv_settings(1, 28), 64, 96, _NO_LABELS, _NO_LABELS),
     "depthwise": LayerShape("depthwise", _conv_settings(3, 28), 96, 96),
     "linear": LayerShape("linear", {"rows": 196}, 192, 96, _NO_LABELS, _NO_LABELS),
+    "recurrent": LayerShape("recurrent", {"op": "lstm", "steps": 16, "directions": 1}, 64, 96, _NO_LABELS, _NO_LABELS),
 }
 
 
@@ -117,12 +118,23 @@ def _convolution(probe: Probe) -> onnx.ModelProto:
         "Conv", ["x", "w"], ["y"], name="layer", group=groups, strides=_many(s["stride"]), pads=_many(s["pads"]),
         dilations=_many(s["dilation"]), kernel_shape=_many(s["kernel"]),
     )  # fmt: skip
-    return _model(probe, weight, [node])
+    return _model(probe, {"w": weight}, [node])
 
 
 def _linear(probe: Probe) -> onnx.ModelProto:
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
-    return _model(probe, (probe.width_in, probe.width_out), [node])
+    return _model(probe, {"w": (probe.width_in, probe.width_out)}, [node])
+
+
+def _recurrent(probe: Probe) -> onnx.ModelProto:
+    s, op, hidden = probe.shape.settings, str(probe.shape.settings["op"]), probe.width_out
+    directions = _one(s["directions"])
+    told: dict[str, Any] = {"hidden_size": hidden, "direction": ("forward", "bidirectional")[directions - 1]}
+    if op == "gru":
+        told["linear_before_reset"] = 1  # as in PyTorch
+    node = helper.make_node(op.upper(), ["x", "w", "r"], ["y"], name="layer", **told)
+    rows = RECURRENT[op] * hidden
+    return _model(probe, {"w": (directions, rows, probe.width_in), "r": (directions, rows, hidden)}, [node])
 
 
 def _attention(probe: Probe) -> onnx.ModelProto:
@@ -132,7 +144,7 @@ def _attention(probe: Probe) -> onnx.ModelProto:
         helper.make_node("Softmax", ["logits"], ["shares"], axis=-1),
         helper.make_node("MatMul", ["shares", "v"], ["y"]),
     ]
-    return _model(probe, None, nodes)
+    return _model(probe, {}, nodes)
 
 
 _SUMS = {"add": "Add", "mul": "Mul"}
@@ -149,22 +161,22 @@ def _pointwise(probe: Probe) -> onnx.ModelProto:
     elif op == "silu":
         nodes = [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])]
     elif op == "layer_norm":
-        return _model(probe, (probe.width_in,), [helper.make_node("LayerNormalization", ["x", "w", "w"], ["y"])])
+        return _model(probe, {"w": (probe.width_in,)}, [helper.make_node("LayerNormalization", ["x", "w", "w"], ["y"])])
     else:
         nodes = [helper.make_node(_UNARY[op], ["x"], ["y"])]
-    return _model(probe, None, nodes)
+    return _model(probe, {}, nodes)
 
 
-_MAKERS = {"linear": _linear, "attention": _attention, "pointwise": _pointwise}
+_MAKERS = {"linear": _linear, "recurrent": _recurrent, "attention": _attention, "pointwise": _pointwise}
 
 
-def _model(probe: Probe, weight: tuple[int, ...] | None, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
-    """The graph around a layer; runtimes fold the constant weight before they choose a kernel."""
+def _model(probe: Probe, weights: Mapping[str, tuple[int, ...]], nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """The graph around a layer; runtimes fold the constant weights before they choose a kernel."""
     constants = []
-    if weight is not None:
-        constants.append(numpy_helper.from_array(np.asarray(weight, dtype=np.int64), "w_shape"))
+    for name, shape in weights.items():
+        constants.append(numpy_helper.from_array(np.asarray(shape, dtype=np.int64), f"{name}_shape"))
         value = helper.make_tensor("value", TensorProto.FLOAT, [1], [_WEIGHT])
-        nodes = [helper.make_node("ConstantOfShape", ["w_shape"], ["w"], value=value), *nodes]
+        nodes = [helper.make_node("ConstantOfShape", [f"{name}_shape"], [name], value=value), *nodes]
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, s) for name, s in probe.inputs().items()]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "probe", inputs, [output], constants)

@@ -12,7 +12,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeprune.commands.resolve import own_device
-from edgeprune.cost.models import check_known
+from edgeprune.cost.coverage import check_known
 from edgeprune.errors import BudgetError
 from edgeprune.export.onnx import draft_onnx, export_onnx
 from edgeprune.export.parity import samples_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -158,21 +158,35 @@ def methods(record: MethodsRecord) -> RenderableType:
 
 
 def profile(record: ProfileRecord) -> RenderableType:
-    """What `profile` measured: each kind of layer, its stairs, and its part of the time."""
+    """What `profile` measured: each kind of layer, its stairs, its part of the time and of the MACs; and what not."""
     table = titled_table(f"{record.model} on {record.cpu}")
-    for name in ("layers", "count", "stairs", "time", "share"):
+    for name in ("layers", "count", "stairs", "time", "share", "of MACs"):
         table.add_column(name, justify="left" if name == "layers" else "right", no_wrap=True)
     for kind in record.kinds:
         stairs = f"{kind.step} channels" if kind.step > 1 else "smooth"
-        table.add_row(kind.kind, str(kind.n_layers), stairs, f"{kind.ms:.3g} ms", f"{kind.share:.0%}")
+        shares = f"{kind.share:.0%}", f"{kind.macs_share:.0%}"
+        table.add_row(kind.kind, str(kind.n_layers), stairs, f"{kind.ms:.3g} ms", *shares)
+    for left in record.unmeasured:
+        table.add_row(left.operator, str(left.n_layers), "–", "not measured", "–", f"{left.macs_share:.0%}")
     how = f"{record.runtime}, {record.threads} thread{'s' * (record.threads > 1)}, batch {record.batch_size}"
+    measured = check_mark(f"{record.n_points:,} measurements in {record.seconds:.0f} s ({how})")
+    return Sheet(table, measured, *_after_profile(record))
+
+
+def _after_profile(record: ProfileRecord) -> Iterator[RenderableType]:
+    """What the profile is good for."""
+    missing = f"{sum(left.macs_share for left in record.unmeasured):.0%} of the MACs"
+    if not record.is_enough:
+        told = f"{missing} are in layers that are not measured: compress plans no network by this profile"
+        yield Text.assemble(("! ", "bold yellow"), told)
+        return
+    if record.unmeasured:
+        yield labelled("by MACs", f"{missing} are not measured, and count as long as those of the other layers")
     model = "model.pt" if record.arch == record.model else record.model
-    words = (model, *(("--arch", record.arch) if record.arch else ()), "--device", record.out)
-    return Sheet(
-        table,
-        check_mark(f"{record.n_points:,} measurements in {record.seconds:.0f} s ({how})"),
-        following("compress", *words, data=record.data, task=record.task),
-    )
+    arch = ("--arch", record.arch) if record.arch else ()
+    shape = ("--input-shape", ",".join(map(str, record.input_shape))) if record.input_shape else ()
+    words = (model, *arch, *shape, "--device", record.out)
+    yield following("compress", *words, data=record.data, task=record.task)
 
 
 def validated(record: ValidateRecord | ValidateWidthsRecord) -> RenderableType:

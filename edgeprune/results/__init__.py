@@ -13,7 +13,14 @@ from edgeprune.results.export import (
 )
 from edgeprune.results.federate import FederateRecord, RoundRecord
 from edgeprune.results.front import FrontPoint, GateFigures, SharedWeights
-from edgeprune.results.inspection import GroupRow, InspectRecord, PeakActivations, ProfiledKind, ProfileRecord
+from edgeprune.results.inspection import (
+    GroupRow,
+    InspectRecord,
+    PeakActivations,
+    ProfiledKind,
+    ProfileRecord,
+    UnmeasuredLayers,
+)
 from edgeprune.results.run import (
     AccuracyComparison,
     ChangedSample,
@@ -57,6 +64,7 @@ __all__ = [
     "Outcome",
     "PeakActivations",
     "ProfileRecord",
+    "UnmeasuredLayers",
     "ProfiledKind",
     "RoundRecord",
     "RunRecord",

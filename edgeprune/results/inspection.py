@@ -65,7 +65,8 @@ class InspectRecord:
 class ProfiledKind:
     """What `edgeprune profile` found for one kind of layer.
 
-    `step` is how many channels make a stair; `share` is that of the network's foretold time.
+    `step` is how many channels make a stair; `share` is that of the time of all layers that were measured, `macs_share`
+    that of the network's MACs.
     """
 
     kind: str
@@ -73,11 +74,23 @@ class ProfiledKind:
     step: int
     ms: float
     share: float
+    macs_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class UnmeasuredLayers:
+    """Layers with MACs whose time no profile has, by their operator; `macs_share` is that of the network's MACs."""
+
+    operator: str
+    n_layers: int
+    macs_share: float
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileRecord:
-    """What `edgeprune profile` measured and wrote; `ms` is what the layers take together, one batch.
+    """What `edgeprune profile` measured and wrote; `ms` is what the measured layers take together, one batch.
+
+    `unmeasured` are the others that have MACs; `is_enough` says whether the network can be planned by the profile.
 
     `arch` is the architecture that was named, beside a file of weights or, the same as `model`, without one; `data` and
     `task` are what the file has on record.
@@ -96,8 +109,11 @@ class ProfileRecord:
     arch: str | None = None
     data: str | None = None
     task: str | None = None
+    unmeasured: tuple[UnmeasuredLayers, ...] = ()
+    is_enough: bool = True
+    input_shape: tuple[int, ...] | None = None
 
     @property
     def json_names(self) -> dict[str, str | None]:
         """What the fields are called in JSON, which is about times."""
-        return {"data": None, "task": None}
+        return {"data": None, "task": None, "input_shape": None}
