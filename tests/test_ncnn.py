@@ -27,9 +27,10 @@ from torch import Tensor, nn
 import edgeprune.export.ncnn as target
 from edgeprune.commands.export import export
 from edgeprune.errors import InputError, ParityError
-from edgeprune.export.ncnn import with_slices
+from edgeprune.export.ncnn import with_pooled_means, with_slices
 from edgeprune.export.targets import targets_of
 from edgeprune.formats.save import save_program
+from edgeprune.graph.capture import capture
 from edgeprune.records import ModelInfo
 from edgeprune.requests import ExportRequest
 from edgeprune.results import ExportRecord
@@ -59,6 +60,34 @@ def test_places_become_slices_that_give_the_same(places: list[int], axis: int, r
     given = {"x": np.random.default_rng(0).standard_normal((2, 6, 5), dtype=np.float32)}
     want, got = (onnxruntime.InferenceSession(one.SerializeToString()).run(None, given)[0] for one in (proto, sliced))
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("axis", "keepdims", "is_recurrent"), [(1, 0, True), (-2, 0, True), (1, 0, False), (2, 0, True), (1, 1, True)]
+)
+def test_means_over_steps_become_pooling_that_gives_the_same(axis: int, keepdims: int, is_recurrent: bool) -> None:
+    draws = np.random.default_rng(0)
+    held = {"w": draws.normal(size=(1, 20, 3)), "r": draws.normal(size=(1, 20, 5))} if is_recurrent else {}
+    tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in held.items()]
+    tensors += [numpy_helper.from_array(np.array([value]), name) for name, value in (("axes", axis), ("one", 1))]
+    nodes = [helper.make_node("ReduceMean", ["h" if is_recurrent else "x0", "axes"], ["z"], keepdims=keepdims)]
+    if is_recurrent:
+        nodes = [
+            helper.make_node("LSTM", ["x0", "w", "r"], ["y"], hidden_size=5),
+            helper.make_node("Squeeze", ["y", "one"], ["h"]),
+            *nodes,
+        ]
+    nodes = [helper.make_node("Relu", ["x"], ["x0"]), *nodes]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 7, 3])
+    z = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [x], [z], tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    pooled = with_pooled_means(proto)
+    kinds = {node.op_type for node in pooled.graph.node}
+    assert ("GlobalAveragePool" in kinds) == (is_recurrent and axis != 2 and not keepdims)
+    given = {"x": draws.standard_normal((4, 7, 3), dtype=np.float32)}
+    want, got = (onnxruntime.InferenceSession(one.SerializeToString()).run(None, given)[0] for one in (proto, pooled))
+    np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 # --- with the package
@@ -121,6 +150,29 @@ def test_kept_sensors_are_scaled_in_the_file(tmp_path: Path, kind: str) -> None:
     exported(net, preprocess="fold")
     got = [answers(tmp_path / "out" / "net.ncnn.param", row[None])[0].reshape(1, 3) for row in kept_sensors(raw)]
     np.testing.assert_allclose(np.concatenate(got), of_sensors(net, raw), atol=1e-5, rtol=1e-4)
+
+
+class Averaged(nn.Module):
+    """The mean over the steps of a recurrent layer."""
+
+    def __init__(self, cell: type[nn.Module]) -> None:
+        super().__init__()
+        self.cell, self.head = cell(4, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(x)[0].mean(1))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ncnn")
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_a_mean_over_steps_behind_a_recurrent_layer(cell: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_program(tmp_path / "net.pt2", capture(Averaged(cell).eval(), torch.randn(2, 7, 4)), ModelInfo((7, 4)))
+    exported(tmp_path / "net.pt2")
+    x = np.random.default_rng(0).standard_normal((1, 7, 4), dtype=np.float32)
+    [got] = answers(tmp_path / "out" / "net.ncnn.param", x)
+    np.testing.assert_allclose(got.reshape(1, 3), in_pytorch(tmp_path / "net.pt2", x)[0], atol=1e-6, rtol=1e-5)
 
 
 class Looked(nn.Module):

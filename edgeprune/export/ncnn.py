@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +32,7 @@ from edgeprune.progress import Progress
 from edgeprune.results import ExportedFile
 
 _CONVERT, _TRACE, _LOAD = (f"edgeprune.export.ncnn_runtime:{name}" for name in ("convert", "trace", "load"))
+_RECURRENT, _RANK_OF_SEQUENCES = ("LSTM", "GRU", "RNN"), 3
 Checked = TypeVar("Checked")
 
 
@@ -163,7 +164,7 @@ def _prepared(network: Path, folder: Path) -> Path:
     out.write_bytes(network.read_bytes())
     if is_batch_free(read_onnx(out)):
         write_fixed_batch(out, out, 1)
-    proto = with_slices(read_onnx(out))
+    proto = with_pooled_means(with_slices(read_onnx(out)))
     for value in proto.graph.input:  # ncnn hands over floats
         if value.type.tensor_type.elem_type == TensorProto.UINT8:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -201,3 +202,44 @@ def _put_slices(graph: onnx.GraphProto, node: onnx.NodeProto, places: np.ndarray
         graph.node.append(helper.make_node("Slice", [node.input[0], *bounds], [name], name))
         parts.append(name)
     graph.node.append(helper.make_node("Concat", parts, [result], f"{result}_joined", axis=axis))
+
+
+def with_pooled_means(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with means over the steps of what a recurrent layer gives as pooling over all of them.
+
+    Behind an LSTM or GRU pnnx (20261020) takes the steps for the batch, and a mean over them for one over nothing.
+    """
+    if not any(node.op_type in _RECURRENT for node in proto.graph.node):
+        return proto
+    values = onnx.shape_inference.infer_shapes(proto).graph.value_info
+    sequences = {value.name for value in values if len(value.type.tensor_type.shape.dim) == _RANK_OF_SEQUENCES}
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    del changed.graph.node[:]
+    for node in proto.graph.node:
+        if node.op_type == "ReduceMean" and node.input[0] in sequences and _is_over_steps(node, held):
+            _put_pooling(changed.graph, node)
+        else:
+            changed.graph.node.append(node)
+    return changed
+
+
+def _is_over_steps(node: onnx.NodeProto, held: Mapping[str, np.ndarray]) -> bool:
+    """Whether a mean is over the second of three dims, which it drops."""
+    said = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    axes = held.get(node.input[1], ()) if len(node.input) > 1 else said.get("axes", ())
+    return list(axes) in ([1], [-2]) and said.get("keepdims", 1) == 0
+
+
+def _put_pooling(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+    result = node.output[0]
+    turned, pooled, last = (f"{result}_{what}" for what in ("turned", "pooled", "last"))
+    graph.initializer.append(numpy_helper.from_array(np.array([2]), last))
+    graph.node.extend(
+        [
+            helper.make_node("Transpose", [node.input[0]], [turned], turned, perm=[0, 2, 1]),
+            helper.make_node("GlobalAveragePool", [turned], [pooled], pooled),
+            helper.make_node("Squeeze", [pooled, last], [result], f"{result}_squeezed"),
+        ]
+    )
