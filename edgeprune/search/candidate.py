@@ -75,7 +75,6 @@ class Manner:
     """
 
     criterion: str = "l2"
-    named: bool = False
     align: int | None = None
     seed: int = 0
     attention: str = "heads"
@@ -89,6 +88,7 @@ class Manner:
     max_finetunings: int = MOST_FINETUNINGS
     reconstruct: bool = False
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
