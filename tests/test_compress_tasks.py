@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from edgeprune.cli.app import app
 from edgeprune.commands.preparing import Job, prepare
+from edgeprune.cost.coverage import Coverage
 from edgeprune.cost.device import Device
 from edgeprune.formats.load import load
 from edgeprune.formats.save import save_checkpoint
@@ -390,5 +391,6 @@ def test_data_and_tasks_of_ones_own_are_named_again_after_profile_and_federate(
     federate = ["federate", "--arch", "own.py:net", *own, "--clients", "2", "--per-round", "2", "--rounds", "1"]
     assert followed(federate, "--out", "net.pt", "--threads", "1") == ["compress", "net.pt", *own]
     monkeypatch.setattr("edgeprune.commands.profile.own_device", lambda *_: Device("runtime", "cpu", 1, 1, ()))
+    monkeypatch.setattr("edgeprune.commands.profile.coverage", lambda *_: Coverage({"linear": 1.0}, ()))
     profiled = followed(["profile", "net.pt", "--out", "d.json"])
     assert profiled == ["compress", "net.pt", "--device", "d.json", *own]

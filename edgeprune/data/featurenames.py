@@ -106,17 +106,30 @@ def feature_dim(asked: str | None, shape: Sequence[int | None], n_names: int, wh
     Raises:
         InputError: no such dim, or another number of names than there are features along any, or numbers in all.
     """
-    dims: Sequence[int] = range(1, len(shape) + 1)
-    if asked is not None:
-        dims = [dim for dim in dims if asked in (str(dim), "last" if dim == len(shape) else None)]
-        if not dims:
-            raise InputError(f"{where}: expected features=1 to {len(shape)} or last for inputs {shape}, got {asked!r}")
+    dims = _asked(asked, shape, where)
     fitting = [dim for dim in dims if n_names in (0, shape[dim - 1])]
+    if not fitting:
+        _check_all_named(shape, dims, n_names, where)
+    told = fitting if asked is None else dims
+    return told[0] if len(told) == 1 else None
+
+
+def _asked(asked: str | None, shape: Sequence[int | None], where: str) -> list[int]:
+    """The dims that are meant: all without a word, else the one of this number, or the `last`."""
+    dims = list(range(1, len(shape) + 1))
+    if asked is None:
+        return dims
+    found = [dim for dim in dims if asked in (str(dim), "last" if dim == len(shape) else None)]
+    if not found:
+        raise InputError(f"{where}: expected features=1 to {len(shape)} or last for inputs {shape}, got {asked!r}")
+    return found
+
+
+def _check_all_named(shape: Sequence[int | None], dims: Sequence[int], n_names: int, where: str) -> None:
+    """Raise InputError where names that are of no dim's features are not of all numbers of an input, either."""
     sizes = [size for size in shape if size is not None]
     in_all = math.prod(sizes) if len(sizes) == len(shape) else None
-    if not fitting and n_names != in_all:
+    if n_names != in_all:
         counts = dict.fromkeys((*(shape[dim - 1] for dim in dims), in_all))
         expected = " or ".join(str(count) for count in counts if count is not None) or "no"
         raise InputError(f"{where}: expected {expected} feature names for inputs {tuple(shape)}, got {n_names}")
-    told = fitting if asked is None else dims
-    return told[0] if len(told) == 1 else None
