@@ -244,6 +244,22 @@ def test_the_other_of_two_equal_choices_is_as_good() -> None:
     assert not choice.is_as_good(torch.tensor([[1, 3]]), 0.1)
 
 
+def test_rows_that_differ_by_no_more_than_rounding_show_something_where_their_inputs_differ() -> None:
+    torch.manual_seed(0)
+    net = Net(
+        lambda m, x: m.last(m.first(x).relu()) * 1e-7 + 1.0,
+        first=nn.Linear(6, 32),
+        last=nn.Linear(32, 64),
+    ).eval()
+    program = edgeprune.capture(net, torch.randn(4, 6))
+    plan = edgeprune.plan(program, edgeprune.analyze(program), keep_macs=0.5, align=1)
+    slim, x = edgeprune.cut(program, plan), torch.randn(4, 6)
+    assert (net(x) - net(x)[:1]).abs().max() < 2 * torch.finfo(torch.float32).eps * 2
+    assert edgeprune.prove(program, slim, plan, inputs=(x,)) < 1e-5
+    with pytest.raises(ProofError, match="not depend on the inputs"):
+        edgeprune.prove(program, slim, plan, inputs=(x[:1].expand(4, 6),))
+
+
 def test_what_float32_rounds_away_is_told_by_float64_and_the_weights_are_asked_all_the_same() -> None:
     """A variance as a mean of squares less a squared mean loses four digits of seven."""
 

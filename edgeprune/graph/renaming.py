@@ -45,8 +45,8 @@ def free_names(program: ExportedProgram) -> None:
     bad = next((name for name in names if _UNQUOTABLE.search(name)), None)
     if bad is not None:
         raise CaptureError(
-            f"tensor {bad!r}: expected a name without double quotes, backslashes and control characters; "
-            "rename its module"
+            f"tensor {bad!r}: expected a name of letters and digits, without double quotes, backslashes and control "
+            "characters; rename its module"
         )
     if any(_free_name(name) != name for name in names):
         renamed(program, _free_name)

@@ -96,15 +96,39 @@ class Reach:
         Not where it is so for the weights' sake, which other weights show, nor for the cut's, which the dense network
         shows: then no inputs could tell more.
         """
-        constant = self._same_in_all_rows(args, results)
-        if any(constant):
-            self._noise.shake()
+
+        def own(given: Arguments) -> list[Tensor]:
             network.reset()
-            others = self._same_in_all_rows(args, outputs(network.network, args))
-            self._noise.rest()
-            dense = self._same_in_all_rows(args, outputs(Program.adopt(self._dense).frozen_module(), args))
-            constant = [all(each) for each in zip(constant, others, dense, strict=True)]
+            return outputs(network.network, given)
+
+        def shaken(given: Arguments) -> list[Tensor]:
+            self._noise.shake(again=given is not args)
+            try:
+                return own(given)
+            finally:
+                self._noise.rest()
+
+        constant = self._constant_by(own, args, results)
+        if any(constant):
+            others = self._constant_by(shaken, args, shaken(args))
+            dense = Program.adopt(self._dense).frozen_module()
+            before = self._constant_by(lambda given: outputs(dense, given), args, outputs(dense, args))
+            constant = [all(each) for each in zip(constant, others, before, strict=True)]
         return constant
+
+    def _constant_by(
+        self, run: Callable[[Arguments], list[Tensor]], args: Arguments, results: list[Tensor]
+    ) -> list[bool]:
+        """For each output whether all rows are the same, and stay so to the last bit with the first one's inputs.
+
+        A row is rounded by its place in the batch, so that equal ones may differ; and a network of many layers may make
+        of other inputs what differs by no more than that.
+        """
+        same = self._same_in_all_rows(args, results)
+        if any(same):
+            alike = run(_of_first_row(self._slim, args))
+            same = [near and _same(a, b) for near, a, b in zip(same, results, alike, strict=True)]
+        return same
 
     def _same_in_all_rows(self, args: Arguments, results: list[Tensor]) -> list[bool]:
         """For each output whether all rows are the same but for their rounding, which may go by the row."""
@@ -197,6 +221,16 @@ def _first_row(program: ExportedProgram, args: Arguments) -> Arguments:
     return tuple(tree_map(first, args))
 
 
+def _of_first_row(program: ExportedProgram, args: Arguments) -> Arguments:
+    """As many rows, all of them the first one."""
+    free = iter(free_dims(program))
+
+    def first(leaf: Any) -> Any:
+        return leaf[:1].expand_as(leaf).contiguous() if 0 in next(free) else leaf
+
+    return tuple(tree_map(first, args))
+
+
 # -- by the graph -----------------------------------------------------------------------------------------------------
 
 
@@ -241,9 +275,9 @@ class _Noise:
         self._generator: torch.Generator | None = None
         self._seed = 0
 
-    def shake(self) -> None:
-        """From now on tensors are changed, otherwise each time."""
-        self._seed += 1
+    def shake(self, again: bool = False) -> None:
+        """From now on tensors are changed, otherwise each time; or `again` as the last time."""
+        self._seed += not again
         self._generator = torch.Generator().manual_seed(self._seed)
 
     def rest(self) -> None:
