@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from edgeprune.errors import InputError
 from edgeprune.formats import architectures
 from edgeprune.graph.capture import Program, capture, captured_with
-from edgeprune.graph.comparison import outputs
+from edgeprune.graph.comparison import outputs, relative_error
 from edgeprune.graph.drawn import drawn_arguments, first_accepted
 from edgeprune.graph.renaming import own_name
 from edgeprune.graph.sizes import Asked, free_dims, free_ranges
@@ -127,18 +126,9 @@ def _check_same(program: ExportedProgram, fresh: ExportedProgram, arch: str) -> 
     """Raise InputError unless both compute the same: a file of code may have been changed since."""
     networks = program.module(), fresh.module()
     args = first_accepted(networks[0], drawn_arguments(program, _BATCH))
-    stored, anew = (outputs(network, args) for network in networks)
-    if len(stored) == len(anew) and all(map(_is_close, stored, anew)):
+    if relative_error(*(outputs(network, args) for network in networks)) <= _TOLERANCE:
         return
     raise InputError(
         f"--arch {arch}: expected the network that the file holds, to capture it anew, got one that computes something "
         "else of its weights"
     )
-
-
-def _is_close(want: Tensor, got: Tensor) -> bool:
-    if want.shape != got.shape or not want.numel():
-        return want.shape == got.shape
-    want, got = want.to(torch.float64), got.to(torch.float64)
-    largest = float(want.nan_to_num(posinf=0.0, neginf=0.0).abs().max())
-    return torch.allclose(want, got, rtol=_TOLERANCE, atol=_TOLERANCE * largest, equal_nan=True)

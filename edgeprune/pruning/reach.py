@@ -126,7 +126,7 @@ class Reach:
         """
         same = self._same_in_all_rows(args, results)
         if any(same):
-            alike = run(_of_first_row(self._slim, args))
+            alike = run(_first_row(self._slim, args, repeated=True))
             same = [near and _same(a, b) for near, a, b in zip(same, results, alike, strict=True)]
         return same
 
@@ -212,21 +212,14 @@ def _n_rows(program: ExportedProgram, args: Arguments) -> int:
     return sizes[0] if sizes else 0
 
 
-def _first_row(program: ExportedProgram, args: Arguments) -> Arguments:
+def _first_row(program: ExportedProgram, args: Arguments, repeated: bool = False) -> Arguments:
+    """The first row of what has rows; `repeated` as often as there were rows."""
     free = iter(free_dims(program))
 
     def first(leaf: Any) -> Any:
-        return leaf[:1] if 0 in next(free) else leaf
-
-    return tuple(tree_map(first, args))
-
-
-def _of_first_row(program: ExportedProgram, args: Arguments) -> Arguments:
-    """As many rows, all of them the first one."""
-    free = iter(free_dims(program))
-
-    def first(leaf: Any) -> Any:
-        return leaf[:1].expand_as(leaf).contiguous() if 0 in next(free) else leaf
+        if 0 not in next(free):
+            return leaf
+        return leaf[:1].expand_as(leaf).contiguous() if repeated else leaf[:1]
 
     return tuple(tree_map(first, args))
 
