@@ -260,6 +260,37 @@ def test_rows_that_differ_by_no_more_than_rounding_show_something_where_their_in
         edgeprune.prove(program, slim, plan, inputs=(x[:1].expand(4, 6),))
 
 
+def faint() -> nn.Sequential:
+    """A network that is as it was started, with weights so small that even in float64 nothing reaches its outputs."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), *(nn.Conv2d(16, 16, 1) for _ in range(12)), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.Linear(16 * 64, 4)).eval()
+    for layer in net:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.003)
+    return net
+
+
+def test_weights_that_swallow_the_inputs_are_made_larger_in_both_networks() -> None:
+    net, x = faint(), torch.randn(2, 3, 8, 8)
+    program, plan, slim = planned(net, x)
+    exact, two = in_float64(faint()), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert torch.equal(*exact(two).split(1))
+    assert edgeprune.prove(program, slim, plan) <= 1e-5
+    assert edgeprune.prove(program, slim, plan, torch.randn(2, 3, 8, 8)) <= 1e-5
+    with pytest.raises(ProofError, match="not depend on the inputs"):
+        edgeprune.prove(program, slim, plan, torch.ones(2, 3, 8, 8))
+
+
+def test_a_wrong_weight_is_found_though_it_swallows_the_inputs() -> None:
+    program, plan, slim = planned(faint(), torch.randn(2, 3, 8, 8))
+    with torch.no_grad():
+        weight = slim.state_dict["6.weight"]
+        weight.copy_(weight.flip(1))
+    with pytest.raises(ProofError, match="not the masked dense network"):
+        edgeprune.prove(program, slim, plan)
+
+
 def test_what_float32_rounds_away_is_told_by_float64_and_the_weights_are_asked_all_the_same() -> None:
     """A variance as a mean of squares less a squared mean loses four digits of seven."""
 

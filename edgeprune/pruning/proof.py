@@ -29,6 +29,7 @@ from edgeprune.graph.tokens import only_kept
 from edgeprune.lines import error_reason
 from edgeprune.pruning.blocks import gated, without_blocks
 from edgeprune.pruning.folding import fold
+from edgeprune.pruning.gains import amplified, gains
 from edgeprune.pruning.lowrank import joined, product, with_products
 from edgeprune.pruning.masked import divisions, masked
 from edgeprune.pruning.plan import PruningPlan
@@ -52,8 +53,9 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
     is checked against itself with the product of both layers put in their place, in float64; that one is the masked
     dense network with these products for weights. A network with a state is run over several
     steps. Inputs that show nothing of the cut are no proof: the outputs must depend on them, and must move with the
-    weights that were sliced. Where a vocabulary is cut, it is run on ids that are kept, and the dense network has the
-    whole of its tables.
+    weights that were sliced; where they do not, both networks are compared with larger weights, which let through what
+    an untrained network's swallow. Where a vocabulary is cut, it is run on ids that are kept, and the dense network has
+    the whole of its tables.
 
     Args:
         program: the dense program that was cut.
@@ -99,15 +101,32 @@ def _proved(
     if plan.splits:
         origins.append(_Origin.of_splits(slim, whole := joined(slim, plan.splits), plan))
         program, slim, plan = with_products(program, whole, plan), whole, replace(plan, splits=())
-    pair = _Pair.of(program, slim, plan)
+    tried: list[list[Arguments]] = []
+
+    def samples() -> Iterator[list[Arguments]]:
+        for found in candidates:
+            tried.append([with_kept_ids(program, args, plan.vocabularies) for args in found])
+            yield tried[-1]
+
+    error, doubts = _shown(_Pair.of(program, slim, plan), samples(), origins)
+    if error is None and (by := gains(program, slim)):
+        error, _ = _shown(_Pair.of(amplified(program, by), amplified(slim, by), plan), tried, [])
+    if error is None:
+        raise ProofError(f"no proof: {doubts[0]}; these were {origin}")
+    return error
+
+
+def _shown(
+    pair: _Pair, candidates: Iterable[Sequence[Arguments]], origins: Sequence[_Origin]
+) -> tuple[float | None, list[str]]:
+    """The error on the first samples that show something, and why those before show nothing; None where all do."""
     doubts: list[str] = []
-    for found in candidates:
-        samples = [with_kept_ids(program, args, plan.vocabularies) for args in found]
+    for samples in candidates:
         try:
-            return pair.error(samples, origins)
+            return pair.error(samples, origins), doubts
         except _ShowsNothing as doubt:
             doubts.append(str(doubt))
-    raise ProofError(f"no proof: {doubts[0]}; these were {origin}")
+    return None, doubts
 
 
 class _ShowsNothing(Exception):
