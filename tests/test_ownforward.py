@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import edgeprune
 from edgeprune.errors import ApplyError, InputError
@@ -102,6 +103,75 @@ def test_an_appliable_cut_goes_back_into_its_class(name: str, align: int) -> Non
     assert applied.tensors and applied.error < 1e-5
     x = torch.randn(3, *shape[1:])
     torch.testing.assert_close(net.eval()(x), slim.module()(x))
+
+
+class Separator(nn.Module):
+    """A mask for each of two speakers; the 16 is the encoder's width, written once more."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.encode, self.body = nn.Conv1d(8, 16, 3, padding=1), nn.Conv1d(16, 64, 1)
+        self.mask, self.decode, self.written = nn.Conv1d(64, 32, 1), nn.Conv1d(16, 1, 1), written
+
+    def forward(self, x: Tensor) -> Tensor:
+        e = self.encode(x).relu()
+        mask = self.mask(self.body(e).relu()).sigmoid()
+        if self.written:
+            mask = mask.view(x.shape[0], 2, 16, -1)
+        else:
+            mask = mask.view(x.shape[0], 2, e.shape[1], -1)
+        return self.decode((e.unsqueeze(1) * mask).flatten(0, 1)).view(x.shape[0], 2, -1)
+
+
+def plan_of(net: nn.Module, x: Tensor, keep_macs: float, **options: Any) -> tuple[Any, Any]:
+    program = edgeprune.capture(net, x)
+    graph = edgeprune.analyze(program)
+    plan = edgeprune.plan(program, graph, keep_macs=keep_macs, align=1, **options)
+    return {group.name: (group.before, group.after) for group in plan.groups}, edgeprune.cut(program, plan)
+
+
+def test_a_width_that_stands_in_the_line_stays_whole() -> None:
+    net, x = randomized(Separator(written=True)), torch.randn(2, 8, 20)
+    widths, slim = plan_of(net, x, 0.5, appliable=True)
+    assert widths["encode"] == (16, 16) and widths["body"][1] < 32
+    assert slim.apply_to(net).error < 1e-5
+
+
+def test_a_width_that_the_forward_computes_is_cut() -> None:
+    net, x = randomized(Separator(written=False)), torch.randn(2, 8, 20)
+    widths, slim = plan_of(net, x, 0.5, appliable=True)
+    assert widths["encode"][1] < 16
+    assert slim.apply_to(net).error < 1e-5
+
+
+class Attending(nn.Module):
+    """Attention in a forward of many layers: what leaves it has the shape of the stream, whatever heads there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.qkv, self.out = nn.Linear(8, 16), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.wide, self.narrow, self.head = nn.Linear(16, 64), nn.Linear(64, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 4).unbind(2)
+        y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+        x = x + self.out(y.reshape(*x.shape))
+        return self.head((x + self.narrow(self.wide(x).relu())).mean(1))
+
+
+def test_a_shape_that_the_same_forward_made_is_one_that_a_view_may_be_given() -> None:
+    net, x = randomized(Attending()), torch.randn(2, 6, 8)
+    widths, slim = plan_of(net, x, 0.8, appliable=True)
+    assert widths["first"] == (16, 16) and widths["wide"][1] < 64
+    assert slim.apply_to(net).error < 1e-5
+
+
+def test_a_refusal_names_the_layer_before_the_line_that_fails() -> None:
+    net, x = randomized(Attending()), torch.randn(2, 6, 8)
+    _, slim = plan_of(net, x, 0.8, leave=["wide", "qkv"])
+    with pytest.raises(ApplyError, match=r"leave 'first'.* alone, plan\(\.\.\., leave=\['first'"):
+        slim.apply_to(net)
 
 
 def test_halves_lose_as_many_channels_but_not_the_same_ones() -> None:

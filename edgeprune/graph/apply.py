@@ -21,11 +21,13 @@ from edgeprune.errors import ApplyError
 from edgeprune.graph.attributes import Shapes, attribute_changes
 from edgeprune.graph.comparison import TOLERANCE, output_types, outputs, outputs_in_float64, relative_error
 from edgeprune.graph.drawn import first_accepted
+from edgeprune.graph.lines import source_line
 from edgeprune.graph.modulestate import restored
 from edgeprune.graph.names import GATHER, split_names
 from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.graph.refusals import error_on, explain_run, failing_layer, quiet_torch
 from edgeprune.graph.renaming import own_name
+from edgeprune.usercode import user_line
 
 _PLANNED = "plan for it with appliable=True or --keep-equal-chunks"
 
@@ -248,7 +250,7 @@ def _compared(model: nn.Module, slim: fx.GraphModule, args: tuple[Any, ...], sha
         with restored(model):  # a state that it writes to: both run from the same one
             raised = error_on(model, args)
         if raised is not None:
-            told = explain_run(model, args, raised) + _to_leave(failing_layer(model, raised)[0], slim.graph, shapes)
+            told = explain_run(model, args, raised) + _to_leave(model, raised, slim.graph, shapes)
             return f"its forward has sizes of the dense network written into it: {told}", float("inf")
         expected = outputs(slim.to(device), args)
         error = relative_error(expected, outputs(model, args))
@@ -266,22 +268,28 @@ def _compared(model: nn.Module, slim: fx.GraphModule, args: tuple[Any, ...], sha
     ), error
 
 
-def _to_leave(layer: str, graph: fx.Graph, shapes: Shapes) -> str:
-    """Advice: the sliced layers whose units come into the layer that fails, or that are parts of it."""
+def _to_leave(model: nn.Module, raised: Exception, graph: fx.Graph, shapes: Shapes) -> str:
+    """Advice: the sliced layers whose units come into the layer or the line that fails, or that are parts of it."""
     sliced = {name.rpartition(".")[0] for name, (old, new) in shapes.items() if old[:1] != new[:1] and len(old) > 1}
-    before = [name for name in _layers_before(layer, graph) if name in sliced]
+    layer, line = failing_layer(model, raised)[0], user_line(raised).partition(" in ")[0]
+    of_line = [node for node in graph.nodes if line and node.op == "call_function" and source_line(node) == line]
     within = sorted(name for name in sliced if layer and name.startswith(layer + "."))
-    names = (before or within)[:3]
+    candidates = (_layers_before(_reading(layer, graph)), within, _layers_before(of_line))
+    names = next((found for each in candidates if (found := [name for name in each if name in sliced][:3])), [])
     if not names:
         return f"; {_PLANNED}"
     shown = ", ".join(map(repr, names))
     return f"; leave {shown} alone, plan(..., leave=[{shown}]) or --keep-layer {names[0]}, or {_PLANNED}"
 
 
-def _layers_before(layer: str, graph: fx.Graph) -> list[str]:
-    """The names of the nearest layers with weights whose results a layer takes."""
-    reading = next((node for node in graph.nodes if any(_is_of(n, layer) for n in node.all_input_nodes)), None)
-    waiting = [] if reading is None else _calls_read(reading)
+def _reading(layer: str, graph: fx.Graph) -> list[fx.Node]:
+    """The first call that reads the weights of a layer."""
+    return [node for node in graph.nodes if any(_is_of(n, layer) for n in node.all_input_nodes)][:1]
+
+
+def _layers_before(calls: Sequence[fx.Node]) -> list[str]:
+    """The names of the nearest layers with weights whose results calls take."""
+    waiting = [node for call in calls for node in _calls_read(call)]
     found: dict[str, None] = {}
     seen = set(waiting)
     while waiting:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -13,17 +15,31 @@ _ROOTS = {
     "edgeprune": os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
 }
 
+_NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
+
 
 def source_line(node: fx.Node) -> str:
     """The innermost line of the user's own code that made a node, `file:line`, or the empty string."""
-    trace = node.meta.get("stack_trace") or ""
-    lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
-    for line in reversed(lines):
-        path, _, rest = line.removeprefix("File ").partition(", line ")
+    return next((place for place, _ in _own_lines(node)), "")
+
+
+def written_numbers(node: fx.Node) -> set[int]:
+    """The whole numbers that stand as such in the lines of the user's own code that made a node.
+
+    Of a statement over several lines only the one that was running is known.
+    """
+    return {int(number) for _, text in _own_lines(node) for number in _NUMBER.findall(text)}
+
+
+def _own_lines(node: fx.Node) -> Iterator[tuple[str, str]]:
+    """`file:line` and its text, for each line of the user's own code on the way to a node, innermost first."""
+    trace = (node.meta.get("stack_trace") or "").splitlines()
+    for number, line in reversed(list(enumerate(trace))):
+        path, found, rest = line.strip().removeprefix("File ").partition(", line ")
         path = path.strip('"')
-        if not path.startswith("<") and not library_part(path):
-            return f"{path}:{rest.partition(',')[0]}"
-    return ""
+        if found and line.strip().startswith("File ") and not path.startswith("<") and not library_part(path):
+            following = trace[number + 1].strip() if number + 1 < len(trace) else ""
+            yield f"{path}:{rest.partition(',')[0]}", "" if following.startswith("File ") else following
 
 
 @cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from edgeprune.graph.edit import Edit
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import Value, core
 from edgeprune.graph.lift import unlifted
+from edgeprune.graph.lines import written_numbers
 from edgeprune.graph.names import GATHER
 from edgeprune.graph.ops.movement import SPLIT_DIMS, SPLITS
 
@@ -57,12 +59,12 @@ def not_taken(graph: ChannelGraph, keep: np.ndarray) -> set[int]:
     before = [_form(edit.node(call)) for call in calls]
     readers = [set(edit.node(call).users) for call in calls]
     edit.rewrite()
-    entering = _entering(graph) if any(call.name in _VIEWS for call in calls) else {}
+    around = _around(graph) if any(call.name in _VIEWS for call in calls) else {}
     group_of = graph.group_numbers()
     found: set[int] = set()
     for call, form, known in zip(calls, before, readers, strict=True):
         more = [user for user in edit.node(call).users if user not in known and _name(user) == user.name]
-        for value in _values(edit, call) if more else _untaken(edit, call, form, entering):
+        for value in _values(edit, call) if more else _untaken(edit, call, form, around):
             units = _units(value)
             found.update(group_of[units[(units > 0) & ~keep[units]]].tolist())
     return found - {-1}
@@ -160,18 +162,29 @@ def _name(node: fx.Node) -> str:
 
 
 def _untaken(
-    edit: Edit, call: Call, before: tuple[Any, ...], entering: Mapping[str, Sequence[Value]]
+    edit: Edit, call: Call, before: tuple[Any, ...], around: Mapping[str, Sequence[fx.Node]]
 ) -> Sequence[Value]:
     """The values whose cut a class's own forward does not follow at one call."""
-    result = edit.result(call)
-    if _form(edit.node(call)) != before and not _takes(edit, call, before):
+    result, after = edit.result(call), _form(edit.node(call))
+    if after != before and not (_takes(edit, call, before) and _is_computed(call.node, before, after)):
         return _values(edit, call)
-    if call.name not in _VIEWS:
+    sizes = _own_sizes(edit, call, result) if call.name in _VIEWS else []
+    if not sizes:
         return []
-    # A size of the module's input may stand here, `b, c, h, w = x.shape` and then `y.view(b, c, h, w)`.
-    others = entering.get(_module_of(call.node), ())
-    pairs = itertools.product(_own_sizes(edit, call, result), others)
+    # A size of what the forward has may stand here, `b, c, h, w = x.shape` and then `y.view(b, c, h, w)`.
+    env = edit.analysis.env
+    others = [env[node] for node in around.get(_module_of(call.node), ()) if node < call.node]
+    pairs = itertools.product(sizes, others)
     return [value for dim, other in pairs for value in (other, result) if _is_parted(edit, (result, dim), other)]
+
+
+def _is_computed(node: fx.Node, before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether none of the sizes that a cut changes stands as a number in the user's line."""
+    if before[0] is not after[0]:
+        return True
+    pairs = zip(tree_leaves(before[1]), tree_leaves(after[1]), strict=False)
+    changed = {old for old, new in pairs if type(old) is int and old != new}
+    return not (changed and changed & written_numbers(node))
 
 
 def _own_sizes(edit: Edit, call: Call, result: Value) -> list[int]:
@@ -203,15 +216,18 @@ def _modules_of(node: fx.Node) -> list[str]:
     return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
 
 
-def _entering(graph: ChannelGraph) -> dict[str, list[Value]]:
-    """What comes into each module from outside, by its name."""
+def _around(graph: ChannelGraph) -> dict[str, list[fx.Node]]:
+    """What each module's forward has at hand, by its name: what comes in, what its lines make and hand on."""
     env = graph.analysis.env
-    found: dict[str, dict[fx.Node, None]] = {}
+    found: dict[str, dict[fx.Node, None]] = defaultdict(dict)
     for node in graph.analysis.calls:
-        for path in _modules_of(node):
-            outside = (n for n in node.all_input_nodes if path not in _modules_of(n) and isinstance(env[n], Value))
-            found.setdefault(path, {}).update(dict.fromkeys(n for n in outside if n.op == "call_function"))
-    return {path: [env[node] for node in nodes] for path, nodes in found.items()}
+        modules = _modules_of(node)
+        for other in (n for n in node.all_input_nodes if n.op == "call_function"):
+            shared = [path for path in modules if path in _modules_of(other)]
+            for path in (*shared[-1:], *(path for path in modules if path not in shared)):
+                found[path][other] = None
+        found[_module_of(node)][node] = None
+    return {path: [node for node in nodes if isinstance(env[node], Value)] for path, nodes in found.items()}
 
 
 def _takes(edit: Edit, call: Call, before: tuple[Any, ...]) -> bool:
