@@ -21,6 +21,7 @@ from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained, forget_given, give
 from edgeprune.graph.lift import InputSizes, Unlifted, lifted
 from edgeprune.graph.modulestate import State, restored
+from edgeprune.graph.owninputs import own_arguments
 from edgeprune.graph.recurrence import not_unrolled
 from edgeprune.graph.refusals import (
     check_model,
@@ -191,8 +192,8 @@ def capture(
 
     Args:
         model: the network; left as it was.
-        example_inputs: one tensor `(batch, ...)` or the sequence of positional arguments. A batch of 1 is doubled,
-            so that no size is mistaken for a broadcast.
+        example_inputs: one tensor `(batch, ...)` or the sequence of positional arguments; one tensor may stand for
+            several. A batch of 1 is doubled, so that no size is mistaken for a broadcast.
         dynamic_batch: False fixes the batch at the example's, for a model that does so itself.
         dynamic_size: height and width (all dims from the third on) are free too, as in a fully convolutional network.
         dynamic: the free dims of the inputs that are named, in place of these rules; e.g. `{"tokens": (0, 1)}` for
@@ -206,7 +207,7 @@ def capture(
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else _positional(example_inputs)
     check_model(model, args)
     free = asked_dims(model, args, dynamic_batch, dynamic_size, dynamic or {})
-    args = _at_least_two(args, free)
+    args = _at_least_two(own_arguments(args), free)  # an export takes one tensor that is given twice for one input
     with restored(model):
         model.eval()
         failure = failure_on(model, args) if has_other_type(model, args) else ""
@@ -228,7 +229,8 @@ def reexport(module: nn.Module, args: tuple[Any, ...], free: Free | None = None)
     Raises:
         CaptureError: the graph does not run, or fixes a size that was free.
     """
-    return _export(module, args, asked_dims(module, args, True, False, {}) if free is None else free)
+    free = asked_dims(module, args, True, False, {}) if free is None else free
+    return _export(module, own_arguments(args), free)
 
 
 def reexport_like(module: fx.GraphModule | Unlifted, program: ExportedProgram) -> Program:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph.lines import source_line
+from edgeprune.graph.owninputs import own_arguments
 from edgeprune.graph.sizes import Fixed, argument_names
 from edgeprune.lines import error_text, first_line
 from edgeprune.usercode import causes, user_line
@@ -188,7 +189,7 @@ def error_on(model: Callable[..., Any], args: tuple[Any, ...]) -> Exception | No
     """What the model itself raises on the inputs."""
     try:
         with torch.no_grad(), quiet_torch():
-            model(*_copied(args))
+            model(*own_arguments(args))
     except Exception as error:
         return error
     return None
@@ -211,12 +212,6 @@ def _other_type(model: nn.Module, args: tuple[Any, ...]) -> str:
     if not types or all(dtype == types[0] for dtype in inputs):
         return ""
     return f"; the model's parameters are {str(types[0]).removeprefix('torch.')}"
-
-
-def _copied(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    leaves, tree = tree_flatten(args)
-    copied: tuple[Any, ...] = tree_unflatten([x.clone() if isinstance(x, Tensor) else x for x in leaves], tree)
-    return copied
 
 
 def _failure_at(model: nn.Module, args: tuple[Any, ...], shapes: Sequence[tuple[int, ...] | None]) -> Exception | None:
