@@ -14,6 +14,7 @@ from torch.utils._pytree import SUPPORTED_NODES, tree_flatten, tree_leaves, tree
 
 from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
+from edgeprune.graph.batches import check_batches, one_batch
 from edgeprune.graph.containers import register_dataclasses
 from edgeprune.graph.distances import DistancesBySize
 from edgeprune.graph.drawn import drawn_arguments, example_values
@@ -330,7 +331,11 @@ def _export(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:
     except Exception as error:
         if _makes_outputs_known(model, args):
             return _export(model, args, free)
-        raise _refusal(model, args, free, error) from error
+        return _loosened(model, args, free, error)
+    return _adopted(model, args, free, program)
+
+
+def _adopted(model: nn.Module, args: tuple[Any, ...], free: Free, program: ExportedProgram) -> Program:
     fixed = first_fixed(program, free)
     if fixed is not None:
         raise refused_size(model, args, fixed)
@@ -352,13 +357,20 @@ def _exported(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch:
         return torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
 
 
-def _refusal(model: nn.Module, args: tuple[Any, ...], free: Free, error: Exception) -> CaptureError:
-    """Whether it fixes a size, which an export that lets sizes be fixed shows, or fails for another reason."""
+def _loosened(model: nn.Module, args: tuple[Any, ...], free: Free, error: Exception) -> Program:
+    """The program by an export that lets sizes be fixed, where that fixes none of those that were to be free.
+
+    Whether the halves of a batch are two at every batch, as of both images of a pair, PyTorch does not see.
+    """
     try:
-        fixed = first_fixed(_exported(model, args, free, strict_batch=False), free)
+        with one_batch(model, free):
+            program = _exported(model, args, free, strict_batch=False)
     except Exception:  # it fails anyhow: the first error says why
-        fixed = None
-    return CaptureError(explain(model, args, error)) if fixed is None else refused_size(model, args, fixed)
+        raise CaptureError(explain(model, args, error)) from error
+    adopted = _adopted(model, args, free, program)
+    if any(0 in dims for dims in free):
+        check_batches(model, adopted, adopted.frozen_module(), free)
+    return adopted
 
 
 def _positional(example_inputs: Any) -> tuple[Any, ...]:
