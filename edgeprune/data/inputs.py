@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_unflatten
 
 from edgeprune.errors import InputError
+from edgeprune.graph.owninputs import spared
 from edgeprune.records import Normalization
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -80,16 +81,18 @@ def spread_shape(count: int, dim: int, n_dims: int) -> tuple[int, ...]:
 
 
 def fed(module: nn.Module, inputs: Inputs) -> Any:
-    """What a network gives out for inputs as it takes them; named ones go into a module by name."""
-    if isinstance(inputs, Tensor):
-        return module(inputs)
-    return module(*arguments_of(module, inputs)) if isinstance(module, fx.GraphModule) else module(**inputs)
+    """What a network gives out for inputs as it takes them, which stay as they are; named ones go in by name."""
+    if isinstance(inputs, Tensor) or isinstance(module, fx.GraphModule):
+        return module(*spared(module, arguments_of(module, inputs)))
+    [own] = spared(module, [dict(inputs)])
+    return module(**own)
 
 
-def arguments_of(graph: fx.GraphModule, inputs: Inputs) -> tuple[Any, ...]:
+def arguments_of(graph: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     """Inputs as the positional arguments of an exported graph; what is no tensor is as it was captured with."""
     if isinstance(inputs, Tensor):
         return (inputs,)
+    assert isinstance(graph, fx.GraphModule)
     places = graph.graph.find_nodes(op="placeholder")
     leaves = [inputs[node.name] if node.name in inputs else node.meta.get("val") for node in places]
     codegen: Any = graph.graph._codegen

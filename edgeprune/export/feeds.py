@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.export.ort import Feed
 from edgeprune.graph.capture import Program
+from edgeprune.graph.owninputs import spared
 from edgeprune.graph.sizes import arguments
 
 
@@ -46,7 +47,8 @@ def in_pytorch(program: ExportedProgram) -> Callable[[Feed], Any]:
 
     def answered(feed: Feed) -> Any:
         with torch.no_grad():
-            return module(*arguments(program, [torch.from_numpy(array) for array in arrays_of(feed)]))
+            args = arguments(program, [torch.from_numpy(array) for array in arrays_of(feed)])
+            return module(*spared(module, args))
 
     return answered
 

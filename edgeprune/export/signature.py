@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from edgeprune.data.inputs import spread_shape
 from edgeprune.export.front import Preprocessing, feature_scaling
 from edgeprune.export.target import Material
+from edgeprune.graph.owninputs import spared
 from edgeprune.graph.sizes import arguments, size_hint
 from edgeprune.graph.specs import file_inputs, input_specs, output_names
 from edgeprune.pruning.slim_inputs import gathered
@@ -197,7 +198,7 @@ class Wrapped(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """All outputs that are tensors, for all inputs."""
         given = [taken(x) for taken, x in zip(self.taken, inputs, strict=True)]
-        leaves = pytree.tree_leaves(self.network(*arguments(self._program, given)))
+        leaves = pytree.tree_leaves(self.network(*spared(self.network, arguments(self._program, given))))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         return tuple(
             tensor.permute(_TO_LAST) if value.channels_last else tensor

@@ -18,9 +18,10 @@ from edgeprune.errors import CaptureError
 from edgeprune.graph import binding, reasons
 from edgeprune.graph.call import Call, operator_name
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.findings import Finding, Hint, Source, chosen, same_objects, same_result
+from edgeprune.graph.findings import Finding, Hint, Source, chosen, constant, same_objects, same_result
 from edgeprune.graph.labels import Layer, Value, core, pack, without_overlaps
 from edgeprune.graph.ops.registry import Kind, Operator, lookup
+from edgeprune.graph.randomness import made_of_draws
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.solve import Reason, Solver
@@ -58,6 +59,7 @@ class Analysis:
         self._graph_inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.tensors = Tensors(program)
         self._static = binding.static_nodes(program)
+        self._drawn = made_of_draws(program.graph)
         self._free_rows = frozenset(free_rows)
 
     # -- solving ---------------------------------------------------------------------------------------------------
@@ -308,7 +310,7 @@ class Analysis:
             return size_hint(node.meta.get("val"))  # a size, or an assertion
         if all(value.const is not None for value in values):
             known = {n: tree_map_only(Value, lambda v: v.const, self.env[n]) for n in node.all_input_nodes}
-            return self._constant(binding.computed(node, known))
+            return constant(binding.computed(node, known), node in self._drawn)
         return self._by_rule(node)
 
     def _by_rule(self, node: fx.Node) -> Any:
@@ -327,13 +329,12 @@ class Analysis:
     def _raw_operand(self, call: Call, entry: Operator | None) -> Value | None:
         """The operand that a call leaves *raw*, because it moves an input's elements or maps them one by one."""
         raws = [value for value in call.values if value.raw]
-        if entry is None or len(raws) != 1:
-            return None
-        return raws[0] if self._keeps_raw(call, entry, raws[0]) else None
+        keeps = entry is not None and len(raws) == 1 and self._keeps_raw(call, entry, raws[0])
+        return raws[0] if keeps else None
 
     def _keeps_raw(self, call: Call, entry: Operator, raw: Value) -> bool:
-        values = [(n, self.env[n]) for n in call.node.all_input_nodes]
-        others = {n: value for n, value in values if isinstance(value, Value) and not value.raw}
+        nodes = call.node.all_input_nodes
+        others = {n: value for n in nodes if isinstance(value := self.env[n], Value) and not value.raw}
         if entry.moves:
             return call.input.raw and all(value.const is not None for value in others.values())
         return entry.kind is Kind.POINTWISE and call.shape == raw.shape and self._static.issuperset(others)
@@ -345,10 +346,6 @@ class Analysis:
                 for layer in value.layers:
                     self.lock(layer, reasons.WHOLE_INPUT)
         return Value(call.shape, tuple(Layer(layer.labels, False) for layer in raw.layers), raw=True)
-
-    def _constant(self, result: Any) -> Any:
-        """What a node of sizes or constants alone gives."""
-        return tree_map_only(Tensor, lambda t: Value(tuple(t.shape), const=t), result)
 
     def _checked(self, result: Any, raw: bool) -> Any:
         """Note which layers of the result still vary along several dims, and whether it is still raw."""

@@ -14,6 +14,7 @@ from torch.utils._pytree import SUPPORTED_NODES, tree_flatten, tree_leaves, tree
 
 from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
+from edgeprune.graph.batches import check_batches, one_batch
 from edgeprune.graph.containers import register_dataclasses
 from edgeprune.graph.distances import DistancesBySize
 from edgeprune.graph.drawn import drawn_arguments, example_values
@@ -21,6 +22,7 @@ from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained, forget_given, give
 from edgeprune.graph.lift import InputSizes, Unlifted, lifted
 from edgeprune.graph.modulestate import State, restored
+from edgeprune.graph.owninputs import own_arguments
 from edgeprune.graph.recurrence import not_unrolled
 from edgeprune.graph.refusals import (
     check_model,
@@ -191,8 +193,8 @@ def capture(
 
     Args:
         model: the network; left as it was.
-        example_inputs: one tensor `(batch, ...)` or the sequence of positional arguments. A batch of 1 is doubled,
-            so that no size is mistaken for a broadcast.
+        example_inputs: one tensor `(batch, ...)` or the sequence of positional arguments; one tensor may stand for
+            several. A batch of 1 is doubled, so that no size is mistaken for a broadcast.
         dynamic_batch: False fixes the batch at the example's, for a model that does so itself.
         dynamic_size: height and width (all dims from the third on) are free too, as in a fully convolutional network.
         dynamic: the free dims of the inputs that are named, in place of these rules; e.g. `{"tokens": (0, 1)}` for
@@ -206,7 +208,7 @@ def capture(
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else _positional(example_inputs)
     check_model(model, args)
     free = asked_dims(model, args, dynamic_batch, dynamic_size, dynamic or {})
-    args = _at_least_two(args, free)
+    args = _at_least_two(own_arguments(args), free)  # an export takes one tensor that is given twice for one input
     with restored(model):
         model.eval()
         failure = failure_on(model, args) if has_other_type(model, args) else ""
@@ -228,7 +230,8 @@ def reexport(module: nn.Module, args: tuple[Any, ...], free: Free | None = None)
     Raises:
         CaptureError: the graph does not run, or fixes a size that was free.
     """
-    return _export(module, args, asked_dims(module, args, True, False, {}) if free is None else free)
+    free = asked_dims(module, args, True, False, {}) if free is None else free
+    return _export(module, own_arguments(args), free)
 
 
 def reexport_like(module: fx.GraphModule | Unlifted, program: ExportedProgram) -> Program:
@@ -328,7 +331,11 @@ def _export(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:
     except Exception as error:
         if _makes_outputs_known(model, args):
             return _export(model, args, free)
-        raise _refusal(model, args, free, error) from error
+        return _loosened(model, args, free, error)
+    return _adopted(model, args, free, program)
+
+
+def _adopted(model: nn.Module, args: tuple[Any, ...], free: Free, program: ExportedProgram) -> Program:
     fixed = first_fixed(program, free)
     if fixed is not None:
         raise refused_size(model, args, fixed)
@@ -350,13 +357,20 @@ def _exported(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch:
         return torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
 
 
-def _refusal(model: nn.Module, args: tuple[Any, ...], free: Free, error: Exception) -> CaptureError:
-    """Whether it fixes a size, which an export that lets sizes be fixed shows, or fails for another reason."""
+def _loosened(model: nn.Module, args: tuple[Any, ...], free: Free, error: Exception) -> Program:
+    """The program by an export that lets sizes be fixed, where that fixes none of those that were to be free.
+
+    Whether the halves of a batch are two at every batch, as of both images of a pair, PyTorch does not see.
+    """
     try:
-        fixed = first_fixed(_exported(model, args, free, strict_batch=False), free)
+        with one_batch(model, free):
+            program = _exported(model, args, free, strict_batch=False)
     except Exception:  # it fails anyhow: the first error says why
-        fixed = None
-    return CaptureError(explain(model, args, error)) if fixed is None else refused_size(model, args, fixed)
+        raise CaptureError(explain(model, args, error)) from error
+    adopted = _adopted(model, args, free, program)
+    if any(0 in dims for dims in free):
+        check_batches(model, adopted, adopted.frozen_module(), free)
+    return adopted
 
 
 def _positional(example_inputs: Any) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from edgeprune.graph.owninputs import spared
 from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
 
 # Largest relative difference that rounding explains, from the coarsest type to the finest.
@@ -17,9 +18,9 @@ TIMES_ROUNDING = 4.0  # another order of the same sums rounds otherwise, by abou
 
 
 def outputs(network: Callable[..., Any], args: Sequence[Any]) -> list[Tensor]:
-    """All output tensors of a network, in the order of its output tree."""
+    """All output tensors of a network, in the order of its output tree; the arguments stay as they are."""
     with torch.no_grad():
-        return [leaf for leaf in tree_leaves(network(*args)) if isinstance(leaf, Tensor)]
+        return [leaf for leaf in tree_leaves(network(*spared(network, args))) if isinstance(leaf, Tensor)]
 
 
 def outputs_in_float64(network: nn.Module, args: Sequence[Any]) -> list[Tensor] | None:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from edgeprune.graph import binding
 from edgeprune.graph.marks import Step, everything, has_rule, marks_of
+from edgeprune.graph.randomness import draws
 
 
 class _Flag(torch.autograd.Function):
@@ -151,7 +152,7 @@ def _marked(step: Step) -> tuple[Any, bool]:
         marks = everything(step) if is_mixed else marks
     else:  # made of parameters alone: it depends on no input, and what it has an influence on is to be found
         marks = tree_map(_unmarked, step.result)
-    if _draws(step):  # random numbers count as inputs
+    if draws(step.node.target, step.values.args):  # random numbers count as inputs
         ones = tree_map_only(Tensor, lambda t: torch.ones(t.shape, requires_grad=True), step.result)
         marks = tree_map(lambda one, mark: one if mark is None else one + mark, ones, marks)
     return tree_map_only(Tensor, _Flag.apply, marks), is_mixed
@@ -160,14 +161,3 @@ def _marked(step: Step) -> tuple[Any, bool]:
 def _unmarked(result: Any) -> Tensor | None:
     is_float = isinstance(result, Tensor) and result.is_floating_point()
     return torch.zeros(result.shape, requires_grad=True) if is_float else None
-
-
-def _draws(step: Step) -> bool:
-    """Whether the result holds random numbers."""
-    if torch.Tag.nondeterministic_seeded not in getattr(step.node.target, "tags", ()):
-        return False
-    args = step.values.args
-    for name, off in (("train", False), ("training", False), ("dropout_p", 0.0), ("dropout", 0.0)):
-        if name in args:
-            return bool(args[name] != off)
-    return True

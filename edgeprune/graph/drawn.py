@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
+from edgeprune.graph.comparison import outputs
 from edgeprune.graph.indices import UNBOUNDED, IndexRange, index_ranges
 from edgeprune.graph.sizes import arguments, free_dims, input_values, size_hint
 from edgeprune.graph.tokens import kept_vocabularies, only_kept
@@ -96,8 +97,7 @@ def first_accepted(network: Callable[..., Any], candidates: Iterable[tuple[Any, 
 
 def _accepts(network: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     try:
-        with torch.no_grad():
-            results = [leaf for leaf in tree_leaves(network(*args)) if isinstance(leaf, Tensor)]
+        results = outputs(network, args)
     except Exception:  # whatever a network raises on inputs that it does not take: others are tried
         return False
     return not any(bool(torch.isnan(result).any()) for result in results)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from edgeprune.graph.call import Call
 from edgeprune.graph.labels import Layer, Value
@@ -90,3 +91,13 @@ def chosen(labels: Tensor, dims: Sequence[int], preferred: int | None = None) ->
         return preferred
     counts = [count_units(labels.numpy(), dim) for dim in dims]
     return dims[int(np.argmax([0 if count == 1 else count for count in counts]))]
+
+
+def constant(result: Any, is_drawn: bool) -> Any:
+    """What a node of sizes or constants alone gives; whole numbers that are drawn are other ones in each run."""
+
+    def held(tensor: Tensor) -> Value:
+        is_known = tensor.is_floating_point() or not is_drawn
+        return Value(tuple(tensor.shape), const=tensor if is_known else None)
+
+    return tree_map_only(Tensor, held, result)

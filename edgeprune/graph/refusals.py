@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph.lines import source_line
+from edgeprune.graph.owninputs import own_arguments
 from edgeprune.graph.sizes import Fixed, argument_names
 from edgeprune.lines import error_text, first_line
 from edgeprune.usercode import causes, user_line
@@ -25,9 +26,10 @@ from edgeprune.usercode import causes, user_line
 _QUANTIZED = ("quantized", "quantized_decomposed", "_quantized", "torchao", "quantization")
 _DATA = "what runs next depends on the values in a tensor (an if, a loop or .item() on it)"
 _FREE_BATCH = (
-    "every command needs it free: let the forward take the batch from its input (x.shape[0]) in place of a number; in "
-    "Python, edgeprune.capture(..., dynamic_batch=False) leaves it fixed"
+    "every command needs it free: let the forward take the batch from its input (x.shape[0], as len(x) is a number) in "
+    "place of a number; in Python, edgeprune.capture(..., dynamic_batch=False) leaves it fixed"
 )
+_SIZES = "it does not hold for every size that was to be free, as PyTorch sees it"
 _WAY_OUT = "compress the float model, and quantise what comes out"
 
 
@@ -142,7 +144,7 @@ def explain(model: nn.Module, args: tuple[Any, ...], error: Exception) -> str:
     failure = failure_on(model, args)
     if failure:
         return failure
-    reason = _DATA if _depends_on_data(error) else ""
+    reason = _DATA if _depends_on_data(error) else _SIZES if _violates_constraints(error) else ""
     return f"{type(model).__name__} cannot be exported: {_told(model, error, reason)}{_advice(model)}"
 
 
@@ -178,6 +180,15 @@ def refused_size(model: nn.Module, args: tuple[Any, ...], fixed: Fixed) -> Captu
     )
 
 
+def refused_batch(model: nn.Module, batch: int, error: Exception | None = None) -> CaptureError:
+    """What becomes of a model at another batch than the example's: it fails, or its export gives something else."""
+    told = "its export gives other outputs" if error is None else f"it fails: {_told(model, error)}"
+    return CaptureError(
+        f"{type(model).__name__} fixes the batch, that was to be free: at a batch of {batch} {told}",
+        getattr(model, "free_batch_advice", _FREE_BATCH),
+    )
+
+
 def failure_on(model: nn.Module, args: tuple[Any, ...]) -> str:
     """One line on why the model itself does not run on the inputs; nothing where it does."""
     error = error_on(model, args)
@@ -188,7 +199,7 @@ def error_on(model: Callable[..., Any], args: tuple[Any, ...]) -> Exception | No
     """What the model itself raises on the inputs."""
     try:
         with torch.no_grad(), quiet_torch():
-            model(*_copied(args))
+            model(*own_arguments(args))
     except Exception as error:
         return error
     return None
@@ -213,12 +224,6 @@ def _other_type(model: nn.Module, args: tuple[Any, ...]) -> str:
     return f"; the model's parameters are {str(types[0]).removeprefix('torch.')}"
 
 
-def _copied(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    leaves, tree = tree_flatten(args)
-    copied: tuple[Any, ...] = tree_unflatten([x.clone() if isinstance(x, Tensor) else x for x in leaves], tree)
-    return copied
-
-
 def _failure_at(model: nn.Module, args: tuple[Any, ...], shapes: Sequence[tuple[int, ...] | None]) -> Exception | None:
     """What the model raises on inputs of other shapes; nothing is computed."""
     leaves, tree = tree_flatten(args)
@@ -236,6 +241,12 @@ def _failure_at(model: nn.Module, args: tuple[Any, ...], shapes: Sequence[tuple[
 
 def _depends_on_data(error: BaseException) -> bool:
     return any("DataDependent" in type(e).__name__ or "data-dependent" in error_text(e) for e in causes(error))
+
+
+def _violates_constraints(error: BaseException) -> bool:
+    """Whether PyTorch found that sizes cannot be free; what it says is for those who debug its tracer."""
+    said = ("Constraints violated", "Specializations unexpectedly required")
+    return any(error_text(e).startswith(said) for e in causes(error))
 
 
 def _told(model: nn.Module, error: BaseException, reason: str = "") -> str:

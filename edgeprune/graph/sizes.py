@@ -205,10 +205,12 @@ def argument_names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
 
 def dynamic_shapes(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch: bool = True) -> Any:
     """`free` as torch.export takes it; all batches are one size, unless `strict_batch` is off."""
-    batch = _batch_dim(free) if strict_batch else _AUTO
+    batch = _batch_dim(free)
     leaves, tree = tree_flatten(args)
     shapes = [
-        {d: batch if d == 0 else _bounded(dims[d]) for d in sorted(dims)} if isinstance(leaf, Tensor) and dims else None
+        {d: batch if d == 0 and strict_batch else _bounded(dims[d]) for d in sorted(dims)}
+        if isinstance(leaf, Tensor) and dims
+        else None
         for leaf, dims in zip(leaves, free, strict=True)
     ]
     return _by_parameter(model, tree_unflatten(shapes, tree))

@@ -16,6 +16,7 @@ from edgeprune.graph import binding
 from edgeprune.graph.capture import Program
 from edgeprune.graph.ops.contraction import is_transposed
 from edgeprune.graph.ops.registry import Kind, kind_of
+from edgeprune.graph.owninputs import spared
 
 Batches = Iterable[tuple[Inputs, Any]]  # normalised inputs and targets
 _Sums = Mapping[tuple[str, int], tuple[Tensor, int]]  # of the sizes of each channel, and how many they are
@@ -34,7 +35,7 @@ def mean_activations(
     n_batches = 0
     with torch.no_grad():
         for x, _ in batches:
-            watch.run(*arguments_of(module, x))
+            watch.run(*spared(watch, arguments_of(module, x)))
             n_batches += 1
     found = _joined(ranks.gathered([watch.found] if n_batches else []))
     return None if found is None else {key: (total / count).numpy() for key, (total, count) in found.items()}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from edgeprune.data.inputs import fed
 from edgeprune.errors import InputError
 from edgeprune.graph.capture import Program
 
@@ -198,7 +199,7 @@ def _moments(module: nn.Module, names: Sequence[str], batches: Iterable[Tensor])
         module.eval()
         with torch.no_grad():
             for x in batches:
-                module(x.to(place))
+                fed(module, x.to(place))
                 n_batches += 1
     finally:
         module.train(was_training)

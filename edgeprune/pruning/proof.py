@@ -22,6 +22,7 @@ from edgeprune.graph.decisions import Following, Recording, has_choices
 from edgeprune.graph.drawn import drawn_arguments
 from edgeprune.graph.faults import public
 from edgeprune.graph.precision import arguments_in_float64, float64_by_default, in_float64
+from edgeprune.graph.randomness import share_draws
 from edgeprune.graph.sizes import arguments, grown_shapes
 from edgeprune.graph.specs import fitted, input_specs, output_names
 from edgeprune.graph.state import N_STEPS, FromStart, fed_leaves, state_buffers
@@ -51,10 +52,11 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
     Where the plan folds constants, the folded network is checked against the dense one too; where it takes out blocks,
     the network without them against the dense one whose blocks give zeros. Where it splits layers in two, the network
     is checked against itself with the product of both layers put in their place, in float64; that one is the masked
-    dense network with these products for weights. A network with a state is run over several
-    steps. Inputs that show nothing of the cut are no proof: the outputs must depend on them, and must move with the
-    weights that were sliced; where they do not, both networks are compared with larger weights, which let through what
-    an untrained network's swallow. Where a vocabulary is cut, it is run on ids that are kept, and the dense network has
+    dense network with these products for weights. A network with a state is run over several steps. One that draws
+    random numbers as it runs draws the same ones in both, and along units that are cut one number for all of them.
+    Inputs that show nothing of the cut are no proof: the outputs must depend on them, and must move with the weights
+    that were sliced; where they do not, both networks are compared with larger weights, which let through what an
+    untrained network's swallow. Where a vocabulary is cut, it is run on ids that are kept, and the dense network has
     the whole of its tables.
 
     Args:
@@ -69,7 +71,8 @@ def prove(program: ExportedProgram, slim: ExportedProgram, plan: PruningPlan, in
         InputError: the inputs are not the program's, or hold ids that the plan cuts.
         ProofError: an output differs by more than rounding explains: 1e-5 of its largest number for one that is
             computed in float32, 1e-10 in float64. A difference that float64 does not confirm is rounding, and so is
-            the other choice between two equal numbers. Or nothing that the network was run on shows anything.
+            the other choice between two equal numbers. Or nothing that the network was run on shows anything, or the
+            networks draw random numbers that cannot be the same.
     """
     origin = "drawn; give real ones by prove(..., inputs=...)" if inputs is None else "given"
     candidates = _drawn(program, slim, plan) if inputs is None else _given(program, slim, plan, inputs)
@@ -217,9 +220,11 @@ class _Pair:
         """The pair for a cut of a program whose constants are folded already."""
         state = state_buffers(program)
         network = Program.adopt(slim).frozen_module()
+        dense = masked(program, plan)
+        share_draws(dense, network)
         reach = Reach(program, slim, plan, network)
         fed = fed_leaves(program, plan.state)
-        reference = FromStart(masked(program, plan), state, fed)
+        reference = FromStart(dense, state, fed)
         return cls(
             program,
             reference,
@@ -338,15 +343,18 @@ class _Origin:
     def of_folding(cls, program: ExportedProgram, folded: ExportedProgram) -> _Origin:
         """Before and after constants are folded."""
         state = state_buffers(program)
-        before, after = (FromStart(Program.adopt(one).frozen_module(), state) for one in (program, folded))
+        networks = [Program.adopt(one).frozen_module() for one in (program, folded)]
+        share_draws(*networks)
+        before, after = (FromStart(network, state) for network in networks)
         return cls(before, after, "with its constants folded is not the dense network", "the folding")
 
     @classmethod
     def of_blocks(cls, program: ExportedProgram, shallow: ExportedProgram, plan: PruningPlan) -> _Origin:
         """With the gates of blocks closed, and without the blocks."""
         state, fed = state_buffers(program), fed_leaves(program, plan.state)
-        before = FromStart(gated(program, plan.blocks), state, fed)
-        after = FromStart(Program.adopt(shallow).frozen_module(), state, fed)
+        networks = gated(program, plan.blocks), Program.adopt(shallow).frozen_module()
+        share_draws(*networks)
+        before, after = (FromStart(network, state, fed) for network in networks)
         return cls(before, after, "without its blocks is not the dense network with their gates closed", "the cut")
 
     @classmethod
@@ -354,6 +362,7 @@ class _Origin:
         """With layers in two, and with their products."""
         state, fed = state_buffers(slim), fed_leaves(slim, plan.state)
         networks = [Program.adopt(one).frozen_module() for one in (slim, whole)]
+        share_draws(*networks)
         for network in networks:
             in_float64(network)
         for one in plan.splits:

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.graph.call import operator_name
 from edgeprune.graph.capture import Program
+from edgeprune.graph.owninputs import spared
 from edgeprune.graph.prepare import prepared
 from edgeprune.pruning.lowrank import layer_nodes, principal
 from edgeprune.reconstruction.rows import drawn
@@ -42,7 +43,7 @@ def directions(program: ExportedProgram, weights: Collection[str], batches: Iter
     samples, _ = pieces(program, batches, N_SAMPLES)
     with torch.no_grad():
         for piece in samples:
-            moments.run(*piece, enable_io_processing=False)
+            moments.run(*spared(moments, piece), enable_io_processing=False)
     return {name: principal(_seen(named[name], sums)) for name, sums in moments.sums.items() if sums.isfinite().all()}
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from edgeprune.graph.owninputs import spared
+
 Values = dict[fx.Node, Any]
 
 
@@ -47,9 +49,9 @@ class Lockstep:
         return sum(storages.values())
 
     def join(self, leaves: Sequence[Any], number: int) -> None:
-        """Let one more batch come to where the others are; `leaves` are its inputs in order."""
+        """Let one more batch come to where the others are; `leaves` are its inputs in order, which stay as they are."""
         inputs = [node for node in self._nodes if node.op == "placeholder"]
-        values: Values = dict(zip(inputs, leaves, strict=True))
+        values: Values = dict(zip(inputs, spared(self._interpreter, leaves), strict=True))
         for node in self._nodes[: self.position]:
             self._run(node, values)
         self.batches.append(values)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from edgeprune.graph.owninputs import spared
 from edgeprune.reconstruction.samples import Piece
 
 CONSTANT = 1e-12  # of its mean square: what a value of float32 varies by when it varies by rounding alone
@@ -32,7 +33,7 @@ def errors(dense: fx.GraphModule, networks: Sequence[fx.GraphModule], samples: S
 def _outputs(network: fx.GraphModule, piece: Piece) -> list[Tensor]:
     """The outputs that are floating-point numbers, in float64."""
     with torch.no_grad():
-        result = fx.Interpreter(network).run(*piece, enable_io_processing=False)
+        result = fx.Interpreter(network).run(*spared(network, piece), enable_io_processing=False)
     return [leaf.double() for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 

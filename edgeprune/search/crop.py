@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.data import normalize, read
-from edgeprune.data.inputs import one_tensor
+from edgeprune.data.inputs import fed, one_tensor
 from edgeprune.records import DataSource, Normalization
 from edgeprune.training import one_float_type
 from edgeprune.training.placement import in_eval
@@ -97,4 +97,4 @@ def are_telling(classes: Tensor) -> bool:
 def predictions(module: nn.Module, images: Tensor, mean: Tensor, inside: Tensor) -> Tensor:
     """Classes `(n_images,)` where what is not inside, bool `(height, width)`, is the mean image's."""
     parts = (torch.where(inside, x, mean) for x in images.split(_BATCH))
-    return torch.cat([module(x).argmax(dim=1) for x in parts])
+    return torch.cat([fed(module, x).argmax(dim=1) for x in parts])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from edgeprune.data.inputs import fed
 from edgeprune.graph import binding
 from edgeprune.graph.ops.registry import Kind, kind_of
 from edgeprune.reconstruction.readers import Reader, readers_of
@@ -129,7 +130,7 @@ def _effects(module: nn.Module, images: Tensor, mean: Tensor, patches: Tensor, n
     total = torch.zeros(n_patches + 1, dtype=torch.float64)
     for part in images.split(_BATCH):
         x = part.clone().requires_grad_()
-        [grad] = torch.autograd.grad(module(x).amax(dim=1).sum(), x)
+        [grad] = torch.autograd.grad(fed(module, x).amax(dim=1).sum(), x)
         told = ((part - mean) * grad).sum(1).double().flatten(1)
         by_patch = told.new_zeros(len(part), n_patches + 1).index_add_(1, patches.flatten() % (n_patches + 1), told)
         total += by_patch.square().sum(0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.graph.capture import Program
+from edgeprune.graph.owninputs import spared
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.widths.nested import NestedWidths
 
@@ -40,13 +41,13 @@ class WidthsModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """What each width answers."""
         weights = dict(self.widest.named_parameters(remove_duplicate=False))
-        found = [self.widest(*args, **kwargs)]
+        found = [_answered(self.widest, args, kwargs)]
         for module, reads in zip(self.narrower, self._reads, strict=True):
             sliced = {id(read): sliced_by(weights[read.name], read.dims) for read in reads}
             for read in reads:
                 read.owner.__dict__[read.attribute] = sliced[id(read)]
             try:
-                found.append(module(*args, **kwargs))
+                found.append(_answered(module, args, kwargs))
             finally:
                 for read in reads:
                     del read.owner.__dict__[read.attribute]
@@ -60,6 +61,12 @@ class WidthsModule(nn.Module):
             own = {read.name: sliced_by(weights[read.name], read.dims) for read in reads}
             made.append(program.with_tensors(_owned(own, module)))
         return tuple(made)
+
+
+def _answered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What one width answers; the inputs stay as they are for the next one."""
+    own_args, own_kwargs = spared(module, (args, kwargs))
+    return module(*own_args, **own_kwargs)
 
 
 def sliced_by(tensor: Tensor, dims: Mapping[int, tuple[int, ...]]) -> Tensor:

@@ -42,7 +42,7 @@ def _rewrite_dropout(edit: Rewriting, call: Call) -> None:
     """
     x = call.input  # "input", or "self" for the in-place form
     kept = math.prod(edit.kept_shape(x)) / math.prod(x.shape)
-    if kept < 1:
+    if kept < 1 and not call.get("train"):  # one that is on in eval mode, too, is a part of what the network computes
         edit.set(call, "p", call["p"] * math.sqrt(kept))
 
 
@@ -53,6 +53,7 @@ def _rewrite_dropout(edit: Rewriting, call: Call) -> None:
 @operator(
     "pointwise", "hardswish", "relu6", "selu", "log_sigmoid", "rsub", "true_divide", "divide", "multiply", "subtract",
     "masked_fill", "where", "clamp", "float_power", "square", "expm1", "softsign", "rrelu",
+    "rand_like", "randn_like", "normal", "uniform", "exponential", "cauchy", "log_normal",
     kind=Kind.POINTWISE,
 )  # fmt: skip
 def pointwise(analysis: Labelling, call: Call) -> Value:
