@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator as python_operator
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,7 +20,8 @@ from edgeprune.graph import binding, reasons
 from edgeprune.graph.call import Call, operator_name
 from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.findings import Finding, Hint, Source, chosen, same_objects, same_result
-from edgeprune.graph.labels import Layer, Value, core, pack, without_overlaps
+from edgeprune.graph.labels import Layer, Value, core, pack, vectors, without_overlaps
+from edgeprune.graph.ops.movement import lock_all
 from edgeprune.graph.ops.registry import Kind, Operator, lookup
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.sizes import size_hint
@@ -233,11 +235,11 @@ class Analysis:
 
     def add_factors(self, layers: Sequence[Layer]) -> None:
         """The cost of the present node is proportional to the kept share of each of these layers."""
-        self._finding.factors.extend(_vectors(layers))
+        self._finding.factors.extend(vectors(layers))
 
     def add_term(self, share: float, layers: Sequence[Layer]) -> None:
         """A share of the present node's cost is proportional to the kept share of each of these layers alone."""
-        self._finding.terms.append((share, _vectors(layers)))
+        self._finding.terms.append((share, vectors(layers)))
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -319,9 +321,8 @@ class Analysis:
         if raw is not None and entry is not None and not entry.moves:
             return self._mapped(call, raw)
         if raw is None:
-            for value in call.values:
-                self._collect_conflicts(value)  # an input that leaves its raw part must be rectangular
-        result = self._unknown(call) if entry is None else entry.rule(self, call)
+            self._leave_raw(call)
+        result = lock_all(self, call, reasons.NO_RULE) if entry is None else entry.rule(self, call)  # never guess
         return self._checked(result, raw is not None)
 
     def _raw_operand(self, call: Call, entry: Operator | None) -> Value | None:
@@ -337,6 +338,16 @@ class Analysis:
         if entry.moves:
             return call.input.raw and all(value.const is not None for value in others.values())
         return entry.kind is Kind.POINTWISE and call.shape == raw.shape and self._static.issuperset(others)
+
+    def _leave_raw(self, call: Call) -> None:
+        """An input that leaves its raw part must be rectangular: it is gathered there along one dim of fixed size."""
+        for value in call.values:
+            self._collect_conflicts(value)
+        for node in call.node.all_input_nodes:
+            value = self.env[node]
+            if isinstance(value, Value) and value.raw:
+                for layer, dim in itertools.product(value.layers, binding.free_sizes(node)):
+                    self.fix(layer, dim, reasons.FREE_SIZE)
 
     def _mapped(self, call: Call, raw: Value) -> Value:
         """An element-wise function of an input; what else goes in (a mean for each pixel) meets the whole input."""
@@ -364,13 +375,6 @@ class Analysis:
             if len(layer.dims) > 1 and not layer.pending:
                 self._finding.conflicts.append(core(layer))
 
-    def _unknown(self, call: Call) -> Any:
-        """An operator without a rule: never guess."""
-        for value in call.values:
-            for layer in value.layers:
-                self.lock(layer, reasons.NO_RULE)
-        return tree_map_only(tuple, lambda s: Value(s), call.shape, is_leaf=binding.is_shape)
-
     def _output(self, node: fx.Node) -> None:
         """What goes out is locked, but for a state, whose units are those of what comes in again."""
         self._finding = Finding((), self.settled)
@@ -393,7 +397,3 @@ class Analysis:
         name = operator_name(node.target) if node.op == "call_function" else node.name
         cause = reasons.cause_of(told)
         return Reason(f"{name} {cause.text}", node.name, cause.remedy)
-
-
-def _vectors(layers: Sequence[Layer]) -> list[np.ndarray]:
-    return [core(layer).numpy() for layer in layers if len(layer.dims) == 1 and not layer.pending]

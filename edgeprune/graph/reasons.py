@@ -36,6 +36,10 @@ LOOKED_UP = Cause(
     "is looked up by index", "a list of the ids that are used, where the rows are looked up by an input's own ids"
 )
 FREE_LENGTH = Cause("takes a part of free length", "nothing: any of the rows may be asked for")
+FREE_SIZE = Cause(
+    "picks positions along a dim of free size",
+    "pick the channels along a dim of their own, before they are laid out along the batch",
+)
 WHOLE_INPUT = Cause("meets the whole input", "nothing: one value for all features needs them all")
 
 LOCKED_BEFORE = Cause("was locked in the network that this one was cut from", "what unlocks it there")
