@@ -14,6 +14,7 @@ from torch.utils._pytree import SUPPORTED_NODES, tree_flatten, tree_leaves, tree
 
 from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
+from edgeprune.graph.causal import masks_taken_as_given
 from edgeprune.graph.containers import register_dataclasses
 from edgeprune.graph.distances import DistancesBySize
 from edgeprune.graph.drawn import drawn_arguments, example_values
@@ -346,7 +347,7 @@ def _makes_outputs_known(model: nn.Module, args: tuple[Any, ...]) -> bool:
 
 def _exported(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch: bool) -> ExportedProgram:
     shapes = dynamic_shapes(model, args, free, strict_batch)
-    with torch.no_grad(), quiet_torch(), not_unrolled(), DistancesBySize():
+    with torch.no_grad(), quiet_torch(), not_unrolled(), masks_taken_as_given(), DistancesBySize():
         return torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
 
 
