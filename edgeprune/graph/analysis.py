@@ -22,7 +22,7 @@ from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.findings import Finding, Hint, Source, chosen, same_objects, same_result
 from edgeprune.graph.labels import Layer, Value, core, pack, vectors, without_overlaps
 from edgeprune.graph.ops.movement import lock_all
-from edgeprune.graph.ops.registry import Kind, Operator, lookup
+from edgeprune.graph.ops.registry import Kind, Operator, kind_of, lookup
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.solve import Reason, Solver
@@ -210,12 +210,9 @@ class Analysis:
                 if len(dims) > 1 or bool((core(layer) != 0).any()):
                     kept.append(layer)
             elif layer.labels.numel() and int(layer.labels.reshape(-1)[0]) > 0:
-                self.solver.lock(layer.labels.reshape(-1)[:1], self._reason(self._one_unit()))
+                is_input = self._node is not None and self._node.op == "placeholder"
+                self.lock(layer, reasons.ONE_UNIT if is_input else reasons.SINGLE_UNIT)
         return Value(tuple(shape), tuple(without_overlaps(kept)))
-
-    def _one_unit(self) -> Cause:
-        is_input = self._node is not None and self._node.op == "placeholder"
-        return reasons.ONE_UNIT if is_input else reasons.SINGLE_UNIT
 
     def source(self, kind: str, name: str, dim: int | None, count: int) -> Tensor:
         """The present labels of a source, `(count,)`; handed out when it is first met."""
@@ -278,11 +275,19 @@ class Analysis:
         return self._sources.remembered("input", name, ((None, math.prod(units)),), build)
 
     def _operand(self, node: fx.Node) -> Any:
-        """A node's value; a float constant gets a label on every dim, so that it can be sliced like a parameter."""
+        """A node's value; a constant that is no table of indices as one that can be sliced."""
         value = self.env[node]
-        if not isinstance(value, Value) or value.const is None or not value.const.is_floating_point():
+        if not isinstance(value, Value) or value.const is None:
             return value
-        return self._sources.labelled("constant", node.name, node.meta["val"].shape, value)
+        alike = node.op == "call_function" and kind_of(self._node.target) is Kind.POINTWISE  # type: ignore[union-attr]
+        return self.constant(node) if alike or value.const.is_floating_point() else value
+
+    def constant(self, node: fx.Node) -> Value:
+        """A computed constant that can be sliced like a parameter: along all dims, integers where they repeat."""
+        value = self.env[node]
+        varies = () if value.const.is_floating_point() else pack(value.const, zero=False).dims
+        sizes = [None if d in varies else size for d, size in enumerate(node.meta["val"].shape)]
+        return self._sources.labelled("constant", node.name, sizes, value)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is python_operator.getitem:
@@ -310,7 +315,7 @@ class Analysis:
             return size_hint(node.meta.get("val"))  # a size, or an assertion
         if all(value.const is not None for value in values):
             known = {n: tree_map_only(Value, lambda v: v.const, self.env[n]) for n in node.all_input_nodes}
-            return self._constant(binding.computed(node, known))
+            return tree_map_only(Tensor, lambda t: Value(tuple(t.shape), const=t), binding.computed(node, known))
         return self._by_rule(node)
 
     def _by_rule(self, node: fx.Node) -> Any:
@@ -323,7 +328,7 @@ class Analysis:
         if raw is None:
             self._leave_raw(call)
         result = lock_all(self, call, reasons.NO_RULE) if entry is None else entry.rule(self, call)  # never guess
-        return self._checked(result, raw is not None)
+        return self._checked(result, raw)
 
     def _raw_operand(self, call: Call, entry: Operator | None) -> Value | None:
         """The operand that a call leaves *raw*, because it moves an input's elements or maps them one by one."""
@@ -357,14 +362,10 @@ class Analysis:
                     self.lock(layer, reasons.WHOLE_INPUT)
         return Value(call.shape, tuple(Layer(layer.labels, False) for layer in raw.layers), raw=True)
 
-    def _constant(self, result: Any) -> Any:
-        """What a node of sizes or constants alone gives."""
-        return tree_map_only(Tensor, lambda t: Value(tuple(t.shape), const=t), result)
-
-    def _checked(self, result: Any, raw: bool) -> Any:
-        """Note which layers of the result still vary along several dims, and whether it is still raw."""
+    def _checked(self, result: Any, raw: Value | None) -> Any:
+        """Note which layers of the result still vary along several dims, and that it is raw unless units are new."""
         if isinstance(result, Value):
-            if raw:
+            if raw is not None and (raw.layers or not result.layers):
                 return Value(result.shape, result.layers, result.const, raw=True)
             self._collect_conflicts(result)
             return result

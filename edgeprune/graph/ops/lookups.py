@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from torch import fx
+
 from edgeprune.graph import reasons
 from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
@@ -20,13 +22,21 @@ def _tables(analysis: Labelling, call: Call) -> list[Value]:
     """The operands that have the result's rank; those of another size along a dim than the first stay whole there."""
     rank = len(call["self"].shape)
     letters = tuple(f"d{d}" for d in range(rank))
-    tables = [Operand(value, letters) for value in call.values if len(value.shape) == rank]
+    tables = [Operand(value, letters) for value in _operands(analysis, call) if len(value.shape) == rank]
     unlike = [d for d in range(rank) if len({table.value.shape[d] for table in tables}) > 1]
     for table in tables:
         for d in {call["dim"] % rank, *unlike}:
             table.fix(analysis, letters[d], reasons.COMPUTED_INDEX)
     unify(analysis, tables)
     return [table.value for table in tables]
+
+
+def _operands(analysis: Labelling, call: Call) -> list[Value]:
+    """The tensors of the call; an index that is a computed constant is sliced with the others."""
+    index, node = call["index"], call.node.args[2]
+    assert isinstance(node, fx.Node)
+    sliceable = index.const is not None and node.op == "call_function"
+    return [analysis.constant(node) if value is index and sliceable else value for value in call.values]
 
 
 def _passed(analysis: Labelling, call: Call, tables: list[Value], zero_of: list[Value]) -> Value:
