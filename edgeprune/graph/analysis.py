@@ -28,7 +28,7 @@ from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.solve import Reason, Solver
 from edgeprune.graph.sources import Sources, unit_sizes
 from edgeprune.graph.state import state_partners
-from edgeprune.graph.tensors import Tensors
+from edgeprune.graph.tensors import Tensors, is_inexact
 
 
 class Analysis:
@@ -252,7 +252,7 @@ class Analysis:
         tensor = self.tensors[name]
         if not node.users:
             return Value(shape)
-        if not tensor.is_floating_point():
+        if not is_inexact(tensor):
             return self._sources.remembered("tensor", name, (), lambda _: Value(shape, const=tensor))
         return self._sources.labelled("tensor", name, val.shape, Value(shape))
 
@@ -280,12 +280,12 @@ class Analysis:
         if not isinstance(value, Value) or value.const is None:
             return value
         alike = node.op == "call_function" and kind_of(self._node.target) is Kind.POINTWISE  # type: ignore[union-attr]
-        return self.constant(node) if alike or value.const.is_floating_point() else value
+        return self.constant(node) if alike or is_inexact(value.const) else value
 
     def constant(self, node: fx.Node) -> Value:
         """A computed constant that can be sliced like a parameter: along all dims, integers where they repeat."""
         value = self.env[node]
-        varies = () if value.const.is_floating_point() else pack(value.const, zero=False).dims
+        varies = () if is_inexact(value.const) else pack(value.const, zero=False).dims
         sizes = [None if d in varies else size for d, size in enumerate(node.meta["val"].shape)]
         return self._sources.labelled("constant", node.name, sizes, value)
 

@@ -101,6 +101,7 @@ PACKED = Cause("takes packed sequences", "pad the sequences to one length and le
 DIRECTIONS = Cause(
     "holds the states of both directions along this dim", "make the initial states with the units along their last dim"
 )
+PARTS = Cause("takes real and imaginary parts from this dim", "nothing: a complex number has both")
 WINDOWS = Cause("adds up windows", "nothing: these are pixels")
 BLOCKS = Cause("takes blocks along this dim", "take the blocks along a dim that holds no channels")
 SPREAD = Cause("spreads channels over positions", "nothing for the channels that become pixels; whole blocks can go")

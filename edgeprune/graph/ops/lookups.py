@@ -11,7 +11,7 @@ from torch import fx
 from edgeprune.graph import reasons
 from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.labels import Layer, Value, remainder
+from edgeprune.graph.labels import Layer, Value, not_zero, remainder
 from edgeprune.graph.ops.indexing import block_position, indexed, is_mask
 from edgeprune.graph.ops.movement import lock_all, rewrite_padding_index
 from edgeprune.graph.ops.registry import Kind, operator
@@ -64,14 +64,26 @@ def gather(analysis: Labelling, call: Call) -> Value:
 
 
 @operator("index_copy", kind=Kind.ASSEMBLY)
-@operator("index_add", "index_fill", "scatter", "scatter_add", kind=Kind.LOOKUP)
+@operator(
+    "index_add", "index_fill", "index_reduce", "scatter", "scatter_add", "scatter_reduce", kind=Kind.LOOKUP
+)  # fmt: skip
 def write_by_index(analysis: Labelling, call: Call) -> Value:
-    """A copy of the first tensor with places along one dim written or added to."""
+    """A copy of the first tensor with places along one dim written, added to or reduced over; zeros give zero."""
     source = call.get("source", call.get("src", call.get("value", 0)))
     zero_of = [call["self"], source] if isinstance(source, Value) else [call["self"]]
     if not isinstance(source, Value) and source != 0:
         zero_of = [Value(call.shape)]  # a number is written: nothing reads zero for sure
     return _passed(analysis, call, _tables(analysis, call), zero_of)
+
+
+@operator("bucketize", kind=Kind.LOOKUP)
+def bucketize(analysis: Labelling, call: Call) -> Value:
+    """The interval of each element, which for zero may be any; all boundaries are compared with."""
+    boundaries = call["boundaries"]
+    for layer in boundaries.layers:
+        analysis.lock(layer, reasons.ALL_UNITS)
+    elements = call["self"]
+    return not_zero(elements) if isinstance(elements, Value) else Value(call.shape)
 
 
 @operator("index_put", "_unsafe_index_put", kind=Kind.LOOKUP)

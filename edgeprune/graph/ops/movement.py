@@ -74,7 +74,7 @@ def moved(analysis: Labelling, call: Call) -> Any:
 
 operator(
     "permute", "transpose", "t", "numpy_T", "mT", "mH", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis",
-    "squeeze", "unsqueeze", "flip", "flatten", "fliplr", "flipud", "atleast_2d", "view_as_real",
+    "squeeze", "unsqueeze", "flip", "flatten", "fliplr", "flipud", "atleast_2d",
     kind=Kind.MOVE,
 )(moved)  # fmt: skip
 
