@@ -263,7 +263,7 @@ MASKS: dict[str, Case] = {
     "dropout 3d": image(lambda m, x: F.dropout3d(x.unsqueeze(2), 0.3, m.training).squeeze(2)),
     "alpha dropout": image(lambda m, x: F.alpha_dropout(x, 0.3, m.training)),
     "feature alpha dropout": image(lambda m, x: F.feature_alpha_dropout(x, 0.3, m.training)),
-    "fft": token(lambda m, x: torch.fft.fft(x, dim=1).real, 8),
+    "fft": token(lambda m, x: torch.fft.fft(x, dim=1).real),
     "fft over both": token(lambda m, x: torch.fft.rfft2(x.unsqueeze(1)).abs().squeeze(1), 8, after=5),
     "polynomial": image(
         lambda m, x: m.a * x**2 + m.b * x + m.c,

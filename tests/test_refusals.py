@@ -214,7 +214,7 @@ def sparse() -> nn.Module:
         (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2).half()), X,
          "tensor '1.weight': expected float32 as '0.weight' is, got float16; convert the model to one precision"),
         (nn.Sequential(nn.Linear(4, 3).double(), nn.Linear(3, 2)), X, "expected float64 as '0.weight' is, got float32"),
-        (with_buffer(torch.ones(2, dtype=torch.complex64)), X, "tensor 'extra': expected real numbers, got complex64"),
+        (nn.Linear(4, 3).to(torch.complex64), X, "tensor 'weight': expected real numbers, got complex64"),
         (nn.Linear(4, 3), X.to(torch.complex64), "input 'input': expected real numbers, got complex64"),
         (sparse(), X, "tensor '0.weight': expected a dense tensor, got torch.sparse_coo"),
         (nn.Linear(4, 3), X.to_sparse(), "input 'input': expected a dense tensor, got torch.sparse_coo"),

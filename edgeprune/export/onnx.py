@@ -25,7 +25,7 @@ from edgeprune.export.lookups import with_lookups
 from edgeprune.export.padding import with_padding_apart
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, parity_of, quiet, samples_of
 from edgeprune.export.plainly import Plainly
-from edgeprune.export.refusals import check_weights, refusal, told_by
+from edgeprune.export.refusals import check_groups, check_weights, refusal, told_by
 from edgeprune.export.signatures import signatures_read_once
 from edgeprune.export.state import at_start, file_names, in_words, put_starts, states_of, steps_of, with_state_apart
 from edgeprune.export.state import metadata as state_metadata
@@ -140,7 +140,8 @@ def draft_onnx(program: ExportedProgram, path: str | Path) -> None:
 
 
 def check_fits_onnx(program: ExportedProgram) -> None:
-    """Raise InputError for weights that an ONNX file cannot hold, or that onnxruntime does not compute with."""
+    """Raise InputError for what an ONNX file cannot hold or express, or that onnxruntime does not compute with."""
+    check_groups(program, "ONNX")
     check_weights(program, "one ONNX file", MAX_BYTES, "onnxruntime does not run on a CPU")
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import fx
 from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
+from edgeprune.graph.binding import bind
+from edgeprune.graph.lines import source_line
+from edgeprune.graph.ops.registry import Kind, kind_of
 
 
 def check_weights(program: ExportedProgram, file: str, max_bytes: int, runtime: str) -> None:
@@ -25,6 +29,22 @@ def check_weights(program: ExportedProgram, file: str, max_bytes: int, runtime: 
         raise InputError(f"the weights take {size / 1e9:.2f} GB: {file} holds at most {max_bytes / 1e9:.2f} GB")
     if any(tensor.dtype is torch.bfloat16 for tensor in tensors):
         raise InputError(f"the weights are bfloat16, which {runtime}: convert with model.float()")
+
+
+def check_groups(program: ExportedProgram, target: str) -> None:
+    """Raise InputError where the groups of a convolution are as many as samples, which no format can say.
+
+    The batch is folded into the groups where each sample has kernels of its own (StyleGAN2, CondConv).
+    """
+    for node in program.graph.nodes:
+        if node.op == "call_function" and kind_of(node.target) is Kind.CONVOLUTION:
+            if isinstance(bind(node, lambda n: n).get("groups"), fx.Node):
+                line = source_line(node)
+                raise InputError(
+                    f"{target} cannot express {node.target}{f' (at {line})' if line else ''}: its number of groups is "
+                    "the batch; capture the network with a fixed batch (edgeprune.capture(..., dynamic_batch=False), "
+                    "the example as large as the batch on the device), or write it as a product over F.unfold"
+                )
 
 
 def told_by(error: BaseException) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator as python_operator
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,18 +17,19 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph import binding, reasons
-from edgeprune.graph.call import Call, operator_name
+from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.findings import Finding, Hint, Source, chosen, constant, same_objects, same_result
-from edgeprune.graph.labels import Layer, Value, core, pack, without_overlaps
-from edgeprune.graph.ops.registry import Kind, Operator, lookup
+from edgeprune.graph.findings import Finding, Hint, Source, chosen, constant, reason_at, same_objects, same_result
+from edgeprune.graph.labels import Layer, Value, core, pack, vectors, without_overlaps
+from edgeprune.graph.ops.movement import lock_all
+from edgeprune.graph.ops.registry import Kind, Operator, kind_of, lookup
 from edgeprune.graph.randomness import made_of_draws
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.solve import Reason, Solver
 from edgeprune.graph.sources import Sources, unit_sizes
 from edgeprune.graph.state import state_partners
-from edgeprune.graph.tensors import Tensors
+from edgeprune.graph.tensors import Tensors, is_inexact
 
 
 class Analysis:
@@ -210,12 +212,9 @@ class Analysis:
                 if len(dims) > 1 or bool((core(layer) != 0).any()):
                     kept.append(layer)
             elif layer.labels.numel() and int(layer.labels.reshape(-1)[0]) > 0:
-                self.solver.lock(layer.labels.reshape(-1)[:1], self._reason(self._one_unit()))
+                is_input = self._node is not None and self._node.op == "placeholder"
+                self.lock(layer, reasons.ONE_UNIT if is_input else reasons.SINGLE_UNIT)
         return Value(tuple(shape), tuple(without_overlaps(kept)))
-
-    def _one_unit(self) -> Cause:
-        is_input = self._node is not None and self._node.op == "placeholder"
-        return reasons.ONE_UNIT if is_input else reasons.SINGLE_UNIT
 
     def source(self, kind: str, name: str, dim: int | None, count: int) -> Tensor:
         """The present labels of a source, `(count,)`; handed out when it is first met."""
@@ -235,11 +234,11 @@ class Analysis:
 
     def add_factors(self, layers: Sequence[Layer]) -> None:
         """The cost of the present node is proportional to the kept share of each of these layers."""
-        self._finding.factors.extend(_vectors(layers))
+        self._finding.factors.extend(vectors(layers))
 
     def add_term(self, share: float, layers: Sequence[Layer]) -> None:
         """A share of the present node's cost is proportional to the kept share of each of these layers alone."""
-        self._finding.terms.append((share, _vectors(layers)))
+        self._finding.terms.append((share, vectors(layers)))
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -255,7 +254,7 @@ class Analysis:
         tensor = self.tensors[name]
         if not node.users:
             return Value(shape)
-        if not tensor.is_floating_point():
+        if not is_inexact(tensor):
             return self._sources.remembered("tensor", name, (), lambda _: Value(shape, const=tensor))
         return self._sources.labelled("tensor", name, val.shape, Value(shape))
 
@@ -278,11 +277,19 @@ class Analysis:
         return self._sources.remembered("input", name, ((None, math.prod(units)),), build)
 
     def _operand(self, node: fx.Node) -> Any:
-        """A node's value; a float constant gets a label on every dim, so that it can be sliced like a parameter."""
+        """A node's value; a constant that is no table of indices as one that can be sliced."""
         value = self.env[node]
-        if not isinstance(value, Value) or value.const is None or not value.const.is_floating_point():
+        if not isinstance(value, Value) or value.const is None:
             return value
-        return self._sources.labelled("constant", node.name, node.meta["val"].shape, value)
+        alike = node.op == "call_function" and kind_of(self._node.target) is Kind.POINTWISE  # type: ignore[union-attr]
+        return self.constant(node) if alike or is_inexact(value.const) else value
+
+    def constant(self, node: fx.Node) -> Value:
+        """A computed constant that can be sliced like a parameter: along all dims, integers where they repeat."""
+        value = self.env[node]
+        varies = () if is_inexact(value.const) else pack(value.const, zero=False).dims
+        sizes = [None if d in varies else size for d, size in enumerate(node.meta["val"].shape)]
+        return self._sources.labelled("constant", node.name, sizes, value)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is python_operator.getitem:
@@ -321,10 +328,9 @@ class Analysis:
         if raw is not None and entry is not None and not entry.moves:
             return self._mapped(call, raw)
         if raw is None:
-            for value in call.values:
-                self._collect_conflicts(value)  # an input that leaves its raw part must be rectangular
-        result = self._unknown(call) if entry is None else entry.rule(self, call)
-        return self._checked(result, raw is not None)
+            self._leave_raw(call)
+        result = lock_all(self, call, reasons.NO_RULE) if entry is None else entry.rule(self, call)  # never guess
+        return self._checked(result, raw)
 
     def _raw_operand(self, call: Call, entry: Operator | None) -> Value | None:
         """The operand that a call leaves *raw*, because it moves an input's elements or maps them one by one."""
@@ -339,6 +345,16 @@ class Analysis:
             return call.input.raw and all(value.const is not None for value in others.values())
         return entry.kind is Kind.POINTWISE and call.shape == raw.shape and self._static.issuperset(others)
 
+    def _leave_raw(self, call: Call) -> None:
+        """An input that leaves its raw part must be rectangular: it is gathered there along one dim of fixed size."""
+        for value in call.values:
+            self._collect_conflicts(value)
+        for node in call.node.all_input_nodes:
+            value = self.env[node]
+            if isinstance(value, Value) and value.raw:
+                for layer, dim in itertools.product(value.layers, binding.free_sizes(node)):
+                    self.fix(layer, dim, reasons.FREE_SIZE)
+
     def _mapped(self, call: Call, raw: Value) -> Value:
         """An element-wise function of an input; what else goes in (a mean for each pixel) meets the whole input."""
         for value in call.values:
@@ -347,10 +363,10 @@ class Analysis:
                     self.lock(layer, reasons.WHOLE_INPUT)
         return Value(call.shape, tuple(Layer(layer.labels, False) for layer in raw.layers), raw=True)
 
-    def _checked(self, result: Any, raw: bool) -> Any:
-        """Note which layers of the result still vary along several dims, and whether it is still raw."""
+    def _checked(self, result: Any, raw: Value | None) -> Any:
+        """Note which layers of the result still vary along several dims, and that it is raw unless units are new."""
         if isinstance(result, Value):
-            if raw:
+            if raw is not None and (raw.layers or not result.layers):
                 return Value(result.shape, result.layers, result.const, raw=True)
             self._collect_conflicts(result)
             return result
@@ -360,13 +376,6 @@ class Analysis:
         for layer in value.layers:
             if len(layer.dims) > 1 and not layer.pending:
                 self._finding.conflicts.append(core(layer))
-
-    def _unknown(self, call: Call) -> Any:
-        """An operator without a rule: never guess."""
-        for value in call.values:
-            for layer in value.layers:
-                self.lock(layer, reasons.NO_RULE)
-        return tree_map_only(tuple, lambda s: Value(s), call.shape, is_leaf=binding.is_shape)
 
     def _output(self, node: fx.Node) -> None:
         """What goes out is locked, but for a state, whose units are those of what comes in again."""
@@ -385,12 +394,5 @@ class Analysis:
         self.solver.unite(left, right, self._reason(told))
 
     def _reason(self, told: Cause | str) -> Reason:
-        node = self._node
-        assert node is not None
-        name = operator_name(node.target) if node.op == "call_function" else node.name
-        cause = reasons.cause_of(told)
-        return Reason(f"{name} {cause.text}", node.name, cause.remedy)
-
-
-def _vectors(layers: Sequence[Layer]) -> list[np.ndarray]:
-    return [core(layer).numpy() for layer in layers if len(layer.dims) == 1 and not layer.pending]
+        assert self._node is not None
+        return reason_at(self._node, told)

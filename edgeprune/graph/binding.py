@@ -65,6 +65,16 @@ def shape_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(size if type(size) is int else size_hint(size) for size in tensor.shape)
 
 
+def free_sizes(node: fx.Node) -> list[int]:
+    """The dims of a node's tensor whose size is free, or is made of free ones."""
+    return [dim for dim, size in enumerate(node.meta["val"].shape) if not isinstance(size, int)]
+
+
+def follows_sizes(node: fx.Node) -> bool:
+    """Whether a constant is made of a free size, as `torch.arange(x.shape[1])` is: it is another one at each size."""
+    return not isinstance(node.meta.get("val"), Tensor) or any(map(follows_sizes, node.all_input_nodes))
+
+
 def is_shape(item: Any) -> bool:
     """Whether this is a shape, rather than a list of them."""
     return isinstance(item, tuple) and all(isinstance(n, int) for n in item)

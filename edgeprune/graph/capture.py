@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import SUPPORTED_NODES, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import SUPPORTED_NODES, tree_leaves, tree_unflatten
 
 from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
 from edgeprune.graph.batches import check_batches, one_batch
+from edgeprune.graph.causal import masks_taken_as_given
 from edgeprune.graph.containers import register_dataclasses
 from edgeprune.graph.distances import DistancesBySize
 from edgeprune.graph.drawn import drawn_arguments, example_values
+from edgeprune.graph.examples import at_least_two, at_one, positional
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import check_untrained, forget_given, give
 from edgeprune.graph.lift import InputSizes, Unlifted, lifted
@@ -205,10 +207,10 @@ def capture(
         CaptureError: the model is quantised, complex, sparse or of mixed precision; it does not run on the inputs, its
             forward cannot be traced, or it fixes a size that was to be free. Names the layer and the line.
     """
-    args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else _positional(example_inputs)
+    args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else positional(example_inputs)
     check_model(model, args)
     free = asked_dims(model, args, dynamic_batch, dynamic_size, dynamic or {})
-    args = _at_least_two(own_arguments(args), free)  # an export takes one tensor that is given twice for one input
+    args = at_least_two(own_arguments(args), free)  # an export takes one tensor that is given twice for one input
     with restored(model):
         model.eval()
         failure = failure_on(model, args) if has_other_type(model, args) else ""
@@ -312,17 +314,9 @@ def _export_afresh(model: nn.Module, args: tuple[Any, ...], free: Free) -> Progr
         return _export(model, args, free)
     except CaptureError:
         state = State(model)
-        if not any(0 in dims for dims in free) or failure_on(model, _at_one(args, free)) or not state.is_changed():
+        if not any(0 in dims for dims in free) or failure_on(model, at_one(args, free)) or not state.is_changed():
             raise
         return _export(model, args, free)
-
-
-def _at_one(args: tuple[Any, ...], free: Free) -> tuple[Any, ...]:
-    """The arguments with a batch of one where it is free."""
-    leaves, tree = tree_flatten(args)
-    single = [leaf[:1] if 0 in dims else leaf for leaf, dims in zip(leaves, free, strict=True)]
-    shrunk: tuple[Any, ...] = tree_unflatten(single, tree)
-    return shrunk
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], free: Free) -> Program:
@@ -353,7 +347,7 @@ def _makes_outputs_known(model: nn.Module, args: tuple[Any, ...]) -> bool:
 
 def _exported(model: nn.Module, args: tuple[Any, ...], free: Free, strict_batch: bool) -> ExportedProgram:
     shapes = dynamic_shapes(model, args, free, strict_batch)
-    with torch.no_grad(), quiet_torch(), not_unrolled(), DistancesBySize():
+    with torch.no_grad(), quiet_torch(), not_unrolled(), masks_taken_as_given(), DistancesBySize():
         return torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
 
 
@@ -371,30 +365,3 @@ def _loosened(model: nn.Module, args: tuple[Any, ...], free: Free, error: Except
     if any(0 in dims for dims in free):
         check_batches(model, adopted, adopted.frozen_module(), free)
     return adopted
-
-
-def _positional(example_inputs: Any) -> tuple[Any, ...]:
-    if isinstance(example_inputs, (list, tuple)):
-        return tuple(example_inputs)
-    raise CaptureError(
-        "example inputs: expected a tensor or a sequence of positional arguments, "
-        f"got a {type(example_inputs).__name__}"
-    )
-
-
-def _at_least_two(args: tuple[Any, ...], free: Free) -> tuple[Any, ...]:
-    """The arguments with a free batch of 1 doubled; other free sizes must be at least 2 already."""
-    leaves, tree = tree_flatten(args)
-    grown = []
-    for leaf, dims in zip(leaves, free, strict=True):
-        if 0 in dims and leaf.shape[0] == 1:
-            leaf = torch.cat([leaf, leaf])
-        for dim in sorted(dims):
-            if leaf.shape[dim] < 2:
-                raise CaptureError(
-                    f"example inputs: expected a size of at least 2 where it is to be free, got 1 for dim {dim} of "
-                    f"an input of shape {tuple(leaf.shape)}"
-                )
-        grown.append(leaf)
-    doubled: tuple[Any, ...] = tree_unflatten(grown, tree)
-    return doubled

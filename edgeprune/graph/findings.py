@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
-from edgeprune.graph.call import Call
+from edgeprune.graph.call import Call, operator_name
 from edgeprune.graph.labels import Layer, Value
-from edgeprune.graph.solve import count_units
+from edgeprune.graph.reasons import Cause, cause_of
+from edgeprune.graph.solve import Reason, count_units
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,3 +102,10 @@ def constant(result: Any, is_drawn: bool) -> Any:
         return Value(tuple(tensor.shape), const=tensor if is_known else None)
 
     return tree_map_only(Tensor, held, result)
+
+
+def reason_at(node: fx.Node, told: Cause | str) -> Reason:
+    """Why a node locks or couples units, e.g. "output is the model's output"."""
+    name = operator_name(node.target) if node.op == "call_function" else node.name
+    cause = cause_of(told)
+    return Reason(f"{name} {cause.text}", node.name, cause.remedy)

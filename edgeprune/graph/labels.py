@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,6 +86,11 @@ def pack(labels: Tensor, zero: bool) -> Layer:
             if torch.equal(first.expand_as(labels), labels):
                 labels = first.expand_as(labels)
     return Layer(labels, zero)
+
+
+def vectors(layers: Iterable[Layer]) -> list[np.ndarray]:
+    """The labels of the layers that vary along one dim alone, each `(n,)`."""
+    return [core(layer).numpy() for layer in layers if len(layer.dims) == 1 and not layer.pending]
 
 
 def core(layer: Layer) -> Tensor:

@@ -234,6 +234,15 @@ def _windows(step: Step) -> Any:
     return tree_map_only(Tensor, lambda t: mixed.expand(t.shape), step.result)
 
 
+def _transformed(step: Step) -> Tensor:
+    return _over(step.mark("self"), step.values["dim"], step.result.shape)
+
+
+def _paired(step: Step) -> Tensor:
+    mark = step.mark("self")
+    return mark.sum(-1) if step.result.is_complex() else mark.unsqueeze(-1).expand(step.result.shape)
+
+
 def _along_dim(step: Step) -> Any:
     mark = step.mark(next(iter(step.values.args)))
     mixed = mark.sum(step.values["dim"], keepdim=True) if mark.dim() else mark
@@ -304,6 +313,8 @@ RULES: dict[Kind, Rule | None] = {
     Kind.REDUCTION: _reduced,
     Kind.SCAN: _along_dim,
     Kind.WINDOW: _windows,
+    Kind.TRANSFORM: _transformed,
+    Kind.PAIR: _paired,
     Kind.WEIGHT_NORM: None,
     Kind.LOOKUP: None,
     Kind.RECURRENT: None,

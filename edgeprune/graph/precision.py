@@ -27,7 +27,12 @@ def in_float64(network: nn.Module) -> nn.Module:
                 node.args = fx.node.map_aggregate(node.args, _doubled)
                 node.kwargs = fx.node.map_aggregate(node.kwargs, _doubled)
         network.recompile()
-    return network.double()
+    network.double()
+    for module in network.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.dtype is torch.complex64:
+                module._buffers[name] = buffer.to(torch.complex128)
+    return network
 
 
 def _take_copies(network: nn.Module) -> None:
@@ -54,6 +59,8 @@ def arguments_in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _doubled(value: Any) -> Any:
+    if isinstance(value, torch.dtype) and value.is_complex:
+        return torch.complex128
     return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 

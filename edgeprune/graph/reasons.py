@@ -36,6 +36,10 @@ LOOKED_UP = Cause(
     "is looked up by index", "a list of the ids that are used, where the rows are looked up by an input's own ids"
 )
 FREE_LENGTH = Cause("takes a part of free length", "nothing: any of the rows may be asked for")
+FREE_SIZE = Cause(
+    "picks positions along a dim of free size",
+    "pick the channels along a dim of their own, before they are laid out along the batch",
+)
 WHOLE_INPUT = Cause("meets the whole input", "nothing: one value for all features needs them all")
 
 LOCKED_BEFORE = Cause("was locked in the network that this one was cut from", "what unlocks it there")
@@ -97,6 +101,7 @@ PACKED = Cause("takes packed sequences", "pad the sequences to one length and le
 DIRECTIONS = Cause(
     "holds the states of both directions along this dim", "make the initial states with the units along their last dim"
 )
+PARTS = Cause("takes real and imaginary parts from this dim", "nothing: a complex number has both")
 WINDOWS = Cause("adds up windows", "nothing: these are pixels")
 BLOCKS = Cause("takes blocks along this dim", "take the blocks along a dim that holds no channels")
 SPREAD = Cause("spreads channels over positions", "nothing for the channels that become pixels; whole blocks can go")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from edgeprune.errors import CaptureError
@@ -37,7 +38,7 @@ _WAY_OUT = "compress the float model, and quantise what comes out"
 
 
 def check_model(model: nn.Module, args: tuple[Any, ...]) -> None:
-    """Refuse what edgeprune does not handle: quantised, complex, sparse, mixed or empty tensors, and no tensor at all.
+    """Refuse what edgeprune does not handle: quantised, sparse, mixed, empty and lazy tensors, complex weights.
 
     Raises:
         CaptureError: names the tensor or the layer.
@@ -51,8 +52,10 @@ def check_model(model: nn.Module, args: tuple[Any, ...]) -> None:
             raise CaptureError(
                 f"layer {name!r}: expected a float layer, got a quantised one ({type(module).__name__}); {_WAY_OUT}"
             )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        _check_tensor(f"tensor {name!r}", tensor)
+    for name, weight in model.named_parameters():
+        _check_real(f"tensor {name!r}", weight)
+    for name, buffer in model.named_buffers():
+        _check_tensor(f"tensor {name!r}", buffer)
     _check_one_precision(model)
     _check_inputs(model, args)
 
@@ -62,7 +65,7 @@ def _check_inputs(model: nn.Module, args: tuple[Any, ...]) -> None:
     if not leaves:
         raise CaptureError(f"{type(model).__name__}: expected at least one tensor among the example inputs, got none")
     for name, leaf in leaves:
-        _check_tensor(f"input {name!r}", leaf)
+        _check_real(f"input {name!r}", leaf)
         if 0 in leaf.shape:
             raise CaptureError(f"input {name!r}: expected an example with elements, got shape {_shape(leaf)}")
 
@@ -73,17 +76,26 @@ def named_leaves(model: nn.Module, args: tuple[Any, ...]) -> list[tuple[str, Any
     return [(name, leaf) for name, value in named for leaf in tree_leaves(value)]
 
 
+def _check_real(what: str, tensor: Tensor) -> None:
+    """As `_check_tensor`, of what is trained or comes in; a buffer may be complex, as llama's rotations are."""
+    if tensor.is_complex():
+        raise CaptureError(f"{what}: expected real numbers, got {_dtype(tensor)}; keep real and imaginary part apart")
+    _check_tensor(what, tensor)
+
+
 def _check_tensor(what: str, tensor: Tensor) -> None:
     if tensor.is_quantized:
         raise CaptureError(f"{what}: expected floats, got a quantised tensor; {_WAY_OUT}")
-    if tensor.is_complex():
-        raise CaptureError(f"{what}: expected real numbers, got {_dtype(tensor)}; keep real and imaginary part apart")
     if tensor.layout != torch.strided:
         raise CaptureError(f"{what}: expected a dense tensor, got {tensor.layout}; convert it with .to_dense()")
     if tensor.device.type == "meta":
         raise CaptureError(f"{what}: expected values, got a meta tensor; load the weights first")
     if tensor.device.type != "cpu":
         raise CaptureError(f"{what}: expected it on the CPU, got {tensor.device}; move it with .cpu()")
+    if is_lazy(tensor):
+        raise CaptureError(
+            f"{what}: expected a shape, got a lazy layer, which has none yet: run the model once on an example first"
+        )
     if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
         raise CaptureError(f"{what}: expected a plain tensor, got a {type(tensor).__name__}")
 

@@ -52,6 +52,9 @@ class Labelling(Protocol):
     def source(self, kind: str, name: str, dim: int | None, count: int) -> Tensor:
         """The present labels of a source, `(count,)`; handed out when it is first met."""
 
+    def constant(self, node: fx.Node) -> Value:
+        """A computed constant that can be sliced like a parameter: along all dims, integers where they repeat."""
+
     def reads_zero(self, call: Call, pattern: tuple[bool, ...]) -> bool:
         """Whether a pointwise call gives 0 where the operands marked in `pattern` are 0, whatever the others are."""
 

@@ -42,6 +42,11 @@ class Tensors:
         return self._readers[first]
 
 
+def is_inexact(tensor: Tensor) -> bool:
+    """Whether it holds floating-point or complex numbers."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def _first_name_of_each_storage(tensors: dict[str, Any]) -> dict[str, str]:
     """Name -> the first name that the same memory goes by; tied weights export under several."""
     first: dict[Any, str] = {}

@@ -1,6 +1,7 @@
 """Operator rules and rewriters; importing this package fills the table."""
 
 from edgeprune.graph.ops import (
+    complex,
     contraction,
     forms,
     indexing,
@@ -16,6 +17,7 @@ from edgeprune.graph.ops import (
 )
 
 __all__ = [
+    "complex",
     "contraction",
     "forms",
     "indexing",

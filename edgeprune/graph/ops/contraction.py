@@ -82,16 +82,20 @@ def addmm(analysis: Labelling, call: Call) -> Value:
 
 
 def _rewrite_groups(edit: Rewriting, call: Call) -> None:
-    """As many groups as are left: each takes the input channels that its part of the weight has."""
+    """As many groups as are left: each takes the input channels that its part of the weight has.
+
+    Where the batch is folded into the groups their number is symbolic, and is scaled.
+    """
     groups = call.get("groups", 1)
     if groups == 1:
         return
     channels = edit.kept_size(call["input"], len(call["input"].shape) - 1 - _spatial(call))
     if is_transposed(call):
         kept = edit.kept(call["weight"], 0) // (call["weight"].shape[0] // groups)
-        edit.set(call, "groups", len(np.unique(kept)))
+        left = len(np.unique(kept))
     else:
-        edit.set(call, "groups", channels // edit.kept_size(call["weight"], 1))
+        left = channels // edit.kept_size(call["weight"], 1)
+    edit.set(call, "groups", edit.scaled(edit.raw(call, "groups"), groups, left))
 
 
 def is_transposed(call: Call) -> bool:

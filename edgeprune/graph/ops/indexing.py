@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeprune.graph import reasons
+from edgeprune.graph import binding, reasons
 from edgeprune.graph.call import Call
 from edgeprune.graph.labels import Layer, Value, core, remainders
-from edgeprune.graph.ops.movement import lock_all, moved
+from edgeprune.graph.ops.movement import lock_all, moved, whole_where_free
 from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling, Rewriting
 
@@ -40,10 +40,11 @@ def _rewrite_index(edit: Rewriting, call: Call) -> None:
 @operator("index", kind=Kind.ASSEMBLY, rewrite=_rewrite_index)
 def index(analysis: Labelling, call: Call) -> Any:
     """Constant index tensors move data; with computed ones the indexed dims are locked."""
-    x, indices = call["self"], call["indices"]
+    x = call["self"]
     used = indexed(call)
     masked = any(is_mask(call, d) for d in used)
-    if not masked and all(indices[d].const is not None for d in used):
+    if not masked and all(_is_constant(call, d) for d in used):
+        whole_where_free(analysis, call, *used)
         return moved(analysis, _without_tables(analysis, call, used))
     for layer in x.layers:
         for dim in used:
@@ -51,6 +52,13 @@ def index(analysis: Labelling, call: Call) -> Any:
     if masked:
         return lock_all(analysis, call, reasons.INDEXED)
     return analysis.value(call.shape, remainders(x, _dims_left(call, used), call.shape))
+
+
+def _is_constant(call: Call, dim: int | None = None) -> bool:
+    """Whether the index tensor (the one of `dim`, where there are several) is the same at all sizes."""
+    index = call["index"] if dim is None else call["indices"][dim]
+    given: Any = call.node.args[2] if dim is None else call.node.args[1]
+    return index.const is not None and not binding.follows_sizes(given if dim is None else given[dim])
 
 
 def _dims_left(call: Call, used: list[int]) -> dict[int, int]:
@@ -112,8 +120,9 @@ def _rewrite_index_select(edit: Rewriting, call: Call) -> None:
 
 @operator("index_select", kind=Kind.MOVE, rewrite=_rewrite_index_select)
 def index_select(analysis: Labelling, call: Call) -> Any:
-    """A constant index moves data; one that depends on the input locks the dim."""
-    if call["index"].const is not None:
+    """A constant index moves data; one that depends on the input or its size locks the dim."""
+    if _is_constant(call):
+        whole_where_free(analysis, call, call["dim"])
         return moved(analysis, call)
     dim = call["dim"] % len(call["self"].shape)
     for layer in call["self"].layers:

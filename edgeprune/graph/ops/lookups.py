@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from torch import fx
+
 from edgeprune.graph import reasons
 from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.labels import Layer, Value, remainder
+from edgeprune.graph.labels import Layer, Value, not_zero, remainder
 from edgeprune.graph.ops.indexing import block_position, indexed, is_mask
 from edgeprune.graph.ops.movement import lock_all, rewrite_padding_index
 from edgeprune.graph.ops.registry import Kind, operator
@@ -20,13 +22,21 @@ def _tables(analysis: Labelling, call: Call) -> list[Value]:
     """The operands that have the result's rank; those of another size along a dim than the first stay whole there."""
     rank = len(call["self"].shape)
     letters = tuple(f"d{d}" for d in range(rank))
-    tables = [Operand(value, letters) for value in call.values if len(value.shape) == rank]
+    tables = [Operand(value, letters) for value in _operands(analysis, call) if len(value.shape) == rank]
     unlike = [d for d in range(rank) if len({table.value.shape[d] for table in tables}) > 1]
     for table in tables:
         for d in {call["dim"] % rank, *unlike}:
             table.fix(analysis, letters[d], reasons.COMPUTED_INDEX)
     unify(analysis, tables)
     return [table.value for table in tables]
+
+
+def _operands(analysis: Labelling, call: Call) -> list[Value]:
+    """The tensors of the call; an index that is a computed constant is sliced with the others."""
+    index, node = call["index"], call.node.args[2]
+    assert isinstance(node, fx.Node)
+    sliceable = index.const is not None and node.op == "call_function"
+    return [analysis.constant(node) if value is index and sliceable else value for value in call.values]
 
 
 def _passed(analysis: Labelling, call: Call, tables: list[Value], zero_of: list[Value]) -> Value:
@@ -54,14 +64,26 @@ def gather(analysis: Labelling, call: Call) -> Value:
 
 
 @operator("index_copy", kind=Kind.ASSEMBLY)
-@operator("index_add", "index_fill", "scatter", "scatter_add", kind=Kind.LOOKUP)
+@operator(
+    "index_add", "index_fill", "index_reduce", "scatter", "scatter_add", "scatter_reduce", kind=Kind.LOOKUP
+)  # fmt: skip
 def write_by_index(analysis: Labelling, call: Call) -> Value:
-    """A copy of the first tensor with places along one dim written or added to."""
+    """A copy of the first tensor with places along one dim written, added to or reduced over; zeros give zero."""
     source = call.get("source", call.get("src", call.get("value", 0)))
     zero_of = [call["self"], source] if isinstance(source, Value) else [call["self"]]
     if not isinstance(source, Value) and source != 0:
         zero_of = [Value(call.shape)]  # a number is written: nothing reads zero for sure
     return _passed(analysis, call, _tables(analysis, call), zero_of)
+
+
+@operator("bucketize", kind=Kind.LOOKUP)
+def bucketize(analysis: Labelling, call: Call) -> Value:
+    """The interval of each element, which for zero may be any; all boundaries are compared with."""
+    boundaries = call["boundaries"]
+    for layer in boundaries.layers:
+        analysis.lock(layer, reasons.ALL_UNITS)
+    elements = call["self"]
+    return not_zero(elements) if isinstance(elements, Value) else Value(call.shape)
 
 
 @operator("index_put", "_unsafe_index_put", kind=Kind.LOOKUP)

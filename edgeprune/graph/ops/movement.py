@@ -74,7 +74,7 @@ def moved(analysis: Labelling, call: Call) -> Any:
 
 operator(
     "permute", "transpose", "t", "numpy_T", "mT", "mH", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis",
-    "squeeze", "unsqueeze", "flip", "flatten", "repeat", "tile", "fliplr", "flipud", "atleast_2d", "view_as_real",
+    "squeeze", "unsqueeze", "flip", "flatten", "fliplr", "flipud", "atleast_2d",
     kind=Kind.MOVE,
 )(moved)  # fmt: skip
 
@@ -94,7 +94,11 @@ def _rewrite_channel_shuffle(edit: Rewriting, call: Call) -> None:
     edit.select(call, 1, _positions(edit, call, 1, order))
 
 
-operator("channel_shuffle", "native_channel_shuffle", kind=Kind.MOVE, rewrite=_rewrite_channel_shuffle)(moved)
+@operator("channel_shuffle", "native_channel_shuffle", kind=Kind.MOVE, rewrite=_rewrite_channel_shuffle)
+def channel_shuffle(analysis: Labelling, call: Call) -> Any:
+    """Labels go along."""
+    whole_where_free(analysis, call, 1)
+    return moved(analysis, call)
 
 
 @operator("pixel_shuffle", "pixel_unshuffle", "unfold", "rot90", "repeat_interleave", kind=Kind.ASSEMBLY)
@@ -206,23 +210,41 @@ def _rewrite_narrow(edit: Rewriting, call: Call) -> None:
     edit.select(call, dim, positions)
 
 
-def _rewrite_single(edit: Rewriting, call: Call) -> None:
+def rewrite_single(edit: Rewriting, call: Call) -> None:
+    """The index where its unit now stands; of a dim that stays whole it may be symbolic, or count from the end."""
     dim = call["dim"] % len(call.input.shape)
-    index = call["index"] % call.input.shape[dim]
-    edit.set(call, "index", int(np.searchsorted(edit.kept(call.input, dim), index)))
+    size = call.input.shape[dim]
+    if edit.kept_size(call.input, dim) < size:
+        edit.set(call, "index", int(np.searchsorted(edit.kept(call.input, dim), call["index"] % size)))
+
+
+def whole_where_free(analysis: Labelling, call: Call, *dims: int) -> None:
+    """No unit may go along dims of the first tensor whose size is free: positions there are others at each size."""
+    rank = len(call.input.shape)
+    for dim in {d % rank for d in dims}.intersection(binding.free_sizes(call.node.all_input_nodes[0])):
+        for layer in call.input.layers:
+            analysis.fix(layer, dim, reasons.FREE_SIZE)
+
+
+def whole_where_symbolic(analysis: Labelling, call: Call) -> None:
+    """No unit may go along the call's dim where its index or a bound is symbolic, or counts from a free end."""
+    dim = call["dim"] % len(call.input.shape)
+    if any(not isinstance(node.meta["val"], Tensor) for node in call.node.all_input_nodes):
+        for layer in call.input.layers:
+            analysis.fix(layer, dim, reasons.FREE_LENGTH)
+    whole_where_free(analysis, call, dim)
 
 
 def _part(analysis: Labelling, call: Call) -> Any:
     """Labels go along; where the part is as long as a free size, any index may be asked for."""
-    if any(isinstance(bound, fx.Node) for bound in call.node.args[2:]):
-        for layer in call.input.layers:
-            analysis.fix(layer, call["dim"] % len(call.input.shape), reasons.FREE_LENGTH)
+    if call.shape != call.input.shape or any(isinstance(bound, fx.Node) for bound in call.node.args[2:]):
+        whole_where_symbolic(analysis, call)
     return moved(analysis, call)
 
 
 operator("slice", kind=Kind.MOVE, rewrite=_rewrite_slice)(_part)
 operator("narrow", kind=Kind.MOVE, rewrite=_rewrite_narrow)(_part)
-operator("select", kind=Kind.MOVE, rewrite=_rewrite_single)(moved)
+operator("select", kind=Kind.MOVE, rewrite=rewrite_single)(_part)
 operator("unbind", kind=Kind.MOVE)(moved)
 
 
@@ -235,7 +257,11 @@ def _rewrite_split(edit: Rewriting, call: Call) -> None:
     edit.replace(call, aten.split_with_sizes.default, (edit.source(call), sizes, dim))
 
 
-operator(*SPLITS, kind=Kind.MOVE, rewrite=_rewrite_split)(moved)
+@operator(*SPLITS, kind=Kind.MOVE, rewrite=_rewrite_split)
+def split(analysis: Labelling, call: Call) -> Any:
+    """Labels go along."""
+    whole_where_free(analysis, call, SPLIT_DIMS.get(call.name, call.get("dim", 0)))
+    return moved(analysis, call)
 
 
 def _rewrite_roll(edit: Rewriting, call: Call) -> None:

@@ -78,8 +78,9 @@ def _renormalise(analysis: Labelling, x: Value, normalised: set[int]) -> None:
 
 
 def _rewrite_normalized_shape(edit: Rewriting, call: Call) -> None:
-    rank = len(call["normalized_shape"])
-    edit.set(call, "normalized_shape", list(edit.kept_shape(call["input"])[-rank:]))
+    given, x = edit.raw(call, "normalized_shape"), call["input"]
+    sizes = zip(given, x.shape[-len(given) :], edit.kept_shape(x)[-len(given) :], strict=True)
+    edit.set(call, "normalized_shape", [edit.scaled(size, old, new) for size, old, new in sizes])
 
 
 @operator("layer_norm", "rms_norm", kind=Kind.NORMALISATION, rewrite=_rewrite_normalized_shape)
@@ -100,7 +101,8 @@ def _rewrite_num_groups(edit: Rewriting, call: Call) -> None:
     x, groups = call["input"], call["num_groups"]
     if groups > 1:
         per_group = x.shape[1] // groups
-        edit.set(call, "num_groups", edit.kept_size(x, 1) // per_group)
+        left = edit.kept_size(x, 1) // per_group
+        edit.set(call, "num_groups", edit.scaled(edit.raw(call, "num_groups"), groups, left))
 
 
 @operator("group_norm", kind=Kind.NORMALISATION, rewrite=_rewrite_num_groups)

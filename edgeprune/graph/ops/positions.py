@@ -8,7 +8,7 @@ from edgeprune.graph.einsum import Operand, unify
 from edgeprune.graph.labels import Layer, Value, remainders, spread
 from edgeprune.graph.ops.movement import lock_all, moved, rewrite_sizes
 from edgeprune.graph.ops.registry import Kind, operator
-from edgeprune.graph.rules import Labelling
+from edgeprune.graph.rules import Labelling, Rewriting
 
 
 @operator("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", kind=Kind.LOOKUP)
@@ -50,15 +50,40 @@ def expand(analysis: Labelling, call: Call) -> Value:
 
     Heads that are repeated have units already, which decide.
     """
-    x = call["self"]
+    return _broadcast(analysis, call)
+
+
+def _broadcast(analysis: Labelling, call: Call) -> Value:
     result: Value = moved(analysis, call)
-    if x.raw or result.layers:
+    if result.layers:
         return result
     layers = []
-    n_new = len(call.shape) - len(x.shape)
-    for dim, size in enumerate(call.node.meta["val"].shape):
-        repeated = dim < n_new or x.shape[dim - n_new] == 1
-        if repeated and isinstance(size, int) and size > 1:
+    for dim in _repeated(call):
+        size = call.node.meta["val"].shape[dim]
+        if isinstance(size, int) and size > 1:
             labels = analysis.source("broadcast", call.node.name, dim, size)
             layers.append(Layer(spread(labels, (dim,), call.shape), zero=False))
     return analysis.value(call.shape, layers)
+
+
+def _repeated(call: Call) -> list[int]:
+    """The dims of the result that the argument lacks, or has with a single element."""
+    n_new = len(call.shape) - len(call.input.shape)
+    return [dim for dim in range(len(call.shape)) if dim < n_new or call.input.shape[dim - n_new] == 1]
+
+
+def _rewrite_repeats(edit: Rewriting, call: Call) -> None:
+    """A single element is repeated as often as its partners need; what is longer keeps its count."""
+    name = "repeats" if "repeats" in call.args else "dims"
+    given = list(edit.raw(call, name))
+    new, offset = edit.kept_shape(edit.result(call)), len(call.shape) - len(given)
+    for dim in _repeated(call):
+        if dim >= offset:
+            given[dim - offset] = edit.scaled(given[dim - offset], call.shape[dim], new[dim])
+    edit.set(call, name, given)
+
+
+@operator("repeat", "tile", kind=Kind.MOVE, rewrite=_rewrite_repeats)
+def repeat(analysis: Labelling, call: Call) -> Value:
+    """As an expansion where there is a single element; else labels go along."""
+    return _broadcast(analysis, call)

@@ -43,6 +43,8 @@ class Kind(Enum):
     WEIGHT_NORM = "a weight as a direction and a length"
     REDUCTION = "over whole dims; of two tensors each element by itself"
     SCAN = "along one dim, which stays: a softmax, a running sum, an order"
+    TRANSFORM = "over whole dims that stay: Fourier transforms"
+    PAIR = "two real numbers as a complex one, or back"
     WINDOW = "over the last dims, the positions: pooling and resampling"
     LOOKUP = "read from or written to places that are computed"
     RECURRENT = "step by step along time"

@@ -11,6 +11,7 @@ from edgeprune.graph import reasons
 from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import unify
 from edgeprune.graph.labels import Layer, Value, pack
+from edgeprune.graph.ops.movement import rewrite_single, whole_where_symbolic
 from edgeprune.graph.ops.pointwise import align
 from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.rules import Labelling, Rewriting
@@ -60,15 +61,10 @@ def _rewrite_slice_scatter(edit: Rewriting, call: Call) -> None:
     edit.replace(call, aten.index_copy.default, (edit.source(call), dim, edit.indices(call, positions), source))
 
 
-def _rewrite_select_scatter(edit: Rewriting, call: Call) -> None:
-    dim = call["dim"] % len(call.shape)
-    index = call["index"] % call.shape[dim]
-    edit.set(call, "index", int(np.searchsorted(edit.kept(call["self"], dim), index)))
-
-
 def _scatter(analysis: Labelling, call: Call, window: Any) -> Value:
     """`window(tensor)` is the part of the first tensor that the second one replaces: they are united."""
     target, source = call["self"], call["src"]
+    whole_where_symbolic(analysis, call)
     part = Value(source.shape, tuple(pack(window(layer.labels), layer.zero) for layer in target.layers))
     for layer in part.layers:
         if not layer.dims:  # a single unit of the dim is written to
@@ -90,7 +86,7 @@ def slice_scatter(analysis: Labelling, call: Call) -> Value:
     return _scatter(analysis, call, lambda labels: aten.slice.Tensor(labels, dim, start, end, step))
 
 
-@operator("select_scatter", kind=Kind.ASSEMBLY, rewrite=_rewrite_select_scatter)
+@operator("select_scatter", kind=Kind.ASSEMBLY, rewrite=rewrite_single)
 def select_scatter(analysis: Labelling, call: Call) -> Value:
     """A copy of the first tensor with one index of a dim replaced."""
     return _scatter(analysis, call, lambda labels: labels.select(call["dim"], call["index"]))
