@@ -21,6 +21,7 @@ from edgeprune.data.fitting import limits_of, with_inputs_of, with_stated_inputs
 from edgeprune.data.inputs import arguments_of, as_arrays, fed
 from edgeprune.errors import InputError
 from edgeprune.formats.info import info_from_dict, info_to_dict
+from edgeprune.formats.recapture import with_free
 from edgeprune.formats.save import save_checkpoint
 from edgeprune.graph.capture import capture
 from edgeprune.graph.specs import input_specs
@@ -330,6 +331,16 @@ def test_lengths_stay_free() -> None:
     program = capture_named(Words(), (InputInfo("words", (None,), "int64"),))
     [spec] = input_specs(program)
     assert spec.shape == (None, None) and program.module()(torch.ones(3, 11, dtype=torch.int64)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("name", ["words", "input"])
+def test_a_free_length_is_asked_for_by_the_name_that_the_network_or_its_files_have(name: str) -> None:
+    program = capture(Words(), (torch.ones(2, 5, dtype=torch.int64),), dynamic={name: (0, 1)})
+    assert input_specs(program)[0].shape == (None, None)
+    again = with_free(program, ModelInfo((5,)), None, False, {name: (0, 1)})
+    assert input_specs(again)[0].shape == (None, None)
+    with pytest.raises(InputError, match=r"dynamic: expected names of inputs \(words\), got other"):
+        capture(Words(), (torch.ones(2, 5, dtype=torch.int64),), dynamic={"other": (0, 1)})
 
 
 def test_a_lone_x_of_whole_numbers_is_the_input_that_takes_them(tmp_path: Path) -> None:
