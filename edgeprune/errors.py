@@ -10,6 +10,7 @@ EdgepruneError
 │   ├── BudgetError              MACs, accuracy or latency asked for could not be reached
 │   ├── ProofError               slim and masked dense disagree
 │   ├── ParityError              an exported file disagrees with the network it came from
+│   │   └── NotFiniteError           it gives NaN or infinity where the network does not
 │   └── TrainingError            training diverged (NaN or infinite loss)
 │       └── LostProcessError     one of the processes that work together has ended
 └── InternalError       exit 3   a fault of edgeprune itself, met inside a public function
@@ -68,6 +69,10 @@ class ProofError(CheckError):
 
 class ParityError(CheckError):
     """An exported file disagrees with the network it was made from."""
+
+
+class NotFiniteError(ParityError):
+    """An exported file gives NaN or infinity where the network it was made from does not."""
 
 
 class TrainingError(CheckError):

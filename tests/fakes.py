@@ -89,7 +89,7 @@ class EveryCost(Costs):
 class FakeCutter:
     """Plans as the planner does, in multiples of `align` and to no less than that."""
 
-    least_features = (1, 1)
+    least_features = 1
     allots = measures_cuts = False
 
     def __init__(self, manner: Manner, dead: int = 0) -> None:

@@ -101,18 +101,53 @@ def test_a_slim_network_is_cut_again_within_the_same_rules() -> None:
 @pytest.mark.parametrize(
     ("build", "together", "least"),
     [
-        (table, (), (1, 1)),
-        (table, ((0, 1, 2),), (1, 3)),
-        (sensors, ((0, 3, 6), (1, 4, 7), (2, 5, 8)), (3, 3)),
+        (table, (), 1),
+        (table, ((0, 1, 2),), 1),
+        (table, ((0, 1, 2), (3, 4, 5, 6, 7)), 3),
+        (sensors, ((0, 3, 6), (1, 4, 7), (2, 5, 8)), 3),
     ],
 )
 def test_the_fewest_features_leave_each_layer_something_to_read(build, together, least) -> None:
     program, rules = build(), FeatureRules(together=together)
     graph = edgeprune.analyze(program, inputs=True, rules=rules)
     assert least_features(graph) == least
-    assert len(kept(program, rules, least[1])) <= least[1]
-    with pytest.raises(InputError, match="input features: expected to keep"):
-        kept(program, rules, least[0] - 1)
+    assert len(kept(program, rules, least)) == least
+    n_all = graph.n_features
+    with pytest.raises(InputError, match=f"input features: expected to keep {least} to {n_all}, got {least - 1}"):
+        kept(program, rules, least - 1)
+
+
+def weighted(importances: list[float]) -> Program:
+    """A table whose columns have weights of these sizes."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(len(importances), 16), nn.ReLU(), nn.Linear(16, 3)).double()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor(importances) * torch.where(torch.randn_like(net[0].weight) > 0, 1.0, -1.0))
+    return edgeprune.capture(net, torch.randn(2, len(importances), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("n_features", "found"),
+    [
+        (8, (0, 1, 2, 3, 4, 5, 7, 8)),
+        (7, (0, 1, 2, 3, 4, 5, 8)),
+        (6, (0, 1, 2, 3, 4, 5)),
+        (5, (0, 1, 2, 7, 8)),  # the second group no longer fits, and the best of the rest do
+        (4, (0, 1, 2, 8)),
+        (3, (0, 1, 2)),
+        (2, (7, 8)),  # not even the best group fits
+        (1, (8,)),
+    ],
+)
+def test_what_does_not_fit_is_skipped_and_the_best_of_the_rest_fills_up(n_features: int, found: tuple[int]) -> None:
+    program = weighted([9, 9, 9, 8, 8, 8, 1, 2, 3])
+    assert kept(program, FeatureRules(together=((0, 1, 2), (3, 4, 5))), n_features) == found
+
+
+def test_groups_alone_fill_as_much_as_they_can() -> None:
+    program = weighted([20, 20, 20, 8, 8, 1, 1])
+    rules = FeatureRules(together=((0, 1, 2), (3, 4), (5, 6)))
+    assert [kept(program, rules, n) for n in (6, 4, 2)] == [(0, 1, 2, 3, 4), (0, 1, 2), (3, 4)]
 
 
 class Beside(nn.Module):
@@ -255,7 +290,9 @@ def data(sources: Path) -> DataSource:
     return open_data(f"csv:{sources}?target=state")
 
 
-def selected(data: DataSource, rules: FeatureRules | None = None, **options: object) -> tuple[nn.Module, list[int]]:
+def selected(
+    data: DataSource, rules: FeatureRules | None = None, least: float = 0.9, **options: object
+) -> tuple[nn.Module, list[int]]:
     """A network trained while features are chosen, and the features whose columns are not zero."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 4))
@@ -276,8 +313,16 @@ def selected(data: DataSource, rules: FeatureRules | None = None, **options: obj
     counts = [epoch.n_features or 0 for epoch in epochs]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == len(found)
-    assert epochs[-1].val_value > 0.9
+    assert epochs[-1].val_value > least
     return module, found
+
+
+@pytest.mark.parametrize(("n_features", "n_left"), [(4, 4), (2, 2), (7, 7)])
+def test_training_fills_up_with_what_fits_beside_groups(data: DataSource, n_features: int, n_left: int) -> None:
+    rules = FeatureRules(together=((0, 1, 4), (2, 3, 5)))  # the first tells most, then there is room for one of two
+    _, found = selected(data, rules, least=0.2, n_features=n_features)
+    assert len(found) == n_left
+    assert all(set(group) <= set(found) or not set(group) & set(found) for group in rules.together)
 
 
 def test_training_keeps_the_features_that_tell_the_class_and_no_copy_of_them(data: DataSource) -> None:
@@ -303,8 +348,8 @@ def test_rules_hold_while_training(data: DataSource) -> None:
 @pytest.mark.parametrize(
     ("rules", "n_features", "message"),
     [
-        (FeatureRules(always_keep=(0, 1, 2)), 2, "expected to keep 3 to 8 features, got 2"),
-        (None, 9, "expected to keep 1 to 8 features, got 9"),
+        (FeatureRules(always_keep=(0, 1, 2)), 2, "expected to keep 3 to 8, got 2"),
+        (None, 9, "expected to keep 1 to 8, got 9"),
         (FeatureRules(always_keep=(8,)), 2, "expected features below 8, got 8"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ import torch
 from torch import nn
 
 from edgeprune.commands.resolve import model_and_data
+from edgeprune.commands.train import begun
 from edgeprune.data import batches, first_inputs, open_data, order, prepared, read
 from edgeprune.data.capturing import capture_named, captured
 from edgeprune.data.fitting import limits_of, with_inputs_of, with_stated_inputs
 from edgeprune.data.inputs import arguments_of, as_arrays, fed
 from edgeprune.errors import InputError
 from edgeprune.formats.info import info_from_dict, info_to_dict
+from edgeprune.formats.recapture import with_free
 from edgeprune.formats.save import save_checkpoint
 from edgeprune.graph.capture import capture
 from edgeprune.graph.specs import input_specs
 from edgeprune.records import DataSource, InputInfo, ModelInfo, Normalization
-from edgeprune.requests import CompressRequest
+from edgeprune.requests import CompressRequest, TrainRequest
 from edgeprune.tasks.wanted import WantedTargets
 
 N = 40
@@ -330,6 +333,16 @@ def test_lengths_stay_free() -> None:
     assert spec.shape == (None, None) and program.module()(torch.ones(3, 11, dtype=torch.int64)).shape == (3, 2)
 
 
+@pytest.mark.parametrize("name", ["words", "input"])
+def test_a_free_length_is_asked_for_by_the_name_that_the_network_or_its_files_have(name: str) -> None:
+    program = capture(Words(), (torch.ones(2, 5, dtype=torch.int64),), dynamic={name: (0, 1)})
+    assert input_specs(program)[0].shape == (None, None)
+    again = with_free(program, ModelInfo((5,)), None, False, {name: (0, 1)})
+    assert input_specs(again)[0].shape == (None, None)
+    with pytest.raises(InputError, match=r"dynamic: expected names of inputs \(words\), got other"):
+        capture(Words(), (torch.ones(2, 5, dtype=torch.int64),), dynamic={"other": (0, 1)})
+
+
 def test_a_lone_x_of_whole_numbers_is_the_input_that_takes_them(tmp_path: Path) -> None:
     data = open_data(saved(tmp_path, x=IDS, y=Y))
     program = capture_named(Words(), (InputInfo("words", (5,), "int64"),))
@@ -339,6 +352,26 @@ def test_a_lone_x_of_whole_numbers_is_the_input_that_takes_them(tmp_path: Path) 
     for wrong, got in ((IDS * 0 + 0.5, "got 0.5"), (IDS * 0 + 2**25, "got 3.35544e+07")):
         with pytest.raises(InputError, match=re.escape(f"for input words, in an array of that name, {got}")):
             with_inputs_of(open_data(saved(tmp_path, x=wrong, y=Y)), program)
+
+
+def test_training_takes_a_lone_x_of_ids_without_a_word(tmp_path: Path) -> None:
+    """Floats fail in the embedding; what is no ids is refused by what it says of them."""
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.embed, self.head = nn.Embedding(64, 4), nn.Linear(4, 2)\n"
+        "    def forward(self, words):\n"
+        "        return self.head(self.embed(words).mean(1))\n"
+        "net = Net\n"
+    )
+    request = TrainRequest(f"{tmp_path / 'own.py'}:net", saved(tmp_path, x=IDS, y=Y), str(tmp_path / "m.pt"))
+    _, program, data, _, info = begun(request)
+    assert [(one.name, one.dtype) for one in data.inputs] == [("words", "int64")]
+    assert [spec.name for spec in input_specs(program)] == ["words"] and info.input_shape == ()
+    with pytest.raises(InputError, match="FloatTensor"):
+        begun(replace(request, data=saved(tmp_path, x=IDS + 0.5, y=Y)))
 
 
 @pytest.mark.parametrize(

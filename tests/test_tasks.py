@@ -161,6 +161,51 @@ def test_pixels_that_are_all_ignored_cost_nothing_and_have_no_value():
         task.value(task.outcomes(scores, masks))
 
 
+# -- what the best answer that is the same for every sample comes to ---------------------------------------------------
+
+
+def test_a_regression_is_guessed_by_the_mean_of_the_targets():
+    y = tensor(rng(0).normal(100, 5, size=(60, 2)))
+    task = Regression((5.0, 5.0), "EUR")
+    mean = y.mean(0, keepdim=True).expand_as(y)
+    for outputs, is_chance in ((mean, True), (mean + 1, True), (mean + 0.1 * (y - mean), False), (y, False)):
+        found = task.guess(task.outcomes(outputs, y))
+        assert (found.metric.name, found.guess, found.is_chance) == ("R2", 0.0, is_chance)
+    constant = tensor(np.concatenate([y[:, :1], np.full((60, 1), 7.0)], axis=1))
+    assert task.guess(task.outcomes(constant, constant)).value == 1  # of the column that differs
+    assert task.guess(task.outcomes(constant[:, 1:], constant[:, 1:])) is None
+
+
+def test_labels_are_guessed_by_how_often_they_are():
+    y = tensor(np.tile([[1, 0, 1, 0], [0, 0, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0]], (10, 1)))
+    task = Multilabel()
+    for outputs, is_chance in ((torch.zeros(40, 4), True), (-y.double(), True), (y.double(), False)):
+        found = task.guess(task.outcomes(outputs, y))
+        assert (found.guess, found.is_chance) == (0.25, is_chance)  # of the two that some have and some have not
+    assert task.guess(task.outcomes(torch.zeros(40, 2), y[:, 2:])) is None
+
+
+@pytest.mark.parametrize("always", range(3))
+def test_pixels_are_guessed_by_the_class_of_the_most(always):
+    masks = tensor(rng(0).choice(3, p=(0.7, 0.2, 0.1), size=(30, 6, 6)))
+    masks[:, 0] = 255
+    task = Segmentation()
+    given = F.one_hot(torch.full_like(masks, always), 3).movedim(-1, 1).double()
+    found = task.guess(task.outcomes(given, masks))
+    assert found.is_chance
+    best = task.value(task.outcomes(F.one_hot(torch.zeros_like(masks), 3).movedim(-1, 1).double(), masks))
+    assert found.guess == pytest.approx(best)
+    right = F.one_hot(masks.clamp(max=2), 3).movedim(-1, 1).double()
+    assert not task.guess(task.outcomes(right, masks)).is_chance
+    alone = torch.zeros_like(masks)
+    assert task.guess(task.outcomes(given, alone)) is None
+
+
+def test_answers_to_be_met_are_not_guessed():
+    outputs = torch.randn(30, 4)
+    assert Match().guess(Match().outcomes(outputs, outputs)) is None
+
+
 @dataclasses.dataclass
 class Answer:
     boxes: torch.Tensor
@@ -581,6 +626,14 @@ def test_a_task_of_the_users_own(tmp_path):
     assert isinstance(found, MetricComparison)
     assert found.drop == pytest.approx(0.5 * found.dense) and 0 < found.drop_interval[0] < found.drop
     assert task.agrees(got, want) is None and task.beside(dense) == {} and not task.by_reference
+    assert task.guess(dense) is None
+
+
+def test_a_task_of_the_users_own_may_say_what_a_guess_comes_to(tmp_path):
+    text = OWN.replace("    def value(", "    def guess(self, outcomes):\n        return 2.0\n    def value(")
+    task = own(tmp_path, text)
+    for size, is_chance in ((1.0, False), (2.0, True), (3.0, True)):
+        assert task.guess([size**2] * 30).is_chance == is_chance
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from edgeprune.results import (
     SplitLayer,
 )
 from edgeprune.search.candidate import Candidate, Found
+from edgeprune.search.features import told_features
 from edgeprune.tasks.classification import Classification, is_accuracy
 from edgeprune.tasks.intervals import compare_accuracy
 from edgeprune.tasks.task import Outcomes
@@ -64,11 +65,12 @@ def measured(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[R
     assert plan is not None
     comparison, shown = _compared(job, dense, best, told)
     metric = job.step.metric
+    wanted = job.budgets.counted(dense.n_features).n_features
     record = RunRecord(
         command=job.request.command,
         versions=versions(),
         asked=_asked(job.request),
-        assumed=(*job.assumed, *told_widths(plan.aligned)),
+        assumed=(*job.assumed, *told_widths(plan.aligned), *told_features(wanted, found.graph, best)),
         model=model_facts(with_names_of(job.model.info, job.data), job.model.name, job.request.model, job.model.sha256),
         data=_data_facts(job),
         dense=_figures(dense, sizes[0], comparison.dense if comparison else None),

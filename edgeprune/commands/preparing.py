@@ -250,10 +250,9 @@ def _check_answers(request: CompressRequest, opened: Opened, assume: Assume) -> 
     if not isinstance(opened.task, Classification):
         assert opened.model.info.normalization is not None
         Judge(opened.task, opened.model.info.normalization).check(opened.dense.frozen_module(), opened.data)
-        return
     if not request.allow_chance:
-        check_above_chance(opened.model, opened.data)
-    hint = better_normalization(opened.model, opened.data) if opened.is_guess else None
+        check_above_chance(opened.model, opened.data, opened.task)
+    hint = better_normalization(opened.model, opened.data, opened.task) if opened.is_guess else None
     if hint is not None:
         assume(hint)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,7 @@ from edgeprune.commands.resuming import check_places, check_same, interruptible,
 from edgeprune.commands.weighing import weighing
 from edgeprune.cost.macs import count_parameters
 from edgeprune.data import check_fits, open_data
-from edgeprune.data.capturing import captured
+from edgeprune.data.capturing import captured, captured_of_ids
 from edgeprune.data.featuredims import said_of_dims
 from edgeprune.data.fitting import by_name, with_inputs_of, with_stated_inputs
 from edgeprune.errors import CaptureError, InputError
@@ -212,6 +213,9 @@ def _captured(model: nn.Module, request: TrainRequest, data: DataSource) -> Prog
     try:
         return captured(model, data)
     except InputError as error:
+        if not data.inputs:
+            with suppress(InputError):  # what it says of floats tells more
+                return captured_of_ids(model, data)
         shape = ", ".join(f"{info.name} {info.shape}" for info in data.inputs) or str(tuple(data.input_shape))
         told = error.fact if isinstance(error, CaptureError) else error  # how else to capture it is no choice here
         raise type(error)(f"{request.arch} on inputs {shape} of data {data.name}: {told}") from error

@@ -20,7 +20,7 @@ from edgeprune.files import named_as
 from edgeprune.formats.load import load
 from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.trust import recorded_task
-from edgeprune.measure.chance import chance_text
+from edgeprune.measure.chance import chance_text, guess_of, guess_text
 from edgeprune.measure.filedims import recorded_dims
 from edgeprune.measure.fixedbatch import stated_batch
 from edgeprune.measure.foreign import stated_in
@@ -28,7 +28,7 @@ from edgeprune.measure.gated import gate_use, is_gated
 from edgeprune.measure.keptids import check_ids
 from edgeprune.measure.namedfile import names_of_file, with_inputs_of_file
 from edgeprune.measure.networkfile import NetworkFile, opened, trained_normalization, with_classes_of_file
-from edgeprune.measure.validation import latency_beside, run_both
+from edgeprune.measure.validation import Compared, latency_beside, run_both
 from edgeprune.progress import Passing, Progress, Silent
 from edgeprune.records import IDENTITY, DataSource, Model, Normalization
 from edgeprune.requests import ValidateRequest
@@ -96,10 +96,12 @@ def _validated(request: ValidateRequest, spec: str | None, data: DataSource, tol
     dense, slim = _normalised(dense, slim, request, data, told)
     told.stage(f"{task.metric.name} on the test split")
     found = run_both(dense, slim, data, task, told)
-    if found.luck is not None and found.luck.is_chance and not request.allow_chance:
+    told_chance = None if request.allow_chance else _chance(found, task)
+    if told_chance is not None:
+        what = "targets" if found.luck is None else "classes"
         raise InputError(
-            f"{dense.path}: {chance_text(found.luck, 'the network')} of data {data.name}; give --normalize as it was "
-            "trained, and the classes in the order of that training; --allow-chance goes on nevertheless"
+            f"{dense.path}: {told_chance} of data {data.name}; give --normalize as it was trained, and the {what} in "
+            "the order of that training; --allow-chance goes on nevertheless"
         )
     told.stage("latency")
     latency, gate = _timed(dense, slim, data, request, told)
@@ -115,6 +117,14 @@ def _validated(request: ValidateRequest, spec: str | None, data: DataSource, tol
         gate=gate,
     )
     return _judged(record, request, limit)
+
+
+def _chance(found: Compared, task: Task) -> str | None:
+    """That the dense network is no better than guessing; None where it is, or nobody can say."""
+    if found.luck is not None:
+        return chance_text(found.luck, "the network") if found.luck.is_chance else None
+    guess = guess_of(task, found.outcomes[0])
+    return guess_text(guess, len(found.outcomes[0]), "the network") if guess is not None and guess.is_chance else None
 
 
 def _check_batch(dense: NetworkFile, slim: NetworkFile, size: int) -> None:

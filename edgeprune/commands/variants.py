@@ -85,8 +85,8 @@ def write_variants(asked: Int8, material: Material, told: Progress) -> VariantTa
     assert data is not None and task is not None and raw is not None  # else it was refused before
     metric = task.metric
     calibration = material.inputs(raw).file
-    if isinstance(task, Classification) and not asked.allow_chance:
-        check_above_chance(material.model, data)
+    if not asked.allow_chance:
+        check_above_chance(material.model, data, task)
     outcomes = _outcomes(material, data, task, told)
 
     def judge(path: Path) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeprune.data.fitting import by_name
 from edgeprune.data.named import torch_type
 from edgeprune.errors import CaptureError, InputError
 from edgeprune.graph.capture import Program, capture
@@ -26,6 +27,17 @@ def captured(model: nn.Module, data: DataSource, dtype: torch.dtype = torch.floa
     if data.inputs:
         return capture_named(model, data.inputs, dtype)
     return capture_single(model, data.input_shape, dtype)
+
+
+def captured_of_ids(model: nn.Module, data: DataSource) -> Program:
+    """The program of a network whose first input looks up rows by the whole numbers of a lone `x`.
+
+    Raises:
+        InputError: the data hold others.
+        CaptureError: the network does not take whole numbers either.
+    """
+    first = next(iter(inspect.signature(model.forward).parameters), "x")
+    return captured(model, by_name(data, first))
 
 
 def capture_named(

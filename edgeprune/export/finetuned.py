@@ -18,7 +18,7 @@ import onnx
 from onnx import numpy_helper
 from torch import nn
 
-from edgeprune.errors import InputError, TrainingError, came_from_outside
+from edgeprune.errors import InputError, NotFiniteError, TrainingError, came_from_outside
 from edgeprune.export.fakequant import FakeQuantized, OnnxModule
 from edgeprune.export.floatfile import open_float
 from edgeprune.export.judging import Judge, Judged, QuantizedFile, check_places, exact_beside, record_of
@@ -87,7 +87,10 @@ def write_finetuned(  # noqa: PLR0913 - as for `write_int8`
         work = work_of(open_float(source, calibration), Path(folder), reduce_range)
         judge = Judge(work.file, value, metric, max_drop, threads=1)
         progress.stage("int8: all layers")
-        before = judge(work.quantized((), "before"))
+        try:
+            before = judge(work.quantized((), "before"))
+        except NotFiniteError as error:
+            return LeftOut(KIND, f"all layers in int8 are nothing to start from: {error_line(error)}")
         if before.within_budget:
             return LeftOut(KIND, f"int8 of all layers keeps the budget without: {judge.in_words(before.worst)}")
         progress.stage("int8: finetune")
@@ -99,7 +102,10 @@ def write_finetuned(  # noqa: PLR0913 - as for `write_int8`
                 raise
             return LeftOut(KIND, f"it cannot be trained as int8: {error_line(error)}")
         tuned = _with(work, module)
-        after = judge(tuned.quantized((), "after"))
+        try:
+            after = judge(tuned.quantized((), "after"))
+        except NotFiniteError as error:
+            return LeftOut(KIND, f"finetuning came to nothing: {error_line(error)}")
         told = _told(judge, before, after, finetuning.epochs)
         if not _is_better(before, after, finetuning.better):
             return LeftOut(KIND, f"{told}: not better beyond doubt")

@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from edgeprune.errors import InputError, ParityError
+from edgeprune.errors import InputError, NotFiniteError, ParityError
 from edgeprune.export import ort
 from edgeprune.export.parity import outputs_of
 from edgeprune.formats.onnx.file import read_onnx
@@ -86,15 +86,17 @@ def agreement(file: FloatFile, path: Path, threads: int = 1) -> Agreement:
     """Run another file on the same inputs, in the same batches and at batch 1.
 
     Raises:
-        ParityError: it does not run on one of them, or gives NaN, infinity or other shapes.
+        ParityError: it does not run on one of them, or gives other shapes.
+        NotFiniteError: it gives NaN or infinity.
     """
     session = ort.session(path, threads)
     given = [outputs_of(session, list(feed.values())) for feed in file.feeds]
     alone = _first_rows(file)
     singles = outputs_of(session, list(alone.values())) if file.batched else ()
-    finite = all(_finite(outputs) for outputs in (*given, singles))
-    if not finite or _shapes(file.outputs) != _shapes(given):
-        raise ParityError(f"{path.name}: expected finite outputs of the float network's shapes, got others")
+    if _shapes(file.outputs) != _shapes(given):
+        raise ParityError(f"{path.name}: expected outputs of the float network's shapes, got others")
+    if not all(_finite(outputs) for outputs in (*given, singles)):
+        raise NotFiniteError(f"{path.name}: expected finite outputs as the float network's, got NaN or infinity")
     columns = list(zip(zip(*file.outputs, strict=True), zip(*given, strict=True), strict=True))
     worst = min((snr_db(want, got) for want, got in columns), default=math.inf)
     return Agreement(worst, _same_argmax(*columns[0]) if len(columns) == 1 else None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, NotFiniteError
 from edgeprune.export.exact import meaning
 from edgeprune.export.floatfile import Agreement, FloatFile, agreement
 from edgeprune.files import real_path
@@ -99,17 +99,24 @@ class Judge:
         """Run and measure `path`, and what it means.
 
         Raises:
-            ParityError: it does not run, or not to finite outputs.
+            ParityError: it does not run.
+            NotFiniteError: it gives NaN or infinity.
         """
         here = self._outcome(path)
         exact = meaning(path, exact_beside(path))
         return Judged(path, here, None if exact is None else here if exact == path else self._outcome(exact))
 
     def snr_db(self, path: Path, n_feeds: int) -> float:
-        """The signal-to-noise ratio of a file on the first inputs, the lower one of what it means and gives here."""
+        """The signal-to-noise ratio of a file on the first inputs, the lower one of what it means and gives here.
+
+        Minus infinity for one that gives NaN or infinity: nothing is further from the float file.
+        """
         file = replace(self.file, feeds=self.file.feeds[:n_feeds], outputs=self.file.outputs[:n_feeds])
         ways = {path, meaning(path, exact_beside(path)) or path}
-        return min(agreement(file, way, self.threads).snr_db for way in ways)
+        try:
+            return min(agreement(file, way, self.threads).snr_db for way in ways)
+        except NotFiniteError:
+            return -math.inf
 
     def _outcome(self, path: Path) -> Outcome:
         agrees = agreement(self.file, path, self.threads)
@@ -161,8 +168,12 @@ def left_in_float(file: QuantizedFile) -> str:
     """Which layers are not quantised, e.g. `2 of 7 layers left in float: stem, head`; nothing where all are."""
     if not file.excluded:
         return ""
-    names = ", ".join(file.excluded[:_SHOWN]) + (", ..." if len(file.excluded) > _SHOWN else "")
-    return f"{len(file.excluded)} of {file.n_layers} layers left in float: {names}"
+    return f"{len(file.excluded)} of {file.n_layers} layers left in float: {shortened(file.excluded)}"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first of some names, e.g. `stem, head`."""
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def check_places(source: Path, out: Path, max_drop: float) -> None:

@@ -1,23 +1,25 @@
 """int8 files of a float ONNX file, by onnxruntime's own tools, with the layers left in float that cost too much.
 
-The float file is calibrated once. All its layers are quantised first; only where that costs more than the budget is
-each layer measured alone, and the worst are left in float, as few as bring the drop within the budget.
+The float file is calibrated once; what no 8 bits can hold, such as the mask of an attention, stays in float. All layers
+are quantised first; only where that costs more than the budget is each layer measured alone, and the worst are left in
+float, as few as bring the drop within the budget.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, NotFiniteError
 from edgeprune.export.floatfile import FloatFile, agreement, open_float, weighted_nodes, with_header_of
+from edgeprune.export.int8ranges import calibrated, too_wide
 from edgeprune.export.int8shapes import fit_to_kernels
-from edgeprune.export.judging import Judge, Judged, QuantizedFile, check_places, left_in_float, record_of
+from edgeprune.export.judging import Judge, Judged, QuantizedFile, check_places, left_in_float, record_of, shortened
 from edgeprune.export.quanttools import Reader, prepared, tools_for
 from edgeprune.files import write_atomically
 from edgeprune.progress import Progress, Silent
@@ -64,7 +66,7 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
 
     Raises:
         InputError: nothing to quantise, or a file, inputs or a budget that cannot be used.
-        ParityError: the quantised file does not run, or gives NaN or infinity.
+        ParityError: the quantised file does not run, or gives NaN or infinity whichever layers are left in float.
     """
     check_places(source, out, max_drop)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
@@ -74,7 +76,7 @@ def write_int8(  # noqa: PLR0913 - the public entry point spells its options out
         judged, in_float = search(work, judge, progress)
         write_atomically(out, judged.path.read_bytes())
     file = record_of("int8", judged, out, [layer.name for layer in in_float], len(work.layers))
-    return replace(file, note="; ".join(_notes(file, judge, judged, reduce_range)))
+    return replace(file, note="; ".join(_notes(work, file, judge, judged)))
 
 
 def check_quantizable(source: Path, calibration: Any, reduce_range: bool = True) -> None:
@@ -85,16 +87,22 @@ def check_quantizable(source: Path, calibration: Any, reduce_range: bool = True)
     """
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         work = work_of(open_float(source, calibration), Path(folder), reduce_range)
-        agreement(work.file, work.quantized((), "all"))
+        try:
+            agreement(work.file, work.quantized((), "all"))
+        except NotFiniteError:
+            if len(work.layers) == 1:  # else there are layers that may be left in float
+                raise
 
 
-def _notes(file: QuantizedFile, judge: Judge, judged: Judged, reduced: bool) -> list[str]:
+def _notes(work: Work, file: QuantizedFile, judge: Judge, judged: Judged) -> list[str]:
     notes = []
     if not file.within_budget:
         notes.append(judge.missed(judged))
     if file.excluded:
         notes.append(left_in_float(file))
-    if reduced:
+    if work.too_wide:
+        notes.append(f"left in float as no 8 bits hold their range: {shortened(work.too_wide)}")
+    if work.reduce_range:
         notes.append("weights of 7 bits, whose products saturate on no CPU")
     return notes
 
@@ -114,7 +122,8 @@ class Layer:
 class Work:
     """A float file made ready for onnxruntime's quantisation, and the folder of its trials.
 
-    `source` is the file that is quantised, by the ranges of the activations in `folder` where it holds them already.
+    `source` is the file that is quantised, by the ranges of the activations in `folder`. `too_wide` names the nodes
+    that stay in float whatever it costs.
     """
 
     file: FloatFile
@@ -122,12 +131,13 @@ class Work:
     source: Path
     layers: tuple[Layer, ...]
     swishes: tuple[str, ...]
+    too_wide: tuple[str, ...]
     reduce_range: bool
 
     @property
     def ranges(self) -> Path:
-        """Where the ranges of the activations are kept: the first file that is made writes it, the others read it."""
-        return self.folder / "ranges.json"
+        """Where the ranges of the activations are kept."""
+        return _ranges_in(self.folder)
 
     def quantized(self, in_float: Collection[Layer], name: str, *, fitted: bool = True) -> Path:
         """Write the file that leaves these layers in float; in the shapes of quick kernels if it is to be `fitted`."""
@@ -145,7 +155,7 @@ class Work:
                 reduce_range=self.reduce_range,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=[*self.swishes, *(node for layer in in_float for node in layer.nodes)],
+                nodes_to_exclude=[*self.swishes, *self.too_wide, *(node for layer in in_float for node in layer.nodes)],
                 calibrate_method=CalibrationMethod.MinMax,
                 # Products of two activations, as in attention, stay in float.
                 extra_options={"MatMulConstBOnly": True},
@@ -167,7 +177,12 @@ def work_of(file: FloatFile, folder: Path, reduce_range: bool) -> Work:
         raise InputError(
             f"{file.path}: expected float32 convolutions, linear layers or matrix products to quantise, got none"
         )
-    return Work(file, folder, source, layers, _hard_swishes(graph), reduce_range)
+    bounds = calibrated(file, source, _ranges_in(folder), OP_TYPES)
+    return Work(file, folder, source, layers, _hard_swishes(graph), too_wide(graph, bounds, OP_TYPES), reduce_range)
+
+
+def _ranges_in(folder: Path) -> Path:
+    return folder / "ranges.json"
 
 
 def _hard_swishes(graph: onnx.GraphProto) -> tuple[str, ...]:
@@ -210,27 +225,50 @@ def _name(node: onnx.NodeProto) -> str:
 
 
 def search(work: Work, judge: Judge, progress: Progress) -> tuple[Judged, tuple[Layer, ...]]:
-    """The judged file with the fewest layers in float that keeps the budget, else the closest of those tried."""
+    """The judged file with the fewest layers in float that keeps the budget, else the closest of those tried.
+
+    Raises:
+        NotFiniteError: each that was tried gives NaN or infinity.
+    """
     progress.stage("int8: all layers")
-    tried = {0: judge(work.quantized((), "0"))}
-    if tried[0].within_budget or len(work.layers) == 1:
-        return tried[0], ()
+    first = _judged(work, judge, (), "0")
+    if first is not None and (first.within_budget or len(work.layers) == 1):
+        return first, ()
+    tried = {} if first is None else {0: first}
     order = _ranked(work, judge, progress)
     progress.stage("int8: layers in float")
 
     def keeps_budget(count: int) -> bool:
-        tried[count] = judge(work.quantized(order[:count], str(count)))
-        progress.say(f"int8: {count} of {len(order)} layers in float: {judge.in_words(tried[count].worst)}")
-        return tried[count].within_budget
+        judged = _judged(work, judge, order[:count], str(count))
+        told = "NaN or infinity" if judged is None else judge.in_words(judged.worst)
+        progress.say(f"int8: {count} of {len(order)} layers in float: {told}")
+        if judged is None:
+            return False
+        tried[count] = judged
+        return judged.within_budget
 
     best = _fewest(keeps_budget, len(order) - 1)
     if best is None:
+        if not tried:
+            raise NotFiniteError(
+                f"{work.file.path}: expected finite outputs with some layers in int8, got NaN or infinity with any"
+            )
         best = min(tried, key=lambda count: (tried[count].cost, count))
     return tried[best], order[:best]
 
 
+def _judged(work: Work, judge: Judge, in_float: Sequence[Layer], name: str) -> Judged | None:
+    """What it costs to quantise all but these layers; None where it gives NaN or infinity, worse than any cost."""
+    try:
+        return judge(work.quantized(in_float, name))
+    except NotFiniteError:
+        return None
+
+
 def _fewest(keeps_budget: Callable[[int], bool], most: int) -> int | None:
     """The smallest count from 1 to `most` that does, doubled until one does and then halved in; None if none does."""
+    if not most:
+        return None
     low, high = 0, 1
     while not keeps_budget(high):
         if high == most:

@@ -14,7 +14,7 @@ from edgeprune.graph.capture import Program, capture, captured_with
 from edgeprune.graph.comparison import outputs, relative_error
 from edgeprune.graph.drawn import drawn_arguments, first_accepted
 from edgeprune.graph.renaming import own_name
-from edgeprune.graph.sizes import Asked, free_dims, free_ranges
+from edgeprune.graph.sizes import Asked, by_own_names, free_dims, free_ranges
 from edgeprune.lines import error_line, one_line
 from edgeprune.records import ModelInfo
 
@@ -53,6 +53,7 @@ def with_free(
     Raises:
         InputError: no architecture is named, or it does not take the weights, or computes something else of them.
     """
+    dynamic = by_own_names(dynamic, _names(program))
     fixed = _fixed(program, dynamic)
     if dynamic_size and not _has_free_size(program):
         fixed = {"--dynamic-size": "a height and a width that are free", **fixed}

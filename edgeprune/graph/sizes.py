@@ -23,6 +23,8 @@ from torch.utils._sympy.numbers import int_oo
 from edgeprune.errors import CaptureError
 from edgeprune.graph.tables import table_end
 
+FILE_INPUT = "input"  # what files call the only input of a network
+
 Range = tuple[int, int | None]  # the least and the largest size; None: no bound
 Free = Sequence[Mapping[int, Range]]  # for each leaf the dims of free size
 Asked = Sequence[int] | Mapping[int, Range | None]  # what a caller says of one input
@@ -121,6 +123,14 @@ def _is_free(size: Any) -> bool:
     return isinstance(size, torch.SymInt) and not size.node.expr.is_number
 
 
+def by_own_names(named: Mapping[str, Asked], names: Sequence[str]) -> Mapping[str, Asked]:
+    """What is asked of inputs by the network's own `names`: files call a single one `input`, and so may the user."""
+    if len(names) != 1 or FILE_INPUT in names or FILE_INPUT not in named:
+        return named
+    others = {name: asked for name, asked in named.items() if name != FILE_INPUT}
+    return {**others, names[0]: named[FILE_INPUT]}
+
+
 def asked_dims(
     model: nn.Module, args: tuple[Any, ...], batch: bool, size: bool, named: Mapping[str, Asked]
 ) -> tuple[dict[int, Range], ...]:
@@ -137,6 +147,7 @@ def asked_dims(
         CaptureError: a name or a dim that the inputs do not have, or bounds that are none or that the example breaks.
     """
     names = argument_names(model, args)
+    named = by_own_names(named, names)
     unknown = sorted(set(named) - set(names))
     if unknown:
         raise CaptureError(f"dynamic: expected names of inputs ({', '.join(names)}), got {', '.join(unknown)}")

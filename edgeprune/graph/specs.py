@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import InputError
 from edgeprune.graph.containers import held
-from edgeprune.graph.sizes import size_hint
+from edgeprune.graph.sizes import FILE_INPUT, size_hint
 
 BATCHES = (1, 3, 7)  # a batch size that was baked into a graph survives at most one of these
 _CHUNK = 256
@@ -73,7 +73,7 @@ def input_specs(program: ExportedProgram) -> tuple[InputSpec, ...]:
 def file_inputs(program: ExportedProgram) -> list[str]:
     """The names that inputs have in a file: `input` for a single one, else their own."""
     specs = input_specs(program)
-    return ["input"] if len(specs) == 1 else [spec.name for spec in specs]
+    return [FILE_INPUT] if len(specs) == 1 else [spec.name for spec in specs]
 
 
 def output_names(program: ExportedProgram) -> list[str]:

@@ -11,8 +11,9 @@ from edgeprune.data.ranks import ALONE, Ranks
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.importance import criteria
 from edgeprune.importance.activation import Batches
+from edgeprune.importance.features import check_count, kept_features, least_features
 from edgeprune.importance.once import counted_once
-from edgeprune.importance.units import Scores, Tensors, least_features, protected
+from edgeprune.importance.units import Scores, Tensors, protected
 from edgeprune.tasks.classification import CLASSIFICATION
 from edgeprune.tasks.task import Task
 
@@ -69,7 +70,9 @@ __all__ = [
     "Batches",
     "Scores",
     "Tensors",
+    "check_count",
     "counted_once",
+    "kept_features",
     "least_features",
     "protected",
     "score",

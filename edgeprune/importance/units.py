@@ -86,17 +86,3 @@ def protected(graph: ChannelGraph, scores: Sequence[np.ndarray]) -> list[np.ndar
         if not mine.any() and not group.is_input:  # of an input, features that are always kept can be all there is
             mine[np.argmax(own)] = True
     return last
-
-
-def least_features(graph: ChannelGraph) -> tuple[int, int]:
-    """How few input features can be left, at best and whatever their scores are: each tensor's dim keeps a unit.
-
-    They are the same unless features that only go together are of different numbers. At least 1.
-    """
-    fixed, sizes = graph.features()
-    found = []
-    for sign in (-1, 1):
-        last = protected(graph, [sign * own.astype(float) for own in sizes])
-        kept = (own[mine].sum() for own, mine, group in zip(sizes, last, graph.groups, strict=True) if group.is_input)
-        found.append(max(1, fixed + int(sum(kept))))
-    return found[0], found[1]

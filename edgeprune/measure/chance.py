@@ -1,6 +1,8 @@
-"""Whether a network tells the classes of its data apart at all: what is measured on one that does not means nothing."""
+"""Whether a network does its task at all: what is measured on one that does no better than a guess means nothing."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,56 +14,114 @@ from edgeprune.errors import InputError
 from edgeprune.formats.normalizing import other_normalizations
 from edgeprune.formats.pretrained import option_text
 from edgeprune.graph.capture import Program
-from edgeprune.records import IDENTITY, DataSource, Model, Normalization
-from edgeprune.tasks.classification import CLASSIFICATION, scores
-from edgeprune.tasks.intervals import Luck, compare_accuracy, luck
-from edgeprune.training import outputs_of
+from edgeprune.records import IDENTITY, DataSource, MetricComparison, Model, Normalization
+from edgeprune.tasks.classification import CLASSIFICATION, Classification, scores
+from edgeprune.tasks.intervals import FEWEST, Luck, luck
+from edgeprune.tasks.task import Guess, Outcomes, Task
+from edgeprune.training import Judge, outputs_of
 
 _BATCH = 512
 _MOST_SAMPLES = 1000
 _FEW_SAMPLES = 200  # to look whether another normalisation would do better
 _CLEARLY = 0.01  # p of McNemar's test
+_WHAT = "the network"
 _CONSTANT = 1e-6  # spread of what is right: none, but for rounding
 
 Answers = tuple[np.ndarray, np.ndarray]
 
 
-def check_above_chance(model: Model, data: DataSource) -> None:
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """How a network stands beside guesses: what its figure is worth, the higher the better, and in words."""
+
+    worth: float
+    is_chance: bool
+    shown: str
+    told: str
+
+
+def check_above_chance(model: Model, data: DataSource, task: Task) -> None:
     """Raise InputError where the network is no better than guessing on the validation split.
 
-    At most 1,000 samples are looked at, evenly spaced. The message says which other normalisation would do better.
+    At most 1,000 samples are looked at, evenly spaced. The message says which other normalisation would do better. A
+    task that does not know what a guess comes to is told nothing.
     """
     assert model.info.normalization is not None
     split = some_of(data.val, _MOST_SAMPLES)
-    found = luck(*_answers(model, split, model.info.normalization))
-    if not found.is_chance:
+    found = _standing(model, split, model.info.normalization, task)
+    if found is None or not found.is_chance:
         return
-    tried = {name: luck(*_answers(model, split, one)) for name, one in other_normalizations(model, data).items()}
-    better = {name: one.accuracy for name, one in tried.items() if not one.is_chance and one.accuracy > found.accuracy}
+    tried = {name: _standing(model, split, one, task) for name, one in other_normalizations(model, data).items()}
+    better = {
+        name: one for name, one in tried.items() if one is not None and not one.is_chance and one.worth > found.worth
+    }
     how = "as the data hold them" if model.info.normalization == IDENTITY else option_text(model.info.normalization)
-    raise InputError(f"data {data.name}: {chance_text(found, 'the network')} (inputs {how:.60}); {_remedy(better)}")
+    raise InputError(f"data {data.name}: {found.told} (inputs {how:.60}); {_remedy(better, task)}")
 
 
-def better_normalization(model: Model, data: DataSource) -> str | None:
+def better_normalization(model: Model, data: DataSource, task: Task) -> str | None:
     """What to tell where another normalisation does clearly better than the one that was assumed; else None.
 
-    200 samples of the validation split are looked at, evenly spaced.
+    200 samples of the validation split are looked at, evenly spaced. Clearly is by McNemar's test for classes, and by
+    the paired interval of what else is measured.
     """
     assert model.info.normalization is not None
-    split = some_of(data.val, _FEW_SAMPLES)
-    predicted, labels = _answers(model, split, model.info.normalization)
-    own = predicted == labels
-    best: tuple[float, str] | None = None
+    judge, split = _plain(task), some_of(data.val, _FEW_SAMPLES)
+    own = _outcomes(model, split, model.info.normalization, judge)
+    if own is None or (judge is task and task.guess(own) is None):
+        return None
+    best: tuple[MetricComparison, str] | None = None
     for name, other in other_normalizations(model, data).items():
-        compared = compare_accuracy(_answers(model, split, other)[0] == labels, own)
-        if compared.drop_points > 0 and compared.mcnemar_p < _CLEARLY and (best is None or compared.dense > best[0]):
-            best = (compared.dense, name)
+        found = _outcomes(model, split, other, judge)
+        compared = None if found is None else judge.compare(found, own)
+        if compared and _is_clear(compared) and (best is None or judge.metric.better(compared.dense, best[0].dense)):
+            best = (compared, name)
     if best is None:
         return None
-    return (
-        f"these weights may have seen other inputs: with --normalize {best[1]} {best[0]:.1%} of {len(own)} validation "
-        f"samples are right, as assumed {own.mean():.1%}"
-    )
+    compared, name = best
+    values = [judge.metric.shown(value) for value in (compared.dense, compared.slim)]
+    samples = f"{len(own)} validation samples"
+    got = f"{values[0]} of {samples} are right" if judge is not task else f"{task.metric.name} {values[0]} on {samples}"
+    return f"these weights may have seen other inputs: with --normalize {name} {got}, as assumed {values[1]}"
+
+
+def _is_clear(compared: MetricComparison) -> bool:
+    """Whether the first is better than the second by more than chance."""
+    if compared.drop <= 0:
+        return False
+    if compared.p_value is not None:
+        return compared.p_value < _CLEARLY
+    return compared.drop_interval is not None and compared.drop_interval[0] > 0
+
+
+def _standing(model: Model, split: Dataset[object], normalization: Normalization, task: Task) -> _Standing | None:
+    """None where the task does not know what a guess comes to, or the samples are too few."""
+    if isinstance(task, Classification):  # its labels tell more than whether answers are right
+        found = luck(*_answers(model, split, normalization))
+        return _Standing(found.accuracy, found.is_chance, f"{found.accuracy:.1%}", chance_text(found, _WHAT))
+    outcomes = _outcomes(model, split, normalization, task)
+    guess = None if outcomes is None else guess_of(task, outcomes)
+    if outcomes is None or guess is None:
+        return None
+    worth = guess.value if guess.metric.higher_is_better else -guess.value
+    return _Standing(worth, guess.is_chance, _figure(guess), guess_text(guess, len(outcomes), _WHAT))
+
+
+def _figure(guess: Guess) -> str:
+    return f"{guess.metric.name} {guess.metric.shown(guess.value)}"
+
+
+def _outcomes(model: Model, split: Dataset[object], normalization: Normalization, task: Task) -> Outcomes | None:
+    """What the metric is made of, for each sample; None where the network itself says what is right."""
+    if task.by_reference:
+        return None
+    found, _ = Judge(task, normalization).outcomes(Program.adopt(model.program).frozen_module(), split)
+    return found
+
+
+def _plain(task: Task) -> Task:
+    """Classes are compared by how many samples are right, however the metric weighs them."""
+    return CLASSIFICATION if isinstance(task, Classification) else task
 
 
 def chance_text(found: Luck, what: str) -> str:
@@ -74,12 +134,26 @@ def chance_text(found: Luck, what: str) -> str:
     return f"expected {what} to do better than guessing, got {got}"
 
 
-def _remedy(better: dict[str, float]) -> str:
-    if better:
-        name = max(better, key=lambda one: better[one])
-        return f"--normalize {name} makes it {better[name]:.1%}"
+def guess_of(task: Task, outcomes: Outcomes) -> Guess | None:
+    """The network beside a guess; None where the task does not know what that comes to, or the samples are too few."""
+    return task.guess(outcomes) if len(outcomes) >= FEWEST else None
+
+
+def guess_text(guess: Guess, n_samples: int, what: str) -> str:
+    """E.g. "expected the network to do better than guessing, got R2 -3.5 on 120 samples, where one answer ..."."""
     return (
-        "give --normalize as the weights were trained, and the classes in the order of that training; --allow-chance "
+        f"expected {what} to do better than guessing, got {_figure(guess)} on {n_samples:,} samples, where one "
+        f"answer for all has {guess.metric.shown(guess.guess)}"
+    )
+
+
+def _remedy(better: dict[str, _Standing], task: Task) -> str:
+    if better:
+        name = max(better, key=lambda one: better[one].worth)
+        return f"--normalize {name} makes it {better[name].shown}"
+    what = "classes" if isinstance(task, Classification) else "targets"
+    return (
+        f"give --normalize as the weights were trained, and the {what} in the order of that training; --allow-chance "
         "goes on nevertheless"
     )
 

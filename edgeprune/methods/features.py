@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import InputError
-from edgeprune.importance import least_features, protected
+from edgeprune.importance import check_count, kept_features
 from edgeprune.methods.base import Subject
 from edgeprune.methods.masks import Masked
 from edgeprune.methods.schedules import SCHEDULES
@@ -57,11 +57,7 @@ class FeatureSelection(Masked):
         if "n_features" not in options:
             raise InputError(f"method {self.name}: expected n_features, 1 to {self.n_all}, got none")
         self.n_kept = int(options["n_features"])
-        least, _ = least_features(self.graph)
-        if not least <= self.n_kept <= self.n_all:
-            raise InputError(
-                f"method {self.name}: expected to keep {least} to {self.n_all} features, got {self.n_kept}"
-            )
+        check_count(self.graph, self.n_kept, f"method {self.name}: input features")
         self.schedule = SCHEDULES[options["prune_schedule"]]
         self.every = int(options.get("prune_every", max(1, subject.n_steps // _UPDATES)))
         self.effects = {block: torch.zeros_like(own, dtype=torch.float32) for block, own in self.inside.items()}
@@ -69,8 +65,9 @@ class FeatureSelection(Masked):
     @property
     def n_features(self) -> int:
         """How many features the network reads now."""
-        masks = (own.cpu().numpy() for own in self.inside.values())
-        return self.n_fixed + int(sum(size[own].sum() for size, own in zip(self._own_sizes(), masks, strict=True)))
+        return self.n_all - int(
+            sum(size[~own].sum() for size, own in zip(self.sizes, self._by_group(self._inside(), True), strict=True))
+        )
 
     def kept(self) -> Mapping[str, Mapping[str, Tensor]]:
         """Also the running means."""
@@ -89,32 +86,26 @@ class FeatureSelection(Masked):
 
     def _most_important(self, n_kept: int) -> list[np.ndarray]:
         """Bool `(n_units,)` for each block: which units stay so that at most `n_kept` features do."""
-        inside = [own.cpu().numpy() for own in self.inside.values()]
         costs = [self.sizes[number].clip(min=1) * self.prices[number] for number in self._numbers()]
-        scores = [
-            np.where(own, average.cpu().numpy() / cost, -1.0)
-            for own, average, cost in zip(inside, self.effects.values(), costs, strict=True)
-        ]
-        last = self._last(scores)
-        ranks = np.concatenate([np.where(own, np.inf, score) for own, score in zip(last, scores, strict=True)])
-        sizes = np.concatenate(self._own_sizes())
-        order = np.argsort(-ranks, kind="stable")
-        stays = np.zeros(len(ranks), dtype=bool)
-        stays[order] = self.n_fixed + np.cumsum(sizes[order]) <= n_kept
-        stays &= np.concatenate(inside)
-        stays |= np.concatenate(last)
-        return np.split(stays, np.cumsum([len(own) for own in inside])[:-1])
+        effects = [average.cpu().numpy() for average in self.effects.values()]
+        own = [effect / cost for effect, cost in zip(effects, costs, strict=True)]
+        worth, present = self._by_group(own, np.inf), self._by_group(self._inside(), True)
+        # What is to be left at the end stays all the way: of features that only go together the best may fill up what
+        # is kept now and not fit later, when those that would have are gone.
+        at_last, _ = kept_features(self.graph, worth, present, self.n_kept)
+        first = [np.where(own, np.inf, value) for own, value in zip(at_last, worth, strict=True)]
+        stays, _ = kept_features(self.graph, first, present, n_kept)
+        return [stays[number] for number in self._numbers()]
 
-    def _last(self, scores: list[np.ndarray]) -> list[np.ndarray]:
-        """Bool `(n_units,)` for each block: the units without which a weight would have nothing to read."""
-        every = [np.zeros(group.n_units) for group in self.graph.groups]
-        for number, score in zip(self._numbers(), scores, strict=True):
-            every[number] = score
-        last = protected(self.graph, every)
-        return [last[number] for number in self._numbers()]
+    def _inside(self) -> list[np.ndarray]:
+        return [own.cpu().numpy() for own in self.inside.values()]
 
-    def _own_sizes(self) -> list[np.ndarray]:
-        return [self.sizes[number] for number in self._numbers()]
+    def _by_group(self, values: list[np.ndarray], rest: float) -> list[np.ndarray]:
+        """Values of the blocks, `(n_units,)` each, by group; `rest` for one without a block, which stays whole."""
+        found = [np.full(group.n_units, rest) for group in self.graph.groups]
+        for number, own in zip(self._numbers(), values, strict=True):
+            found[number] = own
+        return found
 
     def _numbers(self) -> list[int]:
         """The number of each block's group; a group that no trained weight reads has no block."""

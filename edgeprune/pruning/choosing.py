@@ -14,7 +14,7 @@ from edgeprune.cost.widths import Alignment
 from edgeprune.errors import BudgetError, InputError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import core
-from edgeprune.importance import protected
+from edgeprune.importance import check_count, kept_features, protected
 from edgeprune.pruning.own_forward import even_step, evened
 
 _NOTHING = 1e-9  # of a cost: what a chunk counts that saves nothing by itself
@@ -28,19 +28,20 @@ class Chooser:
     ) -> None:
         self.graph = graph
         self.counts = np.array([group.n_units for group in graph.groups], dtype=float)
-        _, self.sizes = graph.features()
+        _, sizes = graph.features()
         last = protected(graph, scores)
         self.floors = [int(own.sum()) for own in last]
-        worth = [s / sizes.clip(min=1) for s, sizes in zip(scores, self.sizes, strict=True)]  # of a feature
-        self.orders = [np.lexsort(keys) for keys in zip(worth, last, strict=True)]
+        self.scores = scores
+        self.worth = [s / own.clip(min=1) for s, own in zip(scores, sizes, strict=True)]  # of a feature
+        self.orders = [np.lexsort(keys) for keys in zip(self.worth, last, strict=True)]
         self.steps = [alignment.step(group) for group in graph.groups]
         self.parts = [1] * len(graph.groups)  # units that go together
         for g, group in enumerate(graph.groups):
             if group.given is not None:
                 self.orders[g], self.counts[g] = np.argsort(group.given, kind="stable"), group.given.sum()
         for g in range(len(graph.groups)) if even else ():
-            self._even(g, worth[g])
-        self.sums = [np.concatenate([[0.0], np.cumsum(s[o])]) for s, o in zip(scores, self.orders, strict=True)]
+            self._even(g, self.worth[g])
+        self.sums = [_summed(s, order) for s, order in zip(scores, self.orders, strict=True)]
 
     def _even(self, g: int, worth: np.ndarray) -> None:
         """Let the parts of a call lose as many units each."""
@@ -59,31 +60,31 @@ class Chooser:
     def kept(self) -> np.ndarray:
         """Bool `(n_labels,)`: which units stay."""
         keep = np.ones(len(self.graph.analysis.solver.canonical), dtype=bool)
-        for group, order, count in zip(self.graph.groups, self.orders, self.counts, strict=True):
-            keep[group.units[order[: group.n_units - int(count)]]] = False
+        for group, own in zip(self.graph.groups, self._present(), strict=True):
+            keep[group.units[~own]] = False
         return keep
 
     def keep_features(self, n_features: int) -> None:
-        """Keep at most this many input features, the most important ones over all inputs."""
+        """Keep at most this many input features, the most important ones over all inputs, as many as fit."""
         inputs = [g for g, group in enumerate(self.graph.groups) if group.is_input]
         if not inputs:
             raise InputError("input features: the network has none that can be removed; see `edgeprune inspect`")
-        left, _ = self.graph.features()
-        last = (self.sizes[g][self.orders[g]][len(self.orders[g]) - self.floors[g] :] for g in inputs)
-        least = left + sum(int(sizes.sum()) for sizes in last)
-        left += sum(int(self.sizes[g].sum()) for g in inputs)
-        if not least <= n_features <= left:
-            raise InputError(f"input features: expected to keep {least} to {left}, got {n_features}")
-        while left > n_features:
-            removable = (g for g in inputs if self.counts[g] > self.floors[g])
-            weakest = min(removable, key=lambda g: self.lost(g, 1) / self._next_size(g))
-            left -= self._next_size(weakest)
-            self.counts[weakest] -= 1
+        check_count(self.graph, n_features, "input features")
+        stays, last = kept_features(self.graph, self.worth, self._present(), n_features)
+        for g in inputs:
+            order = self.orders[g]
+            self.orders[g] = order[np.lexsort((last[g][order], stays[g][order]))]  # lexsort leaves equals as they are
+            self.counts[g], self.floors[g] = stays[g].sum(), int(last[g].sum())
+            self.sums[g] = _summed(self.scores[g], self.orders[g])
 
-    def _next_size(self, group: int) -> int:
-        """How many features the next unit of a group has."""
-        removed = self.graph.groups[group].n_units - int(self.counts[group])
-        return int(self.sizes[group][self.orders[group][removed]])
+    def _present(self) -> list[np.ndarray]:
+        """Bool `(n_units,)` for each group: the units that stay at the present widths."""
+        found = []
+        for order, count in zip(self.orders, self.counts, strict=True):
+            own = np.ones(len(order), dtype=bool)
+            own[order[: len(order) - int(count)]] = False
+            found.append(own)
+        return found
 
     def lost(self, group: int, chunk: int) -> float:
         """Importance of the next `chunk` units of a group."""
@@ -100,6 +101,11 @@ class Chooser:
         count, step = int(self.counts[group]), self.steps[group]
         lower = (count - 1) // step * step
         return count - lower if lower >= self.floors[group] else 0
+
+
+def _summed(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`(n_units + 1,)`: what the first units of an order are worth together."""
+    return np.concatenate([[0.0], np.cumsum(scores[order])])
 
 
 class Pruning:

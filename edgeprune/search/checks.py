@@ -61,7 +61,7 @@ def _check_features(cutter: Cutter, budgets: Budgets) -> None:
             "weights over all positions, so that single pixels cannot go); use --input-features off, or auto, "
             "which tells what border, rows or patches of the images never matter"
         )
-    least, _ = cutter.least_features
+    least = cutter.least_features
     if wanted is None or not least <= wanted <= available:
         of = ", ".join(group.name for group in cutter.graph.groups if group.is_input)
         raise InputError(f"--input-features: expected {least} to {available} (of {of}), got {wanted}")

@@ -71,8 +71,8 @@ class Cutter:
         self._dense_units = unit_counts(self.graph, manner.layer_ratios)
 
     @property
-    def least_features(self) -> tuple[int, int]:
-        """How few input features can be left: at best, and whatever their scores are."""
+    def least_features(self) -> int:
+        """How few input features can be left."""
         return least_features(self.graph)
 
     def graph_of(self, candidate: Candidate) -> ChannelGraph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeprune.errors import BudgetError
+from edgeprune.graph.groups import ChannelGraph
 from edgeprune.search.attempts import FEATURE_EFFORT, while_it_holds
 from edgeprune.search.candidate import Budgets, Candidate
 from edgeprune.search.landing import Shares
@@ -23,12 +24,14 @@ def down_to_features(step: Step, budgets: Budgets, start: Candidate) -> Candidat
             raise BudgetError(f"input features: expected {wanted} to be left, got {best.n_features}: no more can go")
         best = step.rescued(fewer, _half_of(step.limit(budgets.max_drop)), rounds=1)
         step.record(best, accepted=True)
+    for line in told_features(wanted, step.cutter.graph, best):
+        step.progress.say(line)
     return best
 
 
 def fewest_features(step: Step, budgets: Budgets, start: Candidate) -> Candidate:
     """Remove features for as long as half of the drop allowed lasts."""
-    _, least = step.cutter.least_features
+    least = step.cutter.least_features
 
     def fewer(best: Candidate, factor: float) -> Candidate | None:
         if best.n_features is None or best.n_features <= least:
@@ -39,6 +42,22 @@ def fewest_features(step: Step, budgets: Budgets, start: Candidate) -> Candidate
         return _with_features(step, best, max(least, wanted))
 
     return while_it_holds(step, start, fewer, _half_of(step.limit(budgets.max_drop)), _FACTOR)
+
+
+def told_features(wanted: int | None, graph: ChannelGraph, best: Candidate) -> tuple[str, ...]:
+    """That fewer features are left than were asked for, and why; nothing where it is as many.
+
+    Args:
+        wanted: how many were asked for.
+        graph: of the dense network, with its input features.
+        best: the network that was found.
+    """
+    if wanted is None or best.n_features is None or best.n_features >= wanted:
+        return ()
+    _, sizes = graph.features()
+    goes_together = any(own.max(initial=0) > 1 for own in sizes)
+    why = "the others only go together, more than there is room for" if goes_together else "no more are read"
+    return (f"input features: {wanted} asked, {best.n_features} kept: {why}",)
 
 
 def _half_of(limit: float | None) -> float | None:

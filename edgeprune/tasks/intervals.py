@@ -13,7 +13,7 @@ from edgeprune.results import AccuracyComparison
 
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 _Z_ONE_SIDED = 1.6448536269514722  # 95 %
-_FEWEST = 20  # samples that tell a network from luck
+FEWEST = 20  # samples that tell a network from luck
 _ROUNDING = 1e-9
 _RESAMPLES = 1000
 _MOST_DRAWN = 2**22  # indices at a time
@@ -62,7 +62,7 @@ class Luck:
         What is better than luck by a fifth of what could be (Cohen's kappa of 0.2) is not called luck because the
         samples are few. Nor are fewer than 20 samples, or labels of one class, judged.
         """
-        if self.n_samples < _FEWEST or self.expected >= 1:
+        if self.n_samples < FEWEST or self.expected >= 1:
             return False
         kappa = (self.accuracy - self.expected) / (1 - self.expected)
         return kappa < _SLIGHT and self.accuracy <= self.expected + _Z_ONE_SIDED * self.spread + _ROUNDING

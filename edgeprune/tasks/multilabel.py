@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource, Metric
 from edgeprune.tasks.outputs import described, only_tensor, shape_of, to_array
-from edgeprune.tasks.task import BaseTask, Outcomes, finite
+from edgeprune.tasks.task import BaseTask, Guess, Outcomes, finite
 from edgeprune.tasks.torchmetric import functional
 
 _SCORES = "expected one output (batch, n_labels), a logit for each label"
@@ -68,6 +68,15 @@ class Multilabel(BaseTask):
             raise InputError(f"{self.metric.name}: expected a label that some sample has, got none in {len(rows):,}")
         finite(float(rows[:, 0].sum()), self.metric)
         return float(sum(per_label(rows).tolist()) / rows.shape[2])
+
+    def guess(self, outcomes: Outcomes) -> Guess | None:
+        """A constant score has the share of samples with a label as its average precision; labels that differ count."""
+        rows = np.asarray(outcomes)
+        shares = rows[:, 1].mean(axis=0)
+        differs = (shares > 0) & (shares < 1)
+        if not differs.any():
+            return None
+        return Guess(self.metric, float(per_label(rows[:, :, differs]).mean()), float(shares[differs].mean()))
 
     def resampled(self, outcomes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """A label that none of the samples drawn has is left out, unless none of all has it: then it is 0 in each."""

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource, Metric
 from edgeprune.tasks.outputs import described, only_tensor, shape_of, to_array
-from edgeprune.tasks.task import BaseTask, Outcomes, finite
+from edgeprune.tasks.task import BaseTask, Guess, Outcomes, finite
 
 _ABSOLUTE, _SQUARED, _MEAN, _VARIANCE = range(4)
 _LEAST_SPREAD = 1e-12
+_R2 = Metric("R2", "", 1.0)
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,26 @@ class Regression(BaseTask):
     def beside(self, outcomes: Outcomes) -> dict[str, float]:
         """RMSE, and R2 as the mean over columns; of a constant column it is 0, or 1 where every answer is right."""
         rows = np.asarray(outcomes)
-        squared = rows[:, :, _SQUARED].mean(axis=0)
+        squared, total = _squares(rows)
         found = {"RMSE": float(np.sqrt(squared.mean()))}
-        means = rows[:, :, _MEAN]
-        total = (rows[:, :, _VARIANCE] + np.square(means - means.mean(axis=0))).mean(axis=0)
         if len(rows) > 1:
             found["R2"] = float(np.mean([_explained(*pair) for pair in zip(squared, total, strict=True)]))
         return found
+
+    def guess(self, outcomes: Outcomes) -> Guess | None:
+        """R2, of which the mean of the targets has 0, over the columns that are not constant."""
+        squared, total = _squares(np.asarray(outcomes))
+        differs = total > 0
+        if not differs.any():
+            return None
+        return Guess(_R2, finite(float(np.mean(1 - squared[differs] / total[differs])), _R2), 0.0)
+
+
+def _squares(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean squared error of each column, and that of its mean as the answer, `(n_columns,)` each."""
+    means = rows[:, :, _MEAN]
+    total = (rows[:, :, _VARIANCE] + np.square(means - means.mean(axis=0))).mean(axis=0)
+    return rows[:, :, _SQUARED].mean(axis=0), total
 
 
 def _explained(squared: float, total: float) -> float:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from edgeprune.errors import InputError
 from edgeprune.records import DataSource, Metric
 from edgeprune.tasks.outputs import described, n_other_classes, only_tensor, shape_of, to_array, to_tensor
-from edgeprune.tasks.task import BaseTask, Outcomes
+from edgeprune.tasks.task import BaseTask, Guess, Outcomes
 from edgeprune.tasks.torchmetric import functional
 from edgeprune.tasks.wanted import BINARY
 from edgeprune.tasks.wholebatch import batch_count
@@ -112,6 +112,15 @@ class Segmentation(BaseTask):
         if not np.isfinite(found):
             raise InputError(f"{self.metric.name}: expected pixels that count, got none: all are {self.ignore}")
         return found
+
+    def guess(self, outcomes: Outcomes) -> Guess | None:
+        """The class of the most pixels as the answer for each."""
+        rows = np.asarray(outcomes)
+        n_pixels = rows[:, :, (0, 2)].sum(axis=(0, 2))  # of each class, right or missed
+        n_there = int((n_pixels > 0).sum())
+        if n_there < 2:
+            return None
+        return Guess(self.metric, self.value(rows), float(n_pixels.max() / n_pixels.sum() / n_there))
 
     def resampled(self, outcomes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         n_classes = outcomes.shape[1]

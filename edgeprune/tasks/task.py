@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,22 @@ from edgeprune.errors import InputError
 from edgeprune.records import BesideFigure, DataSource, Metric, MetricComparison
 from edgeprune.tasks.intervals import Z95, paired_bootstrap
 
+_ROUNDING = 1e-9  # in the metric's unit: a constant answer of the network's own is no better than itself
 Outcomes = Sequence[Any] | np.ndarray  # one for each sample, `(n, ...)`
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What a network comes to in a figure, and what the best answer that is the same for every sample does."""
+
+    metric: Metric
+    value: float
+    guess: float
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether the network is no better."""
+        return self.metric.drop(self.guess, self.value) >= -_ROUNDING
 
 
 class Task(Protocol):
@@ -79,6 +95,9 @@ class Task(Protocol):
     def beside(self, outcomes: Outcomes) -> Mapping[str, float]:
         """Further figures to tell beside the metric."""
 
+    def guess(self, outcomes: Outcomes) -> Guess | None:
+        """The outcomes beside those of a constant answer; None where nobody knows, or the targets are all the same."""
+
     def compare(self, dense: Outcomes, slim: Outcomes) -> MetricComparison:
         """Both on the same samples in the same order, with a paired interval."""
 
@@ -135,6 +154,9 @@ class BaseTask(ABC):
 
     def beside(self, outcomes: Outcomes) -> Mapping[str, float]:
         return {}
+
+    def guess(self, outcomes: Outcomes) -> Guess | None:
+        return None
 
     def compare(self, dense: Outcomes, slim: Outcomes) -> MetricComparison:
         rows = np.asarray(dense), np.asarray(slim)

@@ -15,7 +15,7 @@ from edgeprune.errors import InputError
 from edgeprune.lines import is_name, shown
 from edgeprune.records import DataSource, Metric, MetricComparison
 from edgeprune.tasks.outputs import Named, by_attribute, leaves, mapped, number_in
-from edgeprune.tasks.task import Outcomes, compared, standard_error_of, with_distillation
+from edgeprune.tasks.task import Guess, Outcomes, compared, standard_error_of, with_distillation
 from edgeprune.usercode import RandomStateKept, calling_user_code, place_of
 
 _NEEDED = ("loss", "outcomes", "value")
@@ -29,7 +29,7 @@ class UserTask:
 
     It needs `metric` (an `edgeprune.records.Metric`, or anything with its fields), `loss(outputs, targets)`,
     `outcomes(outputs, targets)` and `value(outcomes)`. It may have `check`, `targets`, `distillation`, `scoring`,
-    `beside`, `compare` and `agrees`, and say `by_reference`, `takes_shares` and `ignored`.
+    `beside`, `guess`, `compare` and `agrees`, and say `by_reference`, `takes_shares` and `ignored`.
 
     Raises:
         InputError: one of those that it needs is missing, or its metric is none.
@@ -100,6 +100,12 @@ class UserTask:
         if not isinstance(found, Mapping):
             raise self._refusal("beside", "figures by name", type(found).__name__)
         return {str(name): self._number("beside", value) for name, value in found.items()}
+
+    def guess(self, outcomes: Outcomes) -> Guess | None:
+        """What the user says that a constant answer comes to."""
+        if not self._has("guess"):
+            return None
+        return Guess(self.metric, self.value(outcomes), self._number("guess", self._call("guess", outcomes)))
 
     def compare(self, dense: Outcomes, slim: Outcomes) -> MetricComparison:
         """The user's own comparison; else by the bootstrap, over samples drawn anew 200 times."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from edgeprune.records import DataSource, Metric, MetricComparison
-from edgeprune.tasks.task import Outcomes, Task, joined
+from edgeprune.tasks.task import Guess, Outcomes, Task, joined
 
 
 class Sandwich:
@@ -84,6 +84,10 @@ class Sandwich:
     def beside(self, outcomes: Outcomes) -> Mapping[str, float]:
         """The widest's."""
         return self.task.beside(self._apart(outcomes)[0])
+
+    def guess(self, outcomes: Outcomes) -> Guess | None:
+        """The widest's."""
+        return self.task.guess(self._apart(outcomes)[0])
 
     def compare(self, dense: Outcomes, slim: Outcomes) -> MetricComparison:
         """The widest's."""

@@ -111,7 +111,10 @@ def _check(graph: onnx.GraphProto, path: Path) -> None:
         free = [size.dim_param for size in value.type.tensor_type.shape.dim if size.dim_value < 1]
         if free:
             what = f"{shown(free[0])} of input {shown(value.name)}"
-            raise InputError(f"C: {path.name}: expected every size but the batch to be fixed, got a free one: {what}")
+            raise InputError(
+                f"C: {path.name}: expected every size but the batch to be fixed, got a free one: {what}; leave out "
+                "--dynamic and --dynamic-size, or capture the network with a size"
+            )
 
 
 def _zeros(value: onnx.ValueInfoProto) -> np.ndarray:
