@@ -279,16 +279,28 @@ def _drawn_alike(network: nn.Module, args: tuple[Any, ...], run: Callable[..., A
 
 def _to_leave(model: nn.Module, raised: Exception, graph: fx.Graph, shapes: Shapes) -> str:
     """Advice: the sliced layers whose units come into the layer or the line that fails, or that are parts of it."""
-    sliced = {name.rpartition(".")[0] for name, (old, new) in shapes.items() if old[:1] != new[:1] and len(old) > 1}
     layer, line = failing_layer(model, raised)[0], user_line(raised).partition(" in ")[0]
-    of_line = [node for node in graph.nodes if line and node.op == "call_function" and source_line(node) == line]
-    within = sorted(name for name in sliced if layer and name.startswith(layer + "."))
-    candidates = (_layers_before(_reading(layer, graph)), within, _layers_before(of_line))
+    sliced = _narrower(shapes)
+    candidates = (
+        _layers_before(_reading(layer, graph)),
+        sorted(name for name in sliced if layer and name.startswith(layer + ".")),
+        _layers_before(_made_at(line, graph)),
+    )
     names = next((found for each in candidates if (found := [name for name in each if name in sliced][:3])), [])
     if not names:
         return f"; {_PLANNED}"
     shown = ", ".join(map(repr, names))
     return f"; leave {shown} alone, plan(..., leave=[{shown}]) or --keep-layer {names[0]}, or {_PLANNED}"
+
+
+def _narrower(shapes: Shapes) -> set[str]:
+    """The layers that give fewer units than before."""
+    return {name.rpartition(".")[0] for name, (old, new) in shapes.items() if old[:1] != new[:1] and len(old) > 1}
+
+
+def _made_at(line: str, graph: fx.Graph) -> list[fx.Node]:
+    """The calls that a line of the user's own makes, `file:line`."""
+    return [node for node in graph.nodes if line and node.op == "call_function" and source_line(node) == line]
 
 
 def _reading(layer: str, graph: fx.Graph) -> list[fx.Node]:
