@@ -110,6 +110,9 @@ def no_target(dialect: Dialect, path: Path, columns: Sequence[str], target: str 
         return InputError(f"{text}; the first line holds numbers: with &header=none its columns are called 0, 1, ...")
     if len(columns) == 1:
         return InputError(f"{text}; found {dialect}: &sep=CHARACTER says another")
+    several = [name.strip() for name in (target or "").split(",")]
+    if len(several) > 1 and set(several) <= {name.strip() for name in columns}:
+        return InputError(f"{text}; several targets go as y (n, {len(several)}) beside x in an .npz file, npz:FILE")
     alike = {name.strip().lower(): name for name in columns}.get((target or "").strip().lower())
     return InputError(f"{text}; did you mean {alike!r}?" if alike else text)
 

@@ -264,6 +264,11 @@ def test_a_header_that_promises_too_much(tmp_path: Path) -> None:
     ("rows", "target", "said"),
     [
         ("1,2,x\n2,3,y\n", "?target=kind", "expected ?target=COLUMN with one of a, b, k; got 'kind'"),
+        (
+            "1,2,x\n2,3,y\n",
+            "?target=a,b",
+            "got 'a,b'; several targets go as y (n, 2) beside x in an .npz file, npz:FILE",
+        ),
         ("1,2,x\n2,3,y\n", "", "expected ?target=COLUMN with one of a, b, k; got no target"),
         ("1,2,x\n2,3,x\n3,4,x\n", "?target=k", "expected at least 2 classes, got 1"),
         ("1,,x\n2,3,y\n", "?target=k", "row 1, column 'b': expected a finite number, got nan"),
