@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import edgeprune
-from edgeprune.errors import CaptureError
+from edgeprune.errors import CaptureError, InputError
 from edgeprune.formats.load import load
 from edgeprune.formats.save import save_program
 from edgeprune.records import ModelInfo
@@ -162,6 +162,24 @@ def test_fourier_layers_are_written(name: str, tmp_path: Path) -> None:
         (x,) = sample(case.shapes, batch, torch.float32)
         [got] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         np.testing.assert_allclose(got, run(slim.module(), (x,))[0].numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_cut_spectrum_trains() -> None:
+    """PyTorch has no gradients for writes into parts of complex tensors."""
+    slim = cut_randomly(program := of_doubles(CASES["mixed spectrum"]), edgeprune.analyze(program)).slim
+    module = slim.module()
+    module(*sample((IMAGE,), 3)).square().sum().backward()
+    gradients = [weight.grad for name, weight in module.named_parameters() if name in ("w", "first.weight")]
+    assert len(gradients) == 2 and all(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
+
+
+def test_what_onnx_lacks_for_complex_numbers_is_named(tmp_path: Path) -> None:
+    net = Net(
+        lambda m, x: torch.view_as_real(torch.view_as_complex(x) * m.turn[None]), turn=turns().to(torch.complex64)
+    )
+    program = edgeprune.capture(net, torch.randn(2, 6, 4, 2))
+    with pytest.raises(InputError, match="ONNX cannot express .* of complex numbers"):
+        edgeprune.export_onnx(program, tmp_path / "net.onnx")
 
 
 def test_complex_buffers_are_kept_in_the_file(tmp_path: Path) -> None:

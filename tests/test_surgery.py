@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from tests.nets import (
     captured,
     cnn,
     cut_randomly,
+    distance,
     image_mlp,
     mlp,
     n_parameters,
@@ -171,6 +173,26 @@ def test_a_slim_program_trains(name: str) -> None:
     assert losses[-1] < 0.9 * losses[0]
     moved = {n: not torch.equal(t, slim.state_dict[n]) for n, t in module.state_dict().items() if "running" in n}
     assert all(moved.values()) and (name != "cnn" or len(moved) == 4)
+
+
+def test_a_slim_program_with_writes_trains() -> None:
+    """Values that are assigned to slices, in their own shape and broadcast."""
+
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = x.new_zeros(x.shape[0], 18, 8, 8)
+        y[:, :8] = m.a(x)
+        y[:, 8:16] = m.b(x.mean((2, 3), keepdim=True))
+        y[:, -1] = 0.5
+        return m.head(y.relu().mean((2, 3)))
+
+    net = Net(forward, a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(3, 8, 1), head=nn.Linear(18, 4))
+    program = captured(net, (3, 8, 8))
+    cut = cut_randomly(program, edgeprune.analyze(program))
+    assert distance(cut, ((3, 8, 8),))[0] <= 1e-10
+    module = cut.slim.module()
+    module(*sample(((3, 8, 8),), 5)).square().sum().backward()
+    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in module.parameters())
+    assert cut.slim.state_dict["a.weight"].shape[0] < 8 and cut.slim.state_dict["b.weight"].shape[0] < 8
 
 
 def test_a_trained_module_can_be_captured_and_cut_again() -> None:

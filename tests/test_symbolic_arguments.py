@@ -175,10 +175,9 @@ def along_the_batch(take: Callable[[Tensor], Tensor]) -> nn.Module:
 PICKED: dict[str, Callable[[Tensor], Tensor]] = {
     "slice": lambda h: torch.cat([h[:1], h[1:]]),
     "narrow": lambda h: torch.cat([h.narrow(0, 0, 3), h.narrow(0, 3, h.shape[0] - 3)]),
-    "select": lambda h: h + h[3],
+    "select": lambda h: h + h[-3],
     "chunk": lambda h: torch.cat(torch.split(h, [h.shape[0] // 2, h.shape[0] // 2])),
     "index": lambda h: h + h[torch.tensor([-1])],
-    "index_select": lambda h: h + h.index_select(0, torch.tensor([2])),
 }
 
 
@@ -190,8 +189,18 @@ def test_positions_along_the_batch_stay(name: str) -> None:
     assert any("of free size" in lock.reason or "of free length" in lock.reason for lock in graph.locked)
 
 
-def test_what_keeps_the_pattern_of_the_batch_leaves_channels() -> None:
-    cut_at_every_size(along_the_batch(lambda h: h.roll(2, 0)), IMAGE)
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda h: h.roll(2, 0),
+        lambda h: h + h[3],
+        lambda h: h + h[torch.tensor([5])],
+        lambda h: h + h.index_select(0, torch.tensor([2])),
+    ],
+    ids=["roll", "select", "index", "index_select"],
+)
+def test_what_counts_from_the_start_of_the_batch_leaves_channels(move: Callable[[Tensor], Tensor]) -> None:
+    assert n_units(cut_at_every_size(along_the_batch(move), IMAGE).graph) >= 7
 
 
 def test_features_that_lie_along_the_batch_stay() -> None:

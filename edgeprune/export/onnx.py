@@ -253,8 +253,9 @@ def _with_names_apart(program: ExportedProgram, taken: set[str]) -> ExportedProg
 def _explain(error: BaseException) -> str:
     """One line that names the operators which stopped the exporter."""
     pattern = r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'"
-    found = re.findall(pattern, "\n".join(told_by(error)))
-    return refusal(error, "ONNX", sorted({f"{name}.{overload}" for name, overload in found}))
+    told = "\n".join(told_by(error))
+    of = " of complex numbers" if "complex-valued" in told else ""
+    return refusal(error, "ONNX", sorted({f"{name}.{overload}{of}" for name, overload in re.findall(pattern, told)}))
 
 
 def _check_opset(proto: onnx.ModelProto, opset: int | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -133,15 +134,53 @@ def _are_plain(target: fx.Node, root: fx.Node, again: list[fx.Node]) -> bool:
 
 def _written(graph: fx.Graph, write: fx.Node, root: fx.Node) -> list[fx.Node]:
     """What is written, put into the view it is written to, that into its parent, and so on up to the tensor: last."""
-    value = graph.call_function(_functional_form(write), write.args, write.kwargs)
-    value.meta = dict(write.meta)
-    made = [value]
+    value = _value_of(graph, write, root)
+    made = [] if value in write.args else [value]
     for view in _views(_target(write), root):
-        parent: Any = view.args[0]
-        value = graph.call_function(_SCATTER[view.target], (parent, value, *view.args[1:]), view.kwargs)
-        value.meta = dict(parent.meta)
-        made.append(value)
+        made += _put_into(graph, view, value)
+        value = made[-1]
     return made
+
+
+def _value_of(graph: fx.Graph, write: fx.Node, root: fx.Node) -> fx.Node:
+    """What a write leaves in the place that it writes to.
+
+    PyTorch has no gradients for `aten.copy`: what is put into a part of another tensor goes as it is.
+    """
+    target, source = _target(write), write.args[1] if len(write.args) > 1 else None
+    if write.target is _aten.copy_.default and isinstance(source, fx.Node) and target is not root:
+        own, given = target.meta["val"], source.meta["val"]
+        if own.dtype == given.dtype:
+            if [str(size) for size in own.shape] == [str(size) for size in given.shape]:
+                return source
+            return _called(graph, _aten.expand_as.default, (source, target), {}, own)
+    return _called(graph, _functional_form(write), write.args, write.kwargs, write.meta["val"])
+
+
+def _put_into(graph: fx.Graph, view: fx.Node, value: fx.Node) -> list[fx.Node]:
+    """A value in the place of a view of its parent: last. Complex ones as pairs, which PyTorch has gradients for."""
+    parent: Any = view.args[0]
+    scatter = _SCATTER[view.target]
+    whole = parent.meta["val"]
+    if not whole.is_complex() or len(view.args) < 2:
+        return [_called(graph, scatter, (parent, value, *view.args[1:]), view.kwargs, whole)]
+    dim: Any = view.args[1]
+    pairs = [
+        _called(graph, _aten.view_as_real.default, (part,), {}, torch.view_as_real(part.meta["val"]))
+        for part in (parent, value)
+    ]
+    rest = (dim % whole.dim(), *view.args[2:])
+    put = _called(graph, scatter, (*pairs, *rest), view.kwargs, torch.view_as_real(whole))
+    return [*pairs, put, _called(graph, _aten.view_as_complex.default, (put,), {}, whole)]
+
+
+def _called(
+    graph: fx.Graph, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], val: torch.Tensor
+) -> fx.Node:
+    """A new call with what is known of its value."""
+    node = graph.call_function(target, args, dict(kwargs))
+    node.meta["val"] = val
+    return node
 
 
 def _views(node: fx.Node, root: fx.Node) -> list[fx.Node]:

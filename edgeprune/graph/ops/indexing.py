@@ -44,7 +44,7 @@ def index(analysis: Labelling, call: Call) -> Any:
     used = indexed(call)
     masked = any(is_mask(call, d) for d in used)
     if not masked and all(_is_constant(call, d) for d in used):
-        whole_where_free(analysis, call, *used)
+        whole_where_free(analysis, call, *(d for d in used if _counts_from_the_end(call["indices"][d])))
         return moved(analysis, _without_tables(analysis, call, used))
     for layer in x.layers:
         for dim in used:
@@ -59,6 +59,10 @@ def _is_constant(call: Call, dim: int | None = None) -> bool:
     index = call["index"] if dim is None else call["indices"][dim]
     given: Any = call.node.args[2] if dim is None else call.node.args[1]
     return index.const is not None and not binding.follows_sizes(given if dim is None else given[dim])
+
+
+def _counts_from_the_end(index: Value) -> bool:
+    return index.const is not None and bool((index.const < 0).any())
 
 
 def _dims_left(call: Call, used: list[int]) -> dict[int, int]:
@@ -122,7 +126,7 @@ def _rewrite_index_select(edit: Rewriting, call: Call) -> None:
 def index_select(analysis: Labelling, call: Call) -> Any:
     """A constant index moves data; one that depends on the input or its size locks the dim."""
     if _is_constant(call):
-        whole_where_free(analysis, call, call["dim"])
+        whole_where_free(analysis, call, *([call["dim"]] if _counts_from_the_end(call["index"]) else []))
         return moved(analysis, call)
     dim = call["dim"] % len(call["self"].shape)
     for layer in call["self"].layers:

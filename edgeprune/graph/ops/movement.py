@@ -232,7 +232,8 @@ def whole_where_symbolic(analysis: Labelling, call: Call) -> None:
     if any(not isinstance(node.meta["val"], Tensor) for node in call.node.all_input_nodes):
         for layer in call.input.layers:
             analysis.fix(layer, dim, reasons.FREE_LENGTH)
-    whole_where_free(analysis, call, dim)
+    if call.get("index", -1) < 0:
+        whole_where_free(analysis, call, dim)
 
 
 def _part(analysis: Labelling, call: Call) -> Any:
