@@ -45,6 +45,14 @@ def nothing_found(step: Step, budgets: Budgets) -> str:
     )
 
 
+def none_within(metric: Metric, limit: float, least: float, share: float) -> str:
+    """None of several networks holds the quality: what the best of them loses, and the share of the MACs it has."""
+    return (
+        f"no network that was found loses at most {_within(metric, limit, metric.name)}: the best, at {share:.1%} of "
+        f"the MACs, loses {metric.number(least)} on the validation split"
+    )
+
+
 def _within(metric: Metric, limit: float, name: str = "") -> str:
     """E.g. "1 points", "1 accuracy points" with the metric's name, "3.2" where the metric has no unit."""
     return " ".join(part for part in (f"{limit:g}", name, metric.unit) if part)
