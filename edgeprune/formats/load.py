@@ -42,6 +42,8 @@ from edgeprune.usercode import running_user_code
 
 __all__ = ["digest", "load", "load_model"]
 
+_PROGRAM, _FOR_RUNTIMES = ".pt2", (".onnx", ".ort")
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how such files begin
 _WAY_OUT = "save model.state_dict() and give --arch, or trust the file and give --unsafe-pickle"
 
 
@@ -135,6 +137,34 @@ def load_architecture(
     return Model(program, info, digest(program), spec)
 
 
+def carries_network(path: Path) -> bool:
+    """Whether a file holds a network of PyTorch's, graph and all, rather than one for a runtime, or nothing known.
+
+    Raises:
+        InputError: it holds weights alone, is damaged or needs unpickling.
+    """
+    if path.suffix in (_PROGRAM, *_FOR_RUNTIMES) or not path.is_file():
+        return path.suffix == _PROGRAM
+    data = read_file(path, "model")
+    if not (_is_safetensors(data) or data.startswith((_ZIP, _PICKLE))):
+        return False
+    try:
+        content = _content(data, unsafe=False)
+    except EdgepruneError as error:
+        raise type(error)(f"{path}: {error}") from error
+    if isinstance(content, _Pt2) or (isinstance(content, Mapping) and _is_checkpoint(content)):
+        return True
+    raise InputError(
+        f"{path}: expected an .onnx, .ort or .pt2 file or a checkpoint of edgeprune's, got weights without their "
+        "network; edgeprune export --onnx --arch ... writes it as ONNX"
+    )
+
+
+def _is_checkpoint(value: Mapping[str, Any]) -> bool:
+    kind = value.get("format")
+    return isinstance(kind, str) and kind.startswith("edgeprune-checkpoint/")
+
+
 def _patterns(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
@@ -165,9 +195,9 @@ def _content(data: bytes, unsafe: bool) -> Any:
     """What a file holds: an exported program, or what torch.save or safetensors wrote."""
     if _is_safetensors(data):  # first: its length may begin with a pickle's byte
         return _safetensors(data)
-    if data[:4] == b"PK\x03\x04":
+    if data.startswith(_ZIP):
         return _archive(data, unsafe)
-    if data[:1] == b"\x80":
+    if data.startswith(_PICKLE):
         return _unpickle(data, unsafe)
     kind = foreign_kind(data) or "a file of another kind"
     raise InputError(f"expected a state_dict, a checkpoint, a .safetensors, a .pt2 or an .onnx, got {kind}")
@@ -256,8 +286,7 @@ def _from_content(value: Any, request: _Request) -> tuple[Program, ModelInfo]:
         return _from_module(value, request)
     if not isinstance(value, Mapping):
         raise InputError(f"expected a state_dict or a checkpoint, got a {type(value).__name__}")
-    kind = value.get("format")
-    if isinstance(kind, str) and kind.startswith("edgeprune-checkpoint/"):
+    if _is_checkpoint(value):
         return _from_checkpoint(value, request)
     module = module_in(value, request.choice)
     if module is not None:  # only ever in a file that was trusted
