@@ -25,7 +25,7 @@ from edgeprune.formats.modelinputs import checked_inputs
 from edgeprune.formats.onnxin import OnnxFile, is_onnx, program_of, read_network
 from edgeprune.formats.plain import tensors_of
 from edgeprune.formats.pt2 import check_names, list_records, read_program, zip_names
-from edgeprune.formats.recapture import check_size_free, with_free
+from edgeprune.formats.recapture import check_same, check_size_free, rebuilt, with_free
 from edgeprune.formats.shards import shards_of
 from edgeprune.formats.sharing import templates_in
 from edgeprune.formats.statedict import StateChoice, fitted_weights, module_in
@@ -35,7 +35,7 @@ from edgeprune.graph.faults import public
 from edgeprune.graph.single import capture_single
 from edgeprune.graph.sizes import Asked
 from edgeprune.graph.weights import unfinite
-from edgeprune.lines import error_line, shown
+from edgeprune.lines import error_line, one_line, shown
 from edgeprune.reading import parse_json, read_file
 from edgeprune.records import InputInfo, Model, ModelInfo
 from edgeprune.usercode import running_user_code
@@ -302,23 +302,32 @@ def _from_checkpoint(value: Mapping[str, Any], request: _Request) -> tuple[Progr
         raise InputError("checkpoint: expected its program as bytes, got none")
     weights = tensors_of(state)
     program, _ = read_program(carried.numpy().tobytes(), weights)
-    info = info_from_dict(value)
-    return _stored(program, info, request), info
+    return _stored(program, info_from_dict(value), request)
 
 
 def _from_pt2(value: _Pt2, request: _Request) -> tuple[Program, ModelInfo]:
     info = ModelInfo(input_shape=())
     if INFO_FILE in value.extra:
         info = info_from_dict(parse_json(value.extra[INFO_FILE], f"{INFO_FILE}: expected what a model says of itself"))
-    return _stored(value.program, info, request), info
+    return _stored(value.program, info, request)
 
 
-def _stored(program: ExportedProgram, info: ModelInfo, request: _Request) -> Program:
-    """A file's own program, or one of its weights with the sizes free that are asked for."""
+def _stored(program: ExportedProgram, info: ModelInfo, request: _Request) -> tuple[Program, ModelInfo]:
+    """A file's own program; or one of its weights with the sizes free that are asked for, or of the part that is."""
     _check_arch(info, request)
+    if request.module not in (None, info.module):
+        assert request.arch is not None
+        return _part_anew(program, info, request, request.arch)
     found = with_free(program, info, request.arch, request.dynamic_size, request.dynamic or {})
     check_names(found)
-    return found
+    return found, info
+
+
+def _part_anew(program: ExportedProgram, info: ModelInfo, request: _Request, arch: str) -> tuple[Program, ModelInfo]:
+    """A part of the architecture that the user names, with the weights of a file's own program, captured anew."""
+    model = rebuilt(program, info, arch, "--module", "has no such parts any more: give --module where it is cut")
+    check_same(program, model.eval(), arch)
+    return _from_module(model, request)
 
 
 def _from_onnx(file: OnnxFile, request: _Request) -> tuple[Program, ModelInfo]:
@@ -331,10 +340,14 @@ def _from_onnx(file: OnnxFile, request: _Request) -> tuple[Program, ModelInfo]:
 
 
 def _check_arch(info: ModelInfo, request: _Request) -> None:
-    if request.module is not None and request.module != info.module:
+    is_whole_of_known = info.arch is not None and info.module is None
+    if request.module not in (None, info.module) and not (is_whole_of_known and request.arch is not None):
+        way = "give the network's state_dict and --arch"
+        if is_whole_of_known:
+            way = f"--arch {one_line(info.arch or '', 120)} beside it captures its weights anew"
         raise InputError(
-            f"expected no --module, as the file holds an exported program, which has no parts, got {request.module}; "
-            "give the network's state_dict and --arch"
+            "expected no --module, as the file holds an exported program, which has no parts, got "
+            f"{request.module}; {way}"
         )
     if request.choice != StateChoice():
         raise InputError("expected no --state-key and no --ignore-keys, as the file carries its network")
