@@ -364,14 +364,14 @@ def test_code_that_was_changed_is_no_longer_the_network(recorded: nn.Module, cod
     with pytest.raises(InputError, match=refused):
         load("net.pt", arch="own.py:net", dynamic={"x": (0, 1)})
     with pytest.raises(InputError, match=refused.replace("keeps the sizes", "has no such parts")):
-        load("net.pt", arch="own.py:net", module="out", input_shape=(4,))
+        load("net.pt", arch="own.py:net", module="out", input_shape=(8,))
 
 
 @pytest.mark.parametrize("file", ["net.pt", "net.pt2"])
 def test_a_part_of_a_file_beside_its_architecture_is_captured_anew(recorded: nn.Module, file: str) -> None:
-    part = load(file, arch="own.py:net", module="out", input_shape=(4,))
-    assert (part.info.arch, part.info.module, part.info.input_shape) == ("own.py:net", "out", (4,))
-    x = torch.randn(3, 4)
+    part = load(file, arch="own.py:net", module="out", input_shape=(8,))
+    assert (part.info.arch, part.info.module, part.info.input_shape) == ("own.py:net", "out", (8,))
+    x = torch.randn(3, 8)
     torch.testing.assert_close(part.program.module()(x), recorded.get_submodule("out")(x))
     save_checkpoint("part.pt", part.program, part.info)
     assert load("part.pt", module="out").info.module == "out"

@@ -87,5 +87,5 @@ def chosen(found: Found, metric: Metric, max_drop: MaxDrop, stated: bool) -> Cho
     best, least = min(drops, key=lambda pair: pair[1])
     text = refusals.none_within(metric, limit, least, best.macs / found.dense.macs)
     if stated:
-        raise BudgetError(f"{text}; allow a larger --max-drop, larger networks, or more --finetune-epochs")
+        raise BudgetError(f"{text}; {refusals.ALLOW_MORE}")
     return Choice(best, f"{text}; it is taken")

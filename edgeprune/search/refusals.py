@@ -7,6 +7,8 @@ from edgeprune.search.candidate import Budgets, Candidate
 from edgeprune.search.step import Step
 from edgeprune.tasks.budget import is_within
 
+ALLOW_MORE = "allow a larger --max-drop, larger networks, or more --finetune-epochs"
+
 
 def missed(step: Step, budgets: Budgets, best: Candidate) -> str:
     """The quality does not hold at the costs that were asked for."""
