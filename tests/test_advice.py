@@ -114,7 +114,7 @@ SAID_BY = {
 GIVEN = {
     ("formats/architectures.py", "--module"), ("formats/load.py", "--module"), ("formats/load.py", "--unsafe-pickle"),
     ("commands/featurerules.py", "--module"), ("formats/recapture.py", "--dynamic"),
-    ("formats/recapture.py", "--dynamic-size"),
+    ("formats/recapture.py", "--dynamic-size"), ("formats/recapture.py", "--module"),
 }  # fmt: skip
 
 

@@ -363,3 +363,21 @@ def test_code_that_was_changed_is_no_longer_the_network(recorded: nn.Module, cod
     Path("own.py").write_text(code)
     with pytest.raises(InputError, match=refused):
         load("net.pt", arch="own.py:net", dynamic={"x": (0, 1)})
+    with pytest.raises(InputError, match=refused.replace("keeps the sizes", "has no such parts")):
+        load("net.pt", arch="own.py:net", module="out", input_shape=(8,))
+
+
+@pytest.mark.parametrize("file", ["net.pt", "net.pt2"])
+def test_a_part_of_a_file_beside_its_architecture_is_captured_anew(recorded: nn.Module, file: str) -> None:
+    part = load(file, arch="own.py:net", module="out", input_shape=(8,))
+    assert (part.info.arch, part.info.module, part.info.input_shape) == ("own.py:net", "out", (8,))
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(part.program.module()(x), recorded.get_submodule("out")(x))
+    save_checkpoint("part.pt", part.program, part.info)
+    assert load("part.pt", module="out").info.module == "out"
+    expected = "expected no --module, as the file holds an exported program, which has no parts, got {}; {}"
+    anew = "--arch own.py:net beside it captures its weights anew"
+    for name, module, way in ((file, "out", anew), ("part.pt", "cells", "give the network's state_dict and --arch")):
+        with pytest.raises(InputError) as refusal:
+            load(name, module=module)
+        assert str(refusal.value) == f"{name}: {expected.format(module, way)}"

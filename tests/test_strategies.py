@@ -309,7 +309,6 @@ def test_a_front_has_fewer_networks_where_nothing_smaller_can_be_built() -> None
     [
         ((0.99, 0.985, 0.98, 0.5), 1.0, 1),  # the smallest within the drop
         ((0.99, 0.985, 0.98, 0.98), 1.0, 2),
-        ((0.99, 0.5, 0.6, 0.55), 1.0, 1),  # all lose more: the best
         ((0.99, 0.5, 0.6, 0.55), 50.0, 2),
     ],
 )
@@ -319,14 +318,33 @@ def test_of_a_front_the_smallest_within_the_drop_is_taken(
     fake = FakeTrainer(says(*values), trains=False)
     found = searched(Front(3, least=0.6), fake, Budgets(), align=1)()
     assert [network.val_value for network in found.networks] == list(values[1:])
-    assert chosen(found, ACCURACY, MaxDrop(max_drop)) is found.networks[number]
+    for stated in (False, True):
+        choice = chosen(found, ACCURACY, MaxDrop(max_drop), stated)
+        assert choice.network is found.networks[number] and choice.missed is None
+
+
+@pytest.mark.parametrize("values", [(0.99, 0.5, 0.6, 0.55), (0.99, 0.6)])
+def test_where_no_network_of_a_front_is_within_the_drop_a_stated_one_is_missed(values: Sequence[float]) -> None:
+    fake = FakeTrainer(says(*values), trains=False)
+    found = searched(Front(3, least=0.6), fake, Budgets(), align=1)()
+    found = replace(found, networks=found.networks[: len(values) - 1])
+    best = next(network for network in found.networks if network.val_value == 0.6)
+    fact = (
+        "no network that was found loses at most 1 accuracy points: the best, at "
+        f"{best.macs / found.dense.macs:.1%} of the MACs, loses 39.00 on the validation split"
+    )
+    choice = chosen(found, ACCURACY, MaxDrop(1.0), stated=False)
+    assert choice.network is best and choice.missed == f"{fact}; it is taken"
+    with pytest.raises(BudgetError) as caught:
+        chosen(found, ACCURACY, MaxDrop(1.0), stated=True)
+    assert str(caught.value).startswith(f"{fact}; allow a larger --max-drop, ")
 
 
 def test_without_data_the_smallest_of_a_front_is_taken() -> None:
     step = Step(cast(Cutter, FakeCutter(Manner(align=1))), None, Told())
     found = Front(2, least=0.5).search(step, Budgets())
     assert [network.val_value for network in found.networks] == [None, None]
-    assert chosen(found, ACCURACY, MaxDrop(1.0)) is found.networks[-1]
+    assert chosen(found, ACCURACY, MaxDrop(1.0), stated=False).network is found.networks[-1]
 
 
 # -- replay

@@ -11,9 +11,11 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgeprune.commands.export import export
+from edgeprune.commands.runfolder import stated_of
 from edgeprune.commands.validate import validate_files
 from edgeprune.data import batches, normalize, open_data
 from edgeprune.errors import InputError
@@ -21,11 +23,14 @@ from edgeprune.export import ort
 from edgeprune.export.contracts import write_contracts
 from edgeprune.export.onnx import export_onnx
 from edgeprune.export.quantize import write_int8
+from edgeprune.formats.load import load
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
 from edgeprune.records import DataSource, ModelInfo
 from edgeprune.requests import ExportRequest, ValidateRequest
+
+CHECKPOINT = Path(__file__).parent.parent / "models" / "digits_mlp.pt"
 
 
 class Notes(Silent):
@@ -294,6 +299,24 @@ def test_network_that_gives_nan_is_refused(files: Files, tmp_path: Path) -> None
     bias.raw_data = np.full(10, np.nan, np.float32).tobytes()
     onnx.save(proto, tmp_path / "net.onnx")
     refused(files, tmp_path / "net.onnx", "expected finite logits")
+
+
+def test_a_checkpoint_is_compared_as_a_program_is_and_weights_alone_are_refused(tmp_path: Path) -> None:
+    model, data = load(CHECKPOINT), open_data("digits")
+    export_onnx(model.program, tmp_path / "net.onnx", metadata=stated_of(model))
+    renamed = shutil.copy(CHECKPOINT, tmp_path / "net.ckpt")
+    for dense in (str(CHECKPOINT), renamed):
+        record = validate_files(ValidateRequest(dense, str(tmp_path / "net.onnx"), "digits", runs=5), data)
+        assert record.parity < 1e-4 and record.accuracy is not None
+        assert record.accuracy.drop_points == 0 and record.accuracy.dense > 0.95
+    weights = dict(model.program.state_dict)
+    torch.save(weights, tmp_path / "net.pt")
+    torch.save(weights, tmp_path / "net.bin", _use_new_zipfile_serialization=False)
+    save_file(weights, tmp_path / "net.safetensors")
+    for name in ("net.pt", "net.bin", "net.safetensors"):
+        request = ValidateRequest(str(tmp_path / name), str(tmp_path / "net.onnx"), "digits")
+        with pytest.raises(InputError, match=f"{name}: expected an .onnx, .* got weights without their network"):
+            validate_files(request, data)
 
 
 class Detector(nn.Module):

@@ -14,7 +14,11 @@ from edgeprune.cli.output import Output
 def validate(
     context: typer.Context,
     dense: Annotated[
-        str, typer.Argument(metavar="DENSE.onnx", help="The network before: an .onnx, an .ort or a .pt2 file.")
+        str,
+        typer.Argument(
+            metavar="DENSE.onnx",
+            help="The network before: an .onnx, .ort or .pt2 file, or a checkpoint of edgeprune's.",
+        ),
     ],
     slim: Annotated[
         str, typer.Argument(metavar="SLIM.onnx", help="The network after; or a run folder with several widths.")

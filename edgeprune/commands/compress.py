@@ -27,7 +27,7 @@ from edgeprune.requests import CompressRequest
 from edgeprune.results import RunRecord
 from edgeprune.search.candidate import Candidate, Found
 from edgeprune.search.crop import find_crop
-from edgeprune.search.pareto import chosen
+from edgeprune.search.pareto import Choice, chosen
 from edgeprune.search.windows import first_windows, unneeded_patches, unread
 from edgeprune.settings import TrainSettings
 from edgeprune.tasks.budget import drop_of
@@ -63,12 +63,13 @@ def _compressed(request: CompressRequest, told: Progress, team: Team, start: flo
     job = prepare(request, told, team)
     with job.journal.held(told), _folder(job) as folder, threads_set(job.threads.training):
         found = job.strategy.search(job.step, job.budgets)
-        best = _chosen(job, found)
+        choice = _chosen(job, found, told)
+        best = choice.network
         check_same(team, lambda: _digests(found, best), "the networks of")
         job.journal.found()
         if not team.is_main:
             helped(job, found, best, told)
-        record = team.by_main(lambda: _written(job, found, best, folder, told, start))
+        record = team.by_main(lambda: _written(job, found, choice, folder, told, start))
     return job.out, record
 
 
@@ -88,11 +89,13 @@ def _folder(job: Job) -> AbstractContextManager[Path]:
 
 
 def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is told and since when
-    job: Job, found: Found, best: Candidate, folder: Path, told: Progress, start: float
+    job: Job, found: Found, choice: Choice, folder: Path, told: Progress, start: float
 ) -> RunRecord:
     """Measure what was found, and write it and what was measured into the folder."""
-    request = job.request
+    request, best = job.request, choice.network
     record, answers = measured(job, found, best, told)
+    if choice.missed is not None:
+        record = replace(record, assumed=(*record.assumed, choice.missed))
     if request.pareto is not None or request.widths is not None:
         record = replace(record, front=front_points(job, found, best, told))
     record = replace(record, advice=_advice(job, found, told))
@@ -118,9 +121,15 @@ def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is 
     return record
 
 
-def _chosen(job: Job, found: Found) -> Candidate:
-    metric = job.step.metric
-    return chosen(found, metric, drop_of(job.request.max_drop, metric))
+def _chosen(job: Job, found: Found, told: Progress) -> Choice:
+    """The network of the run, whose drop a search for one has judged already; of several it is judged here."""
+    metric, asked = job.step.metric, job.request.max_drop
+    if job.request.pareto is None and job.request.widths is None:
+        return Choice(found.networks[-1])
+    choice = chosen(found, metric, drop_of(asked, metric), stated=asked is not None)
+    if choice.missed is not None:
+        told.say(choice.missed)
+    return choice
 
 
 def _write(folder: Path, candidate: Candidate, info: ModelInfo) -> None:

@@ -17,7 +17,7 @@ from edgeprune.errors import InputError
 from edgeprune.export.metadata import feature_dims_entry, task_in
 from edgeprune.export.onnx import export_onnx
 from edgeprune.files import named_as
-from edgeprune.formats.load import load
+from edgeprune.formats.load import carries_network, load
 from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.trust import recorded_task
 from edgeprune.measure.chance import chance_text, guess_of, guess_text
@@ -40,8 +40,6 @@ from edgeprune.tasks.registry import open_task, wanted_targets
 from edgeprune.tasks.task import Task
 from edgeprune.units import split_normalization
 from edgeprune.usercode import running_user_code
-
-_PROGRAM = ".pt2"
 
 
 @running_user_code()
@@ -159,7 +157,7 @@ def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[tuple[Validat
         paths, given_of = {name: str(getattr(request, name)) for name in ("dense", "slim")}, {}
         for name, path in paths.items():
             given = Path(path)
-            if given.suffix != _PROGRAM:
+            if not carries_network(given):
                 continue
             told.stage(f"export {given.name}")
             model = load(str(given))

@@ -25,7 +25,7 @@ from edgeprune.formats.modelinputs import checked_inputs
 from edgeprune.formats.onnxin import OnnxFile, is_onnx, program_of, read_network
 from edgeprune.formats.plain import tensors_of
 from edgeprune.formats.pt2 import check_names, list_records, read_program, zip_names
-from edgeprune.formats.recapture import check_size_free, with_free
+from edgeprune.formats.recapture import check_same, check_size_free, rebuilt, with_free
 from edgeprune.formats.shards import shards_of
 from edgeprune.formats.sharing import templates_in
 from edgeprune.formats.statedict import StateChoice, fitted_weights, module_in
@@ -35,13 +35,15 @@ from edgeprune.graph.faults import public
 from edgeprune.graph.single import capture_single
 from edgeprune.graph.sizes import Asked
 from edgeprune.graph.weights import unfinite
-from edgeprune.lines import error_line, shown
+from edgeprune.lines import error_line, one_line, shown
 from edgeprune.reading import parse_json, read_file
 from edgeprune.records import InputInfo, Model, ModelInfo
 from edgeprune.usercode import running_user_code
 
 __all__ = ["digest", "load", "load_model"]
 
+_PROGRAM, _FOR_RUNTIMES = ".pt2", (".onnx", ".ort")
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how such files begin
 _WAY_OUT = "save model.state_dict() and give --arch, or trust the file and give --unsafe-pickle"
 
 
@@ -135,6 +137,34 @@ def load_architecture(
     return Model(program, info, digest(program), spec)
 
 
+def carries_network(path: Path) -> bool:
+    """Whether a file holds a network of PyTorch's, graph and all, rather than one for a runtime, or nothing known.
+
+    Raises:
+        InputError: it holds weights alone, is damaged or needs unpickling.
+    """
+    if path.suffix in (_PROGRAM, *_FOR_RUNTIMES) or not path.is_file():
+        return path.suffix == _PROGRAM
+    data = read_file(path, "model")
+    if not (_is_safetensors(data) or data.startswith((_ZIP, _PICKLE))):
+        return False
+    try:
+        content = _content(data, unsafe=False)
+    except EdgepruneError as error:
+        raise type(error)(f"{path}: {error}") from error
+    if isinstance(content, _Pt2) or (isinstance(content, Mapping) and _is_checkpoint(content)):
+        return True
+    raise InputError(
+        f"{path}: expected an .onnx, .ort or .pt2 file or a checkpoint of edgeprune's, got weights without their "
+        "network; edgeprune export --onnx --arch ... writes it as ONNX"
+    )
+
+
+def _is_checkpoint(value: Mapping[str, Any]) -> bool:
+    kind = value.get("format")
+    return isinstance(kind, str) and kind.startswith("edgeprune-checkpoint/")
+
+
 def _patterns(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
@@ -165,9 +195,9 @@ def _content(data: bytes, unsafe: bool) -> Any:
     """What a file holds: an exported program, or what torch.save or safetensors wrote."""
     if _is_safetensors(data):  # first: its length may begin with a pickle's byte
         return _safetensors(data)
-    if data[:4] == b"PK\x03\x04":
+    if data.startswith(_ZIP):
         return _archive(data, unsafe)
-    if data[:1] == b"\x80":
+    if data.startswith(_PICKLE):
         return _unpickle(data, unsafe)
     kind = foreign_kind(data) or "a file of another kind"
     raise InputError(f"expected a state_dict, a checkpoint, a .safetensors, a .pt2 or an .onnx, got {kind}")
@@ -256,8 +286,7 @@ def _from_content(value: Any, request: _Request) -> tuple[Program, ModelInfo]:
         return _from_module(value, request)
     if not isinstance(value, Mapping):
         raise InputError(f"expected a state_dict or a checkpoint, got a {type(value).__name__}")
-    kind = value.get("format")
-    if isinstance(kind, str) and kind.startswith("edgeprune-checkpoint/"):
+    if _is_checkpoint(value):
         return _from_checkpoint(value, request)
     module = module_in(value, request.choice)
     if module is not None:  # only ever in a file that was trusted
@@ -273,23 +302,32 @@ def _from_checkpoint(value: Mapping[str, Any], request: _Request) -> tuple[Progr
         raise InputError("checkpoint: expected its program as bytes, got none")
     weights = tensors_of(state)
     program, _ = read_program(carried.numpy().tobytes(), weights)
-    info = info_from_dict(value)
-    return _stored(program, info, request), info
+    return _stored(program, info_from_dict(value), request)
 
 
 def _from_pt2(value: _Pt2, request: _Request) -> tuple[Program, ModelInfo]:
     info = ModelInfo(input_shape=())
     if INFO_FILE in value.extra:
         info = info_from_dict(parse_json(value.extra[INFO_FILE], f"{INFO_FILE}: expected what a model says of itself"))
-    return _stored(value.program, info, request), info
+    return _stored(value.program, info, request)
 
 
-def _stored(program: ExportedProgram, info: ModelInfo, request: _Request) -> Program:
-    """A file's own program, or one of its weights with the sizes free that are asked for."""
+def _stored(program: ExportedProgram, info: ModelInfo, request: _Request) -> tuple[Program, ModelInfo]:
+    """A file's own program; or one of its weights with the sizes free that are asked for, or of the part that is."""
     _check_arch(info, request)
+    if request.module not in (None, info.module):
+        assert request.arch is not None
+        return _part_anew(program, info, request, request.arch)
     found = with_free(program, info, request.arch, request.dynamic_size, request.dynamic or {})
     check_names(found)
-    return found
+    return found, info
+
+
+def _part_anew(program: ExportedProgram, info: ModelInfo, request: _Request, arch: str) -> tuple[Program, ModelInfo]:
+    """A part of the architecture that the user names, with the weights of a file's own program, captured anew."""
+    model = rebuilt(program, info, arch, "--module", "has no such parts any more: give --module where it is cut")
+    check_same(program, model.eval(), arch)
+    return _from_module(model, request)
 
 
 def _from_onnx(file: OnnxFile, request: _Request) -> tuple[Program, ModelInfo]:
@@ -302,10 +340,14 @@ def _from_onnx(file: OnnxFile, request: _Request) -> tuple[Program, ModelInfo]:
 
 
 def _check_arch(info: ModelInfo, request: _Request) -> None:
-    if request.module is not None and request.module != info.module:
+    is_whole_of_known = info.arch is not None and info.module is None
+    if request.module not in (None, info.module) and not (is_whole_of_known and request.arch is not None):
+        way = "give the network's state_dict and --arch"
+        if is_whole_of_known:
+            way = f"--arch {one_line(info.arch or '', 120)} beside it captures its weights anew"
         raise InputError(
-            f"expected no --module, as the file holds an exported program, which has no parts, got {request.module}; "
-            "give the network's state_dict and --arch"
+            "expected no --module, as the file holds an exported program, which has no parts, got "
+            f"{request.module}; {way}"
         )
     if request.choice != StateChoice():
         raise InputError("expected no --state-key and no --ignore-keys, as the file carries its network")

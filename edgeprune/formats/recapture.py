@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
@@ -100,6 +101,28 @@ def _recaptured(
     program: ExportedProgram, info: ModelInfo, arch: str, dynamic_size: bool, dynamic: Mapping[str, Asked]
 ) -> Program:
     """The program of an architecture with the weights of another program, which is seen to compute the same."""
+    advice = "keeps the sizes that it was cut with: give --dynamic where it is cut"
+    model = rebuilt(program, info, arch, "--dynamic", advice)
+    stated = {
+        name: ranges
+        for name, ranges in zip(_names(program), free_ranges(program), strict=True)
+        if set(ranges) != {0} and name not in dynamic
+    }
+    fresh = capture(model, captured_with(program), dynamic_size=dynamic_size, dynamic={**stated, **dynamic})
+    check_same(program, fresh.module(), arch)
+    return fresh
+
+
+def rebuilt(program: ExportedProgram, info: ModelInfo, arch: str, option: str, advice: str) -> nn.Module:
+    """The network of an architecture, or its part that the program is of, with the weights of the program.
+
+    Args:
+        option: what asks for it.
+        advice: what a network that was cut does, which has other weights, and what to do about it.
+
+    Raises:
+        InputError: the architecture has other weights.
+    """
     model = architectures.build(arch)
     if info.module is not None:
         model = architectures.part_of(model, info.module)
@@ -110,22 +133,15 @@ def _recaptured(
         model.load_state_dict(weights)
     except Exception as error:
         raise InputError(
-            f"--dynamic: expected the weights that --arch {arch} has, to capture them anew, got {error_line(error)}; a "
-            "network that was cut keeps the sizes that it was cut with: give --dynamic where it is cut"
+            f"{option}: expected the weights that --arch {arch} has, to capture them anew, got {error_line(error)}; a "
+            f"network that was cut {advice}"
         ) from error
-    stated = {
-        name: ranges
-        for name, ranges in zip(_names(program), free_ranges(program), strict=True)
-        if set(ranges) != {0} and name not in dynamic
-    }
-    fresh = capture(model, captured_with(program), dynamic_size=dynamic_size, dynamic={**stated, **dynamic})
-    _check_same(program, fresh, arch)
-    return fresh
+    return model
 
 
-def _check_same(program: ExportedProgram, fresh: ExportedProgram, arch: str) -> None:
+def check_same(program: ExportedProgram, module: nn.Module, arch: str) -> None:
     """Raise InputError unless both compute the same: a file of code may have been changed since."""
-    networks = program.module(), fresh.module()
+    networks = program.module(), module
     args = first_accepted(networks[0], drawn_arguments(program, _BATCH))
     if relative_error(*(outputs(network, args) for network in networks)) <= _TOLERANCE:
         return

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from edgeprune.errors import BudgetError
 from edgeprune.records import Metric
+from edgeprune.search import refusals
 from edgeprune.search.candidate import Budgets, Candidate, Found
 from edgeprune.search.landing import Shares
 from edgeprune.search.schedules import Schedule, Stepwise
@@ -57,15 +58,34 @@ class Front:
         return step.found(*found)
 
 
-def chosen(found: Found, metric: Metric, max_drop: MaxDrop) -> Candidate:
-    """The smallest network that loses at most `max_drop`; the best one where all lose more.
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """The network of several that is taken; `missed` says that it loses more than it may, None where it does not."""
 
-    Where none was looked at it is the smallest.
+    network: Candidate
+    missed: str | None = None
+
+
+def chosen(found: Found, metric: Metric, max_drop: MaxDrop, stated: bool) -> Choice:
+    """The smallest network that loses at most `max_drop`; where none was looked at, the smallest.
+
+    Args:
+        stated: whether the user asked for that drop; where it is assumed, the best network stands in for one within it.
+
+    Raises:
+        BudgetError: the drop is stated, and no network is within it.
     """
     smallest, dense = found.networks[-1], found.dense.val_value
     known = [(network, network.val_value) for network in found.networks if network.val_value is not None]
-    if dense is None or len(known) < len(found.networks) or len(known) == 1:
-        return smallest
+    if dense is None or not known:
+        return Choice(smallest)
+    drops = [(network, metric.drop(dense, value)) for network, value in known]
     limit = max_drop.limit(metric, dense)
-    held = [network for network, value in known if is_within(metric.drop(dense, value), limit)]
-    return held[-1] if held else min(known, key=lambda pair: metric.drop(dense, pair[1]))[0]
+    held = [network for network, drop in drops if is_within(drop, limit)]
+    if held:
+        return Choice(held[-1])
+    best, least = min(drops, key=lambda pair: pair[1])
+    text = refusals.none_within(metric, limit, least, best.macs / found.dense.macs)
+    if stated:
+        raise BudgetError(f"{text}; {refusals.ALLOW_MORE}")
+    return Choice(best, f"{text}; it is taken")

@@ -7,6 +7,8 @@ from edgeprune.search.candidate import Budgets, Candidate
 from edgeprune.search.step import Step
 from edgeprune.tasks.budget import is_within
 
+ALLOW_MORE = "allow a larger --max-drop, larger networks, or more --finetune-epochs"
+
 
 def missed(step: Step, budgets: Budgets, best: Candidate) -> str:
     """The quality does not hold at the costs that were asked for."""
@@ -42,6 +44,14 @@ def nothing_found(step: Step, budgets: Budgets) -> str:
         f"no smaller network loses at most {_within(metric, limit, metric.name)}: the closest, at "
         f"{tried.macs_ratio:.1%} of the MACs, loses {drop} on the validation split; allow a larger --max-drop or more "
         "--finetune-epochs"
+    )
+
+
+def none_within(metric: Metric, limit: float, least: float, share: float) -> str:
+    """None of several networks holds the quality: what the best of them loses, and the share of the MACs it has."""
+    return (
+        f"no network that was found loses at most {_within(metric, limit, metric.name)}: the best, at {share:.1%} of "
+        f"the MACs, loses {metric.number(least)} on the validation split"
     )
 
 

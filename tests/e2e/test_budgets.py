@@ -87,7 +87,12 @@ def test_a_profile_of_another_network_is_refused(device: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("options", "binding"),
-    [(("--max-size", "0.5kB"), "--max-size"), (("--max-size", "10kB", "--max-drop", "0"), "the budgets cannot be met")],
+    [
+        (("--max-size", "0.5kB"), "--max-size"),
+        (("--max-size", "10kB", "--max-drop", "0"), "the budgets cannot be met"),
+        (("--pareto", "2", "--keep-macs", "0.05", "--max-drop", "0.1"), "loses at most 0.1 accuracy points: the best"),
+        (("--widths", "0.05,0.1", "--max-drop", "0.1"), "loses at most 0.1 accuracy points: the best, at 9."),
+    ],
 )
 def test_what_cannot_be_met_ends_with_one(tmp_path: Path, options: tuple[str, ...], binding: str) -> None:
     result = run(tmp_path, "compress", MLP, "--out", tmp_path / "run", "--finetune-epochs", "0", *options)
@@ -117,6 +122,18 @@ def test_several_networks_come_from_one_run(tmp_path: Path) -> None:
     assert (out / "plan.json").read_bytes() == (out / "pareto" / "3" / "plan.json").read_bytes()
     assert "Accuracy over latency" in (out / "report.html").read_text()
     done(tmp_path, "export", "--onnx", out / "pareto" / "1" / "slim.pt2", "--out", tmp_path / "onnx")
+
+
+def test_a_front_that_misses_the_drop_that_is_assumed_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = ("--pareto", "2", "--keep-macs", "0.01", "--finetune-epochs", "0", "--no-reconstruct")
+    result = done(tmp_path, "compress", MLP, "--out", out, "--input-features", "off", *asked)
+    missed = "no network that was found loses at most 1 accuracy points: the best, at "
+    record = json.loads((out / "run.json").read_text())
+    assert any(text.startswith(missed) and text.endswith("; it is taken") for text in record["assumed"])
+    [taken] = [point for point in record["front"] if point["chosen"]]
+    assert taken["val_accuracy"] == max(point["val_accuracy"] for point in record["front"])
+    assert "no network that was found loses" in result.err
 
 
 @pytest.mark.parametrize(
