@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgeprune.errors import BudgetError
+from edgeprune.errors import BudgetError, OutOfReachError
 from edgeprune.graph.capture import Program
 from edgeprune.search.candidate import Gauge, Measured
 from edgeprune.search.landing import Shares, Targets
@@ -26,7 +26,7 @@ def aim(targets: Targets, gauge: Gauge, attempt: Callable[[Shares], Trial]) -> N
     """Plan for the shares whose network is near the budgets, from within; for the nearest where none comes near.
 
     Raises:
-        BudgetError: the least that can be planned for misses a budget.
+        BudgetError: the least that can be planned for misses a budget, as it was measured.
     """
     targets.begin()
     known: dict[_Widths, Measured] = {}
@@ -62,11 +62,20 @@ def hold(targets: Targets, gauge: Gauge, trial: Trial, attempt: Callable[[Shares
 
 
 def _tried(targets: Targets, attempt: Callable[[Shares], Trial]) -> Trial:
-    try:
-        return attempt(targets.shares)
-    except BudgetError as error:
-        asked = ", ".join(goal.what for goal in targets.goals.values())
-        raise BudgetError(f"{asked}{targets.told_peak}: {error}") from error
+    """What is planned, or the least that can be where so little cannot: whether that will do is measured, not foretold.
+
+    Raises:
+        BudgetError: a budget of what is planned itself, which nothing measures, cannot be met.
+    """
+    for left in reversed(range(_TRIALS)):
+        try:
+            return attempt(targets.shares)
+        except BudgetError as error:
+            if left and isinstance(error, OutOfReachError) and targets.bound(error):
+                continue
+            asked = ", ".join(goal.what for goal in targets.goals.values())
+            raise BudgetError(f"{asked}{targets.told_peak}: {error}") from error
+    raise AssertionError("the last try returns or raises")
 
 
 def _see(
