@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from edgeprune.errors import BudgetError, OutOfReachError
 from edgeprune.graph.capture import Program
@@ -11,6 +12,7 @@ from edgeprune.search.candidate import Gauge, Measured
 from edgeprune.search.landing import Shares, Targets
 
 _TRIALS = 10
+T = TypeVar("T")
 _Widths = frozenset[tuple[str, tuple[int, ...]]]
 
 
@@ -31,7 +33,7 @@ def aim(targets: Targets, gauge: Gauge, attempt: Callable[[Shares], Trial]) -> N
     targets.begin()
     known: dict[_Widths, Measured] = {}
     for _ in range(_TRIALS):
-        trial = _tried(targets, attempt)
+        trial = within_reach(targets, attempt)
         _see(targets, trial, known, lambda program: gauge(program, False))
         if targets.is_settled(trial.macs_share):
             return
@@ -57,12 +59,14 @@ def hold(targets: Targets, gauge: Gauge, trial: Trial, attempt: Callable[[Shares
         if not left or targets.is_hopeless:
             break
         targets.lower()
-        trial = _tried(targets, attempt)
+        trial = within_reach(targets, attempt)
     raise BudgetError(targets.missed(trial.macs_share))
 
 
-def _tried(targets: Targets, attempt: Callable[[Shares], Trial]) -> Trial:
-    """What is planned, or the least that can be where so little cannot: whether that will do is measured, not foretold.
+def within_reach(targets: Targets, attempt: Callable[[Shares], T]) -> T:
+    """What comes of the planned shares, or of the least that can be planned where so little cannot.
+
+    Whether that will do is measured, not foretold.
 
     Raises:
         BudgetError: a budget of what is planned itself, which nothing measures, cannot be met.
