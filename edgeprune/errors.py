@@ -8,6 +8,7 @@ EdgepruneError
 │   └── ApplyError               a module that a slim program cannot be put back into
 ├── CheckError          exit 1   a stated budget or a check was not met
 │   ├── BudgetError              MACs, accuracy or latency asked for could not be reached
+│   │   └── OutOfReachError          so little of a cost cannot be planned for
 │   ├── ProofError               slim and masked dense disagree
 │   ├── ParityError              an exported file disagrees with the network it came from
 │   │   └── NotFiniteError           it gives NaN or infinity where the network does not
@@ -61,6 +62,17 @@ class CheckError(EdgepruneError):
 
 class BudgetError(CheckError):
     """A budget (MACs, accuracy, latency) could not be met."""
+
+
+class OutOfReachError(BudgetError):
+    """A share of a cost that cannot be planned for: the least that can is so many times that, for what is `in_the_way`.
+
+    `cost` is macs, latency or size.
+    """
+
+    def __init__(self, fact: str, in_the_way: str, cost: str, times: float) -> None:
+        super().__init__(f"{fact}; {in_the_way}")
+        self.in_the_way, self.cost, self.times = in_the_way, cost, times
 
 
 class ProofError(CheckError):

@@ -175,6 +175,15 @@ def parse_normalization(text: str, option: str = "--normalize") -> tuple[tuple[f
     return mean, std
 
 
+def asked_size(n_bytes: int) -> str:
+    """Bytes as a user asks for them, none rounded away, e.g. `14kB` and `1234B`."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        text = f"{n_bytes / size:g}"
+        if n_bytes >= size and "e" not in text and round(float(text) * size) == n_bytes:
+            return f"{text}{unit}"
+    return f"{n_bytes}B"
+
+
 def size_text(n_bytes: float) -> str:
     """Bytes for people, e.g. `1.5 MB`."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import edgeprune
-from edgeprune.errors import BudgetError
+from edgeprune.errors import BudgetError, OutOfReachError
 from edgeprune.pruner.measuring import SizeGauge
 from edgeprune.search.aiming import Trial, aim, hold
 from edgeprune.search.candidate import Budgets, Measured
@@ -94,6 +94,43 @@ def test_what_cannot_be_held_says_how_near_the_last_came() -> None:
     ):
         hold(targets, layer.measured, layer.cut(targets.shares), layer.cut)
     assert layer.seen.count(1) == 1
+
+
+@dataclass
+class Narrowest(Layer):
+    """One that cannot be planned below 10 of its 16 units: the planner says how far off that is."""
+
+    def cut(self, shares: Shares) -> Trial:
+        share = min(share for share in (shares.latency, shares.size) if share is not None)
+        if share < 10 / 16:
+            cost = "latency" if shares.latency == share else "size"
+            raise OutOfReachError(f"{share} is too little", "in the way: it", cost, 10 / 16 / share)
+        return super().cut(shares)
+
+
+@pytest.mark.parametrize("most", [0.7, 0.71, 0.72])  # at 10 units it takes 0.7 of the time, and 0.96 of that is below
+def test_what_is_within_the_budget_is_found_where_what_is_aimed_at_cannot_be_planned(most: float) -> None:
+    layer, targets = Narrowest(), latency(most)
+    aim(targets, layer.measured, layer.cut)
+    first = layer.cut(targets.shares)
+    hold(targets, layer.measured, first, layer.cut)
+    assert first.macs_share == 10 / 16
+
+
+def test_two_budgets_are_each_brought_to_the_least_that_can_be_planned() -> None:
+    layer, targets = Narrowest(), latency(0.71, max_bytes=640)
+    aim(targets, layer.measured, layer.cut)
+    assert layer.cut(targets.shares).macs_share == 10 / 16
+
+
+@pytest.mark.parametrize("sure", [False, True])
+def test_what_is_refused_is_what_was_measured(sure: bool) -> None:
+    layer, targets = Narrowest(noise=1.0), latency(0.75 if sure else 0.68)
+    told = r"at 62.5% of the MACs, has --max-latency 0.\d+x: 1.\d\d times that; in the way: it; allow more$"
+    with pytest.raises(BudgetError, match=told):
+        aim(targets, layer.measured, layer.cut)
+        hold(targets, layer.measured, layer.cut(targets.shares), layer.cut)
+    assert layer.seen.count(10) == 1
 
 
 def test_a_pruner_that_has_all_that_it_needs_measures_the_dense_network_and_one_trial(

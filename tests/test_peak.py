@@ -235,6 +235,38 @@ def test_a_budget_that_is_none_or_out_of_reach(
         assert "live activations take" in text and "linear" in text
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The peak is where few of the MACs are: a wide first layer, and narrow ones behind it that hold the most."""
+
+    def conv(wide: int, narrow: int) -> tuple[nn.Module, nn.Module]:
+        return nn.Conv2d(wide, narrow, 3, padding=1), nn.ReLU()
+
+    path = tmp_path_factory.mktemp("deep") / "deep.pt2"
+    torch.manual_seed(0)
+    layers = [*conv(3, 16), nn.MaxPool2d(4), *conv(16, 64), *conv(64, 64), *conv(64, 64), *conv(64, 64), *conv(64, 64)]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4))
+    save_program(path, capture(net.eval(), torch.randn(2, 3, 16, 16)), ModelInfo((3, 16, 16)))
+    return path
+
+
+KEPT = [word for name in "579" for word in ("--keep-layer", name)]
+
+
+def test_a_peak_in_reach_is_held_where_its_share_of_the_macs_is_not(deep: Path, tmp_path: Path) -> None:
+    told = invoked("compress", str(deep), "--max-ram", "13kB", *KEPT, "--out", str(tmp_path / "run"))
+    assert told.exit_code == 0, told.output
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["slim"]["peak_bytes"] <= 13_000 < run["dense"]["peak_bytes"]
+
+
+def test_a_peak_out_of_reach_is_told_in_bytes(deep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compress", str(deep), "--max-ram", "2kB", *KEPT, "--out", str(tmp_path / "run")]) == 1
+    text = " ".join(capsys.readouterr().err.split())
+    assert "--max-ram 2kB: " in text and " times that (live activations take " in text, text
+    assert "7, 9, 5" in text, text  # what was kept
+
+
 def test_inspect_tells_the_peak(network: Path) -> None:
     told = invoked("inspect", str(network))
     assert "peak activations 448 bytes at linear_1" in " ".join(told.output.split()), told.output

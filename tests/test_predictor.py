@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune.cost.layers import layer_shapes
 from edgeprune.data import open_data
-from edgeprune.errors import BudgetError
+from edgeprune.errors import BudgetError, OutOfReachError
 from edgeprune.graph.capture import Program
 from edgeprune.predictors import boosted, gcn
 from edgeprune.predictors.base import Predictor, Wiring, log_rises
@@ -293,6 +293,30 @@ def test_a_budget_that_is_measured_is_met() -> None:
     [best] = Predicted(Shrink(), prober, n_samples=10).search(step, Budgets(max_bytes=most)).networks
     assert 0.8 * most < 4 * n_parameters(best.program) + 1000 <= most
     assert best.plan is not None and best.plan.groups[1].after > 22  # what matters stays
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_budget_below_what_can_be_planned_is_met_where_what_is_measured_is_within(learns: bool) -> None:
+    """A file is smaller than its weights, by as much as half of the least that they can take."""
+
+    def weights(program: Program) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+
+    def gauge(program: Program, surely: bool) -> Measured:
+        return Measured(1.0, 1.0, weights(program) - saved, weights(dense) - saved)
+
+    dense, step = four(), step_of(four(), align=2)
+    with pytest.raises(OutOfReachError) as told:
+        step.cutter.planned(step.dense, Shares(size=1e-4))
+    least = round(told.value.times * 1e-4 * weights(dense))
+    saved = least // 2
+    most = int(1.02 * (least - saved))
+    assert most / (weights(dense) - saved) < least / weights(dense)
+    step = Step(Cutter(dense, Manner(align=2), None), None, Told(), gauge)
+    search = Predicted(Shrink(), Minding(minding), n_samples=10) if learns else Shrink()
+    [best] = search.search(step, Budgets(max_bytes=most)).networks
+    assert weights(best.program) - saved <= most
 
 
 def test_a_budget_that_no_widths_meet_is_refused() -> None:

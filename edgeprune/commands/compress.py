@@ -12,7 +12,7 @@ from edgeprune.commands.gatefile import with_gate
 from edgeprune.commands.int8run import material_of, write_int8_files
 from edgeprune.commands.outcome import front_points, helped, measured
 from edgeprune.commands.preparing import Job, prepare
-from edgeprune.commands.resolve import completed
+from edgeprune.commands.resolve import written_info
 from edgeprune.commands.runfolder import write_network, write_record
 from edgeprune.commands.unfinished import done_before
 from edgeprune.commands.widths import shared_widths
@@ -32,7 +32,6 @@ from edgeprune.search.windows import first_windows, unneeded_patches, unread
 from edgeprune.settings import TrainSettings
 from edgeprune.tasks.budget import drop_of
 from edgeprune.tasks.classification import Classification
-from edgeprune.tasks.weights import with_class_weights
 from edgeprune.training import Team, threads_set
 from edgeprune.usercode import running_user_code
 
@@ -99,8 +98,7 @@ def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is 
     if request.pareto is not None or request.widths is not None:
         record = replace(record, front=front_points(job, found, best, told))
     record = replace(record, advice=_advice(job, found, told))
-    task = with_class_weights(request.task or job.model.info.task, request.class_weights)
-    info = completed(job.model.info, job.data, request.data, task) if job.data else job.model.info
+    info = written_info(request, job.model, job.data)
     _write(folder, best, info)
     for point, candidate in zip(record.front, found.networks, strict=False):
         (folder / point.folder).mkdir(parents=True)

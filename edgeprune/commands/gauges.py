@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from edgeprune.commands.examples import PARITY_SAMPLES, example_feed, real_inputs
+from edgeprune.commands.onnxfile import draft, write_onnx
 from edgeprune.commands.opening import Assume, Opened
-from edgeprune.commands.resolve import own_device
+from edgeprune.commands.resolve import own_device, written_info
 from edgeprune.commands.unfinished import generators_kept
 from edgeprune.cost.coverage import check_known
 from edgeprune.cost.device import Device, device_in, read_device
-from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.groups import analyze
 from edgeprune.journal.kept import kept_gauge
 from edgeprune.journal.shared import Results, measured_by_main
@@ -42,7 +43,7 @@ class DenseFile:
         return Path(self.folder.name) / _DENSE
 
 
-def dense_file(opened: Opened, team: Team, told: Progress) -> DenseFile:
+def dense_file(request: CompressRequest, opened: Opened, team: Team, told: Progress) -> DenseFile:
     """Write the dense network as ONNX: what no such file can hold is refused before anything is searched.
 
     The main process of the team alone has it. What data draw at random is drawn afterwards as if nothing had been.
@@ -58,7 +59,8 @@ def dense_file(opened: Opened, team: Team, told: Progress) -> DenseFile:
         with generators_kept():
             inputs = real_inputs(opened.model, opened.data, PARITY_SAMPLES)
             path = Path(folder.name) / _DENSE
-            return export_onnx(opened.model.program, path, inputs=inputs, task=opened.task).size_bytes
+            info = written_info(request, opened.model, opened.data)
+            return write_onnx(opened.model.program, info, path, inputs=inputs, task=opened.task).size_bytes
 
     return DenseFile(folder, team.by_main(written))
 
@@ -127,4 +129,5 @@ def _file_gauge(
         told.say(f"--max-latency is judged by what {request.device} foretells: it is of another device than this one")
     example = example_feed(opened.model, kept=opened.vocabularies)
     told.stage("export the dense network to measure it")
-    return OnnxGauge(opened.dense, example, opened.threads.runtime, told, other)
+    info = written_info(request, opened.model, opened.data)
+    return OnnxGauge(opened.dense, example, opened.threads.runtime, told, partial(draft, info), other)

@@ -11,15 +11,15 @@ import numpy as np
 
 from edgeprune.commands.answers import Pair, Told, told_of
 from edgeprune.commands.examples import PARITY_SAMPLES, example_feed, real_inputs
+from edgeprune.commands.onnxfile import write_onnx
 from edgeprune.commands.preparing import Job
-from edgeprune.commands.resolve import with_names_of
+from edgeprune.commands.resolve import with_names_of, written_info
 from edgeprune.commands.runfolder import model_facts
 from edgeprune.commands.widths import width_name
 from edgeprune.cost.macs import count_parameters
 from edgeprune.cost.widths import told as told_widths
 from edgeprune.errors import BudgetError
 from edgeprune.export.gated import WIDTHS
-from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.inspection.features import kept_fields
 from edgeprune.inspection.table import explained, locked_rows, widths
@@ -27,7 +27,7 @@ from edgeprune.inspection.tokens import cut_vocabularies
 from edgeprune.measure.candidates import is_held, timed
 from edgeprune.measure.peaks import check_peak, device_peaks
 from edgeprune.progress import Progress
-from edgeprune.records import MetricComparison
+from edgeprune.records import MetricComparison, ModelInfo
 from edgeprune.requests import CompressRequest
 from edgeprune.results import (
     AccuracyComparison,
@@ -37,7 +37,7 @@ from edgeprune.results import (
     RunRecord,
     SplitLayer,
 )
-from edgeprune.search.candidate import Candidate, Found
+from edgeprune.search.candidate import Candidate, Found, Measured
 from edgeprune.search.features import told_features
 from edgeprune.tasks.classification import Classification, is_accuracy
 from edgeprune.tasks.intervals import compare_accuracy
@@ -105,7 +105,8 @@ def helped(job: Job, found: Found, best: Candidate, told: Progress) -> None:
     """
     _tested(job, found.dense, best)
     if job.request.pareto is not None or job.request.widths is not None:
-        front_points(job, found, best, told)
+        for candidate in found.networks:
+            _gauged(job, candidate)
 
 
 def _tested(job: Job, dense: Candidate, best: Candidate) -> tuple[Pair, list[Outcomes]] | None:
@@ -158,7 +159,7 @@ def _onnx_figures(job: Job, best: Candidate, told: Progress) -> tuple[tuple[int,
     one = example_feed(job.model, inputs, kept_vocabularies(best.program))
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         slim = Path(folder) / "slim.onnx"
-        exported = export_onnx(best.program, slim, inputs=inputs, task=job.task)
+        exported = write_onnx(best.program, _info(job), slim, inputs=inputs, task=job.task)
         limit, threads = job.budgets.max_latency, job.threads.runtime
         latency = timed((job.dense.path, slim), one, limit, job.device, threads=threads, progress=told)
     return (job.dense.n_bytes, exported.size_bytes), exported.parity, latency
@@ -193,12 +194,11 @@ def _asked(request: CompressRequest) -> dict[str, Any]:
 
 
 def front_points(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[FrontPoint, ...]:
-    """Every network of the front, measured beside the dense one."""
-    assert job.gauge is not None
+    """Every network of the front, measured beside the dense one, and the file that `export` writes of it."""
     widths, points = job.request.widths, []
     for number, candidate in enumerate(found.networks, 1):
         told.stage(f"measure network {number} of {len(found.networks)}")
-        measured = job.gauge(candidate.program, True)
+        measured = _gauged(job, candidate)
         points.append(
             FrontPoint(
                 folder=f"pareto/{number}" if widths is None else f"{WIDTHS}/{width_name(widths[number - 1])}",
@@ -206,8 +206,25 @@ def front_points(job: Job, found: Found, best: Candidate, told: Progress) -> tup
                 val_value=candidate.val_value,
                 p50_ms=measured.ms,
                 latency_ratio=measured.ms / measured.dense_ms,
-                size_bytes=measured.size_bytes,
+                size_bytes=_file_bytes(job, candidate),
                 chosen=candidate is best,
             )
         )
     return tuple(points)
+
+
+def _gauged(job: Job, candidate: Candidate) -> Measured:
+    assert job.gauge is not None
+    return job.gauge(candidate.program, True)
+
+
+def _file_bytes(job: Job, candidate: Candidate) -> int:
+    """The bytes of a network's file, checked beside PyTorch."""
+    inputs = real_inputs(job.model, job.data, PARITY_SAMPLES)
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        path = Path(folder) / "slim.onnx"
+        return write_onnx(candidate.program, _info(job), path, inputs=inputs, task=job.task).size_bytes
+
+
+def _info(job: Job) -> ModelInfo:
+    return written_info(job.request, job.model, job.data)

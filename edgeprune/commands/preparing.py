@@ -126,7 +126,7 @@ def prepare(request: CompressRequest, told: Progress, team: Team | None = None) 
     plain = _plain_strategy(request, budgets, plan, samples)
     strategy = widths_of(request, opened.dense, samples, journal, gauge) or _strategy(request, plain, prober, journal)
     criterion = _criterion(request, cutter, prober, told, assume)
-    file = dense_file(opened, team, told)  # the last check, as it takes the longest
+    file = dense_file(request, opened, team, told)  # the last check, as it takes the longest
     for text in assumed:
         told.say(f"assumed: {text}")
     return Job(

@@ -240,6 +240,12 @@ def completed(info: ModelInfo, data: DataSource, spec: str | None, task: str | N
     )
 
 
+def written_info(request: CompressRequest, model: Model, data: DataSource | None) -> ModelInfo:
+    """What the files of a run say of its network."""
+    task = with_class_weights(request.task or model.info.task, request.class_weights)
+    return completed(model.info, data, request.data, task) if data else model.info
+
+
 def with_names_of(info: ModelInfo, data: DataSource | None) -> ModelInfo:
     """What a model's file says of it, its features called as the data do where it says nothing of that."""
     if data is None:

@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
-from edgeprune.export.front import Preprocessing
 from edgeprune.export.gated import WIDTHS
-from edgeprune.export.metadata import metadata_of, metadata_of_named
-from edgeprune.export.namedfront import NamedFront
 from edgeprune.files import write_atomically
 from edgeprune.formats.save import save_program
-from edgeprune.graph.specs import input_specs
-from edgeprune.graph.tokens import kept_vocabularies
-from edgeprune.measure.keptids import stated_vocabularies
 from edgeprune.pruning.plan import PruningPlan
-from edgeprune.records import Model, ModelInfo
+from edgeprune.records import ModelInfo
 from edgeprune.results import RunRecord
 from edgeprune.runrecord import run_from_json, to_json
 
@@ -68,12 +62,3 @@ def model_facts(info: ModelInfo, name: str, path: str | None, sha256: str) -> di
         if not facts[name]:
             del facts[name]
     return facts
-
-
-def stated_of(model: Model) -> dict[str, str]:
-    """What the file of a program says of itself."""
-    info = model.info
-    kept = stated_vocabularies(kept_vocabularies(model.program))
-    if len(input_specs(model.program)) > 1:
-        return kept | metadata_of_named(info, "full", NamedFront.of(model.program, info.normalization, (), False))
-    return kept | metadata_of(info, "full", Preprocessing(tuple(info.input_shape), info.normalization, None))

@@ -10,22 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeprune.commands.runfolder import stated_of
+from edgeprune.commands.onnxfile import write_onnx
 from edgeprune.data import open_data
 from edgeprune.data.featuredims import along_recorded, said_of_dims, told_dims
 from edgeprune.errors import InputError
 from edgeprune.export.metadata import feature_dims_entry, task_in
-from edgeprune.export.onnx import export_onnx
 from edgeprune.files import named_as
 from edgeprune.formats.load import carries_network, load
 from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.trust import recorded_task
+from edgeprune.graph.tokens import kept_vocabularies
 from edgeprune.measure.chance import chance_text, guess_of, guess_text
 from edgeprune.measure.filedims import recorded_dims
 from edgeprune.measure.fixedbatch import stated_batch
 from edgeprune.measure.foreign import stated_in
 from edgeprune.measure.gated import gate_use, is_gated
-from edgeprune.measure.keptids import check_ids
+from edgeprune.measure.keptids import check_ids, stated_vocabularies
 from edgeprune.measure.namedfile import names_of_file, with_inputs_of_file
 from edgeprune.measure.networkfile import NetworkFile, opened, trained_normalization, with_classes_of_file
 from edgeprune.measure.validation import Compared, latency_beside, run_both
@@ -162,7 +162,7 @@ def _as_onnx(request: ValidateRequest, told: Progress) -> Iterator[tuple[Validat
             told.stage(f"export {given.name}")
             model = load(str(given))
             paths[name] = str(folder / f"{name}.onnx")
-            export_onnx(model.program, paths[name], metadata=stated_of(model) | _dims_of(model, request.normalize))
+            write_onnx(model.program, model.info, paths[name], beside=_told_beside(model, request.normalize))
             given_of[paths[name]] = path
             stack.enter_context(named_as(given, Path(paths[name])))
             if model.info.task is not None and request.task is None:
@@ -183,6 +183,11 @@ class _AsGiven(Passing):
         for path, given in self._given_of.items():
             message = message.replace(path, given)
         super().say(message)
+
+
+def _told_beside(model: Model, asked: str | None) -> dict[str, str]:
+    """What features.json would say beside the file of a program."""
+    return stated_vocabularies(kept_vocabularies(model.program)) | _dims_of(model, asked)
 
 
 def _dims_of(model: Model, asked: str | None) -> dict[str, str]:

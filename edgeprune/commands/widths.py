@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.commands.gate import check_gate, check_reachable
-from edgeprune.commands.runfolder import stated_of
+from edgeprune.commands.onnxfile import stated_of
 from edgeprune.errors import InputError
 from edgeprune.export.gated import WIDTHS
 from edgeprune.graph.capture import Program
@@ -113,5 +113,5 @@ def shared_widths(
     plans = [candidate.within for candidate in others]
     nested = NestedWidths((widest.program, *(other.program for other in others)), tuple(p for p in plans if p))
     names = [width_name(share) for share in shares]
-    metadata = stated_of(model)
+    metadata = stated_of(model.program, model.info)
     return write_widths(nested, names, folder / WIDTHS, inputs=inputs, task=task, metadata=metadata)

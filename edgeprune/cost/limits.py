@@ -9,6 +9,14 @@ import numpy as np
 from edgeprune.cost.models import CostModel
 from edgeprune.cost.widths import Alignment
 
+MACS, LATENCY, BYTES, PARAMETERS = "the MACs", "the latency", "the bytes", "the parameters"
+_NAMES = {
+    MACS: ("macs", "MACs"),
+    LATENCY: ("latency", "ms"),
+    BYTES: ("size", "bytes"),
+    PARAMETERS: ("params", "parameters"),
+}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Limit:
@@ -17,6 +25,16 @@ class Limit:
     what: str
     model: CostModel
     share: float
+
+    @property
+    def name(self) -> str:
+        """What the planner's shares call it: macs, latency or size."""
+        return _NAMES[self.what][0]
+
+    @property
+    def unit(self) -> str:
+        """What it is counted in."""
+        return _NAMES[self.what][1]
 
     @property
     def most(self) -> float:

@@ -17,6 +17,8 @@ from edgeprune.reading import parse_json
 from edgeprune.records import IDENTITY, ModelInfo, Normalization
 from edgeprune.tasks.registry import is_own
 
+_UNSEEN = 1e-6  # of a std: what an input may move by where its mean is told shorter
+
 
 def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bool = False) -> dict[str, str]:
     """ONNX metadata: the contract (`full`, `slim`, `preprocess` or `sound`) and what is known of the file's own input.
@@ -29,9 +31,9 @@ def metadata_of(info: ModelInfo, contract: str, front: Preprocessing, folded: bo
     shape, normalization = slim_input(front) if is_narrower else (front.shape, front.normalization)
     entries = {"input_shape": list(shape), **_common(info, contract)}
     if normalization is not None:
-        entries["normalization"] = numbers_of(normalization)
+        entries["normalization"] = _shortened(numbers_of(normalization))
     if folded:
-        entries["folded_normalization"] = numbers_of(normalization or IDENTITY)
+        entries["folded_normalization"] = _shortened(numbers_of(normalization or IDENTITY))
         entries["normalization"] = numbers_of(IDENTITY)
         entries["preprocess"] = "folded"
         if front.byte_scale is not None:
@@ -44,7 +46,9 @@ def metadata_of_named(info: ModelInfo, contract: str, front: NamedFront) -> dict
     entries = _common(info, contract)
     if contract != "preprocess":
         numbers = {"normalizations": front.told(contract), "folded_normalizations": front.told_folded(contract)}
-        entries |= {key: value for key, value in numbers.items() if value}
+        entries |= {
+            key: {name: _shortened(own) for name, own in by_name.items()} for key, by_name in numbers.items() if by_name
+        }
     if front.fold:
         entries |= {"preprocess": "folded", "byte_scales": front.byte_scales()}
     return _entries(contract, entries)
@@ -60,6 +64,28 @@ def _common(info: ModelInfo, contract: str) -> dict[str, Any]:
 
 def _entries(contract: str, entries: Mapping[str, Any]) -> dict[str, str]:
     return {"edgeprune.contract": contract, **{f"edgeprune.{key}": json.dumps(value) for key, value in entries.items()}}
+
+
+def _shortened(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean and std by the shortest decimals that read back to the same float32, as networks take them.
+
+    E.g. 0.1307 for 0.13070000052452087. Where a mean lies so far from 0 that this would move what is normalised, in
+    float64, by more than a float32 tells apart, all of its digits stay.
+    """
+    std = np.asarray(numbers["std"], np.float64)
+    told = {}
+    for key in ("mean", "std"):
+        values = np.asarray(numbers[key], np.float64)
+        short = np.array([_shortest(value) for value in values])
+        unseen = _UNSEEN * (std if len(std) == len(values) else std.min())
+        told[key] = np.where(np.abs(short - values) <= unseen, short, values).tolist()
+    return {**numbers, **told}
+
+
+def _shortest(value: float) -> float:
+    """The float64 of the shortest decimal that is the same float32; infinite where a float32 is."""
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
 
 
 def slim_input(front: Preprocessing) -> tuple[tuple[int, ...], Normalization | None]:

@@ -27,7 +27,16 @@ from edgeprune.export.parity import PARITY_TOLERANCE, Sample, parity_of, quiet, 
 from edgeprune.export.plainly import Plainly
 from edgeprune.export.refusals import check_groups, check_weights, refusal, told_by
 from edgeprune.export.signatures import signatures_read_once
-from edgeprune.export.state import at_start, file_names, in_words, put_starts, states_of, steps_of, with_state_apart
+from edgeprune.export.state import (
+    State,
+    at_start,
+    file_names,
+    in_words,
+    put_starts,
+    states_of,
+    steps_of,
+    with_state_apart,
+)
 from edgeprune.export.state import metadata as state_metadata
 from edgeprune.files import write_atomically
 from edgeprune.graph.capture import Program
@@ -117,15 +126,14 @@ def export_onnx(  # noqa: PLR0913 - the public entry point spells its options ou
         put_starts(proto, states)
         parity = max(parity, parity_of(proto, [at_start(samples[0], len(states))], tolerance))
     note = "; ".join(filter(None, (note, in_words(states))))
-    stated = {**(metadata or {}), **outputs_metadata(program), **state_metadata(states)}
-    onnx.helper.set_model_props(proto, dict(sorted(stated.items())))
+    _say(proto, program, states, metadata)
     content = proto.SerializeToString(deterministic=True)
     write_atomically(path, content)
     return OnnxExport(str(path), len(content), parity, simplified, note)
 
 
-def draft_onnx(program: ExportedProgram, path: str | Path) -> None:
-    """Write `program` as ONNX without a check, to be timed and thrown away.
+def draft_onnx(program: ExportedProgram, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write `program` as ONNX without a check, to be timed and thrown away; it says of itself what its file would.
 
     Raises:
         InputError: the program cannot be expressed in ONNX (names the operator), or is over 2 GiB.
@@ -136,7 +144,16 @@ def draft_onnx(program: ExportedProgram, path: str | Path) -> None:
     apart = with_state_apart(program, states) if states else program
     proto = _translate(_Translation(apart, names, None), True)
     put_starts(proto, states)
+    _say(proto, apart, states, metadata)
     write_atomically(path, proto.SerializeToString())
+
+
+def _say(
+    proto: onnx.ModelProto, program: ExportedProgram, states: Sequence[State], metadata: Mapping[str, str] | None
+) -> None:
+    """Put into a file what it says of itself: its metadata, the structure of its outputs and its states."""
+    stated = {**(metadata or {}), **outputs_metadata(program), **state_metadata(states)}
+    onnx.helper.set_model_props(proto, dict(sorted(stated.items())))
 
 
 def check_fits_onnx(program: ExportedProgram) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import numpy as np
 from edgeprune.cost.device import Device
 from edgeprune.cost.models import latency_model
 from edgeprune.export import ort
-from edgeprune.export.onnx import draft_onnx
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
 from edgeprune.measure.latency import compare_latency, measure_files, ratio_interval
@@ -28,26 +28,36 @@ _SECONDS = 6.0
 _TRIAL_SECONDS = 3.0
 _FINAL_SECONDS = (8.0, 20.0)
 
+Draft = Callable[[Program, Path], None]
+
 
 class OnnxGauge:
     """Measures candidates beside the dense network in onnxruntime, each pair in turn.
 
-    `foreign` is a device that is not this machine: the milliseconds are then those that its profile foretells.
+    `draft` writes the file of a network. `foreign` is a device that is not this machine: the milliseconds are then
+    those that its profile foretells.
     """
 
-    def __init__(
-        self, dense: Program, example: ort.Feed, threads: int, progress: Progress, foreign: Device | None = None
+    def __init__(  # noqa: PLR0913 - a network, what it is run on and how, who is told, and what is no file's
+        self,
+        dense: Program,
+        example: ort.Feed,
+        threads: int,
+        progress: Progress,
+        draft: Draft,
+        foreign: Device | None = None,
     ) -> None:
         self._example, self._threads, self._progress, self._foreign = example, threads, progress, foreign
         self._folder = tempfile.TemporaryDirectory(prefix="edgeprune-")
         self._dense = Path(self._folder.name) / "dense.onnx"
-        draft_onnx(dense, self._dense)
+        self._draft = draft
+        draft(dense, self._dense)
         self._dense_ms = self._foretold(dense)
 
     def __call__(self, program: Program, surely: bool) -> Measured:
         """One inference and the file's size, beside the dense network's; `surely`: again on a busy machine."""
         slim = Path(self._folder.name) / "slim.onnx"
-        draft_onnx(program, slim)
+        self._draft(program, slim)
         sizes = (slim.stat().st_size, self._dense.stat().st_size)
         if self._foreign is not None:
             return Measured(self._foretold(program), self._dense_ms, *sizes)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeprune.cost.limits import Aim, Limit
+from edgeprune.cost.limits import MACS, PARAMETERS, Aim, Limit
 from edgeprune.cost.models import macs_model, params_model
 from edgeprune.cost.widths import Alignment
 from edgeprune.errors import BudgetError, InputError
@@ -178,7 +178,7 @@ class SharedBudget(Masked):
 
 def _asked(graph: ChannelGraph, options: Mapping[str, object]) -> Aim:
     """The budgets that the options state."""
-    models = {"keep_macs": ("the MACs", macs_model), "keep_params": ("the parameters", params_model)}
+    models = {"keep_macs": (MACS, macs_model), "keep_params": (PARAMETERS, params_model)}
     limits = tuple(
         Limit(what, model(graph), float(str(options[name])))
         for name, (what, model) in models.items()

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from edgeprune.commands.onnxfile import draft, write_onnx
 from edgeprune.commands.resolve import own_device
 from edgeprune.cost.coverage import check_known
 from edgeprune.errors import BudgetError
-from edgeprune.export.onnx import draft_onnx, export_onnx
 from edgeprune.export.parity import samples_of
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import analyze
@@ -25,7 +25,7 @@ from edgeprune.measure.peaks import check_peak
 from edgeprune.measure.profiling import Timing
 from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
-from edgeprune.records import Vocabulary
+from edgeprune.records import ModelInfo, Vocabulary
 from edgeprune.results import LatencyComparison
 from edgeprune.search.candidate import Gauge, Measured
 
@@ -54,8 +54,18 @@ class SizeGauge:
 def _draft_bytes(program: Program) -> int:
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         path = Path(folder) / "draft.onnx"
-        draft_onnx(program, path)
+        _draft(program, path)
         return path.stat().st_size
+
+
+def info_of(program: Program) -> ModelInfo:
+    """What the files of a run say of its network: the first input's shape as it was captured, without the batch."""
+    first = input_specs(program)[0]
+    return ModelInfo(input_shape=first.example[1:] if first.batched else first.example)
+
+
+def _draft(program: Program, path: Path) -> None:
+    draft(info_of(program), program, path)
 
 
 def with_device(asked: Asked, dense: Program, told: Progress) -> Asked:
@@ -86,7 +96,7 @@ def gauge_for(asked: Asked, dense: Program, told: Progress) -> Gauge | None:
 def _file_gauge(asked: Asked, dense: Program, told: Progress) -> Gauge | None:
     if asked.budgets.max_latency is not None:
         feed = file_feed(dense, asked.manner.vocabularies)
-        return OnnxGauge(dense, feed, asked.threads, told, foreign(asked.manner.device))
+        return OnnxGauge(dense, feed, asked.threads, told, _draft, foreign(asked.manner.device))
     return None if asked.budgets.max_bytes is None else SizeGauge(dense)
 
 
@@ -118,7 +128,7 @@ def measured(asked: Asked, dense: Program, slim: Program, told: Progress) -> Mea
     feed = file_feed(dense, asked.manner.vocabularies)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         paths = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
-        exports = [export_onnx(program, path) for program, path in zip((dense, slim), paths, strict=True)]
+        exports = [write_onnx(one, info_of(dense), path) for one, path in zip((dense, slim), paths, strict=True)]
         limit, device = asked.budgets.max_latency, asked.manner.device
         latency = timed(paths, feed, limit, device, threads=asked.threads, progress=told)
     found = Measurements(exports[0].size_bytes, exports[1].size_bytes, exports[1].parity, latency)

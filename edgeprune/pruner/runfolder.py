@@ -13,7 +13,6 @@ from edgeprune.cost.widths import told as told_widths
 from edgeprune.files import staged_folder
 from edgeprune.formats.digests import digest
 from edgeprune.graph.capture import Program
-from edgeprune.graph.specs import input_specs
 from edgeprune.inspection.features import kept_fields
 from edgeprune.inspection.table import explained, locked_rows, widths
 from edgeprune.inspection.tokens import cut_vocabularies
@@ -21,7 +20,7 @@ from edgeprune.lines import shown
 from edgeprune.measure.peaks import device_peaks
 from edgeprune.progress import Progress
 from edgeprune.pruner.asked import Asked
-from edgeprune.pruner.measuring import Measurements, measured
+from edgeprune.pruner.measuring import Measurements, info_of, measured
 from edgeprune.pruner.network import Network, analyzed
 from edgeprune.records import ModelInfo
 from edgeprune.results import NetworkFigures, RunRecord, StepRecord
@@ -42,17 +41,11 @@ class Told:
 def save_run(folder: Path, force: bool, dense: Program, network: Network, told: Told) -> None:
     """Measure both networks and write the folder, whole or not at all."""
     assert network.plan is not None
-    info = ModelInfo(input_shape=_input_shape(dense))
+    info = info_of(dense)
     with staged_folder(folder, force) as staged:
         found = measured(told.asked, dense, network.program, told.progress)
         write_network(staged, network.program, network.plan, info)
         write_record(staged, _record(dense, network, info, found, told))
-
-
-def _input_shape(program: Program) -> tuple[int, ...]:
-    """The first input's shape as it was captured, without the batch."""
-    first = input_specs(program)[0]
-    return first.example[1:] if first.batched else first.example
 
 
 def _record(dense: Program, network: Network, info: ModelInfo, found: Measurements, told: Told) -> RunRecord:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from edgeprune.cost.limits import Limit
 from edgeprune.cost.models import CostModel
 from edgeprune.cost.widths import Alignment
-from edgeprune.errors import BudgetError, InputError
+from edgeprune.errors import InputError, OutOfReachError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.labels import core
 from edgeprune.importance import check_count, kept_features, protected
@@ -135,7 +135,7 @@ class Pruning:
         """Remove channels, and input features where they compete; else those alone that are channels, at the last.
 
         Raises:
-            BudgetError: a cost is over its limit when nothing is left that can go.
+            OutOfReachError: a cost is over its limit when nothing is left that can go.
         """
         groups = self.chooser.graph.groups
         inputs = [g for g in self.eligible if groups[g].is_input and not features]
@@ -144,7 +144,7 @@ class Pruning:
             given = _given(self.chooser.graph)
             self._remove_cheapest([g for g in inputs if given[groups[g].units].any()])
         if self._is_over():
-            raise BudgetError(self.in_the_way())
+            raise self.out_of_reach()
 
     def _remove_cheapest(self, eligible: Sequence[int]) -> None:
         heap = [entry for g in eligible if (entry := self._entry(g)) is not None]
@@ -205,8 +205,8 @@ class Pruning:
                 useful += min(own, excess) / limit.model.total
         return saving, useful
 
-    def in_the_way(self) -> str:
-        """What is said where a cost is over its limit: which one, and the groups that hold most of it."""
+    def out_of_reach(self) -> OutOfReachError:
+        """What is raised where a cost is over its limit: which one, how far, and the groups that hold most of it."""
         limit, left = max(
             ((limit, left) for limit, left in zip(self.limits, self.left, strict=True) if limit.excess(left) > 0),
             key=lambda pair: pair[0].excess(pair[1]) / pair[0].model.total,
@@ -220,10 +220,11 @@ class Pruning:
         locked = sorted({f"{lock.name} ({lock.reason})" for lock in graph.locked if lock.dim == 0})
         told = [f"in the way: groups at their least width ({', '.join(least) or 'none'})"]
         told += [f"{what}: {_first(names)}" for what, names in (("held", held), ("locked", locked)) if names]
-        return (
-            f"{limit.share:.3g} of {limit.what} cannot be met: expected at most {_amount(limit.most)}, "
-            f"got no lower than {_amount(left)}; {'; '.join(told)}"
+        fact = (
+            f"{limit.share:.3g} of {limit.what} cannot be met: expected at most {_amount(limit.most)} {limit.unit}, "
+            f"got no lower than {_amount(left)} {limit.unit}"
         )
+        return OutOfReachError(fact, "; ".join(told), limit.name, left / limit.most)
 
 
 def _first(names: Sequence[str], most: int = 4) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from torch.export import ExportedProgram
 
 from edgeprune.cost.device import Device
-from edgeprune.cost.limits import Limit
+from edgeprune.cost.limits import BYTES, LATENCY, MACS, Limit
 from edgeprune.cost.models import CostModel, bytes_model, latency_model, macs_model, main_step
 from edgeprune.cost.widths import Alignment
 from edgeprune.errors import BudgetError, InputError, PlanError
@@ -196,9 +196,9 @@ def limits_of(
 ) -> list[Limit]:
     """The costs that are asked for, `keep_macs`, `keep_latency` or `keep_bytes`, each with its share."""
     models: dict[str, tuple[str, Callable[[], CostModel | None]]] = {
-        "keep_macs": ("the MACs", lambda: macs_model(graph, orders)),
-        "keep_latency": ("the latency", lambda: latency),
-        "keep_bytes": ("the bytes", lambda: bytes_model(program, graph, orders)),
+        "keep_macs": (MACS, lambda: macs_model(graph, orders)),
+        "keep_latency": (LATENCY, lambda: latency),
+        "keep_bytes": (BYTES, lambda: bytes_model(program, graph, orders)),
     }
     found = ((what, make(), shares[name]) for name, (what, make) in models.items() if shares[name] is not None)
     return [Limit(what, model, share) for what, model, share in found if model is not None and share is not None]

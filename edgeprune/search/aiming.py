@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from edgeprune.errors import BudgetError
+from edgeprune.errors import BudgetError, OutOfReachError
 from edgeprune.graph.capture import Program
 from edgeprune.search.candidate import Gauge, Measured
 from edgeprune.search.landing import Shares, Targets
 
 _TRIALS = 10
+T = TypeVar("T")
 _Widths = frozenset[tuple[str, tuple[int, ...]]]
 
 
@@ -26,12 +28,12 @@ def aim(targets: Targets, gauge: Gauge, attempt: Callable[[Shares], Trial]) -> N
     """Plan for the shares whose network is near the budgets, from within; for the nearest where none comes near.
 
     Raises:
-        BudgetError: the least that can be planned for misses a budget.
+        BudgetError: the least that can be planned for misses a budget, as it was measured.
     """
     targets.begin()
     known: dict[_Widths, Measured] = {}
     for _ in range(_TRIALS):
-        trial = _tried(targets, attempt)
+        trial = within_reach(targets, attempt)
         _see(targets, trial, known, lambda program: gauge(program, False))
         if targets.is_settled(trial.macs_share):
             return
@@ -57,16 +59,27 @@ def hold(targets: Targets, gauge: Gauge, trial: Trial, attempt: Callable[[Shares
         if not left or targets.is_hopeless:
             break
         targets.lower()
-        trial = _tried(targets, attempt)
+        trial = within_reach(targets, attempt)
     raise BudgetError(targets.missed(trial.macs_share))
 
 
-def _tried(targets: Targets, attempt: Callable[[Shares], Trial]) -> Trial:
-    try:
-        return attempt(targets.shares)
-    except BudgetError as error:
-        asked = ", ".join(goal.what for goal in targets.goals.values())
-        raise BudgetError(f"{asked}{targets.told_peak}: {error}") from error
+def within_reach(targets: Targets, attempt: Callable[[Shares], T]) -> T:
+    """What comes of the planned shares, or of the least that can be planned where so little cannot.
+
+    Whether that will do is measured, not foretold.
+
+    Raises:
+        BudgetError: a budget of what is planned itself, which nothing measures, cannot be met.
+    """
+    for left in reversed(range(_TRIALS)):
+        try:
+            return attempt(targets.shares)
+        except BudgetError as error:
+            if left and isinstance(error, OutOfReachError) and targets.bound(error):
+                continue
+            asked = ", ".join(goal.what for goal in targets.goals.values())
+            raise BudgetError(f"{asked}{targets.told_peak}: {error}") from error
+    raise AssertionError("the last try returns or raises")
 
 
 def _see(

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edgeprune.cost.activations import in_words
+from edgeprune.errors import OutOfReachError
 from edgeprune.results import PeakActivations
 from edgeprune.search.candidate import Budgets, Measured
+from edgeprune.units import asked_size
 
 AIM = 0.96  # of a budget: below it, so that the next measurement holds it too
 ENOUGH = 0.91  # of a budget: a network that takes less is smaller than it need be
 _LEAST = 0.01  # of a cost
 _LESS = 0.98  # of what was planned, at most, where that was too much
+_ROUNDING = 1e-6  # of a share: what is lost between shares of one network and of another
 _ENDS = 2  # points that nobody measured: nothing and all
 
 
@@ -48,13 +51,15 @@ class Shares:
 class Goal:
     """One measured budget and what is known of it: `planned` is asked of the model, `points` are `(planned, measured)`.
 
-    All are shares of what the dense network has.
+    All are shares of what the dense network has. Less than `least` cannot be planned, for what is `in_the_way`.
     """
 
     what: str
     most: float
     planned: float
     points: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
+    least: float = _LEAST
+    in_the_way: str = ""
 
     @property
     def measured(self) -> float:
@@ -70,6 +75,11 @@ class Goal:
         """Whether it is within its budget, and not far."""
         return ENOUGH * self.most <= self.measured <= self.most
 
+    def bound(self, times: float, in_the_way: str) -> Goal:
+        """At the least that can be planned, which is so many times what is planned now."""
+        least = min(self.planned * times * (1 + _ROUNDING), 1.0)
+        return replace(self, planned=least, least=least, in_the_way=in_the_way)
+
     def seen(self, measured: float) -> Goal:
         """With another measurement of what is planned."""
         return replace(self, points=(*self.points, (self.planned, measured)))
@@ -84,14 +94,14 @@ class Goal:
         planned = below[0] + along * (above[0] - below[0])
         if any(abs(planned - p) < 1e-3 for p, _ in self.points):  # the model is coarse here: halve the way
             planned = (below[0] + above[0]) / 2
-        return replace(self, planned=min(max(planned, _LEAST), 1.0))
+        return replace(self, planned=min(max(planned, self.least), 1.0))
 
     def lowered(self) -> Goal:
         """A plan for somewhat less: on the line from all to the least that is over the aim. What is cut stays cut."""
         aim = AIM * self.most
         planned, measured = min((p for p in self.points if p[1] > aim), default=(1.0, 1.0))
         fall = (measured - aim) * (1 - planned) / (1 - measured) if planned < 1 and measured < 1 else planned / 10
-        return replace(self, planned=max(min(planned - fall, _LESS * planned), _LEAST))
+        return replace(self, planned=max(min(planned - fall, _LESS * planned), self.least))
 
 
 class Targets:
@@ -107,11 +117,12 @@ class Targets:
             self.goals["latency"] = Goal(f"--max-latency {limit}", most, min(AIM * most, 1.0))
         if budgets.max_bytes is not None and dense is not None:
             most = budgets.max_bytes / dense.dense_bytes
-            self.goals["size"] = Goal(f"--max-size {budgets.max_bytes}B", most, min(AIM * most, 1.0))
+            self.goals["size"] = Goal(f"--max-size {asked_size(budgets.max_bytes)}", most, min(AIM * most, 1.0))
         if budgets.max_ram is not None and self._peak is not None:
             most = budgets.max_ram / max(self._peak.n_bytes, 1)
             # MACs go with the square of the widths, activations with the widths.
-            self.goals["ram"] = Goal(f"--max-ram {budgets.max_ram}B", most, min(max((AIM * most) ** 2, _LEAST), 1.0))
+            planned = min(max((AIM * most) ** 2, _LEAST), 1.0)
+            self.goals["ram"] = Goal(f"--max-ram {asked_size(budgets.max_ram)}", most, planned)
 
     @property
     def shares(self) -> Shares:
@@ -119,6 +130,15 @@ class Targets:
         planned = {name: goal.planned for name, goal in self.goals.items()}
         macs = min((share for share in (self.keep_macs, planned.get("ram")) if share is not None), default=None)
         return Shares(macs, planned.get("latency"), planned.get("size"))
+
+    def bound(self, error: OutOfReachError) -> bool:
+        """Plan for the least that can be, where what is planned for a measured budget is below it; False where not."""
+        name = "ram" if error.cost == "macs" else error.cost
+        goal = self.goals.get(name)
+        if goal is None or goal.planned == 1 or (name == "ram" and goal.planned > (self.keep_macs or 1)):
+            return False
+        self.goals[name] = goal.bound(error.times, error.in_the_way)
+        return True
 
     def settle(self) -> None:
         """Plan for what came nearest to the budgets from within all of them; where nothing was, for what is planned."""
@@ -158,7 +178,7 @@ class Targets:
     @property
     def is_hopeless(self) -> bool:
         """Whether a budget is missed by the smallest network that can be planned."""
-        return any(goal.planned <= _LEAST for goal in self.over())
+        return any(goal.planned <= goal.least for goal in self.over())
 
     def move(self) -> bool:
         """Plan for less of what is over its budget; for more where all are well below. False where that is no other."""
@@ -181,6 +201,6 @@ class Targets:
         """What is measured of the file, of a network with this share of the MACs, does not come down to its budget."""
         over = "; ".join(f"{goal.what}: {goal.measured / goal.most:.2f} times that" for goal in self.over())
         over += self.told_peak
-        return (
-            f"the budgets cannot be met: the closest network, at {macs_share:.1%} of the MACs, has {over}; allow more"
-        )
+        told = [f"the closest network, at {macs_share:.1%} of the MACs, has {over}"]
+        told += dict.fromkeys(goal.in_the_way for goal in self.over() if goal.in_the_way and goal.planned <= goal.least)
+        return f"the budgets cannot be met: {'; '.join(told)}; allow more"

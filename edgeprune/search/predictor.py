@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from edgeprune.predictors.choice import Chosen, choose, tau
 from edgeprune.predictors.gcn import GraphNetwork
 from edgeprune.predictors.ridge import Ridge
 from edgeprune.pruning.choosing import Chooser, Pruning
+from edgeprune.search.aiming import within_reach
 from edgeprune.search.candidate import Budgets, Found
 from edgeprune.search.groupgraph import GroupGraph
 from edgeprune.search.guided import FEWEST, Guided, Model, Scorer
@@ -111,9 +113,10 @@ def _of_budgets(step: Step, budgets: Budgets) -> tuple[Survey, float]:
     """Where costs are stated it goes down to them, in steps where weights are trained, else at once."""
     gauge = step.gauge if budgets.is_measured else None
     targets = Targets(budgets, None if gauge is None else gauge(step.dense.program, False))
+    found = within_reach(targets, partial(survey, step))
     least = min(share for share in targets.shares.named.values() if share is not None)
     most = 1 / least if step.trains else _MEASURED if targets.goals else 1.0
-    return survey(step, targets.shares), min(most, 1 / least)
+    return found, min(most, 1 / least)
 
 
 def predictors(groups: GroupGraph) -> tuple[Predictor, ...]:

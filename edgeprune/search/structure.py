@@ -51,21 +51,22 @@ class Structure:
         order = self._ranked(best)
         if not order:
             return self._cutter.pruned(best, shares)
-        found, told = self._with(best, shares, ())
+        found, missed = self._with(best, shares, ())
         loss = math.inf if found is None else self._loss(found)
         by_channels = loss
         taken: Sequence[Piece] = ()
         for count in range(1, len(order) + 1):
             smaller, reason = self._with(best, shares, order[:count])
             if smaller is None:
-                told = told or reason
+                missed = missed or reason
                 continue
             lost = self._loss(smaller)
             if lost >= loss:
                 break
             found, loss, taken = smaller, lost, order[:count]
         if found is None:
-            raise BudgetError(told)
+            assert missed is not None
+            raise missed
         self._tell(taken, loss, by_channels)
         return found
 
@@ -92,14 +93,16 @@ class Structure:
         halved = _listed([one for one in taken if isinstance(one, PlannedSplit)], "is split", "are split")
         self._progress.say(f"{' and '.join(text for text in (gone, halved) if text)}: loss {loss:.3f}, {beside}")
 
-    def _with(self, best: Candidate, shares: Shares, pieces: Sequence[Piece]) -> tuple[Candidate | None, str]:
+    def _with(
+        self, best: Candidate, shares: Shares, pieces: Sequence[Piece]
+    ) -> tuple[Candidate | None, BudgetError | None]:
         """The candidate without blocks and with layers split, and narrower; or why there is none."""
         if pieces:
             self._progress.stage(f"try it {', '.join(_doing(one) for one in pieces)}")
         try:
-            return self._cutter.pruned(best, shares, pieces=pieces), ""
+            return self._cutter.pruned(best, shares, pieces=pieces), None
         except BudgetError as error:
-            return None, str(error)
+            return None, error
 
     def _loss(self, candidate: Candidate) -> float:
         settled = candidate.reconstruction is not None and candidate.reconstruction.helps
