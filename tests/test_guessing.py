@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from edgeprune.cli.app import app
 from edgeprune.commands.preparing import Job, prepare
+from edgeprune.errors import InputError
 from edgeprune.formats.save import save_checkpoint
 from edgeprune.graph.capture import capture
 from edgeprune.progress import Silent
@@ -96,7 +97,8 @@ def test_no_better_than_a_guess_is_refused(place: Path, model: str, data: str, t
         "--align", "1", "--out", str(place / "run"), "--normalize", "none",
     )  # fmt: skip
     assert "expected the network to do better than guessing, " + said in line
-    assert "where one answer for all has" in line
+    with pytest.raises(InputError, match="where one answer for all has"):  # the line is cut short by long paths
+        prepared(place, model, source, task=task, normalize="none")
     assert prepared(place, model, source, task=task, normalize="none", allow_chance=True).task.name == task
 
 
