@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -148,9 +147,14 @@ def test_what_onnx_cannot_express_is_refused_before_the_search(tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {"net.pt2"}
 
 
+def unwritten(program: Any, info: ModelInfo, path: Path, **_: Any) -> Any:
+    """What there is no file for: an opset that no runtime knows."""
+    return export_onnx(program, path, opset=300)
+
+
 @pytest.mark.parametrize(
     ("where", "fault", "error"),
-    [("export_onnx", partial(export_onnx, opset=300), InputError), ("is_held", lambda *_: False, BudgetError)],
+    [("write_onnx", unwritten, InputError), ("is_held", lambda *_: False, BudgetError)],
     ids=["a file that cannot be written", "a busy machine"],
 )
 def test_what_fails_after_the_last_training_costs_none(

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgeprune.commands.export import export
-from edgeprune.commands.runfolder import stated_of
+from edgeprune.commands.onnxfile import stated_of
 from edgeprune.commands.validate import validate_files
 from edgeprune.data import batches, normalize, open_data
 from edgeprune.errors import InputError
@@ -303,7 +303,7 @@ def test_network_that_gives_nan_is_refused(files: Files, tmp_path: Path) -> None
 
 def test_a_checkpoint_is_compared_as_a_program_is_and_weights_alone_are_refused(tmp_path: Path) -> None:
     model, data = load(CHECKPOINT), open_data("digits")
-    export_onnx(model.program, tmp_path / "net.onnx", metadata=stated_of(model))
+    export_onnx(model.program, tmp_path / "net.onnx", metadata=stated_of(model.program, model.info))
     renamed = shutil.copy(CHECKPOINT, tmp_path / "net.ckpt")
     for dense in (str(CHECKPOINT), renamed):
         record = validate_files(ValidateRequest(dense, str(tmp_path / "net.onnx"), "digits", runs=5), data)
