@@ -60,7 +60,11 @@ class CheckError(EdgepruneError):
 
 
 class BudgetError(CheckError):
-    """A budget (MACs, accuracy, latency) could not be met."""
+    """A budget (MACs, accuracy, latency) could not be met; `detail` is what the message says without its name."""
+
+    def __init__(self, message: str, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.detail = message if detail is None else detail
 
 
 class ProofError(CheckError):

@@ -56,6 +56,13 @@ def parse_size(text: str, option: str = "--max-size") -> int:
     return size
 
 
+def size_as_asked(n_bytes: int) -> str:
+    """The shortest text that `parse_size` reads as so many bytes: `13kB` of 13000, `128KiB` of 131072."""
+    units = [(unit, size) for unit, size in _BYTES.items() if unit != "KB" and size <= n_bytes]
+    texts = [f"{n_bytes / size:.12g}{unit}" for unit, size in units]
+    return min((text for text in texts if "e" not in text and parse_size(text) == n_bytes), key=len)
+
+
 MOST_WIDTHS = 8
 
 

@@ -12,11 +12,12 @@ from edgeprune.cost.widths import Alignment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Limit:
-    """A cost and the largest share of it that may be left; `what` it is, e.g. "the MACs"."""
+    """A cost and the largest share of it that may be left; `what` it is, e.g. "the MACs", and the unit it counts in."""
 
     what: str
     model: CostModel
     share: float
+    unit: str = ""
 
     @property
     def most(self) -> float:

@@ -144,7 +144,7 @@ class Pruning:
             given = _given(self.chooser.graph)
             self._remove_cheapest([g for g in inputs if given[groups[g].units].any()])
         if self._is_over():
-            raise BudgetError(self.in_the_way())
+            raise self.in_the_way()
 
     def _remove_cheapest(self, eligible: Sequence[int]) -> None:
         heap = [entry for g in eligible if (entry := self._entry(g)) is not None]
@@ -205,7 +205,7 @@ class Pruning:
                 useful += min(own, excess) / limit.model.total
         return saving, useful
 
-    def in_the_way(self) -> str:
+    def in_the_way(self) -> BudgetError:
         """What is said where a cost is over its limit: which one, and the groups that hold most of it."""
         limit, left = max(
             ((limit, left) for limit, left in zip(self.limits, self.left, strict=True) if limit.excess(left) > 0),
@@ -215,18 +215,27 @@ class Pruning:
         costs = sorted(
             ((limit.model.share(g, counts), group.name, g) for g, group in enumerate(graph.groups)), reverse=True
         )
-        least = [name for _, name, g in costs if g in self.eligible][:4]
+        least = [name for _, name, g in costs if g in self.eligible]
         held = [name for cost, name, g in costs if g not in self.eligible and cost > 0]
-        locked = sorted({f"{lock.name} ({lock.reason})" for lock in graph.locked if lock.dim == 0})
-        told = [f"in the way: groups at their least width ({', '.join(least) or 'none'})"]
-        told += [f"{what}: {_first(names)}" for what, names in (("held", held), ("locked", locked)) if names]
-        return (
-            f"{limit.share:.3g} of {limit.what} cannot be met: expected at most {_amount(limit.most)}, "
-            f"got no lower than {_amount(left)}; {'; '.join(told)}"
-        )
+        told = [f"in the way: groups at their least width ({first_of(least) or 'none'})"]
+        told += [
+            f"{what}: {first_of(names)}" for what, names in (("held", held), ("locked", locked_layers(graph))) if names
+        ]
+        most, got = _amount(limit.most), f"{_amount(left)} {limit.unit}".rstrip()
+        detail = f"expected at most {most}, got no lower than {got}; {'; '.join(told)}"
+        return BudgetError(f"{limit.share:.3g} of {limit.what} cannot be met: {detail}", detail)
 
 
-def _first(names: Sequence[str], most: int = 4) -> str:
+def locked_layers(graph: ChannelGraph) -> list[str]:
+    """The layers whose outputs must stay, together for each reason, e.g. "fc (output is the model's output)"."""
+    layers: dict[str, list[str]] = {}
+    outputs = [lock for lock in graph.locked if lock.dim == 0]
+    for lock in sorted(outputs or graph.locked, key=lambda lock: lock.name):
+        layers.setdefault(lock.shared_reason, []).append(lock.layer)
+    return [f"{first_of(tuple(dict.fromkeys(names)))} ({reason})" for reason, names in layers.items()]
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
     """Some names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"
@@ -243,4 +252,4 @@ def _given(graph: ChannelGraph) -> np.ndarray:
 
 
 def _amount(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -97,7 +97,7 @@ def _check_narrowest(
     whole = chooser.counts.copy()
     chooser.counts[:] = [widths.min() for widths in choices]
     if any(limit.excess(limit.model.cost(chooser.counts)) > 0 for limit in limits):
-        raise BudgetError(Pruning(chooser, limits, None, False, free).in_the_way())
+        raise Pruning(chooser, limits, None, False, free).in_the_way()
     chooser.counts[:] = whole
 
 

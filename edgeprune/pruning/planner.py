@@ -195,13 +195,14 @@ def limits_of(
     orders: Sequence[np.ndarray] | None = None,
 ) -> list[Limit]:
     """The costs that are asked for, `keep_macs`, `keep_latency` or `keep_bytes`, each with its share."""
-    models: dict[str, tuple[str, Callable[[], CostModel | None]]] = {
-        "keep_macs": ("the MACs", lambda: macs_model(graph, orders)),
-        "keep_latency": ("the latency", lambda: latency),
-        "keep_bytes": ("the bytes", lambda: bytes_model(program, graph, orders)),
+    models: dict[str, tuple[str, str, Callable[[], CostModel | None]]] = {
+        "keep_macs": ("the MACs", "MACs", lambda: macs_model(graph, orders)),
+        "keep_latency": ("the latency", "ms", lambda: latency),
+        "keep_bytes": ("the bytes", "bytes", lambda: bytes_model(program, graph, orders)),
     }
-    found = ((what, make(), shares[name]) for name, (what, make) in models.items() if shares[name] is not None)
-    return [Limit(what, model, share) for what, model, share in found if model is not None and share is not None]
+    asked = {name: share for name, share in shares.items() if share is not None}
+    found = [(what, make(), asked[name], unit) for name, (what, unit, make) in models.items() if name in asked]
+    return [Limit(what, model, share, unit) for what, model, share, unit in found if model is not None]
 
 
 def _check_scores(graph: ChannelGraph, scores: Scores) -> None:

@@ -65,8 +65,8 @@ def _tried(targets: Targets, attempt: Callable[[Shares], Trial]) -> Trial:
     try:
         return attempt(targets.shares)
     except BudgetError as error:
-        asked = ", ".join(goal.what for goal in targets.goals.values())
-        raise BudgetError(f"{asked}{targets.told_peak}: {error}") from error
+        detail = f"{error.detail}{targets.told_peak}"
+        raise BudgetError(f"{targets.asked} cannot be met by what is planned for: {detail}", detail) from error
 
 
 def _see(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from edgeprune.cost.activations import in_words
 from edgeprune.results import PeakActivations
 from edgeprune.search.candidate import Budgets, Measured
+from edgeprune.units import size_as_asked
 
 AIM = 0.96  # of a budget: below it, so that the next measurement holds it too
 ENOUGH = 0.91  # of a budget: a network that takes less is smaller than it need be
@@ -107,11 +108,13 @@ class Targets:
             self.goals["latency"] = Goal(f"--max-latency {limit}", most, min(AIM * most, 1.0))
         if budgets.max_bytes is not None and dense is not None:
             most = budgets.max_bytes / dense.dense_bytes
-            self.goals["size"] = Goal(f"--max-size {budgets.max_bytes}B", most, min(AIM * most, 1.0))
+            self.goals["size"] = Goal(f"--max-size {size_as_asked(budgets.max_bytes)}", most, min(AIM * most, 1.0))
         if budgets.max_ram is not None and self._peak is not None:
             most = budgets.max_ram / max(self._peak.n_bytes, 1)
             # MACs go with the square of the widths, activations with the widths.
-            self.goals["ram"] = Goal(f"--max-ram {budgets.max_ram}B", most, min(max((AIM * most) ** 2, _LEAST), 1.0))
+            self.goals["ram"] = Goal(
+                f"--max-ram {size_as_asked(budgets.max_ram)}", most, min(max((AIM * most) ** 2, _LEAST), 1.0)
+            )
 
     @property
     def shares(self) -> Shares:
@@ -169,6 +172,12 @@ class Targets:
     def lower(self) -> None:
         """Plan for somewhat less of what is over its budget."""
         self.goals = {name: goal.lowered() if goal.is_over else goal for name, goal in self.goals.items()}
+
+    @property
+    def asked(self) -> str:
+        """The budgets as they are asked for, e.g. "--max-latency 0.7x, --keep-macs 0.5"."""
+        macs = () if self.keep_macs is None else (f"--keep-macs {self.keep_macs:g}",)
+        return ", ".join((*(goal.what for goal in self.goals.values()), *macs))
 
     @property
     def told_peak(self) -> str:
