@@ -347,7 +347,10 @@ def test_live_activations_are_held(tmp_path: Path, others: dict[str, Any]) -> No
 
 
 def test_a_budget_that_cannot_be_met_is_told_at_once() -> None:
-    with pytest.raises(BudgetError, match="max_ram 20 cannot be met by what is planned for: .* MACs; in the way: .*live activations take"):
+    with pytest.raises(
+        BudgetError,
+        match="max_ram 20 cannot be met by what is planned for: .* MACs; in the way: .*live activations take",
+    ):
         edgeprune.Pruner(mlp(), torch.randn(2, 8), max_ram=20)
     with pytest.raises(BudgetError, match="0.001 of the MACs cannot be met.* in the way: .*second"):
         pruner_of(net(), keep_macs=0.001)

@@ -23,7 +23,7 @@ from edgeprune.errors import InputError
 from edgeprune.files import check_new
 from edgeprune.formats.digests import update_with
 from edgeprune.formats.info import info_to_dict
-from edgeprune.journal.place import Place
+from edgeprune.journal.place import Place, kept_and_asked
 from edgeprune.progress import Progress
 from edgeprune.reading import read_file
 from edgeprune.records import DataSource, Model
@@ -113,7 +113,7 @@ def done_before(request: CompressRequest, told: Progress) -> tuple[Path, RunReco
     model, _ = model_and_data(request, request.seed)
     asked = _options(request)  # what was not given is not in the record
     made = {**{name: record.asked.get(name) for name in asked}, "network": record.model.get("sha256")}
-    found = different({**asked, "network": model.sha256}, made)
+    found = different({**asked, "network": model.sha256}, made, kept_and_asked)
     if found:
         raise InputError(f"{out}: this is another run, which is done; {found}; --force replaces it")
     told.say(f"{out}: this run is done; nothing is left to resume")

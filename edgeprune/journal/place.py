@@ -14,6 +14,7 @@ from typing import Any
 from edgeprune.errors import InputError
 from edgeprune.files import parents_of, write_atomically, writing_to
 from edgeprune.reading import parse_json, read_file, read_json
+from edgeprune.requests import option_of
 from edgeprune.staging import clear, sole
 from edgeprune.training.state import different
 
@@ -103,7 +104,7 @@ class Place:
         known, facts = found.get("asked"), found.get("facts")
         if not isinstance(known, dict) or not isinstance(facts, dict):
             raise InputError(f"{file}: expected the beginning of a run ({FORMAT}), got something else")
-        differing = different(_ALONE | dict(asked), _ALONE | known)
+        differing = different(_ALONE | dict(asked), _ALONE | known, kept_and_asked)
         if differing:
             raise InputError(
                 f"{self.path}: this is the state of another run; {differing}; --force starts afresh in its place"
@@ -164,3 +165,12 @@ def _entry(line: bytes, where: str) -> Entry:
         case [str(kind), str(asked), found, (None | str()) as weights, (int() | float()) as at]:
             return Entry(kind, asked, found, weights, float(at))
     raise InputError(f"{where}: expected a result of a search, got something else")
+
+
+def kept_and_asked(name: str, asked: str, kept: str) -> str:
+    """What is said of an option that a kept run was given otherwise; of what no option says, what it is now and was."""
+    option = option_of(name)
+    if option is None:
+        return f"{name}: expected {asked}, got {kept}"
+    kept, asked = ("nothing" if value == "None" else value for value in (kept, asked))
+    return f"{option}: the kept run has {kept}, this command says {asked}"
