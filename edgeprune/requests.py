@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgeprune.records import InputInfo, Int8For
@@ -281,21 +281,3 @@ class BenchRequest:
     timeout: float = 300.0
     out: str | None = None
     force: bool = False
-
-
-_TYPED = {
-    "leave": "--keep-layer", "layer_ratios": "--layer-ratio", "appliable": "--keep-equal-chunks", "inputs": "--input",
-    "vocabularies": "--input-features", "unknown_ids": "--unknown-id", "distill_features": "--distill features",
-}  # fmt: skip
-_OPTIONS = frozenset(one.name for one in fields(CompressRequest)) - {"model", "command"}
-
-
-def option_of(name: str) -> str | None:
-    """The option of `edgeprune compress` that a field of its request is typed as, `--keep-macs`; None where it is none.
-
-    Parts of the recipe are options of their own: `recipe ema` is `--ema`.
-    """
-    inner = name.removeprefix("recipe ")
-    if name not in _OPTIONS and inner == name:
-        return None
-    return _TYPED.get(name, f"--{inner.replace('_', '-')}")

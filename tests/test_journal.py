@@ -221,9 +221,7 @@ def test_the_weights_are_put_back(tmp_path: Path) -> None:
 
 def test_a_run_of_another_request_is_refused(tmp_path: Path) -> None:
     path = left(tmp_path)
-    with pytest.raises(
-        InputError, match="this is the state of another run; --seed: the kept run has 0, this command says 1; --force"
-    ):
+    with pytest.raises(InputError, match="this is the state of another run; seed: expected 1, got 0; --force starts"):
         resumed(tmp_path, {**ASKED, "seed": 1})
     assert (path / "000000.pt").exists()
 

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from edgeprune.commands.compress import compress
-from edgeprune.commands.unfinished import identity
+from edgeprune.commands.unfinished import identity, kept_and_asked
 from edgeprune.data import open_data
 from edgeprune.errors import BudgetError, EdgepruneError, InputError
 from edgeprune.export.onnx import export_onnx
 from edgeprune.formats.load import load
 from edgeprune.formats.save import save_program
 from edgeprune.graph.capture import capture
-from edgeprune.journal.place import kept_and_asked
 from edgeprune.progress import Silent
 from edgeprune.records import DataSource, ModelInfo
 from edgeprune.requests import CompressRequest

@@ -195,12 +195,13 @@ def _told(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else shown(value)
 
 
-def _expected_got(name: str, expected: str, got: str) -> str:
+def expected_got(name: str, expected: str, got: str) -> str:
+    """What is said of a name and its two values, in the words of all refusals."""
     return f"{name}: expected {expected}, got {got}"
 
 
 def different(
-    expected: Mapping[str, Any], got: Mapping[str, Any], told_as: Callable[[str, str, str], str] = _expected_got
+    expected: Mapping[str, Any], got: Mapping[str, Any], told_as: Callable[[str, str, str], str] = expected_got
 ) -> str:
     """In which values two trainings differ, in words; empty where in none.
 
