@@ -56,6 +56,13 @@ def parse_size(text: str, option: str = "--max-size") -> int:
     return size
 
 
+def size_as_asked(n_bytes: int) -> str:
+    """The shortest text that `parse_size` reads as so many bytes: `13kB` of 13000, `128KiB` of 131072."""
+    units = [(unit, size) for unit, size in _BYTES.items() if unit != "KB" and size <= n_bytes]
+    texts = [f"{n_bytes / size:.12g}{unit}" for unit, size in units]
+    return min((text for text in texts if "e" not in text and parse_size(text) == n_bytes), key=len)
+
+
 MOST_WIDTHS = 8
 
 
@@ -173,15 +180,6 @@ def parse_normalization(text: str, option: str = "--normalize") -> tuple[tuple[f
             f"got {text[:80]!r}"
         )
     return mean, std
-
-
-def asked_size(n_bytes: int) -> str:
-    """Bytes as a user asks for them, none rounded away, e.g. `14kB` and `1234B`."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        text = f"{n_bytes / size:g}"
-        if n_bytes >= size and "e" not in text and round(float(text) * size) == n_bytes:
-            return f"{text}{unit}"
-    return f"{n_bytes}B"
 
 
 def size_text(n_bytes: float) -> str:

@@ -242,6 +242,26 @@ def test_a_size_of_one_cannot_stand_for_any() -> None:
         edgeprune.capture(classifier(), torch.zeros(2, 3, 1, 8), dynamic_size=True)
 
 
+class Stateful(nn.Module):
+    """A recurrent layer whose state comes in as it takes it: the layers first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(8, 32, batch_first=True)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        return self.cells(x, (h, c))[0]
+
+
+@pytest.mark.parametrize(("batch", "shapes"), [(2, "(1, 2, 32)"), (1, "(1, 5, 8) and (1, 1, 32)")])
+def test_a_state_whose_first_size_is_no_batch_is_told(batch: int, shapes: str) -> None:
+    state = torch.randn(1, batch, 32)
+    with pytest.raises(CaptureError) as caught:
+        edgeprune.capture(Stateful(), (torch.randn(batch, 5, 8), state, state.clone()))
+    said = f"expected the batch as the first size of every input, got {shapes}, whose 1 was doubled as such"
+    assert said in str(caught.value) and "(batch, layers, ...)" in str(caught.value)
+
+
 def test_programs_of_fixed_size_are_not_opened(tmp_path: Path) -> None:
     save_program(tmp_path / "net.pt2", edgeprune.capture(classifier(), torch.zeros(2, *IMAGE)), ModelInfo(IMAGE))
     assert free_dims(load(tmp_path / "net.pt2").program) == ({0},)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from edgeprune.commands.compress import compress
-from edgeprune.commands.unfinished import identity
+from edgeprune.commands.unfinished import identity, kept_and_asked
 from edgeprune.data import open_data
 from edgeprune.errors import BudgetError, EdgepruneError, InputError
 from edgeprune.export.onnx import export_onnx
@@ -54,6 +54,22 @@ def test_how_it_is_written_and_spoken_of_does_not_count() -> None:
 )
 def test_every_other_option_counts(asked: dict[str, Any], difference: str) -> None:
     assert difference in told(CompressRequest("m.pt", **asked))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("keep_macs", "--keep-macs: the kept run has 0.5, this command says 0.4"),
+        ("leave", "--keep-layer: the kept run has 0.5, this command says 0.4"),
+        ("recipe ema", "--ema: the kept run has 0.5, this command says 0.4"),
+        ("threads", "--threads: the kept run has 0.5, this command says 0.4"),
+        ("processor", "processor: expected 0.4, got 0.5"),
+    ],
+)
+def test_an_option_that_changed_is_told_as_it_is_typed(name: str, words: str) -> None:
+    assert different({name: 0.4}, {name: 0.5}, kept_and_asked) == words
+    if name != "processor":
+        assert different({name: None}, {name: 0.5}, kept_and_asked) == words.replace("0.4", "nothing")
 
 
 def test_threads_the_network_and_the_version_count() -> None:

@@ -15,6 +15,7 @@ from edgeprune.units import (
     parse_latency,
     parse_normalization,
     parse_size,
+    size_as_asked,
     size_text,
     split_normalization,
 )
@@ -107,3 +108,10 @@ def test_scalings_of_inputs_by_name() -> None:
 def test_typos_in_scalings_by_name_are_told(text: str, fragment: str) -> None:
     with pytest.raises(InputError, match=re.escape(fragment)):
         check_normalization(text)
+
+
+@pytest.mark.parametrize("text", ["13kB", "1.5MB", "128KiB", "2MiB", "1GB", "150B", "1234567B", "300kB"])
+def test_a_size_is_told_as_it_was_asked_for(text: str) -> None:
+    told = size_as_asked(parse_size(text))
+    assert parse_size(told) == parse_size(text)
+    assert told == text or len(told) < len(text)

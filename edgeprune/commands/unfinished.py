@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from edgeprune.requests import CompressRequest
 from edgeprune.results import RunRecord
 from edgeprune.runrecord import run_from_json
 from edgeprune.training import Team
-from edgeprune.training.state import different
+from edgeprune.training.state import different, expected_got
 from edgeprune.versions import versions
 
 # How the run is written and spoken of, and what lets files be opened: no result depends on it.
@@ -43,11 +43,16 @@ _FILES = (
 _VERSIONS = ("edgeprune", "torch", "numpy", "scipy")
 _LOOKED = 16  # samples of a split
 SUFFIX = ".compressing"
+_TYPED = {
+    "leave": "--keep-layer", "layer_ratios": "--layer-ratio", "appliable": "--keep-equal-chunks", "inputs": "--input",
+    "vocabularies": "--input-features", "unknown_ids": "--unknown-id", "distill_features": "--distill features",
+}  # fmt: skip
+_OPTIONS = frozenset(one.name for one in fields(CompressRequest)) - {"model", "command"}
 
 
 def place_of(out: Path) -> Place:
     """Where the state of an unfinished run lies: beside the folder that it is to become."""
-    return Place(Path(f"{out}{SUFFIX}"))
+    return Place(Path(f"{out}{SUFFIX}"), kept_and_asked)
 
 
 def check_place(request: CompressRequest, out: Path, told: Progress) -> None:
@@ -113,7 +118,7 @@ def done_before(request: CompressRequest, told: Progress) -> tuple[Path, RunReco
     model, _ = model_and_data(request, request.seed)
     asked = _options(request)  # what was not given is not in the record
     made = {**{name: record.asked.get(name) for name in asked}, "network": record.model.get("sha256")}
-    found = different({**asked, "network": model.sha256}, made)
+    found = different({**asked, "network": model.sha256}, made, kept_and_asked)
     if found:
         raise InputError(f"{out}: this is another run, which is done; {found}; --force replaces it")
     told.say(f"{out}: this run is done; nothing is left to resume")
@@ -201,3 +206,23 @@ def _update(total: Any, value: object, name: str) -> None:
             _update(total, part, f"{name}[{number}]")
     else:
         total.update(f"{name} {value if isinstance(value, (str, int, float)) else type(value).__name__}".encode())
+
+
+def kept_and_asked(name: str, asked: str, kept: str) -> str:
+    """What is said of an option that a kept run was given otherwise; of what no option says, what it is now and was."""
+    option = _option_of(name)
+    if option is None:
+        return expected_got(name, asked, kept)
+    kept, asked = ("nothing" if value == "None" else value for value in (kept, asked))
+    return f"{option}: the kept run has {kept}, this command says {asked}"
+
+
+def _option_of(name: str) -> str | None:
+    """The option of `edgeprune compress` that a field of its request is typed as, `--keep-macs`; None where it is none.
+
+    Parts of the recipe are options of their own: `recipe ema` is `--ema`.
+    """
+    inner = name.removeprefix("recipe ")
+    if name not in _OPTIONS and inner == name:
+        return None
+    return _TYPED.get(name, f"--{inner.replace('_', '-')}")

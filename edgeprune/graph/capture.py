@@ -27,6 +27,7 @@ from edgeprune.graph.modulestate import State, restored
 from edgeprune.graph.owninputs import own_arguments
 from edgeprune.graph.recurrence import not_unrolled
 from edgeprune.graph.refusals import (
+    check_batch_is_first,
     check_model,
     check_program,
     error_on,
@@ -210,13 +211,18 @@ def capture(
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else positional(example_inputs)
     check_model(model, args)
     free = asked_dims(model, args, dynamic_batch, dynamic_size, dynamic or {})
-    args = at_least_two(own_arguments(args), free)  # an export takes one tensor that is given twice for one input
+    given = own_arguments(args)  # an export takes one tensor that is given twice for one input
+    args = at_least_two(given, free)
     with restored(model):
         model.eval()
         failure = failure_on(model, args) if has_other_type(model, args) else ""
         if failure:
             raise CaptureError(failure)
-        program = _export_untied(model, args, free)
+        try:
+            program = _export_untied(model, args, free)
+        except CaptureError:
+            check_batch_is_first(model, given, args)
+            raise
     check_program(model, program)
     return program
 

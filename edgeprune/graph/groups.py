@@ -101,6 +101,17 @@ class LockedUnits:
     operator: str
     remedy: str
 
+    @property
+    def layer(self) -> str:
+        """What holds the tensor: its layer, or itself where it stands alone."""
+        return self.name.rpartition(".")[0] or self.name
+
+    @property
+    def shared_reason(self) -> str:
+        """The reason in words that are the same for all tensors of a layer, where each has it in its own name."""
+        own = f" of {self.name}"
+        return f"{self.reason.removesuffix(own)} of the tensor" if self.reason.endswith(own) else self.reason
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelGraph:

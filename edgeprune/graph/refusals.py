@@ -217,6 +217,19 @@ def error_on(model: Callable[..., Any], args: tuple[Any, ...]) -> Exception | No
     return None
 
 
+def check_batch_is_first(model: nn.Module, given: tuple[Any, ...], doubled: tuple[Any, ...]) -> None:
+    """Raise CaptureError where the model runs on what was given, and only what was doubled as a batch is in its way."""
+    pairs = [pair for pair in zip(tree_leaves(given), tree_leaves(doubled), strict=True) if isinstance(pair[0], Tensor)]
+    others = [one for one, two in pairs if one.shape != two.shape]
+    if others and error_on(model, given) is None and error_on(model, doubled) is not None:
+        shapes = " and ".join(dict.fromkeys(str(tuple(one.shape)) for one in others))
+        raise CaptureError(
+            f"example inputs: expected the batch as the first size of every input, got {shapes}, whose 1 was "
+            f"doubled as such, and {type(model).__name__} does not run then; a state (layers, batch, ...) is to be "
+            "taken as (batch, layers, ...) and turned inside forward"
+        )
+
+
 def explain_run(model: nn.Module, args: tuple[Any, ...], error: Exception) -> str:
     """One line on why the model does not run on the inputs."""
     told = f"{type(model).__name__} does not run on the example inputs ({_described(model, args)})"

@@ -112,13 +112,11 @@ def locked_rows(graph: ChannelGraph) -> list[GroupRow]:
     by_reason: dict[tuple[str, str], list[LockedUnits]] = defaultdict(list)
     for lock in graph.locked:
         if lock.dim == 0:
-            own = f" of {lock.name}"  # each tensor has the same reason in its own name
-            told = lock.reason.removesuffix(own) + " of the tensor" if lock.reason.endswith(own) else lock.reason
-            by_reason[(told, lock.where)].append(lock)
+            by_reason[(lock.shared_reason, lock.where)].append(lock)
     rows = []
     for (reason, _), locks in by_reason.items():
         first = locks[0]
-        layers = tuple(dict.fromkeys(lock.name.rpartition(".")[0] or lock.name for lock in locks))
+        layers = tuple(dict.fromkeys(lock.layer for lock in locks))
         widest = max(len(lock.indices) for lock in locks)
         rows.append(
             GroupRow(

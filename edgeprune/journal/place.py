@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from edgeprune.errors import InputError
 from edgeprune.files import parents_of, write_atomically, writing_to
 from edgeprune.reading import parse_json, read_file, read_json
 from edgeprune.staging import clear, sole
-from edgeprune.training.state import different
+from edgeprune.training.state import different, expected_got
 
 FORMAT = "edgeprune-compressing/1"
 _ASKED, _RESULTS = "asked.json", "results.jsonl"
@@ -38,9 +38,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a journal lies while its search is underway."""
+    """Where a journal lies while its search is underway; `told_as` says how what was asked for differs."""
 
     path: Path
+    told_as: Callable[[str, str, str], str] = expected_got
 
     @property
     def is_there(self) -> bool:
@@ -103,7 +104,7 @@ class Place:
         known, facts = found.get("asked"), found.get("facts")
         if not isinstance(known, dict) or not isinstance(facts, dict):
             raise InputError(f"{file}: expected the beginning of a run ({FORMAT}), got something else")
-        differing = different(_ALONE | dict(asked), _ALONE | known)
+        differing = different(_ALONE | dict(asked), _ALONE | known, self.told_as)
         if differing:
             raise InputError(
                 f"{self.path}: this is the state of another run; {differing}; --force starts afresh in its place"

@@ -215,19 +215,29 @@ class Pruning:
         costs = sorted(
             ((limit.model.share(g, counts), group.name, g) for g, group in enumerate(graph.groups)), reverse=True
         )
-        least = [name for _, name, g in costs if g in self.eligible][:4]
+        least = [name for _, name, g in costs if g in self.eligible]
         held = [name for cost, name, g in costs if g not in self.eligible and cost > 0]
-        locked = sorted({f"{lock.name} ({lock.reason})" for lock in graph.locked if lock.dim == 0})
-        told = [f"in the way: groups at their least width ({', '.join(least) or 'none'})"]
-        told += [f"{what}: {_first(names)}" for what, names in (("held", held), ("locked", locked)) if names]
+        told = [f"in the way: groups at their least width ({first_of(least) or 'none'})"]
+        told += [
+            f"{what}: {first_of(names)}" for what, names in (("held", held), ("locked", locked_layers(graph))) if names
+        ]
         fact = (
-            f"{limit.share:.3g} of {limit.what} cannot be met: expected at most {_amount(limit.most)} {limit.unit}, "
+            f"{limit.share:.3g} of {limit.what} cannot be met: expected at most {_amount(limit.most)}, "
             f"got no lower than {_amount(left)} {limit.unit}"
         )
         return OutOfReachError(fact, "; ".join(told), limit.name, left / limit.most)
 
 
-def _first(names: Sequence[str], most: int = 4) -> str:
+def locked_layers(graph: ChannelGraph) -> list[str]:
+    """The layers whose outputs must stay, together for each reason, e.g. "fc (output is the model's output)"."""
+    layers: dict[str, list[str]] = {}
+    outputs = [lock for lock in graph.locked if lock.dim == 0]
+    for lock in sorted(outputs or graph.locked, key=lambda lock: lock.name):
+        layers.setdefault(lock.shared_reason, []).append(lock.layer)
+    return [f"{first_of(tuple(dict.fromkeys(names)))} ({reason})" for reason, names in layers.items()]
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
     """Some names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"
@@ -244,4 +254,4 @@ def _given(graph: ChannelGraph) -> np.ndarray:
 
 
 def _amount(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeprune.errors import BudgetError, InputError
+from edgeprune.pruning.choosing import first_of, locked_layers
 from edgeprune.pruning.folding import has_zeros, is_constant
 from edgeprune.pruning.plan import PruningPlan
 from edgeprune.pruning.planner import plan as make_step_plan
@@ -25,8 +26,8 @@ def check(cutter: Cutter, budgets: Budgets, plan: PruningPlan | None = None) -> 
         return
     _check_influence(cutter)
     if not cutter.graph.groups and not cutter.manner.vocabularies:
-        reasons = sorted({f"{lock.name}: {lock.reason}" for lock in cutter.graph.locked})
-        raise BudgetError(f"nothing can be pruned; {'; '.join(reasons[:4]) or 'the network has no channels'}")
+        locked = first_of(locked_layers(cutter.graph))
+        raise BudgetError(f"nothing can be pruned; {f'locked: {locked}' if locked else 'the network has no channels'}")
     if budgets.keep_macs is not None:
         make_step_plan(
             cutter.dense.program,

@@ -9,7 +9,7 @@ from edgeprune.cost.activations import in_words
 from edgeprune.errors import OutOfReachError
 from edgeprune.results import PeakActivations
 from edgeprune.search.candidate import Budgets, Measured
-from edgeprune.units import asked_size
+from edgeprune.units import size_as_asked
 
 AIM = 0.96  # of a budget: below it, so that the next measurement holds it too
 ENOUGH = 0.91  # of a budget: a network that takes less is smaller than it need be
@@ -117,12 +117,12 @@ class Targets:
             self.goals["latency"] = Goal(f"--max-latency {limit}", most, min(AIM * most, 1.0))
         if budgets.max_bytes is not None and dense is not None:
             most = budgets.max_bytes / dense.dense_bytes
-            self.goals["size"] = Goal(f"--max-size {asked_size(budgets.max_bytes)}", most, min(AIM * most, 1.0))
+            self.goals["size"] = Goal(f"--max-size {size_as_asked(budgets.max_bytes)}", most, min(AIM * most, 1.0))
         if budgets.max_ram is not None and self._peak is not None:
             most = budgets.max_ram / max(self._peak.n_bytes, 1)
             # MACs go with the square of the widths, activations with the widths.
             planned = min(max((AIM * most) ** 2, _LEAST), 1.0)
-            self.goals["ram"] = Goal(f"--max-ram {asked_size(budgets.max_ram)}", most, planned)
+            self.goals["ram"] = Goal(f"--max-ram {size_as_asked(budgets.max_ram)}", most, planned)
 
     @property
     def shares(self) -> Shares:

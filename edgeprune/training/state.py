@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,13 +195,23 @@ def _told(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else shown(value)
 
 
-def different(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
-    """In which values two trainings differ, in words; empty where in none."""
+def expected_got(name: str, expected: str, got: str) -> str:
+    """What is said of a name and its two values, in the words of all refusals."""
+    return f"{name}: expected {expected}, got {got}"
+
+
+def different(
+    expected: Mapping[str, Any], got: Mapping[str, Any], told_as: Callable[[str, str, str], str] = expected_got
+) -> str:
+    """In which values two trainings differ, in words; empty where in none.
+
+    Args:
+        told_as: what is said of a name and its two values.
+    """
     expected, got = _flat(expected), _flat(got)
     names = [name for name in {**expected, **got} if name not in got or got[name] != expected.get(name)]
     told = [
-        f"{one_line(str(name), 60)}: expected {shown(expected.get(name))}, got {shown(got.get(name))}"
-        for name in names[:_MAX_NAMED]
+        told_as(one_line(str(name), 60), shown(expected.get(name)), shown(got.get(name))) for name in names[:_MAX_NAMED]
     ]
     more = [f"and {len(names) - _MAX_NAMED} more"] if len(names) > _MAX_NAMED else []
     return ", ".join([*told, *more])

@@ -313,7 +313,9 @@ def test_empty_arguments(tmp_path: Path, arguments: tuple[str, ...]) -> None:
 
 def test_budgets_that_cannot_be_met_name_the_groups(tmp_path: Path) -> None:
     line = refused(tmp_path, "compress", MLP, "--keep-macs", "0.0001", code=1)
-    assert says(line, ["0.0001 of the MACs cannot be met", "in the way: groups at their least width", "8.weight"])
+    assert says(
+        line, ["0.0001 of the MACs cannot be met", "MACs; in the way: groups at their least width", "locked: 8 ("]
+    )
 
 
 def test_pixels_of_a_convolution_cannot_go(tmp_path: Path) -> None:

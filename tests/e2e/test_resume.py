@@ -37,7 +37,10 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path: Path) -> None:
     other = run(tmp_path, *ASKED, "run", "--resume", "--seed", "1")
     assert (other.code, other.out, snapshot(state)) == (2, "", before)
     line = other.err.splitlines()[-1]
-    assert "run.compressing: this is the state of another run; " in line and "seed: expected 1, got 0" in line
+    assert (
+        "run.compressing: this is the state of another run; " in line
+        and "--seed: the kept run has 0, this command says 1" in line
+    )
 
     result = done(tmp_path, *ASKED, "run", "--resume")
     assert f"resumed after epoch 1/2 of run.compressing/{FIRST}" in result.err
@@ -51,7 +54,10 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert "run: this run is done; nothing is left to resume" in again.err
     assert snapshot(tmp_path) == before
     line = refused(tmp_path, *ASKED, "run", "--resume", "--seed", "1")
-    assert "run: this is another run, which is done; seed: expected 1, got 0; --force replaces it" in line
+    assert (
+        "run: this is another run, which is done; --seed: the kept run has 0, this command says 1; --force replaces it"
+        in line
+    )
 
 
 def test_without_a_name_the_last_unfinished_run_goes_on(tmp_path: Path) -> None:
