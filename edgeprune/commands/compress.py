@@ -96,7 +96,7 @@ def _written(  # noqa: PLR0913 - what was found for what, where it goes, who is 
     if choice.missed is not None:
         record = replace(record, assumed=(*record.assumed, choice.missed))
     if request.pareto is not None or request.widths is not None:
-        record = replace(record, front=front_points(job, found, best, told))
+        record = replace(record, front=front_points(job, found, best, record.slim.onnx_bytes, told))
     record = replace(record, advice=_advice(job, found, told))
     info = written_info(request, job.model, job.data)
     _write(folder, best, info)

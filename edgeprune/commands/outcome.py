@@ -193,8 +193,11 @@ def _asked(request: CompressRequest) -> dict[str, Any]:
     return {name: value for name, value in asdict(request).items() if value is not None and name not in _UNTOLD}
 
 
-def front_points(job: Job, found: Found, best: Candidate, told: Progress) -> tuple[FrontPoint, ...]:
-    """Every network of the front, measured beside the dense one, and the file that `export` writes of it."""
+def front_points(job: Job, found: Found, best: Candidate, best_bytes: int, told: Progress) -> tuple[FrontPoint, ...]:
+    """Every network of the front, measured beside the dense one, and the file that `export` writes of it.
+
+    That of the best one is written, and checked, before: it has so many bytes.
+    """
     widths, points = job.request.widths, []
     for number, candidate in enumerate(found.networks, 1):
         told.stage(f"measure network {number} of {len(found.networks)}")
@@ -206,7 +209,7 @@ def front_points(job: Job, found: Found, best: Candidate, told: Progress) -> tup
                 val_value=candidate.val_value,
                 p50_ms=measured.ms,
                 latency_ratio=measured.ms / measured.dense_ms,
-                size_bytes=_file_bytes(job, candidate),
+                size_bytes=best_bytes if candidate is best else _file_bytes(job, candidate),
                 chosen=candidate is best,
             )
         )

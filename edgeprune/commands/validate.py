@@ -20,7 +20,7 @@ from edgeprune.formats.load import carries_network, load
 from edgeprune.formats.normalizing import asked_normalization, check_inputs
 from edgeprune.formats.trust import recorded_task
 from edgeprune.graph.tokens import kept_vocabularies
-from edgeprune.measure.chance import chance_text, guess_of, guess_text
+from edgeprune.measure.chance import standing_of, standing_of_classes
 from edgeprune.measure.filedims import recorded_dims
 from edgeprune.measure.fixedbatch import stated_batch
 from edgeprune.measure.foreign import stated_in
@@ -119,10 +119,9 @@ def _validated(request: ValidateRequest, spec: str | None, data: DataSource, tol
 
 def _chance(found: Compared, task: Task) -> str | None:
     """That the dense network is no better than guessing; None where it is, or nobody can say."""
-    if found.luck is not None:
-        return chance_text(found.luck, "the network") if found.luck.is_chance else None
-    guess = guess_of(task, found.outcomes[0])
-    return guess_text(guess, len(found.outcomes[0]), "the network") if guess is not None and guess.is_chance else None
+    outcomes, luck = found.outcomes[0], found.luck
+    standing = standing_of(task, outcomes) if luck is None else standing_of_classes(luck)
+    return standing.told if standing is not None and standing.is_chance else None
 
 
 def _check_batch(dense: NetworkFile, slim: NetworkFile, size: int) -> None:

@@ -24,14 +24,14 @@ _BATCH = 512
 _MOST_SAMPLES = 1000
 _FEW_SAMPLES = 200  # to look whether another normalisation would do better
 _CLEARLY = 0.01  # p of McNemar's test
-_WHAT = "the network"
+_EXPECTED = "expected the network to do better than guessing"
 _CONSTANT = 1e-6  # spread of what is right: none, but for rounding
 
 Answers = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class _Standing:
+class Standing:
     """How a network stands beside guesses: what its figure is worth, the higher the better, and in words."""
 
     worth: float
@@ -94,17 +94,36 @@ def _is_clear(compared: MetricComparison) -> bool:
     return compared.drop_interval is not None and compared.drop_interval[0] > 0
 
 
-def _standing(model: Model, split: Dataset[object], normalization: Normalization, task: Task) -> _Standing | None:
+def _standing(model: Model, split: Dataset[object], normalization: Normalization, task: Task) -> Standing | None:
     """None where the task does not know what a guess comes to, or the samples are too few."""
     if isinstance(task, Classification):  # its labels tell more than whether answers are right
-        found = luck(*_answers(model, split, normalization))
-        return _Standing(found.accuracy, found.is_chance, f"{found.accuracy:.1%}", chance_text(found, _WHAT))
+        return standing_of_classes(luck(*_answers(model, split, normalization)))
     outcomes = _outcomes(model, split, normalization, task)
-    guess = None if outcomes is None else guess_of(task, outcomes)
-    if outcomes is None or guess is None:
+    return None if outcomes is None else standing_of(task, outcomes)
+
+
+def standing_of_classes(found: Luck) -> Standing:
+    """A classifier beside guesses of the same frequencies as its own answers."""
+    low, high = found.interval
+    why = f"where guesses of the same frequencies give {low:.1%} to {high:.1%}"
+    if found.spread < _CONSTANT:
+        why = "as it always answers the same class"
+    shown = f"{found.accuracy:.1%}"
+    told = f"{_EXPECTED}, got {shown} right of {found.n_samples:,} samples, {why}"
+    return Standing(found.accuracy, found.is_chance, shown, told)
+
+
+def standing_of(task: Task, outcomes: Outcomes) -> Standing | None:
+    """A network beside a guess; None where the task does not know what that comes to, or the samples are too few."""
+    guess = task.guess(outcomes) if len(outcomes) >= FEWEST else None
+    if guess is None:
         return None
-    worth = guess.value if guess.metric.higher_is_better else -guess.value
-    return _Standing(worth, guess.is_chance, _figure(guess), guess_text(guess, len(outcomes), _WHAT))
+    shown = _figure(guess)
+    told = (
+        f"{_EXPECTED}, got {shown} on {len(outcomes):,} samples, where one answer for all has "
+        f"{guess.metric.shown(guess.guess)}"
+    )
+    return Standing(guess.value if guess.metric.higher_is_better else -guess.value, guess.is_chance, shown, told)
 
 
 def _figure(guess: Guess) -> str:
@@ -124,30 +143,7 @@ def _plain(task: Task) -> Task:
     return CLASSIFICATION if isinstance(task, Classification) else task
 
 
-def chance_text(found: Luck, what: str) -> str:
-    """E.g. "expected the network to do better than guessing, got 12.0% right of 100 samples, where guesses ..."."""
-    low, high = found.interval
-    why = f"where guesses of the same frequencies give {low:.1%} to {high:.1%}"
-    if found.spread < _CONSTANT:
-        why = "as it always answers the same class"
-    got = f"{found.accuracy:.1%} right of {found.n_samples:,} samples, {why}"
-    return f"expected {what} to do better than guessing, got {got}"
-
-
-def guess_of(task: Task, outcomes: Outcomes) -> Guess | None:
-    """The network beside a guess; None where the task does not know what that comes to, or the samples are too few."""
-    return task.guess(outcomes) if len(outcomes) >= FEWEST else None
-
-
-def guess_text(guess: Guess, n_samples: int, what: str) -> str:
-    """E.g. "expected the network to do better than guessing, got R2 -3.5 on 120 samples, where one answer ..."."""
-    return (
-        f"expected {what} to do better than guessing, got {_figure(guess)} on {n_samples:,} samples, where one "
-        f"answer for all has {guess.metric.shown(guess.guess)}"
-    )
-
-
-def _remedy(better: dict[str, _Standing], task: Task) -> str:
+def _remedy(better: dict[str, Standing], task: Task) -> str:
     if better:
         name = max(better, key=lambda one: better[one].worth)
         return f"--normalize {name} makes it {better[name].shown}"
