@@ -67,7 +67,7 @@ class BudgetError(CheckError):
 class OutOfReachError(BudgetError):
     """A share of a cost that cannot be planned for: the least that can is so many times that, for what is `in_the_way`.
 
-    `cost` is macs, latency or size.
+    `cost` is macs, latency, size or ram.
     """
 
     def __init__(self, fact: str, in_the_way: str, cost: str, times: float) -> None:

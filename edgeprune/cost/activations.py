@@ -9,7 +9,7 @@ runtime needs beside (im2col, packed weights) is its own affair.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.cost.liveness import Lifetimes, Operation, Peak
-from edgeprune.graph.names import ORDER
+from edgeprune.graph.names import GATHER, ORDER
 from edgeprune.graph.sizes import input_values, size_hint
 from edgeprune.results import PeakActivations
 
@@ -31,12 +31,12 @@ _OVER_THEIR_INPUT = ("batch_norm", "_native_batch_norm_legit_no_training")  # el
 
 def peak_activations(program: ExportedProgram) -> PeakActivations:
     """The peak in the types that the network computes in, batch of one."""
-    return _peak(_Values.of(program), int8=False)
+    return _peak(Values.of(program), int8=False)
 
 
 def peak_int8_activations(program: ExportedProgram) -> PeakActivations:
     """The peak with one byte for each float, batch of one."""
-    return _peak(_Values.of(program), int8=True)
+    return _peak(Values.of(program), int8=True)
 
 
 def in_words(peak: PeakActivations) -> str:
@@ -46,9 +46,9 @@ def in_words(peak: PeakActivations) -> str:
     return f"{peak.n_bytes:,} at {peak.at}: {tensors}{more}"
 
 
-def _peak(values: _Values, int8: bool) -> PeakActivations:
-    sizes = [_n_bytes(value, values.numbers, int8) for value in values.tensors]
-    peak: Peak = Lifetimes(sizes, values.given, values.kept, values.operations).best()
+def _peak(values: Values, int8: bool) -> PeakActivations:
+    sizes = values.sizes(int8)
+    peak: Peak = values.lifetimes(sizes).best()
     live = sorted(((values.names[value], sizes[value]) for value in peak.live), key=lambda one: (-one[1], one[0]))
     at = "the inputs" if peak.operation is None else values.operators[peak.operation]
     return PeakActivations(peak.n_bytes, at, tuple(one for one in live if one[1]), peak.is_best)
@@ -82,39 +82,48 @@ def _numbers(program: ExportedProgram) -> dict[Any, Any]:
 
 def _orders(program: ExportedProgram) -> frozenset[str]:
     """The nodes of the buffers by which a slim contract puts its features in order, those that leave none out."""
-    tensors = {**program.constants, **program.state_dict}
-    named = {
-        node: tensors[name]
-        for node, name in program.graph_signature.inputs_to_buffers.items()
-        if name.startswith(ORDER)
-    }
+    named = _indices(program, ORDER).items()
     return frozenset(
-        node for node, index in named.items() if torch.equal(index.flatten().sort().values, torch.arange(index.numel()))
+        node for node, index in named if torch.equal(index.flatten().sort().values, torch.arange(index.numel()))
     )
 
 
+def _indices(program: ExportedProgram, prefix: str) -> dict[str, Tensor]:
+    """The buffers of a slim program whose names begin so, by their nodes."""
+    tensors = {**program.constants, **program.state_dict}
+    named = program.graph_signature.inputs_to_buffers.items()
+    return {node: tensors[name] for node, name in named if name.startswith(prefix)}
+
+
 @dataclass(slots=True, eq=False)
-class _Values:
-    """The values of a program by number, and what reads and writes them."""
+class Values:
+    """The values of a program by number, and what reads and writes them.
+
+    `places` are the nodes that give them, each with the number of the tensor among all that its node gives.
+    """
 
     numbers: dict[Any, Any]
     tensors: list[Tensor] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    places: list[tuple[fx.Node, int]] = field(default_factory=list)
     given: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     operators: list[str] = field(default_factory=list)
     orders: frozenset[str] = frozenset()
+    gathers: frozenset[str] = frozenset()
     _stands: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)  # the values that a node's outputs are
 
     @classmethod
-    def of(cls, program: ExportedProgram) -> _Values:
-        values = cls(_numbers(program), orders=_orders(program))
+    def of(cls, program: ExportedProgram, slim: bool = False) -> Values:
+        """Those of a program; `slim` takes what it gathers of its inputs for what a device is given."""
+        gathers = _indices(program, GATHER).keys() if slim else ()
+        values = cls(_numbers(program), orders=_orders(program), gathers=frozenset(gathers))
         inputs = set(program.graph_signature.user_inputs)
         outputs = set(program.graph_signature.user_outputs)
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in inputs and isinstance(node.meta.get("val"), Tensor):
-                values._stands[node] = (values._added(node.name, node.meta["val"]),)
+                values._stands[node] = (values._added(node, 0, node.name, node.meta["val"]),)
                 values.given += values._stands[node]
             elif node.op == "call_function":
                 values._call(node)
@@ -122,9 +131,18 @@ class _Values:
                 values.kept += values._stands.get(node, ())
         return values
 
-    def _added(self, name: str, tensor: Tensor) -> int:
+    def sizes(self, int8: bool = False) -> list[int]:
+        """The bytes of each, for one sample."""
+        return [_n_bytes(value, self.numbers, int8) for value in self.tensors]
+
+    def lifetimes(self, sizes: Sequence[int]) -> Lifetimes:
+        """When each of them is alive."""
+        return Lifetimes(sizes, self.given, self.kept, self.operations)
+
+    def _added(self, node: fx.Node, number: int, name: str, tensor: Tensor) -> int:
         self.tensors.append(tensor)
         self.names.append(name)
+        self.places.append((node, number))
         return len(self.tensors) - 1
 
     def _call(self, node: fx.Node) -> None:
@@ -135,19 +153,24 @@ class _Values:
             return
         if node.target is operator.getitem:
             self._stands[node] = self._picked(node, read[0])
-        elif _is_view(node, results) or self._is_transpose(node, results):
+        elif _is_view(node, results) or self._is_moved_input(node, results):
             shown = self._stands[read[0]]
             self._stands[node] = shown * len(results) if len(shown) == 1 else shown
         else:
             self._write(node, read, results)
 
-    def _is_transpose(self, node: fx.Node, results: list[Tensor]) -> bool:
-        """Whether it puts all features of its input in another order, in place of the dense network's transposes."""
+    def _is_moved_input(self, node: fx.Node, results: list[Tensor]) -> bool:
+        """Whether it puts all features of its input in another order, in place of the dense network's transposes.
+
+        Or takes those that are kept, where a device is given no others.
+        """
         if node.target is not torch.ops.aten.index_select.default:
             return False
         source, _, index = node.args
         assert isinstance(source, fx.Node)
-        return isinstance(index, fx.Node) and index.name in self.orders and results[0].shape == source.meta["val"].shape
+        if not isinstance(index, fx.Node) or index.name in self.gathers:
+            return isinstance(index, fx.Node)
+        return index.name in self.orders and results[0].shape == source.meta["val"].shape
 
     def _picked(self, node: fx.Node, several: fx.Node) -> tuple[int, ...]:
         """One of several results; all of them where they are no plain list of tensors."""
@@ -157,7 +180,8 @@ class _Values:
 
     def _write(self, node: fx.Node, read: Iterable[fx.Node], results: list[Tensor]) -> None:
         names = [node.name] if len(results) == 1 else [f"{node.name}[{n}]" for n in range(len(results))]
-        written = tuple(self._added(name, result) for name, result in zip(names, results, strict=True))
+        named = enumerate(zip(names, results, strict=True))
+        written = tuple(self._added(node, number, name, result) for number, (name, result) in named)
         reads = frozenset(value for source in read for value in self._stands[source])
         self._stands[node] = written
         self.operations.append(Operation(reads, written, reads if _may_write_over(node) else frozenset()))

@@ -10,11 +10,13 @@ from edgeprune.cost.models import CostModel
 from edgeprune.cost.widths import Alignment
 
 MACS, LATENCY, BYTES, PARAMETERS = "the MACs", "the latency", "the bytes", "the parameters"
+ACTIVATIONS = "the live activations"
 _NAMES = {
     MACS: ("macs", "MACs"),
     LATENCY: ("latency", "ms"),
     BYTES: ("size", "bytes"),
     PARAMETERS: ("params", "parameters"),
+    ACTIVATIONS: ("ram", "bytes"),
 }
 
 
@@ -28,7 +30,7 @@ class Limit:
 
     @property
     def name(self) -> str:
-        """What the planner's shares call it: macs, latency or size."""
+        """What the planner's shares call it: macs, latency, size or ram."""
         return _NAMES[self.what][0]
 
     @property

@@ -107,6 +107,20 @@ class Lifetimes:
         """The bytes that one order takes at most."""
         return self._along(order).peak
 
+    def moments(self, order: Sequence[int]) -> list[frozenset[int]]:
+        """The values that take memory before the first operation, and while each one of an order runs.
+
+        What is written over something that is no longer needed takes none of its own.
+        """
+        state, found = self._start(), [self._given]
+        for number in order:
+            writes = self.operations[number].writes
+            after = self._after(state, number)
+            is_over = self._saved(self.operations[number], self._ended(number, after.done), self._bytes(writes))
+            found.append(frozenset(_bits(state.live)) | (frozenset() if is_over else frozenset(writes)))
+            state = after
+        return found
+
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _start(self) -> _State:
@@ -124,12 +138,17 @@ class Lifetimes:
         """What an operation makes of a state in which it can run."""
         operation, done = self.operations[number], state.done | 1 << number
         made = self._bytes(operation.writes)
-        ended = [value for value in operation.reads if value not in self._kept and not self._readers[value] & ~done]
+        ended = self._ended(number, done)
         peak = state.n_live + made - self._saved(operation, ended, made)
         stay = self._staying(operation.writes)
         live = (state.live | _mask(stay)) & ~_mask(ended)
         n_live = state.n_live + self._bytes(stay) - self._bytes(ended)
         return _State(done, live, n_live, max(state.peak, peak), number, state)
+
+    def _ended(self, number: int, done: int) -> list[int]:
+        """What an operation reads that nothing needs once these have run."""
+        reads = self.operations[number].reads
+        return [value for value in reads if value not in self._kept and not self._readers[value] & ~done]
 
     def _saved(self, operation: Operation, ended: Iterable[int], made: int) -> int:
         """The bytes that need no memory of their own."""

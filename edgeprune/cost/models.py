@@ -130,7 +130,7 @@ class CostModel:
         return found
 
 
-class _Maker:
+class Maker:
     """Turns labels into dims. Without `orders`, units count as spread evenly over their dims."""
 
     def __init__(self, graph: ChannelGraph, orders: Orders | None) -> None:
@@ -159,7 +159,7 @@ class _Maker:
 def macs_model(graph: ChannelGraph, orders: Orders | None = None) -> CostModel:
     """MACs for one sample. `orders` tells in which order the units of each group go."""
     by_node = macs_by_node(graph.analysis.program)  # its nodes are the ones that the graph knows
-    make = _Maker(graph, orders)
+    make = Maker(graph, orders)
     return CostModel(make.by_node({name: float(base) for name, base in by_node.items()}), len(graph.groups))
 
 
@@ -177,7 +177,7 @@ def params_model(graph: ChannelGraph, orders: Orders | None = None) -> CostModel
 
 def _of_tensors(graph: ChannelGraph, sizes: Mapping[str, int], orders: Orders | None) -> CostModel:
     """A cost of tensors by their names, each proportional to its number of elements."""
-    make = _Maker(graph, orders)
+    make = Maker(graph, orders)
     tensors = graph.analysis.tensors
     products = []
     for name, size in sizes.items():
@@ -198,7 +198,7 @@ def latency_model(graph: ChannelGraph, device: Device, orders: Orders | None = N
     measured = [name for name in shapes if name in by_node]
     n_macs = sum(by_node[name] for name in measured)
     per_mac = sum(device.milliseconds(shapes[name]) for name in measured) / n_macs if n_macs else 0.0
-    make = _Maker(graph, orders)
+    make = Maker(graph, orders)
     products = [product for name, shape in shapes.items() for product in _timed(make, name, shape, device)]
     others = {name: base * per_mac for name, base in by_node.items() if name not in shapes}
     return CostModel([*products, *make.by_node(others)], len(graph.groups))
@@ -218,7 +218,7 @@ def main_step(graph: ChannelGraph, device: Device | None) -> int:
     return (device.step(max(times, key=lambda kind: times[kind])) if times else None) or 1
 
 
-def _timed(make: _Maker, name: str, shape: LayerShape, device: Device) -> Iterator[Product]:
+def _timed(make: Maker, name: str, shape: LayerShape, device: Device) -> Iterator[Product]:
     """A measured layer: the stairs of its widths, or one stair over the share of its MACs where it has one width."""
     base = device.milliseconds(shape)
     if shape.in_labels is not None and shape.out_labels is not None:

@@ -48,7 +48,7 @@ class Course:
         def left(share: float | None) -> float | None:
             return None if share is None else self._asked.share_after(step, share)
 
-        return Shares(left(final.macs), left(final.latency), left(final.size))
+        return Shares(left(final.macs), left(final.latency), left(final.size), left(final.ram))
 
     def features_after(self, step: int, available: int | None) -> int | None:
         """How many of the input features are left after a step; None where nothing is said of them."""

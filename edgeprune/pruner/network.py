@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edgeprune.cost.device import Device
 from edgeprune.cost.macs import macs
+from edgeprune.cost.memory import activation_peak
 from edgeprune.cost.models import bytes_model, latency_model
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph, analyze
@@ -20,7 +21,7 @@ from edgeprune.pruning.surgery import cut
 from edgeprune.search.candidate import Budgets, Manner
 from edgeprune.search.landing import Shares
 
-Costs = dict[str, float]  # by "macs", "latency" (ms, by a device) and "size" (bytes of parameters and buffers)
+Costs = dict[str, float]  # by "macs", "latency" (ms, by a device), "size" (bytes of parameters and buffers) and "ram"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +62,7 @@ def costs(program: Program, graph: ChannelGraph, budgets: Budgets, device: Devic
         "macs": float(macs(program)),
         "latency": latency_model(graph, device).total if device is not None else 0.0,
         "size": bytes_model(program, graph).total if budgets.max_bytes is not None else 0.0,
+        "ram": activation_peak(graph) if budgets.max_ram is not None else 0.0,
     }
 
 
@@ -101,6 +103,7 @@ class Attempt:
             device=manner.device,
             keep_latency=own.latency,
             keep_bytes=own.size,
+            keep_activations=own.ram,
             appliable=manner.appliable,
             leave=manner.leave,
             layer_ratios=self.layer_ratios,

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.cost.device import Device
 from edgeprune.cost.limits import BYTES, LATENCY, MACS, Limit
+from edgeprune.cost.memory import activation_limits
 from edgeprune.cost.models import CostModel, bytes_model, latency_model, macs_model, main_step
 from edgeprune.cost.widths import Alignment
 from edgeprune.errors import BudgetError, InputError, PlanError
@@ -47,6 +48,7 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     device: Device | None = None,
     keep_latency: float | None = None,
     keep_bytes: float | None = None,
+    keep_activations: float | None = None,
     appliable: bool = False,
     leave: Collection[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
@@ -60,8 +62,8 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
     Args:
         program: the program that `graph` was made from.
         graph: its channel groups; with `inputs=True` input features are chosen too.
-        keep_macs: largest share of the MACs to keep, in (0, 1]; where it and the other two shares are None, no channels
-            are pruned.
+        keep_macs: largest share of the MACs to keep, in (0, 1]; where it and the other three shares are None, no
+            channels are pruned.
         criterion: one of the catalog's (`edgeprune methods`); "taylor", "outgoing" and "activation" need `batches`.
         align: kept widths are multiples of this where the layer is at least as wide; 1 for any width. With a device,
             of the stairs of the kind of layer that takes most of the time too, or of half a stair, a quarter and so on
@@ -78,6 +80,8 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         device: what a unit saves is then milliseconds on this device, whatever the budget is in.
         keep_latency: largest share of the milliseconds that `device` foretells to keep, in (0, 1].
         keep_bytes: largest share of the bytes of parameters and buffers to keep, in (0, 1].
+        keep_activations: largest share of the peak to keep of the bytes of activations that are alive at once, in
+            (0, 1], in the order of the operators that needs the least.
         appliable: choose what the class's own forward takes, for `slim.apply_to(model)`: the parts of a `chunk` stay
             equally wide, and groups of which a line says the size (`x.view(-1, 512)`) are left alone.
         leave: layers or groups whose units all stay, by name or by patterns of names, such as `layer1.*`.
@@ -95,7 +99,12 @@ def plan(  # noqa: PLR0913 - the public call: every choice has a name and a defa
             locked or held twice, or the scores are not those of the groups.
         BudgetError: a budget cannot be met; says which groups stood in the way.
     """
-    shares = {"keep_macs": keep_macs, "keep_latency": keep_latency, "keep_bytes": keep_bytes}
+    shares = {
+        "keep_macs": keep_macs,
+        "keep_latency": keep_latency,
+        "keep_bytes": keep_bytes,
+        "keep_activations": keep_activations,
+    }
     _check_numbers(shares, align, device)
     held = held_layers(graph, leave, layer_ratios or {})
     if scores is None:
@@ -194,14 +203,19 @@ def limits_of(
     shares: Mapping[str, float | None],
     orders: Sequence[np.ndarray] | None = None,
 ) -> list[Limit]:
-    """The costs that are asked for, `keep_macs`, `keep_latency` or `keep_bytes`, each with its share."""
+    """The costs that are asked for, `keep_macs`, `keep_latency`, `keep_bytes` or `keep_activations`, with their shares.
+
+    Of the activations there is one for each moment; none where all of them may stay.
+    """
     models: dict[str, tuple[str, Callable[[], CostModel | None]]] = {
         "keep_macs": (MACS, lambda: macs_model(graph, orders)),
         "keep_latency": (LATENCY, lambda: latency),
         "keep_bytes": (BYTES, lambda: bytes_model(program, graph, orders)),
     }
     found = ((what, make(), shares[name]) for name, (what, make) in models.items() if shares[name] is not None)
-    return [Limit(what, model, share) for what, model, share in found if model is not None and share is not None]
+    limits = [Limit(what, model, share) for what, model, share in found if model is not None and share is not None]
+    activations = shares["keep_activations"]
+    return limits if activations is None else [*limits, *activation_limits(graph, activations, orders)]
 
 
 def _check_scores(graph: ChannelGraph, scores: Scores) -> None:

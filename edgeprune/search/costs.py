@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from edgeprune.cost.device import Device
+from edgeprune.cost.memory import activation_peak
 from edgeprune.cost.models import bytes_model, latency_model
 from edgeprune.graph.capture import Program
 from edgeprune.graph.groups import ChannelGraph
@@ -14,7 +15,7 @@ from edgeprune.search.landing import Shares
 
 
 class Costs:
-    """The MACs, the milliseconds that a device foretells and the bytes of candidates, each worked out once."""
+    """What candidates cost: MACs, milliseconds foretold of a device, bytes, live activations; each worked out once."""
 
     def __init__(self, dense: Candidate, graph_of: Callable[[Candidate], ChannelGraph], device: Device | None) -> None:
         self._dense, self._graph_of, self._device = dense, graph_of, device
@@ -61,5 +62,7 @@ class Costs:
         graph = self._graph_of(candidate)
         if name == "size":
             return bytes_model(candidate.program, graph).total
+        if name == "ram":
+            return activation_peak(graph)
         assert self._device is not None  # the planner refuses a latency without one
         return latency_model(graph, self._device).total

@@ -214,7 +214,12 @@ class Cutter:
         """What a training that prunes a candidate is to come down to: these shares of its own costs."""
         graph, device = self.graph_of(best), self.manner.device
         latency = None if device is None else latency_model(graph, device)
-        named = {"keep_macs": shares.macs, "keep_latency": shares.latency, "keep_bytes": shares.size}
+        named = {
+            "keep_macs": shares.macs,
+            "keep_latency": shares.latency,
+            "keep_bytes": shares.size,
+            "keep_activations": shares.ram,
+        }
         return Aim(tuple(limits_of(best.program, graph, latency, named)), latency, self._aligned(graph))
 
     def free_graph(self, best: Candidate) -> ChannelGraph:
@@ -286,6 +291,7 @@ class Cutter:
             device=how.device,
             keep_latency=shares.latency,
             keep_bytes=shares.size,
+            keep_activations=shares.ram,
             appliable=how.appliable,
             leave=how.leave,
             layer_ratios=own_ratios(how.layer_ratios, self._dense_units, graph),

@@ -26,11 +26,12 @@ class Shares:
     macs: float | None = None
     latency: float | None = None
     size: float | None = None
+    ram: float | None = None
 
     @property
     def named(self) -> dict[str, float | None]:
         """The share of each cost by its name."""
-        return {"macs": self.macs, "latency": self.latency, "size": self.size}
+        return {"macs": self.macs, "latency": self.latency, "size": self.size, "ram": self.ram}
 
     def of_own(self, dense: Callable[[str], float], own: Callable[[str], float], least: float = 0.0) -> Shares:
         """The shares of a network's own costs that come to these of the dense network's: from `least` to all of them.
@@ -87,8 +88,9 @@ class Goal:
     def moved(self) -> Goal:
         """Another plan: on the line through the nearest measurements above and below the aim."""
         aim = AIM * self.most
-        below = max((p for p in self.points if p[1] <= aim), key=lambda p: p[1], default=(0.0, 0.0))
-        above = min((p for p in self.points if p[1] > aim), key=lambda p: p[1], default=(1.0, 1.0))
+        # Of plans that come to the same, the nearest to what is on the other side.
+        below = max((p for p in self.points if p[1] <= aim), key=lambda p: (p[1], p[0]), default=(0.0, 0.0))
+        above = min((p for p in self.points if p[1] > aim), key=lambda p: (p[1], p[0]), default=(1.0, 1.0))
         rise = above[1] - below[1]
         along = (aim - below[1]) / rise if rise > 0 else 0.5
         planned = below[0] + along * (above[0] - below[0])
@@ -120,24 +122,20 @@ class Targets:
             self.goals["size"] = Goal(f"--max-size {size_as_asked(budgets.max_bytes)}", most, min(AIM * most, 1.0))
         if budgets.max_ram is not None and self._peak is not None:
             most = budgets.max_ram / max(self._peak.n_bytes, 1)
-            # MACs go with the square of the widths, activations with the widths.
-            planned = min(max((AIM * most) ** 2, _LEAST), 1.0)
-            self.goals["ram"] = Goal(f"--max-ram {size_as_asked(budgets.max_ram)}", most, planned)
+            self.goals["ram"] = Goal(f"--max-ram {size_as_asked(budgets.max_ram)}", most, min(max(most, _LEAST), 1.0))
 
     @property
     def shares(self) -> Shares:
-        """What to plan for; activations become smaller with the MACs, and have no model of their own."""
+        """What to plan for."""
         planned = {name: goal.planned for name, goal in self.goals.items()}
-        macs = min((share for share in (self.keep_macs, planned.get("ram")) if share is not None), default=None)
-        return Shares(macs, planned.get("latency"), planned.get("size"))
+        return Shares(self.keep_macs, planned.get("latency"), planned.get("size"), planned.get("ram"))
 
     def bound(self, error: OutOfReachError) -> bool:
         """Plan for the least that can be, where what is planned for a measured budget is below it; False where not."""
-        name = "ram" if error.cost == "macs" else error.cost
-        goal = self.goals.get(name)
-        if goal is None or goal.planned == 1 or (name == "ram" and goal.planned > (self.keep_macs or 1)):
+        goal = self.goals.get(error.cost)
+        if goal is None or goal.planned == 1:
             return False
-        self.goals[name] = goal.bound(error.times, error.in_the_way)
+        self.goals[error.cost] = goal.bound(error.times, error.in_the_way)
         return True
 
     def settle(self) -> None:
