@@ -353,6 +353,32 @@ def test_what_there_is_no_c_for_is_named(net: Any, shape: tuple[int, ...], messa
         made(net(), torch.randn(2, *shape), tmp_path)
 
 
+class Causal(nn.Module):
+    """Each step attends to those before it alone: by what is added, or put in the place, of scores."""
+
+    def __init__(self, is_added: bool) -> None:
+        super().__init__()
+        self.queries, self.keys, self.values, self.last = (nn.Linear(6, 6) for _ in range(4))
+        later = torch.ones(5, 5, dtype=torch.bool).triu(1)
+        self.register_buffer("later", torch.zeros(5, 5).masked_fill(later, -torch.inf) if is_added else later)
+        self.is_added = is_added
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.queries(x) @ self.keys(x).transpose(1, 2)
+        scores = scores + self.later if self.is_added else scores.masked_fill(self.later, -torch.inf)
+        return self.last(scores.softmax(2) @ self.values(x))
+
+
+@pytest.mark.parametrize("is_added", [True, False], ids=["added", "put"])
+def test_scores_that_are_masked_by_infinity(is_added: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _, source = made(Causal(is_added), torch.randn(2, 5, 6), tmp_path)
+    assert "-INFINITY" in source.read_text() and differs(tmp_path / "net.onnx", source) < 1e-5
+    command = [COMPILERS[0], *STRICT, "-c", "-o", str(tmp_path / "net.o"), str(source)]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert not told.returncode and not told.stderr, told.stderr
+
+
 class Doubled(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         return ids * 2
@@ -370,6 +396,6 @@ def test_arithmetic_of_ids_and_weights_that_are_no_numbers_are_refused(tmp_path:
         made(Masked(), torch.randint(0, 11, (2, 5)), tmp_path)
     net = shallow()
     with torch.no_grad():
-        net[1].weight[0, 0] = torch.inf
-    with pytest.raises(InputError, match=r"^C: expected finite weights, got NaN or infinity$"):
+        net[1].weight[0, 0] = torch.nan
+    with pytest.raises(InputError, match=r"^C: expected weights that are numbers, got NaN$"):
         made(net, torch.randn(2, 1, 4, 6), tmp_path)

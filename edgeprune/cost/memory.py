@@ -42,7 +42,10 @@ def activation_models(graph: ChannelGraph, orders: Orders | None = None) -> list
     dims = [list(_dims(graph, read, *place)) for place in values.places]
     sizes = [size * math.prod(share for share, _ in own) for size, own in zip(values.sizes(), dims, strict=True)]
     lifetimes = values.lifetimes([round(size) for size in sizes])
-    products = [Product(size, make.dims(labels for _, labels in own if len(labels))) for size, own in zip(sizes, dims, strict=True)]
+    products = [
+        Product(size, make.dims(labels for _, labels in own if len(labels)))
+        for size, own in zip(sizes, dims, strict=True)
+    ]
     moments = _outermost(lifetimes.moments(lifetimes.best().order))
     return [CostModel((products[value] for value in sorted(alive)), len(graph.groups)) for alive in moments]
 

@@ -102,8 +102,8 @@ class Lowered:
 
     def hold(self, values: np.ndarray, kind: str) -> Held:
         """A constant; raises InputError for numbers that C has no text for."""
-        if kind == "float" and not np.isfinite(values).all():
-            raise InputError("C: expected finite weights, got NaN or infinity")
+        if kind == "float" and np.isnan(values).any():
+            raise InputError("C: expected weights that are numbers, got NaN")
         self.constants.append(Constant(kind, np.ascontiguousarray(values)))
         return Held(len(self.constants) - 1, kind)
 
@@ -126,7 +126,9 @@ class Lowered:
 
 
 def literal(value: float) -> str:
-    """A float of C that reads back as the same number, e.g. `0.1f`."""
+    """A float of C that reads back as the same number, e.g. `0.1f`; infinity, as in a mask, by its name."""
+    if math.isinf(value):
+        return "INFINITY" if value > 0 else "-INFINITY"
     number = np.float32(value)
     if not np.isfinite(number):
         raise InputError(f"C: expected a number within the range of float, got {value:.6g}")
