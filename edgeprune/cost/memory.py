@@ -35,7 +35,8 @@ def activation_peak(graph: ChannelGraph) -> float:
 def activation_models(graph: ChannelGraph, orders: Orders | None = None) -> list[CostModel]:
     """The bytes that are alive at each moment, for one sample, in the order of the operators that needs the least.
 
-    Moments at which nothing is alive that is not at another are left out. A narrower network may do better in another
+    Moments at which nothing is alive that is not at another are left out, and all but one that cost the same whatever
+    the widths, as in blocks that repeat. A narrower network may do better in another
     order; what it does is to be measured.
     """
     values, make, read = Values.of(graph.analysis.program, slim=True), Maker(graph, orders), _read(graph)
@@ -46,8 +47,15 @@ def activation_models(graph: ChannelGraph, orders: Orders | None = None) -> list
         Product(size, make.dims(labels for _, labels in own if len(labels)))
         for size, own in zip(sizes, dims, strict=True)
     ]
+    alike = [_alike(product) for product in products]
     moments = _outermost(lifetimes.moments(lifetimes.best().order))
-    return [CostModel((products[value] for value in sorted(alive)), len(graph.groups)) for alive in moments]
+    distinct = {tuple(sorted(alike[value] for value in alive)): sorted(alive) for alive in moments}
+    return [CostModel((products[value] for value in alive), len(graph.groups)) for alive in distinct.values()]
+
+
+def _alike(product: Product) -> tuple[float, tuple[bytes, ...]]:
+    """The same of values that are as large as each other whatever the widths."""
+    return product.base, tuple(dim.labels.tobytes() for dim in product.dims)
 
 
 def _peak(models: Iterable[CostModel]) -> float:
