@@ -78,6 +78,17 @@ def test_what_fails_of_the_gate_at_the_end_costs_no_widths(  # noqa: PLR0913 - f
     assert f"the gate: {record.shared.no_gate}" in console.export_text() and "Left out: the gate" in render(record)
 
 
+def test_a_gate_that_loses_more_than_is_allowed_is_left_out(tmp_path: Path) -> None:
+    """The widest is the dense network, which loses nothing; the narrow one is not trained."""
+    wide = asked(tmp_path, "0.7")
+    folder, record = compress(replace(wide, max_drop=0.0))
+    assert record.shared is not None and record.shared.gate is None and not (folder / "widths" / "gate.onnx").exists()
+    assert "points on the validation split at a mean of 0." in record.shared.no_gate
+    assert ", --max-drop allows 0" in record.shared.no_gate
+    _, record = compress(replace(wide, max_drop=90.0, force=True))
+    assert record.shared is not None and record.shared.gate is not None and not record.shared.no_gate
+
+
 def test_a_full_disk_leaves_what_there_is_and_a_gate_by_time_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from edgeprune.commands.gate import gate_macs, gate_ms, mac_shares
 from edgeprune.commands.preparing import Job
 from edgeprune.commands.widths import width_name
 from edgeprune.cost.macs import macs
-from edgeprune.errors import EdgepruneError, InputError, came_from_outside
+from edgeprune.errors import BudgetError, EdgepruneError, InputError, came_from_outside
 from edgeprune.export.gated import GATE
 from edgeprune.export.onnx import export_onnx
 from edgeprune.graph.capture import Program
@@ -23,6 +23,7 @@ from edgeprune.lines import one_line
 from edgeprune.progress import Progress
 from edgeprune.results import FrontPoint, GateFigures, SharedWeights
 from edgeprune.search.candidate import Found
+from edgeprune.tasks.budget import drop_of, is_within
 from edgeprune.training import Judge
 from edgeprune.units import GateLimit, parse_gate
 from edgeprune.widths.gate import Pooled, gate_program
@@ -57,7 +58,7 @@ def written_gate(job: Job, found: Found, front: Sequence[FrontPoint], folder: Pa
         folder: that of the widths' files.
 
     Raises:
-        BudgetError: the mean time cannot be reached.
+        BudgetError: the mean time cannot be reached, or more is lost than the user allows.
         ParityError: the file answers otherwise than PyTorch on a sample of the validation split.
     """
     assert job.request.gate is not None
@@ -69,6 +70,7 @@ def written_gate(job: Job, found: Found, front: Sequence[FrontPoint], folder: Pa
     shares = mac_shares(programs, picking)
     costs = _times(job, pooled, programs, front) if limit.is_latency else shares
     learnt = _learnt(job, found, pooled, costs, limit, told)
+    _check_drop(job, found, learnt)
     gate = learnt.gate(pooled)
     path = folder / GATE
     names = [width_name(share) for share in job.request.widths]
@@ -95,6 +97,20 @@ def written_gate(job: Job, found: Found, front: Sequence[FrontPoint], folder: Pa
         size_bytes=path.stat().st_size,
         parity=parity,
     )
+
+
+def _check_drop(job: Job, found: Found, learnt: Learnt) -> None:
+    """Raise BudgetError where the gate loses more than the user states; a drop that is assumed does not bind it."""
+    metric, dense, asked = job.step.metric, found.dense.val_value, job.request.max_drop
+    if asked is None or dense is None:
+        return
+    most, lost = drop_of(asked, metric).limit(metric, dense), metric.drop(dense, learnt.value)
+    if not is_within(lost, most):
+        unit = f" {metric.unit}" if metric.unit else ""
+        raise BudgetError(
+            f"it loses {metric.number(lost)}{unit} on the validation split at a mean of {learnt.cost:.3f}, --max-drop "
+            f"allows {metric.number(most)}; allow more, or a larger share by --gate"
+        )
 
 
 def _times(job: Job, pooled: Pooled, programs: Sequence[Program], front: Sequence[FrontPoint]) -> list[float]:
