@@ -282,6 +282,23 @@ def test_weights_that_swallow_the_inputs_are_made_larger_in_both_networks() -> N
         edgeprune.prove(program, slim, plan, torch.ones(2, 3, 8, 8))
 
 
+def test_weights_that_are_tied_stay_so_as_they_are_made_larger() -> None:
+    """Untied, each name would have units of its own, which the plan, rightly, does not cut one without the other."""
+    torch.manual_seed(0)
+    net = Net(
+        lambda m, x: m.last(m.norm(m.first(x)) @ m.back.weight),
+        first=nn.Linear(6, 12),
+        norm=nn.RMSNorm(12),
+        back=nn.Linear(6, 12, bias=False),
+        last=nn.Linear(6, 4),
+    )
+    net.back.weight = net.first.weight
+    nn.init.normal_(net.last.weight, std=1e-20)
+    program, plan, slim = planned(net.double().eval(), torch.randn(2, 6, dtype=torch.float64))
+    assert not plan.exact
+    assert edgeprune.prove(program, slim, plan) <= 1e-10
+
+
 def test_a_wrong_weight_is_found_though_it_swallows_the_inputs() -> None:
     program, plan, slim = planned(faint(), torch.randn(2, 3, 8, 8))
     with torch.no_grad():

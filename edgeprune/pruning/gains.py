@@ -33,7 +33,10 @@ def _is_weight(tensor: torch.Tensor) -> bool:
 
 
 def amplified(program: ExportedProgram, by: Mapping[str, float]) -> Program:
-    """A copy of a program whose named weights are multiplied."""
+    """A copy of a program whose named weights are multiplied; what is tied stays so, or it would be another network."""
+    made: dict[int, nn.Parameter] = {}
     with torch.no_grad():
-        tensors = {name: nn.Parameter(program.state_dict[name] * gain) for name, gain in by.items()}
-    return Program.adopt(program).with_tensors(tensors)
+        for name, gain in by.items():
+            weight = program.state_dict[name]
+            made.setdefault(id(weight), nn.Parameter(weight * gain))
+    return Program.adopt(program).with_tensors({name: made[id(program.state_dict[name])] for name in by})
