@@ -40,7 +40,7 @@ def rows(m: nn.Module, x: Tensor) -> Tensor:
     return m.rows(x.transpose(1, 2)).flatten(1)  # type: ignore[no-any-return, operator]
 
 
-# What the slim contract takes of each, and whether that is whole rows (dim 1) or single elements.
+# What the slim contract takes of each: rows (dim 1), columns (dim 2) or single elements.
 CHAINS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int | None]] = {
     "rolled": (lambda: layers(lambda m, x: x.roll(3, 1), 8), (8,), 1),
     "shuffled": (lambda: layers(lambda m, x: shuffled(x), 6), (6,), 1),
@@ -49,7 +49,7 @@ CHAINS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int | None]] =
         (8,), 1),
     "rows behind a transpose": (lambda: layers(rows, 12, rows=nn.Linear(4, 2)), (4, 6), 1),
     "the batch in the middle": (
-        lambda: Net(lambda m, x: m.a(x.transpose(0, 1)).mean(0), a=nn.Linear(6, 3)), (4, 6), None),
+        lambda: Net(lambda m, x: m.a(x.transpose(0, 1)).mean(0), a=nn.Linear(6, 3)), (4, 6), 2),
     "own numbers for each element": (
         lambda: layers(lambda m, x: ((x - m.mean) / m.std).flip(1).flatten(1), 24, mean=torch.randn(4, 1),
                        std=torch.rand(4, 6) + 0.5), (4, 6), None),
@@ -79,7 +79,7 @@ def test_the_slim_contract_follows_what_stands_before_the_gather(name: str) -> N
     assert (found, features.dim) == (planned, dim)
     assert features == kept
     (x,) = sample((shape,), 5)
-    small = (x if dim == 1 else x.flatten(1)).index_select(1, torch.tensor(kept.keep))
+    small = (x.flatten(1) if dim is None else x).index_select(dim or 1, torch.tensor(kept.keep))
     assert relative_error(run(cut.slim.module(), (x,)), run(slim_contract(cut.slim).module(), (small,))) < 1e-12
 
 
