@@ -16,7 +16,7 @@ from edgeprune.pruning.compose import compose
 from edgeprune.pruning.folding import has_zeros
 from edgeprune.pruning.plan import PruningPlan
 from tests import cases, cases_attention, cases_functions, cases_layers, cases_more, cases_recurrent
-from tests.nets import Case, Net, captured, sample
+from tests.nets import Case, Net, captured, parameter, sample
 
 ALL: dict[str, Case] = {
     f"{module.__name__.partition('_')[2] or 'ops'}: {name}": case
@@ -77,6 +77,18 @@ def test_constants_go_into_the_next_bias() -> None:
     assert removed(plan) == {"0": 5}
     assert (folded.state_dict["2.weight"][:, :5] == 0).all()
     assert same(program, folded, (6,)) and same(program, slim, (6,))
+
+
+def test_a_weight_that_is_made_as_large_as_an_input_has_an_influence() -> None:
+    net = Net(
+        lambda m, x: m.b(m.a(x).relu() * m.scale.expand_as(m.a(x))),
+        a=nn.Linear(6, 8),
+        b=nn.Linear(8, 3),
+        scale=parameter(8),
+    )
+    program = changed(captured(net, (6,)), lambda tensors: tensors["scale"][2:4].zero_())
+    _, plan, slim = without_dead(program)
+    assert removed(plan) == {"scale": 2} and same(program, slim, (6,)), "one unit with that of layer a"
 
 
 def test_dead_units_are_tracked_back_to_the_input() -> None:

@@ -155,7 +155,13 @@ def _marked(step: Step) -> tuple[Any, bool]:
     if draws(step.node.target, step.values.args):  # random numbers count as inputs
         ones = tree_map_only(Tensor, lambda t: torch.ones(t.shape, requires_grad=True), step.result)
         marks = tree_map(lambda one, mark: one if mark is None else one + mark, ones, marks)
-    return tree_map_only(Tensor, _Flag.apply, marks), is_mixed
+    return tree_map_only(Tensor, _flagged, marks), is_mixed
+
+
+def _flagged(marks: Tensor) -> Tensor:
+    """Marks as 0 and 1; their influence is to be found, also of a weight that is only made as large as an input."""
+    flags = _Flag.apply(marks)
+    return flags if flags.requires_grad else flags.requires_grad_()
 
 
 def _unmarked(result: Any) -> Tensor | None:
