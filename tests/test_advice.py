@@ -94,6 +94,7 @@ SAID_BY = {
     "serving.py": {"serve"},
     "commands/resuming.py": {"train"},
     "commands/gate.py": {"compress"},
+    "commands/gatefile.py": {"compress"},
     "commands/widths.py": {"compress"},
     "widths/gate.py": {"compress"},
     "widths/gating.py": {"compress"},
