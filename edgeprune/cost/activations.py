@@ -168,9 +168,10 @@ class Values:
             return False
         source, _, index = node.args
         assert isinstance(source, fx.Node)
-        if not isinstance(index, fx.Node) or index.name in self.gathers:
-            return isinstance(index, fx.Node)
-        return index.name in self.orders and results[0].shape == source.meta["val"].shape
+        if not isinstance(index, fx.Node):
+            return False
+        is_whole = results[0].shape == source.meta["val"].shape
+        return index.name in self.gathers or (index.name in self.orders and is_whole)
 
     def _picked(self, node: fx.Node, several: fx.Node) -> tuple[int, ...]:
         """One of several results; all of them where they are no plain list of tensors."""

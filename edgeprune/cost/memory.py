@@ -17,7 +17,8 @@ from edgeprune.cost.activations import Values
 from edgeprune.cost.limits import ACTIVATIONS, Limit
 from edgeprune.cost.models import CostModel, Maker, Orders, Product
 from edgeprune.graph.groups import ChannelGraph
-from edgeprune.graph.labels import FIXED, Value, core
+from edgeprune.graph.inputs import read_units
+from edgeprune.graph.labels import Value, core
 
 
 def activation_limits(graph: ChannelGraph, share: float, orders: Orders | None = None) -> list[Limit]:
@@ -36,10 +37,11 @@ def activation_models(graph: ChannelGraph, orders: Orders | None = None) -> list
     """The bytes that are alive at each moment, for one sample, in the order of the operators that needs the least.
 
     Moments at which nothing is alive that is not at another are left out, and all but one that cost the same whatever
-    the widths, as in blocks that repeat. A narrower network may do better in another
-    order; what it does is to be measured.
+    the widths, as in blocks that repeat. A narrower network may do better in another order; what it does is to be
+    measured.
     """
-    values, make, read = Values.of(graph.analysis.program, slim=True), Maker(graph, orders), _read(graph)
+    values, make = Values.of(graph.analysis.program, slim=True), Maker(graph, orders)
+    read = np.unique(read_units(graph.analysis))
     dims = [list(_dims(graph, read, *place)) for place in values.places]
     sizes = [size * math.prod(share for share, _ in own) for size, own in zip(values.sizes(), dims, strict=True)]
     lifetimes = values.lifetimes([round(size) for size in sizes])
@@ -69,12 +71,6 @@ def _outermost(moments: Iterable[frozenset[int]]) -> list[frozenset[int]]:
         if not any(alive <= other for other in found):
             found.append(alive)
     return found
-
-
-def _read(graph: ChannelGraph) -> np.ndarray:
-    """The units that something reads beside the input that they are of."""
-    canonical, sources = graph.analysis.solver.canonical, graph.analysis.sources.values()
-    return np.unique(np.concatenate([[FIXED], *(canonical[one.ids] for one in sources if one.kind != "input")]))
 
 
 def _dims(graph: ChannelGraph, read: np.ndarray, node: fx.Node, number: int) -> Iterator[tuple[float, np.ndarray]]:

@@ -53,9 +53,8 @@ def feature_grid(analysis: Analysis, name: str) -> FeatureGrid | None:
         return None
     node = next(node for node in analysis.program.graph.nodes if node.name == name)
     canonical = analysis.solver.canonical
-    elsewhere = [canonical[other.ids] for other in analysis.sources.values() if other.kind != "input"]
     labels = canonical[source.ids]
-    units = np.where(np.isin(labels, np.concatenate([[FIXED], *elsewhere])), labels, _UNREAD)
+    units = np.where(np.isin(labels, read_units(analysis)), labels, _UNREAD)
     sizes = node.meta["val"].shape[1:]
     for dim in (dim for dim, size in enumerate(sizes, 1) if isinstance(size, int)):
         places = feature_places(unit_sizes(sizes), dim)
@@ -63,6 +62,13 @@ def feature_grid(analysis: Analysis, name: str) -> FeatureGrid | None:
         if (slices == slices[:, :1]).all():
             return FeatureGrid(source.ids[places], slices[:, 0], dim)
     return FeatureGrid(source.ids.reshape(-1, 1), units, dim=None)
+
+
+def read_units(analysis: Analysis) -> np.ndarray:
+    """The units that something reads beside the inputs that they are of, and what is locked."""
+    canonical = analysis.solver.canonical
+    elsewhere = [canonical[source.ids] for source in analysis.sources.values() if source.kind != "input"]
+    return np.concatenate([[FIXED], *elsewhere])
 
 
 def feature_places(shape: Sequence[int], dim: int | None) -> np.ndarray:

@@ -214,13 +214,8 @@ class Cutter:
         """What a training that prunes a candidate is to come down to: these shares of its own costs."""
         graph, device = self.graph_of(best), self.manner.device
         latency = None if device is None else latency_model(graph, device)
-        named = {
-            "keep_macs": shares.macs,
-            "keep_latency": shares.latency,
-            "keep_bytes": shares.size,
-            "keep_activations": shares.ram,
-        }
-        return Aim(tuple(limits_of(best.program, graph, latency, named)), latency, self._aligned(graph))
+        limits = limits_of(best.program, graph, latency, shares.planned)
+        return Aim(tuple(limits), latency, self._aligned(graph))
 
     def free_graph(self, best: Candidate) -> ChannelGraph:
         """The channel groups of a candidate that may lose units, input features among them."""
@@ -283,15 +278,12 @@ class Cutter:
         return make_step_plan(
             best.program,
             graph,
-            shares.macs,
-            how.criterion,
-            how.align,
+            criterion=how.criterion,
+            align=how.align,
             n_features=n_features,
             scores=self._scores(best),
             device=how.device,
-            keep_latency=shares.latency,
-            keep_bytes=shares.size,
-            keep_activations=shares.ram,
+            **shares.planned,
             appliable=how.appliable,
             leave=how.leave,
             layer_ratios=own_ratios(how.layer_ratios, self._dense_units, graph),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from edgeprune.cost.activations import in_words
 from edgeprune.errors import OutOfReachError
@@ -32,6 +33,16 @@ class Shares:
     def named(self) -> dict[str, float | None]:
         """The share of each cost by its name."""
         return {"macs": self.macs, "latency": self.latency, "size": self.size, "ram": self.ram}
+
+    @property
+    def planned(self) -> dict[str, Any]:
+        """What `plan` is asked for, by the names of its options."""
+        return {
+            "keep_macs": self.macs,
+            "keep_latency": self.latency,
+            "keep_bytes": self.size,
+            "keep_activations": self.ram,
+        }
 
     def of_own(self, dense: Callable[[str], float], own: Callable[[str], float], least: float = 0.0) -> Shares:
         """The shares of a network's own costs that come to these of the dense network's: from `least` to all of them.
