@@ -23,10 +23,13 @@ def model(
     opset: int = 17,
     types: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
-    """A model of nodes `(operator, inputs, outputs, attributes)`, whose weights are floats unless numpy says more."""
+    """A model of nodes `(operator, inputs, outputs, attributes)`, whose weights are floats unless numpy says more.
+
+    Two spaces stand for an input that is left out.
+    """
     made = [
-        helper.make_node(op, given.split(), out.split(), name=f"n{k}", **(attributes[0] if attributes else {}))
-        for k, (op, given, out, *attributes) in enumerate(nodes)
+        helper.make_node(op, given.split(" ") if given else [], out.split(), name=f"n{k}", **(rest[0] if rest else {}))
+        for k, (op, given, out, *rest) in enumerate(nodes)
     ]
     types = types or {}
     values = [

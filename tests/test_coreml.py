@@ -170,10 +170,41 @@ def test_lstm(both: bool) -> None:
     close(last[0][0], got[1])
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_rnn(backward: bool) -> None:
+    """PyTorch's own way forward, or, of two ways, that back."""
+    rnn, x = nn.RNN(4, 3, nonlinearity="relu", bidirectional=backward), drawn(5, 2, 4)
+    start = drawn(1 + backward, 2, 3, seed=2)
+    with torch.no_grad():
+        want, hidden = rnn(x, start)
+    of = "_l0_reverse" if backward else "_l0"
+    w_ih, w_hh, b_ih, b_hh = (
+        getattr(rnn, f"{name}{of}").detach() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    inputs = {"weight_ih": w_ih, "weight_hh": w_hh, "bias": b_ih + b_hh, "initial_h": start[-1], "activation": "relu",
+              "direction": "reverse" if backward else "forward"}  # fmt: skip
+    outputs, last = ran("rnn", x=x, **inputs, output_sequence=True)
+    close(outputs, want[..., -3:])
+    close(last, hidden[-1])
+    close(ran("rnn", x=x, **inputs, output_sequence=False)[0][0], hidden[-1])
+
+
 def _gates(weights: Tensor) -> Tensor:
     """PyTorch's order (input, forget, cell, output) as Core ML's (input, forget, output, cell)."""
     into, forget, cell, out = weights.chunk(4)
     return torch.cat([into, forget, out, cell])
+
+
+def test_rows_that_are_put_into_a_tensor() -> None:
+    data, rows = drawn(4, 3), drawn(2, 3, seed=1)
+    want = data.clone()
+    want[[1, 3]] = rows
+    close(ran("scatter", data=data, indices=[1, -1], updates=rows, mode="update"), want)
+    want = data.clone()
+    want[:, [0, 2]] += rows.new_ones(4, 2)
+    close(ran("scatter", data=data, indices=[0, 2], updates=torch.ones(4, 2), axis=1, mode="add"), want)
+    with pytest.raises(InputError, match="scatter by mul is not known"):
+        ran("scatter", data=data, indices=[1, 3], updates=rows, mode="mul")
 
 
 def test_elements(x: Tensor) -> None:
@@ -284,6 +315,38 @@ def test_ids_an_lstm_and_whole_numbers(tmp_path: Path, monkeypatch: pytest.Monke
     assert [value["type"] for value in contract(net)["inputs"]] == ["int32", "float32"]
     monkeypatch.delitem(RULES, "lstm")
     with pytest.raises(InputError, match=r"^the check of Core ML programs does not know lstm \(\w+\)$"):
+        MilProgram(tmp_path / "out" / "net.mlpackage")
+
+
+class Gated(nn.Module):
+    """A GRU, two layers both ways, which Core ML has as a loop, and one of plain steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.rnn = nn.GRU(6, 8, 2, batch_first=True, bidirectional=True), nn.RNN(16, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, hidden = self.gru(x)
+        return self.head(self.rnn(y)[0].mean(1)), hidden[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("coreml")
+def test_a_gru_is_a_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeprune.export.mil.program import MilProgram
+
+    torch.manual_seed(0)
+    net = tmp_path / "net.pt2"
+    save_program(net, slim_program(Gated(), torch.randn(2, 5, 6)), ModelInfo((5, 6)))
+    record = exported(net)
+    assert not any(file.left_out for file in record.files)
+    x = np.random.default_rng(0).standard_normal((1, 5, 6), dtype=np.float32)
+    for name, share in (("net.mlpackage", 1e-5), ("net.fp16.mlpackage", 5e-3), ("net.w8.mlpackage", 5e-2)):
+        for want, got in zip(in_pytorch(net, x), MilProgram(tmp_path / "out" / name)([x]), strict=True):
+            assert np.abs(got - want).max() <= share * np.abs(want).max(), name
+    monkeypatch.delitem(RULES, "scatter")
+    with pytest.raises(InputError, match=r"^the check of Core ML programs does not know scatter \(\w+\)$"):
         MilProgram(tmp_path / "out" / "net.mlpackage")
 
 

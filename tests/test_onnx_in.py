@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 from onnx_nets import Node, judged, model, written
 from torch import Tensor, nn
 
@@ -233,15 +233,6 @@ def quantized() -> onnx.ModelProto:
     return model(nodes, {"x": (1, 3)}, {"s": 0.1, "z": np.array(0, np.uint8)})
 
 
-def chosen() -> onnx.ModelProto:
-    branches = {
-        name: helper.make_graph([helper.make_node(op, ["x"], ["o"])], name, [], [
-            helper.make_tensor_value_info("o", TensorProto.FLOAT, None)])
-        for name, op in (("then_branch", "Relu"), ("else_branch", "Neg"))
-    }  # fmt: skip
-    return model([("If", "c", "y", branches)], {"x": (1, 3)}, {"c": np.array(True)})
-
-
 def of_domain() -> onnx.ModelProto:
     proto = model([("BiasGelu", "x b", "y")], {"x": (1, 3)}, {"b": w(3)})
     proto.graph.node[0].domain = "com.microsoft"
@@ -263,7 +254,6 @@ def recursive() -> onnx.ModelProto:
 
 BAD = {
     "quantized": (quantized, r"'n0' \(QuantizeLinear\): expected a float network, .*compress the float file"),
-    "chosen": (chosen, r"'n0' \(If\): expected one graph that always runs, got a choice"),
     "of_domain": (of_domain, r"'n0' \(BiasGelu\): expected an operator of ONNX itself, .*'com.microsoft'"),
     "fixed": (fixed, r"expected a batch that can be freed.* a batch of 1.*\(Squeeze\).*export it with a free batch"),
     "recursive": (recursive, "expected functions that end, got some that call themselves"),
@@ -394,3 +384,33 @@ def test_a_bad_file_is_one_line_and_exit_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "net.onnx: node 'n0' (QuantizeLinear): expected a float network" in done.stderr
+
+
+class Spectrogram(nn.Module):
+    """What windows over a signal sound like, through a convolution over their bins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(16))
+        self.conv, self.head = nn.Conv1d(9, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bins = torch.stft(x, 16, 4, window=self.window, center=False, return_complex=True)
+        return self.head(self.conv(torch.view_as_real(bins).pow(2).sum(-1)).relu().mean(2))
+
+
+def test_bins_of_a_spectrogram_go_as_channels_do(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Spectrogram().eval(), torch.randn(2, 80)
+    torch.onnx.export(
+        net, (x,), tmp_path / "net.onnx", dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("n")},)
+    )
+    assert "STFT" in {node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node}
+    program = load(tmp_path / "net.onnx").program
+    graph = edgeprune.analyze(program)
+    plan = edgeprune.plan(program, graph, keep_macs=0.5)
+    slim = edgeprune.cut(program, plan, graph)
+    assert edgeprune.prove(program, slim, plan) < 1e-6
+    assert {group.after for group in plan.groups if group.before == 9} == {6}
+    x = torch.randn(3, 80)
+    torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-5)

@@ -243,6 +243,51 @@ def test_a_rule_gives_the_type_that_onnxruntime_gives(name: str) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-6, strict=True)
 
 
+WAVE = np.hanning(8).astype(np.float32) + np.float32(0.1)
+CASES |= {
+    "stft": net(("STFT", "x s w", "y"), (2, 30, 1), {"s": np.array(3), "w": WAVE}),
+    "stft_flat": net(
+        ("STFT", "x s w n", "y", {"onesided": 0}), (2, 30), {"s": np.array(4), "w": WAVE, "n": np.array(8)}
+    ),
+    "stft_plain": net(("STFT", "x s  n", "y"), (2, 30, 1), {"s": np.array(5), "n": np.array(7)}),
+    "dft": net(("DFT", "x", "y", {"axis": 1}), (2, 7, 3, 1)),
+    "dft_one_side": net(("DFT", "x n", "y", {"axis": 2, "onesided": 1}), (2, 3, 6, 1), {"n": np.array(8)}),
+    "dft_complex": net(("DFT", "x n", "y", {"axis": 1}), (2, 8, 3, 2), {"n": np.array(5)}),
+    "dft_back": net(("DFT", "x", "y", {"axis": 1, "inverse": 1}), (2, 7, 2)),
+    "dft_20": net(("DFT", "x  a", "y", {"inverse": 1}), (2, 3, 6, 2), {"a": np.array(-3)}, 20),
+    "dft_20_plain": net(("DFT", "x", "y"), (2, 3, 6, 1), {}, 20),
+    "norm_pool": net(
+        ("LpPool", "x", "y", {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}), (2, 3, 6, 5)
+    ),
+    "norm_pool_1": net(("LpPool", "x", "y", {"kernel_shape": [3], "p": 1}), (2, 3, 6)),
+    "global_norm": net(("GlobalLpPool", "x", "y", {"p": 3}), (2, 3, 4, 5)),
+}  # fmt: skip
+CASES |= {
+    f"{op}_{periodic}": net([(op, "n", "w", {"periodic": periodic}), ("Mul", "x w", "y")], (2, 9), {"n": np.array(9)})
+    for op in ("HannWindow", "HammingWindow", "BlackmanWindow") for periodic in (0, 1)
+}  # fmt: skip
+CASES |= {
+    f"grid_{mode}_{padding}_{corners}": net(
+        ("GridSample", "x g", "y", {"mode": mode, "padding_mode": padding, "align_corners": corners}),
+        (2, 3, 5, 6), {"g": w(2, 4, 3, 2)}, 20 if mode in ("linear", "cubic") else 16,
+    )
+    for mode, padding, corners in (
+        ("bilinear", "zeros", 0), ("linear", "border", 1), ("nearest", "zeros", 0), ("cubic", "zeros", 0),
+        ("bicubic", "border", 1), ("linear", "reflection", 0),
+    )
+}  # fmt: skip
+TURNS = {"c": np.cos(w(2, 5, 4)), "s": np.sin(w(2, 5, 4))}
+CASES |= {
+    "rotary": net(("RotaryEmbedding", "x c s", "y"), (2, 3, 5, 8), TURNS, 23),
+    "rotary_pairs": net(("RotaryEmbedding", "x c s", "y", {"interleaved": 1}), (2, 3, 5, 8), TURNS, 23),
+    "rotary_part": net(("RotaryEmbedding", "x c s", "y", {"rotary_embedding_dim": 8}), (2, 3, 5, 12), TURNS, 23),
+    "rotary_flat": net(
+        ("RotaryEmbedding", "x c s p", "y", {"num_heads": 3}), (2, 5, 24),
+        {"c": np.cos(w(9, 4)), "s": np.sin(w(9, 4)), "p": np.array([[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]])}, 23,
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_rule_gives_what_onnxruntime_gives(name: str) -> None:
     nodes, shape, weights, opset, more = CASES[name]

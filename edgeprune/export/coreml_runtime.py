@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeprune.errors import InputError
 from edgeprune.export.apart import Answer
+from edgeprune.lines import first_line
 
 KINDS = ("fp32", "fp16", "w8")
 
@@ -69,9 +70,9 @@ def _is_scaling(operation: Any) -> bool:
 
 
 def _operator(error: NotImplementedError) -> str:
-    """E.g. `special_bessel_j0`, of what coremltools says."""
+    """E.g. `special_bessel_j0`, of what coremltools says; where that names none, the network and what it says."""
     found = re.search(r"op(?: named)?,? '([\w:.]+)'", str(error))
-    return found[1] if found else str(error).splitlines()[0]
+    return found[1] if found else f"the network ({first_line(error).rstrip('.')})"
 
 
 def load(file: Path, threads: int) -> Answer:

@@ -255,3 +255,18 @@ def _one_way(call: Call, x: Tensor, suffix: str, hidden: Tensor, cell: Tensor) -
         hidden = inner(out) * outer(cell)
         steps.append(hidden)
     return torch.stack(steps), hidden, cell
+
+
+@rule("rnn")
+def _rnn(call: Call) -> Sequence[Tensor]:
+    """`x` is `(steps, batch, inputs)`; one way, forward or back."""
+    is_backward, hidden = call.text("direction", "forward") == "reverse", call["initial_h"]
+    x, activation = call["x"], _ACTIVATIONS[call.text("activation", "tanh")]
+    steps = []
+    for step in F.linear(x.flip(0) if is_backward else x, call["weight_ih"], call.maybe("bias")):
+        hidden = activation(step + F.linear(hidden, call["weight_hh"]))
+        steps.append(hidden)
+    outputs = torch.stack(steps)
+    if not call.flag("output_sequence"):
+        return hidden.unsqueeze(0), hidden
+    return outputs.flip(0) if is_backward else outputs, hidden

@@ -116,6 +116,19 @@ def _gather_along_axis(call: Call) -> Tensor:
     return torch.gather(x, axis, torch.where(indices < 0, indices + x.shape[axis], indices))
 
 
+@rule("scatter")
+def _scatter(call: Call) -> Tensor:
+    """Rows of `updates` are added to those of `data` that `indices` name, or take their places."""
+    x, updates, axis = call["data"], call["updates"], call.integers("axis", [0])[0]
+    indices, mode = call["indices"].long().reshape(-1), call.text("mode", "add")
+    indices = torch.where(indices < 0, indices + x.shape[axis], indices)
+    if mode == "add":
+        return x.index_add(axis, indices, updates)
+    if mode == "update":
+        return x.index_copy(axis, indices, updates)
+    raise InputError(f"scatter by {mode} is not known")
+
+
 @rule("tile")
 def _tile(call: Call) -> Tensor:
     return call["x"].repeat(call.integers("reps"))

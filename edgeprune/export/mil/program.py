@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from edgeprune.export.mil.registry import RULES, Call
 from edgeprune.lines import error_line
 
 KNOWN = (layers, movement, pointwise)  # whose import registers their rules
+_LOOP = "while_loop"  # what the steps of a GRU become
 
 
 class MilProgram:
@@ -34,14 +35,13 @@ class MilProgram:
         self._main = program.functions["main"]
         self.inputs = [value.name for value in spec.description.input]
         self.outputs = [value.name for value in spec.description.output]
-        self._operations = [op for op in self._main.operations if op.op_type != "const"]
-        unknown = dict.fromkeys(op.op_type for op in self._operations if op.op_type not in RULES)
+        unknown: dict[str, str] = {}
+        for op in _all_operations(self._main):
+            if op.op_type not in RULES and op.op_type != _LOOP:
+                unknown.setdefault(op.op_type, op.name)
         if unknown:
-            named = ", ".join(f"{kind} ({self._name_of(kind)})" for kind in unknown)
+            named = ", ".join(f"{kind} ({name})" for kind, name in unknown.items())
             raise InputError(f"the check of Core ML programs does not know {named}")
-
-    def _name_of(self, kind: str) -> str:
-        return str(next(op.name for op in self._operations if op.op_type == kind))
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """All outputs for all inputs, in the order of the package's description.
@@ -52,35 +52,74 @@ class MilProgram:
         known: dict[str, Tensor] = {}
         for name, array in zip(self.inputs, inputs, strict=True):
             known[name] = _typed(torch.from_numpy(np.array(array)), self._main.inputs[name])
-        for op in self._operations:
-            for value, tensor in zip(op.outputs, self._results(op, known), strict=True):
-                known[value.name] = _typed(tensor, value)
-        given = {one.name: known[one.name] if one.name in known else _constant(one) for one in self._main.outputs}
+        _run(self._main, known)
+        given = {value.name: _tensor_of(value, known) for value in self._main.outputs}
         return [given[name].numpy() for name in self.outputs]
 
-    def _results(self, op: Any, known: Mapping[str, Tensor]) -> list[Tensor]:
-        given = {name: _given(value, known) for name, value in op.inputs.items()}
-        try:
-            with torch.no_grad():
-                results = RULES[op.op_type](Call(op.op_type, given, len(op.outputs)))
-        except Exception as error:  # what PyTorch makes of shapes, too
-            raise InputError(f"{op.op_type} ({op.name}) cannot be computed: {error_line(error)}") from error
-        return [results] if isinstance(results, Tensor) else list(results)
+
+def _operations(block: Any) -> Iterator[Any]:
+    return (op for op in block.operations if op.op_type != "const")
+
+
+def _all_operations(block: Any) -> Iterator[Any]:
+    """Those of loops within it too."""
+    for op in _operations(block):
+        yield op
+        for inner in op.blocks:
+            yield from _all_operations(inner)
+
+
+def _run(block: Any, known: dict[str, Tensor]) -> None:
+    """Add what each operator of a block gives to what is known, by name."""
+    for op in _operations(block):
+        results = _looped(op, known) if op.op_type == _LOOP else _results(op, known)
+        for value, tensor in zip(op.outputs, results, strict=True):
+            known[value.name] = _typed(tensor, value)
+
+
+def _looped(op: Any, known: Mapping[str, Tensor]) -> list[Tensor]:
+    """The variables of a loop after its last turn; what stands around it is seen in it."""
+    goes_on, body = op.blocks
+    held = [_tensor_of(value, known) for value in op.loop_vars]
+    while True:
+        seen = {**known, **_named(goes_on, held)}
+        _run(goes_on, seen)
+        if not bool(_tensor_of(goes_on.outputs[0], seen)):
+            return held
+        seen = {**known, **_named(body, held)}
+        _run(body, seen)
+        held = [_tensor_of(value, seen) for value in body.outputs]
+
+
+def _named(block: Any, held: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {value.name: _typed(tensor, value) for value, tensor in zip(block.inputs, held, strict=True)}
+
+
+def _results(op: Any, known: Mapping[str, Tensor]) -> list[Tensor]:
+    given = {name: _given(value, known) for name, value in op.inputs.items()}
+    try:
+        with torch.no_grad():
+            results = RULES[op.op_type](Call(op.op_type, given, len(op.outputs)))
+    except Exception as error:  # what PyTorch makes of shapes, too
+        raise InputError(f"{op.op_type} ({op.name}) cannot be computed: {error_line(error)}") from error
+    return [results] if isinstance(results, Tensor) else list(results)
 
 
 def _given(value: Any, known: Mapping[str, Tensor]) -> Any:
     """An operator's input: tensors with floats in 32 bits, words as they are."""
     if isinstance(value, (tuple, list)):
         return tuple(_given(one, known) for one in value)
-    tensor = known[value.name] if value.name in known else _constant(value)
+    tensor = _tensor_of(value, known)
     return tensor.float() if isinstance(tensor, Tensor) and tensor.is_floating_point() else tensor
 
 
-def _constant(value: Any) -> Any:
-    held = value.val
-    if held is None:
+def _tensor_of(value: Any, known: Mapping[str, Tensor]) -> Any:
+    """What was computed before, or a constant: a word where it is one."""
+    if value.name in known:
+        return known[value.name]
+    if value.val is None:
         raise InputError(f"{value.name}: expected a constant or what was computed before")
-    return held if isinstance(held, str) else torch.from_numpy(np.array(held))
+    return value.val if isinstance(value.val, str) else torch.from_numpy(np.array(value.val))
 
 
 def _typed(tensor: Tensor, value: Any) -> Tensor:

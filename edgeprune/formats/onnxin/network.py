@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from edgeprune.errors import InputError
 from edgeprune.formats.onnxin import rules
 from edgeprune.formats.onnxin.call import Call, Value
+from edgeprune.formats.onnxin.choices import chosen_branch
 from edgeprune.formats.onnxin.freeing import BATCH, grown_dims
 from edgeprune.formats.onnxin.known import Known
 from edgeprune.formats.onnxin.nodes import Graph, Node
@@ -39,7 +40,7 @@ class OnnxNetwork(Weights):
         super().__init__(graph.constants, graph.uses)
         self.graph = graph
         self.base: dict[str, tuple[int, ...]] = {}
-        self.steps = self._folded()
+        self.steps = self._folded(graph.nodes)
 
     def run(self, inputs: Sequence[Tensor], record: bool = False) -> Any:
         """What the network gives out; with `record` the shapes are kept as those of the batch that the file states."""
@@ -99,9 +100,19 @@ class OnnxNetwork(Weights):
 
     def _values(self, inputs: Sequence[Tensor]) -> dict[str, Value]:
         values: dict[str, Value] = {given.name: tensor for given, tensor in zip(self.graph.inputs, inputs, strict=True)}
-        for node in self.steps:
-            results = self._results(node, Call(node, self.graph.opset, values, self, self.base))
+        waiting, ran, is_decided = list(reversed(self.steps)), [], False
+        while waiting:
+            node = waiting.pop()
+            call = Call(node, self.graph.opset, values, self, self.base)
+            results = self._results(node, call)
             values.update(zip(node.outputs, results, strict=False))
+            if node.branches:
+                node, chosen = chosen_branch(call)
+                waiting += reversed(self._folded(chosen))
+                is_decided = True
+            ran.append(node)
+        if is_decided:
+            self.steps = ran
         return values
 
     def _results(self, node: Node, call: Call) -> tuple[Value, ...]:
@@ -128,12 +139,12 @@ class OnnxNetwork(Weights):
             found[name] = tensor.clone() if any(tensor is value for value in found.values()) else tensor
         return next(iter(found.values())) if len(found) == 1 else found
 
-    def _folded(self) -> list[Node]:
+    def _folded(self, nodes: Iterable[Node]) -> list[Node]:
         """The operators that are left once those on constants alone have run."""
-        left = []
-        for node in self.graph.nodes:
+        left: list[Node] = []
+        for node in nodes:
             rules.check_known(node)
-            if not self._is_constant(node):
+            if node.branches or not self._is_constant(node):
                 left.append(node)
                 continue
             call = Call(node, self.graph.opset, {}, self, folding=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from edgeprune.lines import error_line, shown
 MIN_OPSET = 9
 _OWN_DOMAINS = {"", "ai.onnx"}
 _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
-_CONTROL = {"If": "a choice between graphs", "Loop": "a loop", "Scan": "a loop", "SequenceMap": "a loop"}
+_LOOPS = {"Loop", "Scan", "SequenceMap"}
 _FLOAT = "compress the float file that it was made from, and quantise what comes out"
 _ATTRIBUTES = {
     onnx.AttributeProto.FLOAT: lambda a: a.f,
@@ -33,18 +33,27 @@ _ATTRIBUTES = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One operator: the names of its inputs and outputs, "" for those left out."""
+    """One operator: the names of its inputs and outputs, "" for those left out; `branches` are those of an If."""
 
     name: str
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
+    branches: Mapping[str, Branch] = field(default_factory=dict)
 
     @property
     def told(self) -> str:
         """As messages name it, e.g. "node '/conv1/Conv' (Conv)"."""
         return f"node {shown(self.name or self.outputs[0])} ({self.op})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """A graph that an If may run; it reads what stands around it, and gives the If's outputs."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,16 +85,37 @@ def graph_of(proto: onnx.ModelProto) -> Graph:
     """
     opset = _opset(proto)
     graph = _without_functions(proto).graph
-    constants = {tensor.name: tensor_of(tensor, f"weight {shown(tensor.name)}") for tensor in graph.initializer}
-    if graph.sparse_initializer:
-        raise InputError("expected dense weights, got sparse ones")
-    nodes, outputs = tuple(map(_node, graph.node)), tuple(value.name for value in graph.output)
-    uses = Counter(outputs)
-    uses.update(name for node in nodes for name in node.inputs)
+    taken = {value.name for value in graph.input} | set(_own_names(graph))
+    constants = _constants(graph, {})
+    nodes, outputs = _Reader(constants, taken).nodes(graph, {}), tuple(value.name for value in graph.output)
     inputs = tuple(_input(value) for value in graph.input if value.name not in constants)
     if not inputs:
         raise InputError("expected a network with an input, got none")
-    return Graph(nodes, inputs, outputs, constants, uses, opset)
+    return Graph(nodes, inputs, outputs, constants, Counter([*outputs, *_read(nodes)]), opset)
+
+
+def _read(nodes: Iterable[Node]) -> Iterator[str]:
+    """What nodes read, as often as they do, in branches too."""
+    for node in nodes:
+        yield from node.inputs
+        for branch in node.branches.values():
+            yield from branch.outputs
+            yield from _read(branch.nodes)
+
+
+def _own_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """The names that a graph gives to values, without those of graphs within it."""
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (name for node in graph.node for name in node.output if name)
+
+
+def _constants(graph: onnx.GraphProto, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    if graph.sparse_initializer:
+        raise InputError("expected dense weights, got sparse ones")
+    return {
+        names.get(tensor.name, tensor.name): tensor_of(tensor, f"weight {shown(tensor.name)}")
+        for tensor in graph.initializer
+    }
 
 
 def _opset(proto: onnx.ModelProto) -> int:
@@ -107,18 +137,63 @@ def _without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise InputError(f"expected functions that can be written out, got {error_line(error)}") from error
 
 
-def _node(node: onnx.NodeProto) -> Node:
-    told = f"node {shown(node.name or (node.output[0] if node.output else ''))} ({node.op_type})"
+class _Reader:
+    """Reads the nodes of a graph and of the branches in it, whose weights it adds to the graph's.
+
+    Branches may give one name to several values: each but the first has another here.
+    """
+
+    def __init__(self, constants: dict[str, torch.Tensor], taken: set[str]) -> None:
+        self.constants, self.taken = constants, taken
+        self._last: Counter[str] = Counter()  # the number that a name was given last
+
+    def nodes(self, graph: onnx.GraphProto, names: Mapping[str, str]) -> tuple[Node, ...]:
+        """All of them, their values by the names that `names` has for them."""
+        return tuple(self._node(node, names) for node in graph.node)
+
+    def _node(self, node: onnx.NodeProto, names: Mapping[str, str]) -> Node:
+        told = f"node {shown(node.name or (node.output[0] if node.output else ''))} ({node.op_type})"
+        _check_taken(node, told)
+        given, out = (tuple(names.get(name, name) for name in side) for side in (node.input, node.output))
+        graphs = {a.name: a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH and node.op_type == "If"}
+        attributes = {a.name: _attribute(a, told) for a in node.attribute if a.name not in graphs}
+        branches = {name: self._branch(graph, names) for name, graph in graphs.items()}
+        if node.op_type == "If":
+            _check_branches(branches, len(given), len(out), told)
+        return Node(node.name, node.op_type, given, out, attributes, branches)
+
+    def _branch(self, graph: onnx.GraphProto, names: Mapping[str, str]) -> Branch:
+        names = {**names, **{name: self._free(name) for name in _own_names(graph)}}
+        self.constants.update(_constants(graph, names))
+        return Branch(self.nodes(graph, names), tuple(names.get(value.name, value.name) for value in graph.output))
+
+    def _free(self, name: str) -> str:
+        free = name
+        while free in self.taken:
+            self._last[name] += 1
+            free = f"{name}_{self._last[name]}"
+        self.taken.add(free)
+        return free
+
+
+def _check_taken(node: onnx.NodeProto, told: str) -> None:
+    """Raise InputError for a node that stands for no operator on floats that always runs."""
     if node.domain not in _OWN_DOMAINS:
         raise InputError(f"{told}: expected an operator of ONNX itself, got one of domain {shown(node.domain)}")
     if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear"):
         raise InputError(f"{told}: expected a float network, got a quantised one; {_FLOAT}")
-    if node.op_type in _CONTROL:
-        raise InputError(f"{told}: expected one graph that always runs, got {_CONTROL[node.op_type]}")
+    if node.op_type in _LOOPS:
+        raise InputError(f"{told}: expected one graph that always runs, got a loop")
     if not node.output:
         raise InputError(f"{told}: expected an operator with an output, got none")
-    attributes = {a.name: _attribute(a, told) for a in node.attribute}
-    return Node(node.name, node.op_type, tuple(node.input), tuple(node.output), attributes)
+
+
+def _check_branches(branches: Mapping[str, Branch], n_inputs: int, n_outputs: int, told: str) -> None:
+    wanted = ("then_branch", "else_branch")
+    if n_inputs != 1 or sorted(branches) != sorted(wanted) or any(
+        len(branch.outputs) != n_outputs for branch in branches.values()
+    ):  # fmt: skip
+        raise InputError(f"{told}: expected a condition and two graphs of {n_outputs} outputs, got others")
 
 
 def _attribute(attribute: onnx.AttributeProto, told: str) -> Any:

@@ -22,11 +22,12 @@ from edgeprune.formats.onnxin.rules import (
     resizing,
     shapes,
     sizes,
+    spectra,
 )
 
 _FAMILIES = (
     attention, contraction, indexing, movement, normalization, pointwise, pooling, recurrent, reduction, resizing,
-    shapes, sizes,
+    shapes, sizes, spectra,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Attention as one operator (opset 23)."""
+"""Attention and rotary positions, each as one operator (opset 23)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,27 @@ def attention(call: Call) -> Tensor:
         mask = mask & places if mask.dtype is torch.bool else mask.masked_fill(~places, -torch.inf)
         causal = False
     found = F.scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale=call.attribute("scale"))
+    return found.transpose(1, 2).flatten(2) if is_flat else found
+
+
+@rule("RotaryEmbedding")
+def rotary(call: Call) -> Tensor:
+    """The first numbers of `(batch, n_heads, length, size)` turned by their places, pair by pair; or of flat heads."""
+    x, is_interleaved = call.tensor(0), bool(call.attribute("interleaved", 0))
+    is_flat = x.dim() == 3
+    if is_flat:
+        x = _headed(x, int(call.attribute("num_heads")))
+    cosines, sines = (call.tensor(position) for position in (1, 2))
+    if call.has(3):
+        places = call.tensor(3)
+        cosines, sines = cosines[places], sines[places]
+    cosines, sines = cosines.unsqueeze(1), sines.unsqueeze(1)
+    n_turned = int(call.attribute("rotary_embedding_dim", 0)) or int(x.shape[-1])
+    turned = x[..., :n_turned]
+    a, b = (turned[..., 0::2], turned[..., 1::2]) if is_interleaved else turned.chunk(2, -1)
+    pair = [a * cosines - b * sines, a * sines + b * cosines]
+    turned = torch.stack(pair, -1).flatten(-2) if is_interleaved else torch.cat(pair, -1)
+    found = torch.cat([turned, x[..., n_turned:]], -1) if n_turned < int(x.shape[-1]) else turned
     return found.transpose(1, 2).flatten(2) if is_flat else found
 
 

@@ -52,6 +52,16 @@ def average_pool(call: Call) -> Tensor:
     return mean if counted else mean / _mean(torch.ones_like(x[:1, :1]), window, ceil)
 
 
+@rule("LpPool")
+def norm_pool(call: Call) -> Tensor:
+    """The p-norm of each window."""
+    x, p = call.tensor(0), call.attribute("p", 2)
+    window, ceil = _window(call, x), bool(call.attribute("ceil_mode", 0))
+    call.refuse_if(set(window.dilations) != {1}, "windows without dilation", list(window.dilations))
+    mean = _mean(x.abs() ** p, window, ceil)
+    return (mean * math.prod(window.kernel)) ** (1 / p)
+
+
 def _mean(x: Tensor, window: Window, ceil: bool) -> Tensor:
     """The mean of each window, padding included."""
     n_dims = len(window.kernel)
@@ -74,3 +84,10 @@ def global_max(call: Call) -> Tensor:
     """The largest of each channel."""
     x = call.tensor(0)
     return x.amax(list(range(2, x.dim())), keepdim=True)
+
+
+@rule("GlobalLpPool")
+def global_norm(call: Call) -> Tensor:
+    """The p-norm of each channel."""
+    x = call.tensor(0)
+    return torch.linalg.vector_norm(x, float(call.attribute("p", 2)), list(range(2, x.dim())), keepdim=True)

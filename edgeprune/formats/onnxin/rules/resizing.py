@@ -1,4 +1,4 @@
-"""Images made larger or smaller."""
+"""Images made larger or smaller, and read at places that are computed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from edgeprune.formats.onnxin.known import is_symbol
 from edgeprune.formats.onnxin.registry import rule
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_SAMPLED = {"linear": "bilinear", "cubic": "bicubic"}  # as opset 20 calls them
 _HALF = {"half_pixel", "pytorch_half_pixel"}
 
 
@@ -167,3 +168,12 @@ def _interpolated(x: Tensor, axes: list[_Axis], mode: str, align: bool) -> Tenso
     sizes = {axis.axis: axis.wanted for axis in axes}
     wanted = [sizes.get(dim, int(x.shape[dim])) for dim in range(2, x.dim())]
     return F.interpolate(x, wanted, mode=mode, align_corners=align)
+
+
+@rule("GridSample")
+def grid_sample(call: Call) -> Tensor:
+    """Images `(batch, channels, height, width)`, or volumes, read at places `(batch, rows, columns, 2)`, -1 to 1."""
+    x, grid = call.tensor(0), call.tensor(1)
+    mode = call.text("mode", "linear")
+    padding, corners = call.text("padding_mode", "zeros"), bool(call.attribute("align_corners", 0))
+    return F.grid_sample(x, grid, _SAMPLED.get(mode, mode), padding, corners)
