@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from edgeprune.export.state import (
 from edgeprune.export.state import metadata as state_metadata
 from edgeprune.files import write_atomically
 from edgeprune.graph.capture import Program
+from edgeprune.graph.copies import copied_module
 from edgeprune.graph.faults import public
 from edgeprune.graph.given import current_program
 from edgeprune.graph.renaming import renamed
@@ -237,7 +237,7 @@ def _without_numbers(program: ExportedProgram) -> ExportedProgram:
     if all(stay or getattr(spec.arg, "value", 0) is None for stay, spec in zip(stays, specs, strict=True)):
         return program
     changed = Program.adopt(program)
-    changed._graph_module = copy.deepcopy(program.graph_module)
+    changed._graph_module = copied_module(program.graph_module)
     output = changed.graph.output_node()
     results: Any = output.args[0]
     output.args = (tuple(compress(results, stays)),)

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.graph.binding import bind
 from edgeprune.graph.call import operator_name
+from edgeprune.graph.copies import copied_module
 
 
 def with_padding_apart(program: ExportedProgram) -> ExportedProgram:
@@ -22,7 +23,7 @@ def with_padding_apart(program: ExportedProgram) -> ExportedProgram:
     if not any(_is_lost(node) for node in program.graph.nodes):
         return program
     changed = copy.copy(program)
-    changed._graph_module = copy.deepcopy(program.graph_module)
+    changed._graph_module = copied_module(program.graph_module)
     for node in list(changed.graph.nodes):
         if _is_lost(node):
             lowest = torch.finfo(node.meta["val"].dtype).min

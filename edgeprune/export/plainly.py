@@ -7,7 +7,6 @@ their place here, and the graph is what tracing gives; one that holds anything e
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.graph.capture import Program
 from edgeprune.graph.composites import all_composites
+from edgeprune.graph.copies import copied_module
 from edgeprune.graph.lift import suppressing_guards
 from edgeprune.graph.writes import functional, out_of_place
 
@@ -43,7 +43,7 @@ def _plain(program: ExportedProgram, table: Mapping[Any, Any]) -> ExportedProgra
     if functional(program) is not program:
         return None
     changed = Program.adopt(program)
-    changed._graph_module = copy.deepcopy(program.graph_module)
+    changed._graph_module = copied_module(program.graph_module)
     for own, copied in zip(program.graph.nodes, changed.graph.nodes, strict=True):
         copied.name = own.name  # a copy renames what is called as a builtin of Python, an input among it
     try:

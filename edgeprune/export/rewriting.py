@@ -9,6 +9,8 @@ from typing import Any
 from torch import fx
 from torch.export import ExportedProgram
 
+from edgeprune.graph.copies import copied_module
+
 
 def with_replaced(
     program: ExportedProgram, is_meant: Callable[[fx.Node], bool], made: Callable[[fx.Graph, fx.Node], fx.Node]
@@ -23,7 +25,7 @@ def with_replaced(
     if not any(map(is_meant, program.graph.nodes)):
         return program
     changed = copy.copy(program)
-    changed._graph_module = copy.deepcopy(program.graph_module)
+    changed._graph_module = copied_module(program.graph_module)
     changed._graph_signature = copy.deepcopy(program.graph_signature)
     for node in list(filter(is_meant, changed.graph.nodes)):
         with changed.graph.inserting_before(node):

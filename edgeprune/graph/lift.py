@@ -8,7 +8,6 @@ as an exported program has them, and the sizes of its values.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +28,8 @@ from torch.export.graph_signature import (
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
+from edgeprune.graph.copies import copied_graph
+
 _PREFIX = {InputKind.PARAMETER: "p_", InputKind.BUFFER: "b_", InputKind.CONSTANT_TENSOR: "c_"}
 InputSizes = Mapping[str, Sequence[int | torch.SymInt]]
 _PLAIN_INPUTS = {InputKind.USER_INPUT, *_PREFIX}
@@ -43,7 +44,7 @@ class Unlifted(nn.Module):
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
-        self.graph = copy.deepcopy(program.graph)
+        self.graph = copied_graph(program.graph)
         tensors = {**program.constants, **program.state_dict}
         placeholders = self.graph.find_nodes(op="placeholder")
         for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
@@ -118,7 +119,7 @@ def lifted(
 
 def _own_graph(module: fx.GraphModule | Unlifted) -> fx.Graph:
     """The module's graph, to be changed: a copy where the module is used on."""
-    graph = module.graph if isinstance(module, Unlifted) else copy.deepcopy(module.graph)
+    graph = module.graph if isinstance(module, Unlifted) else copied_graph(module.graph)
     graph.eliminate_dead_code()
     for node in graph.nodes:
         node.meta.pop("follows_train", None)  # a module's own note

@@ -8,7 +8,6 @@ operator it only reorders them, and every channel can go by itself.
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.graph import binding
 from edgeprune.graph.capture import Program
+from edgeprune.graph.copies import copied_module
 from edgeprune.graph.known import with_known_operators
 from edgeprune.graph.labels import pack, reshape_labels, spread
 from edgeprune.graph.sizes import size_hint
@@ -78,7 +78,7 @@ def without_dead_nodes(program: ExportedProgram) -> ExportedProgram:
     if all(node in alive or node.target is operator.getitem for node in program.graph.nodes):
         return program  # a part of a result that is not read locks nothing
     changed = Program.adopt(program)
-    changed._graph_module = copy.deepcopy(program.graph_module)
+    changed._graph_module = copied_module(program.graph_module)
     changed.graph.eliminate_dead_code()
     return changed
 
@@ -88,7 +88,7 @@ def with_shuffles(program: ExportedProgram) -> ExportedProgram:
     if not any(_shuffle_at(node) for node in program.graph.nodes):
         return program
     changed = Program.adopt(program)
-    changed._graph_module = copy.deepcopy(program.graph_module)
+    changed._graph_module = copied_module(program.graph_module)
     graph = changed.graph
     for node in list(graph.nodes):
         found = _shuffle_at(node)

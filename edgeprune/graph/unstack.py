@@ -5,7 +5,6 @@ In one call all layers share their hidden size: a unit would have to go from all
 
 from __future__ import annotations
 
-import copy
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from edgeprune.graph.capture import Program
+from edgeprune.graph.copies import copied_module
 
 _aten = torch.ops.aten
 STACKS = {_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input}
@@ -25,7 +25,7 @@ def with_single_layers(program: ExportedProgram) -> ExportedProgram:
     if not any(_depth(node) > 1 for node in program.graph.nodes):
         return program
     changed = Program.adopt(program)
-    changed._graph_module = copy.deepcopy(program.graph_module)
+    changed._graph_module = copied_module(program.graph_module)
     for node in list(changed.graph.nodes):
         if _depth(node) > 1:
             _unstack(changed.graph, node)

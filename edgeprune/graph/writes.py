@@ -6,7 +6,6 @@ computed in the graph's order. The others become functional: a write into slices
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from edgeprune.graph.capture import Program
+from edgeprune.graph.copies import copied_module
 from edgeprune.graph.decompose import decomposed
 from edgeprune.graph.memory import Memory, is_in_place, is_view
 
@@ -37,7 +37,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     if not _to_rewrite(program):
         return program
     changed = Program.adopt(program)
-    changed._graph_module = copy.deepcopy(program.graph_module)
+    changed._graph_module = copied_module(program.graph_module)
     to_rewrite = _to_rewrite(changed)
     memory = Memory(changed)
     for node in list(changed.graph.nodes):
