@@ -336,6 +336,7 @@ def _from_onnx(file: OnnxFile, request: _Request) -> tuple[Program, ModelInfo]:
     named = request.inputs or request.data_inputs
     program = program_of(file, request.input_shape, request.data_shape, named, request.dynamic_size, request.dynamic)
     check_names(program)
+    request.notes.extend(file.notes())
     return program, info
 
 

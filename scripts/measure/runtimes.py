@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,17 @@ class _Written:
     size: float
 
 
-def compare(name: str, runtimes: Sequence[str] = RUNTIMES, with_latency: bool = True) -> Iterator[Record]:
+def compare(
+    name: str,
+    runtimes: Sequence[str] = RUNTIMES,
+    with_latency: bool = True,
+    keep: Path | None = None,
+    known: Mapping[str, Cell] | None = None,
+) -> Iterator[Record]:
     """One network by each runtime: both files with their errors, or why not; and the ratio of their times.
 
-    The record comes again after each runtime, with the cells until then.
+    The record comes again after each runtime, with the cells until then. Files stay in the folder `keep`, and those of
+    `known` cells are not written again where they are there.
     """
     torch.set_num_threads(1)
     model, inputs = built(name)
@@ -58,16 +66,20 @@ def compare(name: str, runtimes: Sequence[str] = RUNTIMES, with_latency: bool = 
     slim = cut(program, plan(program, analyze(program), keep_macs=KEEP_MACS))
     shapes = [[1, *spec.example[1:]] for spec in input_specs(program)]
     record: Record = {"name": name, "inputs": shapes, "macs": [macs(program), macs(slim)], "cells": {}}
-    with tempfile.TemporaryDirectory() as folder:
+    with _folder(name, keep) as folder:
         written = [_written(one, Path(folder) / kind) for one, kind in zip((program, slim), KINDS, strict=True)]
         for runtime in runtimes:
-            cell = _cell(runtime, written, with_latency)
+            cell = _cell(runtime, written, with_latency, (known or {}).get(runtime))
             record = {**record, "cells": {**record["cells"], runtime: cell}}
             yield record
 
 
+def _folder(name: str, keep: Path | None) -> AbstractContextManager[str]:
+    return tempfile.TemporaryDirectory() if keep is None else nullcontext(str(keep / name))
+
+
 def _written(program: Program, folder: Path) -> _Written:
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     specs = input_specs(program)
     info = ModelInfo(tuple(specs[0].example[1:]))
     save_program(folder / "net.pt2", program, info)
@@ -79,7 +91,7 @@ def _written(program: Program, folder: Path) -> _Written:
     return _Written(material, next(file for file in files if file.path.endswith("net.onnx")), size)
 
 
-def _cell(name: str, written: Sequence[_Written], with_latency: bool) -> Cell:
+def _cell(name: str, written: Sequence[_Written], with_latency: bool, known: Cell | None) -> Cell:
     """Both networks' files, and the time of the slim one over the dense one's, run by run in turn."""
     target = None if name == "onnx" else targets_of([name])[0]
     if target is not None:
@@ -87,10 +99,20 @@ def _cell(name: str, written: Sequence[_Written], with_latency: bool) -> Cell:
             target.check_installed()
         except InputError as error:
             return {"missing": str(error)}
-    cell: Cell = {kind: _files(target, one) for kind, one in zip(KINDS, written, strict=True)}
+    cell: Cell
+    if known and "missing" not in known and all(_file(target, one).exists() for one in written):
+        cell = known
+    else:
+        cell = {kind: _files(target, one) for kind, one in zip(KINDS, written, strict=True)}
     if with_latency and not refused(cell):
-        cell |= _times(target, written)
+        cell = {**cell, **_times(target, written)}
     return cell
+
+
+def _file(target: Target | None, one: _Written) -> Path:
+    """The first that a runtime has of a network."""
+    material = one.material
+    return material.network if target is None else material.folder / target.files(material.name)[0]
 
 
 def _files(target: Target | None, one: _Written) -> Cell:
@@ -128,7 +150,7 @@ class _Said(Silent):
 
 def _times(target: Target | None, written: Sequence[_Written]) -> Cell:
     runtime: Runtime | None = ONNXRUNTIME if target is None else target.runtime
-    runners = [None if runtime is None else _runner(runtime, target, one.material) for one in written]
+    runners = [None if runtime is None else _runner(runtime, _file(target, one), one.material) for one in written]
     if None in runners:
         return {"untimed": "does not run on this machine"}
     medians = np.median(measure_runners(runners, max_seconds=_SECONDS), axis=0)  # type: ignore[arg-type]
@@ -136,8 +158,6 @@ def _times(target: Target | None, written: Sequence[_Written]) -> Cell:
     return {"dense_ms": dense_ms, "slim_ms": slim_ms, "ratio": round(float(medians[1] / medians[0]), 3)}
 
 
-def _runner(runtime: Runtime, target: Target | None, material: Material) -> Any:
+def _runner(runtime: Runtime, file: Path, material: Material) -> Any:
     samples = material.samples(1)
-    given = Inputs(samples.file, samples.program, samples.full)
-    file = material.network if target is None else material.folder / target.files(material.name)[0]
-    return runtime.runner(file, given)
+    return runtime.runner(file, Inputs(samples.file, samples.program, samples.full))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import InputError
+from edgeprune.formats.onnxin.batchdims import as_in_file
 from edgeprune.formats.onnxin.beneath import file_beneath, graph_beneath, is_faint
 from edgeprune.formats.onnxin.network import network_of
 from edgeprune.formats.onnxin.nodes import Graph
@@ -101,17 +102,27 @@ def _expected(
     runs = []
     for start in range(0, n_rows, step):
         feed = {
-            given.name: x[start : start + step].numpy() if x.dim() else x.numpy()
+            given.name: np.ascontiguousarray(as_in_file(x[start : start + step] if x.dim() else x, given.batch_dim))
             for given, x in zip(graph.inputs, inputs, strict=True)
         }
         try:
-            runs.append([np.asarray(output) for output in session.run(list(graph.outputs), feed)])
+            runs.append(
+                [
+                    _batch_first(graph, *found)
+                    for found in zip(graph.outputs, session.run(list(graph.outputs), feed), strict=True)
+                ]
+            )
         except Exception as error:
             raise InputError(f"onnxruntime cannot run it: {one_line(first_line(error), 200)}") from error
     if len(runs) == 1:
         return runs[0]
     outputs = zip(graph.outputs, zip(*runs, strict=True), own, strict=True)
     return [_rows(name, parts, tuple(output.shape)) for name, parts, output in outputs]
+
+
+def _batch_first(graph: Graph, name: str, output: Any) -> np.ndarray:
+    array = np.asarray(output)
+    return np.moveaxis(array, graph.batch_dims[name], 0) if name in graph.batch_dims else array
 
 
 def _rows(name: str, parts: Sequence[np.ndarray], own: tuple[int, ...]) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgeprune.errors import InputError
 from edgeprune.formats.onnxin import rules
+from edgeprune.formats.onnxin.batchdims import as_in_file, batch_first
 from edgeprune.formats.onnxin.call import Call, Value
 from edgeprune.formats.onnxin.choices import chosen_branch
 from edgeprune.formats.onnxin.freeing import BATCH, grown_dims
@@ -99,7 +100,10 @@ class OnnxNetwork(Weights):
         return bool(grown_dims(value.shape, base))
 
     def _values(self, inputs: Sequence[Tensor]) -> dict[str, Value]:
-        values: dict[str, Value] = {given.name: tensor for given, tensor in zip(self.graph.inputs, inputs, strict=True)}
+        values: dict[str, Value] = {
+            given.name: as_in_file(tensor, given.batch_dim)
+            for given, tensor in zip(self.graph.inputs, inputs, strict=True)
+        }
         waiting, ran, is_decided = list(reversed(self.steps)), [], False
         while waiting:
             node = waiting.pop()
@@ -136,6 +140,7 @@ class OnnxNetwork(Weights):
                     raise InputError(f"output {name!r}: expected one that an operator gives, got none")
                 value = self.held(name, "", lambda constant=constant: constant, False, name)  # type: ignore[misc]
             tensor = value.tensor() if isinstance(value, Known) else value
+            tensor = batch_first(tensor, self.graph.batch_dims.get(name, 0))
             found[name] = tensor.clone() if any(tensor is value for value in found.values()) else tensor
         return next(iter(found.values())) if len(found) == 1 else found
 

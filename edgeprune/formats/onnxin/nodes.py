@@ -13,6 +13,7 @@ import torch
 from onnx import inliner, numpy_helper
 
 from edgeprune.errors import InputError
+from edgeprune.formats.onnxin.batchdims import batch_dims
 from edgeprune.lines import error_line, shown
 
 MIN_OPSET = 9
@@ -58,16 +59,20 @@ class Branch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Input:
-    """An input: its sizes, None where they are free."""
+    """An input: its sizes, the batch first, None where they are free; in the file the batch is dim `batch_dim`."""
 
     name: str
     dtype: torch.dtype
     sizes: tuple[int | None, ...]
+    batch_dim: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """A network's operators in the order in which they run; `uses` is how often each value is read."""
+    """A network's operators in the order in which they run; `uses` is how often each value is read.
+
+    `batch_dims` are those of inputs and outputs whose batch is not their first size.
+    """
 
     nodes: tuple[Node, ...]
     inputs: tuple[Input, ...]
@@ -75,6 +80,7 @@ class Graph:
     constants: Mapping[str, torch.Tensor]
     uses: Mapping[str, int]
     opset: int
+    batch_dims: Mapping[str, int] = field(default_factory=dict)
 
 
 def graph_of(proto: onnx.ModelProto) -> Graph:
@@ -88,10 +94,12 @@ def graph_of(proto: onnx.ModelProto) -> Graph:
     taken = {value.name for value in graph.input} | set(_own_names(graph))
     constants = _constants(graph, {})
     nodes, outputs = _Reader(constants, taken).nodes(graph, {}), tuple(value.name for value in graph.output)
-    inputs = tuple(_input(value) for value in graph.input if value.name not in constants)
-    if not inputs:
+    given = [value for value in graph.input if value.name not in constants]
+    if not given:
         raise InputError("expected a network with an input, got none")
-    return Graph(nodes, inputs, outputs, constants, Counter([*outputs, *_read(nodes)]), opset)
+    dims = batch_dims(given, graph.output)
+    inputs = tuple(_input(value, dims.get(value.name, 0)) for value in given)
+    return Graph(nodes, inputs, outputs, constants, Counter([*outputs, *_read(nodes)]), opset, dims)
 
 
 def _read(nodes: Iterable[Node]) -> Iterator[str]:
@@ -223,12 +231,14 @@ def torch_dtype(code: int, where: str) -> torch.dtype:
         raise InputError(f"{where}: expected a type that PyTorch has, got ONNX type {code}") from error
 
 
-def _input(value: onnx.ValueInfoProto) -> Input:
+def _input(value: onnx.ValueInfoProto, batch_dim: int) -> Input:
     where = f"input {shown(value.name)}"
     if not value.type.HasField("tensor_type"):
         raise InputError(f"{where}: expected a tensor, got a sequence, a map or an optional value")
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         raise InputError(f"{where}: expected an input whose number of dims is stated, got none")
-    sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
-    return Input(value.name, torch_dtype(kind.elem_type, where), sizes)
+    sizes = [dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim]
+    if batch_dim:
+        sizes.insert(0, sizes.pop(batch_dim))
+    return Input(value.name, torch_dtype(kind.elem_type, where), tuple(sizes), batch_dim)

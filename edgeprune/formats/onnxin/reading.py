@@ -14,6 +14,7 @@ from torch import Tensor
 from edgeprune.data.capturing import capture_named
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.formats.onnx.file import check_external, parse_onnx
+from edgeprune.formats.onnxin.batchdims import notes
 from edgeprune.formats.onnxin.check import check_equal
 from edgeprune.formats.onnxin.network import OnnxNetwork, argument_names, network_of
 from edgeprune.formats.onnxin.nodes import Graph, graph_of
@@ -38,6 +39,10 @@ class OnnxFile:
     path: Path
     graph: Graph
     size_bytes: int
+
+    def notes(self) -> list[str]:
+        """What is told of it."""
+        return notes(self.graph.batch_dims, [given.name for given in self.graph.inputs])
 
 
 def is_onnx(path: Path, data: bytes) -> bool:

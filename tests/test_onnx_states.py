@@ -1,0 +1,95 @@
+"""ONNX files of networks that take a recurrent state, whose batch is its second size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx_nets import judged, model, written
+from torch import Tensor, nn
+
+import edgeprune
+from edgeprune.errors import InputError
+from edgeprune.formats.load import load
+
+NAMES = ("x", "h", "c")
+OUTPUTS = ("scores", "h_out", "c_out")
+
+
+class Streaming(nn.Module):
+    """An LSTM of two layers that goes on where it stopped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, (h, c) = self.lstm(x, (h, c))
+        return self.head(y[:, -1]), h, c
+
+
+def exported(path: Path, free: bool, new: bool = False) -> tuple[nn.Module, Path]:
+    torch.manual_seed(0)
+    net, n = Streaming().eval(), 3 if free else 1
+    inputs = torch.randn(n, 5, 6), torch.randn(2, n, 8), torch.randn(2, n, 8)
+    if new:
+        dims = ({0: torch.export.Dim("n")}, {1: torch.export.Dim("n")}, {1: torch.export.Dim("n")}) if free else None
+        torch.onnx.export(
+            net, inputs, path, dynamo=True, verbose=False, dynamic_shapes=dims, input_names=NAMES, output_names=OUTPUTS
+        )
+    else:
+        axes: Any = {name: {0 if name in ("x", "scores") else 1: "n"} for name in NAMES + OUTPUTS} if free else None
+        torch.onnx.export(
+            net, inputs, path, dynamo=False, dynamic_axes=axes, input_names=list(NAMES), output_names=list(OUTPUTS)
+        )
+    return net, path
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("free", [True, False])
+def test_a_state_is_taken_with_its_batch_first(tmp_path: Path, free: bool, new: bool) -> None:
+    net, path = exported(tmp_path / "net.onnx", free, new)
+    model = load(path)
+    assert model.notes == (
+        "the batch of h (dim 1), c (dim 1) in the file is the first size here and in what is exported, and so is that "
+        "of the output h_out, c_out",
+    )
+    x, h, c = torch.randn(4, 5, 6), torch.randn(4, 2, 8), torch.randn(4, 2, 8)
+    got = model.program.module()(x, h, c)
+    scores, h_out, c_out = net(x, h.movedim(0, 1), c.movedim(0, 1))
+    torch.testing.assert_close(got["scores"], scores)
+    torch.testing.assert_close(got["h_out"], h_out.movedim(1, 0))
+    torch.testing.assert_close(got["c_out"], c_out.movedim(1, 0))
+
+
+def test_a_state_is_narrowed(tmp_path: Path) -> None:
+    """What goes out and comes back in the next run loses the units that the layers lose."""
+    _, path = exported(tmp_path / "net.onnx", True)
+    program = load(path).program
+    graph = edgeprune.analyze(program, state={"h": "h_out", "c": "c_out"})
+    plan = edgeprune.plan(program, graph, keep_macs=0.5)
+    slim = edgeprune.cut(program, plan, graph)
+    assert edgeprune.prove(program, slim, plan) < 1e-6
+    taken = [tuple(node.meta["val"].shape[1:]) for node in slim.graph.nodes if node.name in NAMES]
+    assert taken[0] == (5, 6)
+    assert taken[1] == taken[2]
+    assert taken[1][-1] < 8
+
+
+def test_inputs_that_share_no_batch_are_refused(tmp_path: Path) -> None:
+    nodes = [("ReduceSum", "s", "m", {"keepdims": 0}), ("Add", "x m", "y")]
+    onnx.save(model(nodes, {"x": ("n", 4), "s": (2, 5)}), tmp_path / "net.onnx")
+    with pytest.raises(InputError, match="expected inputs of one batch, which is their first size, got x"):
+        load(tmp_path / "net.onnx")
+
+
+def test_a_batch_in_the_middle_of_what_is_no_state(tmp_path: Path) -> None:
+    nodes = [("Transpose", "s", "t", {"perm": [1, 0, 2]}), ("MatMul", "x t", "y")]
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": ("n", 3, 4), "s": (4, "n", 5)}))
+    x, s = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((2, 3, 4), (4, 2, 5)))
+    got = load(path).program.module()(torch.from_numpy(x), torch.from_numpy(np.moveaxis(s, 1, 0).copy()))
+    np.testing.assert_allclose(got.numpy(), judged(path, [x, s])[0], rtol=1e-4, atol=1e-6)
