@@ -210,6 +210,21 @@ def test_a_name_that_says_no_input_is_refused(place: Path, asked: str, fragment:
         compress(request(place, always_keep=asked))
 
 
-def test_a_price_is_of_one_input(place: Path) -> None:
-    with pytest.raises(InputError, match="--feature-price: expected a network with one input whose features can be"):
-        compress(request(place, feature_price="2"))
+def test_prices_are_of_any_input(place: Path) -> None:
+    """What costs much goes, by whatever input it comes."""
+    n_kept = {}
+    for dear in NAMES:
+        (place / "prices.json").write_text(json.dumps({f"{dear}.{name}": 50 for name in NAMES[dear]}))
+        _, run = compress(
+            request(place, feature_price=str(place / "prices.json"), input_features="auto", keep_macs=0.6)
+        )
+        left = {one.input: len(one.features.keep) for one in run.inputs}
+        n_kept[dear] = {name: left.get(name, len(own)) for name, own in NAMES.items()}
+    assert n_kept["series"]["series"] < n_kept["table"]["series"]
+    assert n_kept["table"]["table"] < n_kept["series"]["table"]
+
+
+def test_a_price_of_what_no_input_has_is_refused(place: Path) -> None:
+    (place / "prices.json").write_text('{"2": 5}')
+    with pytest.raises(InputError, match=r"prices.json: no input feature '2': expected one of 'series.gyroscope'"):
+        compress(request(place, feature_price=str(place / "prices.json")))

@@ -22,6 +22,7 @@ from edgeprune.graph.groups import ChannelGraph
 from edgeprune.progress import Silent
 from edgeprune.pruning.dead_units import plan_dead
 from edgeprune.pruning.feature_prices import feature_prices
+from edgeprune.pruning.feature_rules import RuledFeatures
 from edgeprune.pruning.planner import make_plan
 from edgeprune.records import DataSource
 from edgeprune.search.candidate import Budgets, Manner
@@ -193,23 +194,25 @@ def test_a_network_that_is_all_locked_is_refused(data: DataSource) -> None:
         trained(nn.Linear(8, 4), data, keep_macs=0.5, input_features="off")
 
 
-def test_prices_need_one_input_whose_features_can_go() -> None:
-    with pytest.raises(InputError, match="--feature-price: expected a network with one input whose features"):
+def test_prices_need_inputs_whose_features_can_go() -> None:
+    with pytest.raises(InputError, match="--feature-price: expected a network with inputs whose features can be"):
         trained(Stages(), open_data("digits"), keep_macs=0.5, feature_price="4")
 
 
 # -- prices ------------------------------------------------------------------------------------------------------------
 
+FEATURES = RuledFeatures(8, tuple(NAMES), 8)
+
 
 def test_prices_by_name_number_range_and_group(tmp_path: Path) -> None:
     rules = FeatureRules((), ((0, 1, 2), (3, 4, 5)), ("accelerometer", "gyroscope"))
-    assert feature_prices("4", rules, NAMES, 8) == (4.0,) * 8
+    assert feature_prices("4", rules, FEATURES) == (4.0,) * 8
     path = tmp_path / "prices.json"
     path.write_text('{"accelerometer": 3, "gx": 0.5, "4-5": 2e1, "7": 9}')
-    assert feature_prices(str(path), rules, NAMES, 8) == (3, 3, 3, 0.5, 20, 20, 1, 9)
+    assert feature_prices(str(path), rules, FEATURES) == (3, 3, 3, 0.5, 20, 20, 1, 9)
     path = tmp_path / "prices.CSV"
     path.write_text('\ufeffsensor,price\n"accelerometer", 3\n\nload,9\n', encoding="utf-8")
-    assert feature_prices(str(path), rules, NAMES, 8) == (3, 3, 3, 1, 1, 1, 1, 9)
+    assert feature_prices(str(path), rules, FEATURES) == (3, 3, 3, 1, 1, 1, 1, 9)
 
 
 @pytest.mark.parametrize(
@@ -238,14 +241,14 @@ def test_prices_that_make_no_sense_are_refused(tmp_path: Path, name: str, text: 
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=message) as caught:
-        feature_prices(str(path), FeatureRules(), NAMES, 8)
+        feature_prices(str(path), FeatureRules(), FEATURES)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["-4", "0", "nan", "inf", "four"])
 def test_a_price_is_a_number_above_0(text: str) -> None:
     with pytest.raises(InputError, match="--feature-price: expected a"):
-        feature_prices(text, FeatureRules(), NAMES, 8)
+        feature_prices(text, FeatureRules(), FEATURES)
 
 
 def test_a_plan_removes_the_dearer_of_two_equal_features() -> None:

@@ -10,7 +10,7 @@ from edgeprune.errors import InputError
 from edgeprune.graph.groups import ChannelGraph
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.pruning.feature_prices import priced
-from edgeprune.pruning.feature_rules import feature_rules, qualified, ruled_grids
+from edgeprune.pruning.feature_rules import feature_rules, ruled_features
 from edgeprune.records import DataSource, Model
 from edgeprune.requests import CompressRequest
 from edgeprune.search.candidate import Budgets
@@ -28,16 +28,11 @@ def asked_rules(request: CompressRequest, model: Model, data: DataSource | None)
     if not asked:
         return None
     _check_choice(request, asked)
-    sizes = {name: len(grid) for name, grid in ruled_grids(model.program, asked).items()}
     by_input = dict(model.info.input_feature_names or (data.input_feature_names if data else ()))
-    if len(sizes) > 1:
-        rules = feature_rules(request.always_keep, request.feature_groups, qualified(sizes, by_input), 0)
-        return priced(request.feature_price, rules, model.program)
-    [(name, n_features)] = sizes.items()
-    names = by_input.get(name) or model.info.feature_names or (data.feature_names if data else ())
-    fitting = names if len(names) == n_features else ()
-    rules = feature_rules(request.always_keep, request.feature_groups, fitting, n_features)
-    return priced(request.feature_price, rules, model.program, fitting)
+    alone = model.info.feature_names or (data.feature_names if data else ())
+    features = ruled_features(model.program, asked, by_input, alone)
+    rules = feature_rules(request.always_keep, request.feature_groups, features.names, features.n_numbered)
+    return priced(request.feature_price, rules, features)
 
 
 def counted_along(

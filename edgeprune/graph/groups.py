@@ -117,7 +117,8 @@ class LockedUnits:
 class ChannelGraph:
     """The result of the analysis of a program; depends on its graph alone, not on its weights.
 
-    `feature_prices` `(n_features,)` are those of the rules: how much dearer a feature is than its arithmetic.
+    `feature_prices` `(n_features,)` are those of the rules, one input after the other: how much dearer a feature is
+    than its arithmetic.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -163,9 +164,9 @@ class ChannelGraph:
         """For each group `(n_units,)` what the prices are multiplied with; the mean of features that go as one."""
         factors = np.ones(len(self.analysis.solver.canonical))
         if self.feature_prices:
-            [grid] = feature_grids(self.analysis).values()
-            read = grid.units >= 0
-            units, prices = grid.units[read], np.array(self.feature_prices)[read]
+            grids = feature_grids(self.analysis).values()
+            units = np.concatenate([grid.units for grid in grids])
+            units, prices = units[units >= 0], np.array(self.feature_prices)[units >= 0]
             counts = np.bincount(units, minlength=len(factors))
             factors = np.where(counts > 0, np.bincount(units, prices, len(factors)) / counts.clip(min=1), 1.0)
         return [factors[group.units] for group in self.groups]

@@ -133,8 +133,7 @@ def apply_rules(analysis: Analysis, rules: FeatureRules) -> None:
     """Unite the features that come together, and lock those that are always kept.
 
     Raises:
-        InputError: a rule names a feature that the inputs do not have, or the network has no such input, or several
-            where there are prices.
+        InputError: a rule names a feature that the inputs do not have, or the network has no such input.
     """
     if not rules.always_keep and not rules.together and not rules.prices:
         return
@@ -162,11 +161,9 @@ def _unite(analysis: Analysis, one: torch.Tensor, other: torch.Tensor, reason: R
 def _ruled_features(analysis: Analysis, rules: FeatureRules) -> list[torch.Tensor]:
     """The labels of each feature's elements, one input after the other, which has all that the rules name."""
     grids = list(feature_grids(analysis).values())
-    if not grids or (rules.prices and len(grids) > 1):
-        n_inputs = "one input" if rules.prices else "inputs"
+    if not grids:
         raise InputError(
-            f"rules for input features: expected a network with {n_inputs} whose features can be removed, "
-            f"got {len(grids) or 'none'}"
+            "rules for input features: expected a network with inputs whose features can be removed, got none"
         )
     features = [own for grid in grids for own in torch.from_numpy(analysis.solver.canonical[grid.elements])]
     if rules.prices and len(rules.prices) != len(features):

@@ -4,51 +4,48 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from torch.export import ExportedProgram
-
 from edgeprune.errors import InputError
 from edgeprune.lines import shown
-from edgeprune.pruning.feature_rules import named_features, ruled_grid
+from edgeprune.pruning.feature_rules import RuledFeatures, named_features
 from edgeprune.reading import read_file, read_json
 from edgeprune.settings import FeatureRules
 
 _OPTION = "--feature-price"
 
 
-def priced(text: str | None, rules: FeatureRules, program: ExportedProgram, names: Sequence[str] = ()) -> FeatureRules:
+def priced(text: str | None, rules: FeatureRules, features: RuledFeatures) -> FeatureRules:
     """The rules with the prices of the network's features; without a text the rules as they are.
 
     Raises:
-        InputError: as `feature_prices`, or the network has not one input whose features can be removed.
+        InputError: as `feature_prices`, or the network has no features that can be removed.
     """
     if text is None:
         return rules
-    grid = ruled_grid(program, _OPTION)
-    if not (grid.units > 0).any():
-        raise InputError(f"{_OPTION}: expected a network with one input whose features can be removed, got none")
-    return replace(rules, prices=feature_prices(text, rules, names if len(names) == len(grid) else (), len(grid)))
+    if not features.may_go:
+        raise InputError(f"{_OPTION}: expected a network with inputs whose features can be removed, got none")
+    return replace(rules, prices=feature_prices(text, rules, features))
 
 
-def feature_prices(text: str, rules: FeatureRules, names: Sequence[str], n_features: int) -> tuple[float, ...]:
+def feature_prices(text: str, rules: FeatureRules, features: RuledFeatures) -> tuple[float, ...]:
     """How many times dearer each feature is than its arithmetic, `(n_features,)`; 1 where nothing is said.
 
     Args:
         text: a number for all, or a file: an object of prices as .json, or lines of a name and a price as .csv. A name
             is that of a feature or a group of the rules, a number from 0 or a range such as `3-7`.
         rules: the groups that come together, and their names.
-        names: those of all features, or none.
-        n_features: how many features the input has.
+        features: of the network's inputs.
 
     Raises:
         InputError: a price that is no number above 0, a feature that does not exist or has two prices, or a file that
             is no such list.
     """
+    names = features.names
     try:
-        return (_price(float(text), _OPTION),) * n_features
+        return (_price(float(text), _OPTION),) * features.n_features
     except ValueError:
         pass
     path, groups = Path(text), dict(zip(rules.names, rules.together, strict=False))
@@ -62,14 +59,14 @@ def feature_prices(text: str, rules: FeatureRules, names: Sequence[str], n_featu
     for name, price in _of_csv(path, known) if path.suffix.lower() == ".csv" else _of_json(path):
         where = f"{path}: {shown(name)}"
         is_group = name in groups and name not in names
-        members = groups[name] if is_group else named_features(name, names, n_features, path)
+        members = groups[name] if is_group else named_features(name, names, features.n_numbered, path)
         for index in members:
             if index in prices:
                 raise InputError(f"{where}: expected one price for each feature, got a second one for {index}")
             prices[index] = _price(price, where)
     if not prices:
         raise InputError(f"{path}: expected a feature and its price at least, got none")
-    return tuple(prices.get(index, 1.0) for index in range(n_features))
+    return tuple(prices.get(index, 1.0) for index in range(features.n_features))
 
 
 def _of_json(path: Path) -> list[tuple[str, object]]:

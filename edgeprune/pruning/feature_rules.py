@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch.export import ExportedProgram
 
 from edgeprune.errors import InputError
 from edgeprune.graph.groups import analyze
-from edgeprune.graph.inputs import FeatureGrid, feature_grids
+from edgeprune.graph.inputs import feature_grids
 from edgeprune.lines import one_line, shown
 from edgeprune.reading import read_json
 from edgeprune.records import ModelInfo
@@ -48,8 +49,29 @@ def feature_rules(
     return FeatureRules(kept, *_read_groups(Path(groups_file), names, n_features))
 
 
-def ruled_grids(program: ExportedProgram, asked: str) -> dict[str, FeatureGrid]:
-    """The features of every input that has some, by input; `asked` names the options that rules are given by.
+@dataclass(frozen=True, slots=True)
+class RuledFeatures:
+    """The features that rules are for, one input after the other: how many, and their names, where they have some.
+
+    `n_numbered` are those that a number says, 0 of several inputs; `may_go` says whether any of them can be removed.
+    """
+
+    n_features: int
+    names: tuple[str, ...]
+    n_numbered: int
+    may_go: bool = True
+
+
+def ruled_features(
+    program: ExportedProgram, asked: str, by_input: Mapping[str, Sequence[str]], names: Sequence[str]
+) -> RuledFeatures:
+    """The features of every input that has some.
+
+    Args:
+        program: the network.
+        asked: the options that rules are given by, for messages.
+        by_input: the names of an input's features, where it has some.
+        names: those of the features of the only input, where it has none of its own.
 
     Raises:
         InputError: the network has none.
@@ -57,15 +79,13 @@ def ruled_grids(program: ExportedProgram, asked: str) -> dict[str, FeatureGrid]:
     grids = feature_grids(analyze(program, inputs=True).analysis)
     if not grids:
         raise InputError(f"{asked}: expected a network with inputs whose features can be removed, got none")
-    return grids
-
-
-def ruled_grid(program: ExportedProgram, asked: str) -> FeatureGrid:
-    """The features of the one input that rules are for; errors as `ruled_grids`, or it has several."""
-    grids = list(ruled_grids(program, asked).values())
-    if len(grids) != 1:
-        raise InputError(f"{asked}: expected a network with one input whose features can be removed, got {len(grids)}")
-    return grids[0]
+    may_go = any(bool((grid.units > 0).any()) for grid in grids.values())
+    sizes = {name: len(grid) for name, grid in grids.items()}
+    if len(sizes) > 1:
+        return RuledFeatures(sum(sizes.values()), qualified(sizes, by_input), 0, may_go)
+    [(name, n_features)] = sizes.items()
+    own = tuple(by_input.get(name) or names)
+    return RuledFeatures(n_features, own if len(own) == n_features else (), n_features, may_go)
 
 
 def qualified(sizes: Mapping[str, int], names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

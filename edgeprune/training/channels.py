@@ -14,6 +14,7 @@ from edgeprune.graph.groups import ChannelGraph, analyze
 from edgeprune.graph.inputs import feature_grids
 from edgeprune.methods import NEED_GROUPS
 from edgeprune.pruning.feature_prices import priced
+from edgeprune.pruning.feature_rules import ruled_features
 from edgeprune.records import DataSource
 from edgeprune.settings import FeatureRules, TrainSettings
 from edgeprune.training.placement import device_of, one_float_type
@@ -43,4 +44,5 @@ def _rules(program: Program, data: DataSource, settings: TrainSettings) -> Featu
         return None
     if settings.options.get("input_features") == "off":
         raise InputError("--feature-price: expected input features that may go, got --input-features off")
-    return priced(text, FeatureRules(), program, data.feature_names)
+    features = ruled_features(program, "--feature-price", dict(data.input_feature_names), data.feature_names)
+    return priced(text, FeatureRules(), features)
