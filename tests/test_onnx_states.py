@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune.errors import InputError
 from edgeprune.formats.load import load
+from edgeprune.records import InputInfo
 
 NAMES = ("x", "h", "c")
 OUTPUTS = ("scores", "h_out", "c_out")
@@ -85,6 +86,17 @@ def test_inputs_that_share_no_batch_are_refused(tmp_path: Path) -> None:
     onnx.save(model(nodes, {"x": ("n", 4), "s": (2, 5)}), tmp_path / "net.onnx")
     with pytest.raises(InputError, match="expected inputs of one batch, which is their first size, got x"):
         load(tmp_path / "net.onnx")
+
+
+def test_sizes_that_nobody_states_are_asked_for(tmp_path: Path) -> None:
+    nodes = [("Conv", "x w", "v"), ("Add", "v s", "y")]
+    made = model(nodes, {"x": ("n", 1, "length"), "s": ("n", 4, 1)}, {"w": np.ones((4, 1, 9), np.float32)})
+    path = written(tmp_path / "net.onnx", made)
+    told = r"\(Conv\): .*; sizes of x that the file leaves open were tried as 8: state them, --input x=SHAPE$"
+    with pytest.raises(InputError, match=told):
+        load(path)
+    asked = (InputInfo("x", (1, 20)), InputInfo("s", (4, 1)))
+    assert load(path, inputs=asked).program.module()(torch.ones(2, 1, 20), torch.zeros(2, 4, 1)).shape == (2, 4, 12)
 
 
 def test_a_batch_in_the_middle_of_what_is_no_state(tmp_path: Path) -> None:

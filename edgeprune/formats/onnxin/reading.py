@@ -25,6 +25,7 @@ from edgeprune.lines import error_line, shown
 from edgeprune.memory import bounded_memory
 from edgeprune.records import InputInfo
 
+_OPEN = 8  # what a size is tried as that nobody states
 _ROWS = 2  # that a network is checked on, times the batch which a file states
 _DIMS, _MOST_NEEDED, _TRIES = 8, 64, 8  # of shapes in a graph, the largest batch that they may need, and how many
 _SPARE_BYTES = 2**30
@@ -133,7 +134,10 @@ def _infos(
     ]
     single = next((given.name for given in graph.inputs if not given.sizes), None)
     if single is not None:
-        raise InputError(f"input {shown(single)}: expected a batch as its first size, got a single number")
+        raise InputError(
+            f"input {shown(single)}: expected a batch as its first size, got a single number; make it a constant of the "
+            "file (onnx.numpy_helper.from_array, among the initializers)"
+        )
     asked = {info.name: info for info in named}
     infos = _as_asked(infos, asked)
     if len(infos) == 1:
@@ -202,11 +206,20 @@ def _run_first(network: OnnxNetwork, graph: Graph, infos: Sequence[InputInfo], s
         sizes = _written_sizes(graph) if stated is None else []
         needed = next((size for size in sizes if _runs(network, graph, infos, size)), None)
         if needed is None:
-            raise
+            raise InputError(f"{error}{_untold(infos)}") from error
         raise InputError(
             "expected a graph for any batch, as the file leaves it free, got one that a batch of "
             f"{needed} goes through, not one of {_ROWS}: {error}; {network.free_batch_advice}"
         ) from error
+
+
+def _untold(infos: Sequence[InputInfo]) -> str:
+    """What may be why a network does not run: sizes that nobody stated."""
+    open_ones = [info.name for info in infos if None in info.shape]
+    if not open_ones:
+        return ""
+    option = f"--input {open_ones[0]}=SHAPE" if len(infos) > 1 else "--input-shape"
+    return f"; sizes of {', '.join(open_ones)} that the file leaves open were tried as {_OPEN}: state them, {option}"
 
 
 def _written_sizes(graph: Graph) -> list[int]:
@@ -249,7 +262,7 @@ def _unfreed(network: OnnxNetwork, inputs: Sequence[Tensor], stated: int | None,
 
 
 def _examples(graph: Graph, infos: Sequence[InputInfo], batch: int) -> list[Tensor]:
-    return [_example((batch, *(8 if size is None else size for size in info.shape)), info.dtype) for info in infos]
+    return [_example((batch, *(_OPEN if size is None else size for size in info.shape)), info.dtype) for info in infos]
 
 
 def _example(sizes: Sequence[int], dtype: str) -> Tensor:
