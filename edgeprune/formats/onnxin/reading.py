@@ -135,8 +135,8 @@ def _infos(
     single = next((given.name for given in graph.inputs if not given.sizes), None)
     if single is not None:
         raise InputError(
-            f"input {shown(single)}: expected a batch as its first size, got a single number; make it a constant of the "
-            "file (onnx.numpy_helper.from_array, among the initializers)"
+            f"input {shown(single)}: expected a batch as its first size, got a single number; make it a constant of "
+            "the file (onnx.numpy_helper.from_array, among the initializers)"
         )
     asked = {info.name: info for info in named}
     infos = _as_asked(infos, asked)
