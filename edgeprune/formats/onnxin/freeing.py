@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from edgeprune.formats.onnxin.call import Call
@@ -57,6 +59,28 @@ def _batch_among(target: Sequence[int], place: int, size: int, batch: int) -> in
     while end < len(target) and product(target[place : end + 1]) <= size:
         end += 1
     return next((k for k in range(place, end) if target[k] == batch), place)
+
+
+def freed_rows(call: Call, x: Tensor) -> Tensor | None:
+    """What a Gather by constant indices takes of a flat batch, in each row as in those of the file; None for others.
+
+    PyTorch writes `as_strided` so: of (b * n,) the indices (1, c, h, w) give (b, c, h, w) where the file states 1.
+    """
+    base, index = call.base_of(call.node.inputs[0]), call.constant(1)
+    if base is None or index is None or len(base) != 1 or x.dim() != 1 or not grown_dims(x.shape, base):
+        return None
+    batch = call.base[BATCH][0]
+    if not index.dim() or index.shape[0] != batch or base[0] % batch or not index.numel():
+        return None
+    size = base[0] // batch
+    places = call.known(1).values.astype(np.int64).reshape(batch, -1) % base[0] - size * np.arange(batch)[:, None]
+    row = places[0]
+    if (places != row).any() or row.min() < 0 or row.max() >= size:
+        return None
+    rows = x.reshape(-1, size)
+    if not np.array_equal(row, np.arange(size)):
+        rows = rows.index_select(1, call.made("indices", torch.from_numpy(row)))
+    return rows.reshape(-1, *index.shape[1:])
 
 
 def freed_expansion(call: Call, x: Tensor, target: list[Size]) -> list[Size]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeprune.formats.onnxin.call import Call, axis_of
+from edgeprune.formats.onnxin.freeing import freed_rows
 from edgeprune.formats.onnxin.known import Size, is_symbol, product
 from edgeprune.formats.onnxin.nodes import torch_dtype
 from edgeprune.formats.onnxin.registry import rule
@@ -19,6 +20,9 @@ def gather(call: Call) -> Tensor:
     constant = call.constant(0)
     x = call.operand(0, "weight")
     axis = axis_of(call.attribute("axis", 0), x.dim())
+    rows = freed_rows(call, x)
+    if rows is not None:
+        return rows
     if call.is_known(1):
         return _of_known(call, x, axis)
     index = call.tensor(1)
