@@ -1,4 +1,4 @@
-"""Inputs that are called as Python calls something of its own, `input` or `max`: fx gives their copies other names."""
+"""Names of inputs: what Python knows as something else, whose copies fx calls otherwise, capitals, names of outputs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.commands.export import export
+from edgeprune.errors import CaptureError
 from edgeprune.formats.load import load
 from edgeprune.formats.save import save_program
 from edgeprune.records import ModelInfo
 from edgeprune.requests import ExportRequest
 
-NAMES = [("input", "max"), ("x", "input"), ("input_1", "input"), ("input",), ("filter",)]
+NAMES = [
+    ("input", "max"), ("x", "input"), ("input_1", "input"), ("input",), ("filter",),
+    ("Time", "Sensor"), ("x", "X"), ("Time", "time"), ("Image",),
+]  # fmt: skip
 
 
 class Shuffled(nn.Module):
@@ -87,3 +91,55 @@ def test_inputs_keep_their_names(kind: type[nn.Module], names: tuple[str, ...], 
     export(ExportRequest(model=str(tmp_path / "slim.pt2"), out=str(tmp_path / "out")))
     written = onnx.load(tmp_path / "out" / "slim.onnx").graph.input
     assert [value.name for value in written] == (list(names) if len(names) == 2 else ["input"])
+
+
+class Made(nn.Module):
+    """Makes a tensor where its input is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def run(self, x: Tensor, bias: Tensor) -> Tensor:
+        return self.b(self.a(x).relu() * torch.linspace(0, 1, 8, device=x.device)) + bias
+
+
+def test_a_name_that_hides_what_the_graph_reads_is_refused() -> None:
+    for name in ("device", "torch"):
+        with pytest.raises(CaptureError, match=rf"^input '{name}': expected another name, .* rename the argument"):
+            edgeprune.capture(named(Made(), ("x", name)), (torch.randn(2, 4), torch.randn(2, 1)))
+    edgeprune.capture(named(Shuffled(), ("x", "device")), (torch.randn(2, 4, 4, 4), torch.randn(2, 8)))
+
+
+class Many(nn.Module):
+    """Outputs by a name each, or in a row."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        super().__init__()
+        self.keys, self.a = keys, nn.Linear(4, 3)
+
+    def run(self, x: Tensor, bias: Tensor) -> object:
+        y = self.a(x).relu() + bias[:, :1]
+        if not self.keys:
+            return y, y + 1
+        return {key: y + k for k, key in enumerate(self.keys)} if len(self.keys) > 1 else y
+
+
+@pytest.mark.parametrize(
+    ("names", "keys", "wanted"),
+    [
+        (("features", "logits"), ("y",), ["output_logits"]),
+        (("output_0", "output_1"), (), ["output_output_0", "output_output_1"]),
+        (("x", "y"), ("x", "output_x"), ["x_2", "output_x"]),
+        (("x", "y"), ("a", "y"), ["a", "output_y"]),
+    ],
+)
+def test_no_output_is_called_as_an_input_is(
+    names: tuple[str, ...], keys: tuple[str, ...], wanted: list[str], tmp_path: Path
+) -> None:
+    net = named(Many(keys), names)
+    program = edgeprune.capture(net, (torch.randn(2, 4), torch.randn(2, 8)))
+    edgeprune.export_onnx(program, tmp_path / "net.onnx")
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    assert [value.name for value in graph.output] == wanted
+    assert [value.name for value in graph.input] == list(names)

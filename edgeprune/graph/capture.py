@@ -14,6 +14,7 @@ from torch.utils._pytree import SUPPORTED_NODES, tree_leaves, tree_unflatten
 
 from edgeprune.errors import ApplyError, CaptureError
 from edgeprune.graph.apply import Applied, apply
+from edgeprune.graph.argumentnames import check_argument_names, take_argument_names
 from edgeprune.graph.batches import check_batches, one_batch
 from edgeprune.graph.causal import masks_taken_as_given
 from edgeprune.graph.containers import register_dataclasses
@@ -42,6 +43,7 @@ from edgeprune.graph.renaming import free_names, own_name
 from edgeprune.graph.sizes import (
     Asked,
     Free,
+    argument_names,
     asked_dims,
     dynamic_shapes,
     first_fixed,
@@ -340,6 +342,9 @@ def _adopted(model: nn.Module, args: tuple[Any, ...], free: Free, program: Expor
     if fixed is not None:
         raise refused_size(model, args, fixed)
     free_names(program)
+    names = argument_names(model, args)
+    check_argument_names(program, names)
+    take_argument_names(program, names, args)
     return Program.adopt(flattened(program))
 
 

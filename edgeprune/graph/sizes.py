@@ -81,6 +81,15 @@ def input_values(program: ExportedProgram) -> list[Any]:
     return [arg.value if isinstance(arg, ConstantArgument) else values[arg.name] for arg in specs]
 
 
+def same_sizes(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two shapes are the same, free sizes by their symbols: to compare those with numbers would fix them."""
+    return [_expression(size) for size in one] == [_expression(size) for size in other]
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
 def size_hint(size: Any) -> Any:
     """A symbolic size as the int that it had at capture, at least 2; other things unchanged."""
     if isinstance(size, torch.SymInt):

@@ -7,6 +7,7 @@ become no integers. What data sets hold as floats is converted exactly or refuse
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,24 +78,36 @@ def file_inputs(program: ExportedProgram) -> list[str]:
 
 
 def output_names(program: ExportedProgram) -> list[str]:
-    """`logits` for a single output, the keys of a dict (not an input's name), else `output_0, output_1, ...`.
+    """`logits` for a single output, the keys of a dict, else `output_0, output_1, ...`; no two, and no input's.
 
     What is no tensor has none, as no file can give it.
     """
     given = [spec.arg for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
     if len(given) == 1:
-        return ["logits"]
-    names = _keys(program, len(given)) or [f"output_{index}" for index in range(len(given))]
+        names = ["logits"]
+    else:
+        names = _keys(program, len(given)) or [f"output_{index}" for index in range(len(given))]
+    names = _unique(names, file_inputs(program))
     return [name for name, arg in zip(names, given, strict=True) if isinstance(arg, TensorArgument)]
 
 
 def _keys(program: ExportedProgram, count: int) -> list[str]:
-    """The keys of a flat dict of outputs, none that is an input's name; empty where the outputs are no such dict."""
+    """The keys of a flat dict of outputs; empty where the outputs are no such dict."""
     tree = held(program.call_spec.out_spec, range(count))
     if not isinstance(tree, Mapping) or list(tree.values()) != list(range(count)):
         return []
-    inputs = file_inputs(program)
-    return [f"output_{key}" if str(key) in inputs else str(key) for key in tree]
+    return [str(key) for key in tree]
+
+
+def _unique(names: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    """The names of outputs, those that are an input's or another output's under others, e.g. `output_x`."""
+    found: list[str] = []
+    for name in names:
+        others = itertools.chain([f"output_{name}"], (f"{name}_{number}" for number in itertools.count(2)))
+        taken = {*inputs, *found}
+        own = name if name not in taken else next(one for one in others if one not in {*taken, *names})
+        found.append(own)
+    return found
 
 
 def fitted(specs: Sequence[InputSpec], inputs: Any, what: str) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ from edgeprune.graph import binding
 from edgeprune.graph.comparison import outputs
 from edgeprune.graph.memory import Memory
 from edgeprune.graph.precision import in_float64
+from edgeprune.graph.sizes import same_sizes
 from edgeprune.graph.specs import output_names
 
 N_STEPS = 3  # a state that is lost or wrong shows from the second run on
@@ -61,7 +62,7 @@ def state_partners(program: ExportedProgram, pairs: Mapping[str, str]) -> dict[i
         if output not in outputs:
             raise InputError(f"state {name!r}: expected the name of an output ({', '.join(outputs)}), got {output!r}")
         comes, goes = nodes[name], results[outputs[output]]
-        if list(comes.meta["val"].shape) != list(goes.meta["val"].shape):
+        if not same_sizes(comes.meta["val"].shape, goes.meta["val"].shape):
             shapes = [tuple(node.meta["val"].shape) for node in (comes, goes)]
             raise InputError(f"state {name!r}: expected {output!r} of its shape {shapes[0]}, got {shapes[1]}")
         found[outputs[output]] = comes

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.graph.capture import Program
 from edgeprune.graph.copies import copied_module
+from edgeprune.graph.sizes import same_sizes
 
 _aten = torch.ops.aten
 STACKS = {_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input}
@@ -119,7 +120,7 @@ def _layer_state(graph: fx.Graph, stack: _Stack, state: fx.Node, layer: int) -> 
         zeros.kwargs = state.kwargs
         return zeros
     if state.target is _aten.cat.default and len(parts) == stack.n_layers and along_first:
-        if all(part.meta["val"].shape == val.shape for part in parts):
+        if all(same_sizes(part.meta["val"].shape, val.shape) for part in parts):
             joined: fx.Node = parts[layer]
             return joined
     if state.target is _aten.stack.default and n == 1 and along_first:
