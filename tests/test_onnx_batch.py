@@ -159,3 +159,26 @@ def test_a_graph_that_needs_a_batch_in_a_file_that_leaves_it_free_is_refused(
         load(path)
     assert "dynamic_batch" not in str(caught.value)
     assert needed == 2 or f"a batch of {needed} goes through" in str(caught.value)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("row", [range(12), [3, 0, 11, 7]], ids=["all", "some"])
+def test_rows_of_a_flat_batch_are_taken_of_any_other(tmp_path: Path, batch: int, row: range | list[int]) -> None:
+    """As PyTorch's newer exporter writes `as_strided`."""
+    places = np.stack([12 * k + np.array(row) for k in range(batch)])
+    nodes = [("Reshape", "x t", "flat"), ("Gather", "flat i", "g"), ("MatMul", "g wa", "y")]
+    weights = {"t": np.array([-1]), "i": places, "wa": w(len(row), 5)}
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": (batch, 3, 4)}, weights))
+    x = torch.randn(6, 3, 4)
+    wanted = np.concatenate([judged(path, [rows.numpy()])[0] for rows in x.split(batch)])
+    np.testing.assert_allclose(load(path).program.module()(x).detach(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_constant_grid_is_that_of_all_rows(tmp_path: Path) -> None:
+    proto = model(
+        [("GridSample", "x g", "y", {"align_corners": 1})], {"x": (1, 2, 5, 6)}, {"g": w(1, 3, 4, 2)}, opset=20
+    )
+    path = written(tmp_path / "net.onnx", proto)
+    x = torch.randn(3, 2, 5, 6)
+    wanted = np.concatenate([judged(path, [row.numpy()])[0] for row in x.split(1)])
+    np.testing.assert_allclose(load(path).program.module()(x), wanted, rtol=1e-4, atol=1e-5)

@@ -92,6 +92,18 @@ def test_a_constant_decides(tmp_path: Path, free: bool) -> None:
     is_right(path, 3 if free else 1)
 
 
+def test_a_weight_that_is_chosen_and_moved_is_trained(tmp_path: Path) -> None:
+    given, other = (branch([("Identity", name, "o")]) for name in ("k", "l"))
+    path = saved(
+        tmp_path,
+        [("Conv", "x w0", "h"), ("ReduceMean", "h", "m", {"axes": [2], "keepdims": 0}),
+         choice("yes", given, other, "v"), ("Transpose", "v", "t", {"perm": [1, 0]}), ("MatMul", "m t", "y")],
+        yes=np.array(True), k=w(3, 8), l=w(3, 8),
+    )  # fmt: skip
+    is_right(path)
+    assert len(list(load(path).program.named_parameters())) == 2
+
+
 class Squeezed(nn.Module):
     """A squeeze of what may have several steps, which PyTorch's older exporter writes as a choice."""
 

@@ -259,6 +259,10 @@ CASES |= {
     "norm_pool": net(
         ("LpPool", "x", "y", {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}), (2, 3, 6, 5)
     ),
+    "norm_pool_ceil": net(
+        ("LpPool", "x", "y", {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 0, 0, 1], "ceil_mode": 1}),
+        (2, 3, 6, 6), {}, 18,
+    ),
     "norm_pool_1": net(("LpPool", "x", "y", {"kernel_shape": [3], "p": 1}), (2, 3, 6)),
     "global_norm": net(("GlobalLpPool", "x", "y", {"p": 3}), (2, 3, 4, 5)),
 }  # fmt: skip

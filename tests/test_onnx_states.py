@@ -24,42 +24,46 @@ OUTPUTS = ("scores", "h_out", "c_out")
 class Streaming(nn.Module):
     """An LSTM of two layers that goes on where it stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_layers: int = 2) -> None:
         super().__init__()
-        self.lstm, self.head = nn.LSTM(6, 8, 2, batch_first=True), nn.Linear(8, 3)
+        self.lstm, self.head = nn.LSTM(6, 8, n_layers, batch_first=True), nn.Linear(8, 3)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, (h, c) = self.lstm(x, (h, c))
         return self.head(y[:, -1]), h, c
 
 
-def exported(path: Path, free: bool, new: bool = False) -> tuple[nn.Module, Path]:
+def exported(
+    path: Path, free: bool, new: bool = False, n_layers: int = 2, named: tuple[str, ...] = NAMES + OUTPUTS
+) -> tuple[nn.Module, Path]:
     torch.manual_seed(0)
-    net, n = Streaming().eval(), 3 if free else 1
-    inputs = torch.randn(n, 5, 6), torch.randn(2, n, 8), torch.randn(2, n, 8)
+    net, n = Streaming(n_layers).eval(), 3 if free else 1
+    inputs = torch.randn(n, 5, 6), torch.randn(n_layers, n, 8), torch.randn(n_layers, n, 8)
     if new:
         dims = ({0: torch.export.Dim("n")}, {1: torch.export.Dim("n")}, {1: torch.export.Dim("n")}) if free else None
         torch.onnx.export(
             net, inputs, path, dynamo=True, verbose=False, dynamic_shapes=dims, input_names=NAMES, output_names=OUTPUTS
         )
     else:
-        axes: Any = {name: {0 if name in ("x", "scores") else 1: "n"} for name in NAMES + OUTPUTS} if free else None
+        axes: Any = {name: {0 if name in ("x", "scores") else 1: "n"} for name in named} if free else None
         torch.onnx.export(
             net, inputs, path, dynamo=False, dynamic_axes=axes, input_names=list(NAMES), output_names=list(OUTPUTS)
         )
     return net, path
 
 
+@pytest.mark.parametrize("n_layers", [1, 2])
 @pytest.mark.parametrize("new", [False, True])
 @pytest.mark.parametrize("free", [True, False])
-def test_a_state_is_taken_with_its_batch_first(tmp_path: Path, free: bool, new: bool) -> None:
-    net, path = exported(tmp_path / "net.onnx", free, new)
+def test_a_state_is_taken_with_its_batch_first(tmp_path: Path, free: bool, new: bool, n_layers: int) -> None:
+    """Of one layer at batch 1 both first sizes are 1."""
+    net, path = exported(tmp_path / "net.onnx", free, new, n_layers)
     model = load(path)
     assert model.notes == (
         "the batch of h (dim 1), c (dim 1) in the file is the first size here and in what is exported, and so is that "
         "of the output h_out, c_out",
     )
-    x, h, c = torch.randn(4, 5, 6), torch.randn(4, 2, 8), torch.randn(4, 2, 8)
+    x, h, c = torch.randn(4, 5, 6), torch.randn(4, n_layers, 8), torch.randn(4, n_layers, 8)
     got = model.program.module()(x, h, c)
     scores, h_out, c_out = net(x, h.movedim(0, 1), c.movedim(0, 1))
     torch.testing.assert_close(got["scores"], scores)
@@ -67,9 +71,10 @@ def test_a_state_is_taken_with_its_batch_first(tmp_path: Path, free: bool, new: 
     torch.testing.assert_close(got["c_out"], c_out.movedim(1, 0))
 
 
-def test_a_state_is_narrowed(tmp_path: Path) -> None:
-    """What goes out and comes back in the next run loses the units that the layers lose."""
-    _, path = exported(tmp_path / "net.onnx", True)
+@pytest.mark.parametrize("named", [NAMES, NAMES + OUTPUTS], ids=["inputs", "all"])
+def test_a_state_is_narrowed(tmp_path: Path, named: tuple[str, ...]) -> None:
+    """What goes out and comes back in the next run loses the units that the layers lose; any batch stays."""
+    _, path = exported(tmp_path / "net.onnx", True, named=named)
     program = load(path).program
     graph = edgeprune.analyze(program, state={"h": "h_out", "c": "c_out"})
     plan = edgeprune.plan(program, graph, keep_macs=0.5)
@@ -79,6 +84,8 @@ def test_a_state_is_narrowed(tmp_path: Path) -> None:
     assert taken[0] == (5, 6)
     assert taken[1] == taken[2]
     assert taken[1][-1] < 8
+    x, h = torch.randn(5, 5, 6), torch.randn(5, *taken[1])
+    assert slim.module()(x, h, h)["h_out"].shape == h.shape
 
 
 def test_inputs_that_share_no_batch_are_refused(tmp_path: Path) -> None:

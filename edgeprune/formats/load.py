@@ -334,9 +334,11 @@ def _from_onnx(file: OnnxFile, request: _Request) -> tuple[Program, ModelInfo]:
     info = ModelInfo(input_shape=())
     _check_arch(info, request)
     named = request.inputs or request.data_inputs
-    program = program_of(file, request.input_shape, request.data_shape, named, request.dynamic_size, request.dynamic)
+    program, notes = program_of(
+        file, request.input_shape, request.data_shape, named, request.dynamic_size, request.dynamic
+    )
     check_names(program)
-    request.notes.extend(file.notes())
+    request.notes.extend(notes)
     return program, info
 
 

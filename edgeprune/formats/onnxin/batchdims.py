@@ -6,31 +6,69 @@ A program has the batch first in every input: theirs are turned on the way in, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import onnx
 from torch import Tensor
 
+_RECURRENT, _PARTS = {"LSTM", "GRU", "RNN"}, {"Slice", "Split", "Identity", "Unsqueeze", "Squeeze", "Gather", "Cast"}
+_FIRST_STATE, _PAST_STATES, _SECOND = 5, 7, 1  # among a recurrent layer's inputs; the batch among the state's dims
 
-def batch_dims(inputs: Sequence[onnx.ValueInfoProto], outputs: Iterable[onnx.ValueInfoProto]) -> dict[str, int]:
-    """The dims that hold the batch where that is not the first, by the name of an input or an output.
 
-    The batch is the first size of the first input, a number or a name, which one other dim has then. Outputs are
-    looked at where an input has it elsewhere.
+def batch_dims(graph: onnx.GraphProto, inputs: Sequence[onnx.ValueInfoProto]) -> dict[str, int]:
+    """The dims that hold the batch where that is not the first, by the name of an input.
+
+    The batch is the first size of the first input, a number or a name. Where several sizes of another input are that
+    number, it is the second of what a recurrent layer takes as its state.
     """
     batch = next(iter(_sizes(inputs[0])), None)
     if batch is None:
         return {}
-    found = {value.name: dim for value in inputs if (dim := _place(_sizes(value), batch))}
-    return {**found, **{value.name: dim for value in outputs if found and (dim := _place(_sizes(value), batch))}}
+    states = _states(graph)
+    return {value.name: dim for value in inputs[1:] if (dim := _place(_sizes(value), batch, value.name in states))}
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | str | None]:
     return [dim.dim_value or dim.dim_param or None for dim in value.type.tensor_type.shape.dim]
 
 
-def _place(sizes: Sequence[int | str | None], batch: int | str) -> int:
+def _place(sizes: Sequence[int | str | None], batch: int | str, is_state: bool) -> int:
     places = [dim for dim, size in enumerate(sizes) if size == batch]
+    if is_state and _SECOND in places:
+        return _SECOND
     return places[0] if len(places) == 1 else 0
+
+
+def _states(graph: onnx.GraphProto) -> set[str]:
+    """What recurrent layers with the steps first start from, or the parts of it for each are taken of."""
+    makers = {name: node for node in graph.node for name in node.output}
+    waiting = [
+        name
+        for node in graph.node
+        if node.op_type in _RECURRENT and not any(a.name == "layout" and a.i for a in node.attribute)
+        for name in node.input[_FIRST_STATE:_PAST_STATES]
+    ]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        maker = makers.get(name)
+        if maker is not None and maker.op_type in _PARTS:
+            waiting.append(maker.input[0])
+    return found
+
+
+def grown_outputs(before: Any, after: Any, names: Sequence[str]) -> dict[str, int]:
+    """The dims of outputs, not the first, that alone are larger at another batch: all that a network gave, twice."""
+    one, other = ([given[name] for name in names] if isinstance(given, dict) else [given] for given in (before, after))
+    found = {}
+    for name, a, b in zip(names, one, other, strict=True):
+        dims = [dim for dim, (have, was) in enumerate(zip(b.shape, a.shape, strict=True)) if have != was]
+        if len(dims) == 1 and dims[0]:
+            found[name] = dims[0]
+    return found
 
 
 def as_in_file(x: Tensor, dim: int) -> Tensor:

@@ -79,7 +79,7 @@ def freed_rows(call: Call, x: Tensor) -> Tensor | None:
         return None
     rows = x.reshape(-1, size)
     if not np.array_equal(row, np.arange(size)):
-        rows = rows.index_select(1, call.made("indices", torch.from_numpy(row)))
+        rows = rows.index_select(1, call.made("places", torch.from_numpy(row)))
     return rows.reshape(-1, *index.shape[1:])
 
 

@@ -112,7 +112,10 @@ class OnnxNetwork(Weights):
             values.update(zip(node.outputs, results, strict=False))
             if node.branches:
                 node, chosen = chosen_branch(call)
-                waiting += reversed(self._folded(chosen))
+                taken_in = self._folded(chosen)
+                if len(taken_in) < len(chosen):  # so that what moves a weight which it chose moves a constant
+                    waiting = list(reversed(self._folded(reversed(waiting))))
+                waiting += reversed(taken_in)
                 is_decided = True
             ran.append(node)
         if is_decided:
@@ -124,7 +127,9 @@ class OnnxNetwork(Weights):
             found = rules.apply(call)
         except InputError as error:
             raise InputError(f"{node.told}: {error}") from error
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, ArithmeticError, MemoryError) as error:
+        except KeyError as error:
+            raise InputError(f"{node.told}: expected what it reads to be there by then, got no {error}") from error
+        except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, MemoryError) as error:
             if _is_of_torch(error):  # how an export finds out
                 raise
             raise InputError(f"{node.told}: {first_line(error)}") from error

@@ -97,7 +97,7 @@ def graph_of(proto: onnx.ModelProto) -> Graph:
     given = [value for value in graph.input if value.name not in constants]
     if not given:
         raise InputError("expected a network with an input, got none")
-    dims = batch_dims(given, graph.output)
+    dims = batch_dims(graph, given)
     inputs = tuple(_input(value, dims.get(value.name, 0)) for value in given)
     return Graph(nodes, inputs, outputs, constants, Counter([*outputs, *_read(nodes)]), opset, dims)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from edgeprune.data.capturing import capture_named
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.formats.onnx.file import check_external, parse_onnx
-from edgeprune.formats.onnxin.batchdims import notes
+from edgeprune.formats.onnxin.batchdims import grown_outputs, notes
 from edgeprune.formats.onnxin.check import check_equal
 from edgeprune.formats.onnxin.network import OnnxNetwork, argument_names, network_of
 from edgeprune.formats.onnxin.nodes import Graph, graph_of
@@ -40,10 +40,6 @@ class OnnxFile:
     path: Path
     graph: Graph
     size_bytes: int
-
-    def notes(self) -> list[str]:
-        """What is told of it."""
-        return notes(self.graph.batch_dims, [given.name for given in self.graph.inputs])
 
 
 def is_onnx(path: Path, data: bytes) -> bool:
@@ -79,8 +75,8 @@ def program_of(
     named: Sequence[InputInfo] = (),
     dynamic_size: bool = False,
     dynamic: Mapping[str, Asked] | None = None,
-) -> Program:
-    """The program of a file, with a free batch; equal to the file in onnxruntime on drawn inputs.
+) -> tuple[Program, list[str]]:
+    """The program of a file, with a free batch, and what is told of it; equal to onnxruntime on drawn inputs.
 
     Args:
         file: as `read_network` gives it.
@@ -94,24 +90,33 @@ def program_of(
         InputError: sizes that nobody states, a batch that cannot be freed, or other answers than onnxruntime's.
         CaptureError: the graph cannot be captured.
     """
-    infos = _infos(file.graph, shape or None, data_shape, named)
+    graph = file.graph
+    infos = _infos(graph, shape or None, data_shape, named)
     memory = _SPARE_BYTES + _COPIES * file.size_bytes + _ACTIVATIONS * _bytes_of(infos)
     with torch.no_grad(), bounded_memory(memory):
-        network = network_of(file.graph)
-        stated = _stated_batch(file.graph)
-        _run_first(network, file.graph, infos, stated)
+        network = network_of(graph)
+        stated = _stated_batch(graph)
+        _run_first(network, graph, infos, stated)
         if stated is not None:
             network.free_constants()
         network.sealed = True
-        _check_freed(network, file.graph, infos, stated)
+        _check_freed(network, graph, infos, stated)
+        if graph.batch_dims:
+            network.graph = graph = _with_outputs(network, graph, infos, stated or _ROWS)
     program = _captured(network, infos, dynamic_size, dynamic)
     with torch.no_grad(), bounded_memory(memory):
         drawn = first_accepted(program.frozen_module(), drawn_arguments(program, _ROWS * (stated or 1)))
         try:
-            check_equal(str(file.path), file.graph, program.frozen_module(), drawn)
+            check_equal(str(file.path), graph, program.frozen_module(), drawn)
         except InputError as error:
             raise _unfreed(network, drawn, stated, error) from error
-    return program
+    return program, notes(graph.batch_dims, [given.name for given in graph.inputs])
+
+
+def _with_outputs(network: OnnxNetwork, graph: Graph, infos: Sequence[InputInfo], batch: int) -> Graph:
+    """The graph of a network that turns inputs, with the outputs that are to be turned as well."""
+    before, after = (network.run(_examples(graph, infos, rows)) for rows in (batch, 2 * batch))
+    return replace(graph, batch_dims={**graph.batch_dims, **grown_outputs(before, after, graph.outputs)})
 
 
 def _captured(

@@ -58,8 +58,13 @@ def norm_pool(call: Call) -> Tensor:
     x, p = call.tensor(0), call.attribute("p", 2)
     window, ceil = _window(call, x), bool(call.attribute("ceil_mode", 0))
     call.refuse_if(set(window.dilations) != {1}, "windows without dilation", list(window.dilations))
-    mean = _mean(x.abs() ** p, window, ceil)
-    return (mean * math.prod(window.kernel)) ** (1 / p)
+    sizes, n_dims = x.shape[2:], len(window.kernel)
+    ends = [end + stride - 1 if ceil else end for end, stride in zip(window.ends, window.strides, strict=True)]
+    # Of windows counted upwards a mean is that of their part inside: what they reach beyond is padded first.
+    powers = padded_by(x.abs() ** p, window.begins, ends, 0.0)
+    mean = _MEAN[n_dims](powers, window.kernel, window.strides, [0] * n_dims)
+    total = cut_to_windows(mean, sizes, window) if ceil else mean
+    return (total * math.prod(window.kernel)) ** (1 / p)
 
 
 def _mean(x: Tensor, window: Window, ceil: bool) -> Tensor:

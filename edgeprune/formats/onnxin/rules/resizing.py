@@ -174,6 +174,8 @@ def _interpolated(x: Tensor, axes: list[_Axis], mode: str, align: bool) -> Tenso
 def grid_sample(call: Call) -> Tensor:
     """Images `(batch, channels, height, width)`, or volumes, read at places `(batch, rows, columns, 2)`, -1 to 1."""
     x, grid = call.tensor(0), call.tensor(1)
+    if call.constant(1) is not None and grid.shape[0] == 1:  # in a file of batch 1
+        grid = grid.expand(x.shape[0], *grid.shape[1:])
     mode = call.text("mode", "linear")
     padding, corners = call.text("padding_mode", "zeros"), bool(call.attribute("align_corners", 0))
     return F.grid_sample(x, grid, _SAMPLED.get(mode, mode), padding, corners)

@@ -22,6 +22,7 @@ _COMPARED: dict[str, Callable[[Any, Any], Any]] = {
     "Equal": lambda a, b: a == b, "Greater": lambda a, b: a > b, "Less": lambda a, b: a < b,
     "GreaterOrEqual": lambda a, b: a >= b, "LessOrEqual": lambda a, b: a <= b,
     "And": lambda a, b: bool(a) and bool(b), "Or": lambda a, b: bool(a) or bool(b),
+    "Xor": lambda a, b: bool(a) != bool(b),
 }  # fmt: skip
 _SINGLE: dict[str, Callable[[Any], Any]] = {
     "Floor": math.floor, "Ceil": math.ceil, "Neg": lambda a: -a, "Not": lambda a: not a, "Identity": lambda a: a,

@@ -23,11 +23,11 @@ _WINDOWS = {
 }
 
 
-def _transform(length: int, n_bins: int, sign: float) -> Tensor:
-    """Cosines and sines `(length, n_bins, 2)` that a signal of this length is multiplied by."""
-    places = torch.outer(torch.arange(length), torch.arange(n_bins)) % length
-    angles = places.double() * (2 * math.pi / length)
-    return torch.stack([angles.cos(), sign * angles.sin()], -1)
+def _transform(length: int, n_bins: int, sign: float, dtype: torch.dtype) -> Tensor:
+    """Cosines and sines `(2, n_bins, length)` that a signal of this length is multiplied by."""
+    angles = torch.arange(length, dtype=torch.float64) * (2 * math.pi / length)
+    waves = torch.stack([angles.cos(), sign * angles.sin()]).to(dtype)
+    return waves[:, torch.outer(torch.arange(n_bins), torch.arange(length)) % length]
 
 
 def _check_length(call: Call, length: object) -> int:
@@ -47,12 +47,12 @@ def stft(call: Call) -> Tensor:
     default = x.shape[1] if window is None else len(window)
     length = _check_length(call, call.scalar(3) if call.has(3) else default)
     n_bins = length // 2 + 1 if call.attribute("onesided", 1) else length
-    basis = _transform(length, n_bins, -1.0)
+    basis = _transform(length, n_bins, -1.0, x.dtype)
     if window is not None:
-        basis = basis * window.double()[:, None, None]
-    kernel = call.made("transform", basis.permute(1, 2, 0).reshape(2 * n_bins, 1, length).to(x.dtype))
+        basis = basis * window.to(x.dtype)
+    kernel = call.made("transform", basis.reshape(2 * n_bins, 1, length))
     found = F.conv1d(x.unsqueeze(1), kernel, stride=int(call.scalar(1)))
-    return found.unflatten(1, (n_bins, 2)).permute(0, 3, 1, 2)
+    return found.unflatten(1, (2, n_bins)).permute(0, 3, 2, 1)
 
 
 @rule("DFT")
@@ -65,8 +65,8 @@ def dft(call: Call) -> Tensor:
     length = _check_length(call, call.scalar(1) if call.has(1) else x.shape[axis])
     n_bins = length // 2 + 1 if onesided else length
     given = min(_check_length(call, x.shape[axis]), length)
-    basis = _transform(length, n_bins, 1.0 if inverse else -1.0)[:given] / (length if inverse else 1)
-    cosines, sines = call.made("transform", basis.permute(2, 0, 1).to(x.dtype))
+    basis = _transform(length, n_bins, 1.0 if inverse else -1.0, x.dtype)[..., :given] / (length if inverse else 1)
+    cosines, sines = call.made("transform", basis).transpose(1, 2)
     parts = x.narrow(axis, 0, given).movedim(axis, -2).unbind(-1)
     real, imaginary = parts[0] @ cosines, parts[0] @ sines
     if len(parts) == 2:
