@@ -333,10 +333,8 @@ def _part_anew(program: ExportedProgram, info: ModelInfo, request: _Request, arc
 def _from_onnx(file: OnnxFile, request: _Request) -> tuple[Program, ModelInfo]:
     info = ModelInfo(input_shape=())
     _check_arch(info, request)
-    named = request.inputs or request.data_inputs
-    program, notes = program_of(
-        file, request.input_shape, request.data_shape, named, request.dynamic_size, request.dynamic
-    )
+    shapes = request.input_shape, request.data_shape, request.inputs or request.data_inputs
+    program, notes = program_of(file, *shapes, request.dynamic_size, request.dynamic)
     check_names(program)
     request.notes.extend(notes)
     return program, info
