@@ -233,6 +233,9 @@ def test_movements(x: Tensor) -> None:
     assert torch.equal(ran("slice_by_size", x=x, begin=[0, 2, 0, 1], size=[2, 3, -1, 2]), x[:, 2:5, :, 1:3])
     assert torch.equal(ran("gather", x=x, indices=[[0, -1], [2, 2]], axis=1), x[:, [[0, 5], [2, 2]]])
     assert torch.equal(ran("concat", values=(x, x), axis=-3), torch.cat([x, x], 1))
+    mixed = ran("concat", values=(x, -x), axis=-3, interleave=True)
+    assert torch.equal(mixed[:, 0::2], x)
+    assert torch.equal(mixed[:, 1::2], -x)
     assert [part.shape[1] for part in ran("split", x=x, split_sizes=[2, 4], axis=1)] == [2, 4]
     assert [part.shape[1] for part in ran("split", x=x, num_splits=3, axis=1)] == [2] * 3
     close(ran("pad", x=x, pad=[0, 0, 1, 2], mode="constant", constant_val=3.0), F.pad(x, (1, 2), value=3.0))

@@ -50,9 +50,12 @@ def _flatten2d(call: Call) -> Tensor:
 
 @rule("concat")
 def _concat(call: Call) -> Tensor:
-    if call.flag("interleave"):
-        raise InputError("concat with interleave is not known")
-    return torch.cat(_of_one_type(call.inputs["values"]), call.integers("axis")[0])
+    """One after the other, or, interleaved, the first row of each, then the second of each."""
+    parts, axis = _of_one_type(call.inputs["values"]), call.integers("axis")[0]
+    if not call.flag("interleave"):
+        return torch.cat(parts, axis)
+    axis %= parts[0].dim()
+    return torch.stack(parts, axis + 1).flatten(axis, axis + 1)
 
 
 @rule("stack")
