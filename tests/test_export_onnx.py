@@ -391,6 +391,41 @@ def test_bfloat16_is_refused(tmp_path: Path) -> None:
         write_contracts(program, ModelInfo((1, 4, 4)), tmp_path)
 
 
+class Doubled(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part, self.head = part.double(), nn.Linear(6, 2).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.part(x)
+        return self.head(y[0] if isinstance(y, tuple) else y)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (nn.Conv1d(4, 8, 3, padding=1), "Conv"),
+        (nn.ConvTranspose1d(4, 8, 3, padding=1), "ConvTranspose"),
+        (nn.PReLU(), "PRelu"),
+        (nn.GRU(6, 6, batch_first=True), "GRU"),
+    ],
+)
+def test_what_onnxruntime_lacks_in_float64_is_refused_with_a_way_out(
+    tmp_path: Path, part: nn.Module, name: str
+) -> None:
+    net, x = Doubled(part), torch.randn(2, 4, 6)
+    advice = f"the weights are float64, for which onnxruntime has no {name} on a CPU: convert with model.float\\(\\)"
+    with pytest.raises(InputError, match=f"^{advice}$"):
+        export_onnx(capture(net, x.double()), tmp_path / "net.onnx")
+    assert os.listdir(tmp_path) == []
+    export_onnx(capture(net.float(), x), tmp_path / "net.onnx")
+
+
+def test_linear_layers_in_float64_are_written(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    assert export_onnx(capture(net, torch.randn(2, 6).double()), tmp_path / "net.onnx").parity < 1e-12
+
+
 def test_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="file/net.onnx"):

@@ -174,6 +174,76 @@ def test_a_refusal_names_the_layer_before_the_line_that_fails() -> None:
         slim.apply_to(net)
 
 
+RATES = torch.linspace(0.5, 1.5, 16)
+
+
+class Attached(nn.Module):
+    """A forward that reads what no module holds as a parameter or a buffer; `wide` beside it can be cut."""
+
+    def __init__(self, registered: bool = False) -> None:
+        super().__init__()
+        self.first, self.wide, self.head = nn.Linear(8, 16), nn.Linear(16, 64), nn.Linear(64, 3)
+        self.numbers, self.layers = RATES.tolist(), [nn.Linear(16, 16)]
+        if registered:
+            self.register_buffer("place", RATES.clone(), persistent=False)
+        else:
+            self.place = RATES.clone()
+
+    def scaled(self, h: Tensor) -> Tensor:
+        return h + self.place
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.wide(self.scaled(self.first(x).relu())).relu())
+
+
+class OfModule(Attached):
+    def scaled(self, h: Tensor) -> Tensor:
+        return h * RATES
+
+
+class OfDefault(Attached):
+    def scaled(self, h: Tensor, rates: Tensor = RATES.clone()) -> Tensor:  # noqa: B008
+        return h * rates
+
+
+class OfNumbers(Attached):
+    def scaled(self, h: Tensor) -> Tensor:
+        return h * torch.tensor(self.numbers)
+
+
+class OfPlainList(Attached):
+    def scaled(self, h: Tensor) -> Tensor:
+        return self.layers[0](h).relu()
+
+
+class OfComparison(Attached):
+    def scaled(self, h: Tensor) -> Tensor:
+        return torch.where(self.place > 1, h, 0.5 * h)
+
+
+@pytest.mark.parametrize("kind", [Attached, OfModule, OfDefault, OfNumbers, OfPlainList, OfComparison])
+def test_a_width_that_a_tensor_outside_of_parameters_and_buffers_has_stays_whole(kind: type[Attached]) -> None:
+    net, x = randomized(kind()), torch.randn(2, 8)
+    widths, slim = plan_of(net, x, 0.6, appliable=True)
+    assert widths["first"] == (16, 16) and widths["wide"][1] < 64
+    assert slim.apply_to(net).error < 1e-5
+    torch.testing.assert_close(net(x), slim.module()(x))
+
+
+def test_a_buffer_that_no_file_holds_is_cut() -> None:
+    net, x = randomized(Attached(registered=True)), torch.randn(2, 8)
+    widths, slim = plan_of(net, x, 0.6, appliable=True)
+    assert widths["first"][1] < 16
+    assert slim.apply_to(net).error < 1e-5 and net.place.shape == (widths["first"][1],)
+
+
+def test_a_refusal_advises_a_plan_only_where_it_was_another() -> None:
+    net, x = randomized(Attached()), torch.randn(2, 8)
+    _, slim = plan_of(net, x, 0.6)
+    with pytest.raises(ApplyError, match="leave 'first' alone, .*appliable=True .*, where that was not asked for"):
+        slim.apply_to(net)
+
+
 def test_halves_lose_as_many_channels_but_not_the_same_ones() -> None:
     net = randomized(image(Halves(16)))
     program = edgeprune.capture(net, torch.randn(IMAGE))

@@ -443,9 +443,12 @@ def test_weight_names_cannot_leave_their_quotes(tmp_path: Path, plain: dict[str,
     assert "expected a dotted name" in _refused(tmp_path, _zip(records))
 
 
-def test_argument_names_of_the_forward_are_identifiers(tmp_path: Path, plain: dict[str, bytes]) -> None:
+@pytest.mark.parametrize(
+    "name", ["x=print(1)", "a b", "a\n", "a.b", "1a", "", "__class__", "class", "None", "ｅval", "x" * 600]
+)
+def test_argument_names_of_the_forward_are_identifiers(tmp_path: Path, plain: dict[str, bytes], name: str) -> None:
     def change(model: Any) -> None:
-        model["graph_module"]["module_call_graph"][0]["signature"]["forward_arg_names"] = ["x=print(1)"]
+        model["graph_module"]["module_call_graph"][0]["signature"]["forward_arg_names"] = [name]
 
     assert "expected an identifier" in _refused(tmp_path, _zip(_edit(plain, MODEL, change)))
 

@@ -24,7 +24,7 @@ from edgeprune.export.lookups import with_lookups
 from edgeprune.export.padding import with_padding_apart
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample, parity_of, quiet, samples_of
 from edgeprune.export.plainly import Plainly
-from edgeprune.export.refusals import check_groups, check_weights, refusal, told_by
+from edgeprune.export.refusals import check_groups, check_weights, refusal, told_by, told_of_float64
 from edgeprune.export.signatures import signatures_read_once
 from edgeprune.export.state import (
     State,
@@ -188,6 +188,9 @@ def _translate_checked(
             failure = failure or error
             note = f"the exporter's optimised graph was left out: {error}"
     assert failure is not None
+    told_shorter = told_of_float64(failure, told.program)
+    if told_shorter:
+        raise InputError(told_shorter) from failure
     raise failure
 
 

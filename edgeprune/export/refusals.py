@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,6 +13,10 @@ from edgeprune.errors import InputError
 from edgeprune.graph.binding import bind
 from edgeprune.graph.lines import source_line
 from edgeprune.graph.ops.registry import Kind, kind_of
+
+_LACKING = re.compile(
+    r"NOT_IMPLEMENTED : Could not find an implementation for (\w+)|(\w+) operator does not support double"
+)
 
 
 def check_weights(program: ExportedProgram, file: str, max_bytes: int, runtime: str) -> None:
@@ -45,6 +50,19 @@ def check_groups(program: ExportedProgram, target: str) -> None:
                     "the batch; capture the network with a fixed batch (edgeprune.capture(..., dynamic_batch=False), "
                     "the example as large as the batch on the device), or write it as a product over F.unfold"
                 )
+
+
+def told_of_float64(error: BaseException, program: ExportedProgram) -> str:
+    """What to say in place of onnxruntime's error where it lacks an operator in the type of all weights; else nothing.
+
+    It computes linear layers in float64, but has no convolutions and few other operators there.
+    """
+    types = {param.dtype for param in program.parameters() if param.dtype.is_floating_point}
+    lacking = _LACKING.search(str(error))
+    if types != {torch.float64} or lacking is None:
+        return ""
+    name = lacking[1] or lacking[2]
+    return f"the weights are float64, for which onnxruntime has no {name} on a CPU: convert with model.float()"
 
 
 def told_by(error: BaseException) -> list[str]:

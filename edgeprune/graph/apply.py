@@ -30,7 +30,7 @@ from edgeprune.graph.refusals import error_on, explain_run, failing_layer, quiet
 from edgeprune.graph.renaming import own_name
 from edgeprune.usercode import user_line
 
-_PLANNED = "plan for it with appliable=True or --keep-equal-chunks"
+_PLANNED = "plan for it with appliable=True or --keep-equal-chunks, where that was not asked for"
 
 
 @dataclass(frozen=True, slots=True)

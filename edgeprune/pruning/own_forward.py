@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.graph.call import Call
@@ -61,13 +62,24 @@ def not_taken(graph: ChannelGraph, keep: np.ndarray) -> set[int]:
     edit.rewrite()
     around = _around(graph) if any(call.name in _VIEWS for call in calls) else {}
     group_of = graph.group_numbers()
-    found: set[int] = set()
+    found = set(group_of[_cut_where_unregistered(graph, keep)].tolist())
     for call, form, known in zip(calls, before, readers, strict=True):
         more = [user for user in edit.node(call).users if user not in known and _name(user) == user.name]
         for value in _values(edit, call) if more else _untaken(edit, call, form, around):
             units = _units(value)
             found.update(group_of[units[(units > 0) & ~keep[units]]].tolist())
     return found - {-1}
+
+
+def _cut_where_unregistered(graph: ChannelGraph, keep: np.ndarray) -> np.ndarray:
+    """The units that go of tensors that are neither parameters nor buffers: a forward reads those as they were."""
+    analysis = graph.analysis
+    specs = analysis.program.graph_signature.input_specs
+    constants = (str(spec.target) for spec in specs if spec.kind is InputKind.CONSTANT_TENSOR)
+    names = {analysis.tensors.first_name(name) for name in constants}
+    sources = [source for source in analysis.sources.values() if source.kind == "tensor" and source.name in names]
+    units = np.concatenate([np.zeros(0, np.int64), *(analysis.solver.canonical[source.ids] for source in sources)])
+    return np.unique(units[(units > 0) & ~keep[units]])
 
 
 def _units(value: Value) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeprune.errors import InputError, UnsafeFileError
 from edgeprune.formats.pt2.expressions import SYMBOL, checked_expression
-from edgeprune.formats.pt2.trees import IDENTIFIER, checked_input_tree, checked_output_tree, typed
+from edgeprune.formats.pt2.trees import IDENTIFIER, checked_argument, checked_input_tree, checked_output_tree, typed
 from edgeprune.graph.lines import library_part
 from edgeprune.lines import one_line, shown
 from edgeprune.reading import parse_json
@@ -94,7 +94,7 @@ _STRUCTURES: dict[str, dict[str, str]] = {
         "outputs": "[Argument]",
         "in_spec": "input_tree",
         "out_spec": "output_tree",
-        "forward_arg_names": "[identifier]?",
+        "forward_arg_names": "[argument]?",
     },
     "PayloadConfig": {"config": "{weight_name:Payload}"},
     "Payload": {"path_name": "identifier", "is_param": "bool", "use_pickle": "bool", "tensor_meta": "TensorMeta?"},
@@ -293,6 +293,7 @@ _SCALARS: dict[str, Callable[[Any, str], Any]] = {
     "float": _float,
     "text": _text,
     "identifier": _matching(IDENTIFIER, "an identifier"),
+    "argument": checked_argument,
     "argument_name": _matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}|"), "an argument's name"),
     "weight_name": _matching(_WEIGHT_NAME, "a dotted name"),
     "module_name": _matching(_MODULE_NAME, "a dotted name"),
