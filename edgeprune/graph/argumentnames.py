@@ -48,7 +48,7 @@ def take_argument_names(program: ExportedProgram, names: Sequence[str], args: Se
     taken, new, place = {node.name for node in program.graph.nodes}, {}, 0
     for name, arg in zip(names, args, strict=True):
         have = specs[place].arg.name if isinstance(arg, Tensor) else name
-        if have != name and name not in taken:
+        if have != name and name not in taken and name.isascii():  # as files write the names of nodes
             new[have] = name
             taken = (taken - {have}) | {name}
         place += len(tree_leaves(arg))
