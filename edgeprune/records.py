@@ -101,7 +101,7 @@ class InputInfo:
     `shape` is without the batch, None where a size is free. `dtype` is PyTorch's, e.g. `"int64"`: a data set's floats
     are `"float32"`. `least` and `largest` are the numbers that whole ones were seen to lie between. `byte_scale` is
     what a byte is multiplied by, None where the data are no bytes. `feature_dim` and `feature_names` are as of a
-    DataSource.
+    DataSource. `numbers` are those of an input of an ONNX file that is to be a constant.
     """
 
     name: str
@@ -112,6 +112,7 @@ class InputInfo:
     byte_scale: float | None = None
     feature_dim: int | None = None
     feature_names: tuple[str, ...] = ()
+    numbers: tuple[float, ...] = ()
 
     @property
     def is_float(self) -> bool:

@@ -17,6 +17,7 @@ from edgeprune.errors import InputError
 from edgeprune.formats.load import load
 from edgeprune.records import InputInfo
 
+R = np.random.default_rng(0)
 NAMES = ("x", "h", "c")
 OUTPUTS = ("scores", "h_out", "c_out")
 
@@ -112,3 +113,81 @@ def test_a_batch_in_the_middle_of_what_is_no_state(tmp_path: Path) -> None:
     x, s = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((2, 3, 4), (4, 2, 5)))
     got = load(path).program.module()(torch.from_numpy(x), torch.from_numpy(np.moveaxis(s, 1, 0).copy()))
     np.testing.assert_allclose(got.numpy(), judged(path, [x, s])[0], rtol=1e-4, atol=1e-6)
+
+
+def gru(x: tuple[int | str, ...], state: tuple[int | str, ...]) -> onnx.ModelProto:
+    """A GRU over one step, whose state is a part of an input."""
+    weights = {
+        "w": R.standard_normal((1, 12, 3)) / 2, "r": R.standard_normal((1, 12, 4)) / 2, "b": np.zeros((1, 24)),
+        "zero": np.array([0]), "one": np.array([1]),
+    }  # fmt: skip
+    nodes: list[Any] = [
+        ("Unsqueeze", "x zero", "steps"),
+        ("Slice", "h zero one zero", "first"),
+        ("GRU", "steps w r b  first", "all last", {"hidden_size": 4, "linear_before_reset": 1}),
+        ("Squeeze", "last zero", "y"),
+    ]
+    return model(nodes, {"x": x, "h": state}, weights)
+
+
+@pytest.mark.parametrize("state", [(2, "", 4), (2, 1, 4)], ids=["no names", "one row"])
+def test_the_batch_of_a_state_that_has_no_name(tmp_path: Path, state: tuple[int | str, ...]) -> None:
+    """A state of one row holds the file to that, though its other input leaves the batch free."""
+    path = written(tmp_path / "net.onnx", gru(("" if state[1] == "" else "n", 3), state))
+    x, h = (R.standard_normal(shape).astype(np.float32) for shape in ((1, 3), (2, 1, 4)))
+    program = load(path).program
+    got = program.module()(torch.from_numpy(x), torch.from_numpy(h).movedim(1, 0))
+    np.testing.assert_allclose(got.detach().numpy(), judged(path, [x, h])[0], rtol=1e-4, atol=1e-6)
+    assert program.module()(torch.zeros(5, 3), torch.zeros(5, 2, 4)).shape == (5, 4)
+
+
+def test_a_state_that_is_taken_within_a_choice(tmp_path: Path) -> None:
+    inner = gru(("n", 3), (2, "", 4)).graph
+    del inner.input[:]
+    branches = {name: onnx.GraphProto.FromString(inner.SerializeToString()) for name in ("then_branch", "else_branch")}
+    nodes: list[Any] = [
+        ("Shape", "x", "s"),
+        ("Gather", "s one", "n"),
+        ("Equal", "n three", "c"),
+        ("If", "c", "y", branches),
+    ]
+    for branch in branches.values():
+        branch.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    made = model(nodes, {"x": ("", 3), "h": (2, "", 4)}, {"one": np.array(1), "three": np.array(3)})
+    path = written(tmp_path / "net.onnx", made)
+    x, h = (R.standard_normal(shape).astype(np.float32) for shape in ((2, 3), (2, 2, 4)))
+    got = load(path).program.module()(torch.from_numpy(x), torch.from_numpy(h).movedim(1, 0))
+    np.testing.assert_allclose(got.detach().numpy(), judged(path, [x, h])[0], rtol=1e-4, atol=1e-6)
+
+
+def test_what_runs_by_layers_stays_in_its_place(tmp_path: Path) -> None:
+    """(steps, rows, 2, 4) of one row and one step becomes (1, 1, 8), of which the rows are the second."""
+    weights = {"w": w_of(2, 12, 3), "r": w_of(2, 12, 4), "b": np.zeros((2, 24)), "shape": np.array([1, 1, 8])}
+    nodes: list[Any] = [
+        ("Transpose", "x", "steps", {"perm": [1, 0, 2]}),
+        (
+            "GRU",
+            "steps w r b  h",
+            "all last",
+            {"hidden_size": 4, "direction": "bidirectional", "linear_before_reset": 1},
+        ),
+        ("Transpose", "all", "beside", {"perm": [0, 2, 1, 3]}),
+        ("Reshape", "beside shape", "joined"),
+        ("Transpose", "joined", "y", {"perm": [1, 0, 2]}),
+    ]
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": (1, 1, 3), "h": (2, 1, 4)}, weights))
+    assert load(path).program.module()(torch.zeros(5, 1, 3), torch.zeros(5, 2, 4)).shape == (5, 1, 8)
+
+
+def test_a_squeeze_that_drops_the_batch_is_named(tmp_path: Path) -> None:
+    nodes: list[Any] = [("MatMul", "x w", "scores"), ("Squeeze", "scores", "row"), ("Slice", "row zero two", "y")]
+    weights = {"w": w_of(3, 4), "zero": np.array([0]), "two": np.array([2])}
+    path = written(tmp_path / "net.onnx", model(nodes, {"x": (1, 3)}, weights))
+    with pytest.raises(
+        InputError, match=r"\(Squeeze\): expected a batch that stays, got a Squeeze of all sizes of one"
+    ):
+        load(path)
+
+
+def w_of(*shape: int) -> np.ndarray:
+    return (R.standard_normal(shape) / 2).astype(np.float32)

@@ -169,7 +169,7 @@ Input = Annotated[
         "--input",
         metavar="NAME=SHAPE[:TYPE]",
         help="One of the network's inputs by name, where the file does not say: image=3,224,224, or ids=-1:int64 whose "
-        "length stays free; once for each input.",
+        "length stays free; once for each input. sr=16000:constant makes an input of an .onnx file a constant.",
         rich_help_panel=WHAT,
     ),
 ]

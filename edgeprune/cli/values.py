@@ -186,7 +186,10 @@ def parse_dynamic(values: Sequence[str] | None) -> dict[str, dict[int, tuple[int
 
 
 def parse_inputs(values: Sequence[str] | None) -> tuple[InputInfo, ...] | None:
-    """The inputs of a network: "image=1,8,8" and "ids=-1:int64"; -1 or a name is a size that stays free."""
+    """The inputs of a network: "image=1,8,8" and "ids=-1:int64"; -1 or a name is a size that stays free.
+
+    Of "sr=16000:constant" the numbers become part of the network.
+    """
     found: dict[str, InputInfo] = {}
     for value in values or ():
         info = _input_of(value)
@@ -199,6 +202,9 @@ def parse_inputs(values: Sequence[str] | None) -> tuple[InputInfo, ...] | None:
 def _input_of(text: str) -> InputInfo:
     from edgeprune.records import InputInfo
 
+    settled = re.fullmatch(r"([A-Za-z_]\w*)=([^:]+):constant", text.replace(" ", ""))
+    if settled:
+        return InputInfo(settled[1], (), numbers=_numbers_of(settled[2], text))
     parts = re.fullmatch(r"([A-Za-z_]\w*)=([\w,-]*)(?::(\w+))?", text.replace(" ", ""))
     name, shape, dtype = parts.groups() if parts else ("", "0", None)
     sizes = tuple(_size_of(size) for size in shape.split(",") if size)
@@ -206,6 +212,16 @@ def _input_of(text: str) -> InputInfo:
         expected = f"NAME=SHAPE[:TYPE], such as image=3,224,224 or ids=-1:int64, TYPE one of {', '.join(_TYPES)}"
         raise fail(expected, text, "'--input'")
     return InputInfo(name, sizes, dtype or "float32")
+
+
+def _numbers_of(text: str, given: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise fail("NAME=NUMBERS:constant, such as sr=16000:constant", given, "'--input'")
+    return numbers
 
 
 def _size_of(text: str) -> int | None:

@@ -93,7 +93,7 @@ class _Asked:
         if not request.data:
             return cls(request, seed)
         try:
-            names = tuple(info.name for info in request.inputs or ())
+            names = tuple(info.name for info in request.inputs or () if not info.numbers)
             data = open_data(request.data, seed=seed, wanted=wanted_targets(request.task, names))
         except InputError as error:
             if request.task is not None or not Path(request.model or "").exists():

@@ -21,7 +21,7 @@ from edgeprune.formats import architectures
 from edgeprune.formats.digests import digest
 from edgeprune.formats.filekinds import foreign_kind, foreign_zip, is_torchscript, pickled_class
 from edgeprune.formats.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
-from edgeprune.formats.modelinputs import checked_inputs
+from edgeprune.formats.modelinputs import check_none_settled, checked_inputs
 from edgeprune.formats.onnxin import OnnxFile, is_onnx, program_of, read_network
 from edgeprune.formats.plain import tensors_of
 from edgeprune.formats.pt2 import check_names, list_records, read_program, zip_names
@@ -34,7 +34,7 @@ from edgeprune.graph.capture import Program
 from edgeprune.graph.faults import public
 from edgeprune.graph.single import capture_single
 from edgeprune.graph.sizes import Asked
-from edgeprune.graph.weights import unfinite
+from edgeprune.graph.weights import check_finite
 from edgeprune.lines import error_line, one_line, shown
 from edgeprune.reading import parse_json, read_file
 from edgeprune.records import InputInfo, Model, ModelInfo
@@ -107,7 +107,7 @@ def load(  # noqa: PLR0913 - the public call: every choice has a name and a defa
         )  # fmt: skip
         content = _whole(file, data, unsafe_pickle)
         program, info = _from_content(content, request)
-        _check_finite(program)
+        check_finite(program)
         check_size_free(program, dynamic_size)
         shared = templates_in(content, program.state_dict)
         program, info = checked_inputs(program, info, input_shape, request.inputs)
@@ -131,6 +131,7 @@ def load_architecture(
     """An architecture with random weights, for what depends on its graph alone; arguments and errors as `load`."""
     try:
         request = _Request(spec, input_shape, False, None, dynamic_size, module, dynamic=dynamic, inputs=tuple(inputs))
+        check_none_settled(inputs)
         program, info = _from_module(architectures.build(spec), request)
     except EdgepruneError as error:
         raise type(error)(f"{spec}: {str(error).removeprefix(f'arch {spec}: ')}") from error
@@ -278,10 +279,11 @@ def _safetensors(data: bytes) -> dict[str, torch.Tensor]:
 
 
 def _from_content(value: Any, request: _Request) -> tuple[Program, ModelInfo]:
-    if isinstance(value, _Pt2):
-        return _from_pt2(value, request)
     if isinstance(value, OnnxFile):
         return _from_onnx(value, request)
+    check_none_settled(request.inputs)
+    if isinstance(value, _Pt2):
+        return _from_pt2(value, request)
     if isinstance(value, nn.Module):
         return _from_module(value, request)
     if not isinstance(value, Mapping):
@@ -390,11 +392,3 @@ def _from_module(model: nn.Module, request: _Request) -> tuple[Program, ModelInf
     program = capture_single(model, shape, dtype, request.dynamic_size, request.dynamic)
     check_names(program)  # before any work is done that could not be written down
     return program, ModelInfo(input_shape=shape, arch=request.arch, module=request.module)
-
-
-def _check_finite(program: ExportedProgram) -> None:
-    """NaN and infinity are refused; minus infinity may stand in a buffer, as attention masks have it."""
-    for name, tensor in {**program.constants, **program.state_dict}.items():
-        got = unfinite(tensor)
-        if got:
-            raise InputError(f"tensor {name!r}: expected finite values, got {got}")

@@ -24,10 +24,20 @@ def checked_inputs(
         InputError: what was asked for does not agree with both, or an input without a dynamic batch.
     """
     specs = input_specs(program)
-    _check_named(specs, named)
+    _check_named(specs, [info for info in named if not info.numbers])
     if len(specs) > 1:
         return program, _several(specs, info, asked)
     return _single(program, info, asked)
+
+
+def check_none_settled(named: Sequence[InputInfo]) -> None:
+    """Raise InputError where an input is to be a constant, of a network that is no ONNX file."""
+    settled = [info.name for info in named if info.numbers]
+    if settled:
+        raise InputError(
+            f"--input {settled[0]}=...:constant: expected an .onnx file, of which alone inputs become constants, got a "
+            "network of PyTorch's; write the number into its forward"
+        )
 
 
 def _check_named(specs: Sequence[InputSpec], named: Sequence[InputInfo]) -> None:

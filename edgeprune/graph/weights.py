@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
 
 from edgeprune.errors import InputError
@@ -114,6 +115,14 @@ def _misfit(name: str, own: Tensor, tensor: Tensor) -> str:
         return f"{name} of {tensor.dtype} on {tensor.device} instead of {own.dtype}"
     got = unfinite(tensor)
     return f"{got} in {name}" if got else ""
+
+
+def check_finite(program: ExportedProgram) -> None:
+    """NaN and infinity are refused; minus infinity may stand in a buffer, as attention masks have it."""
+    for name, tensor in {**program.constants, **program.state_dict}.items():
+        got = unfinite(tensor)
+        if got:
+            raise InputError(f"tensor {name!r}: expected finite values, got {got}")
 
 
 def unfinite(tensor: Tensor) -> str:

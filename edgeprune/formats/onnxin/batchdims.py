@@ -5,7 +5,7 @@ A program has the batch first in every input: theirs are turned on the way in, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -18,33 +18,44 @@ _FIRST_STATE, _PAST_STATES, _SECOND = 5, 7, 1  # among a recurrent layer's input
 def batch_dims(graph: onnx.GraphProto, inputs: Sequence[onnx.ValueInfoProto]) -> dict[str, int]:
     """The dims that hold the batch where that is not the first, by the name of an input.
 
-    The batch is the first size of the first input, a number or a name. Where several sizes of another input are that
-    number, it is the second of what a recurrent layer takes as its state.
+    The batch is the first size of the first input that has a free one, else of the first input. Where several sizes of
+    another input are that number, it is the second of what a recurrent layer takes as its state. Of sizes without a
+    name those of states alone are taken for it.
     """
-    batch = next(iter(_sizes(inputs[0])), None)
-    if batch is None:
-        return {}
-    states = _states(graph)
-    return {value.name: dim for value in inputs[1:] if (dim := _place(_sizes(value), batch, value.name in states))}
+    first, states = _first(inputs), _states(graph)
+    batch = next(iter(_sizes(first)), None)
+    others = [value for value in inputs if value is not first and (batch is not None or value.name in states)]
+    return {value.name: dim for value in others if (dim := _place(_sizes(value), batch, value.name in states))}
+
+
+def _first(inputs: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
+    """The input that says what the batch is; numbers that are settings may stand before it."""
+    return next((value for value in inputs if not isinstance(next(iter(_sizes(value)), 1), int)), inputs[0])
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | str | None]:
     return [dim.dim_value or dim.dim_param or None for dim in value.type.tensor_type.shape.dim]
 
 
-def _place(sizes: Sequence[int | str | None], batch: int | str, is_state: bool) -> int:
+def _place(sizes: Sequence[int | str | None], batch: int | str | None, is_state: bool) -> int:
     places = [dim for dim, size in enumerate(sizes) if size == batch]
-    if is_state and _SECOND in places:
+    if is_state and (_SECOND in places or _is_of_one_row(sizes)):
         return _SECOND
     return places[0] if len(places) == 1 else 0
 
 
+def _is_of_one_row(sizes: Sequence[int | str | None]) -> bool:
+    """Whether a state is one for a batch of 1, whatever batch the file states elsewhere."""
+    return len(sizes) > _SECOND and sizes[_SECOND] == 1
+
+
 def _states(graph: onnx.GraphProto) -> set[str]:
     """What recurrent layers with the steps first start from, or the parts of it for each are taken of."""
-    makers = {name: node for node in graph.node for name in node.output}
+    nodes = list(_nodes(graph))
+    makers = {name: node for node in nodes for name in node.output}
     waiting = [
         name
-        for node in graph.node
+        for node in nodes
         if node.op_type in _RECURRENT and not any(a.name == "layout" and a.i for a in node.attribute)
         for name in node.input[_FIRST_STATE:_PAST_STATES]
     ]
@@ -54,10 +65,25 @@ def _states(graph: onnx.GraphProto) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        maker = makers.get(name)
-        if maker is not None and maker.op_type in _PARTS:
-            waiting.append(maker.input[0])
+        if name in makers:
+            waiting += _sources(makers[name], name)
     return found
+
+
+def _sources(maker: onnx.NodeProto, name: str) -> list[str]:
+    """What a value is a part of: an If's, what each of its graphs gives."""
+    if maker.op_type == "If":
+        place = list(maker.output).index(name)
+        return [attribute.g.output[place].name for attribute in maker.attribute if place < len(attribute.g.output)]
+    return list(maker.input[:1]) if maker.op_type in _PARTS else []
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Those of a graph and of the graphs in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _nodes(attribute.g)
 
 
 def grown_outputs(before: Any, after: Any, names: Sequence[str]) -> dict[str, int]:

@@ -99,6 +99,7 @@ def _expected(
     """What onnxruntime gives, row by row where the file states its batch; laid together as the `own` outputs are."""
     n_rows = int(inputs[0].shape[0]) if inputs[0].dim() else 1
     step = stated or n_rows
+    settled = {name: tensor.numpy() for name, tensor in graph.settled.items()}
     runs = []
     for start in range(0, n_rows, step):
         feed = {
@@ -109,7 +110,7 @@ def _expected(
             runs.append(
                 [
                     _batch_first(graph, *found)
-                    for found in zip(graph.outputs, session.run(list(graph.outputs), feed), strict=True)
+                    for found in zip(graph.outputs, session.run(list(graph.outputs), {**settled, **feed}), strict=True)
                 ]
             )
         except Exception as error:

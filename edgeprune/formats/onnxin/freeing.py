@@ -42,6 +42,8 @@ def freed_target(call: Call, x: Tensor) -> list[Size] | None:
 
 def _place_of(base: Sequence[int], dim: int, target: Sequence[int], batch: int) -> int | None:
     """The dim of `target` that dim `dim` of `base` becomes a part of, which holds the `batch` that the file states."""
+    if list(target[: dim + 1]) == list(base[: dim + 1]):  # all up to it stays: (1, 1, 2, 64) to (1, 1, 128)
+        return dim
     before = product(base[:dim])
     for place in range(len(target)):
         if product(target[:place]) == before:
@@ -122,7 +124,8 @@ def common_batch(call: Call, parts: list[Tensor], axis: int) -> list[Tensor]:
 def _base_shape(call: Call, position: int, part: Tensor) -> tuple[int, ...] | None:
     if call.constant(position) is not None:
         return tuple(part.shape)
-    return call.base_of(call.node.inputs[position])
+    base = call.base_of(call.node.inputs[position])
+    return base if base is not None and len(base) == part.dim() else None
 
 
 def _repeated(part: Tensor, sizes: dict[int, Size], grown: list[int]) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,8 @@ class Input:
 class Graph:
     """A network's operators in the order in which they run; `uses` is how often each value is read.
 
-    `batch_dims` are those of inputs and outputs whose batch is not their first size.
+    `batch_dims` are those of inputs and outputs whose batch is not their first size; `settled` are inputs of the file
+    that have become constants.
     """
 
     nodes: tuple[Node, ...]
@@ -81,6 +82,7 @@ class Graph:
     uses: Mapping[str, int]
     opset: int
     batch_dims: Mapping[str, int] = field(default_factory=dict)
+    settled: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def graph_of(proto: onnx.ModelProto) -> Graph:
@@ -98,7 +100,7 @@ def graph_of(proto: onnx.ModelProto) -> Graph:
     if not given:
         raise InputError("expected a network with an input, got none")
     dims = batch_dims(graph, given)
-    inputs = tuple(_input(value, dims.get(value.name, 0)) for value in given)
+    inputs = _of_one_batch([_input(value, dims.get(value.name, 0)) for value in given])
     return Graph(nodes, inputs, outputs, constants, Counter([*outputs, *_read(nodes)]), opset, dims)
 
 
@@ -229,6 +231,13 @@ def torch_dtype(code: int, where: str) -> torch.dtype:
         return torch.from_numpy(np.zeros(0, onnx.helper.tensor_dtype_to_np_dtype(code))).dtype
     except Exception as error:
         raise InputError(f"{where}: expected a type that PyTorch has, got ONNX type {code}") from error
+
+
+def _of_one_batch(inputs: Sequence[Input]) -> tuple[Input, ...]:
+    """The inputs, all of one row where a state is: it holds the file to that, though others leave their batch free."""
+    if not any(given.batch_dim and given.sizes[0] == 1 for given in inputs):
+        return tuple(inputs)
+    return tuple(replace(given, sizes=(given.sizes[0] or 1, *given.sizes[1:])) for given in inputs)
 
 
 def _input(value: onnx.ValueInfoProto, batch_dim: int) -> Input:

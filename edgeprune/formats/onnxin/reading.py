@@ -18,6 +18,7 @@ from edgeprune.formats.onnxin.batchdims import grown_outputs, notes
 from edgeprune.formats.onnxin.check import check_equal
 from edgeprune.formats.onnxin.network import OnnxNetwork, argument_names, network_of
 from edgeprune.formats.onnxin.nodes import Graph, graph_of
+from edgeprune.formats.onnxin.settled import told_of, with_settled
 from edgeprune.graph.capture import Program, capture
 from edgeprune.graph.drawn import drawn_arguments, first_accepted
 from edgeprune.graph.sizes import Asked
@@ -82,7 +83,7 @@ def program_of(
         file: as `read_network` gives it.
         shape: of its one input without the batch, where the file leaves sizes open.
         data_shape: that of the data, which it is where nothing else says it.
-        named: its inputs by name.
+        named: its inputs by name; those whose numbers are stated become constants.
         dynamic_size: height and width stay free.
         dynamic: the free dims of the inputs that are named.
 
@@ -90,7 +91,8 @@ def program_of(
         InputError: sizes that nobody states, a batch that cannot be freed, or other answers than onnxruntime's.
         CaptureError: the graph cannot be captured.
     """
-    graph = file.graph
+    graph = with_settled(file.graph, named)
+    named = [info for info in named if not info.numbers]
     infos = _infos(graph, shape or None, data_shape, named)
     memory = _SPARE_BYTES + _COPIES * file.size_bytes + _ACTIVATIONS * _bytes_of(infos)
     with torch.no_grad(), bounded_memory(memory):
@@ -110,7 +112,7 @@ def program_of(
             check_equal(str(file.path), graph, program.frozen_module(), drawn)
         except InputError as error:
             raise _unfreed(network, drawn, stated, error) from error
-    return program, notes(graph.batch_dims, [given.name for given in graph.inputs])
+    return program, [*told_of(graph), *notes(graph.batch_dims, [given.name for given in graph.inputs])]
 
 
 def _with_outputs(network: OnnxNetwork, graph: Graph, infos: Sequence[InputInfo], batch: int) -> Graph:
@@ -137,11 +139,11 @@ def _infos(
         InputInfo(name, given.sizes[1:], str(given.dtype).removeprefix("torch."))
         for name, given in zip(names, graph.inputs, strict=True)
     ]
-    single = next((given.name for given in graph.inputs if not given.sizes), None)
+    single = next((given for given in graph.inputs if not given.sizes), None)
     if single is not None:
         raise InputError(
-            f"input {shown(single)}: expected a batch as its first size, got a single number; make it a constant of "
-            "the file (onnx.numpy_helper.from_array, among the initializers)"
+            f"input {shown(single.name)}: expected a batch as its first size, got a single number; state it by "
+            f"--input {names[graph.inputs.index(single)]}=NUMBER:constant, which makes it part of the network"
         )
     asked = {info.name: info for info in named}
     infos = _as_asked(infos, asked)
