@@ -179,13 +179,16 @@ def test_what_runs_by_layers_stays_in_its_place(tmp_path: Path) -> None:
     assert load(path).program.module()(torch.zeros(5, 1, 3), torch.zeros(5, 2, 4)).shape == (5, 1, 8)
 
 
-def test_a_squeeze_that_drops_the_batch_is_named(tmp_path: Path) -> None:
-    nodes: list[Any] = [("MatMul", "x w", "scores"), ("Squeeze", "scores", "row"), ("Slice", "row zero two", "y")]
-    weights = {"w": w_of(3, 4), "zero": np.array([0]), "two": np.array([2])}
+def test_a_squeeze_that_drops_the_batch_before_a_concat_is_named(tmp_path: Path) -> None:
+    """What is beside it then has another number of dims."""
+    nodes: list[Any] = [
+        ("MatMul", "x w", "scores"), ("Squeeze", "scores", "row"),
+        ("Slice", "row zero two", "some"), ("Slice", "row two four", "others"),
+        ("Concat", "some others", "y", {"axis": 0}),
+    ]  # fmt: skip
+    weights = {"w": w_of(3, 4), "zero": np.array([0]), "two": np.array([2]), "four": np.array([4])}
     path = written(tmp_path / "net.onnx", model(nodes, {"x": (1, 3)}, weights))
-    with pytest.raises(
-        InputError, match=r"\(Squeeze\): expected a batch that stays, got a Squeeze of all sizes of one"
-    ):
+    with pytest.raises(InputError, match=r"of which node 'n1' \(Squeeze\) gives no batch on"):
         load(path)
 
 

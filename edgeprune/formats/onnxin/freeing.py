@@ -42,8 +42,8 @@ def freed_target(call: Call, x: Tensor) -> list[Size] | None:
 
 def _place_of(base: Sequence[int], dim: int, target: Sequence[int], batch: int) -> int | None:
     """The dim of `target` that dim `dim` of `base` becomes a part of, which holds the `batch` that the file states."""
-    if list(target[: dim + 1]) == list(base[: dim + 1]):  # all up to it stays: (1, 1, 2, 64) to (1, 1, 128)
-        return dim
+    if base[dim] == batch and list(target[: dim + 1]) == list(base[: dim + 1]):
+        return dim  # as all up to it stays: (1, 1, 2, 64) to (1, 1, 128)
     before = product(base[:dim])
     for place in range(len(target)):
         if product(target[:place]) == before:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.data.capturing import capture_named
-from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.errors import CaptureError, EdgepruneError, InputError
 from edgeprune.formats.onnx.file import check_external, parse_onnx
 from edgeprune.formats.onnxin.batchdims import grown_outputs, notes
 from edgeprune.formats.onnxin.check import check_equal
@@ -105,7 +105,10 @@ def program_of(
         _check_freed(network, graph, infos, stated)
         if graph.batch_dims:
             network.graph = graph = _with_outputs(network, graph, infos, stated or _ROWS)
-    program = _captured(network, infos, dynamic_size, dynamic)
+    try:
+        program = _captured(network, infos, dynamic_size, dynamic)
+    except CaptureError as error:
+        raise _unfreed(network, _examples(graph, infos, _ROWS * (stated or 1)), stated, error) from error
     with torch.no_grad(), bounded_memory(memory):
         drawn = first_accepted(program.frozen_module(), drawn_arguments(program, _ROWS * (stated or 1)))
         try:
@@ -257,8 +260,10 @@ def _check_freed(network: OnnxNetwork, graph: Graph, infos: Sequence[InputInfo],
         ) from error
 
 
-def _unfreed(network: OnnxNetwork, inputs: Sequence[Tensor], stated: int | None, error: InputError) -> InputError:
-    """Why a program is not what its file is: where an operator ends the batch that the file states, that one."""
+def _unfreed(
+    network: OnnxNetwork, inputs: Sequence[Tensor], stated: int | None, error: EdgepruneError
+) -> EdgepruneError:
+    """Why there is no program, or another than its file: where an operator ends the batch that it states, that one."""
     node = None if stated is None else network.end_of_batch(inputs)
     if node is None:
         return error

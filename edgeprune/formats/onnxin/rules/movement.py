@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeprune.formats.onnxin.call import Call, axes_of, axis_of
-from edgeprune.formats.onnxin.freeing import common_batch, freed_expansion, freed_target, grown_dims
+from edgeprune.formats.onnxin.freeing import common_batch, freed_expansion, freed_target
 from edgeprune.formats.onnxin.known import Size, is_symbol, product
 from edgeprune.formats.onnxin.registry import rule
 
@@ -47,7 +47,7 @@ def squeeze(call: Call) -> Tensor:
     """Without dims of size one."""
     x, axes = call.tensor(0), call.listed("axes", 1)
     if axes is None:
-        axes = _sizes_of_one(call, x)
+        axes = [dim for dim, size in enumerate(x.shape) if not is_symbol(size) and size == 1]
     chosen = axes_of(axes, x.dim())
     for axis in chosen:
         call.refuse_if(
@@ -56,17 +56,6 @@ def squeeze(call: Call) -> Tensor:
     for axis in sorted(chosen, reverse=True):
         x = x.squeeze(axis)
     return x
-
-
-def _sizes_of_one(call: Call, x: Tensor) -> list[int]:
-    """The dims of size one; of a file that states its batch those that are so there."""
-    base = call.base_of(call.node.inputs[0])
-    if base is None or len(base) != x.dim():
-        return [dim for dim, size in enumerate(x.shape) if not is_symbol(size) and size == 1]
-    ones = [dim for dim, size in enumerate(base) if size == 1]
-    dropped = [dim for dim in grown_dims(x.shape, base) if dim in ones]
-    call.refuse_if(bool(dropped), "a batch that stays", "a Squeeze of all sizes of one, the batch of one among them")
-    return ones
 
 
 @rule("Unsqueeze")
