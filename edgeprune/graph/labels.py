@@ -7,7 +7,7 @@ means pending: the element varies with a unit that is not known yet, so nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -217,3 +217,12 @@ def _says_the_same(one: Layer, other: Layer) -> bool:
     if one.dims != other.dims:
         return False
     return one.pending or other.pending or torch.equal(core(one), core(other))
+
+
+def shuffle_groups(order: Sequence[int]) -> int | None:
+    """The number of groups whose channel shuffle gives this order of indices, or None."""
+    if len(order) < 4 or order[1] < 2 or len(order) % order[1]:
+        return None
+    groups = len(order) // order[1]
+    expected = torch.arange(len(order)).reshape(groups, -1).T.reshape(-1).tolist()
+    return groups if list(order) == expected else None

@@ -22,13 +22,16 @@ from edgeprune.graph import binding
 from edgeprune.graph.capture import Program
 from edgeprune.graph.copies import copied_module
 from edgeprune.graph.known import with_known_operators
-from edgeprune.graph.labels import pack, reshape_labels, spread
+from edgeprune.graph.labels import pack, reshape_labels, shuffle_groups, spread
 from edgeprune.graph.sizes import size_hint
 from edgeprune.graph.unstack import with_single_layers
 from edgeprune.graph.writes import functional
 
 _aten = torch.ops.aten
-_VIEWS = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default}
+_VIEWS = {
+    _aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.unflatten.int,
+    _aten.flatten.using_ints,
+}  # fmt: skip
 _SWAPS = {_aten.transpose.int, _aten.permute.default}
 _SAME = {_aten.contiguous.default, _aten.clone.default}
 
@@ -124,7 +127,8 @@ def _shuffle_at(node: fx.Node) -> tuple[fx.Node, int] | None:
     if len(shape) < 2 or shape != _shape(node):
         return None
     orders = [_order(chain, shape, dim) for dim in range(len(shape))]
-    groups = _groups(orders.pop(1))
+    order = orders.pop(1)
+    groups = None if order is None else shuffle_groups(order)
     others_stay = all(order is not None and order == sorted(order) for order in orders)
     return (start, groups) if groups is not None and others_stay else None
 
@@ -164,12 +168,3 @@ def _moved(node: fx.Node, labels: Tensor) -> Tensor:
         return reshape_labels(labels, _shape(node))
     arguments: Any = torch.utils._pytree.tree_map(size_hint, node.args[1:])
     return labels.transpose(*arguments) if node.target is _aten.transpose.int else labels.permute(*arguments)
-
-
-def _groups(order: list[int] | None) -> int | None:
-    """The number of groups whose shuffle gives this order, or None."""
-    if order is None or len(order) < 4 or order[1] < 2 or len(order) % order[1]:
-        return None
-    groups = len(order) // order[1]
-    expected = torch.arange(len(order)).reshape(groups, -1).T.reshape(-1).tolist()
-    return groups if order == expected else None

@@ -1,4 +1,7 @@
-"""Twelve networks of the kinds that devices run, with random weights and small inputs."""
+"""Twelve networks of the kinds and sizes that devices run, with random weights.
+
+Of much smaller ones a runtime's own time per call would be measured, not the network's.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +34,14 @@ def built(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 class Recurrent(nn.Module):
-    """Sensor rows through an LSTM."""
+    """Sensor rows through an LSTM, as of two seconds of a phone's accelerometers and gyroscope."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.lstm, self.head = nn.LSTM(6, 64, batch_first=True), nn.Linear(64, 5)
+        self.lstm, self.head = nn.LSTM(9, 128, batch_first=True), nn.Linear(128, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, steps, 6)` to `(batch, 5)`."""
+        """`(batch, steps, 9)` to `(batch, 6)`."""
         return self.head(self.lstm(x)[0][:, -1])
 
 
@@ -72,12 +75,12 @@ class Text(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.places = nn.Embedding(100, 64), nn.Parameter(torch.randn(16, 64) / 8)
-        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, activation="gelu")
-        self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(64, 4)
+        self.table, self.places = nn.Embedding(1000, 128), nn.Parameter(torch.randn(64, 128) / 8)
+        layer = nn.TransformerEncoderLayer(128, 4, 256, batch_first=True, activation="gelu")
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(128, 4)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """`(batch, 16)` to `(batch, 4)`."""
+        """`(batch, 64)` to `(batch, 4)`."""
         return self.head(self.encoder(self.table(ids) + self.places).mean(1))
 
 
@@ -90,12 +93,12 @@ class Two(nn.Module):
         self.side, self.head = nn.Linear(8, 32), nn.Linear(96, 5)
 
     def forward(self, image: Tensor, row: Tensor) -> Tensor:
-        """`(batch, 3, 32, 32)` and `(batch, 8)` to `(batch, 5)`."""
+        """`(batch, 3, 64, 64)` and `(batch, 8)` to `(batch, 5)`."""
         return self.head(torch.cat([self.body(image), self.side(row).relu()], 1))
 
 
 def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
+    return nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10))
 
 
 def _cnn() -> nn.Module:
@@ -116,16 +119,16 @@ def _timm(name: str, **options: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 NETWORKS: Mapping[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
-    "mlp": lambda: (_mlp(), (torch.randn(_N, 64),)),
+    "mlp": lambda: (_mlp(), (torch.randn(_N, 784),)),
     "cnn": lambda: (_cnn(), _images(32)),
-    "lstm": lambda: (Recurrent(), (torch.randn(_N, 20, 6),)),
-    "u-net": lambda: (UNet(), _images(32)),
+    "lstm": lambda: (Recurrent(), (torch.randn(_N, 128, 9),)),
+    "u-net": lambda: (UNet(), _images()),
     "resnet18": lambda: _torchvision("resnet18"),
     "mobilenet_v2": lambda: _torchvision("mobilenet_v2"),
     "efficientnet_b0": lambda: _torchvision("efficientnet_b0"),
     "shufflenet_v2": lambda: _torchvision("shufflenet_v2_x1_0"),
     "convnext_atto": lambda: _timm("convnext_atto"),
     "vit_tiny": lambda: _timm("vit_tiny_patch16_224", img_size=_PIXELS),
-    "text": lambda: (Text(), (torch.randint(0, 100, (_N, 16)),)),
-    "two inputs": lambda: (Two(), (*_images(32), torch.randn(_N, 8))),
+    "text": lambda: (Text(), (torch.randint(0, 1000, (_N, 64)),)),
+    "two inputs": lambda: (Two(), (*_images(64), torch.randn(_N, 8))),
 }

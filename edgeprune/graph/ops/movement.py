@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from edgeprune.graph import binding, reasons
 from edgeprune.graph.call import Call
 from edgeprune.graph.einsum import Operand, unify
-from edgeprune.graph.labels import FIXED, Layer, Value, pack, pending_over, reshape_labels, with_labels
+from edgeprune.graph.labels import FIXED, Layer, Value, pack, pending_over, reshape_labels, shuffle_groups, with_labels
 from edgeprune.graph.ops.registry import Kind, operator
 from edgeprune.graph.reasons import Cause
 from edgeprune.graph.rules import Labelling, Rewriting
@@ -89,9 +89,17 @@ def same(analysis: Labelling, call: Call) -> Value:
 
 
 def _rewrite_channel_shuffle(edit: Rewriting, call: Call) -> None:
-    """The kept channels in their new order; their number need not be divisible by the groups any more."""
+    """The kept channels in their new order; their number need not be divisible by the groups any more.
+
+    Where they still are shuffled it stays a shuffle: runtimes move its blocks faster than channels one by one.
+    """
     order = np.arange(call.input.shape[1]).reshape(call["groups"], -1).T.reshape(-1)
-    edit.select(call, 1, _positions(edit, call, 1, order))
+    positions = _positions(edit, call, 1, order)
+    groups = shuffle_groups(positions.tolist())
+    if groups is None:
+        edit.select(call, 1, positions)
+    else:
+        edit.set(call, "groups", groups)
 
 
 @operator("channel_shuffle", "native_channel_shuffle", kind=Kind.MOVE, rewrite=_rewrite_channel_shuffle)
