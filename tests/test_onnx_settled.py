@@ -148,3 +148,8 @@ def test_commands_take_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert done.exit_code == 0, done.output
     graph = onnx.load(tmp_path / "phone" / "slim.onnx").graph
     assert len(graph.input) == 1
+    assert "not timed beside the dense network" not in done.output
+    Path("run/run.json").rename("elsewhere.json")
+    done = CliRunner().invoke(app, ["export", "run/slim.pt2", "--onnx", "--dense", str(path), "--out", "other"])
+    assert done.exit_code == 2
+    assert "sr=NUMBER:constant" in " ".join(done.output.split())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class _Recorded:
     module: str | None
     state_key: str | None = None
     ignore_keys: str | None = None
+    inputs: tuple[InputInfo, ...] = ()
 
 
 def dense_network(
@@ -42,12 +44,15 @@ def dense_network(
     Raises:
         InputError: the one that is given cannot be read or takes other inputs; or there is none for `--web`.
     """
+    file = path.parent / "run.json"
+    recorded = _read(file)
     if request.dense is not None:
         dense = load(
             request.dense,
             arch=request.arch,
             input_shape=info.input_shape or None,
             unsafe_pickle=request.unsafe_pickle,
+            inputs=_constants(recorded, Path(request.dense)),
             data_inputs=inputs,
         )
         if tuple(dense.info.input_shape) != tuple(info.input_shape):
@@ -55,8 +60,6 @@ def dense_network(
                 f"--dense {request.dense}: expected inputs {info.input_shape}, got {dense.info.input_shape}"
             )
         return dense
-    file = path.parent / "run.json"
-    recorded = _read(file)
     try:
         found = None if recorded is None else _of_run(recorded, file, request, info, inputs)
     except InputError as error:
@@ -76,11 +79,29 @@ def _read(file: Path) -> _Recorded | None:
         model, asked = document["model"], document.get("asked") or {}
         given: list[Any] = [model[name] for name in ("path", "sha256", "arch", "module")]
         given += [asked.get(name) for name in ("state_key", "ignore_keys")]
+        inputs = tuple(_constant(entry) for entry in asked.get("inputs") or () if entry.get("numbers"))
     except (InputError, KeyError, TypeError, AttributeError):
         return None
     if not all(isinstance(value, str) for value in given[:2]) or not all(isinstance(v, str | None) for v in given[2:]):
         return None
-    return _Recorded(*given)
+    return replace(_Recorded(*given), inputs=inputs)
+
+
+def _constant(entry: Mapping[str, Any]) -> InputInfo:
+    """An input that became a constant of the network; raises TypeError for what is none."""
+    name, numbers = entry["name"], entry["numbers"]
+    if not isinstance(name, str) or not isinstance(numbers, list) or not all(_is_finite(one) for one in numbers):
+        raise TypeError("expected a name and numbers")
+    return InputInfo(name, (), numbers=tuple(numbers))
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, int | float) and abs(number) < sys.float_info.max
+
+
+def _constants(recorded: _Recorded | None, dense: Path) -> tuple[InputInfo, ...]:
+    """The inputs of an .onnx file that the run made constants of."""
+    return recorded.inputs if recorded is not None and dense.suffix == ".onnx" else ()
 
 
 def _of_run(
@@ -101,6 +122,7 @@ def _of_run(
             given,
             arch=arch,
             input_shape=info.input_shape or None,
+            inputs=_constants(recorded, Path(given)),
             data_inputs=inputs,
             module=recorded.module,
             state_key=recorded.state_key,

@@ -21,7 +21,7 @@ from edgeprune.formats import architectures
 from edgeprune.formats.digests import digest
 from edgeprune.formats.filekinds import foreign_kind, foreign_zip, is_torchscript, pickled_class
 from edgeprune.formats.info import CHECKPOINT_FORMAT, INFO_FILE, info_from_dict
-from edgeprune.formats.modelinputs import check_none_settled, checked_inputs
+from edgeprune.formats.modelinputs import check_none_settled, checked_inputs, with_data_inputs
 from edgeprune.formats.onnxin import OnnxFile, is_onnx, program_of, read_network
 from edgeprune.formats.plain import tensors_of
 from edgeprune.formats.pt2 import check_names, list_records, read_program, zip_names
@@ -335,7 +335,7 @@ def _part_anew(program: ExportedProgram, info: ModelInfo, request: _Request, arc
 def _from_onnx(file: OnnxFile, request: _Request) -> tuple[Program, ModelInfo]:
     info = ModelInfo(input_shape=())
     _check_arch(info, request)
-    shapes = request.input_shape, request.data_shape, request.inputs or request.data_inputs
+    shapes = request.input_shape, request.data_shape, with_data_inputs(request.inputs, request.data_inputs)
     program, notes = program_of(file, *shapes, request.dynamic_size, request.dynamic)
     check_names(program)
     request.notes.extend(notes)

@@ -40,6 +40,11 @@ def check_none_settled(named: Sequence[InputInfo]) -> None:
         )
 
 
+def with_data_inputs(asked: Sequence[InputInfo], of_data: Sequence[InputInfo]) -> tuple[InputInfo, ...]:
+    """The inputs that are asked for, or those of the data; those that are to be constants come beside either."""
+    return tuple(asked) if any(not info.numbers for info in asked) else (*asked, *of_data)
+
+
 def _check_named(specs: Sequence[InputSpec], named: Sequence[InputInfo]) -> None:
     """Raise InputError where inputs are stated that the program does not have, or other ones."""
     if not named:
