@@ -263,6 +263,16 @@ def contract(net: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("coreml")
+def test_a_shuffle_that_stays_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    program = capture(Shuffled().eval(), torch.randn(2, 3, 8, 6))
+    assert "aten.channel_shuffle.default" in {str(node.target) for node in program.graph.nodes}
+    save_program(tmp_path / "net.pt2", program, ModelInfo((3, 8, 6)))
+    assert "net.mlpackage" in {Path(file.path).name for file in exported(tmp_path / "net.pt2").files}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("coreml")
 @pytest.mark.parametrize("preprocess", ["apart", "fold"])
 def test_an_image_network_in_three_precisions(tmp_path: Path, preprocess: str) -> None:
     from edgeprune.export.mil.program import MilProgram

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.cost.macs import macs
+from edgeprune.export.shuffles import with_shuffles_apart
 from edgeprune.graph.labels import shuffle_groups
 
 SHUFFLES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -58,6 +59,15 @@ def test_what_is_shuffled_still_stays_a_shuffle(tmp_path: Path, shuffle: str) ->
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, slim.module()(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_shuffle_as_views() -> None:
+    """As Core ML's converter takes it; the batch stays free."""
+    program = captured("operator")
+    apart = with_shuffles_apart(program)
+    assert "aten.channel_shuffle.default" not in {str(node.target) for node in apart.graph.nodes}
+    x = torch.randn(5, 3, 12, 12)
+    torch.testing.assert_close(apart.module()(x), program.module()(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)

@@ -20,6 +20,7 @@ from edgeprune.export.filecheck import HALF_TOLERANCE, error_of, samples_of_netw
 from edgeprune.export.fixedsizes import at_shapes
 from edgeprune.export.installed import check_packages
 from edgeprune.export.parity import PARITY_TOLERANCE, Sample
+from edgeprune.export.shuffles import with_shuffles_apart
 from edgeprune.export.signature import Signature, scaling_of, signature_of
 from edgeprune.export.state import check_stateless
 from edgeprune.export.target import Material, Runtime
@@ -96,7 +97,8 @@ def _taken(sample: Sample) -> Sample:
 def _convert(program: ExportedProgram, signature: Signature, package: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         source = Path(folder) / "program.pt2"
-        torch.export.save(at_shapes(program, [value.shape for value in signature.inputs]), source)
+        fixed = at_shapes(program, [value.shape for value in signature.inputs])
+        torch.export.save(with_shuffles_apart(fixed), source)
         outs = {kind: str(path) for kind, path in zip(KINDS, packages(package), strict=True)}
         asked = {"program": str(source), "signature": signature.to_json(), "outs": outs}
         apart.called(_CONVERT, asked, f"Core ML cannot convert {package.stem}")
