@@ -47,15 +47,48 @@ def _halve(model: Any) -> None:
 
 
 def load(file: Path, threads: int) -> Answer:
-    """A file (.xml) on the CPU."""
+    """A file (.xml) on the CPU; compiled for the sizes that come first, which is faster than free ones."""
     import openvino
 
     options = {**_OPTIONS, "INFERENCE_NUM_THREADS": str(threads)}
-    model = openvino.Core().compile_model(str(file), "CPU", options)
-    request = model.create_infer_request()
+    core = openvino.Core()
+    first: list[tuple[int, ...]] = []
+    answers: dict[bool, Answer] = {}
 
-    def answer(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def answer(inputs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        shapes = [array.shape for array in inputs]
+        first[:] = first or shapes
+        is_first = shapes == first
+        if is_first not in answers:
+            model = core.read_model(str(file))
+            if is_first:
+                model.reshape({place.any_name: shape for place, shape in zip(model.inputs, shapes, strict=True)})
+            compiled = core.compile_model(model, "CPU", options)
+            answers[is_first] = _at_fixed_sizes(compiled) if is_first else _at_any_sizes(compiled)
+        return answers[is_first](inputs)
+
+    return answer
+
+
+def _at_fixed_sizes(compiled: Any) -> Answer:
+    """Inputs and outputs stay where they are in memory, as in a program in C++: Python's wrapping takes 0.1 ms."""
+    request = compiled.create_infer_request()
+    places = [request.get_input_tensor(number).data for number in range(len(compiled.inputs))]
+
+    def answer(inputs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        for place, array in zip(places, inputs, strict=True):
+            np.copyto(place, array)
+        request.infer(share_outputs=True)
+        return [request.get_output_tensor(number).data.copy() for number in range(len(compiled.outputs))]
+
+    return answer
+
+
+def _at_any_sizes(compiled: Any) -> Answer:
+    request = compiled.create_infer_request()
+
+    def answer(inputs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         found = request.infer(list(inputs), share_inputs=True)
-        return [np.array(found[output]) for output in model.outputs]
+        return [np.array(found[output]) for output in compiled.outputs]
 
     return answer
